@@ -1,0 +1,247 @@
+"""Records and manifests of a study to one tidy frame: one row per cell, with its status and its numbers."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.metrics import METRICS
+from portability.errors import choose
+from portability.spec import SCHEMA, Cell
+from portability.store import Store
+
+log = logging.getLogger(__name__)
+
+COLUMNS = [item.name for item in fields(Cell)]
+COORDINATES = COLUMNS[: COLUMNS.index("run_id")]
+STATUSES = ("done", "failed", "missing", "duplicate", "foreign")
+INITS = ("ported", "sampled", "scratch")  # these first, in this order; other inits follow as they come
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a study: its kind, the run or cell it is about, and what happened, in words."""
+
+    kind: str  # a status other than "done", or "broken"
+    where: str
+    message: str
+    cells: int = 0  # how many cells read this run
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: {self.message} ({self.cells} cells)"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the run folders of a store hold, each record read once.
+
+    `marks` has one row per run and mark (run_id, mark, and the metrics); `state` names what each known run is,
+    `reason` why it is not done, `records` the parts of each used record that say where it comes from.
+    """
+
+    marks: pd.DataFrame
+    state: dict[str, str]
+    reason: dict[str, str]
+    broken: dict[str, str]
+    records: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, read: its cells (see `tidy`), what is wrong with it, its manifests' facts, and its runs' origin."""
+
+    name: str
+    cells: pd.DataFrame
+    problems: list[Problem]
+    facts: list[dict[str, Any]]  # the manifests without their cells
+    records: list[dict[str, Any]]  # run_id, run_info, meta_info of every record that is used
+
+
+def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
+    """One row per cell of the study, the union of all its manifests.
+
+    Returns:
+        The columns of `spec.Cell`; `status`, one of STATUSES, and `reason` where it is not "done"; every metric at the
+        cell's mark (NaN unless done); and of the chosen metric `value` (the cell's), `native` (its native run at
+        the run's largest mark), `bare` (its host without a module), each with `native_status` and `bare_status`; and
+        `lift` = value - bare at budget 0, NaN elsewhere. Accuracies are fractions in [0, 1].
+
+    Raises:
+        UserError: no study there, or the metric is unknown.
+    """
+    return read(store, metric).cells
+
+
+def problems(store: Store) -> list[Problem]:
+    """Everything wrong with a study: failed, missing, broken, duplicate and foreign."""
+    return read(store).problems
+
+
+def read(store: Store, metric: str = "eval_accuracy") -> Study:
+    """Read a study once: its cells, problems and provenance."""
+    choose(metric, METRICS, "metric")
+    manifests = store.manifests()
+    runs = _runs(store)
+    cells = _resolve(_union(manifests), runs, metric)
+    facts = [{key: value for key, value in item.items() if key != "cells"} for item in manifests]
+    done = int((cells["status"] == "done").sum())
+    log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
+    return Study(store.root.resolve().name, cells, _problems(cells, runs), facts, runs.records)
+
+
+# ---- manifests
+
+
+def _union(manifests: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per cell; `others` holds the run ids where equal coordinates name several runs, `native_id` and
+    `bare_id` are empty where they contradict each other."""
+    rows = [row for manifest in manifests for row in manifest["cells"]]
+    cells = pd.DataFrame(rows, columns=COLUMNS).drop_duplicates(ignore_index=True)
+    cells["others"] = ""
+    doubled = cells.duplicated(COORDINATES, keep=False)
+    if doubled.any():
+        for _, group in cells[doubled].groupby(COORDINATES, dropna=False, sort=False):
+            first = group.index[0]
+            if len(group[["run_id", "mark"]].drop_duplicates()) > 1:
+                marks = group["run_id"] + " at " + group["mark"].astype(str)
+                cells.loc[first, "others"] = ", ".join(sorted(set(marks)))
+            for name in ("native_id", "bare_id"):
+                if group[name].nunique(dropna=False) > 1:
+                    cells.loc[first, name] = None
+    cells = cells.drop_duplicates(COORDINATES, ignore_index=True)
+    rank = cells["init"].map({name: i for i, name in enumerate(INITS)}).fillna(len(INITS))
+    order = pd.DataFrame({"rank": rank, "budget": cells["budget"]}).sort_values(["rank", "budget"], kind="stable").index
+    return cells.loc[order].reset_index(drop=True)
+
+
+# ---- runs
+
+
+def _runs(store: Store) -> Runs:
+    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    broken: dict[str, str] = {}
+    state: dict[str, str] = {}
+    reason: dict[str, str] = {}
+    for run_id, record in _records(store):
+        if record is None:
+            broken[run_id] = "its record is not there or does not parse"
+        elif record.get("schema") != SCHEMA:
+            state[run_id], reason[run_id] = "foreign", f"schema {record.get('schema')}, this version reads {SCHEMA}"
+        elif fault := _fault(record, run_id):
+            broken[run_id] = fault
+        else:
+            state[run_id] = "done"
+            rows.extend({"run_id": run_id, **mark} for mark in record["train_info"]["metrics"])
+            records.append({key: record.get(key) or {} for key in ("run_info", "meta_info")} | {"run_id": run_id})
+    for run_id, failure in store.failures().items():
+        if run_id not in state:
+            state[run_id] = "failed"
+            reason[run_id] = f"{failure.get('error', 'no message')} (attempt {failure.get('attempt', '?')})"
+    for run_id, fault in broken.items():
+        reason.setdefault(run_id, fault)
+    return Runs(_marks(rows), state, reason, broken, records)
+
+
+def _records(store: Store) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Id and record of every run folder; None where the record is not there or does not parse."""
+    for folder in sorted((store.root / "runs").glob("??/????????????????")):
+        record = store.read(folder.name)
+        yield folder.name, record if isinstance(record, dict) else None
+
+
+def _fault(record: dict[str, Any], run_id: str) -> str | None:
+    """What keeps a record that parses from being used, or None."""
+    if record.get("run_id") != run_id:
+        return f"its record is that of run {record.get('run_id')}"
+    train = record.get("train_info")
+    if not isinstance(train, dict) or not isinstance(train.get("metrics"), list):
+        return "its record has no train_info.metrics"
+    if train.get("status") != "success":
+        return f"its record says status {train.get('status')!r}"
+    if not all(isinstance(mark, dict) and isinstance(mark.get("updates"), int) for mark in train["metrics"]):
+        return "a mark of its record has no updates"
+    return None
+
+
+def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per run and mark; what is absent, or no finite number, is NaN."""
+    frame = pd.DataFrame(rows, columns=["run_id", "updates", *METRICS]).rename(columns={"updates": "mark"})
+    frame[list(METRICS)] = frame[list(METRICS)].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    frame["mark"] = frame["mark"].astype("int64")
+    return frame.drop_duplicates(["run_id", "mark"], keep="last", ignore_index=True)
+
+
+# ---- cells
+
+
+def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
+    """Put each cell's status and numbers beside it."""
+    marks = runs.marks
+    cells = cells.merge(marks, on=["run_id", "mark"], how="left", validate="m:1", indicator="found")
+    cells["status"] = [runs.state.get(run_id, "missing") for run_id in cells["run_id"]]
+    cells["reason"] = [runs.reason.get(run_id, "") for run_id in cells["run_id"]]
+    unread = (cells["status"] == "done") & (cells["found"] != "both")
+    cells.loc[unread, "status"] = "missing"
+    cells.loc[unread, "reason"] = "the run was not evaluated at " + cells["mark"].astype(str) + " updates"
+    doubled = cells["others"] != ""
+    cells.loc[doubled, "status"] = "duplicate"
+    cells.loc[doubled, "reason"] = "several runs claim this cell: " + cells["others"]
+    cells.loc[cells["status"] != "done", list(METRICS)] = np.nan
+    cells["value"] = cells[metric]
+
+    last = marks.sort_values("mark").drop_duplicates("run_id", keep="last").set_index("run_id")[metric]
+    start = marks[marks["mark"] == 0].set_index("run_id")[metric]
+    for name, numbers in (("native", last), ("bare", start)):
+        ids = cells[f"{name}_id"]
+        cells[name] = ids.map(numbers).astype(float)
+        state = pd.Series([runs.state.get(run_id, "missing") for run_id in ids], index=cells.index, dtype=object)
+        state = state.mask(ids.isna(), "duplicate")  # the manifests contradict each other
+        cells[f"{name}_status"] = state.mask((state == "done") & cells[name].isna(), "missing")
+    cells["lift"] = (cells["value"] - cells["bare"]).where(cells["budget"] == 0)
+    return cells.drop(columns=["found", "others"])
+
+
+def _problems(cells: pd.DataFrame, runs: Runs) -> list[Problem]:
+    """Failed, missing and foreign runs, duplicate cells, and broken records, in that order, each named."""
+    found: list[Problem] = []
+    open_cells = cells[~cells["status"].isin(["done", "duplicate"])]
+    for (status, run_id, reason), group in open_cells.groupby(["status", "run_id", "reason"], sort=False):
+        message = reason or "no record and no failure: not run yet"
+        found.append(Problem(str(status), f"run {run_id} ({describe(group.iloc[0])})", message, len(group)))
+    for _, row in cells[cells["status"] == "duplicate"].iterrows():
+        found.append(Problem("duplicate", f"cell {describe(row)}, {row['budget']} updates", row["reason"], 1))
+    for name in ("native", "bare"):
+        found.extend(_reference_problems(cells, name, runs))
+    named = set(cells["run_id"]) | set(cells["native_id"]) | set(cells["bare_id"])
+    for run_id in sorted(set(runs.state) - named):
+        if runs.state[run_id] != "done":
+            message = f"{runs.reason[run_id]}; no cell reads it (an origin's training, or left over)"
+            found.append(Problem(runs.state[run_id], f"run {run_id}", message))
+    count = cells["run_id"].value_counts()
+    found.extend(Problem("broken", f"run {i}", text, int(count.get(i, 0))) for i, text in runs.broken.items())
+    order = {kind: i for i, kind in enumerate((*STATUSES[1:], "broken"))}
+    return sorted(found, key=lambda problem: order[problem.kind])
+
+
+def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs) -> list[Problem]:
+    """Native or bare runs that are not done and that no cell reads as its own result."""
+    ids, status = cells[f"{name}_id"], cells[f"{name}_status"]
+    found = []
+    for (run_id, state), group in cells[(status != "done") & ~ids.isin(cells["run_id"])].groupby(
+        [ids, status], sort=False, dropna=False
+    ):
+        where, message = f"{name} run {run_id}", runs.reason.get(str(run_id), "not run yet")
+        if state == "duplicate":
+            where, message = f"{name} of {describe(group.iloc[0])}", "the study's commands name different runs"
+        found.append(Problem(str(state), where, message, len(group)))
+    return found
+
+
+def describe(row: pd.Series) -> str:
+    """A cell's coordinates in words, without its budget."""
+    seed = "no seed" if pd.isna(row["seed"]) else f"seed {row['seed']}"
+    return f"{row['method']}, {row['origin']} -> {row['receiving']}, {row['relation']}, {row['init']}, {seed}"

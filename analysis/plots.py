@@ -1,0 +1,185 @@
+"""One function per plot: the tidy frame in, figures out; what is missing is hatched or crossed, never drawn as zero."""
+
+import math
+from collections.abc import Callable
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from analysis.metrics import UNITS, Metric, Unit
+from analysis.stats import apart, paired, reference, summarise
+
+# Okabe and Ito's palette, told apart under every common colour blindness (jfly.uni-koeln.de/color)
+PALETTE = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+DIVERGING = "PuOr"  # orange below zero, purple above; safe for the colour blind
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+HEAT_NOTE = "hatched: no number; grey: not asked for; †: some cells lack; in brackets: distinct baselines"
+STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "portability"}
+Figures = dict[str, Figure]
+
+
+def learning_curves(cells: pd.DataFrame, metric: Metric) -> Figures:
+    """The metric against updates by init, one panel per method (across) and pair (down), one figure per relation.
+
+    Lines are means over distinct runs, bands one standard deviation (none with one run). A hollow marker is computed
+    from fewer cells than asked for, a cross at the foot stands where nothing is done. Dashed: native; dotted: bare.
+    """
+    arms = cells[cells["init"] != "bare"]
+    keys = apart(cells)
+    if "port" in keys:  # one line per port
+        arms = arms.assign(init=arms["init"] + ", " + arms["port"].astype(str))
+    by = ["relation", *(key for key in keys if key != "port")]
+    return {
+        "-".join(["learning_curves", *map(str, names)]): _curves(part, metric, ", ".join(map(str, names)))
+        for names, part in arms.groupby(by, sort=False)
+    }
+
+
+def _curves(cells: pd.DataFrame, metric: Metric, relation: str) -> Figure:
+    methods = list(cells["method"].unique())
+    pairs = list(cells[["origin", "receiving"]].drop_duplicates().itertuples(index=False, name=None))
+    inits = {name: i for i, name in enumerate(cells["init"].unique())}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 2.5 * len(methods), 1.4 + 1.9 * len(pairs)), layout="constrained")
+        axes = figure.subplots(len(pairs), len(methods), sharex=True, sharey=True, squeeze=False)
+        for row, (origin, receiving) in enumerate(pairs):
+            for column, method in enumerate(methods):
+                panel = axes[row][column]
+                here = (cells["origin"] == origin) & (cells["receiving"] == receiving) & (cells["method"] == method)
+                _panel(panel, cells[here], metric, inits)
+                panel.set_title(f"{method}: {origin} → {receiving}", fontsize=7)
+        _axis(axes[0][0], sorted(cells["budget"].unique()))
+        figure.supxlabel("updates on the receiving host", fontsize=8)
+        figure.supylabel(f"{metric.label}, {UNITS[metric.unit].symbol}", fontsize=8)
+        figure.suptitle(f"Origin data: {relation}", fontsize=9)
+        figure.legend(handles=_legend(inits), loc="outside lower center", ncols=2 + len(methods), frameon=False)
+    return figure
+
+
+def _axis(panel: Axes, budgets: list[int]) -> None:
+    """Budgets grow by factors but start at zero: linear up to the smallest, logarithmic past it."""
+    positive = [budget for budget in budgets if budget > 0]
+    if positive:
+        panel.set_xscale("symlog", linthresh=positive[0])
+        panel.set_xlim(-0.15 * positive[0], positive[-1] * 1.3)
+    panel.set_xticks(budgets, [str(budget) for budget in budgets])
+    panel.minorticks_off()
+
+
+def _panel(panel: Axes, cells: pd.DataFrame, metric: Metric, inits: dict[str, int]) -> None:
+    scale = UNITS[metric.unit].scale
+    for init, group in cells.groupby("init", sort=False):
+        colour, marker = _look(inits[str(init)])
+        points = summarise(group, ["budget"]).sort_values("budget")
+        done = points[points["n"] > 0]
+        x, y, spread = done["budget"], scale * done["mean"], scale * done["std"]
+        panel.plot(x, y, color=colour, linewidth=1.2)
+        panel.fill_between(x, y - spread, y + spread, where=spread.notna(), color=colour, alpha=0.18, linewidth=0)
+        for whole in (True, False):
+            part = done[(done["status"] == "complete") == whole]
+            face = colour if whole else "white"
+            panel.plot(part["budget"], scale * part["mean"], marker, color=colour, markerfacecolor=face, markersize=4)
+        lost = points[points["n"] == 0]["budget"]
+        height = 0.03 + 0.05 * inits[str(init)]
+        if len(lost):
+            panel.plot(lost, [height] * len(lost), "x", color=colour, transform=panel.get_xaxis_transform())
+    for name, dashes in (("native", "--"), ("bare", ":")):
+        mean = summarise(reference(cells, name, ["method"]), ["method"])["mean"].mean()  # one group: one number
+        if pd.notna(mean):
+            panel.axhline(scale * mean, color="0.45", linestyle=dashes, linewidth=0.9, zorder=0)
+    if cells.empty:
+        panel.text(0.5, 0.5, "not asked for", transform=panel.transAxes, ha="center", va="center", color="0.45")
+
+
+def _look(index: int) -> tuple[str, str]:
+    return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+
+
+def _legend(inits: dict[str, int]) -> list[Line2D]:
+    handles = []
+    for name, index in inits.items():
+        colour, marker = _look(index)
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=4, label=name))
+    handles.append(Line2D([], [], color="0.45", linestyle="--", label="native"))
+    handles.append(Line2D([], [], color="0.45", linestyle=":", label="bare host"))
+    dark = {"color": "0.2", "linestyle": "", "markersize": 4}
+    handles.append(Line2D([], [], marker="o", markerfacecolor="white", label="incomplete", **dark))
+    return [*handles, Line2D([], [], marker="x", label="failed or missing", **dark)]
+
+
+def gain_heat_map(cells: pd.DataFrame, metric: Metric) -> Figures:
+    """Gain of ported over scratch by origin (down) and receiving host (across), one panel per method, one figure per
+    relation, at the largest budget. Hatched: no number; grey: not asked for; † incomplete; in brackets: baselines."""
+    arms = cells[cells["init"] != "bare"]
+    top = arms[arms["budget"] == arms["budget"].max()]
+    pairs = paired(top, "ported", "scratch", metric.scale)
+    by = ["relation", *apart(cells)]
+    gains = summarise(pairs, [*by, "method", "origin", "receiving"])
+    hosts = list(dict.fromkeys([*top["origin"], *top["receiving"]]))
+    highest = gains["mean"].abs().max()
+    limit = 1.0 if pd.isna(highest) or highest == 0 else float(highest)
+    unit, updates = UNITS[metric.difference], top["budget"].max()
+    figures = {}
+    for names, part in gains.groupby(by, sort=False):
+        figure = _heat(part, hosts, limit, unit)
+        which = ", ".join(map(str, names))
+        title = f"Gain of ported over scratch, {unit.symbol}, after {updates} updates (origin data: {which})"
+        figure.suptitle(title, fontsize=9)
+        figures["-".join(["gain_heat_map", *map(str, names)])] = figure
+    return figures
+
+
+def _heat(gains: pd.DataFrame, hosts: list[str], limit: float, unit: Unit) -> Figure:
+    methods = list(gains["method"].unique())
+    wide = min(4, len(methods))
+    tall = math.ceil(len(methods) / wide)
+    side = 0.75 + 0.75 * len(hosts)
+    with matplotlib.rc_context({**STYLE, "hatch.linewidth": 0.6}):
+        figure = Figure(figsize=(max(5.5, 1.6 + side * wide), 0.8 + (side + 0.3) * tall), layout="constrained")
+        axes = figure.subplots(tall, wide, squeeze=False)
+        shades = ScalarMappable(Normalize(-limit, limit), DIVERGING)
+        for panel, method in zip(axes.flat, methods, strict=False):
+            _matrix(panel, gains[gains["method"] == method], hosts, shades, unit.digits)
+            panel.set_title(method)
+        for panel in axes.flat[len(methods):]:
+            panel.set_axis_off()
+        figure.colorbar(shades, ax=axes, shrink=0.8)
+        figure.supxlabel(f"receiving host\n{HEAT_NOTE}", fontsize=7)
+        figure.supylabel("origin", fontsize=8)
+    return figure
+
+
+def _matrix(
+    panel: Axes, gains: pd.DataFrame, hosts: list[str], shades: ScalarMappable, digits: int
+) -> None:
+    panel.set_facecolor("0.93")
+    for _, row in gains.iterrows():
+        x, y = hosts.index(row["receiving"]), hosts.index(row["origin"])
+        if row["n"] == 0:
+            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="white", edgecolor="0.6", hatch="////"))
+            panel.text(x, y, row["status"].replace("+", "\n"), ha="center", va="center", fontsize=7, bbox=PAPER)
+            continue
+        red, green, blue, _ = shades.to_rgba(row["mean"])
+        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=(red, green, blue)))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        mark = "" if row["status"] == "complete" else "†"
+        number = f"{row['mean']:+.{digits}f}".replace("-", "−")
+        panel.text(x, y, f"{number}{mark}\n({row['runs']})", ha="center", va="center", fontsize=7,
+                   color="white" if dark else "black")
+    panel.set(xlim=(-0.5, len(hosts) - 0.5), ylim=(len(hosts) - 0.5, -0.5), aspect="equal")
+    panel.set_xticks(range(len(hosts)), hosts, rotation=40, ha="right", fontsize=7)
+    panel.set_yticks(range(len(hosts)), hosts, fontsize=7)
+    panel.tick_params(length=0)
+
+
+PLOTS: dict[str, Callable[[pd.DataFrame, Metric], Figures]] = {
+    "learning_curves": learning_curves,
+    "gain_heat_map": gain_heat_map,
+}

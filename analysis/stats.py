@@ -1,0 +1,124 @@
+"""Means that count every run once, and gains that are paired and count every baseline once."""
+
+import numpy as np
+import pandas as pd
+
+from analysis.load import COORDINATES, INITS, STATUSES
+
+PAIR = [name for name in COORDINATES if name != "init"]
+ARM = INITS[0]  # the treatment; every other init of a study is a baseline of a gain
+FAULTS = (*STATUSES[1:], "unpaired")  # what keeps a cell, or a pair of cells, from giving a number
+
+
+def summarise(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Mean and spread of `value` in every group of cells, each distinct run counted once.
+
+    First the cells that read the same run at the same mark become one number, their mean (for plain cells these are
+    equal: a scratch run has no origin, so it stands behind one cell per origin; for paired gains see `paired`). Mean
+    and std are taken over these numbers. So neither moves, and no n grows, when one more origin shares a baseline.
+
+    Args:
+        cells: columns `keys`, run_id, mark, value (NaN unless the status is "done"), status.
+        keys: the columns that make a group.
+
+    Returns:
+        One row per group in the order of first appearance: `keys`; `mean`; `std` (ddof 1, NaN with one run); `n`
+        cells with a number; `runs`, the distinct runs behind them; `expected` cells asked for; one count per fault;
+        `status`: "complete" (n = expected), "incomplete", or, where n is 0, the faults joined by "+".
+
+    Source: our choice (DECISIONS.md): std, not the standard error, because the spread of runs is what a user meets.
+
+    Example:
+        >>> cells = pd.DataFrame({"init": "scratch", "origin": ["a", "b", "a"], "run_id": ["r", "r", "s"], "mark": 5,
+        ...                       "value": [0.5, 0.5, 0.7], "status": "done"})
+        >>> summarise(cells, ["init"])[["mean", "n", "runs", "expected"]].round(2).values.tolist()
+        [[0.6, 3.0, 2.0, 3.0]]
+    """
+    flags = {name: cells["status"] == name for name in FAULTS}
+    grouped = cells.assign(**flags).groupby(keys, sort=False, dropna=False)
+    table = grouped.agg(expected=("status", "size"), n=("value", "count"), **{name: (name, "sum") for name in FAULTS})
+    per_run = cells.dropna(subset="value").groupby([*keys, "run_id", "mark"], sort=False, dropna=False)["value"].mean()
+    levels = list(range(len(keys)))
+    spread = per_run.groupby(level=levels, sort=False, dropna=False).agg(["mean", "std", "count"])
+    table = table.join(spread.rename(columns={"count": "runs"}))
+    table["runs"] = table["runs"].fillna(0).astype(int)
+    table["status"] = _status(table)
+    return table.reset_index()[[*keys, "mean", "std", "n", "runs", "expected", *FAULTS, "status"]]
+
+
+def _status(table: pd.DataFrame) -> np.ndarray:
+    words = pd.Series("", index=table.index)
+    for name in FAULTS:
+        words = words + np.where(table[name] > 0, f"+{name}", "")
+    words = words.str.removeprefix("+").mask(words == "", "no value")
+    return np.select([table["n"] == table["expected"], table["n"] > 0], ["complete", "incomplete"], default=words)
+
+
+def paired(cells: pd.DataFrame, arm: str, baseline: str, scale: float = 100.0) -> pd.DataFrame:
+    """Every cell of `arm` minus the cell of `baseline` with the same other coordinates, seed included.
+
+    Paired are cells equal in method, origin, receiving, relation, both data sets, port, seed and budget, so a gain is
+    always between two runs of one seed. Where no baseline carries a port of the arm's (a scratch run needs no port),
+    the port is left out of the match.
+
+    `run_id` and `mark` of the result are those of the *baseline*. So `summarise(paired(...), keys)` first averages the
+    gains that share a baseline run (in a table pooled over origins: one scratch run, all origins) and then takes mean
+    and std over distinct baselines: `n` counts pairs, `runs` counts baselines, and the error bar rests on `runs`.
+
+    Args:
+        cells: a tidy frame (load.tidy).
+        scale: 100 turns a difference of fractions into percentage points.
+
+    Returns:
+        One row per cell of `arm`, the coordinates and `value`, the gain (NaN unless both cells are done); `status` is
+        that of the arm's cell, or the baseline's where only that one is not done; "unpaired" where no baseline, or no
+        single one, was asked for.
+
+    Source: our choice (DECISIONS.md).
+    """
+    treated, base = cells[cells["init"] == arm], cells[cells["init"] == baseline]
+    on = PAIR
+    if not set(base["port"]) & set(treated["port"]):
+        on = [name for name in PAIR if name != "port"]
+    base = base[[*on, "run_id", "mark", "value", "status"]].drop_duplicates([*on, "run_id", "mark"])
+    base = base[~base.duplicated(on, keep=False)]  # two baselines for one cell: neither is taken
+    columns = [*COORDINATES, "value", "status"]
+    pairs = treated[columns].merge(base, on=on, how="left", suffixes=("_arm", "_base"), validate="m:1")
+    pairs["value"] = scale * (pairs["value_arm"] - pairs["value_base"])
+    of_base = pairs["status_base"].fillna("unpaired")
+    pairs["status"] = pairs["status_arm"].where(pairs["status_arm"] != "done", of_base)
+    return pairs[[*COORDINATES, "run_id", "mark", "value", "status"]]
+
+
+def reference(cells: pd.DataFrame, name: str, keys: list[str]) -> pd.DataFrame:
+    """The native or bare runs of a group of cells, one row per distinct run, ready for `summarise`.
+
+    Args:
+        name: "native" or "bare".
+    """
+    columns = {f"{name}_id": "run_id", name: "value", f"{name}_status": "status"}
+    rows = cells[[*keys, *columns]].rename(columns=columns).drop_duplicates([*keys, "run_id"], ignore_index=True)
+    return rows.assign(mark=0, run_id=rows["run_id"].fillna(""))
+
+
+def apart(cells: pd.DataFrame) -> list[str]:
+    """Which of receiving data and port a study has several of: these are told apart everywhere, never pooled."""
+    sides = {"data": cells[cells["init"] != "bare"], "port": cells[cells["init"] == ARM]}
+    return [key for key, rows in sides.items() if rows[key].nunique() > 1]
+
+
+def varying(cells: pd.DataFrame, keys: list[str]) -> dict[str, int]:
+    """What differs between the replicates of one group: coordinate -> most distinct values within any group.
+
+    Example:
+        >>> row = {"method": "m", "origin": "a", "receiving": "b", "relation": "same", "origin_data": "d", "data": "d",
+        ...        "init": "ported", "port": "pad", "budget": 5}
+        >>> varying(pd.DataFrame([{**row, "seed": 0}, {**row, "seed": 1}]), ["method"])
+        {'seed': 2}
+    """
+    others = [name for name in COORDINATES if name not in keys]
+    if cells.empty or not others:
+        return {}
+    grouped = cells.groupby(keys, sort=False, dropna=False)[others] if keys else None
+    most = cells[others].nunique() if grouped is None else grouped.nunique().max()
+    return {name: int(count) for name, count in most.items() if count > 1}

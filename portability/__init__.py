@@ -1,0 +1,3 @@
+"""Port PEFT modules between host models, and measure when that helps."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,90 @@
+"""The command `python -m portability.analyze results/`: tables, plots and a report for every study below a folder."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.load import Study, read
+from analysis.metrics import METRICS, Metric
+from analysis.plots import PLOTS
+from analysis.render import FORMS, terminal
+from analysis.report import counts, report
+from analysis.tables import Table, build
+from portability.errors import UserError, choose
+from portability.store import Store, studies
+
+PRINTED = ("init_by_method", "zero_shot")
+NAMED = 10  # problems of one kind that the terminal names; the report names all
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Analyse every study below a results folder; 0 when tables were written, 2 when the user must change something."""
+    parser = argparse.ArgumentParser(prog="python -m portability.analyze", description=__doc__)
+    parser.add_argument("results", nargs="?", default="results", help="results folder, or one study's folder")
+    parser.add_argument("--metric", default="eval_accuracy", help=f"one of: {', '.join(METRICS)}")
+    parser.add_argument("--quiet", action="store_true", help="write the files and print only where they are")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        metric = METRICS[choose(options.metric, METRICS, "metric")]
+        for store in studies(options.results):
+            _analyse(store, metric, quiet=options.quiet)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _analyse(store: Store, metric: Metric, *, quiet: bool) -> None:
+    """One study: read, build, write, and say where."""
+    study = read(store, metric.name)
+    tables = build(study, metric)
+    pictures = write_plots(study.cells, metric, store.root)
+    write_tables(tables, store.root)
+    (store.root / "report.md").write_text(report(study, tables, pictures), encoding="utf-8")
+    if not quiet:
+        sys.stdout.write(_summary(study, tables))
+    root = store.root
+    sys.stdout.write(f"Written: {root / 'report.md'}, {root / 'tables'}, {root / 'plots'}\n")
+
+
+def _summary(study: Study, tables: list[Table]) -> str:
+    """The comparison tables, and what is wrong with the study."""
+    parts = [f"Study {study.name}: {counts(study)}", ""]
+    parts += [terminal(table) for table in tables if table.name in PRINTED]
+    kinds = list(dict.fromkeys(problem.kind for problem in study.problems))
+    for kind in kinds:
+        lines = [" ".join(str(problem).split()) for problem in study.problems if problem.kind == kind]
+        more = [f"... and {len(lines) - NAMED} more {kind}, all in report.md"] if len(lines) > NAMED else []
+        parts += [*lines[:NAMED], *more]
+    return "\n".join([*parts, ""])
+
+
+def write_tables(tables: Sequence[Table], root: Path) -> None:
+    """Write every table in every form below `root`/tables."""
+    folder = root / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        for ending, form in FORMS.items():
+            (folder / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")
+
+
+def write_plots(cells: pd.DataFrame, metric: Metric, root: Path) -> list[str]:
+    """Write every plot as PNG and SVG below `root`/plots, and give back the PNG paths relative to `root`."""
+    folder = root / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for plot in PLOTS.values():
+        for name, figure in plot(cells, metric).items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            written.append(f"plots/{name}.png")
+    return written
+
+
+if __name__ == "__main__":
+    sys.exit(main())

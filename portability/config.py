@@ -1,0 +1,235 @@
+"""The one place where YAML becomes values; with run.py the only code that knows Hydra."""
+
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from portability.data import DataSource, StudyData, data_spec, study_data
+from portability.errors import UserError, choose
+from portability.families import FAMILIES
+from portability.hosts import HostSource, describe
+from portability.plan import Grid
+from portability.spec import KINDS, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
+
+T = TypeVar("T")
+MODES = ("run", "plan", "status")
+
+
+@dataclass(frozen=True)
+class GridConf:
+    """The axes as conf/config.yaml states them."""
+
+    pairs: list | None
+    data: str
+    relations: dict
+    study_data: list
+    overlap: str
+    inits: list
+    ports: list
+    seeds: list
+    budgets: list
+    origin_updates: int | None
+
+
+@dataclass(frozen=True)
+class EngineConf:
+    """How the work is carried out; nothing here changes a result."""
+
+    workers: int
+    stack: int
+
+
+@dataclass(frozen=True)
+class TrackingConf:
+    """Where runs are logged besides the store."""
+
+    wandb: str
+    project: str
+
+
+@dataclass(frozen=True)
+class TrainConf:
+    """TrainSpec without the updates, which follow from the budgets."""
+
+    batch_size: int
+    warmup: int
+    weight_decay: float
+    betas: list
+    eps: float
+    clip: float
+    ema_decay: float
+    bucket_batches: int
+    head_learning_rate: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a command was asked: the grid, its data, and how to carry it out."""
+
+    name: str
+    mode: str
+    results: Path
+    grid: Grid
+    sources: Sequence[DataSource]
+    data: StudyData
+    overlap: str
+    engine: EngineConf
+    tracking: TrackingConf
+
+
+def build(cls: type[T], value: Any, where: str) -> T:
+    """A dataclass from a mapping of its fields.
+
+    Raises:
+        UserError: an unknown, missing or wrongly typed key, with its place in the configuration.
+    """
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} must be a mapping, got {value!r}")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in value:
+        choose(str(key), names, f"key in {where}")
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{where}.{field.name} is missing")
+    return cls(**{key: _typed(item, hints[key], f"{where}.{key}") for key, item in value.items()})
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(option) or option for option in options)
+    if value is None and type(None) in kinds:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    plain = tuple(kind for kind in kinds if isinstance(kind, type))
+    plain += (dict, list) if Mapping in kinds or any(getattr(kind, "__name__", "") == "Mapping" for kind in kinds) else ()
+    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+        raise UserError(f"{where} must be {wanted}, got {value!r}")
+    return value
+
+
+def to_study(cfg: DictConfig) -> Study:
+    """Check the composed configuration and describe hosts and data (no torch, nothing is loaded).
+
+    Raises:
+        UserError: anything in the configuration that a user can put right.
+    """
+    try:
+        raw = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
+    assert isinstance(raw, dict)
+    conf = build(GridConf, raw["grid"], "grid")
+    sources = [build(DataSource, {"name": name} | _known(raw, "data", name), f"data.{name}") for name in conf.study_data]
+    choose(conf.overlap, ("drop", "keep"), "grid.overlap")
+    data = study_data(sources, conf.overlap)
+    grid = _grid(raw, conf, data)
+    return Study(
+        name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
+        grid=grid, sources=sources, data=data, overlap=conf.overlap,
+        engine=build(EngineConf, raw["engine"], "engine"), tracking=build(TrackingConf, raw["tracking"], "tracking"),
+    )
+
+
+def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
+    catalogue = raw.get(group) or {}
+    choose(name, catalogue, group)
+    return dict(catalogue[name] or {})
+
+
+def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
+    evaluation = build(EvalSpec, raw["eval"], "eval")
+    for name in (conf.data, *conf.relations.values()):
+        choose(str(name), conf.study_data, "data set of grid.study_data")
+    train = build(TrainConf, raw["train"], "train")
+    budgets = sorted(_positive(conf.budgets, "grid.budgets"))
+    _check_train(train)
+    pairs = conf.pairs or [[raw["origin"], raw["receiving"]]]
+    hosts = {name: describe(build(HostSource, {"name": name} | _known(raw, "host", name), f"host.{name}"))
+             for name in dict.fromkeys(name for pair in pairs for name in _pair(pair))}
+    used = dict.fromkeys([conf.data, *conf.relations.values()])
+    specs = {name: data_spec(data, name, evaluation) for name in used}
+    return Grid(
+        methods=[build(MethodSpec, {"name": name} | dict(value), f"method.{name}") for name, value in raw["method"].items()],
+        pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in map(_pair, pairs)],
+        relations={name: specs[source] for name, source in conf.relations.items()},
+        data=specs[conf.data],
+        inits=[_init(raw, name) for name in _distinct(conf.inits, "grid.inits")],
+        ports=[build(PortSpec, {"name": name} | _known(raw, "port", name), f"port.{name}")
+               for name in _distinct(conf.ports, "grid.ports")],
+        seeds=[int(seed) for seed in _distinct(conf.seeds, "grid.seeds")],
+        budgets=budgets,
+        origin_updates=conf.origin_updates or max(budgets),
+        task=TaskSpec(**_task(raw["task"])),
+        train=TrainSpec(updates=max(budgets), **vars(train) | {"betas": tuple(train.betas)}),
+        eval=evaluation,
+        precision=choose(str(raw["precision"]), ("fp32",), "precision"),
+        head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
+    )
+
+
+def _init(raw: Mapping[str, Any], name: str) -> InitSpec:
+    spec = build(InitSpec, {"name": name} | _known(raw, "init", name), f"init.{name}")
+    choose(spec.kind, [kind for kind in KINDS if kind != "bare"], f"kind of init '{name}'")
+    return spec
+
+
+def _task(value: Any) -> dict[str, Any]:
+    task = build(TaskSpec, {**value, "label_words": tuple(value.get("label_words", ()))}, "task")
+    if task.template.count("{text}") != 1:
+        raise UserError(f"task.template must hold {{text}} exactly once, got {task.template!r}")
+    if len(task.label_words) != 2:
+        raise UserError(f"task.label_words must be two words (negative, positive), got {list(task.label_words)}")
+    return vars(task)
+
+
+def _pair(pair: Any) -> tuple[str, str]:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise UserError(f"grid.pairs must hold [origin, receiving] pairs, got {pair!r}")
+    return str(pair[0]), str(pair[1])
+
+
+def _positive(values: Sequence[Any], where: str) -> list[int]:
+    for value in _distinct(values, where):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{where} must be whole numbers of updates from 1 on (0 comes on top), got {value!r}")
+    return list(values)
+
+
+def _distinct(values: Sequence[Any], where: str) -> list[Any]:
+    if not values or len(set(values)) != len(values):
+        raise UserError(f"{where} must name at least one value and none twice, got {list(values)}")
+    return list(values)
+
+
+def _check_train(train: TrainConf) -> None:
+    limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "ema_decay": 0, "bucket_batches": 1}
+    for key, low in limits.items():
+        if getattr(train, key) < low:
+            raise UserError(f"train.{key} must be at least {low}, got {getattr(train, key)}")
+    if train.ema_decay >= 1:
+        raise UserError(f"train.ema_decay must be below 1, got {train.ema_decay}")
+
+
+def facts(study: Study, sweep: str | None) -> dict[str, Any]:
+    """What a manifest says of a study besides its cells."""
+    grid = study.grid
+    return {
+        "study": study.name,
+        "sweep": sweep,
+        "overlap": study.overlap,
+        "data": [{"name": name, **dict(counts)} for name, counts in study.data.counts.items()],
+        "eval_split": grid.eval.split,
+        "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
+        "origin_updates": grid.origin_updates,
+        "task": json.loads(json.dumps(vars(grid.task))),
+    }

@@ -1,0 +1,21 @@
+"""The one error class for what a user can put right: bad configuration, bad data, impossible ports."""
+
+
+class UserError(ValueError):
+    """Says in one sentence what is wrong, where, and what to do; the command prints it and exits with 2."""
+
+
+def choose(name: str, choices: object, what: str) -> str:
+    """Give back `name` if it is one of `choices`, else raise an error that lists them.
+
+    Raises:
+        UserError: `name` is unknown.
+
+    Example:
+        >>> choose("lora", {"lora": 1, "prefix": 2}, "method")
+        'lora'
+    """
+    known = sorted(str(choice) for choice in choices)  # type: ignore[attr-defined]
+    if name not in known:
+        raise UserError(f"unknown {what} '{name}'; choose one of: {', '.join(known) or '(none)'}")
+    return name

@@ -1,0 +1,42 @@
+"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where derived data may be kept: $PORTABILITY_CACHE, else ~/.cache/portability."""
+    return Path(os.environ.get("PORTABILITY_CACHE") or Path.home() / ".cache" / "portability")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits, from the cache where path, size and mtime are unchanged."""
+    stat = path.stat()
+    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    entry = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
+    try:
+        known = entry.read_text()
+        if len(known) == 64:
+            return known
+    except FileNotFoundError:
+        pass
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    draft = entry.with_name(f".{entry.name}.{os.getpid()}")
+    draft.write_text(found)
+    draft.rename(entry)
+    return found
+
+
+def combined_digest(paths: Iterable[Path], *extra: str) -> str:
+    """First 16 hex digits over the files' names and bytes and any `extra` text; folders do not count."""
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        total.update(f"{path.name}:{file_digest(path)};".encode())
+    for text in extra:
+        total.update(text.encode())
+    return total.hexdigest()[:16]

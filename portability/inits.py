@@ -1,0 +1,136 @@
+"""How a receiving module starts: ported, from scratch, sampled from the ported one's law, and the controls."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from portability.errors import UserError, choose
+from portability.module import ModuleState
+from portability.port import Port, port
+from portability.seeds import stream
+from portability.spec import HostSpec, PortSpec
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an init may use.
+
+    Attributes:
+        fresh: a module as the library initialises it, from the run's own seed.
+        module: the origin's trained module, or None where the init needs none.
+        change: module -> norm of the logit change it makes against the bare host, on training inputs.
+    """
+
+    fresh: ModuleState
+    receiving: HostSpec
+    seed: int
+    module: ModuleState | None = None
+    origin: HostSpec | None = None
+    port: PortSpec | None = None
+    change: Callable[[ModuleState], float] | None = None
+    calibration_examples: int = 0
+
+
+Start = tuple[ModuleState, Port | None]
+Init = Callable[[Given, Mapping[str, Any]], Start]
+
+
+def scratch(given: Given, options: Mapping[str, Any]) -> Start:
+    """The library's own initialisation."""
+    return given.fresh, None
+
+
+def ported(given: Given, options: Mapping[str, Any]) -> Start:
+    """The origin's trained module, fitted by the strategy (Sabry & Belz 2024, abstract)."""
+    done = _port(given)
+    return done.module, done
+
+
+def sampled(given: Given, options: Mapping[str, Any]) -> Start:
+    """Numbers from the same distribution as the ported module (Sabry & Belz 2024, abstract; the law is our choice).
+
+    Per tensor, on the carried entries only and before any padding: ``law: normal`` draws from N(mean, std) with std
+    of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module is then scaled so
+    that it changes the logits as much as the ported one (DECISIONS D-09).
+
+    Raises:
+        UserError: unknown law or match.
+    """
+    done = _port(given)
+    law = LAWS[choose(str(options.get("law")), LAWS, "law of sampling (init.sampled.options.law)")]
+    generator = stream(given.seed, "sample")
+    tensors = {}
+    for slot, tensor in done.module.tensors.items():
+        mask, drawn = done.carried[slot], tensor.clone()
+        if mask.any():
+            drawn[mask] = law(tensor[mask], generator)
+        tensors[slot] = drawn
+    module = done.module.map(tensors)
+    if (match := options.get("match")) is not None:
+        choose(str(match), ("function_norm",), "match of sampling")
+        module = _match_function(module, done, given)
+    return module, done
+
+
+def shuffled(given: Given, options: Mapping[str, Any]) -> Start:
+    """The ported module with its layers in a random other order, per stack (control: does the order matter?)."""
+    done = _port(given)
+    generator = stream(given.seed, "shuffle")
+    order: dict[str, list[int]] = {}
+    for stack, depth in given.receiving.shape.layers.items():
+        order[stack] = _derangement(depth, generator)
+    tensors = {s: done.module.tensors[s._replace(layer=order[s.stack][s.layer])] if s.stack in order else t
+               for s, t in done.module.tensors.items()}
+    return done.module.map({slot: tensor.clone() for slot, tensor in tensors.items()}), done
+
+
+INITS: dict[str, Init] = {"scratch": scratch, "ported": ported, "sampled": sampled, "shuffled": shuffled}
+
+
+def _normal(entries: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(entries.shape, generator=generator, dtype=entries.dtype)
+    return entries.mean() + noise * entries.std(correction=0)
+
+
+def _permute(entries: Tensor, generator: torch.Generator) -> Tensor:
+    return entries[torch.randperm(entries.numel(), generator=generator)]
+
+
+LAWS = {"normal": _normal, "permute": _permute}
+
+
+def _port(given: Given) -> Port:
+    if given.module is None or given.origin is None or given.port is None:
+        raise ValueError("this init needs an origin module")
+    return port(given.module, given.origin, given.fresh, given.receiving, given.port)
+
+
+def _derangement(depth: int, generator: torch.Generator) -> list[int]:
+    """A random order of the layers that leaves at least one of them elsewhere (depth 1: as it is)."""
+    while True:
+        order = torch.randperm(depth, generator=generator).tolist()
+        if depth == 1 or order != list(range(depth)):
+            return order
+
+
+def _match_function(module: ModuleState, done: Port, given: Given) -> ModuleState:
+    """Scale a module by one factor until it changes the logits as much as the ported one, by bisection in log2.
+
+    Raises:
+        UserError: no factor between 2^-10 and 2^10 reaches that change.
+    """
+    if given.change is None:
+        raise ValueError("match: function_norm needs the logit change of a module")
+    target = given.change(done.module)
+    scaled = lambda power: module.map({s: t * 2.0**power for s, t in module.tensors.items()})  # noqa: E731
+    low, high = -10.0, 10.0
+    if not given.change(scaled(low)) < target < given.change(scaled(high)):
+        raise UserError(f"sampled module cannot be scaled to the ported one's logit change of {target:.4g}")
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if given.change(scaled(middle)) < target else (low, middle)
+    done.report.calibration_examples = given.calibration_examples
+    return scaled((low + high) / 2)

@@ -1,0 +1,192 @@
+"""Methods come from libraries; here a library's parameters become a module's slots, and back.
+
+A method is one YAML in conf/method: the library's config class and its settings. `Mounted` is a method placed on a
+host; the host's own parameters are never touched.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from portability.errors import UserError, choose
+from portability.families import FAMILIES, LORA_AXES, Slot, locate
+from portability.hosts import Host
+from portability.module import Axes, ModuleState
+from portability.spec import HostShape, MethodSpec
+
+NAME = "module"  # the adapter's name inside the host
+
+
+class Layout:
+    """How one library parameter splits into slots: `decode` cuts it apart, `encode` puts it together again."""
+
+    def __init__(self, name: str, shape: torch.Size, slots: list[tuple[Slot, Axes, tuple[int, ...]]], dim: int | None):
+        self.name, self.shape, self.slots, self.dim = name, shape, slots, dim
+
+    def decode(self, parameter: Tensor) -> dict[Slot, Tensor]:
+        """Slot -> tensor of the slot's own shape (copies)."""
+        if self.dim is None:  # a flat prefix: (prefix, layers x key|value, heads, head_dim)
+            first = self.slots[0][2]
+            parts = list(parameter.reshape(first[0], len(self.slots), *first[1:]).unbind(1))
+        else:
+            parts = list(parameter.chunk(len(self.slots), self.dim))
+        return {slot: part.reshape(size).clone() for part, (slot, _, size) in zip(parts, self.slots, strict=True)}
+
+    def encode(self, tensors: Mapping[Slot, Tensor]) -> Tensor:
+        """The library's parameter, of its own shape."""
+        parts = [tensors[slot] for slot, _, _ in self.slots]
+        if self.dim is None:
+            return torch.stack(parts, 1).reshape(self.shape).clone()
+        rows = [self.shape[0] // len(parts), *self.shape[1:]]
+        return torch.cat([part.reshape(rows) for part in parts], 0).reshape(self.shape).clone()
+
+
+class Mounted:
+    """A method on a host: its parameters' names, how they split into slots, and fresh values for them."""
+
+    def __init__(self, host: Host, spec: MethodSpec):
+        self.host, self.spec = host, spec
+        choose(spec.library, MOUNTS, "PEFT library")
+        self.config = MOUNTS[spec.library](spec, host.spec.shape)
+        self._add()
+        trainable = {name: p for name, p in host.model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise UserError(f"method '{spec.name}' adds no parameter to host '{host.spec.name}'")
+        self.layouts = [_layout(name, p.shape, spec, host.spec.shape) for name, p in trainable.items()]
+        self.shapes = {name: p.shape for name, p in trainable.items()}
+
+    def _add(self) -> None:
+        self.host.model.add_adapter(NAME, config=self.config)
+        self.host.model.train_adapter(NAME)
+        self.host.model.eval()
+
+    def unmount(self) -> None:
+        """Take the method off the host again."""
+        self.host.model.set_active_adapters(None)
+        self.host.model.delete_adapter(NAME)
+
+    def fresh(self, seed: int) -> ModuleState:
+        """A module as the library itself initialises it, from this seed and nothing else."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.host.model.delete_adapter(NAME)
+            self._add()
+        values = dict(self.host.model.named_parameters())
+        return self.to_state({name: values[name].detach() for name in self.shapes})
+
+    def to_state(self, parameters: Mapping[str, Tensor]) -> ModuleState:
+        """The module held by the library's parameters."""
+        tensors: dict[Slot, Tensor] = {}
+        for layout in self.layouts:
+            tensors |= layout.decode(parameters[layout.name])
+        return ModuleState(tensors, {slot: axes for layout in self.layouts for slot, axes, _ in layout.slots})
+
+    def to_parameters(self, state: ModuleState) -> dict[str, Tensor]:
+        """The library's parameters for a module of this host's shape.
+
+        Raises:
+            ValueError: a slot is missing, left over, or of another shape.
+        """
+        expected = {slot: size for layout in self.layouts for slot, _, size in layout.slots}
+        found = {slot: tuple(tensor.shape) for slot, tensor in state.tensors.items()}
+        if expected != found:
+            wrong = sorted({s.key for s in expected.keys() ^ found.keys()} or
+                           {s.key for s in expected if expected[s] != found[s]})
+            raise ValueError(f"module does not fit host '{self.host.spec.name}' at {', '.join(wrong[:3])}")
+        return {layout.name: layout.encode(state.tensors) for layout in self.layouts}
+
+
+# ---- from a library's parameter to slots
+
+
+def _layout(name: str, shape: torch.Size, spec: MethodSpec, host: HostShape) -> Layout:
+    stack, layer, site = locate(host.family, name)
+    if name.endswith("control_trans"):
+        return _prefix_layout(name, shape, spec, host, stack, site)
+    for ending, role, axes in _PARTS:
+        if name.endswith(ending):
+            axes = tuple(axis.replace("phm]", str(spec.settings.get("phm_dim"))) for axis in axes)
+            return Layout(name, shape, [(Slot(stack, layer, site, role), axes, tuple(shape))], 0)
+    match = re.search(r"lora_([AB])$", name)
+    if match is None:
+        raise UserError(f"method '{spec.name}': no meaning is known for parameter {name} (portability/methods.py)")
+    sites = [s for s in site.split("+") if "+" not in site or s[0] in spec.settings.get("attn_matrices", "qv")]
+    slots = []
+    for one in sites:
+        into, out = LORA_AXES[one.removeprefix("cross_")]
+        axes = ("rank", *into) if match[1] == "A" else (*out, "rank")
+        sizes = {"rank": spec.settings["r"]} | {axis: host.size(axis) for axis in into + out}
+        slots.append((Slot(stack, layer, one, match[1]), axes, tuple(int(sizes[axis] or 0) for axis in axes)))
+    return Layout(name, shape, slots, 0)
+
+
+def _prefix_layout(
+    name: str, shape: torch.Size, spec: MethodSpec, host: HostShape, stack: str, site: str
+) -> Layout:
+    """adapters' flat prefix is one vector for all layers: (prefix, layer, key | value, heads, head_dim)."""
+    size = (int(spec.settings["prefix_length"]), host.kv_heads, host.head_dim)
+    places = [(layer, role) for layer in range(host.layers[stack]) for role in ("prefix_key", "prefix_value")]
+    if len(places) * size[0] * size[1] * size[2] != shape.numel():
+        raise UserError(f"method '{spec.name}': prefix {name} has {shape.numel()} entries, not {len(places)} x {size}")
+    axes = ("prefix", "kv_heads", "head_dim")
+    return Layout(name, shape, [(Slot(stack, layer, site, role), axes, size) for layer, role in places], None)
+
+
+_PARTS: tuple[tuple[str, str, Axes], ...] = (  # ending of the library's name, role, axes; "phm]" stands for phm_dim
+    ("adapter_down.0.weight", "down_weight", ("bottleneck", "hidden")),
+    ("adapter_down.0.bias", "down_bias", ("bottleneck",)),
+    ("adapter_up.weight", "up_weight", ("hidden", "bottleneck")),
+    ("adapter_up.bias", "up_bias", ("hidden",)),
+    ("adapter_down.0.W_left", "down_left", ("phm", "hidden/phm]", "rank")),
+    ("adapter_down.0.W_right", "down_right", ("phm", "rank", "bottleneck/phm]")),
+    ("adapter_down.0.b", "down_bias", ("bottleneck",)),
+    ("adapter_up.W_left", "up_left", ("phm", "bottleneck/phm]", "rank")),
+    ("adapter_up.W_right", "up_right", ("phm", "rank", "hidden/phm]")),
+    ("adapter_up.b", "up_bias", ("hidden",)),
+    ("phm_rule", "rule", ("phm", "phm", "phm")),
+)
+
+
+# ---- from a method's settings to the library's config
+
+
+def _adapters_config(spec: MethodSpec, shape: HostShape) -> Any:
+    """A config object of the `adapters` library.
+
+    `bottleneck` is a size of our own: the library ties it to the width through `reduction_factor`, so the factor
+    follows here and the module keeps its size on every host.
+
+    Raises:
+        UserError: unknown config class or setting, or a width that does not divide.
+    """
+    import adapters
+
+    classes = {name for name in dir(adapters) if name.endswith("Config")}
+    settings = dict(spec.settings)
+    if (bottleneck := settings.pop("bottleneck", None)) is not None:
+        settings["reduction_factor"] = shape.hidden / bottleneck
+    if parts := settings.get("phm_dim"):
+        for what, size in (("width", shape.hidden), ("bottleneck", bottleneck)):
+            if size is None or size % parts:
+                fits = "none" if size is None else str(max(size - size % parts, parts))
+                raise UserError(
+                    f"method '{spec.name}': the {what} {size} must divide by phm_dim {parts}; a {what} of {fits} would fit"
+                )
+    for key in ("dropout", "attention_dropout"):
+        if settings.get(key):
+            raise UserError(f"method '{spec.name}': {key}={settings[key]} is not supported, set it to 0")
+    try:
+        return getattr(adapters, choose(spec.config, classes, "config class of adapters"))(**settings)
+    except TypeError as error:
+        raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
+
+
+MOUNTS = {"adapters": _adapters_config}
+
+
+def label_scoring(host: Host) -> bool:
+    """Whether the host scores label words (it has a language-model head) rather than a classification head."""
+    return FAMILIES[host.family].scoring == "label"

@@ -1,0 +1,183 @@
+"""From a grid to cells and runs. Work that is equal has one id, so it is planned, and paid for, once. No torch here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+from portability.families import FAMILIES
+from portability.spec import (
+    BARE,
+    FROM_ORIGIN,
+    MATCHED,
+    Cell,
+    DataSpec,
+    EvalSpec,
+    HostSpec,
+    InitSpec,
+    MethodSpec,
+    PortSpec,
+    RunSpec,
+    TaskSpec,
+    TrainSpec,
+    digest,
+)
+
+SCRATCH = InitSpec("scratch", "scratch")
+BARE_INIT = InitSpec(BARE, BARE)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The question: every combination of these axes is a cell.
+
+    `relations` maps a relation's name to the set the origin is trained on; `budgets` are optimiser updates on the
+    receiving host (zero-shot comes on top); `head` is "shared" or "fresh" and concerns hosts with a classification
+    head only.
+    """
+
+    methods: Sequence[MethodSpec]
+    pairs: Sequence[tuple[HostSpec, HostSpec]]  # (origin, receiving): direction matters
+    relations: Mapping[str, DataSpec]
+    data: DataSpec
+    inits: Sequence[InitSpec]
+    ports: Sequence[PortSpec]
+    seeds: Sequence[int]
+    budgets: Sequence[int]
+    origin_updates: int
+    task: TaskSpec
+    train: TrainSpec
+    eval: EvalSpec
+    precision: str
+    head: str
+
+    @property
+    def size(self) -> int:
+        """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
+        axes = (self.methods, self.pairs, self.relations, self.inits, self.ports, self.seeds, self.budgets)
+        count = 1
+        for axis in axes:
+            count *= len(axis)
+        return count
+
+
+@dataclass
+class Plan:
+    """Cells, the distinct runs behind them, and the marks at which each run is to be evaluated."""
+
+    cells: list[Cell] = field(default_factory=list)
+    runs: dict[str, RunSpec] = field(default_factory=dict)
+    marks: dict[str, set[int]] = field(default_factory=dict)
+
+    def add(self, run: RunSpec, *marks: int) -> str:
+        """Plan a run (once) with these marks, and give back its id."""
+        run_id = run.run_id
+        self.runs.setdefault(run_id, run)
+        self.marks.setdefault(run_id, set()).update(marks)
+        return run_id
+
+
+def plan(grid: Grid) -> Plan:
+    """Expand a grid; runs come in an order in which each follows the run it starts from.
+
+    A scratch run has no origin, so all origins share it, and an origin training is a scratch run on its host; budgets
+    nest, so one run of the largest budget yields the cells of all of them.
+    """
+    out = Plan()
+    axes = product(grid.methods, grid.pairs, grid.relations.items(), grid.seeds)
+    for method, pair, (relation, origin_data), seed in axes:
+        arm = _Arm(grid, method, *pair, relation, origin_data, seed)
+        out.cells.extend(arm.cells(out))
+    ordered = sorted(out.runs.items(), key=lambda item: item[1].origin is not None)
+    out.runs = dict(ordered)
+    return out
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """All cells of one method, pair, relation and seed."""
+
+    grid: Grid
+    method: MethodSpec
+    origin: HostSpec
+    receiving: HostSpec
+    relation: str
+    origin_data: DataSpec
+    seed: int
+
+    def cells(self, out: Plan) -> Iterator[Cell]:
+        grid = self.grid
+        origin_id = out.add(self._trained(self.origin, self.origin_data), grid.origin_updates)
+        native_id = out.add(self._trained(self.receiving, grid.data), grid.origin_updates)
+        for port in grid.ports:
+            bare_id = out.add(self._bare(origin_id, port), 0)
+            yield self._cell(BARE, port, 0, bare_id, 0, native_id, bare_id)
+            for init in grid.inits:
+                run = self._run(init, port, origin_id)
+                ahead = grid.origin_updates if init.kind == MATCHED else 0
+                run_id = out.add(run, *(ahead + budget for budget in (0, *grid.budgets)))
+                for budget in (0, *grid.budgets):
+                    yield self._cell(init.name, port, budget, run_id, ahead + budget, native_id, bare_id)
+
+    def _cell(self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str) -> Cell:
+        return Cell(
+            method=self.method.name, origin=self.origin.name, receiving=self.receiving.name, relation=self.relation,
+            origin_data=self.origin_data.name, data=self.grid.data.name, init=init, port=port.name, seed=self.seed,
+            budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
+        )
+
+    def _trained(self, host: HostSpec, data: DataSpec) -> RunSpec:
+        """A module trained from scratch, with a head of its own where the host needs one: an origin, or a native."""
+        grid = self.grid
+        return RunSpec(
+            host=host, data=data, task=grid.task, method=self.method, init=SCRATCH, port=None, origin=None,
+            head="none" if _scores_labels(host) else "fresh", seed=self.seed,
+            train=replace(grid.train, updates=grid.origin_updates), eval=grid.eval, precision=grid.precision,
+        )
+
+    def _run(self, init: InitSpec, port: PortSpec, origin_id: str) -> RunSpec:
+        """The run of one arm on the receiving host."""
+        grid = self.grid
+        updates = max(grid.budgets) + (grid.origin_updates if init.kind == MATCHED else 0)
+        base = self._trained(self.receiving, grid.data).with_updates(updates)
+        shares = not _scores_labels(self.receiving) and grid.head == "shared"
+        needs = init.kind in FROM_ORIGIN
+        start = SCRATCH if init.kind == MATCHED else init
+        return replace(
+            base, init=start, head="shared" if shares else base.head,
+            origin=origin_id if needs or shares else None, port=port if needs or shares else None,
+        )
+
+    def _bare(self, origin_id: str, port: PortSpec) -> RunSpec:
+        """The receiving host without a module; nothing of it depends on method or seed but a shared head."""
+        run = self._run(SCRATCH, port, origin_id)
+        return replace(run, method=None, init=BARE_INIT, seed=None if run.head == "none" else run.seed).with_updates(0)
+
+
+def _scores_labels(host: HostSpec) -> bool:
+    return FAMILIES[host.shape.family].scoring == "label"
+
+
+def stacks(runs: Mapping[str, RunSpec], size: int) -> list[list[str]]:
+    """Group runs that may train together: same host, method, data, task, protocol and number of updates.
+
+    Longest first, so that the last worker to finish is not left with a long stack.
+    """
+    groups: dict[str, list[str]] = {}
+    for run_id, run in runs.items():
+        identity = run.identity()
+        alike = {k: v for k, v in identity.items() if k not in ("seed", "init", "origin", "port", "head")}
+        groups.setdefault(digest([alike, run.method is None]), []).append(run_id)
+    parts = [ids[i : i + size] for ids in groups.values() for i in range(0, len(ids), size)]
+    return sorted(parts, key=lambda ids: -cost(runs[ids[0]]) * len(ids))
+
+
+def cost(run: RunSpec) -> float:
+    """Relative cost of a run: updates times the host's parameters in its layers (an order, not a time)."""
+    shape = run.host.shape
+    per_layer = 4 * shape.hidden * shape.heads * shape.head_dim + 3 * shape.hidden * shape.ffn
+    return (run.train.updates * run.train.batch_size + 1) * sum(shape.layers.values()) * per_layer
+
+
+def blocked(runs: Mapping[str, RunSpec], failed: set[str]) -> dict[str, str]:
+    """Runs that cannot start because the origin they need failed: run_id -> origin."""
+    return {run_id: run.origin for run_id, run in runs.items() if run.origin in failed and run.origin is not None}

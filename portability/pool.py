@@ -1,0 +1,151 @@
+"""A pool of spawned workers, one pipe and one thread each: a death costs exactly the stack it was working on.
+
+joblib, loky and ProcessPoolExecutor lose the whole pool when one worker is killed. Workers hand back ids only; results
+come from the store.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from portability.data import DataSource, study_data
+from portability.spec import RunSpec
+from portability.tracking import TrackingSpec
+
+log = logging.getLogger(__name__)
+ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stack of runs with the marks of each: the unit that is scheduled."""
+
+    runs: Sequence[RunSpec]
+    marks: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to begin."""
+
+    store: Path
+    sources: Sequence[DataSource]
+    overlap: str
+    tracking: TrackingSpec
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+
+
+def run_jobs(
+    jobs: Callable[[], Sequence[Job]], setup: Setup, workers: int, on_update: Callable[[int], None]
+) -> Iterator[tuple[Job, str | None]]:
+    """Carry out jobs as they become ready, and yield each with None, or with how its worker died.
+
+    Args:
+        jobs: gives the jobs that are ready and were not given before; asked again after each job that ends.
+        workers: number of processes, at least 1.
+        on_update: called with the number of module-updates that were made.
+    """
+    os.environ.update(ENVIRONMENT)
+    context = multiprocessing.get_context("spawn")
+    queue = list(jobs())
+    pool: list[_Worker] = []
+    try:
+        while queue or any(worker.job for worker in pool):
+            _assign(queue, pool, workers, lambda: _start(context, setup))
+            for worker, message in _messages(pool):
+                if isinstance(message, int):
+                    on_update(message)
+                    continue
+                job, worker.job = worker.job, None
+                assert job is not None
+                yield job, message
+                queue += jobs()
+    finally:
+        for worker in pool:
+            worker.process.kill()
+            worker.process.join()
+
+
+def _assign(queue: list[Job], pool: list[_Worker], workers: int, start: Callable[[], _Worker]) -> None:
+    while queue:
+        free = next((worker for worker in pool if worker.job is None), None)
+        if free is None:
+            if len(pool) >= workers:
+                return
+            free = start()
+            pool.append(free)
+        free.job = queue.pop(0)
+        free.pipe.send(free.job)
+
+
+def _messages(pool: list[_Worker]) -> Iterator[tuple[_Worker, int | str | None]]:
+    """What workers report: updates made, None for a finished job, or how a worker died (it leaves the pool)."""
+    busy = {worker.pipe: worker for worker in pool if worker.job is not None}
+    for pipe in wait(list(busy)):
+        worker = busy[pipe]  # type: ignore[index]
+        try:
+            yield worker, worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            pool.remove(worker)
+            yield worker, f"the worker ended with exit code {worker.process.exitcode}"
+
+
+def _start(context: multiprocessing.context.SpawnContext, setup: Setup) -> _Worker:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, setup, os.getpid()), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _work(pipe: Connection, setup: Setup, parent: int) -> None:
+    """A worker's life: jobs in, reports out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _die_with(parent)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    import torch
+    import transformers
+
+    from portability.execute import Desk, execute
+    from portability.store import Store
+    from portability.tracking import Tracker
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("adapters").setLevel(logging.ERROR)
+    tracker = Tracker(setup.tracking)
+    desk = Desk(Store(setup.store), study_data(setup.sources, setup.overlap), pipe.send, tracker.log_run)
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        execute(job.runs, job.marks, desk)
+        pipe.send(None)
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux to end this process when its parent ends (elsewhere a worker ends after its stack)."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
+    if os.getppid() != parent:
+        os._exit(1)

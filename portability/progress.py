@@ -1,0 +1,107 @@
+"""Carry out a plan: what is ready goes to the pool, what failed blocks what needs it, and the bar shows the rest."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from portability.config import Study
+from portability.plan import Plan, stacks
+from portability.pool import Job, Setup, run_jobs
+from portability.spec import RunSpec
+from portability.store import Store
+from portability.tracking import TrackingSpec
+
+log = logging.getLogger(__name__)
+RETRIES = 2  # a worker that died: its unfinished runs are tried so many times again
+
+
+class _Ledger:
+    """What is to do, what was handed out, and what went wrong, while a plan is carried out."""
+
+    def __init__(self, planned: Plan, store: Store, stack: int, workers: int):
+        self.planned, self.store, self.stack, self.workers = planned, store, stack, workers
+        self.todo = {i: r for i, r in planned.runs.items() if not store.has(i, planned.marks[i])}
+        self.waiting = dict(self.todo)
+        self.deaths: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}
+
+    def ready(self) -> list[Job]:
+        """Jobs whose runs' origins are in the store, handed out once."""
+        runs = {i: r for i, r in self.waiting.items() if r.origin is None or r.origin not in self.todo
+                or self.store.has(r.origin)}
+        for run_id in runs:
+            del self.waiting[run_id]
+        return self._jobs(runs)
+
+    def _jobs(self, runs: dict[str, RunSpec]) -> list[Job]:
+        size = max(1, min(self.stack, -(-len(runs) // self.workers)))
+        return [Job([runs[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids}) for ids in stacks(runs, size)]
+
+    def settle(self, job: Job, death: str | None) -> list[Job]:
+        """Note how a job ended; gives back the jobs to try again after a worker's death, in smaller stacks."""
+        left = [run for run in job.runs if not self.store.has(run.run_id, job.marks[run.run_id])]
+        again: dict[str, RunSpec] = {}
+        for run in left:
+            self.deaths[run.run_id] += death is not None
+            if death is not None and self.deaths[run.run_id] <= RETRIES:
+                again[run.run_id] = run
+            else:
+                self._fail(run, death)
+        parts = stacks(again, max(1, len(job.runs) // 2)) if again else []
+        return [Job([again[i] for i in ids], {i: job.marks[i] for i in ids}) for ids in parts]
+
+    def _fail(self, run: RunSpec, death: str | None) -> None:
+        if death is not None:
+            self.store.fail(run.run_id, {"error": death, "kind": "WorkerDied"})
+        self.failed[run.run_id] = death or "failed"
+        for run_id, other in list(self.waiting.items()):
+            if other.origin == run.run_id:
+                del self.waiting[run_id]
+                self.failed[run_id] = "blocked"
+                self.store.fail(run_id, {"error": f"blocked: its origin run {run.run_id} failed", "kind": "Blocked",
+                                         "origin": run.run_id})
+
+
+def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec) -> int:
+    """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures."""
+    ledger = _Ledger(planned, store, study.engine.stack, study.engine.workers)
+    log.info("%d of %d runs to do in study %s", len(ledger.todo), len(planned.runs), study.name)
+    if not ledger.todo:
+        return 0
+    total = sum(run.train.updates for run in ledger.todo.values())
+    setup = Setup(store.root, study.sources, study.overlap, tracking)
+    again: list[Job] = []
+
+    def more() -> list[Job]:
+        jobs = [*again, *ledger.ready()]
+        again.clear()
+        return jobs
+
+    with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=0.5) as bar:
+        for job, death in run_jobs(more, setup, study.engine.workers, bar.update):
+            again += ledger.settle(job, death)
+            done = len(ledger.todo) - sum(not store.has(i) for i in ledger.todo)
+            bar.set_postfix_str(f"{done}/{len(ledger.todo)} runs, {len(ledger.failed)} failed")
+    return len(ledger.failed)
+
+
+def status_lines(planned: Plan, store: Store) -> list[str]:
+    """How far the plan is: cells and runs done, failed and missing, and the failures by name."""
+    done = {run_id for run_id in planned.runs if store.has(run_id, planned.marks[run_id])}
+    failures = {i: f for i, f in store.failures().items() if i in planned.runs and i not in done}
+    cells = Counter("done" if c.run_id in done else "failed" if c.run_id in failures else "missing"
+                    for c in planned.cells if c.budget > 0)
+    lines = [f"cells: {sum(cells.values())}, " + _counts(cells, ("done", "failed", "missing")),
+             f"runs: {len(planned.runs)}, {len(done)} done, {len(failures)} failed, "
+             f"{len(planned.runs) - len(done) - len(failures)} missing"]
+    for run_id, failure in sorted(failures.items()):
+        run = planned.runs[run_id]
+        lines.append(f"  {run_id} {run.init.name} of {run.method.name if run.method else 'no module'} on {run.host.name}, "
+                     f"attempt {failure['attempt']}: {failure['error']}")
+    return lines
+
+
+def _counts(counts: Counter[str], names: Sequence[str]) -> str:
+    return ", ".join(f"{counts[name]} {name}" for name in names)

@@ -1,0 +1,143 @@
+"""From what a run measured to its record: field names as in PEFT's method comparison, plus `cell` and `port_info`."""
+
+import datetime
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from portability.engine import Outcome, Predictions
+from portability.metrics import score
+from portability.module import ModuleState
+from portability.port import PortReport
+from portability.spec import SCHEMA, RunSpec
+from portability.store import Result
+
+PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy", "safetensors")
+
+
+@dataclass
+class Evidence:
+    """Everything measured about one finished run; `predictions` by mark, for the N test examples with `labels`."""
+
+    run: RunSpec
+    labels: np.ndarray
+    predictions: dict[int, Predictions]
+    host_parameters: int
+    seconds: float  # share of the stack's wall time
+    train_seconds: float = 0.0
+    module: ModuleState | None = None
+    head: dict[str, torch.Tensor] = field(default_factory=dict)
+    report: PortReport | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    origin: dict[str, str] | None = None  # names of the origin's host and data
+
+
+def build_result(evidence: Evidence) -> Result:
+    """The record and the files beside it.
+
+    Paths never enter a record: a host's or set's source is kept only where it is a hub id or an embedded name.
+    """
+    run, module = evidence.run, evidence.module
+    trainable = (module.entries if module else 0) + sum(tensor.numel() for tensor in evidence.head.values())
+    record = {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "spec": _without_paths(asdict(run)),
+        "cell": {
+            "method": run.method.name if run.method else None, "host": run.host.name, "data": run.data.name,
+            "init": run.init.name, "seed": run.seed, "origin": evidence.origin,
+        },
+        "run_info": {
+            "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "total_time": evidence.seconds, **git_state(),
+        },
+        "train_info": {
+            "status": "success",
+            "train_time": evidence.train_seconds,
+            "file_size": 4 * (module.entries if module else 0),  # bytes of the module's tensors in fp32
+            "num_trainable_params": trainable,
+            "num_total_params": evidence.host_parameters + trainable,
+            "tokens": evidence.outcome.tokens,
+            "padded_tokens": evidence.outcome.padded_tokens,
+            "train_loss": [list(point) for point in evidence.outcome.losses],
+            "metrics": [{"updates": mark} | _metrics(found, evidence.labels)
+                        for mark, found in sorted(evidence.predictions.items())],
+        },
+        "port_info": evidence.report.summary() if evidence.report else None,
+        "meta_info": {"package_info": packages(), "system_info": system()},
+    }
+    tensors: dict[str, Any] = {"predictions": _prediction_tensors(evidence)}
+    metadata = {}
+    if module is not None:
+        tensors["module"], metadata["module"] = module.to_file()
+    if evidence.head:
+        tensors["head"] = evidence.head
+    report = {"tensors": evidence.report.tensors} | evidence.report.summary() if evidence.report else None
+    return Result(record, tensors, metadata, report)
+
+
+def _metrics(found: Predictions, labels: np.ndarray) -> dict[str, float]:
+    return score(found.margin, found.nll, found.invalid, np.asarray(labels))
+
+
+def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
+    marks = sorted(evidence.predictions)
+    parts = [evidence.predictions[mark] for mark in marks]
+    return {
+        "updates": torch.tensor(marks, dtype=torch.int64),
+        "margin": torch.from_numpy(np.stack([part.margin for part in parts])).float(),
+        "invalid": torch.from_numpy(np.stack([part.invalid for part in parts])),
+        "label": torch.from_numpy(np.array(evidence.labels, dtype=np.int8)),
+    }
+
+
+def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
+    for part in (spec["host"], spec["data"]):
+        source = part["source"] or ""
+        if part["revision"] is None and not source.startswith("embedded:"):
+            part["source"] = Path(source).name
+    return spec
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Versions of the packages that can change a number."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@functools.cache
+def system() -> dict[str, Any]:
+    """What the run ran on, without names or paths of the machine."""
+    return {
+        "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
+        "device": "cpu", "threads": torch.get_num_threads(),
+    }
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since, or None where it is not a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", ".")
+    return {"git_commit": git("rev-parse", "HEAD"), "worktree_dirty": None if changed is None else bool(changed)}

@@ -1,0 +1,122 @@
+"""The command: ``python -m portability.run [+sweep=NAME] [key=value ...]``.
+
+Hydra composes the configuration, the planner expands it, and the pool carries out what the store lacks.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from portability.config import Study, facts, to_study
+from portability.errors import UserError
+from portability.plan import Plan, plan
+from portability.progress import carry_out, status_lines
+from portability.store import Store
+from portability.tracking import TrackingSpec, resolve_mode
+
+log = logging.getLogger(__name__)
+CATALOGUES = ("host", "data", "init", "port")  # conf groups that are loaded whole; the axes name their entries
+
+
+def bundled(name: str) -> Path:
+    """The folder of conf files or sweeps: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Hydra's arguments for ours: ``+sweep=NAME`` becomes a file of sweeps/, and every catalogue is loaded whole.
+
+    Example:
+        >>> "+sweeps=demo" in prepare(["+sweep=demo"])
+        True
+    """
+    given = [re.sub(r"^\+?sweep=", "+sweeps=", argument) for argument in arguments]
+    folders = [bundled("conf"), *_config_dirs(given)]
+    for group in CATALOGUES:
+        names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        given.append(f"+{group}=[{','.join(names)}]")
+    return [*given, f"hydra.searchpath=[file://{bundled('sweeps').parent}]"]
+
+
+def _config_dirs(arguments: Sequence[str]) -> list[Path]:
+    """Folders given with ``--config-dir`` (or -cd)."""
+    found = []
+    for place, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found.append(Path(value or (arguments[place + 1] if place + 1 < len(arguments) else ".")))
+    return found
+
+
+@hydra.main(config_path=str(bundled("conf")), config_name="config", version_base="1.3")
+def _composed(cfg: DictConfig) -> None:
+    try:
+        sys.exit(command(to_study(cfg), sweep_name(sys.argv)))
+    except UserError as error:
+        sys.exit(f"portability: {error}")
+
+
+def sweep_name(arguments: Sequence[str]) -> str | None:
+    """The sweep named on the command line, for the manifest."""
+    return next((a.partition("=")[2] for a in arguments if a.startswith("+sweeps=")), None)
+
+
+def command(study: Study, sweep: str | None) -> int:
+    """Plan, and then print, or show the state of, or carry out the plan. Gives back the exit code."""
+    planned = plan(study.grid)
+    store = Store(study.results / study.name)
+    if study.mode == "plan":
+        _say(plan_lines(study, planned, store))
+        return 0
+    if study.mode == "status":
+        _say(status_lines(planned, store))
+        return 0
+    store.expect(planned.cells, facts(study, sweep))
+    tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
+    failed = carry_out(planned, store, study, tracking)
+    _say(status_lines(planned, store))
+    return 1 if failed else 0
+
+
+def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
+    """What would be done: cells, the distinct runs behind them, what sharing saves, and what is done already."""
+    cells = [cell for cell in planned.cells if cell.budget > 0]
+    groups: dict[str, set[str]] = {}
+    for cell in cells:
+        groups.setdefault(cell.init, set()).add(cell.run_id)
+    done = sum(store.has(run_id, planned.marks[run_id]) for run_id in planned.runs)
+    updates = sum(run.train.updates for run in planned.runs.values())
+    alone = sum(planned.runs[cell.run_id].train.updates * (cell.budget == max(study.grid.budgets)) for cell in cells)
+    origins = {planned.runs[cell.run_id].origin for cell in cells} - {None}
+    each = sum(cell.budget for cell in cells) + len(cells) * study.grid.origin_updates * bool(origins)
+    lines = [f"study {study.name}: {len(cells)} cells (+ {len(planned.cells) - len(cells)} zero-shot and bare)"]
+    for init, ids in groups.items():
+        lines.append(f"  {init}: {sum(cell.init == init for cell in cells)} cells are {len(ids)} runs")
+    lines.append(f"runs: {len(planned.runs)} distinct, {done} done, {len(planned.runs) - done} to do")
+    lines.append(f"updates: {updates} planned; one run a cell with an origin of its own would take {each}, "
+                 f"one run per largest budget {alone} (saving {1 - updates / each:.0%})" if each else "updates: 0")
+    for name, counts in study.data.counts.items():
+        lines.append(f"data {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+    return lines
+
+
+def _say(lines: Sequence[str]) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.argv[1:] = prepare(sys.argv[1:])
+    _composed()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""From a batch of texts to logits: one forward pass for every host family, the only place that calls a host."""
+
+import torch
+from torch import Tensor, nn
+
+from portability.hosts import Host, label_ids
+from portability.spec import TaskSpec
+
+HEAD = ("head.weight", "head.bias")
+
+
+class Scorer(nn.Module):
+    """Logits of one answer per text.
+
+    Hosts with a language-model head give logits over their vocabulary for the answer's first token (T5: the first
+    decoder step; decoder-only hosts: after the last real token). Encoders give two logits from a linear head over
+    the mean of the real tokens' states (our choice, DECISIONS D-11); the head is handed in like a module.
+    """
+
+    def __init__(self, host: Host, task: TaskSpec):
+        super().__init__()
+        self.model = host.model
+        self.family = host.family
+        self.hidden = host.spec.shape.hidden
+        self.has_head = host.scoring == "head"
+        if self.has_head:
+            self.head = nn.Linear(self.hidden, 2)
+            self.head.requires_grad_(False)
+            self.label_ids = (0, 1)
+        else:
+            self.label_ids = label_ids(host.tokenizer, task.label_words, seq2seq=self.family == "t5")
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, V) or (B, 2).
+
+        Args:
+            input_ids: (B, T) token ids, padded on the right.
+            attention_mask: (B, T) 1 for real tokens, 0 for padding.
+        """
+        if self.family == "t5":
+            start = torch.full_like(input_ids[:, :1], self.model.config.decoder_start_token_id)
+            return self.model(
+                input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=start, use_cache=False
+            ).logits[:, 0]
+        if self.has_head:
+            states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            weights = attention_mask.to(states.dtype).unsqueeze(-1)
+            return self.head((states * weights).sum(1) / weights.sum(1))
+        states = self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        last = (attention_mask.sum(1) - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
+        return self.model.lm_head(states.gather(1, last).squeeze(1))
+
+    def fresh_head(self, seed: int) -> dict[str, Tensor]:
+        """A new head from this seed, N(0, 0.02) with zero bias; nothing for hosts that score label words."""
+        if not self.has_head:
+            return {}
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(2, self.hidden, generator=generator) * 0.02
+        return dict(zip(HEAD, (weight, torch.zeros(2)), strict=True))

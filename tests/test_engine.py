@@ -1,0 +1,225 @@
+"""How runs are stacked never shows in a result; and the engine equals the plain libraries."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import METHODS, TASK, sentences
+from torch.nn import functional as F
+
+from portability import engine
+from portability.batches import Schedule, buckets, pad
+from portability.data import Encoded
+from portability.engine import Member, Trainer
+from portability.scorer import Scorer
+from portability.spec import TrainSpec
+
+SPEC = TrainSpec(updates=12, batch_size=8, warmup=4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0,
+                 ema_decay=0.9, bucket_batches=3, head_learning_rate=1e-3)
+
+
+def encoded(tokenizer, rows, template="{text} answer :"):
+    texts = [tokenizer(template.format(text=row["text"]))["input_ids"] for row in rows]
+    offsets = np.cumsum([0, *map(len, texts)])
+    return Encoded(np.concatenate(texts).astype(np.int32), offsets, np.array([row["label"] for row in rows]), 0)
+
+
+class Bench:
+    """A method on a host, and a training set."""
+
+    def __init__(self, mounted):
+        self.mounted = mounted
+        self.host = mounted.host
+        self.scorer = Scorer(self.host, TASK)
+        self.data = encoded(self.host.tokenizer, sentences(160, 3))
+        self.schedule = Schedule(self.data, SPEC.batch_size, SPEC.bucket_batches, "data")
+
+    def start(self, seed):
+        state = self.mounted.fresh(seed)
+        head = self.scorer.fresh_head(seed)
+        return {f"model.{name}": value for name, value in self.mounted.to_parameters(state).items()} | head
+
+    def train(self, seeds, spec=SPEC, rates=None, starts=None):
+        starts = starts or [self.start(seed) for seed in seeds]
+        rates = rates or [self.mounted.spec.learning_rate] * len(seeds)
+        trainer = Trainer(self.scorer, [Member(*m) for m in zip(starts, seeds, rates, strict=True)], spec)
+        engine.train(trainer, self.schedule, self.data, (), lambda *_: None)
+        return trainer
+
+    def rows(self, trainer):
+        return torch.cat([trainer.bank.theta.detach(), trainer.averages], 1)
+
+
+@pytest.fixture(scope="module")
+def bench(mount):
+    made = {}
+
+    def get(method, family="t5", shape=(32, 2, 4)):
+        if (method, family, shape) not in made:
+            made[method, family, shape] = Bench(mount(method, family, *shape))
+        return made[method, family, shape]
+
+    return get
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_stacks_of_1_2_4_and_a_permuted_one_are_bit_equal(bench, method, family):
+    table = bench(method, family)
+    four = table.rows(table.train([0, 1, 2, 3]))
+    assert four.isfinite().all() and not torch.equal(four[0], four[1])
+    two = table.rows(table.train([2, 3]))
+    permuted = table.rows(table.train([3, 0, 2, 1]))
+    for seed in range(4):
+        assert torch.equal(table.rows(table.train([seed]))[0], four[seed]), f"K = 1, seed {seed}"
+    assert torch.equal(two, four[2:])
+    assert torch.equal(permuted, four[[3, 0, 2, 1]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_wider_and_deeper_host_is_bit_equal_too(bench, method):
+    table = bench(method, "t5", (96, 3, 4))
+    stacked = table.rows(table.train([0, 1, 2, 3, 4]))
+    assert torch.equal(table.rows(table.train([4]))[0], stacked[4])
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "roberta", "gpt2", "llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_thirty_updates_equal_a_plain_one_at_a_time_loop(bench, method, family):
+    """An ordinary loop: the library's own module, torch's AdamW and clip_grad_norm_, one run at a time."""
+    table, spec = bench(method, family), TrainSpec(**{**vars(SPEC), "updates": 30})
+    trainer = table.train([5, 6], spec)
+    for index, seed in enumerate((5, 6)):
+        plain = plain_loop(table, seed, spec)
+        ours = trainer.bank.member(trainer.bank.theta, index)
+        for name, value in plain.items():
+            assert torch.allclose(ours[name], value, atol=1e-4, rtol=0), (name, (ours[name] - value).abs().max())
+
+
+def plain_loop(table, seed, spec):
+    model, scorer = table.host.model, table.scorer
+    values = dict(scorer.named_parameters())
+    start = table.start(seed)
+    with torch.no_grad():
+        for name, value in start.items():
+            values = dict(scorer.named_parameters())
+            values[name].copy_(value)
+    module = [values[name] for name in start if not name.startswith("head.")]
+    head = [values[name] for name in start if name.startswith("head.")]
+    for parameter in module + head:
+        parameter.requires_grad_(True)
+    rate = table.mounted.spec.learning_rate
+    groups = [{"params": part, "lr": lr} for part, lr in ((module, rate), (head, spec.head_learning_rate)) if part]
+    optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+    warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / spec.warmup))
+    assert not model.training
+    for step in range(spec.updates):
+        picks = table.schedule.examples(step, seed)
+        rows = [table.data.row(i) for i in picks]
+        ids, mask = pad(rows, max(map(len, rows)))
+        target = torch.tensor([scorer.label_ids[table.data.labels[i]] for i in picks])
+        loss = F.cross_entropy(scorer(ids, mask), target)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module + head, spec.clip)
+        optimizer.step()
+        warm.step()
+    for parameter in head:
+        parameter.requires_grad_(False)
+    return {name: values[name].detach().clone() for name in start}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_member_gone_wrong_leaves_its_neighbours_bit_equal(bench, method):
+    table = bench(method)
+    starts = [table.start(seed) for seed in (0, 1, 2)]
+    good = table.rows(table.train([0, 1, 2], starts=starts))
+    broken = [starts[0], {name: torch.full_like(v, torch.nan) for name, v in starts[1].items()}, starts[2]]
+    trainer = table.train([0, 1, 2], starts=broken)
+    assert [outcome.failed_at for outcome in trainer.outcomes] == [None, 1, None]
+    assert torch.equal(table.rows(trainer)[[0, 2]], good[[0, 2]])
+
+
+def test_a_member_that_diverges_later_is_frozen_at_that_update(bench):
+    table = bench("lora")
+    trainer = table.train([0, 1], rates=[3e-3, 1e25])
+    bad = trainer.outcomes[1].failed_at
+    assert bad is not None and 1 < bad <= SPEC.updates
+    assert torch.equal(table.rows(trainer)[0], table.rows(table.train([0]))[0])
+
+
+def test_each_member_has_its_own_learning_rate(bench):
+    table = bench("adapter")
+    one = table.rows(table.train([0, 1], rates=[3e-3, 3e-3]))
+    other = table.rows(table.train([0, 1], rates=[3e-3, 6e-3]))
+    assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+
+
+def test_the_host_is_never_changed(bench):
+    table = bench("compacter")
+    before = {n: p.clone() for n, p in table.host.model.named_parameters() if "module" not in n}
+    table.train([0, 1])
+    after = dict(table.host.model.named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if name in after)
+
+
+def test_marks_see_the_moving_average_that_starts_at_the_start(bench):
+    table, seen = bench("lora"), {}
+    start = table.start(0)
+    trainer = Trainer(table.scorer, [Member(start, 0, 3e-3)], SPEC)
+    engine.train(trainer, table.schedule, table.data, (0, 1, 12), lambda n, p: seen.update({n: bank(p)}))
+    assert sorted(seen) == [0, 1, 12]
+    assert torch.equal(seen[0], torch.cat([v.reshape(-1) for v in start.values()]))
+    again = Trainer(table.scorer, [Member(start, 0, 3e-3)], SPEC)
+    again.update(0, table.schedule, table.data)
+    wanted = 0.9 * seen[0] + 0.1 * again.bank.theta.detach()[0]
+    assert torch.allclose(seen[1], wanted, atol=1e-7)
+
+
+def bank(parameters):
+    return torch.cat([value[0].reshape(-1) for value in parameters.values()]).clone()
+
+
+def test_predictions_do_not_depend_on_the_stack_or_the_order_of_examples(bench):
+    table = bench("adapter")
+    trainer = table.train([0, 1, 2])
+    views = trainer.bank.views(trainer.averages)
+    three = engine.predict(table.scorer, views, table.data, 32)
+    one = engine.predict(table.scorer, {name: v[1:2] for name, v in views.items()}, table.data, 32)
+    assert np.array_equal(three.margin[1], one.margin[0]) and np.array_equal(three.nll[1], one.nll[0])
+    plain = engine.logits_of(table.scorer, {n: v[1] for n, v in views.items()}, *pad([table.data.row(7)], 30))
+    scores = plain.log_softmax(-1)[0]
+    negative, positive = table.scorer.label_ids
+    assert one.margin[0, 7] == pytest.approx(float(scores[positive] - scores[negative]), abs=1e-5)
+
+
+# ---- the schedule of batches
+
+
+def test_arms_see_the_same_batches_and_steps_share_a_bucket(bench):
+    table = bench("lora")
+    schedule = Schedule(table.data, 8, 3, "data")
+    for step in range(40):
+        index, _ = schedule.bucket(step)
+        members = set(schedule.buckets[index].members.tolist())
+        one, other = schedule.examples(step, 1), schedule.examples(step, 2)
+        assert set(one) <= members and set(other) <= members and len(set(one.tolist())) == 8
+        again = Schedule(table.data, 8, 3, "data").examples(step, 1)
+        assert np.array_equal(one, again)
+    assert any(not np.array_equal(schedule.examples(s, 1), schedule.examples(s, 2)) for s in range(5))
+
+
+def test_an_epoch_shows_every_example_about_once(bench):
+    table = bench("lora")
+    schedule = Schedule(table.data, 8, 3, "data")
+    steps = len(schedule.turns)
+    seen = np.concatenate([schedule.examples(step, 0) for step in range(steps)])
+    assert len(set(seen.tolist())) == len(seen) and len(seen) >= 0.85 * len(table.data)
+
+
+def test_padding_stays_near_the_real_tokens():
+    lengths = np.clip(np.random.default_rng(0).lognormal(2.9, 0.5, 4000).astype(int), 3, 60)
+    found = buckets(lengths, 4 * 16)
+    padded = sum(bucket.length * len(bucket.members) for bucket in found)
+    assert padded / lengths.sum() < 1.05
+    assert min(len(bucket.members) for bucket in found) >= 64
+    assert sorted(np.concatenate([b.members for b in found]).tolist()) == list(range(4000))

@@ -1,0 +1,72 @@
+"""Layer maps, and averaging of products."""
+
+import pytest
+import torch
+
+from portability.errors import UserError
+from portability.layers import LAYER_MAPS, average_layers
+
+
+@pytest.mark.parametrize("name", LAYER_MAPS)
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_every_map_is_the_identity_between_equal_depths(name, depth):
+    assert LAYER_MAPS[name](depth, depth) == [[i] for i in range(depth)]
+
+
+@pytest.mark.parametrize("name", LAYER_MAPS)
+@pytest.mark.parametrize(("origin", "receiving"), [(12, 24), (24, 12), (3, 2), (2, 3), (6, 3), (5, 1), (1, 4)])
+def test_maps_keep_the_order_and_stay_in_range(name, origin, receiving):
+    if name == "skip" and receiving > origin:
+        with pytest.raises(UserError, match="only drops layers"):
+            LAYER_MAPS[name](origin, receiving)
+        return
+    layers = LAYER_MAPS[name](origin, receiving)
+    flat = [one for many in layers for one in many]
+    assert len(layers) == receiving and all(layers) and flat == sorted(flat) and set(flat) <= set(range(origin))
+
+
+def test_average_uses_every_layer_of_a_deeper_origin():
+    assert sorted(one for many in LAYER_MAPS["average"](7, 3) for one in many) == list(range(7))
+
+
+def test_low_rank_pairs_are_averaged_as_products():
+    torch.manual_seed(0)
+    u, v = torch.randn(12, 4), torch.randn(4, 10)  # two layers in one subspace but with other factors
+    turn = torch.linalg.qr(torch.randn(4, 4))[0]
+    layers = [{"A": v, "B": u}, {"A": turn @ v * 2, "B": u @ turn.T * 0.5}]
+    got = average_layers(layers)
+    assert torch.allclose(got["B"] @ got["A"], (layers[0]["B"] @ layers[0]["A"] + layers[1]["B"] @ layers[1]["A"]) / 2,
+                          atol=1e-5)
+    factors = (layers[0]["B"] + layers[1]["B"]) @ (layers[0]["A"] + layers[1]["A"]) / 4
+    assert not torch.allclose(factors, u @ v, atol=1e-2), "averaging factors would have done, so this shows nothing"
+
+
+def test_the_truncated_product_is_numpys_best_rank_r():
+    import numpy as np
+    torch.manual_seed(1)
+    layers = [{"A": torch.randn(2, 9), "B": torch.randn(3, 5, 2)} for _ in range(3)]
+    got = average_layers(layers)
+    mean = np.mean([x["B"].reshape(15, 2).numpy() @ x["A"].numpy() for x in layers], axis=0)
+    left, scale, right = np.linalg.svd(mean)
+    best = left[:, :2] * scale[:2] @ right[:2]
+    assert np.allclose(got["B"].reshape(15, 2).numpy() @ got["A"].numpy(), best, atol=1e-5)
+    norms = np.mean([float(x["A"].norm()) for x in layers])
+    assert float(got["A"].norm()) == pytest.approx(norms, rel=1e-5)
+
+
+def test_a_bottlenecks_linear_part_is_averaged_with_its_bias():
+    torch.manual_seed(2)
+    one = {"down_weight": torch.randn(4, 6), "down_bias": torch.randn(4), "up_weight": torch.randn(6, 4),
+           "up_bias": torch.randn(6)}
+    got = average_layers([one, {role: t.clone() for role, t in one.items()}])
+    x = torch.randn(6)
+    assert torch.allclose(got["up_weight"] @ (got["down_weight"] @ x + got["down_bias"]) + got["up_bias"],
+                          one["up_weight"] @ (one["down_weight"] @ x + one["down_bias"]) + one["up_bias"], atol=1e-4)
+
+
+def test_compacters_blocks_are_averaged_as_products():
+    torch.manual_seed(3)
+    one = {"down_left": torch.randn(4, 8, 1), "down_right": torch.randn(4, 1, 2)}
+    two = {"down_left": one["down_left"] * 3, "down_right": one["down_right"] / 3}
+    got = average_layers([one, two])
+    assert torch.allclose(got["down_left"] @ got["down_right"], one["down_left"] @ one["down_right"], atol=1e-5)

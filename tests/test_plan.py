@@ -1,0 +1,162 @@
+"""From a grid to runs: the product, the sharing, and the names."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from portability.plan import Grid, plan, stacks
+from portability.spec import (
+    DataSpec,
+    EvalSpec,
+    HostShape,
+    HostSpec,
+    InitSpec,
+    MethodSpec,
+    PortSpec,
+    RunSpec,
+    TaskSpec,
+    TrainSpec,
+    from_dict,
+)
+
+
+def host(name, family="t5", hidden=64):
+    return HostSpec(name, f"/somewhere/{name}", None, f"print-{name}", HostShape(
+        family, {"encoder": 2, "decoder": 2} if family == "t5" else {"encoder": 2}, hidden, 128, 4, 4, 16))
+
+
+def data(name):
+    return DataSpec(name, f"/somewhere/{name}", None, f"train-{name}", f"eval-{name}", {"train": 1})
+
+
+def grid(**changes):
+    methods = [MethodSpec(name, "adapters", name, {}, 1e-3) for name in ("adapter", "prefix", "lora", "compacter")]
+    hosts = [host(name) for name in ("raw-base", "tuned-base", "raw-large")]
+    one, two, large = hosts
+    defaults = {
+        "methods": methods, "pairs": [(one, two), (two, one), (one, large), (large, one)],
+        "relations": {"same": data("films"), "different": data("meals")}, "data": data("films"),
+        "inits": [InitSpec(name, name) for name in ("ported", "sampled", "scratch")],
+        "ports": [PortSpec("pad", "pad", "stretch")], "seeds": [0, 1, 2, 3, 4], "budgets": [50, 100, 200],
+        "origin_updates": 200, "task": TaskSpec("{text}", ("negative", "positive"), 64),
+        "train": TrainSpec(200, 16, 20, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.98, 4, 1e-3), "eval": EvalSpec("test", 0, 64),
+        "precision": "fp32", "head": "shared",
+    }
+    return Grid(**{**defaults, **changes})
+
+
+def trained(planned):
+    return [cell for cell in planned.cells if cell.budget > 0]
+
+
+def test_the_studys_product_is_1440_cells_and_sharing_makes_them_few_runs():
+    planned = plan(grid())
+    assert grid().size == len(trained(planned)) == 1440
+    scratch = {cell.run_id for cell in trained(planned) if cell.init == "scratch"}
+    assert sum(cell.init == "scratch" for cell in trained(planned)) == 480 and len(scratch) == 60
+    ported = {cell.run_id for cell in trained(planned) if cell.init in ("ported", "sampled")}
+    assert len(ported) == 4 * 4 * 2 * 2 * 5  # method, pair, relation, init, seed: budgets nest
+    origins_elsewhere = 4 * 3 * 5  # trained on meals: method, host, seed
+    bare = 3
+    assert len(planned.runs) == 60 + 320 + origins_elsewhere + bare
+
+
+def test_every_run_follows_the_run_it_starts_from():
+    planned = plan(grid())
+    seen = set()
+    for run_id, run in planned.runs.items():
+        assert run.run_id == run_id and (run.origin is None or run.origin in seen)
+        seen.add(run_id)
+
+
+def test_an_origin_training_is_a_scratch_run_and_the_native_too():
+    planned = plan(grid())
+    for cell in trained(planned):
+        if cell.init == "ported" and cell.relation == "same":
+            back = next(c for c in planned.cells if c.init == "scratch" and c.receiving == cell.origin
+                        and c.method == cell.method and c.seed == cell.seed)
+            assert planned.runs[cell.run_id].origin == back.run_id
+        if cell.init == "scratch":
+            assert cell.native_id == cell.run_id
+
+
+def test_zero_shot_and_bare_come_on_top():
+    planned = plan(grid())
+    zero = [cell for cell in planned.cells if cell.budget == 0]
+    assert {cell.init for cell in zero} == {"ported", "sampled", "scratch", "bare"}
+    assert all(0 in planned.marks[cell.run_id] for cell in zero)
+    bare = {cell.run_id for cell in zero if cell.init == "bare"}
+    assert len(bare) == 3 and all(planned.runs[i].method is None and planned.runs[i].train.updates == 0 for i in bare)
+
+
+def test_with_a_shared_head_every_arm_starts_from_the_origins():
+    pair = (host("six", "bert"), host("three", "bert"))
+    planned = plan(grid(pairs=[pair, pair[::-1]]))
+    for cell in planned.cells:
+        run = planned.runs[cell.run_id]
+        assert run.head == "shared" and run.origin in planned.runs and planned.runs[run.origin].head == "fresh"
+    fresh = plan(grid(pairs=[pair, pair[::-1]], head="fresh"))
+    scratch = [fresh.runs[cell.run_id] for cell in trained(fresh) if cell.init == "scratch"]
+    assert all(run.origin is None for run in scratch)
+
+
+def test_compute_matched_scratch_trains_for_the_origins_updates_too():
+    planned = plan(grid(inits=[InitSpec("compute_matched", "compute_matched")]))
+    cell = next(cell for cell in planned.cells if cell.init == "compute_matched" and cell.budget == 50)
+    assert cell.mark == 250 and planned.runs[cell.run_id].train.updates == 400
+
+
+def run():
+    planned = plan(grid())
+    return next(run for run in planned.runs.values() if run.init.kind == "ported")
+
+
+def test_a_runs_name_is_pinned():
+    """A change of this name orphans every stored run: raise spec.SCHEMA and say so in CHANGELOG, or undo it."""
+    assert run().run_id == "PINNED"
+
+
+@pytest.mark.parametrize("change", [
+    lambda r: replace(r, method=replace(r.method, settings={"r": 9})),
+    lambda r: replace(r, method=replace(r.method, learning_rate=2e-3)),
+    lambda r: replace(r, host=replace(r.host, fingerprint="other")),
+    lambda r: replace(r, data=replace(r.data, train_digest="other")),
+    lambda r: replace(r, data=replace(r.data, eval_digest="other")),
+    lambda r: replace(r, init=replace(r.init, kind="sampled")),
+    lambda r: replace(r, init=replace(r.init, options={"law": "permute"})),
+    lambda r: replace(r, port=replace(r.port, strategy="repeat")),
+    lambda r: replace(r, seed=99),
+    lambda r: replace(r, origin="another"),
+    lambda r: replace(r, precision="bf16"),
+    lambda r: replace(r, task=replace(r.task, template="now: {text}")),
+    lambda r: r.with_updates(201),
+])
+def test_what_can_change_the_number_changes_the_name(change):
+    assert change(run()).run_id != run().run_id
+
+
+@pytest.mark.parametrize("change", [
+    lambda r: replace(r, host=replace(r.host, name="other", source="/elsewhere")),
+    lambda r: replace(r, data=replace(r.data, name="other", source="/elsewhere")),
+    lambda r: replace(r, method=replace(r.method, name="other")),
+    lambda r: replace(r, eval=replace(r.eval, batch_size=7)),
+])
+def test_what_cannot_change_the_number_does_not(change):
+    assert change(run()).run_id == run().run_id
+
+
+def test_a_spec_survives_a_trip_through_json():
+    import json
+    again = from_dict(RunSpec, json.loads(json.dumps(asdict(run()))))
+    assert again == run() and again.run_id == run().run_id
+
+
+def test_stacks_hold_only_what_may_train_together_and_lose_nothing():
+    planned = plan(grid())
+    parts = stacks(planned.runs, 8)
+    assert sorted(i for part in parts for i in part) == sorted(planned.runs)
+    for part in parts:
+        runs = [planned.runs[i] for i in part]
+        assert len(part) <= 8 and all((r.host, r.method, r.data, r.train) == (runs[0].host, runs[0].method, runs[0].data, runs[0].train)
+                                      for r in runs)
+        assert len({r.method is None for r in runs}) == 1

@@ -1,0 +1,104 @@
+"""A run is done when its record is there; nothing half-written is ever seen."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from portability import store as store_module
+from portability.errors import UserError
+from portability.spec import Cell
+from portability.store import Result, Store, studies
+
+ID = "0123456789abcdef"
+
+
+def result(*marks, value=1.0):
+    record = {"run_id": ID, "train_info": {"metrics": [{"updates": mark} for mark in marks]}}
+    return Result(record, {"module": {"a": torch.full((2,), value)}}, {"module": {"axes": "{}"}}, {"x": 1})
+
+
+def test_what_is_committed_is_read_back(tmp_path):
+    store = Store(tmp_path)
+    assert not store.has(ID)
+    store.commit(ID, result(0, 50))
+    assert store.has(ID, [0, 50]) and not store.has(ID, [0, 100])
+    tensors, metadata = store.tensors(ID, "module")
+    assert tensors["a"].tolist() == [1.0, 1.0] and metadata == {"axes": "{}"}
+    assert [record["run_id"] for record in store.records()] == [ID]
+    assert json.loads((store.folder(ID) / "port_report.json").read_text()) == {"x": 1}
+
+
+def test_a_run_committed_again_replaces_the_first_whole(tmp_path):
+    store = Store(tmp_path)
+    store.commit(ID, result(0))
+    store.commit(ID, result(0, 50, value=2.0))
+    assert store.has(ID, [50]) and store.tensors(ID, "module")[0]["a"][0] == 2.0
+    assert [path.name for path in store.folder(ID).parent.iterdir()] == [ID]
+
+
+@pytest.mark.parametrize("victim", ["module.safetensors", "record.json"])
+def test_a_full_disk_while_writing_leaves_no_run_and_no_rest(tmp_path, monkeypatch, victim):
+    store = Store(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if victim == "record.json":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        import safetensors.torch
+        monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        store.commit(ID, result(0))
+    assert not store.has(ID) and list(store.records()) == []
+    assert list(store.folder(ID).parent.iterdir()) == []
+    monkeypatch.undo()
+    store.commit(ID, result(0))
+    assert store.has(ID)
+
+
+def test_a_torn_record_counts_as_not_done_and_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.commit(ID, result(0))
+    path = store.folder(ID) / "record.json"
+    path.write_text(path.read_text()[:20])
+    assert not store.has(ID) and store.broken() == [ID] and list(store.records()) == []
+    store.commit(ID, result(0))
+    assert store.has(ID) and store.broken() == []
+
+
+def test_drafts_of_a_killed_process_are_never_read(tmp_path):
+    store = Store(tmp_path)
+    draft = store.folder(ID).parent / f".draft-{ID}-host-1-x"
+    draft.mkdir(parents=True)
+    (draft / "record.json").write_text('{"train_info": {"metrics": []}}')
+    assert list(store.records()) == [] and not store.has(ID)
+
+
+def test_failures_count_attempts_and_never_mask_a_result(tmp_path):
+    store = Store(tmp_path)
+    assert [store.fail(ID, {"error": "one"}), store.fail(ID, {"error": "two"})] == [1, 2]
+    assert store.failures()[ID]["error"] == "two"
+    store.commit(ID, result(0))
+    assert store.failures() == {}
+
+
+def test_manifests_are_written_once_and_an_empty_folder_is_a_clear_error(tmp_path):
+    cell = Cell("lora", "a", "b", "same", "x", "x", "ported", "pad", 0, 50, ID, 50, ID, ID)
+    store = Store(tmp_path / "study")
+    with pytest.raises(UserError, match="nothing was run there yet"):
+        store.manifests()
+    store.expect([cell], {"sweep": "s"})
+    store.expect([cell], {"sweep": "s"})
+    assert len(store.manifests()) == 1 and store.manifests()[0]["cells"][0]["run_id"] == ID
+    assert [found.root.name for found in studies(tmp_path)] == ["study"] == [found.root.name for found in studies(store.root)]
+    with pytest.raises(UserError, match="no study in"):
+        studies(tmp_path / "nowhere")
+
+
+def test_pickled_files_are_never_read():
+    text = open(store_module.__file__).read()
+    assert "pickle" not in text and "torch.load" not in text
