@@ -27,7 +27,7 @@ def caption(
         parts.append(GAIN)
     if (mark := faults(frame)) is not None:
         parts.append(mark)
-    return " ".join([*parts, *leak_guard(facts)])
+    return " ".join([*parts, *ahead(cells), *leak_guard(facts)])
 
 
 def replicates(cells: pd.DataFrame, keys: list[str]) -> str:
@@ -42,6 +42,17 @@ def replicates(cells: pd.DataFrame, keys: list[str]) -> str:
         return "Replicates: one cell each."
     words = ", ".join(f"{name.replace('_', ' ')} (up to {count})" for name, count in differing.items())
     return f"Replicates behind one mean differ in: {words}."
+
+
+def ahead(cells: pd.DataFrame) -> list[str]:
+    """A sentence for every init whose runs had more updates than their budget says (compute-matched arms).
+
+    Example:
+        >>> ahead(pd.DataFrame({"init": ["matched"], "mark": [600], "budget": [100]}))
+        ['Init matched had 500 updates more than its budget says.']
+    """
+    extra = (cells["mark"] - cells["budget"]).groupby(cells["init"], sort=False).max()
+    return [f"Init {name} had {more} updates more than its budget says." for name, more in extra.items() if more > 0]
 
 
 def faults(frame: pd.DataFrame) -> str | None:

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from analysis.metrics import UNITS, Metric, Unit
 from analysis.stats import apart, paired, reference, summarise
+from portability.spec import BARE
 
 # Okabe and Ito's palette, told apart under every common colour blindness (jfly.uni-koeln.de/color)
 PALETTE = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,7 +32,7 @@ def learning_curves(cells: pd.DataFrame, metric: Metric) -> Figures:
     Lines are means over distinct runs, bands one standard deviation (none with one run). A hollow marker is computed
     from fewer cells than asked for, a cross at the foot stands where nothing is done. Dashed: native; dotted: bare.
     """
-    arms = cells[cells["init"] != "bare"]
+    arms = cells[cells["init"] != BARE]
     keys = apart(cells)
     if "port" in keys:  # one line per port
         arms = arms.assign(init=arms["init"] + ", " + arms["port"].astype(str))
@@ -117,7 +118,7 @@ def _legend(inits: dict[str, int]) -> list[Line2D]:
 def gain_heat_map(cells: pd.DataFrame, metric: Metric) -> Figures:
     """Gain of ported over scratch by origin (down) and receiving host (across), one panel per method, one figure per
     relation, at the largest budget. Hatched: no number; grey: not asked for; † incomplete; in brackets: baselines."""
-    arms = cells[cells["init"] != "bare"]
+    arms = cells[cells["init"] != BARE]
     top = arms[arms["budget"] == arms["budget"].max()]
     pairs = paired(top, "ported", "scratch", metric.scale)
     by = ["relation", *apart(cells)]

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.captions import BEST
 from analysis.metrics import METRICS, UNITS
 from analysis.tables import Table
+from portability.spec import BARE
 
 NOTHING = "–"  # not asked for
 WIDEST = 100  # characters of one terminal column; longer errors are cut there, and whole in the other forms
@@ -95,7 +96,7 @@ def _label(key: str, value: object, units: pd.Series | None = None) -> str:
 def _styles(table: Table) -> dict[int, str]:
     """Best and second of every block: same column and rows, different init; only whole entries compete."""
     frame = table.frame
-    arms = frame[(frame["quantity"] == table.metric.name) & (frame["init"] != "bare")]
+    arms = frame[(frame["quantity"] == table.metric.name) & (frame["init"] != BARE)]
     whole = arms[arms["status"] == "complete"]
     block = [key for key in (*table.rows, table.column) if key != "init"]
     digits = UNITS[table.metric.unit].digits + (2 if table.metric.unit == "fraction" else 0)

@@ -9,6 +9,7 @@ from analysis import captions
 from analysis.load import COORDINATES, STATUSES, Study
 from analysis.metrics import METRICS, Metric
 from analysis.stats import ARM, apart, paired, reference, summarise
+from portability.spec import BARE
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _behind(name: str, cells: pd.DataFrame) -> pd.DataFrame:
 
 def _arms(cells: pd.DataFrame) -> pd.DataFrame:
     """All cells but those of the bare host, which is a reference and no arm."""
-    return cells[cells["init"] != "bare"]
+    return cells[cells["init"] != BARE]
 
 
 def _largest(cells: pd.DataFrame) -> pd.DataFrame:

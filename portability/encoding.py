@@ -124,7 +124,7 @@ def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tup
     for j, text in zip(stuck, letters, strict=True):
         if not text:
             room = len(tokenise([""])[0])
-            raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes {room} tokens")
+            raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes {room}")
         cut[j] = text
     for i, ids in zip(long, tokenise(cut) if cut else [], strict=True):
         found[i] = ids
@@ -132,7 +132,10 @@ def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tup
 
 
 def _longest(ends: list[list[int]], texts: list[str], tokenise: Tokenise, limit: int) -> list[str]:
-    """The longest beginning of each text, at one of its `ends`, that fits; empty where none does. Halves all at once."""
+    """The longest beginning of each text, up to one of its `ends`, that fits; empty where none does.
+
+    All texts are halved at once, so that the tokenizer is called some ten times, not some ten times a text.
+    """
     low, high = [0] * len(texts), [len(places) for places in ends]  # `low` ends fit, more than `high` do not
     while open_ := [i for i in range(len(texts)) if low[i] < high[i]]:
         middle = {i: (low[i] + high[i] + 1) // 2 for i in open_}

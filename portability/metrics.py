@@ -31,9 +31,8 @@ class PerExample(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         kind = "bool" if self.column == "invalid" else "float64"
-        features = {
-            "predictions": datasets.Sequence(datasets.Value(kind)), "references": datasets.Sequence(datasets.Value("int64"))
-        }
+        kinds = {"predictions": kind, "references": "int64"}
+        features = {name: datasets.Sequence(datasets.Value(kind)) for name, kind in kinds.items()}
         return evaluate.MetricInfo(
             description=str(self.__doc__), citation=self.citation_text, features=datasets.Features(features),
             inputs_description=f"predictions: [{self.column} (N,)], references: [labels (N,)]",
@@ -149,20 +148,27 @@ def score(margin: np.ndarray, nll: np.ndarray, invalid: np.ndarray, label: np.nd
         >>> found["eval_accuracy"], found["eval_loss"], found["eval_invalid_rate"]
         (0.5, 0.2, 0.5)
     """
-    columns = {"margin": np.asarray(margin, np.float64), "nll": np.asarray(nll, np.float64), "invalid": np.asarray(invalid)}
-    labels = np.asarray(label)
-    shapes = {name: column.shape for name, column in columns.items()} | {"label": labels.shape}
-    if set(shapes.values()) != {(labels.size,)} or not labels.size:
-        raise ValueError(f"metrics need columns of one length of at least 1, got {shapes}")
-    if not np.isin(labels, (0, 1)).all() or columns["invalid"].dtype != np.bool_:
-        raise ValueError(f"labels must be 0 or 1 and invalid must be bool, got {np.unique(labels)[:5]}, {columns['invalid'].dtype}")
-    for name in ("margin", "nll"):
-        if not np.isfinite(columns[name]).all():
-            raise ValueError(f"{name} is not finite for {int((~np.isfinite(columns[name])).sum())} of {labels.size} examples")
+    columns = {"margin": np.asarray(margin, np.float64), "nll": np.asarray(nll, np.float64)}
+    columns["invalid"], labels = np.asarray(invalid), np.asarray(label)
+    _check(columns, labels)
     return {
         f"eval_{name}": metric.compute(predictions=[columns[metric.column]], references=[labels])["value"]
         for name, metric in _metrics().items()
     }
+
+
+def _check(columns: dict[str, np.ndarray], labels: np.ndarray) -> None:
+    shapes = {name: column.shape for name, column in columns.items()} | {"label": labels.shape}
+    if set(shapes.values()) != {(labels.size,)} or not labels.size:
+        raise ValueError(f"metrics need columns of one length of at least 1, got {shapes}")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5]}")
+    if columns["invalid"].dtype != np.bool_:
+        raise ValueError(f"invalid must be bool, got {columns['invalid'].dtype}")
+    for name in ("margin", "nll"):
+        bad = int((~np.isfinite(columns[name])).sum())
+        if bad:
+            raise ValueError(f"{name} is not finite for {bad} of {labels.size} examples")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -130,6 +131,7 @@ def _work(pipe: Connection, setup: Setup, parent: int) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     logging.getLogger("adapters").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about adapters' T5 layers
     tracker = Tracker(setup.tracking)
     desk = Desk(Store(setup.store), study_data(setup.sources, setup.overlap), pipe.send, tracker.log_run)
     while True:

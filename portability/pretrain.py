@@ -119,16 +119,20 @@ def probe(
     return float((logits.argmax(-1) == batch["labels"][:, 0]).float().mean())
 
 
-def rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """The learning rate of update `step` (from 0): linear warm-up, then a cosine to zero.
+def rate(peak: float, warm: float, share: float, done: float) -> float:
+    """The learning rate: the stage's share of the peak, warmed up, on a cosine in the last stage.
+
+    Args:
+        peak: the host's learning rate.
+        warm: how much of the warm-up is over; above 1 means all of it.
+        share: the stage's share of the peak, in [0, 1].
+        done: how much of the last stage is over, in [0, 1]; 0 before it.
 
     Example:
-        >>> rate(0, 100, 1.0, 10), rate(9, 100, 1.0, 10), round(rate(55, 100, 1.0, 10), 3)
-        (0.1, 1.0, 0.5)
+        >>> rate(1.0, 0.1, 1.0, 0.0), rate(1.0, 9.0, 0.5, 0.0), round(rate(1.0, 9.0, 0.5, 0.5), 2)
+        (0.1, 0.5, 0.25)
     """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return peak * min(1.0, warm) * share * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Curriculum:
@@ -143,6 +147,11 @@ class Curriculum:
         self.stages, self.stage, self.entered = stages, 0, [0]
         self.mixes = [Mix(**stage["mix"]) for stage in stages]
 
+    @property
+    def last(self) -> bool:
+        """Whether the present stage is the last one."""
+        return self.stage + 1 == len(self.stages)
+
     def at(self, step: int) -> Mix:
         """The mix of update `step`: a line from the previous stage's mix over `ramp` updates."""
         mix, ramp = self.mixes[self.stage], self.stages[self.stage]["ramp"]
@@ -151,13 +160,19 @@ class Curriculum:
         new = dataclasses.asdict(mix)
         return Mix(**{k: old[k] + share * (new[k] - old[k]) for k in new})
 
+    def longest(self, steps: int) -> int:
+        """The updates of the whole training if every stage still to come lasts its longest."""
+        ahead = sum(stage["most"] for stage in self.stages[self.stage : -1])
+        return self.entered[-1] + ahead + steps
+
     def ask(self, step: int, score: Callable[[Mix], float], name: str) -> None:
-        """Moves on to the next stage if the probe of this stage's own mix passes its gate."""
-        if self.stage + 1 == len(self.stages):
+        """Moves on if the probe of this stage's own mix passes its gate, or the stage has lasted long."""
+        if self.last:
             return
         found = score(self.mixes[self.stage])
         log.info("%s: update %d, stage %d, endings %.3f", name, step, self.stage, found)
-        if found >= self.stages[self.stage]["gate"]:
+        stage = self.stages[self.stage]
+        if found >= stage["gate"] or step - self.entered[-1] >= stage["most"]:
             self.stage += 1
             self.entered.append(step)
 
@@ -180,19 +195,27 @@ def train(
         weight_decay=opt["weight_decay"],
         fused=True,
     )
-    losses, started = [], time.perf_counter()
-    for step in tqdm(range(spec["steps"]), desc=name, unit="update", mininterval=2.0):
-        if step and step % conf["probe"]["every"] == 0:
-            count = conf["probe"]["examples"]
-            curriculum.ask(step, lambda mix: probe(host, ids, mix, shares, count), name)
-        batch = [draw(curriculum.at(step)) for _ in range(spec["batch"])]
-        text_hash.update(json.dumps(batch).encode())
-        optimiser.param_groups[0]["lr"] = rate(step, spec["steps"], spec["lr"], opt["warmup"])
-        losses.append(update(host, optimiser, encode(ids, batch), opt["clip"]))
+    losses, started, step = [], time.perf_counter(), 0
+    with tqdm(desc=name, unit="update", mininterval=2.0) as bar:
+        while not curriculum.last or step - curriculum.entered[-1] < spec["steps"]:
+            bar.total = curriculum.longest(spec["steps"])
+            if step and step % conf["probe"]["every"] == 0:
+                count = conf["probe"]["examples"]
+                curriculum.ask(step, lambda mix: probe(host, ids, mix, shares, count), name)
+            batch = [draw(curriculum.at(step)) for _ in range(spec["batch"])]
+            text_hash.update(json.dumps(batch).encode())
+            done = (step - curriculum.entered[-1]) / spec["steps"] if curriculum.last else 0.0
+            share = curriculum.stages[curriculum.stage]["rate"]
+            lr = rate(spec["lr"], (step + 1) / opt["warmup"], share, done)
+            optimiser.param_groups[0]["lr"] = lr
+            losses.append(update(host, optimiser, encode(ids, batch), opt["clip"]))
+            step += 1
+            bar.update()
     return {
         "losses_per_100": [
             round(statistics.fmean(losses[i : i + 100]), 4) for i in range(0, len(losses), 100)
         ],
+        "updates": step,
         "stages_began_at": curriculum.entered,
         "text_sha256": text_hash.hexdigest(),
         "seconds": round(time.perf_counter() - started, 1),

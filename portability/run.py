@@ -4,7 +4,6 @@ Hydra composes the configuration, the planner expands it, and the pool carries o
 """
 
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,18 +30,18 @@ def bundled(name: str) -> Path:
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
-    """Hydra's arguments for ours: ``+sweep=NAME`` becomes a file of sweeps/, and every catalogue is loaded whole.
+    """Hydra's arguments for ours: every catalogue is loaded whole, so that the axes can name any of its entries.
 
     Example:
-        >>> "+sweeps=demo" in prepare(["+sweep=demo"])
-        True
+        >>> prepare(["seed=1"])[0], any(a.startswith("+host=[") for a in prepare([]))
+        ('seed=1', True)
     """
-    given = [re.sub(r"^\+?sweep=", "+sweeps=", argument) for argument in arguments]
-    folders = [bundled("conf"), *_config_dirs(given)]
+    folders = [bundled("conf"), *_config_dirs(arguments)]
+    catalogues = []
     for group in CATALOGUES:
         names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-        given.append(f"+{group}=[{','.join(names)}]")
-    return [*given, f"hydra.searchpath=[file://{bundled('sweeps').parent}]"]
+        catalogues.append(f"+{group}=[{','.join(names)}]")
+    return [*arguments, *catalogues]
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:
@@ -65,7 +64,7 @@ def _composed(cfg: DictConfig) -> None:
 
 def sweep_name(arguments: Sequence[str]) -> str | None:
     """The sweep named on the command line, for the manifest."""
-    return next((a.partition("=")[2] for a in arguments if a.startswith("+sweeps=")), None)
+    return next((a.partition("=")[2] for a in arguments if a.startswith("+sweep=")), None)
 
 
 def command(study: Study, sweep: str | None) -> int:

@@ -58,7 +58,7 @@ def check(source: DataSource) -> dict[str, str]:
     if source.hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", source.hub):
         raise UserError(f"{where}: a hub id reads owner/name, got {source.hub!r}")
     if source.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
-        raise UserError(f"{where}: pin the revision of {source.hub} to a commit of 40 hex digits, got {source.revision!r}")
+        raise UserError(f"{where}: pin {source.hub} to a revision of 40 hex digits, got {source.revision!r}")
     return used
 
 
@@ -152,9 +152,8 @@ def _row(value: Mapping[str, Any], source: DataSource, where: str) -> tuple[str,
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise UserError(f"{where}: {source.text_column!r} holds half a surrogate pair, which is no character")
     if type(label) is not int or label not in (0, 1):
-        raise UserError(
-            f"{where}: {source.label_column!r} must be the number 0 (negative) or 1 (positive), got {reprlib.repr(label)}"
-        )
+        meaning = "the number 0 (negative) or 1 (positive)"
+        raise UserError(f"{where}: {source.label_column!r} must be {meaning}, got {reprlib.repr(label)}")
     return text, label
 
 
@@ -166,7 +165,7 @@ def _hub_rows(source: DataSource, split: str, where: str) -> Rows:
         found = datasets.load_dataset(str(source.hub), source.config, revision=source.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(
-            f"data set '{source.name}': cannot fetch {source.hub} from the hub, there is no network or no such data set "
+            f"data set '{source.name}': cannot fetch {source.hub} from the hub, no network or no such data set "
             f"({type(error).__name__}: {_first_line(error)}); without the hub use the embedded sets "
             f"({', '.join(embedded())}) or a local folder (path in conf/data)"
         ) from error

@@ -1,0 +1,128 @@
+"""The starts, and the controls."""
+
+import pytest
+import torch
+from conftest import METHODS, noisy
+
+from portability.errors import UserError
+from portability.inits import INITS, Given
+from portability.module import equal
+from portability.port import port
+from portability.spec import FROM_ORIGIN, KINDS, PortSpec
+
+PAD = PortSpec("pad", "pad", "stretch")
+
+
+@pytest.fixture(scope="module")
+def mounted(mount):
+    made = {}
+
+    def get(method, *shape):
+        shape = shape or ("t5", 32, 2, 4)
+        if (method, shape) not in made:
+            made[method, shape] = mount(method, *shape)
+        return made[method, shape]
+
+    return get
+
+
+def given(source, target, seed=0, **more):
+    return Given(fresh=target.fresh(seed), receiving=target.host.spec, seed=seed, module=noisy(source, 1),
+                 origin=source.host.spec, port=PAD, **more)
+
+
+def start(kind, have, **options):
+    return INITS[kind](have, options)
+
+
+def test_the_registry_holds_the_kinds_that_a_grid_may_name():
+    assert set(INITS) | {"bare", "compute_matched"} == set(KINDS) and set(FROM_ORIGIN) < set(INITS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize("shape", [("t5", 32, 2, 4), ("t5", 48, 3, 6), ("t5", 16, 1, 4)])
+def test_every_init_fits_the_receiving_host_and_repeats_itself(mounted, method, kind, shape):
+    have = given(mounted(method), mounted(method, *shape))
+    options = {"law": "normal"} if kind == "sampled" else {}
+    module, _ = start(kind, have, **options)
+    again, _ = start(kind, have, **options)
+    assert equal(module, again) and mounted(method, *shape).to_parameters(module)
+
+
+def test_another_seed_gives_another_scratch_and_sample(mounted):
+    source = mounted("adapter")
+    for kind, options in (("scratch", {}), ("sampled", {"law": "normal"}), ("sampled", {"law": "permute"})):
+        one, other = (start(kind, given(source, source, seed), **options)[0] for seed in (0, 1))
+        assert not equal(one, other)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_permuted_sample_holds_the_very_numbers_of_the_ported_module(mounted, method):
+    have = given(mounted(method), mounted(method, "t5", 48, 3, 6))
+    ported = port(have.module, have.origin, have.fresh, have.receiving, PAD)
+    sample, _ = start("sampled", have, law="permute")
+    moved = 0
+    for slot, tensor in sample.tensors.items():
+        mask = ported.carried[slot]
+        assert torch.equal(tensor[mask].sort().values, ported.module.tensors[slot][mask].sort().values)
+        assert torch.equal(tensor[~mask], ported.module.tensors[slot][~mask])
+        moved += not torch.equal(tensor, ported.module.tensors[slot])
+    assert moved > len(sample.tensors) / 2
+
+
+def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(mounted):
+    source, target = mounted("lora", "t5", 32, 2, 4), mounted("lora", "t5", 96, 2, 4)
+    have = given(source, target)
+    ported = port(have.module, have.origin, have.fresh, have.receiving, PAD)
+    sample, _ = start("sampled", have, law="normal")
+    pooled = []
+    for slot, tensor in sample.tensors.items():
+        mask = ported.carried[slot]
+        law = ported.module.tensors[slot][mask]
+        pooled.append((tensor[mask] - law.mean()) / law.std(correction=0))
+        assert not tensor[~mask].any()
+    values = torch.cat(pooled)
+    assert abs(float(values.mean())) < 0.03 and abs(float(values.std()) - 1) < 0.03
+
+
+def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(mounted):
+    from portability import engine
+    from portability.scorer import Scorer
+    from conftest import TASK
+    host = mounted("adapter")
+    scorer = Scorer(host.host, TASK)
+    ids = torch.randint(3, 20, (16, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    host.host.model.set_active_adapters(None)
+    bare = engine.logits_of(scorer, {}, ids, mask)
+    host.host.model.set_active_adapters("module")
+
+    def change(module):
+        values = {f"model.{name}": value for name, value in host.to_parameters(module).items()}
+        with torch.no_grad():
+            return float((engine.logits_of(scorer, values, ids, mask) - bare).norm())
+
+    have = given(host, host, change=change, calibration_examples=16)
+    ported, _ = start("ported", have)
+    plain, _ = start("sampled", have, law="normal")
+    matched, done = start("sampled", have, law="normal", match="function_norm")
+    assert change(matched) == pytest.approx(change(ported), rel=1e-2)
+    assert abs(change(plain) / change(ported) - 1) > 0.02, "the plain sample matched already: the test shows nothing"
+    assert done.report.calibration_examples == 16
+    with pytest.raises(UserError, match="cannot be scaled"):
+        start("sampled", given(host, host, change=lambda module: 1.0), law="normal", match="function_norm")
+
+
+def test_shuffling_keeps_the_tensors_and_moves_the_layers(mounted):
+    have = given(mounted("lora"), mounted("lora", "t5", 32, 3, 4))
+    ported, _ = start("ported", have)
+    other, _ = start("shuffled", have)
+    assert not equal(ported, other)
+    total = [sum(float(t.double().sum()) for s, t in m.tensors.items() if s.site == "query") for m in (ported, other)]
+    assert total[0] == pytest.approx(total[1])
+
+
+def test_unknown_laws_are_refused_with_the_choices(mounted):
+    with pytest.raises(UserError, match="normal, permute"):
+        start("sampled", given(mounted("lora"), mounted("lora")), law="cauchy")
