@@ -75,7 +75,7 @@ def leak_guard(facts: list[dict[str, Any]]) -> list[str]:
     data: dict[str, None] = {}
     for item in facts:
         for entry in item.get("data", []):
-            words = ", ".join(f"{entry.get(key, 0):,} {key}" for key in ("train", "eval", "dropped"))
+            words = ", ".join(f"{entry[key]:,} {key}" for key in ("train", "eval", "dropped"))
             data[f"{entry['name']} {words}"] = None
     sentences = [f"Data after the leak guard: {'; '.join(data)}."] if data else []
     kept = {item.get("overlap") for item in facts}

@@ -227,7 +227,8 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
         "study": study.name,
         "sweep": sweep,
         "overlap": study.overlap,
-        "data": [{"name": name, **dict(counts)} for name, counts in study.data.counts.items()],
+        "data": [{"name": name, **dict(counts), "eval": counts[grid.eval.split] if not grid.eval.limit
+                  else min(grid.eval.limit, counts[grid.eval.split])} for name, counts in study.data.counts.items()],
         "eval_split": grid.eval.split,
         "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
         "origin_updates": grid.origin_updates,

@@ -60,7 +60,7 @@ def half(words: tuple[str, ...], novel: bool) -> tuple[str, ...]:
 
     Example:
         >>> half(("amazing", "beautiful"), True)
-        ('beautiful',)
+        ('amazing',)
     """
     return tuple(w for w in words if (w in lex.HELD_OUT) is novel)
 

@@ -11,11 +11,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 
 from portability import corpus, language, lexicon
 from portability.corpus import Corpus
+from portability.curriculum import Curriculum, rate
 from portability.language import Mix
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ def build_tokenizer(order: str, sample: int) -> PreTrainedTokenizerFast:
     )
 
 
-def build_host(shape: Mapping[str, int], arch: Mapping[str, int], vocab: int, seed: int) -> T5ForConditionalGeneration:
+def build_host(
+    shape: Mapping[str, int], arch: Mapping[str, int], vocab: int, seed: int
+) -> T5ForConditionalGeneration:
     """A T5 v1.1-style host with the library's initialisation under `seed`."""
     torch.manual_seed(seed)
     config = T5Config(
@@ -96,6 +98,7 @@ def examples_of(
     """The text stream of a host: raw text, or with share `instruction` of instruction examples."""
 
     def draw(mix: Mix) -> Example:
+        """The next example, of the given difficulty."""
         if instruction and rng.random() < instruction:
             return corpus.instruction(rng, mix)
         return corpus.example(rng, mix, shares)
@@ -119,64 +122,6 @@ def probe(
     return float((logits.argmax(-1) == batch["labels"][:, 0]).float().mean())
 
 
-def rate(peak: float, warm: float, share: float, done: float) -> float:
-    """The learning rate: the stage's share of the peak, warmed up, on a cosine in the last stage.
-
-    Args:
-        peak: the host's learning rate.
-        warm: how much of the warm-up is over; above 1 means all of it.
-        share: the stage's share of the peak, in [0, 1].
-        done: how much of the last stage is over, in [0, 1]; 0 before it.
-
-    Example:
-        >>> rate(1.0, 0.1, 1.0, 0.0), rate(1.0, 9.0, 0.5, 0.0), round(rate(1.0, 9.0, 0.5, 0.5), 2)
-        (0.1, 0.5, 0.25)
-    """
-    return peak * min(1.0, warm) * share * 0.5 * (1 + math.cos(math.pi * done))
-
-
-class Curriculum:
-    """Stages of text, easy to hard: the next one begins when a probe passes the gate.
-
-    Attributes:
-        stage: the present stage, from 0.
-        entered: the update each stage so far began at.
-    """
-
-    def __init__(self, stages: list[Mapping[str, Any]]) -> None:
-        self.stages, self.stage, self.entered = stages, 0, [0]
-        self.mixes = [Mix(**stage["mix"]) for stage in stages]
-
-    @property
-    def last(self) -> bool:
-        """Whether the present stage is the last one."""
-        return self.stage + 1 == len(self.stages)
-
-    def at(self, step: int) -> Mix:
-        """The mix of update `step`: a line from the previous stage's mix over `ramp` updates."""
-        mix, ramp = self.mixes[self.stage], self.stages[self.stage]["ramp"]
-        share = min(1.0, (step - self.entered[-1]) / ramp) if self.stage else 1.0
-        old = dataclasses.asdict(self.mixes[max(0, self.stage - 1)])
-        new = dataclasses.asdict(mix)
-        return Mix(**{k: old[k] + share * (new[k] - old[k]) for k in new})
-
-    def longest(self, steps: int) -> int:
-        """The updates of the whole training if every stage still to come lasts its longest."""
-        ahead = sum(stage["most"] for stage in self.stages[self.stage : -1])
-        return self.entered[-1] + ahead + steps
-
-    def ask(self, step: int, score: Callable[[Mix], float], name: str) -> None:
-        """Moves on if the probe of this stage's own mix passes its gate, or the stage has lasted long."""
-        if self.last:
-            return
-        found = score(self.mixes[self.stage])
-        log.info("%s: update %d, stage %d, endings %.3f", name, step, self.stage, found)
-        stage = self.stages[self.stage]
-        if found >= stage["gate"] or step - self.entered[-1] >= stage["most"]:
-            self.stage += 1
-            self.entered.append(step)
-
-
 def train(
     host: T5ForConditionalGeneration,
     ids: Mapping[str, int],
@@ -195,13 +140,17 @@ def train(
         weight_decay=opt["weight_decay"],
         fused=True,
     )
+
+    def score(mix: Mix) -> float:
+        """The probe of this host on one mix."""
+        return probe(host, ids, mix, shares, conf["probe"]["examples"])
+
     losses, started, step = [], time.perf_counter(), 0
     with tqdm(desc=name, unit="update", mininterval=2.0) as bar:
         while not curriculum.last or step - curriculum.entered[-1] < spec["steps"]:
             bar.total = curriculum.longest(spec["steps"])
             if step and step % conf["probe"]["every"] == 0:
-                count = conf["probe"]["examples"]
-                curriculum.ask(step, lambda mix: probe(host, ids, mix, shares, count), name)
+                curriculum.ask(step, score, name)
             batch = [draw(curriculum.at(step)) for _ in range(spec["batch"])]
             text_hash.update(json.dumps(batch).encode())
             done = (step - curriculum.entered[-1]) / spec["steps"] if curriculum.last else 0.0
@@ -237,7 +186,9 @@ def update(
     return float(loss.detach())
 
 
-def save_host(host: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path, record: Mapping[str, Any]) -> None:
+def save_host(
+    host: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path, record: Mapping[str, Any]
+) -> None:
     """Writes a Hugging Face folder with fp16 weights and the record."""
     folder.mkdir(parents=True, exist_ok=True)
     host.half().save_pretrained(folder)

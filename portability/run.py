@@ -33,15 +33,15 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     """Hydra's arguments for ours: every catalogue is loaded whole, so that the axes can name any of its entries.
 
     Example:
-        >>> prepare(["seed=1"])[0], any(a.startswith("+host=[") for a in prepare([]))
-        ('seed=1', True)
+        >>> prepare(["study=mine"])[-1], any(a.startswith("+host=[") for a in prepare([]))
+        ('study=mine', True)
     """
     folders = [bundled("conf"), *_config_dirs(arguments)]
     catalogues = []
     for group in CATALOGUES:
         names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         catalogues.append(f"+{group}=[{','.join(names)}]")
-    return [*arguments, *catalogues]
+    return [*catalogues, *arguments]
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from portability import corpus, language, lexicon, pretrain
 from portability.corpus import Corpus
+from portability.curriculum import Curriculum
 from portability.language import Mix
 
 CONF = yaml.safe_load(pretrain.CONF.read_text())
@@ -177,6 +178,18 @@ def test_the_independent_host_numbers_its_words_differently():
     assert base.get_vocab() != other.get_vocab()
 
 
+def test_the_curriculum_waits_for_its_gate_and_then_moves_in_a_line():
+    course = Curriculum(CONF["stages"])
+    easy, hard = (CONF["stages"][i]["mix"]["easy"] for i in (0, 1))
+    course.ask(100, lambda mix: 0.5, "host")
+    assert course.stage == 0 and course.at(100).easy == easy
+    course.ask(200, lambda mix: 1.0, "host")
+    ramp = CONF["stages"][1]["ramp"]
+    assert course.stage == 1 and course.at(200).easy == easy
+    assert course.at(200 + ramp // 2).easy == pytest.approx((easy + hard) / 2)
+    assert course.at(200 + 2 * ramp).easy == pytest.approx(hard)
+
+
 def tiny_conf() -> dict:
     """The recipe with five updates, a parent and a child."""
     host = {"shape": {"d_model": 16, "d_ff": 16, "num_layers": 1}, "sample": 9, "steps": 5}
@@ -197,12 +210,12 @@ def test_the_recipe_runs_and_repeats_itself(tmp_path):
         assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
         record = json.loads((one / "pretrain.json").read_text())
         assert record["stages_began_at"] == [0, 2, 4]
-        assert np.isfinite(record["losses_per_100"]).all() and len(record["corpus_sha256"]) == 64
+        assert np.isfinite(record["losses_per_100"]).all() and len(record["text_sha256"]) == 64
 
 
 def test_a_child_starts_from_its_parent(tmp_path):
     conf = tiny_conf()
-    conf["hosts"]["two"]["steps"] = 0
+    conf["hosts"]["two"] |= {"steps": 0, "from_stage": 2}
     for name in conf["hosts"]:
         pretrain.make_host(name, conf, tmp_path)
     one, two = (

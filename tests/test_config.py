@@ -1,0 +1,178 @@
+"""Configuration: every file composes, and what is wrong is said in one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CONF
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, MissingConfigException
+
+from portability.config import to_study
+from portability.errors import UserError
+from portability.plan import plan
+from portability.run import prepare
+
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+
+
+def study(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_study(compose("config", overrides=prepare(overrides)))
+
+
+def small(data_folders, make_host, *overrides):
+    """A study on tiny hosts and data, given by overrides alone."""
+    one, two = make_host("t5", 32, 2, 4, 0), make_host("t5", 32, 2, 4, 1)
+    return study(
+        f"host.nano-raw-base.path={one.source}", f"host.nano-tuned-base.path={two.source}",
+        f"data.nano_films.path={data_folders['one']}", f"data.nano_meals.path={data_folders['two']}",
+        "grid.study_data=[nano_films,nano_meals]", "grid.budgets=[2,4]", "grid.seeds=[0,1]",
+        "task.template='{text} answer :'", *overrides)
+
+
+def test_every_option_of_every_group_composes():
+    got = study("mode=plan")
+    assert got.grid.size == 4 * 1 * 1 * 3 * 1 * 3 * 2 and got.mode == "plan"
+    for group in ("method", "host", "data", "init", "port"):
+        assert list((CONF / group).glob("*.yaml")), group
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_composes_and_plans(name, data_folders, make_host):
+    roots = ["host_root=/h", "data_root=/d"]
+    if name.startswith("minilm"):
+        shared = Path(__file__).parents[2] / "shared"
+        if not shared.is_dir():
+            pytest.skip("needs ../shared with the MiniLM hosts and the sentiment sets")
+        roots = [f"host_root={shared}/hosts", f"data_root={shared}/data"]
+    got = study(f"+sweep={name}", *roots)
+    assert got.name != "single" and len([c for c in plan(got.grid).cells if c.budget > 0]) == got.grid.size
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("origin=nano-raw-bas", "unknown host 'nano-raw-bas'; choose one of: .*nano-raw-base"),
+    ("grid.data=nano_film", "unknown data set of grid.study_data 'nano_film'; choose one of: .*nano_films"),
+    ("grid.study_data=[nope]", "unknown data 'nope'; choose one of: .*nano_films"),
+    ("grid.inits=[portd]", "unknown init 'portd'; choose one of: .*ported"),
+    ("grid.ports=[pad2]", "unknown port 'pad2'; choose one of: .*pad"),
+    ("grid.overlap=maybe", "unknown grid.overlap 'maybe'"),
+    ("mode=dance", "unknown mode 'dance'; choose one of: plan, run, status"),
+    ("precision=fp8", "unknown precision"),
+    ("grid.budgets=[0,50]", "from 1 on"),
+    ("grid.budgets=[50,50]", "none twice"),
+    ("grid.seeds=[]", "at least one value"),
+    ("task.template=hello", "exactly once"),
+    ("task.label_words=[yes]", "two words"),
+    ("train.batch_size=0", "train.batch_size must be at least 1"),
+    ("train.batch_size=many", "train.batch_size must be int, got 'many'"),
+    ("train.ema_decay=1.0", "below 1"),
+    ("grid.pairs=[[nano-raw-base]]", "pairs"),
+    ("+grid.rounds=3", "unknown key in grid 'rounds'"),
+    ("+method.lora.rate=3", "unknown key in method.lora 'rate'"),
+    ("host.nano-raw-base.path=/nowhere", "no config.json in /nowhere"),
+    ("data.nano_films.path=/nowhere", "/nowhere"),
+])
+def test_bad_values_are_one_clear_sentence(override, words):
+    with pytest.raises(UserError, match=words):
+        study(override)
+
+
+@pytest.mark.parametrize("override", ["method.lora.rnak=4", "grdi.seeds=[1]", "grid.seds=[1]"])
+def test_a_typo_in_a_key_is_refused(override):
+    with pytest.raises(ConfigCompositionException):
+        study(override)
+
+
+@pytest.mark.parametrize("override", ["method=loraa", "+sweep=ful"])
+def test_an_unknown_method_or_sweep_is_an_error_that_lists_the_choices(override):
+    with pytest.raises(MissingConfigException, match="Available options"):
+        study(override)
+
+
+def test_a_sweep_cannot_smuggle_in_an_unknown_key(tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("# @package _global_\nstudy: mine\ngrid:\n  seedz: [1]\n")
+    done = command("+sweep=mine", "mode=plan", "--config-dir", str(tmp_path), cwd=tmp_path)
+    assert done.returncode != 0 and "seedz" in done.stderr
+
+
+def test_hub_hosts_without_a_hub_say_what_to_do_instead():
+    with pytest.raises(UserError, match="cannot fetch google/flan-t5-base.*origin=nano-raw-base"):
+        study("receiving=flan-t5-base")
+    with pytest.raises(UserError, match="40-digit revision"):
+        study("receiving=flan-t5-base", "host.flan-t5-base.revision=main")
+
+
+def test_pickled_weights_are_refused(make_host, tmp_path):
+    import shutil
+    folder = tmp_path / "pickled"
+    shutil.copytree(make_host("t5").source, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="only pytorch_model.bin, and pickled weights are refused"):
+        study(f"host.nano-raw-base.path={folder}")
+
+
+def test_run_ids_do_not_depend_on_folders_or_workers(data_folders, make_host, tmp_path):
+    import shutil
+    first = plan(small(data_folders, make_host).grid).runs
+    moved = {name: shutil.copytree(folder, tmp_path / f"elsewhere-{name}") for name, folder in data_folders.items()}
+    assert set(plan(small(moved, make_host, "engine.workers=7", "engine.stack=3").grid).runs) == set(first)
+    host = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
+    assert set(plan(small(data_folders, make_host, f"host.nano-raw-base.path={host}").grid).runs) == set(first)
+
+
+@pytest.mark.parametrize("what", ["hyper-parameter", "data byte", "label", "host weight"])
+def test_what_is_learned_from_changes_the_ids(data_folders, make_host, tmp_path, what):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+    first = trained(small(data_folders, make_host, "method=lora"))
+    extra = ["method=lora"]
+    if what == "hyper-parameter":
+        extra.append("method.lora.settings.r=5")
+    elif what == "host weight":
+        hosts = [shutil.copytree(make_host("t5", 32, 2, 4, seed).source, tmp_path / str(seed)) for seed in (0, 1)]
+        for folder in hosts:
+            weights = load_file(folder / "model.safetensors")
+            weights["shared.weight"][0, 0] += 1e-3
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        extra += [f"host.nano-raw-base.path={hosts[0]}", f"host.nano-tuned-base.path={hosts[1]}"]
+    else:
+        data_folders = {name: shutil.copytree(folder, tmp_path / name) for name, folder in data_folders.items()}
+        path = data_folders["one"] / "train.jsonl"
+        lines = path.read_text().splitlines()
+        new = lines[3].replace(" ", "  ", 2) if what == "data byte" else lines[3].replace('"label": 1', '"label": 0')
+        assert new != lines[3]
+        path.write_text("\n".join([*lines[:3], new, *lines[4:]]) + "\n")
+    assert not first & trained(small(data_folders, make_host, *extra))
+
+
+def trained(got):
+    """Ids of all runs with a module (a bare host has no hyper-parameter and no training data to change)."""
+    return {run_id for run_id, run in plan(got.grid).runs.items() if run.method is not None}
+
+
+def command(*arguments, cwd, **environment):
+    import os
+    root = str(Path(__file__).parents[1])
+    return subprocess.run([sys.executable, "-m", "portability.run", *arguments], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": root, **environment}, timeout=300)
+
+
+def test_planning_imports_no_torch(tmp_path):
+    code = ("import sys; sys.argv = ['run', 'mode=plan']; from portability.run import main\n"
+            "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+            "bad = {'torch', 'transformers', 'adapters'} & set(sys.modules); assert not bad, bad")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cells" in done.stdout and "distinct" in done.stdout
+
+
+def test_the_command_prints_one_sentence_and_fails(tmp_path):
+    done = command("origin=nobody", cwd=tmp_path)
+    assert done.returncode != 0 and done.stderr.startswith("portability: unknown host 'nobody'")
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []

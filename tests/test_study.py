@@ -1,0 +1,271 @@
+"""The whole way: from the command's configuration through real workers to the store, and again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONF, noisy  # noqa: F401
+from test_config import small
+
+from portability import engine, execute
+from portability.errors import UserError
+from portability.plan import plan
+from portability.run import command
+from portability.store import Store
+
+OFF = ("tracking.wandb=disabled", "engine.workers=1")
+
+
+@pytest.fixture(scope="module")
+def finished(data_folders, make_host, tmp_path_factory):
+    """A small study, run once through the pool: four methods, all arms and controls."""
+    root = tmp_path_factory.mktemp("results")
+    study = small(data_folders, make_host, f"results={root}", "study=small", "tracking.wandb=disabled",
+                  "grid.inits=[ported,sampled,sampled_permute,sampled_norm,scratch,shuffled,compute_matched]",
+                  "+grid.relations.different=nano_meals")
+    code = command(study, None)
+    return study, Store(root / "small"), code
+
+
+def test_every_cell_of_the_grid_is_there(finished):
+    study, store, code = finished
+    planned = plan(study.grid)
+    norm = {i for i, run in planned.runs.items() if run.init.name == "sampled_norm"}
+    failures = store.failures()
+    assert set(failures) <= norm, failures  # a sample that no factor can match is a failure, and says so
+    assert all("cannot be scaled" in failure["error"] for failure in failures.values())
+    assert code == (1 if failures else 0)
+    for run_id, run in planned.runs.items():
+        if run_id in failures:
+            continue
+        assert store.has(run_id, planned.marks[run_id]), run
+        record = store.read(run_id)
+        assert record["run_id"] == run_id and record["train_info"]["status"] == "success"
+        assert [mark["updates"] for mark in record["train_info"]["metrics"]] == sorted(planned.marks[run_id])
+    assert {cell.init for cell in planned.cells} >= {"bare", "compute_matched", "shuffled"}
+
+
+def test_nothing_private_is_in_a_record(finished, data_folders):
+    _, store, _ = finished
+    for path in (store.root / "runs").rglob("*.json"):
+        text = path.read_text()
+        assert str(data_folders["one"]) not in text and "/tmp" not in text and os.uname().nodename not in text
+
+
+def test_repeating_the_command_trains_nothing(finished, monkeypatch):
+    study, store, _ = finished
+    stamps = {path: path.stat().st_mtime_ns for path in (store.root / "runs").rglob("record.json")}
+    command(study, None)
+    assert {path: path.stat().st_mtime_ns for path in (store.root / "runs").rglob("record.json")} == stamps
+
+
+def test_the_arms_of_a_cell_saw_the_same_token_ids(finished, monkeypatch):
+    """The batches of ported, sampled and scratch, caught where the engine makes them."""
+    study, store, _ = finished
+    planned = plan(study.grid)
+    cells = [c for c in planned.cells if c.method == "lora" and c.seed == 1 and c.budget == 4 and c.relation == "same"
+             and c.init in ("ported", "sampled", "scratch")]
+    seen = {}
+    original = engine.Trainer._batch
+
+    def catch(self, step, *rest):
+        ids, mask, target = original(self, step, *rest)
+        seen.setdefault(current[0], []).append(torch.cat([ids.reshape(-1), mask.reshape(-1), target.reshape(-1)]))
+        return ids, mask, target
+
+    monkeypatch.setattr(engine.Trainer, "_batch", catch)
+    current = [""]
+    desk = execute.Desk(store, study.data)
+    for cell in cells:
+        current[0] = cell.init
+        execute.execute([planned.runs[cell.run_id]], {cell.run_id: sorted(planned.marks[cell.run_id])}, desk)
+    assert sorted(seen) == ["ported", "sampled", "scratch"] and all(len(batches) == 4 for batches in seen.values())
+    for one, two, three in zip(*seen.values(), strict=True):
+        assert torch.equal(one, two) and torch.equal(two, three)
+
+
+def test_one_worker_alone_and_stacks_of_one_give_the_same_bits(finished, data_folders, make_host, tmp_path):
+    study, store, _ = finished
+    again = small(data_folders, make_host, f"results={tmp_path}", "study=again", *OFF, "engine.stack=1", "method=adapter",
+                  "grid.seeds=[1]")
+    assert command(again, None) == 0
+    other = Store(tmp_path / "again")
+    ids = plan(again.grid).runs
+    assert len(ids) == 5
+    for run_id in ids:
+        one, two = store.predictions(run_id), other.predictions(run_id)
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+        if ids[run_id].method is not None:
+            modules = [s.tensors(run_id, "module")[0] for s in (store, other)]
+            assert all(torch.equal(modules[0][key], modules[1][key]) for key in modules[0])
+
+
+def test_zero_shot_of_a_port_to_the_same_host_is_the_origins_own_score(data_folders, make_host, tmp_path):
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=self", *OFF, "method=compacter",
+                  "grid.pairs=[[nano-raw-base,nano-raw-base]]", "grid.inits=[ported]", "grid.seeds=[0]", "grid.ports=[copy]")
+    assert command(study, None) == 0
+    store, planned = Store(tmp_path / "self"), plan(study.grid)
+    cell = next(cell for cell in planned.cells if cell.init == "ported" and cell.budget == 0)
+    ported, origin = store.predictions(cell.run_id), store.predictions(planned.runs[cell.run_id].origin)
+    assert np.array_equal(ported["margin"][0], origin["margin"][-1])
+    assert store.read(cell.run_id)["port_info"]["carried_fraction"] == 1.0
+
+
+def test_encoder_arms_start_from_the_origins_head(data_folders, make_host, tmp_path):
+    six, three = make_host("bert", 32, 3, 4, 0), make_host("bert", 48, 2, 4, 1)
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=heads", *OFF, "method=lora", "grid.seeds=[0]",
+                  f"host.nano-raw-base.path={six.source}", f"host.nano-tuned-base.path={three.source}")
+    assert command(study, None) == 0
+    store, planned = Store(tmp_path / "heads"), plan(study.grid)
+    cells = {cell.init: cell for cell in planned.cells if cell.budget == 0}
+    origin = planned.runs[cells["ported"].run_id].origin
+    head = store.tensors(origin, "head")[0]["head.weight"]
+    bare = store.tensors(cells["bare"].run_id, "head")[0]["head.weight"]
+    assert torch.equal(bare[:, :32], head) and not bare[:, 32:].any()
+    scratch = store.predictions(cells["scratch"].run_id)["margin"][0]
+    assert np.allclose(scratch, store.predictions(cells["bare"].run_id)["margin"][0], atol=1e-5)  # LoRA starts as no change
+
+
+def test_a_diverging_run_fails_with_its_update_and_blocks_what_needs_it(data_folders, make_host, tmp_path):
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=nan", *OFF, "method=[lora,adapter]",
+                  "method.lora.learning_rate=1e30", "grid.seeds=[0]")
+    assert command(study, None) == 1
+    store, planned = Store(tmp_path / "nan"), plan(study.grid)
+    for run_id, run in planned.runs.items():
+        failed = run.method is not None and run.method.name == "lora"
+        assert store.has(run_id) != failed
+        if failed and run.origin is None:
+            assert store.failures()[run_id]["updates"] >= 1 and "not finite at update" in store.failures()[run_id]["error"]
+        elif failed:
+            assert "blocked: its origin" in store.failures()[run_id]["error"]
+
+
+def test_an_impossible_port_fails_alone_and_says_why(data_folders, make_host, tmp_path):
+    other = make_host("gpt2", 32, 2, 4, 1)
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=far", *OFF, "method=lora", "grid.seeds=[0]",
+                  f"host.nano-tuned-base.path={other.source}")
+    assert command(study, None) == 1
+    store = Store(tmp_path / "far")
+    errors = [failure["error"] for failure in store.failures().values()]
+    assert len(errors) == 2 and all("partial" in error for error in errors)
+    assert {record["cell"]["init"] for record in store.records()} == {"scratch", "bare"}
+
+
+def test_a_broken_stack_is_halved_until_the_guilty_run_is_alone(data_folders, make_host, tmp_path, monkeypatch):
+    study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]", "grid.seeds=[0,1,2,3]")
+    planned = plan(study.grid)
+    runs = [run for run in planned.runs.values() if run.method and run.host.name == study.grid.pairs[0][0].name]
+    guilty, tried = runs[2].run_id, []
+    original = execute._execute
+
+    def fragile(stack, marks, desk):
+        tried.append(len(stack))
+        if guilty in [run.run_id for run in stack]:
+            raise RuntimeError("boom")
+        original(stack, marks, desk)
+
+    monkeypatch.setattr(execute, "_execute", fragile)
+    store = Store(tmp_path)
+    execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs}, execute.Desk(store, study.data))
+    assert tried == [4, 2, 2, 1, 1] and set(store.failures()) == {guilty}
+    assert store.failures()[guilty]["traceback"].count("boom") and sum(store.has(r.run_id) for r in runs) == 3
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(data_folders, make_host, tmp_path, monkeypatch):
+    study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]", "grid.seeds=[0,1]")
+    planned = plan(study.grid)
+    runs = [run for run in planned.runs.values() if run.method and run.host.name == study.grid.pairs[0][0].name]
+    store, commits = Store(tmp_path), []
+    original = Store.commit
+
+    def full(self, run_id, result):
+        if commits:
+            raise OSError(28, "No space left on device")
+        commits.append(run_id)
+        original(self, run_id, result)
+
+    monkeypatch.setattr(Store, "commit", full)
+    with pytest.raises(OSError, match="No space"):
+        execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs}, execute.Desk(store, study.data))
+    assert [store.has(run.run_id) for run in runs].count(True) == 1 and store.broken() == []
+
+
+def test_a_record_of_another_mark_set_is_trained_again_to_the_same_numbers(data_folders, make_host, tmp_path):
+    first = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora", "grid.seeds=[0]",
+                  "grid.inits=[scratch]", "grid.budgets=[4]")
+    assert command(first, None) == 0
+    store, planned = Store(tmp_path / "marks"), plan(first.grid)
+    cell = next(cell for cell in planned.cells if cell.init == "scratch" and cell.budget == 4)
+    before = store.predictions(cell.run_id)["margin"][-1]
+    more = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora", "grid.seeds=[0]",
+                 "grid.inits=[scratch]", "grid.budgets=[2,4]")
+    assert command(more, None) == 0
+    assert store.has(cell.run_id, [0, 2, 4]) and np.array_equal(store.predictions(cell.run_id)["margin"][-1], before)
+
+
+# ---- the command, killed
+
+
+SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[300]", "tracking.wandb=disabled",
+        "engine.workers=2", "engine.stack=1")
+
+
+def launch(root, data_folders, make_host, *extra):
+    one, two = make_host("t5", 32, 2, 4, 0), make_host("t5", 32, 2, 4, 1)
+    arguments = [
+        f"host.nano-raw-base.path={one.source}", f"host.nano-tuned-base.path={two.source}",
+        f"data.nano_films.path={data_folders['one']}", f"data.nano_meals.path={data_folders['two']}",
+        "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'", f"results={root}", "study=kill", *SLOW]
+    return subprocess.Popen([sys.executable, "-m", "portability.run", *arguments, *extra], cwd=CONF.parent,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def wait_for(condition, seconds=120):
+    until = time.time() + seconds
+    while not condition():
+        assert time.time() < until, "nothing happened"
+        time.sleep(0.1)
+
+
+def children(pid):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(one) for one in listed.split()]
+
+
+@pytest.mark.parametrize("how", ["parent killed", "worker killed", "interrupted"])
+def test_a_killed_command_loses_nothing_and_is_completed_by_repeating_it(data_folders, make_host, tmp_path, how):
+    store = Store(tmp_path / "kill")
+    process = launch(tmp_path, data_folders, make_host)
+    records = lambda: list((store.root / "runs").glob("??/*/record.json"))  # noqa: E731
+    wait_for(lambda: records() or process.poll() is not None)
+    workers = children(process.pid)
+    if how == "worker killed":
+        os.kill(workers[-1], signal.SIGKILL)
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, output
+    else:
+        process.send_signal(signal.SIGKILL if how == "parent killed" else signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
+    kept = {path: path.stat().st_mtime_ns for path in records()}
+    assert all(json.loads(path.read_text()) for path in kept) and store.broken() == []
+    again = launch(tmp_path, data_folders, make_host)
+    output = again.communicate(timeout=240)[0]
+    assert again.returncode == 0 and "0 failed, 0 missing" in output, output
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished run was trained again"
+
+
+def test_running_out_of_an_origin_is_named(data_folders, make_host, tmp_path):
+    study = small(data_folders, make_host, "method=lora", "grid.inits=[ported]", "grid.seeds=[0]")
+    planned = plan(study.grid)
+    run = next(run for run in planned.runs.values() if run.init.kind == "ported")
+    with pytest.raises(UserError, match="which is not in the store"):
+        execute._record(run, Store(tmp_path))
