@@ -159,7 +159,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     used = dict.fromkeys([conf.data, *conf.relations.values()])
     specs = {name: data_spec(data, name, evaluation) for name in used}
     return Grid(
-        methods=[build(MethodSpec, {"name": name} | dict(value), f"method.{name}") for name, value in raw["method"].items()],
+        methods=_methods(raw),
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in map(_pair, pairs)],
         relations={name: specs[source] for name, source in conf.relations.items()},
         data=specs[conf.data],
@@ -175,6 +175,14 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         precision=choose(str(raw["precision"]), ("fp32",), "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
     )
+
+
+def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:
+    """The chosen methods. A sweep may set a rate for a method that the command line left out: that entry is passed over."""
+    for name in raw["method"]:
+        choose(name, raw["known_methods"], "method")
+    chosen = {name: value for name, value in raw["method"].items() if "library" in value}
+    return [build(MethodSpec, {"name": name, **value}, f"method.{name}") for name, value in chosen.items()]
 
 
 def _init(raw: Mapping[str, Any], name: str) -> InitSpec:

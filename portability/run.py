@@ -37,11 +37,9 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         ('study=mine', True)
     """
     folders = [bundled("conf"), *_config_dirs(arguments)]
-    catalogues = []
-    for group in CATALOGUES:
-        names = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-        catalogues.append(f"+{group}=[{','.join(names)}]")
-    return [*catalogues, *arguments]
+    known = {group: ",".join(sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")}))
+             for group in (*CATALOGUES, "method")}
+    return [*(f"+{group}=[{known[group]}]" for group in CATALOGUES), f"known_methods=[{known['method']}]", *arguments]
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:

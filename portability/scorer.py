@@ -3,10 +3,18 @@
 import torch
 from torch import Tensor, nn
 
+from portability.errors import UserError
 from portability.hosts import Host, label_ids
 from portability.spec import TaskSpec
 
 HEAD = ("head.weight", "head.bias")
+
+
+def _check_length(host: Host, task: TaskSpec) -> None:
+    """Refuse inputs longer than the host has positions for (T5's are relative, so it has no limit)."""
+    positions = getattr(host.model.config, "max_position_embeddings", None)
+    if positions is not None and task.max_length > positions - 2 * (host.family == "roberta"):
+        raise UserError(f"task.max_length is {task.max_length}, but host '{host.spec.name}' has {positions} positions")
 
 
 class Scorer(nn.Module):
@@ -22,6 +30,7 @@ class Scorer(nn.Module):
         self.model = host.model
         self.family = host.family
         self.hidden = host.spec.shape.hidden
+        _check_length(host, task)
         self.has_head = host.scoring == "head"
         if self.has_head:
             self.head = nn.Linear(self.hidden, 2)
