@@ -155,8 +155,11 @@ def label_ids(tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2
     Raises:
         UserError: the two words begin with the same token or with the unknown one, so scoring could not tell them apart.
     """
-    texts = words if seq2seq else tuple(f" {word}" for word in words)
-    first = [tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]
+    def tokens(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    before = [] if seq2seq else tokens("it is")  # a label that continues a prompt: the first token after it
+    first = [tokens(word if seq2seq else f"it is {word}")[len(before)] for word in words]
     if first[0] == first[1]:
         raise UserError(f"label words {words} begin with the same token {first[0]}; choose others (task.label_words)")
     if tokenizer.unk_token_id in first:

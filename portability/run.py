@@ -85,23 +85,26 @@ def command(study: Study, sweep: str | None) -> int:
 def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
     """What would be done: cells, the distinct runs behind them, what sharing saves, and what is done already."""
     cells = [cell for cell in planned.cells if cell.budget > 0]
-    groups: dict[str, set[str]] = {}
+    behind: dict[str, list[str]] = {}
     for cell in cells:
-        groups.setdefault(cell.init, set()).add(cell.run_id)
+        behind.setdefault(cell.init, []).append(cell.run_id)
     done = sum(store.has(run_id, planned.marks[run_id]) for run_id in planned.runs)
     updates = sum(run.train.updates for run in planned.runs.values())
-    alone = sum(planned.runs[cell.run_id].train.updates * (cell.budget == max(study.grid.budgets)) for cell in cells)
-    origins = {planned.runs[cell.run_id].origin for cell in cells} - {None}
-    each = sum(cell.budget for cell in cells) + len(cells) * study.grid.origin_updates * bool(origins)
-    lines = [f"study {study.name}: {len(cells)} cells (+ {len(planned.cells) - len(cells)} zero-shot and bare)"]
-    for init, ids in groups.items():
-        lines.append(f"  {init}: {sum(cell.init == init for cell in cells)} cells are {len(ids)} runs")
-    lines.append(f"runs: {len(planned.runs)} distinct, {done} done, {len(planned.runs) - done} to do")
-    lines.append(f"updates: {updates} planned; one run a cell with an origin of its own would take {each}, "
-                 f"one run per largest budget {alone} (saving {1 - updates / each:.0%})" if each else "updates: 0")
-    for name, counts in study.data.counts.items():
-        lines.append(f"data {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
-    return lines
+    alone = sum(cell.mark + _origin_updates(planned, cell.run_id) for cell in cells)
+    return [
+        f"study {study.name}: {len(cells)} cells (zero-shot and bare hosts: {len(planned.cells) - len(cells)} more)",
+        *(f"  {init}: {len(ids)} cells are {len(set(ids))} runs" for init, ids in behind.items()),
+        f"runs: {len(planned.runs)} distinct, {done} done, {len(planned.runs) - done} to do",
+        f"updates: {updates} planned, {alone} if every cell and its origin were trained for themselves "
+        f"(saving {1 - updates / alone:.0%})",
+        *(f"data {name}: " + ", ".join(f"{counts[key]} {key}" for key in ("train", "validation", "test", "dropped"))
+          for name, counts in study.data.counts.items()),
+    ]
+
+
+def _origin_updates(planned: Plan, run_id: str) -> int:
+    origin = planned.runs[run_id].origin
+    return planned.runs[origin].train.updates if origin else 0
 
 
 def _say(lines: Sequence[str]) -> None:
