@@ -114,8 +114,9 @@ class _Arm:
             for init in grid.inits:
                 run = self._run(init, port, origin_id)
                 ahead = grid.origin_updates if init.kind == MATCHED else 0
-                run_id = out.add(run, *(ahead + budget for budget in (0, *grid.budgets)))
-                for budget in (0, *grid.budgets):
+                budgets = grid.budgets if ahead else (0, *grid.budgets)  # matched scratch has no zero-shot
+                run_id = out.add(run, *(ahead + budget for budget in budgets))
+                for budget in budgets:
                     yield self._cell(init.name, port, budget, run_id, ahead + budget, native_id, bare_id)
 
     def _cell(self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str) -> Cell:

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from portability.data import DataSource, study_data
+from portability.errors import UserError
 from portability.spec import RunSpec
 from portability.tracking import TrackingSpec
 
@@ -61,6 +62,9 @@ def run_jobs(
         jobs: gives the jobs that are ready and were not given before; asked again after each job that ends.
         workers: number of processes, at least 1.
         on_update: called with the number of module-updates that were made.
+
+    Raises:
+        UserError: a worker could not read or write a file; finished runs are in the store.
     """
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("spawn")
@@ -73,6 +77,8 @@ def run_jobs(
                 if isinstance(message, int):
                     on_update(message)
                     continue
+                if isinstance(message, OSError):
+                    raise UserError(f"cannot go on: {message}; finished runs are kept, repeat the command when it is put right")
                 job, worker.job = worker.job, None
                 assert job is not None
                 yield job, message
@@ -95,8 +101,9 @@ def _assign(queue: list[Job], pool: list[_Worker], workers: int, start: Callable
         free.pipe.send(free.job)
 
 
-def _messages(pool: list[_Worker]) -> Iterator[tuple[_Worker, int | str | None]]:
-    """What workers report: updates made, None for a finished job, or how a worker died (it leaves the pool)."""
+def _messages(pool: list[_Worker]) -> Iterator[tuple[_Worker, int | str | OSError | None]]:
+    """What workers report: updates made, None for a finished job, an OSError (a full disk, say) that would stop every
+    run, or how a worker died (it leaves the pool)."""
     busy = {worker.pipe: worker for worker in pool if worker.job is not None}
     for pipe in wait(list(busy)):
         worker = busy[pipe]  # type: ignore[index]
@@ -139,7 +146,11 @@ def _work(pipe: Connection, setup: Setup, parent: int) -> None:
             job = pipe.recv()
         except EOFError:
             return
-        execute(job.runs, job.marks, desk)
+        try:
+            execute(job.runs, job.marks, desk)
+        except OSError as error:
+            pipe.send(OSError(str(error)))
+            return
         pipe.send(None)
 
 

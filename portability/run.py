@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -57,7 +58,16 @@ def _composed(cfg: DictConfig) -> None:
     try:
         sys.exit(command(to_study(cfg), sweep_name(sys.argv)))
     except UserError as error:
-        sys.exit(f"portability: {error}")
+        _stop(str(error), 2)
+    except OSError as error:
+        _stop(f"{error}; finished runs are kept, repeat the command when it is put right", 2)
+    except KeyboardInterrupt:
+        _stop("interrupted; finished runs are kept, repeat the command to go on", 130)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"portability: {message}\n")
+    sys.exit(code)
 
 
 def sweep_name(arguments: Sequence[str]) -> str | None:

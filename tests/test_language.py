@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -188,6 +189,23 @@ def test_the_curriculum_waits_for_its_gate_and_then_moves_in_a_line():
     assert course.stage == 1 and course.at(200).easy == easy
     assert course.at(200 + ramp // 2).easy == pytest.approx((easy + hard) / 2)
     assert course.at(200 + 2 * ramp).easy == pytest.approx(hard)
+
+
+def test_the_recorded_text_of_a_shipped_host_can_be_replayed():
+    spec = CONF["hosts"]["nano-tuned-base"]
+    record = json.loads((pretrain.EMBEDDED / "hosts/nano-tuned-base/pretrain.json").read_text())
+    draw = pretrain.examples_of(language.stream(f"text/{spec['sample']}"), CORPUS, spec["instruction"])
+    course, text = Curriculum(CONF["stages"][spec["from_stage"] :]), hashlib.sha256()
+    for step in range(record["updates"]):
+        batch = [draw(course.at(step)) for _ in range(spec["batch"])]
+        text.update(json.dumps(batch).encode())
+    assert text.hexdigest() == record["text_sha256"]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_shipped_host_was_made_with_the_numbers_in_conf(name):
+    record = json.loads((pretrain.EMBEDDED / "hosts" / name / "pretrain.json").read_text())
+    assert {key: record.get(key) for key in CONF["hosts"][name]} == CONF["hosts"][name]
 
 
 def tiny_conf() -> dict:

@@ -103,6 +103,7 @@ def test_with_a_shared_head_every_arm_starts_from_the_origins():
 def test_compute_matched_scratch_trains_for_the_origins_updates_too():
     planned = plan(grid(inits=[InitSpec("compute_matched", "compute_matched")]))
     cell = next(cell for cell in planned.cells if cell.init == "compute_matched" and cell.budget == 50)
+    assert not [c for c in planned.cells if c.init == "compute_matched" and c.budget == 0]
     assert cell.mark == 250 and planned.runs[cell.run_id].train.updates == 400
 
 

@@ -197,6 +197,21 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(data_folders, make
     assert [store.has(run.run_id) for run in runs].count(True) == 1 and store.broken() == []
 
 
+def test_a_full_disk_in_a_worker_is_one_sentence(data_folders, make_host, tmp_path):
+    """A real full disk: the study's folder is a file system of a few pages."""
+    root = tmp_path / "results"
+    root.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(root)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        study = small(data_folders, make_host, f"results={root}", "study=full", *OFF, "method=lora", "grid.seeds=[0,1,2]")
+        with pytest.raises((UserError, OSError), match="No space left"):
+            command(study, None)
+        assert Store(root / "full").broken() == []
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
 def test_a_record_of_another_mark_set_is_trained_again_to_the_same_numbers(data_folders, make_host, tmp_path):
     first = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora", "grid.seeds=[0]",
                   "grid.inits=[scratch]", "grid.budgets=[4]")
@@ -253,7 +268,7 @@ def test_a_killed_command_loses_nothing_and_is_completed_by_repeating_it(data_fo
     else:
         process.send_signal(signal.SIGKILL if how == "parent killed" else signal.SIGINT)
         process.communicate(timeout=60)
-        assert process.returncode != 0
+        assert process.returncode == (-signal.SIGKILL if how == "parent killed" else 130)
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
     kept = {path: path.stat().st_mtime_ns for path in records()}
     assert all(json.loads(path.read_text()) for path in kept) and store.broken() == []
