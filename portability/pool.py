@@ -78,7 +78,7 @@ def run_jobs(
                     on_update(message)
                     continue
                 if isinstance(message, OSError):
-                    raise UserError(f"cannot go on: {message}; finished runs are kept, repeat the command when it is put right")
+                    raise UserError(f"cannot go on: {message}; finished runs are kept, repeat the command once it is put right")
                 job, worker.job = worker.job, None
                 assert job is not None
                 yield job, message

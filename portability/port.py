@@ -151,7 +151,8 @@ class _Work:
         missing = [s for s in slots if not found or any(place[s.role] not in self.module.tensors for place in found)]
         if missing and not self.spec.partial:
             raise UserError(f"port from '{self.origin.name}' to '{self.receiving.name}': {missing[0].key} has no "
-                            f"counterpart in the module; a partial carry must be asked for (port.{self.spec.name}.partial=true)")
+                            f"counterpart in the module; a partial carry must be asked for "
+                            f"(port.{self.spec.name}.partial=true)")
         present = [s for s in slots if s not in missing]
         out = {}
         if present:

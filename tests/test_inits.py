@@ -87,9 +87,10 @@ def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(moun
 
 
 def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(mounted):
+    from conftest import TASK
+
     from portability import engine
     from portability.scorer import Scorer
-    from conftest import TASK
     host = mounted("adapter")
     scorer = Scorer(host.host, TASK)
     ids = torch.randint(3, 20, (16, 9), generator=torch.Generator().manual_seed(0))

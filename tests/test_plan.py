@@ -158,6 +158,7 @@ def test_stacks_hold_only_what_may_train_together_and_lose_nothing():
     assert sorted(i for part in parts for i in part) == sorted(planned.runs)
     for part in parts:
         runs = [planned.runs[i] for i in part]
-        assert len(part) <= 8 and all((r.host, r.method, r.data, r.train) == (runs[0].host, runs[0].method, runs[0].data, runs[0].train)
-                                      for r in runs)
+        first = runs[0]
+        assert len(part) <= 8
+        assert all((r.host, r.method, r.data, r.train) == (first.host, first.method, first.data, first.train) for r in runs)
         assert len({r.method is None for r in runs}) == 1
