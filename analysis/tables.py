@@ -114,8 +114,8 @@ TABLES: dict[str, Recipe] = {
         ("quantity", "init"), "method", best=True,
     ),
     "zero_shot": Recipe(
-        zero_shot, "Zero-shot", "{label} before any update on the receiving host; lift is over the bare host, which "
-        "draws no random number.", ("receiving", "quantity", "init"), "method", best=True,
+        zero_shot, "Zero-shot", "{label} before any update on the receiving host; lift is over the bare host "
+        "(with the cell's own head, where the host needs one).", ("receiving", "quantity", "init"), "method", best=True,
     ),
     "origin_by_receiving": Recipe(
         origin_by_receiving, "Origin by receiving host",

@@ -136,8 +136,16 @@ def to_study(cfg: DictConfig) -> Study:
     return Study(
         name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
         grid=grid, sources=sources, data=data, overlap=conf.overlap,
-        engine=build(EngineConf, raw["engine"], "engine"), tracking=build(TrackingConf, raw["tracking"], "tracking"),
+        engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"),
     )
+
+
+def _engine(value: Any) -> EngineConf:
+    engine = build(EngineConf, value, "engine")
+    for key, number in vars(engine).items():
+        if number < 1:
+            raise UserError(f"engine.{key} must be at least 1, got {number}")
+    return engine
 
 
 def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
@@ -153,6 +161,10 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     train = build(TrainConf, raw["train"], "train")
     budgets = sorted(_positive(conf.budgets, "grid.budgets"))
     _check_train(train)
+    if evaluation.batch_size < 1:
+        raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
+    if conf.origin_updates is not None:
+        _positive([conf.origin_updates], "grid.origin_updates")
     pairs = conf.pairs or [[raw["origin"], raw["receiving"]]]
     hosts = {name: describe(build(HostSource, {"name": name} | _known(raw, "host", name), f"host.{name}"))
              for name in dict.fromkeys(name for pair in pairs for name in _pair(pair))}
@@ -168,7 +180,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
                for name in _distinct(conf.ports, "grid.ports")],
         seeds=[int(seed) for seed in _distinct(conf.seeds, "grid.seeds")],
         budgets=budgets,
-        origin_updates=conf.origin_updates or max(budgets),
+        origin_updates=max(budgets) if conf.origin_updates is None else conf.origin_updates,
         task=TaskSpec(**_task(raw["task"])),
         train=TrainSpec(updates=max(budgets), **vars(train) | {"betas": tuple(train.betas)}),
         eval=evaluation,
@@ -179,6 +191,8 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
 
 def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:
     """The chosen methods. A sweep may set a rate for a method that the command line left out: that entry is passed over."""
+    if not raw.get("method"):
+        raise UserError(f"no method is chosen; choose of: {', '.join(raw['known_methods'])}")
     for name in raw["method"]:
         choose(name, raw["known_methods"], "method")
     chosen = {name: value for name, value in raw["method"].items() if "library" in value}

@@ -116,12 +116,13 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-# Axes of a low-rank pair beside each matrix of the host: what goes in, and what comes out.
+# Axes of a low-rank pair beside each matrix of the host: what goes in, and what comes out. Query heads are laid out as
+# (key-value head, place in its group), so that a query keeps its key and value when heads are cut, padded or repeated.
 LORA_AXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "query": (("hidden",), ("heads", "head_dim")),
+    "query": (("hidden",), ("kv_heads", "group", "head_dim")),
     "key": (("hidden",), ("kv_heads", "head_dim")),
     "value": (("hidden",), ("kv_heads", "head_dim")),
-    "attention_out": (("heads", "head_dim"), ("hidden",)),
+    "attention_out": (("kv_heads", "group", "head_dim"), ("hidden",)),
     "ffn_up": (("hidden",), ("ffn",)),
     "ffn_gate": (("hidden",), ("ffn",)),
     "ffn_down": (("ffn",), ("hidden",)),

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -25,10 +28,13 @@ def file_digest(path: Path) -> str:
         pass
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    draft = entry.with_name(f".{entry.name}.{os.getpid()}")
-    draft.write_text(found)
-    draft.rename(entry)
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        draft = entry.with_name(f".{entry.name}.{os.getpid()}")
+        draft.write_text(found)
+        draft.rename(entry)
+    except OSError as error:
+        log.warning("cannot keep digests in %s (%s); files are read again next time", entry.parent, error.strerror)
     return found
 
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.fingerprints import combined_digest
+from portability.paths import EMBEDDED
 from portability.spec import HostShape, HostSpec
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = Path(__file__).parent / "embedded"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
-IRRELEVANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters")
+SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters")
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,14 @@ def host_shape(config: Mapping[str, Any]) -> HostShape:
     """Read the shape off a host's config.json.
 
     Raises:
-        UserError: the architecture is none of the known families.
+        UserError: the architecture is none of the known families, or a size is missing.
     """
     name = choose(str(config.get("model_type")), FAMILIES, "host family (model_type)")
     family = FAMILIES[name]
+    lacking = [family.widths[axis] for axis in ("hidden", "heads") if not config.get(family.widths[axis])]
+    lacking += [key for key in family.stacks.values() if not (config.get(key) or config.get("num_layers"))]
+    if lacking:
+        raise UserError(f"a {name} host's config.json lacks {', '.join(lacking)}")
     widths = {axis: config.get(key) for axis, key in family.widths.items()}
     widths["ffn"] = widths["ffn"] or 4 * widths["hidden"]
     widths["kv_heads"] = widths.get("kv_heads") or widths["heads"]
@@ -88,19 +92,40 @@ def describe(source: HostSource) -> HostSpec:
     Raises:
         UserError: unknown family, or weights that are not safetensors.
     """
+    if source.path and source.hub:
+        raise UserError(f"host '{source.name}': give a path or a hub id, not both (host.{source.name}.hub=null)")
     folder = folder_of(source)
-    config = json.loads((folder / "config.json").read_text())
+    config = _settings(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
+        if source.hub:
+            raise UserError(f"host '{source.name}': {source.hub} holds no safetensors at this revision, and pickled "
+                            f"weights are refused; convert it once as README says and set host.{source.name}.path=FOLDER")
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         found = f"only {', '.join(pickled)}, and pickled weights are refused" if pickled else "none"
         raise UserError(f"host '{source.name}': needs *.safetensors in {folder}, found {found}")
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not tokenizer:
         raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of {', '.join(TOKENIZER_FILES)})")
-    relevant = {key: value for key, value in config.items() if key not in IRRELEVANT}
-    mark = combined_digest([*weights, *tokenizer], json.dumps(relevant, sort_keys=True))
-    return HostSpec(source.name, source.path or str(source.hub), source.revision, mark, host_shape(config))
+    settings = {name: _settings(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
+    mark = combined_digest([*weights, *tokenizer], json.dumps(settings, sort_keys=True))
+    revision = None if source.path else source.revision
+    return HostSpec(source.name, source.path or str(source.hub), revision, mark, host_shape(config))
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A host's JSON file without what cannot change a number.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return {key: value for key, value in found.items() if key not in IRRELEVANT}
 
 
 @dataclass
@@ -128,22 +153,30 @@ def load_host(spec: HostSpec) -> Host:
     Eager attention because the sdpa path builds its mask with data-dependent control flow, which `vmap` rejects.
 
     Raises:
-        UserError: the folder's bytes are no longer those that were planned.
+        UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
     """
     import adapters
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder = folder_of(spec)
+    found = describe(HostSource(spec.name, path=str(folder)))
+    if found.fingerprint != spec.fingerprint:
+        raise UserError(f"host '{spec.name}' changed since the study was planned ({folder}); run the command again")
     kinds = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM, "llama": AutoModelForCausalLM}
     loader = kinds.get(spec.shape.family, AutoModel)
     options = {"local_files_only": True, "trust_remote_code": False}
-    model = loader.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True, **options
-    )
+    try:
+        model = loader.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
     adapters.init(model)
     model.requires_grad_(False).eval()
-    return Host(spec, model, AutoTokenizer.from_pretrained(folder, **options))
+    return Host(spec, model, tokenizer)
 
 
 def label_ids(tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool) -> tuple[int, int]:
@@ -165,8 +198,3 @@ def label_ids(tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2
     if tokenizer.unk_token_id in first:
         raise UserError(f"a label word of {words} is unknown to the host's tokenizer; choose others (task.label_words)")
     return first[0], first[1]
-
-
-def frozen_parameters(host: Host) -> "dict[str, torch.Tensor]":
-    """The host's own parameters by name (to prove that training left them alone)."""
-    return {name: value for name, value in host.model.named_parameters() if not value.requires_grad}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from portability.errors import UserError, choose
-from portability.module import ModuleState
+from portability.families import Slot
+from portability.module import ModuleState, equal
 from portability.port import Port, port
 from portability.seeds import stream
 from portability.spec import HostSpec, PortSpec
@@ -76,15 +77,21 @@ def sampled(given: Given, options: Mapping[str, Any]) -> Start:
 
 
 def shuffled(given: Given, options: Mapping[str, Any]) -> Start:
-    """The ported module with its layers in a random other order, per stack (control: does the order matter?)."""
+    """The ported module with its layers in a random other order, per stack (control: does the order matter?).
+
+    Raises:
+        UserError: every layer is like every other, so there is nothing to shuffle.
+    """
     done = _port(given)
     generator = stream(given.seed, "shuffle")
-    order: dict[str, list[int]] = {}
+    tensors = dict(done.module.tensors)
     for stack, depth in given.receiving.shape.layers.items():
-        order[stack] = _derangement(depth, generator)
-    tensors = {s: done.module.tensors[s._replace(layer=order[s.stack][s.layer])] if s.stack in order else t
-               for s, t in done.module.tensors.items()}
-    return done.module.map({slot: tensor.clone() for slot, tensor in tensors.items()}), done
+        tensors |= _reordered({s: t for s, t in tensors.items() if s.stack == stack}, depth, generator)
+    module = done.module.map({slot: tensor.clone() for slot, tensor in tensors.items()})
+    if equal(module, done.module):
+        raise UserError(f"init 'shuffled' has no layers to exchange: all layers of the port to "
+                        f"'{given.receiving.name}' are alike")
+    return module, done
 
 
 INITS: dict[str, Init] = {"scratch": scratch, "ported": ported, "sampled": sampled, "shuffled": shuffled}
@@ -108,12 +115,17 @@ def _port(given: Given) -> Port:
     return port(given.module, given.origin, given.fresh, given.receiving, given.port)
 
 
-def _derangement(depth: int, generator: torch.Generator) -> list[int]:
-    """A random order of the layers that leaves at least one of them elsewhere (depth 1: as it is)."""
-    while True:
+def _reordered(tensors: Mapping[Slot, Tensor], depth: int, generator: torch.Generator) -> dict[Slot, Tensor]:
+    """One stack's tensors with the layers in an order that changes something, or as they are where none does.
+
+    A port may fill two layers with the same tensors, so an exchange of these two would be no change.
+    """
+    for _ in range(100):
         order = torch.randperm(depth, generator=generator).tolist()
-        if depth == 1 or order != list(range(depth)):
-            return order
+        moved = {slot: tensors[slot._replace(layer=order[slot.layer])] for slot in tensors}
+        if any(not torch.equal(moved[slot], tensors[slot]) for slot in tensors):
+            return moved
+    return dict(tensors)
 
 
 def _match_function(module: ModuleState, done: Port, given: Given) -> ModuleState:

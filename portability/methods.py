@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from portability.errors import UserError, choose
-from portability.families import FAMILIES, LORA_AXES, Slot, locate
+from portability.families import LORA_AXES, Slot, locate
 from portability.hosts import Host
 from portability.module import Axes, ModuleState
 from portability.spec import HostShape, MethodSpec
@@ -109,6 +109,7 @@ def _layout(name: str, shape: torch.Size, spec: MethodSpec, host: HostShape) -> 
     for ending, role, axes in _PARTS:
         if name.endswith(ending):
             axes = tuple(axis.replace("phm]", str(spec.settings.get("phm_dim"))) for axis in axes)
+            _check_bottleneck(name, axes, shape, spec)
             return Layout(name, shape, [(Slot(stack, layer, site, role), axes, tuple(shape))], 0)
     match = re.search(r"lora_([AB])$", name)
     if match is None:
@@ -121,6 +122,15 @@ def _layout(name: str, shape: torch.Size, spec: MethodSpec, host: HostShape) -> 
         sizes = {"rank": spec.settings["r"]} | {axis: host.size(axis) for axis in into + out}
         slots.append((Slot(stack, layer, one, match[1]), axes, tuple(int(sizes[axis] or 0) for axis in axes)))
     return Layout(name, shape, slots, 0)
+
+
+def _check_bottleneck(name: str, axes: Axes, shape: torch.Size, spec: MethodSpec) -> None:
+    """Make sure that the library gave the bottleneck the size that was asked for."""
+    wanted = spec.settings.get("bottleneck")
+    for axis, size in zip(axes, shape, strict=True):
+        label, _, parts = axis.partition("/")
+        if label == "bottleneck" and wanted is not None and size * int(parts or 1) != wanted:
+            raise UserError(f"method '{spec.name}': {name} has a bottleneck of {size * int(parts or 1)}, not {wanted}")
 
 
 def _prefix_layout(
@@ -167,7 +177,7 @@ def _adapters_config(spec: MethodSpec, shape: HostShape) -> Any:
     classes = {name for name in dir(adapters) if name.endswith("Config")}
     settings = dict(spec.settings)
     if (bottleneck := settings.pop("bottleneck", None)) is not None:
-        settings["reduction_factor"] = shape.hidden / bottleneck
+        settings["reduction_factor"] = shape.hidden / (bottleneck + 0.5)  # the library rounds down
     if parts := settings.get("phm_dim"):
         for what, size in (("width", shape.hidden), ("bottleneck", bottleneck)):
             if size is None or size % parts:
@@ -185,8 +195,3 @@ def _adapters_config(spec: MethodSpec, shape: HostShape) -> Any:
 
 
 MOUNTS = {"adapters": _adapters_config}
-
-
-def label_scoring(host: Host) -> bool:
-    """Whether the host scores label words (it has a language-model head) rather than a classification head."""
-    return FAMILIES[host.family].scoring == "label"

@@ -27,7 +27,7 @@ def axis_size(axis: str, shape: HostShape) -> int | None:
 class ModuleState:
     """Slot -> tensor, with a label for every axis of every tensor.
 
-    Host-dependent axes are ``hidden``, ``ffn``, ``heads``, ``kv_heads``, ``head_dim`` (perhaps with a divisor); all
+    Host-dependent axes are ``hidden``, ``ffn``, ``kv_heads``, ``group``, ``head_dim`` (perhaps with a divisor); all
     others (``rank``, ``bottleneck``, ``prefix``, ``phm``) belong to the method and are never changed by a port.
     """
 

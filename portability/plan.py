@@ -177,8 +177,3 @@ def cost(run: RunSpec) -> float:
     shape = run.host.shape
     per_layer = 4 * shape.hidden * shape.heads * shape.head_dim + 3 * shape.hidden * shape.ffn
     return (run.train.updates * run.train.batch_size + 1) * sum(shape.layers.values()) * per_layer
-
-
-def blocked(runs: Mapping[str, RunSpec], failed: set[str]) -> dict[str, str]:
-    """Runs that cannot start because the origin they need failed: run_id -> origin."""
-    return {run_id: run.origin for run_id, run in runs.items() if run.origin in failed and run.origin is not None}

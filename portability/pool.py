@@ -97,8 +97,12 @@ def _assign(queue: list[Job], pool: list[_Worker], workers: int, start: Callable
                 return
             free = start()
             pool.append(free)
+        try:
+            free.pipe.send(queue[0])
+        except OSError:  # it died while it was idle
+            pool.remove(free)
+            continue
         free.job = queue.pop(0)
-        free.pipe.send(free.job)
 
 
 def _messages(pool: list[_Worker]) -> Iterator[tuple[_Worker, int | str | OSError | None]]:

@@ -19,7 +19,12 @@ from portability.layers import LAYER_MAPS, average_layers
 from portability.module import ModuleState, axis_size
 from portability.spec import HostSpec, PortSpec
 
-INPUT_ROLES = ("A", "down_weight", "down_left", "prefix_key")  # host axes of these are summed over in the forward pass
+INPUT_ROLES = ("A", "down_weight", "down_left")  # the host's axes of these are summed over in the forward pass
+
+
+def summed_over(role: str, axis: str) -> bool:
+    """Whether the forward pass sums over this axis: a query meets a prefix's key along the head size alone."""
+    return role in INPUT_ROLES or (role == "prefix_key" and axis == "head_dim")
 
 
 def pad_axis(tensor: Tensor, axis: int, size: int, summed: bool) -> Tensor:
@@ -181,7 +186,7 @@ class _Work:
             if change is None:
                 raise self._misfit(slot, sizes, "strategy 'copy' needs equal shapes: use port=pad or port=repeat")
             action = "cut" if size < tensor.shape[axis] else {"pad": "padded", "repeat": "repeated"}[self.spec.strategy]
-            tensor = change(tensor, axis, size, slot.role in INPUT_ROLES)
+            tensor = change(tensor, axis, size, summed_over(slot.role, label))
             mask = change(mask, axis, size, False)
         kept = tuple(slice(0, min(a, b)) for a, b in zip(sizes, wanted, strict=True))
         self.used |= {source: kept for source in sources}

@@ -30,11 +30,11 @@ from portability import corpus, language, lexicon
 from portability.corpus import Corpus
 from portability.curriculum import Curriculum, rate
 from portability.language import Mix
+from portability.paths import EMBEDDED, bundled
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).parent.parent / "conf" / "pretrain.yaml"
-EMBEDDED = Path(__file__).parent / "embedded"
+CONF = bundled("conf") / "pretrain.yaml"
 SPECIAL = ("<pad>", "</s>", "<unk>")
 Example = tuple[list[str], list[str]]
 

@@ -14,7 +14,7 @@ from portability.store import Store
 from portability.tracking import TrackingSpec
 
 log = logging.getLogger(__name__)
-RETRIES = 2  # a worker that died: its unfinished runs are tried so many times again
+RETRIES = 2  # a run that was alone when its worker died is tried so many times again; stacks are halved until then
 
 
 class _Ledger:
@@ -26,11 +26,12 @@ class _Ledger:
         self.waiting = dict(self.todo)
         self.deaths: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
+        self.done = 0
 
     def ready(self) -> list[Job]:
         """Jobs whose runs' origins are in the store, handed out once."""
         runs = {i: r for i, r in self.waiting.items() if r.origin is None or r.origin not in self.todo
-                or self.store.has(r.origin)}
+                or self.store.has(r.origin, self.planned.marks[r.origin])}
         for run_id in runs:
             del self.waiting[run_id]
         return self._jobs(runs)
@@ -42,14 +43,15 @@ class _Ledger:
     def settle(self, job: Job, death: str | None) -> list[Job]:
         """Note how a job ended; gives back the jobs to try again after a worker's death, in smaller stacks."""
         left = [run for run in job.runs if not self.store.has(run.run_id, job.marks[run.run_id])]
+        self.done += len(job.runs) - len(left)
         again: dict[str, RunSpec] = {}
         for run in left:
-            self.deaths[run.run_id] += death is not None
+            self.deaths[run.run_id] += death is not None and len(left) == 1  # in company the guilty one is not known
             if death is not None and self.deaths[run.run_id] <= RETRIES:
                 again[run.run_id] = run
             else:
                 self._fail(run, death)
-        parts = stacks(again, max(1, len(job.runs) // 2)) if again else []
+        parts = stacks(again, max(1, len(left) // 2)) if again else []
         return [Job([again[i] for i in ids], {i: job.marks[i] for i in ids}) for ids in parts]
 
     def _fail(self, run: RunSpec, death: str | None) -> None:
@@ -82,15 +84,14 @@ def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec)
     with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=0.5) as bar:
         for job, death in run_jobs(more, setup, study.engine.workers, bar.update):
             again += ledger.settle(job, death)
-            done = len(ledger.todo) - sum(not store.has(i) for i in ledger.todo)
-            bar.set_postfix_str(f"{done}/{len(ledger.todo)} runs, {len(ledger.failed)} failed")
+            bar.set_postfix_str(f"{ledger.done}/{len(ledger.todo)} runs, {len(ledger.failed)} failed")
     return len(ledger.failed)
 
 
 def status_lines(planned: Plan, store: Store) -> list[str]:
     """How far the plan is: cells and runs done, failed and missing, and the failures by name."""
     done = {run_id for run_id in planned.runs if store.has(run_id, planned.marks[run_id])}
-    failures = {i: f for i, f in store.failures().items() if i in planned.runs and i not in done}
+    failures = {i: f for i, f in store.failures(planned.marks).items() if i in planned.runs}
     cells = Counter("done" if c.run_id in done else "failed" if c.run_id in failures else "missing"
                     for c in planned.cells if c.budget > 0)
     lines = [f"cells: {sum(cells.values())}, " + _counts(cells, ("done", "failed", "missing")),

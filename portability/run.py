@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from portability.config import Study, facts, to_study
 from portability.errors import UserError
+from portability.paths import bundled
 from portability.plan import Plan, plan
 from portability.progress import carry_out, status_lines
 from portability.store import Store
@@ -21,13 +22,6 @@ from portability.tracking import TrackingSpec, resolve_mode
 
 log = logging.getLogger(__name__)
 CATALOGUES = ("host", "data", "init", "port")  # conf groups that are loaded whole; the axes name their entries
-
-
-def bundled(name: str) -> Path:
-    """The folder of conf files or sweeps: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:

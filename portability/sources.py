@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError, choose
 from portability.overlap import Rows
+from portability.paths import EMBEDDED
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-EMBEDDED = Path(__file__).parent / "embedded" / "data"
+SHIPPED = EMBEDDED / "data"
 SPLITS = ("train", "validation", "test")
 
 
@@ -73,7 +74,7 @@ def files(source: DataSource) -> dict[str, Path]:
         return {}
     folder = Path(source.path).expanduser()
     if source.path.startswith("embedded:"):
-        folder = EMBEDDED / source.path.removeprefix("embedded:")
+        folder = SHIPPED / source.path.removeprefix("embedded:")
     if not folder.is_dir():
         raise UserError(f"data set '{source.name}': no folder {folder}; set data_root=FOLDER, or its path in conf/data")
     paths = {split: folder / f"{name}.jsonl" for split, name in used.items()}
@@ -178,7 +179,7 @@ def _hub_rows(source: DataSource, split: str, where: str) -> Rows:
 
 def embedded() -> list[str]:
     """Names of the sets shipped with the package."""
-    return sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir())
+    return sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
 
 
 def _first_line(error: Exception) -> str:

@@ -40,12 +40,17 @@ class HostShape:
     kv_heads: int
     head_dim: int
 
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.heads // self.kv_heads
+
     def size(self, axis: str) -> int | None:
         """Length of a host-dependent axis, or None for an axis that belongs to the method."""
         return getattr(self, axis) if axis in HOST_AXES else None
 
 
-HOST_AXES = ("hidden", "ffn", "heads", "kv_heads", "head_dim")
+HOST_AXES = ("hidden", "ffn", "kv_heads", "group", "head_dim")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+READINGS = ("run_id", "mark", "native_id", "bare_id")  # of a cell: which runs it reads; the rest is its place
 Arrays = Mapping[str, "torch.Tensor"]
 
 
@@ -56,11 +56,13 @@ class Store:
     def read(self, run_id: str) -> dict[str, Any] | None:
         """The run's record, or None where there is none that parses."""
         try:
-            return json.loads((self.folder(run_id) / "record.json").read_text())
+            record = json.loads((self.folder(run_id) / "record.json").read_text())
+            _ = [mark["updates"] for mark in record["train_info"]["metrics"]]
+            return record
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            log.warning("record of run %s does not parse; the run counts as not done", run_id)
+        except (ValueError, KeyError, TypeError):
+            log.warning("record of run %s is no record; the run counts as not done", run_id)
             return None
 
     def has(self, run_id: str, marks: Iterable[int] = ()) -> bool:
@@ -83,12 +85,16 @@ class Store:
         """Tensors of one file of a run (module or head), and the file's metadata.
 
         Raises:
-            FileNotFoundError: the run has no such file.
+            UserError: the run has no such file, or the file is broken.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.folder(run_id) / f"{name}.safetensors", "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+        path = self.folder(run_id) / f"{name}.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}); delete the run's folder and repeat the command") from error
 
     def predictions(self, run_id: str) -> dict[str, "np.ndarray"]:
         """Per-example predictions: `updates` (M,), `margin` (M, N) log p(positive) - log p(negative), `invalid`
@@ -103,11 +109,12 @@ class Store:
         Raises:
             OSError: the disk is full or not writable; nothing half-written stays behind.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         final = self.folder(run_id)
         final.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".draft-{run_id}-{socket.gethostname()}-{os.getpid()}-", dir=final.parent))
+        draft = Path(tempfile.mkdtemp(prefix=f".draft-{run_id}-{os.getpid()}-", dir=final.parent))
         try:
             for name, tensors in result.tensors.items():
                 contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
@@ -116,13 +123,27 @@ class Store:
                 _write(draft / "port_report.json", result.port_report)
             _write(draft / "record.json", result.record)
             draft.chmod(0o755)
-            if final.exists():  # evaluated again at more marks, or its record was broken
-                final.rename(final.parent / f".old-{draft.name}")
-            draft.rename(final)
+            self._place(draft, final)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            shutil.rmtree(draft, ignore_errors=True)
+            raise OSError(f"cannot write run {run_id}: {error}") from error
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        shutil.rmtree(final.parent / f".old-{draft.name}", ignore_errors=True)
+
+    @staticmethod
+    def _place(draft: Path, final: Path) -> None:
+        """Rename a draft into place; a run evaluated again at more marks, or a broken one, makes room first."""
+        old = final.parent / f".old-{draft.name}"
+        if final.exists():
+            final.rename(old)
+        try:
+            draft.rename(final)
+        except BaseException:
+            if old.exists():
+                old.rename(final)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
     # ---- failures
 
@@ -134,8 +155,11 @@ class Store:
         _write(folder / f"{run_id}-{attempt}.json", {"run_id": run_id, "attempt": attempt, **failure})
         return attempt
 
-    def failures(self) -> dict[str, dict[str, Any]]:
-        """The latest failure of each run that is not done: run_id, attempt, error, and updates where known."""
+    def failures(self, marks: Mapping[str, Iterable[int]] | None = None) -> dict[str, dict[str, Any]]:
+        """The latest failure of each run that is not done: run_id, attempt, error, and updates where known.
+
+        `marks` says at which updates a run must have been evaluated to count as done.
+        """
         latest: dict[str, dict[str, Any]] = {}
         for path in sorted((self.root / "failures").glob("*.json")):
             try:
@@ -145,7 +169,8 @@ class Store:
             seen = latest.get(failure["run_id"])
             if seen is None or seen["attempt"] < failure["attempt"]:
                 latest[failure["run_id"]] = failure
-        return {run_id: failure for run_id, failure in latest.items() if self.read(run_id) is None}
+        wanted = marks or {}
+        return {run_id: failure for run_id, failure in latest.items() if not self.has(run_id, wanted.get(run_id, ()))}
 
     # ---- cells
 
@@ -153,12 +178,27 @@ class Store:
         """Remember which cells were asked for, so that tables can show what is missing.
 
         `facts` are the sweep's name, its data sets with the counts of the leak guard, and the like.
+
+        Raises:
+            UserError: the study already holds one of these cells under another run, that is, with other settings;
+                nothing is written, because neither number could be told from the other in a table.
         """
         rows = [asdict(cell) for cell in cells]
+        self._refuse_other_settings(rows)
         path = self.root / "manifests" / f"{digest([rows, dict(facts)])}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, {**facts, "cells": rows})
+
+    def _refuse_other_settings(self, rows: list[dict[str, Any]]) -> None:
+        place = lambda row: tuple(value for key, value in row.items() if key not in READINGS)  # noqa: E731
+        paths = sorted((self.root / "manifests").glob("*.json"))
+        held = {place(row): row["run_id"] for path in paths for row in json.loads(path.read_text())["cells"]}
+        for row in rows:
+            if held.get(place(row), row["run_id"]) != row["run_id"]:
+                where = ", ".join(f"{key} {value}" for key, value in row.items() if key not in READINGS)
+                raise UserError(f"study {self.root.name} already holds the cell ({where}) with other settings (run "
+                                f"{held[place(row)]}, now {row['run_id']}); choose another study=NAME for these settings")
 
     def manifests(self) -> list[dict[str, Any]]:
         """Every manifest of the study: its facts, and `cells` as a list of rows (see spec.Cell).

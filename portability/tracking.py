@@ -52,7 +52,8 @@ def describe_run(record: dict[str, Any], sweep: str | None, attempt: int) -> dic
     place = f"{origin['host']}->{cell['host']}" if origin else cell["host"]
     data = f"{origin['data']}->{cell['data']}" if origin else cell["data"]
     method = cell["method"] or "none"
-    group = f"{method}__{place}__{data}__{cell['init']}"
+    port = f"__{record['port_info']['name']}" if record["port_info"] else ""
+    group = f"{method}__{place}__{data}__{cell['init']}{port}"
     stage = "bare" if cell["init"] == "bare" else "port" if record["port_info"] else "scratch"
     return {
         "group": group, "job_type": stage, "name": f"{group}__{cell['seed']}", "id": f"{record['run_id']}-{attempt}",
@@ -70,11 +71,11 @@ class Tracker:
         """File one record: its curve as history, its last metrics as summary, its spec as config."""
         if self.spec.mode == "disabled":
             return
-        import wandb
-
         try:
+            import wandb
+
             self._log(wandb, record)
-        except (wandb.Error, OSError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever a tracker may raise, the run is stored and must stay so
             log.warning("W&B did not take run %s (%s); the run itself is stored", record["run_id"], error)
 
     def _log(self, wandb: Any, record: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from portability.hosts import Host, HostSource, describe, load_host
 from portability.methods import Mounted
-from portability.run import bundled
+from portability.paths import bundled
 from portability.spec import HostSpec, MethodSpec, TaskSpec
 
 torch.set_num_threads(1)

@@ -66,6 +66,11 @@ def test_every_sweep_composes_and_plans(name, data_folders, make_host):
     ("task.template=hello", "exactly once"),
     ("task.label_words=[yes]", "two words"),
     ("train.batch_size=0", "train.batch_size must be at least 1"),
+    ("engine.workers=0", "engine.workers must be at least 1"),
+    ("engine.stack=0", "engine.stack must be at least 1"),
+    ("eval.batch_size=0", "eval.batch_size must be at least 1"),
+    ("grid.origin_updates=-5", "grid.origin_updates must be whole numbers"),
+    ("method=[]", "no method is chosen; choose of: adapter, "),
     ("train.batch_size=many", "train.batch_size must be int, got 'many'"),
     ("train.ema_decay=1.0", "below 1"),
     ("grid.pairs=[[nano-raw-base]]", "pairs"),
@@ -114,6 +119,46 @@ def test_pickled_weights_are_refused(make_host, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="only pytorch_model.bin, and pickled weights are refused"):
         study(f"host.nano-raw-base.path={folder}")
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("tokenizer_config.json", {"do_lower_case": True}), ("config.json", {"layer_norm_epsilon": 0.5})])
+def test_settings_beside_the_weights_are_part_of_a_host(make_host, tmp_path, name, change):
+    import json
+    import shutil
+
+    from portability.hosts import HostSource, describe
+    first = make_host("t5", 32, 2, 4, 0)
+    folder = shutil.copytree(first.source, tmp_path / "host")
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(values | {"name_or_path": "elsewhere", "transformers_version": "0"}))
+    assert describe(HostSource("a", path=str(folder))).fingerprint == first.fingerprint
+    (folder / name).write_text(json.dumps(values | change))
+    assert describe(HostSource("a", path=str(folder))).fingerprint != first.fingerprint
+
+
+def test_a_host_that_changed_since_planning_is_refused(make_host, tmp_path):
+    import shutil
+
+    from portability.hosts import HostSource, describe, load_host
+    folder = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
+    planned = describe(HostSource("a", path=str(folder)))
+    load_host(planned)
+    shutil.copy(f"{make_host('t5', 32, 2, 4, 1).source}/model.safetensors", folder / "model.safetensors")
+    with pytest.raises(UserError, match="changed since the study was planned"):
+        load_host(planned)
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "is not JSON"), ("[]", "not a JSON object"),
+                                             ('{"model_type": "t5"}', "lacks d_model"), ('{"model_type": "x"}', "unknown host family")])
+def test_broken_host_configurations_are_one_sentence(make_host, tmp_path, text, words):
+    import shutil
+
+    from portability.hosts import HostSource, describe
+    folder = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        describe(HostSource("a", path=str(folder)))
 
 
 def test_run_ids_do_not_depend_on_folders_or_workers(data_folders, make_host, tmp_path):

@@ -117,6 +117,13 @@ def test_settings_that_cannot_work_are_refused(load, method, changes, words):
         Mounted(load(), spec)
 
 
+@pytest.mark.parametrize("bottleneck", [5, 10, 16, 20, 24])
+def test_the_bottleneck_has_the_size_that_was_asked_for(load, bottleneck):
+    """The library floors width / factor: 64 / (64 / 20) is 19 there."""
+    mounted = Mounted(load("t5", 64, 1, 4), replace(METHODS["adapter"], settings={"bottleneck": bottleneck}))
+    assert mounted.fresh(0).tensors[Slot("encoder", 0, "attention", "down_weight")].shape == (bottleneck, 64)
+
+
 def test_unknown_config_classes_and_libraries_list_the_choices(load):
     with pytest.raises(UserError, match="LoRAConfig"):
         Mounted(load(), replace(METHODS["lora"], config="LoraConfig"))

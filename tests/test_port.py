@@ -192,6 +192,27 @@ def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(mounted
     assert torch.allclose(repeated @ x[torch.arange(48) % 32], wide.tensors[slot] @ x, atol=1e-6)
 
 
+def test_repeated_key_value_heads_keep_their_prefixes_whole(mounted):
+    """A query meets a key along the head size alone, so a head that stands twice keeps its keys undivided."""
+    source, target = mounted("prefix"), mounted("prefix", shape="wider and deeper")  # 4 heads of 8 to 6 heads of 8
+    done, module = carry(source, target, spec("repeat"))
+    slot = Slot("encoder", 0, "self_prefix", "prefix_key")
+    assert torch.equal(done.module.tensors[slot][:, 4:], module.tensors[slot][:, :2])
+    assert torch.equal(done.module.tensors[slot][:, :4], module.tensors[slot])
+
+
+@pytest.mark.parametrize("strategy", ["pad", "repeat"])
+def test_queries_keep_their_key_value_heads_between_groupings(mounted, mount, strategy):
+    """8 query heads in 4 groups of 2 to 4 groups of 1: the first query of each group stays with its group."""
+    source, target = mount("lora", "llama", 32, 2, 8), mount("lora", "gpt2", 32, 2, 4)
+    done, module = carry(source, target, spec(strategy))
+    ours, theirs = (m.tensors[Slot("decoder", 0, "query", "B")] for m in (done.module, module))
+    assert theirs.shape == (4, 2, 4, 4) and ours.shape == (4, 1, 8, 4)
+    flat = theirs.reshape(8, 4, 4)
+    for head in range(4):
+        assert torch.equal(ours[head, 0, :4], flat[2 * head])
+
+
 def test_heads_are_fitted_by_the_same_strategy():
     head = {"head.weight": torch.arange(8.0).reshape(2, 4), "head.bias": torch.ones(2)}
     assert fit_head(head, 3, spec())["head.weight"].tolist() == [[0, 1, 2], [4, 5, 6]]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,42 @@ def test_a_full_disk_while_writing_leaves_no_run_and_no_rest(tmp_path, monkeypat
     assert store.has(ID)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"train_info": {}}', "", "\\xff"])
+def test_what_is_no_record_counts_as_not_done(tmp_path, text):
+    store = Store(tmp_path)
+    store.commit(ID, result(0))
+    (store.folder(ID) / "record.json").write_text(text)
+    assert not store.has(ID) and store.broken() == [ID]
+
+
+def test_a_full_disk_as_safetensors_reports_it_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(*args, **kwargs):
+        raise safetensors.SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        Store(tmp_path).commit(ID, result(0))
+    assert list(Store(tmp_path).folder(ID).parent.iterdir()) == []
+
+
+def test_a_broken_module_file_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.commit(ID, result(0))
+    path = store.folder(ID) / "module.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match="module.safetensors cannot be read.*repeat the command"):
+        store.tensors(ID, "module")
+
+
+def test_a_failed_second_evaluation_is_not_hidden_by_the_first(tmp_path):
+    store = Store(tmp_path)
+    store.commit(ID, result(0))
+    store.fail(ID, {"error": "later"})
+    assert store.failures() == {} and store.failures({ID: [0, 50]})[ID]["error"] == "later"
+
+
 def test_a_torn_record_counts_as_not_done_and_is_named(tmp_path):
     store = Store(tmp_path)
     store.commit(ID, result(0))
@@ -93,6 +130,8 @@ def test_manifests_are_written_once_and_an_empty_folder_is_a_clear_error(tmp_pat
         store.manifests()
     store.expect([cell], {"sweep": "s"})
     store.expect([cell], {"sweep": "s"})
+    with pytest.raises(UserError, match="already holds the cell .*choose another study="):
+        store.expect([replace(cell, run_id="f" * 16)], {"sweep": "s"})
     assert len(store.manifests()) == 1 and store.manifests()[0]["cells"][0]["run_id"] == ID
     for root in (tmp_path, store.root):
         assert [found.root.name for found in studies(root)] == ["study"]

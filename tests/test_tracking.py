@@ -14,7 +14,7 @@ RECORD = {
     "run_id": "0123456789abcdef", "spec": {"seed": 3, "method": {"name": "lora", "settings": {"r": 8}}},
     "cell": {"method": "lora", "host": "b", "data": "films", "init": "ported", "seed": 3,
              "origin": {"host": "a", "data": "meals"}},
-    "port_info": {"strategy": "pad", "carried_fraction": 1.0},
+    "port_info": {"name": "pad", "strategy": "pad", "carried_fraction": 1.0},
     "train_info": {"train_loss": [[10, 0.7], [20, 0.5]],
                    "metrics": [{"updates": 0, "eval_accuracy": 0.5}, {"updates": 20, "eval_accuracy": 0.75}]},
 }
@@ -29,7 +29,7 @@ def inspect(file, *how):
 
 def test_a_run_is_filed_under_its_cell_without_the_seed():
     how = describe_run(RECORD, "demo", 2)
-    assert how["group"] == "lora__a->b__meals->films__ported" and how["job_type"] == "port"
+    assert how["group"] == "lora__a->b__meals->films__ported__pad" and how["job_type"] == "port"
     assert how["id"] == "0123456789abcdef-2" and set(how["tags"]) == {"lora", "ported", "b", "demo"}
 
 
@@ -40,7 +40,7 @@ def test_what_was_logged_offline_is_read_back(tmp_path):
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert [file.stem for file in files] == ["run-0123456789abcdef-1", "run-0123456789abcdef-2"]
     text = json.dumps(inspect(files[0]))
-    for part in ("portability-test", "lora__a->b__meals->films__ported", "demo", "eval_accuracy", "train_loss"):
+    for part in ("portability-test", "lora__a->b__meals->films__ported__pad", "demo", "eval_accuracy", "train_loss"):
         assert part in text, part
     assert "0.75" in text and "0.7" in text
 
