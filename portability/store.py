@@ -15,7 +15,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-READINGS = ("run_id", "mark", "native_id", "bare_id")  # of a cell: which runs it reads; the rest is its place
+PLACE = tuple(f.name for f in fields(Cell) if f.name not in ("run_id", "mark", "native_id", "bare_id"))  # of a cell
 Arrays = Mapping[str, "torch.Tensor"]
 
 
@@ -191,12 +192,12 @@ class Store:
             _write(path, {**facts, "cells": rows})
 
     def _refuse_other_settings(self, rows: list[dict[str, Any]]) -> None:
-        place = lambda row: tuple(value for key, value in row.items() if key not in READINGS)  # noqa: E731
+        place = itemgetter(*PLACE)
         paths = sorted((self.root / "manifests").glob("*.json"))
         held = {place(row): row["run_id"] for path in paths for row in json.loads(path.read_text())["cells"]}
         for row in rows:
             if held.get(place(row), row["run_id"]) != row["run_id"]:
-                where = ", ".join(f"{key} {value}" for key, value in row.items() if key not in READINGS)
+                where = ", ".join(f"{key} {row[key]}" for key in PLACE)
                 raise UserError(f"study {self.root.name} already holds the cell ({where}) with other settings (run "
                                 f"{held[place(row)]}, now {row['run_id']}); choose another study=NAME for these settings")
 

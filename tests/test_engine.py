@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import METHODS, TASK, sentences
+from tiny import METHODS, TASK, sentences
 from torch.nn import functional as F
 
 from portability import engine

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import METHODS, noisy
+from tiny import METHODS, noisy
 
 from portability.errors import UserError
 from portability.inits import INITS, Given
@@ -87,7 +87,7 @@ def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(moun
 
 
 def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(mounted):
-    from conftest import TASK
+    from tiny import TASK
 
     from portability import engine
     from portability.scorer import Scorer

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAMILIES, METHODS, TASK, noisy
+from tiny import FAMILIES, METHODS, TASK, noisy
 
 from portability import engine
 from portability.errors import UserError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, METHODS, noisy
+from tiny import FAMILIES, METHODS, noisy
 
 from portability.errors import UserError
 from portability.families import Slot

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONF, noisy  # noqa: F401
 from test_config import small
+from tiny import CONF, noisy  # noqa: F401
 
 from portability import engine, execute
 from portability.errors import UserError

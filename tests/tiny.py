@@ -1,0 +1,88 @@
+"""Tiny hosts of every family and tiny data sets, made on the spot: no download, no GPU."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from portability.methods import Mounted
+from portability.paths import bundled
+from portability.spec import MethodSpec, TaskSpec
+
+torch.set_num_threads(1)
+CONF = bundled("conf")
+GOOD = ["fine", "lovely", "bright", "great", "warm", "clever"]
+BAD = ["awful", "dull", "grim", "weak", "cold", "silly"]
+PLAIN = ["the", "film", "plot", "actor", "was", "and", "very", "a", "story", "with", "scene", "music"]
+WORDS = ["<pad>", "</s>", "<unk>", "negative", "positive", "answer", ":", *GOOD, *BAD, *PLAIN]
+TASK = TaskSpec("{text} answer :", ("negative", "positive"), 32)
+METHODS = {
+    "adapter": MethodSpec("adapter", "adapters", "DoubleSeqBnConfig", {"bottleneck": 8}, 3e-3),
+    "lora": MethodSpec("lora", "adapters", "LoRAConfig", {
+        "r": 4, "alpha": 8, "attn_matrices": ["q", "k", "v"], "selfattn_lora": True, "intermediate_lora": True,
+        "output_lora": True}, 3e-3),
+    "prefix": MethodSpec("prefix", "adapters", "PrefixTuningConfig", {"flat": True, "prefix_length": 5}, 3e-2),
+    "compacter": MethodSpec("compacter", "adapters", "CompacterConfig", {"bottleneck": 8, "phm_dim": 4}, 1e-2),
+}
+FAMILIES = ("t5", "bert", "roberta", "gpt2", "llama")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    tok = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tok.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def model(family: str, hidden: int, layers: int, heads: int) -> transformers.PreTrainedModel:
+    """A host with random weights."""
+    size = len(WORDS)
+    if family == "t5":
+        return transformers.T5ForConditionalGeneration(transformers.T5Config(
+            vocab_size=size, d_model=hidden, d_kv=hidden // heads, d_ff=2 * hidden, num_layers=layers,
+            num_decoder_layers=layers, num_heads=heads, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+            pad_token_id=0, eos_token_id=1))
+    if family == "gpt2":
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=size, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=64, bos_token_id=1, eos_token_id=1))
+    if family == "llama":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=heads // 2, intermediate_size=2 * hidden, bos_token_id=1, eos_token_id=1))
+    config, kind = {"bert": (transformers.BertConfig, transformers.BertModel),
+                    "roberta": (transformers.RobertaConfig, transformers.RobertaModel)}[family]
+    return kind(config(vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+                       intermediate_size=2 * hidden, max_position_embeddings=64, pad_token_id=0))
+
+
+def noisy(mounted: Mounted, seed: int):
+    """A module in which no tensor is zero, so that nothing is equal by accident."""
+    state = mounted.fresh(seed)
+    generator = torch.Generator().manual_seed(seed)
+    return state.map({s: t + 0.1 * torch.randn(t.shape, generator=generator) for s, t in state.tensors.items()})
+
+
+def sentences(number: int, seed: int) -> list[dict]:
+    """Distinct sentences whose polarity is that of their one charged word."""
+    draw, rows, seen = random.Random(seed), [], set()
+    while len(rows) < number:
+        label = len(rows) % 2
+        words = draw.sample(PLAIN, draw.randint(3, 9))
+        words.insert(draw.randint(0, len(words)), draw.choice(GOOD if label else BAD))
+        text = " ".join(words)
+        if text not in seen:
+            seen.add(text)
+            rows.append({"text": text, "label": label})
+    return rows
+
+
+def write_set(folder: Path, train: list[dict], validation: list[dict], test: list[dict]) -> Path:
+    """A data set as a folder of jsonl files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in (("train", train), ("validation", validation), ("test", test)):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
