@@ -1,6 +1,7 @@
 """Every cell has one row and one status, and everything wrong is named."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,10 +98,14 @@ def test_a_run_not_evaluated_at_a_mark_is_missing_there_only(study):
     assert "not evaluated at 500 updates" in str(problems(study.store)[0])
 
 
-def test_equal_coordinates_with_another_run_are_a_duplicate_and_give_no_number(study):
+def test_equal_coordinates_with_another_run_are_a_duplicate_and_give_no_number(study, tmp_path):
+    """The store refuses such a command itself; folders copied into one another can still bring it about."""
     cell = study.pick(init="ported")[0]
     other = study.pick(init="sampled")[0].run_id
-    study.store.expect([replace(cell, run_id=other)], FACTS)
+    elsewhere = Store(tmp_path / "elsewhere")
+    elsewhere.expect([replace(cell, run_id=other)], FACTS)
+    for path in (elsewhere.root / "manifests").iterdir():
+        shutil.copy(path, study.store.root / "manifests")
     cells = tidy(study.store)
     assert len(cells) == len(study.cells)
     double = cells[cells["status"] == "duplicate"]
