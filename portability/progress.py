@@ -1,6 +1,7 @@
 """Carry out a plan: what is ready goes to the pool, what failed blocks what needs it, and the bar shows the rest."""
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -81,10 +82,11 @@ def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec)
         again.clear()
         return jobs
 
-    with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=0.5) as bar:
+    every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
+    with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0) as bar:
         for job, death in run_jobs(more, setup, study.engine.workers, bar.update):
             again += ledger.settle(job, death)
-            bar.set_postfix_str(f"{ledger.done}/{len(ledger.todo)} runs, {len(ledger.failed)} failed")
+            bar.set_postfix_str(f"{ledger.done}/{len(ledger.todo)} runs, {len(ledger.failed)} failed", refresh=False)
     return len(ledger.failed)
 
 
