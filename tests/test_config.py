@@ -51,6 +51,12 @@ def test_every_sweep_composes_and_plans(name, data_folders, make_host):
     assert got.name != "single" and len([c for c in plan(got.grid).cells if c.budget > 0]) == got.grid.size
 
 
+def test_the_full_sweep_is_the_studys_1440_cells():
+    got = study("+sweep=full")
+    axes = (got.grid.methods, got.grid.pairs, got.grid.relations, got.grid.inits, got.grid.budgets, got.grid.seeds)
+    assert [len(axis) for axis in axes] == [4, 4, 2, 3, 3, 5] and got.grid.size == 1440
+
+
 @pytest.mark.parametrize(("override", "words"), [
     ("origin=nano-raw-bas", "unknown host 'nano-raw-bas'; choose one of: .*nano-raw-base"),
     ("grid.data=nano_film", "unknown data set of grid.study_data 'nano_film'; choose one of: .*nano_films"),
