@@ -22,7 +22,7 @@ from portability.inits import INITS, Given
 from portability.methods import Mounted
 from portability.module import ModuleState
 from portability.port import PortReport, fit_head
-from portability.records import Evidence, build_result
+from portability.records import Evidence, build_result, without_places
 from portability.scorer import Scorer
 from portability.seeds import stream_seed
 from portability.spec import BARE, FROM_ORIGIN, RunSpec, from_dict
@@ -239,7 +239,10 @@ class _Stack:
                 module=module, head=head, host_parameters=_count(self.scorer), seconds=seconds / len(self.runs),
                 train_seconds=self.train_seconds / len(self.runs),
             )
-            _commit(evidence, desk)
+            try:
+                _commit(evidence, desk)
+            except FAULTS as error:  # scores that are not finite, say: the neighbours' records stand
+                _fail(run, error, desk)
 
 
 def _score_bare(run: RunSpec, scorer: Scorer, test: Encoded, desk: Desk) -> None:
@@ -272,6 +275,7 @@ def _commit(evidence: Evidence, desk: Desk) -> None:
 
 
 def _fail(run: RunSpec, error: Exception, desk: Desk, **facts: int) -> None:
-    trace = "".join(traceback.format_exception(error)) if not isinstance(error, UserError) else None
-    attempt = desk.store.fail(run.run_id, {"error": str(error), "kind": type(error).__name__, "traceback": trace, **facts})
+    trace = without_places("".join(traceback.format_exception(error))) if not isinstance(error, UserError) else None
+    failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace, **facts}
+    attempt = desk.store.fail(run.run_id, failure)
     log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name, attempt, error)

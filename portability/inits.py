@@ -129,7 +129,8 @@ def _reordered(tensors: Mapping[Slot, Tensor], depth: int, generator: torch.Gene
 
 
 def _match_function(module: ModuleState, done: Port, given: Given) -> ModuleState:
-    """Scale a module by one factor until it changes the logits as much as the ported one, by bisection in log2.
+    """Scale a module by one factor until it changes the logits as much as the ported one, by bisection in log2 between the
+    first two powers of two, going outwards from the sample as drawn, that have the wanted change between them.
 
     Raises:
         UserError: no factor between 2^-10 and 2^10 reaches that change.
@@ -138,9 +139,14 @@ def _match_function(module: ModuleState, done: Port, given: Given) -> ModuleStat
         raise ValueError("match: function_norm needs the logit change of a module")
     target = given.change(done.module)
     scaled = lambda power: module.map({s: t * 2.0**power for s, t in module.tensors.items()})  # noqa: E731
-    low, high = -10.0, 10.0
-    if not given.change(scaled(low)) < target < given.change(scaled(high)):
-        raise UserError(f"sampled module cannot be scaled to the ported one's logit change of {target:.4g}")
+    reached = given.change(module) >= target
+    step = -1.0 if reached else 1.0
+    power = 0.0
+    while (given.change(scaled(power + step)) >= target) == reached:  # outwards, because far out the change may turn back
+        power += step
+        if abs(power) >= 10:
+            raise UserError(f"sampled module cannot be scaled to the ported one's logit change of {target:.4g}")
+    low, high = sorted((power, power + step))
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if given.change(scaled(middle)) < target else (low, middle)

@@ -34,7 +34,9 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     folders = [bundled("conf"), *_config_dirs(arguments)]
     known = {group: ",".join(sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")}))
              for group in (*CATALOGUES, "method")}
-    return [*(f"+{group}=[{known[group]}]" for group in CATALOGUES), f"known_methods=[{known['method']}]", *arguments]
+    ours = [*(f"+{group}=[{known[group]}]" for group in CATALOGUES), f"known_methods=[{known['method']}]"]
+    first = next((i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")), len(arguments))
+    return [*arguments[:first], *ours, *arguments[first:]]  # side by side with the user's: argparse wants them together
 
 
 def _config_dirs(arguments: Sequence[str]) -> list[Path]:

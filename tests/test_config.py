@@ -110,6 +110,16 @@ def test_a_sweep_cannot_smuggle_in_an_unknown_key(tmp_path):
     assert done.returncode != 0 and "seedz" in done.stderr
 
 
+def test_hosts_and_data_of_ones_own_live_in_a_folder_of_ones_own(tmp_path, make_host, data_folders):
+    for group, text in (("host", f"mine: {{path: {make_host('t5', 32, 2, 4, 0).source}}}"),
+                        ("data", f"ours: {{path: {data_folders['one']}}}")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{text.partition(':')[0]}.yaml").write_text(text)
+    done = command("--config-dir", str(tmp_path), "mode=plan", "origin=mine", "receiving=mine", "grid.data=ours",
+                   "grid.relations.same=ours", "grid.study_data=[ours]", cwd=tmp_path)
+    assert done.returncode == 0 and "data ours: 200 train" in done.stdout, done.stderr
+
+
 def test_hub_hosts_without_a_hub_say_what_to_do_instead():
     with pytest.raises(UserError, match="cannot fetch google/flan-t5-base.*origin=nano-raw-base"):
         study("receiving=flan-t5-base")

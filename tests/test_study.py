@@ -38,6 +38,7 @@ def test_every_cell_of_the_grid_is_there(finished):
     study, store, code = finished
     planned = plan(study.grid)
     norm = {i for i, run in planned.runs.items() if run.init.name == "sampled_norm"}
+    assert any(store.has(i) for i in norm), "no sample at all could be matched"
     failures = store.failures()
     assert set(failures) <= norm, failures  # a sample that no factor can match is a failure, and says so
     assert all("cannot be scaled" in failure["error"] for failure in failures.values())
@@ -156,6 +157,28 @@ def test_an_impossible_port_fails_alone_and_says_why(data_folders, make_host, tm
     errors = [failure["error"] for failure in store.failures().values()]
     assert len(errors) == 2 and all("partial" in error for error in errors)
     assert {record["cell"]["init"] for record in store.records()} == {"scratch", "bare"}
+
+
+def test_a_member_whose_scores_are_not_finite_fails_alone(data_folders, make_host, tmp_path, monkeypatch):
+    study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]", "grid.seeds=[0,1,2]")
+    planned = plan(study.grid)
+    runs = [run for run in planned.runs.values() if run.method and run.host.name == study.grid.pairs[0][0].name]
+    original, stacks = engine.predict, []
+
+    def spoiled(*args):
+        found = original(*args)
+        stacks.append(len(found.margin))
+        found.margin[1] = np.nan
+        return found
+
+    monkeypatch.setattr(engine, "predict", spoiled)
+    store = Store(tmp_path)
+    execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs}, execute.Desk(store, study.data))
+    assert set(stacks) == {3}, "the neighbours were trained again"
+    assert [store.has(run.run_id) for run in runs] == [True, False, True]
+    failure = store.failures()[runs[1].run_id]
+    assert "margin is not finite" in failure["error"] and "/tmp" not in json.dumps(failure)
+    assert str(CONF.parent) not in json.dumps(failure)
 
 
 def test_a_broken_stack_is_halved_until_the_guilty_run_is_alone(data_folders, make_host, tmp_path, monkeypatch):
