@@ -4,7 +4,6 @@ Step j of every member of a stack draws from the same bucket, padded to the buck
 near the real tokens and a member's arithmetic does not depend on its neighbours.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,14 +51,22 @@ class Schedule:
         turns = [max(1, len(bucket.members) // batch_size) for bucket in self.buckets]
         self.turns = np.repeat(np.arange(len(turns)), turns)  # one entry a batch of an epoch
         self._drawn: dict[tuple[object, ...], np.ndarray] = {}
+        self._last: tuple[int, tuple[int, int]] = (-1, (0, 0))  # all members of a stack ask for the same step
 
     def bucket(self, step: int) -> tuple[int, int]:
         """Index of the bucket of `step` (from 0), and how often that bucket was drawn before."""
+        if self._last[0] == step:
+            return self._last[1]
         epoch, place = divmod(step, len(self.turns))
         order = self._permutation(len(self.turns), "buckets", self.data_key, epoch)
         index = int(self.turns[order[place]])
         per_epoch = int((self.turns == index).sum())
-        return index, epoch * per_epoch + int((self.turns[order[:place]] == index).sum())
+        self._last = step, (index, epoch * per_epoch + int((self.turns[order[:place]] == index).sum()))
+        return self._last[1]
+
+    def length(self, step: int) -> int:
+        """Tokens to which the batch of `step` is padded."""
+        return self.buckets[self.bucket(step)[0]].length
 
     def examples(self, step: int, seed: int) -> np.ndarray:
         """Indices (B,) of the examples that a member with this seed sees at `step`.
@@ -81,11 +88,20 @@ class Schedule:
         return self._drawn[names]
 
 
-def pad(rows: Sequence[np.ndarray], length: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, each (B, length) int64, padded on the right with id 0 (masked, so the id never counts)."""
-    ids = np.zeros((len(rows), length), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+def pad(encoded: Encoded, picks: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of the picked examples, each (*picks.shape, length) int64, padded on the right with id 0 (masked,
+    so the id never counts).
+
+    Args:
+        picks: indices of examples, of any shape.
+        length: at least the tokens of the longest of them.
+
+    Example:
+        >>> two = Encoded(np.array([7, 8, 9], dtype=np.int32), np.array([0, 1, 3]), np.array([0, 1]), 0)
+        >>> [part.tolist() for part in pad(two, np.array([1, 0]), 2)]
+        [[[8, 9], [7, 0]], [[1, 1], [1, 0]]]
+    """
+    place = np.arange(length)
+    real = place < encoded.lengths[picks][..., None]
+    ids = encoded.ids[np.where(real, encoded.offsets[picks][..., None] + place, 0)]
+    return torch.from_numpy(np.where(real, ids, 0).astype(np.int64)), torch.from_numpy(real.astype(np.int64))

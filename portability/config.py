@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from portability.data import DataSource, StudyData, data_spec, study_data
+from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, describe
@@ -20,6 +21,7 @@ from portability.spec import KINDS, EvalSpec, InitSpec, MethodSpec, PortSpec, Ta
 
 T = TypeVar("T")
 MODES = ("run", "plan", "status")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ class GridConf:
 class EngineConf:
     """How the work is carried out; nothing here changes a result."""
 
-    workers: int
-    stack: int
+    device: str
+    workers: int | None
+    stack: int | None
+    checkpoint_seconds: float
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,11 @@ def to_study(cfg: DictConfig) -> Study:
 
 def _engine(value: Any) -> EngineConf:
     engine = build(EngineConf, value, "engine")
-    for key, number in vars(engine).items():
-        if number < 1:
-            raise UserError(f"engine.{key} must be at least 1, got {number}")
+    choose(engine.device, DEVICES, "engine.device")
+    for key, number, least in (("workers", engine.workers, 1), ("stack", engine.stack, 1),
+                               ("checkpoint_seconds", engine.checkpoint_seconds, 0)):
+        if number is not None and number < least:
+            raise UserError(f"engine.{key} must be at least {least}, got {number}")
     return engine
 
 
@@ -184,7 +190,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         task=TaskSpec(**_task(raw["task"])),
         train=TrainSpec(updates=max(budgets), **vars(train) | {"betas": tuple(train.betas)}),
         eval=evaluation,
-        precision=choose(str(raw["precision"]), ("fp32",), "precision"),
+        precision=choose(str(raw["precision"]), PRECISIONS, "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
     )
 

@@ -3,10 +3,15 @@
 `functional_call` over the host with the modules stacked on a leading member axis, under `vmap` with the host
 unmapped. Every member has its own seed, data order, learning rate, AdamW state and gradient-norm clip, and how runs
 were stacked does not change a bit of their results on a CPU.
+
+On a GPU the same step is captured as a CUDA graph for each length of batch, so nothing in it may wait for the device:
+what happens to a member (its losses, the update at which it went wrong) is kept on the device until it is asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from math import fsum
 
 import numpy as np
 import torch
@@ -16,6 +21,7 @@ from torch.nn import functional as F
 
 from portability.batches import Schedule, pad
 from portability.data import Encoded
+from portability.graphs import Replayer
 from portability.scorer import HEAD, Scorer
 from portability.spec import TrainSpec
 
@@ -43,24 +49,23 @@ class Outcome:
 
 
 class Bank:
-    """All members' parameters as one tensor (K, P), with a view (K, *shape) per parameter."""
+    """All members' parameters as one tensor (K, P) on the host's device, with a view (K, *shape) per parameter."""
 
-    def __init__(self, starts: Sequence[Parameters]):
+    def __init__(self, starts: Sequence[Parameters], device: torch.device):
         self.shapes = {name: value.shape for name, value in starts[0].items()}
+        self.sizes = [shape.numel() for shape in self.shapes.values()]
         rows = [torch.cat([start[name].reshape(-1) for name in self.shapes]) for start in starts]
-        self.theta = torch.stack(rows).requires_grad_()
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        self.offsets = dict(zip(self.shapes, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
-        self.head_from = min((self.offsets[name] for name in HEAD if name in self.shapes), default=sum(sizes))
+        self.theta = torch.stack(rows).to(device).requires_grad_()
+        self.module_size = sum(size for name, size in zip(self.shapes, self.sizes, strict=True) if name not in HEAD)
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
-        """Name -> (K, *shape) views of a bank-shaped tensor."""
-        return {name: theta[:, at : at + self.shapes[name].numel()].reshape(-1, *self.shapes[name])
-                for name, at in self.offsets.items()}
+        """Name -> (K, *shape) views of a bank-shaped tensor, cut by one split, so that the way back is one concatenation."""
+        parts = zip(self.shapes.items(), theta.split(self.sizes, 1), strict=True)
+        return {name: part.reshape(-1, *shape) for (name, shape), part in parts}
 
     def member(self, theta: Tensor, index: int) -> dict[str, Tensor]:
-        """One member's parameters, copied."""
-        return {name: view[index].detach().clone() for name, view in self.views(theta).items()}
+        """One member's parameters, copied, in ordinary memory."""
+        return {name: view[index].detach().cpu().clone() for name, view in self.views(theta).items()}
 
 
 def logits_of(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor) -> Tensor:
@@ -74,88 +79,151 @@ def _loss(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor, tar
 
 
 class Trainer:
-    """A stack in training; `averages` holds the moving averages that marks evaluate."""
+    """A stack in training; `averages` (K, P) holds the moving averages that marks evaluate, `done` the updates made.
+
+    Args:
+        scorer: host and head, on the device on which to train.
+        members: equal in the names and shapes of their parameters; the head, where there is one, comes last.
+    """
 
     def __init__(self, scorer: Scorer, members: Sequence[Member], spec: TrainSpec):
-        self.scorer, self.members, self.spec = scorer, members, spec
-        self.bank = Bank([member.start for member in members])
+        self.scorer, self.members, self.spec, self.done = scorer, list(members), spec, 0
+        self.device = scorer.device
+        self.bank = Bank([member.start for member in members], self.device)
         self.averages = self.bank.theta.detach().clone()
-        self.outcomes = [Outcome() for _ in members]
-        self.optimizer, self.rows = self._optimizer()
+        self.optimizer, self.blocks = self._optimizer()
         self.targets = torch.tensor(scorer.label_ids)
-        self._window: list[Tensor] = []
+        self.tokens = np.zeros((2, len(self.members)), dtype=np.int64)  # real, padded
+        size = len(self.members)
+        self.losses = torch.zeros(spec.updates, size, device=self.device)
+        self.clock = torch.zeros(1, dtype=torch.int64, device=self.device)  # `done`, as the device knows it
+        self.failed_at = torch.zeros(size, dtype=torch.int64, device=self.device)  # 0: not failed
+        self._advance = Replayer(self._step, self.device)
 
-    def _optimizer(self) -> tuple[torch.optim.AdamW, list[list[torch.nn.Parameter]]]:
-        """A parameter group for each member's row (and head), because AdamW takes no vector learning rate."""
-        rows, groups = [], []
-        for row, member in zip(self.bank.theta.detach(), self.members, strict=True):
-            parts = [torch.nn.Parameter(part) for part in (row[: self.bank.head_from], row[self.bank.head_from :])
-                     if part.numel()]
-            rates = (member.learning_rate, self.spec.head_learning_rate)
-            groups += [{"params": [part], "rate": rate} for part, rate in zip(parts, rates, strict=False)]
-            rows.append(parts)
-        spec = self.spec
-        return torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay), rows
+    def _optimizer(self) -> tuple[torch.optim.AdamW, list[tuple[slice, slice]]]:
+        """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart, because AdamW
+        takes no vector learning rate. AdamW works entry by entry, so blocks change no bit (tested)."""
+        theta, cut = self.bank.theta.detach(), self.bank.module_size
+        columns = [(slice(0, cut), None)] + ([(slice(cut, None), self.spec.head_learning_rate)] if cut < theta.shape[1] else [])
+        groups, blocks, at = [], [], 0
+        for rate, same in groupby(member.learning_rate for member in self.members):
+            rows = slice(at, at := at + len(list(same)))
+            for part, own_rate in columns:
+                groups.append({"params": [torch.nn.Parameter(theta[rows, part])], "rate": own_rate or rate})
+                blocks.append((rows, part))
+        spec, options = self.spec, {}
+        if self.device.type == "cuda":  # the step counter, and below the rate, are on the device, where a graph reads them
+            options = {"foreach": True, "capturable": True, "lr": torch.zeros((), device=self.device)}
+        optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, **options)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"].clone() if options else 0.0
+        return optimizer, blocks
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What became of each member so far."""
+        ends = [*range(LOSS_EVERY, self.done + 1, LOSS_EVERY)]
+        ends += [self.done] if self.done == self.spec.updates and self.done % LOSS_EVERY else []
+        spans = [((end - 1) // LOSS_EVERY * LOSS_EVERY, end) for end in ends]
+        return [
+            Outcome([(b, fsum(losses[a:b]) / (b - a)) for a, b in spans if not at or b < at], at or None, *tokens)
+            for losses, at, tokens in zip(self.losses.T.tolist(), self.failed_at.tolist(), self.tokens.T.tolist(), strict=True)
+        ]
+
+    def alive(self) -> bool:
+        """Whether any member is still finite; waits for the device."""
+        return bool((self.failed_at == 0).any())
 
     def update(self, step: int, schedule: Schedule, encoded: Encoded) -> None:
-        """One optimiser update of every living member, on its own batch from the step's bucket."""
-        ids, mask, target = self._batch(step, schedule, encoded)
-        self.bank.theta.grad = None
-        each = vmap(lambda *member: _loss(self.scorer, *member))
-        losses = each(self.bank.views(self.bank.theta), ids, mask, target)
-        losses.sum().backward()
-        self._clip_and_step(step, losses.detach())
-        alive = torch.tensor([outcome.failed_at is None for outcome in self.outcomes])
-        self.averages[alive] = torch.lerp(self.averages[alive], self.bank.theta.detach()[alive], 1 - self.spec.ema_decay)
-        self._window.append(losses.detach())
-        if len(self._window) == LOSS_EVERY or step + 1 == self.spec.updates:
-            mean = torch.stack(self._window).mean(0).tolist()
-            for outcome, value in zip(self.outcomes, mean, strict=True):
-                if outcome.failed_at is None:
-                    outcome.losses.append((step + 1, value))
-            self._window.clear()
-
-    def _batch(self, step: int, schedule: Schedule, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids and masks (K, B, T), target tokens (K, B)."""
-        length = schedule.buckets[schedule.bucket(step)[0]].length
-        parts = []
-        for member, outcome in zip(self.members, self.outcomes, strict=True):
-            picks = schedule.examples(step, member.seed)
-            ids, mask = pad([encoded.row(i) for i in picks], length)
-            parts.append((ids, mask, self.targets[torch.from_numpy(np.asarray(encoded.labels)[picks].astype(np.int64))]))
-            outcome.tokens += int(mask.sum())
-            outcome.padded_tokens += mask.numel()
-        ids, mask, target = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
-        return ids, mask, target
-
-    def _clip_and_step(self, step: int, losses: Tensor) -> None:
+        """One optimiser update of every member, on its own batch from the step's bucket."""
+        batch = self._batch(step, schedule, encoded)
         warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * warm
-        gradients = self.bank.theta.grad
-        assert gradients is not None
-        for row, gradient, loss, outcome in zip(self.rows, gradients, losses, self.outcomes, strict=True):
-            norm = torch.linalg.vector_norm(gradient)
-            if outcome.failed_at is None and not (torch.isfinite(loss) and torch.isfinite(norm)):
-                outcome.failed_at = step + 1
-            clipped = gradient * torch.clamp(self.spec.clip / (norm + 1e-6), max=1.0)
-            halves = (clipped[: self.bank.head_from], clipped[self.bank.head_from :])
-            for part, half in zip(row, halves, strict=False):
-                part.grad = None if outcome.failed_at is not None else half
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(group["rate"] * warm)
+            else:
+                group["lr"] = group["rate"] * warm
+        self._advance(*batch)
+        self.done = step + 1
+
+    def _batch(self, step: int, schedule: Schedule, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and masks (K, B, T), target tokens (K, B), on the device (or on their way to it)."""
+        picks = np.stack([schedule.examples(step, member.seed) for member in self.members])
+        ids, mask = pad(encoded, picks, schedule.length(step))
+        self.tokens += np.stack([mask.sum((1, 2)).numpy(), np.full(len(picks), mask[0].numel())])
+        batch = (ids, mask, self.targets[torch.from_numpy(encoded.labels[picks])])
+        if self.device.type != "cuda":
+            return batch
+        return tuple(part.pin_memory().to(self.device, non_blocking=True) for part in batch)  # type: ignore[return-value]
+
+    def _step(self, ids: Tensor, mask: Tensor, target: Tensor) -> None:
+        """The update itself, on the device alone. A member that went wrong goes on as numbers that are not finite, in its
+        own rows: each operation here works on every row by itself."""
+        each = vmap(lambda *member: _loss(self.scorer, *member))
+        losses = each(self.bank.views(self.bank.theta), ids, mask, target)
+        (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
+        norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
+        gradient = gradient * torch.clamp(self.spec.clip / (norms + 1e-6), max=1.0)[:, None]
+        for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
+            group["params"][0].grad = gradient[rows, part]
         self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.averages.lerp_(self.bank.theta.detach(), 1 - self.spec.ema_decay)
+        wrong = ~(torch.isfinite(losses) & torch.isfinite(norms)) & (self.failed_at == 0)
+        self.losses.index_copy_(0, self.clock, losses[None])
+        self.clock += 1
+        self.failed_at.copy_(torch.where(wrong, self.clock, self.failed_at))
+
+    # ---- what is needed to go on after a kill
+
+    def snapshot(self, index: int) -> dict[str, Tensor]:
+        """Everything that a member's next updates depend on, and its history, in ordinary memory."""
+        found = {"theta": self.bank.theta.detach()[index], "average": self.averages[index],
+                 "losses": self.losses[: self.done, index], "tokens": torch.from_numpy(self.tokens[:, index].copy())}
+        return {name: value.cpu().clone() for name, value in (found | self._moments(index)).items()}
+
+    def _moments(self, index: int) -> dict[str, Tensor]:
+        """AdamW's two moments of a member, (P,) each."""
+        names = ("exp_avg", "exp_avg_sq")
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        for group, (rows, _) in zip(self.optimizer.param_groups, self.blocks, strict=True):
+            if rows.start <= index < rows.stop:
+                state = self.optimizer.state[group["params"][0]]
+                for name in names:
+                    parts[name].append(state[name][index - rows.start])
+        return {name: torch.cat(found) for name, found in parts.items()}
+
+    def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from snapshots, one a member, all made after the same number of updates (at least 1)."""
+        self.done = len(snapshots[0]["losses"])
+        stacked = {name: torch.stack([one[name] for one in snapshots]).to(self.device) for name in snapshots[0]}
+        with torch.no_grad():
+            self.bank.theta.copy_(stacked["theta"])
+        self.averages.copy_(stacked["average"])
+        self.losses[: self.done] = stacked["losses"].T
+        self.tokens = stacked["tokens"].T.cpu().numpy().copy()
+        self.clock.fill_(self.done)
+        for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
+            moments = {name: stacked[name][rows, part].clone() for name in ("exp_avg", "exp_avg_sq")}
+            step = torch.tensor(float(self.done), device=self.device if isinstance(group["lr"], Tensor) else None)
+            self.optimizer.state[group["params"][0]] = {"step": step, **moments}
 
 
 def train(trainer: Trainer, schedule: Schedule, encoded: Encoded, marks: Sequence[int],
           on_mark: Callable[[int, dict[str, Tensor]], None], on_update: Callable[[], None] = lambda: None) -> None:
-    """Carry a stack through its updates, and call `on_mark(updates, parameters)` with the averages at each mark.
+    """Carry a stack through the updates it still lacks, and call `on_mark(updates, parameters)` with the averages at each
+    mark that it passes.
 
     Args:
         marks: updates at which to evaluate, ascending, 0 for the start; parameters have shape (K, ...).
     """
-    for done in range(trainer.spec.updates + 1):
+    alive = True
+    for done in range(trainer.done, trainer.spec.updates + 1):
         if done in marks:
             on_mark(done, trainer.bank.views(trainer.averages))
-        if done < trainer.spec.updates and any(outcome.failed_at is None for outcome in trainer.outcomes):
+        if done % LOSS_EVERY == 0:
+            alive = trainer.alive()
+        if done < trainer.spec.updates and alive:
             trainer.update(done, schedule, encoded)
             on_update()
 
@@ -176,26 +244,28 @@ def _stacked_logits(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: T
     return vmap(lambda p, i, m: logits_of(scorer, p, i, m), in_dims=(0, None, None))(dict(parameters), ids, mask)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict(scorer: Scorer, parameters: Parameters, encoded: Encoded, batch_size: int) -> Predictions:
     """Score every example with every member, in the order of the examples.
+
+    What stands before the first of a module's sites is the same for all members, and `vmap` does it once a batch.
 
     Args:
         parameters: stacked, (K, ...) each; empty for the bare host, which counts as one member.
     """
     order = np.argsort(encoded.lengths, kind="stable")
-    labels = torch.from_numpy(np.asarray(encoded.labels).astype(np.int64))
+    labels = torch.from_numpy(encoded.labels)
     negative, positive = scorer.label_ids
     targets, out = torch.tensor(scorer.label_ids), []
     for first in range(0, len(order), batch_size):
         picks = order[first : first + batch_size]
-        ids, mask = pad([encoded.row(i) for i in picks], int(encoded.lengths[picks].max()))
+        ids, mask = (part.to(scorer.device) for part in pad(encoded, picks, int(encoded.lengths[picks].max())))
         logits = _stacked_logits(scorer, parameters, ids, mask)
         scores = logits.float().log_softmax(-1)
-        target = targets[labels[picks]].expand(len(scores), -1)
+        target = targets[labels[picks]].to(scorer.device).expand(len(scores), -1)
         nll = -scores.gather(-1, target[..., None]).squeeze(-1)
         best = scores.argmax(-1)
         out.append((scores[..., positive] - scores[..., negative], nll, (best != negative) & (best != positive)))
     back = np.argsort(order)
-    margin, nll, invalid = (torch.cat(part, 1).numpy()[:, back] for part in zip(*out, strict=True))
+    margin, nll, invalid = (torch.cat(part, 1).cpu().numpy()[:, back] for part in zip(*out, strict=True))
     return Predictions(margin, nll, invalid)

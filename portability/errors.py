@@ -19,3 +19,6 @@ def choose(name: str, choices: object, what: str) -> str:
     if name not in known:
         raise UserError(f"unknown {what} '{name}'; choose one of: {', '.join(known) or '(none)'}")
     return name
+
+
+FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)  # of a run, not of the disk

@@ -1,83 +1,77 @@
-"""Carry a stack of runs from their specs to stored records: the story of a run, one call per stage.
+"""Carry runs from their specs to stored records: the story of a run, one call per stage.
 
-    hosts.load_host -> data.encode -> methods.Mounted -> inits -> engine.train, with engine.predict at each mark
+    desk.host -> desk.encoded -> methods.Mounted -> inits -> stack.Stack: engine.train, with engine.predict at each mark
     -> store.commit
 """
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from portability import engine
-from portability.batches import Schedule, pad
-from portability.data import Encoded, StudyData, encode, rows
-from portability.errors import UserError
-from portability.hosts import Host, load_host
+from portability.batches import pad
+from portability.data import Encoded
+from portability.desk import Desk
+from portability.errors import FAULTS, UserError
 from portability.inits import INITS, Given
+from portability.memory import member_bytes, most_members
 from portability.methods import Mounted
 from portability.module import ModuleState
-from portability.port import PortReport, fit_head
-from portability.records import Evidence, build_result, without_places
+from portability.port import fit_head
+from portability.records import Evidence
 from portability.scorer import Scorer
 from portability.seeds import stream_seed
 from portability.spec import BARE, FROM_ORIGIN, RunSpec, from_dict
+from portability.stack import Bench, Head, Stack, Start, count_parameters, member, parts
 from portability.store import Store
 
 log = logging.getLogger(__name__)
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)  # of a run, not of the disk
 CALIBRATION = 64  # training inputs on which a module's logit change is measured
-Head = dict[str, Tensor]
-
-
-@dataclass
-class Desk:
-    """What a worker keeps between stacks: the store, the study's data, and the host it loaded last."""
-
-    store: Store
-    data: StudyData
-    on_update: Callable[[int], None] = lambda members: None  # called after each update with the number of members
-    on_commit: Callable[[dict], None] = lambda record: None
-    hosts: dict[str, Host] = field(default_factory=dict)
-
-    def host(self, run: RunSpec) -> Host:
-        """The run's host, loaded unless it is the one at hand."""
-        if run.host.fingerprint not in self.hosts:
-            self.hosts.clear()
-            self.hosts[run.host.fingerprint] = load_host(run.host)
-        return self.hosts[run.host.fingerprint]
-
-
-@dataclass
-class Start:
-    """Where a run starts: its module (None for the bare host), its head, and the report of the port behind it."""
-
-    module: ModuleState | None
-    head: Head
-    report: PortReport | None
-    origin: dict[str, str] | None  # names of the origin's host and data
 
 
 def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> None:
     """Run a stack to its records; what fails becomes a failure record, and the others go on.
 
-    A stack that breaks as a whole is halved until the guilty run is alone.
+    A stack that breaks as a whole, or finds no memory, is halved until the guilty run is alone; runs that are settled by
+    then stay as they are.
     """
+    desk.settled.clear()
+    waiting = [list(runs)]
+    while waiting:
+        group = [run for run in waiting.pop() if run.run_id not in desk.settled]
+        if group and (broken := _attempt(group, marks, desk)):
+            log.warning("a stack of %d runs broke (%s); halving it", len(broken), broken[0][1])
+            left = [run for run, _ in broken]
+            waiting += [left[len(left) // 2 :], left[: len(left) // 2]]
+
+
+def _attempt(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> list[tuple[RunSpec, str]]:
+    """Execute runs; gives back those to try again in smaller stacks, with the reason. Nothing of a broken stack is held
+    when this returns, so the memory it took is free."""
     try:
-        _execute(list(runs), marks, desk)
+        _execute(runs, marks, desk)
+        return []
     except FAULTS as error:
         desk.hosts.clear()
-        if len(runs) == 1:
-            _fail(runs[0], error, desk)
-            return
-        log.warning("a stack of %d runs broke (%s); halving it", len(runs), error)
-        middle = len(runs) // 2
-        execute(runs[:middle], marks, desk)
-        execute(runs[middle:], marks, desk)
+        left = [run for run in runs if run.run_id not in desk.settled]
+        if len(left) == 1:
+            desk.fail(left[0], _explained(error))
+            return []
+        reason = str(error)
+    if desk.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return [(run, reason) for run in left]
+
+
+def _explained(error: Exception) -> Exception:
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    return UserError("one module alone does not fit into the device's memory; use a smaller train.batch_size or "
+                     "task.max_length, or fewer engine.workers a device")
 
 
 def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> None:
@@ -85,55 +79,65 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
     first = runs[0]
     host = desk.host(first)
     scorer = Scorer(host, first.task)
-    test = _encoded(host, first, first.eval.split, first.eval.limit, desk)
+    test = desk.encoded(host, first, first.eval.split, first.eval.limit)
     if first.init.kind == BARE:
         for run in runs:
             _score_bare(run, scorer, test, desk)
         return
     assert first.method is not None
-    training = _encoded(host, first, "train", 0, desk)
     mounted = Mounted(host, first.method)
     try:
-        starts = _starts(runs, mounted, scorer, training, desk)
+        bench = Bench(mounted, scorer, desk.encoded(host, first, "train", 0), test)
+        starts = _starts(runs, bench, desk)
         runs = [run for run in runs if run.run_id in starts]
-        if runs:
-            stack = _Stack(runs, [starts[run.run_id] for run in runs], mounted, scorer, test)
-            stack.train(training, sorted({mark for run in runs for mark in marks[run.run_id]}), desk)
-            stack.commit(marks, desk, time.perf_counter() - started)
+        size = _most(runs, starts, bench, desk) if len(runs) > 1 else 1
+        overhead = (time.perf_counter() - started) / max(1, len(runs))
+        for part in parts(runs, marks, desk.store, size):
+            stack = Stack(part, [starts[run.run_id] for run in part], bench, marks)
+            stack.resume(desk.store)
+            stack.train(desk)
+            stack.commit(desk, overhead * len(part))
     finally:
         mounted.unmount()
 
 
-def _encoded(host: Host, run: RunSpec, split: str, limit: int, desk: Desk) -> Encoded:
-    dataset = rows(desk.data, run.data.name, split, limit)
-    return encode(dataset, host.tokenizer, run.task, host.scoring == "label", run.host.fingerprint)
+def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, desk: Desk) -> int:
+    """The largest stack that fits into the memory that is free now."""
+    run = runs[0]
+    lengths = np.sort(bench.training.lengths)
+    key = (run.host.fingerprint, repr(run.method), run.train.batch_size, int(lengths[-1]), run.precision)
+    if key not in desk.member_bytes:
+        picks = np.argsort(bench.training.lengths, kind="stable")[-run.train.batch_size :]
+        ids, mask = pad(bench.training, picks, int(lengths[-1]))
+        target = torch.tensor(bench.scorer.label_ids)[torch.from_numpy(bench.training.labels[picks])]
+        start = starts[run.run_id]
+        desk.member_bytes[key] = member_bytes(bench.scorer, bench.parameters(start.module, start.head), ids, mask, target)
+    return most_members(desk.member_bytes[key], desk.device, desk.place.share)
 
 
 # ---- starts
 
 
-def _starts(
-    runs: Sequence[RunSpec], mounted: Mounted, scorer: Scorer, training: Encoded, desk: Desk
-) -> dict[str, Start]:
+def _starts(runs: Sequence[RunSpec], bench: Bench, desk: Desk) -> dict[str, Start]:
     """Each run's start; a run whose port is impossible fails alone."""
     starts = {}
     for run in runs:
         try:
-            starts[run.run_id] = _start(run, mounted, scorer, training, desk)
+            starts[run.run_id] = _start(run, bench, desk.store)
         except UserError as error:
-            _fail(run, error, desk)
+            desk.fail(run, error)
     return starts
 
 
-def _start(run: RunSpec, mounted: Mounted, scorer: Scorer, training: Encoded, desk: Desk) -> Start:
-    head = start_head(run, scorer, desk.store)
-    fresh = mounted.fresh(stream_seed(run.seed, "module"))
-    origin = from_dict(RunSpec, _record(run, desk.store)["spec"]) if run.origin else None
+def _start(run: RunSpec, bench: Bench, store: Store) -> Start:
+    head = start_head(run, bench.scorer, store)
+    fresh = bench.mounted.fresh(stream_seed(run.seed, "module"))
+    origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
     given = Given(
         fresh=fresh, receiving=run.host, seed=int(run.seed or 0), origin=origin.host if origin else None, port=run.port,
-        module=ModuleState.from_file(*desk.store.tensors(run.origin, "module"))
+        module=ModuleState.from_file(*store.tensors(run.origin, "module"))
         if run.origin and run.init.kind in FROM_ORIGIN else None,
-        change=_logit_change(mounted, scorer, head, training), calibration_examples=min(CALIBRATION, len(training)),
+        change=_logit_change(bench, head), calibration_examples=min(CALIBRATION, len(bench.training)),
     )
     module, done = INITS[run.init.kind](given, run.init.options)
     names = {"host": origin.host.name, "data": origin.data.name} if origin else None
@@ -159,19 +163,18 @@ def _record(run: RunSpec, store: Store) -> dict:
     return record
 
 
-def _logit_change(
-    mounted: Mounted, scorer: Scorer, head: Head, training: Encoded
-) -> Callable[[ModuleState], float]:
+def _logit_change(bench: Bench, head: Head) -> Callable[[ModuleState], float]:
     """Module -> Frobenius norm of its change of the logits on the first training inputs."""
-    picks = list(range(min(CALIBRATION, len(training))))
-    ids, mask = pad([training.row(i) for i in picks], int(max(training.lengths[picks])))
+    training, scorer = bench.training, bench.scorer
+    picks = np.arange(min(CALIBRATION, len(training)))
+    ids, mask = (part.to(scorer.device) for part in pad(training, picks, int(training.lengths[picks].max())))
     bare: list[Tensor] = []
 
     @torch.no_grad()
     def change(module: ModuleState) -> float:
         if not bare:
             bare.append(bare_logits(scorer, head, ids, mask))
-        logits = engine.logits_of(scorer, _parameters(mounted, module, head), ids, mask)
+        logits = engine.logits_of(scorer, _there(bench.parameters(module, head), scorer), ids, mask)
         return float(torch.linalg.vector_norm(logits - bare[0]))
 
     return change
@@ -182,100 +185,23 @@ def bare_logits(scorer: Scorer, head: Head, ids: Tensor, mask: Tensor) -> Tensor
     active = scorer.model.active_adapters
     scorer.model.set_active_adapters(None)
     try:
-        return engine.logits_of(scorer, head, ids, mask)
+        return engine.logits_of(scorer, _there(head, scorer), ids, mask)
     finally:
         scorer.model.set_active_adapters(active)
 
 
-def _parameters(mounted: Mounted, module: ModuleState, head: Head) -> dict[str, Tensor]:
-    """A module and head under the names by which the scorer knows them; the head comes last."""
-    return {f"model.{name}": value for name, value in mounted.to_parameters(module).items()} | head
-
-
-# ---- training and committing
-
-
-class _Stack:
-    """Runs in training together, and the evidence collected at their marks."""
-
-    def __init__(
-        self, runs: list[RunSpec], starts: list[Start], mounted: Mounted, scorer: Scorer, test: Encoded
-    ):
-        self.runs, self.starts, self.mounted, self.scorer, self.test = runs, starts, mounted, scorer, test
-        members = []
-        for run, start in zip(runs, starts, strict=True):
-            assert start.module is not None and run.method is not None and run.seed is not None
-            members.append(engine.Member(_parameters(mounted, start.module, start.head), run.seed, run.method.learning_rate))
-        self.trainer = engine.Trainer(scorer, members, runs[0].train)
-        self.evidence: dict[int, engine.Predictions] = {}
-        self.train_seconds = 0.0
-
-    def train(self, training: Encoded, marks: Sequence[int], desk: Desk) -> None:
-        """Train all members, scoring the test set at each mark."""
-        run = self.runs[0]
-        schedule = Schedule(training, run.train.batch_size, run.train.bucket_batches, run.data.train_digest)
-
-        def score(updates: int, parameters: dict[str, Tensor]) -> None:
-            self.evidence[updates] = engine.predict(self.scorer, parameters, self.test, run.eval.batch_size)
-
-        started = time.perf_counter()
-        engine.train(self.trainer, schedule, training, marks, score, lambda: desk.on_update(len(self.runs)))
-        self.train_seconds = time.perf_counter() - started
-
-    def commit(self, marks: Mapping[str, Sequence[int]], desk: Desk, seconds: float) -> None:
-        """Write every finished member's record, module and predictions; failed members get a failure record."""
-        for index, (run, start) in enumerate(zip(self.runs, self.starts, strict=True)):
-            outcome = self.trainer.outcomes[index]
-            if outcome.failed_at is not None:
-                error = UserError(f"loss or gradient of run {run.run_id} was not finite at update {outcome.failed_at}")
-                _fail(run, error, desk, updates=outcome.failed_at)
-                continue
-            trained = self.trainer.bank.member(self.trainer.averages, index)
-            head = {name: trained.pop(name) for name in start.head}
-            module = self.mounted.to_state({name.removeprefix("model."): value for name, value in trained.items()})
-            evidence = Evidence(
-                run=run, labels=self.test.labels, report=start.report, outcome=outcome, origin=start.origin,
-                predictions={mark: _member(self.evidence[mark], index) for mark in sorted(marks[run.run_id])},
-                module=module, head=head, host_parameters=_count(self.scorer), seconds=seconds / len(self.runs),
-                train_seconds=self.train_seconds / len(self.runs),
-            )
-            try:
-                _commit(evidence, desk)
-            except FAULTS as error:  # scores that are not finite, say: the neighbours' records stand
-                _fail(run, error, desk)
+def _there(parameters: Mapping[str, Tensor], scorer: Scorer) -> dict[str, Tensor]:
+    return {name: value.to(scorer.device) for name, value in parameters.items()}
 
 
 def _score_bare(run: RunSpec, scorer: Scorer, test: Encoded, desk: Desk) -> None:
     """The host as it is, on the test set."""
     started = time.perf_counter()
     head = start_head(run, scorer, desk.store)
-    stacked = {name: value[None] for name, value in head.items()}
+    stacked = {name: value[None] for name, value in _there(head, scorer).items()}
     scorer.model.set_active_adapters(None)
     found = engine.predict(scorer, stacked, test, run.eval.batch_size)
-    evidence = Evidence(
-        run=run, labels=test.labels, predictions={0: _member(found, 0)}, head=head, host_parameters=_count(scorer),
-        seconds=time.perf_counter() - started,
-    )
-    _commit(evidence, desk)
-
-
-def _member(found: engine.Predictions, index: int) -> engine.Predictions:
-    return engine.Predictions(found.margin[index], found.nll[index], found.invalid[index])
-
-
-def _count(scorer: Scorer) -> int:
-    """The host's own parameters, without module and head."""
-    return sum(p.numel() for name, p in scorer.model.named_parameters() if not p.requires_grad)
-
-
-def _commit(evidence: Evidence, desk: Desk) -> None:
-    result = build_result(evidence)
-    desk.store.commit(evidence.run.run_id, result)
-    desk.on_commit(result.record)
-
-
-def _fail(run: RunSpec, error: Exception, desk: Desk, **facts: int) -> None:
-    trace = without_places("".join(traceback.format_exception(error))) if not isinstance(error, UserError) else None
-    failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace, **facts}
-    attempt = desk.store.fail(run.run_id, failure)
-    log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name, attempt, error)
+    desk.commit(Evidence(
+        run=run, labels=test.labels, predictions={0: member(found, 0)}, head=head,
+        host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
+    ))

@@ -38,12 +38,14 @@ class Family:
         stacks: the stacks it has, with the config key of each one's depth.
         widths: config key of hidden, ffn, heads, kv_heads, head_dim (missing ones are derived).
         sites: (regular expression over parameter names, stack or None where group "stack" says it, site).
+        sdpa: whether transformers has scaled-dot-product attention for it (used on a GPU, with ready-made masks).
     """
 
     scoring: str
     stacks: dict[str, str]
     widths: dict[str, str]
     sites: tuple[tuple[str, str | None, str], ...]
+    sdpa: bool = False
 
 
 _T5_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "attention_out"}
@@ -84,8 +86,8 @@ FAMILIES: dict[str, Family] = {
             (r"cross_prefix\.control_trans$", "decoder", "cross_prefix"),
         ) + _SHARED,
     ),
-    "bert": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED),
-    "roberta": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED),
+    "bert": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True),
+    "roberta": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True),
     "gpt2": Family(
         scoring="label",
         stacks={"decoder": "n_layer"},
@@ -99,6 +101,7 @@ FAMILIES: dict[str, Family] = {
             (r"\.h\.(?P<layer>\d+)\.mlp\.c_proj\.loras\.", "decoder", "ffn_down"),
             (r"self_prefix\.control_trans$", "decoder", "self_prefix"),
         ) + _SHARED,
+        sdpa=True,
     ),
     "llama": Family(
         scoring="label",
@@ -113,6 +116,7 @@ FAMILIES: dict[str, Family] = {
             (r"\.layers\.(?P<layer>\d+)\.mlp\.down_proj\.loras\.", "decoder", "ffn_down"),
             (r"self_prefix\.control_trans$", "decoder", "self_prefix"),
         ) + _SHARED,
+        sdpa=True,
     ),
 }
 

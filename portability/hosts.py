@@ -130,11 +130,12 @@ def _settings(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Host:
-    """A loaded, frozen host. `label_ids` are the first tokens of the label words (negative, positive)."""
+    """A loaded, frozen host, computing in `precision` ("fp32", or "bf16" by autocast)."""
 
     spec: HostSpec
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    precision: str = "fp32"
 
     @property
     def family(self) -> str:
@@ -147,10 +148,13 @@ class Host:
         return FAMILIES[self.family].scoring
 
 
-def load_host(spec: HostSpec) -> Host:
-    """Load weights in fp32, frozen, in eval mode (no dropout), with eager attention, ready for adapters.
+def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> Host:
+    """Load weights, frozen, in eval mode (no dropout), ready for adapters.
 
-    Eager attention because the sdpa path builds its mask with data-dependent control flow, which `vmap` rejects.
+    Args:
+        device: "cpu", or "cuda:N".
+        precision: "fp32"; or "bf16", where the forward pass runs under autocast and the frozen linear layers are kept in
+            bf16, which is what autocast would make of them in every pass.
 
     Raises:
         UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
@@ -166,17 +170,36 @@ def load_host(spec: HostSpec) -> Host:
         raise UserError(f"host '{spec.name}' changed since the study was planned ({folder}); run the command again")
     kinds = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM, "llama": AutoModelForCausalLM}
     loader = kinds.get(spec.shape.family, AutoModel)
+    attention = attention_of(spec.shape.family, device)
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         model = loader.from_pretrained(
-            folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True, **options
+            folder, attn_implementation=attention, dtype=torch.float32, use_safetensors=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, SafetensorError) as error:
         raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
+    if precision == "bf16":
+        _narrow(model)
     adapters.init(model)
-    model.requires_grad_(False).eval()
-    return Host(spec, model, tokenizer)
+    model.requires_grad_(False).eval().to(device)
+    return Host(spec, model, tokenizer, precision)
+
+
+def attention_of(family: str, device: str) -> str:
+    """Kind of attention: torch's scaled-dot-product on a GPU where the family has it; eager on a CPU, where `vmap` would
+    take the members one by one and the bits of finished studies would change."""
+    return "sdpa" if device != "cpu" and FAMILIES[family].sdpa else "eager"
+
+
+def _narrow(model: "PreTrainedModel") -> None:
+    """Keep the linear layers in bf16, but not one that shares its weight with the embedding, whose output is fp32."""
+    import torch
+
+    embedding = model.get_input_embeddings().weight
+    for part in model.modules():
+        if isinstance(part, torch.nn.Linear) and part.weight is not embedding:
+            part.to(torch.bfloat16)
 
 
 def label_ids(tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool) -> tuple[int, int]:

@@ -159,17 +159,25 @@ def _scores_labels(host: HostSpec) -> bool:
 
 
 def stacks(runs: Mapping[str, RunSpec], size: int) -> list[list[str]]:
-    """Group runs that may train together: same host, method, data, task, protocol and number of updates.
+    """Group runs that may train together, at most `size` in a stack: same host, method, data, task, protocol, precision
+    and number of updates.
 
-    Longest first, so that the last worker to finish is not left with a long stack.
+    A group is cut evenly, and the longest stacks come first, so that the last worker to finish is not left with one.
     """
     groups: dict[str, list[str]] = {}
     for run_id, run in runs.items():
         identity = run.identity()
         alike = {k: v for k, v in identity.items() if k not in ("seed", "init", "origin", "port", "head")}
         groups.setdefault(digest([alike, run.method is None]), []).append(run_id)
-    parts = [ids[i : i + size] for ids in groups.values() for i in range(0, len(ids), size)]
+    parts = [part for ids in groups.values() for part in _evenly(ids, size)]
     return sorted(parts, key=lambda ids: -cost(runs[ids[0]]) * len(ids))
+
+
+def _evenly(ids: list[str], size: int) -> Iterator[list[str]]:
+    """Cut a list into the fewest parts of at most `size`, no two of which differ by more than one."""
+    count = -(-len(ids) // size)
+    edges = [len(ids) * i // count for i in range(count + 1)]
+    return (ids[a:b] for a, b in zip(edges, edges[1:], strict=False))
 
 
 def cost(run: RunSpec) -> float:

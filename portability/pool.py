@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -17,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from portability.data import DataSource, study_data
+from portability.devices import Place
 from portability.errors import UserError
 from portability.spec import RunSpec
 from portability.tracking import TrackingSpec
@@ -44,23 +46,25 @@ class Setup:
     sources: Sequence[DataSource]
     overlap: str
     tracking: TrackingSpec
+    checkpoint_seconds: float = 60.0
 
 
 @dataclass
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    place: Place
     job: Job | None = None
 
 
 def run_jobs(
-    jobs: Callable[[], Sequence[Job]], setup: Setup, workers: int, on_update: Callable[[int], None]
+    jobs: Callable[[], Sequence[Job]], setup: Setup, places: Sequence[Place], on_update: Callable[[int], None]
 ) -> Iterator[tuple[Job, str | None]]:
     """Carry out jobs as they become ready, and yield each with None, or with how its worker died.
 
     Args:
         jobs: gives the jobs that are ready and were not given before; asked again after each job that ends.
-        workers: number of processes, at least 1.
+        places: where each worker computes, one process a place.
         on_update: called with the number of module-updates that were made.
 
     Raises:
@@ -72,7 +76,7 @@ def run_jobs(
     pool: list[_Worker] = []
     try:
         while queue or any(worker.job for worker in pool):
-            _assign(queue, pool, workers, lambda: _start(context, setup))
+            _assign(queue, pool, places, lambda place: _start(context, setup, place))
             for worker, message in _messages(pool):
                 if isinstance(message, int):
                     on_update(message)
@@ -89,13 +93,14 @@ def run_jobs(
             worker.process.join()
 
 
-def _assign(queue: list[Job], pool: list[_Worker], workers: int, start: Callable[[], _Worker]) -> None:
+def _assign(queue: list[Job], pool: list[_Worker], places: Sequence[Place], start: Callable[[Place], _Worker]) -> None:
     while queue:
         free = next((worker for worker in pool if worker.job is None), None)
         if free is None:
-            if len(pool) >= workers:
+            if len(pool) >= len(places):
                 return
-            free = start()
+            vacant = Counter(places) - Counter(worker.place for worker in pool)
+            free = start(next(iter(vacant)))
             pool.append(free)
         try:
             free.pipe.send(queue[0])
@@ -119,15 +124,15 @@ def _messages(pool: list[_Worker]) -> Iterator[tuple[_Worker, int | str | OSErro
             yield worker, f"the worker ended with exit code {worker.process.exitcode}"
 
 
-def _start(context: multiprocessing.context.SpawnContext, setup: Setup) -> _Worker:
+def _start(context: multiprocessing.context.SpawnContext, setup: Setup, place: Place) -> _Worker:
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, setup, os.getpid()), daemon=True)
+    process = context.Process(target=_work, args=(theirs, setup, place, os.getpid()), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, place)
 
 
-def _work(pipe: Connection, setup: Setup, parent: int) -> None:
+def _work(pipe: Connection, setup: Setup, place: Place, parent: int) -> None:
     """A worker's life: jobs in, reports out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _die_with(parent)
@@ -135,7 +140,8 @@ def _work(pipe: Connection, setup: Setup, parent: int) -> None:
     import torch
     import transformers
 
-    from portability.execute import Desk, execute
+    from portability.desk import Desk
+    from portability.execute import execute
     from portability.store import Store
     from portability.tracking import Tracker
 
@@ -144,7 +150,8 @@ def _work(pipe: Connection, setup: Setup, parent: int) -> None:
     logging.getLogger("adapters").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about adapters' T5 layers
     tracker = Tracker(setup.tracking)
-    desk = Desk(Store(setup.store), study_data(setup.sources, setup.overlap), pipe.send, tracker.log_run)
+    desk = Desk(Store(setup.store), study_data(setup.sources, setup.overlap), pipe.send, tracker.log_run, place,
+                setup.checkpoint_seconds)
     while True:
         try:
             job = pipe.recv()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from portability.config import Study
+from portability.devices import STACKS, places
 from portability.plan import Plan, stacks
 from portability.pool import Job, Setup, run_jobs
 from portability.spec import RunSpec
@@ -19,22 +20,27 @@ RETRIES = 2  # a run that was alone when its worker died is tried so many times 
 
 
 class _Ledger:
-    """What is to do, what was handed out, and what went wrong, while a plan is carried out."""
+    """What is to do, what was handed out, and what went wrong, while a plan is carried out.
+
+    Each run is looked up in the store once at the start and once when its job ends, so the work grows with the runs.
+    """
 
     def __init__(self, planned: Plan, store: Store, stack: int, workers: int):
         self.planned, self.store, self.stack, self.workers = planned, store, stack, workers
         self.todo = {i: r for i, r in planned.runs.items() if not store.has(i, planned.marks[i])}
-        self.waiting = dict(self.todo)
+        self.waiting: dict[str, list[str]] = {}  # origin -> runs that start from it
+        self.free: list[str] = []  # runs that nothing holds back
+        for run_id, run in self.todo.items():
+            held = run.origin in self.todo
+            (self.waiting.setdefault(str(run.origin), []) if held else self.free).append(run_id)
         self.deaths: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
         self.done = 0
 
     def ready(self) -> list[Job]:
         """Jobs whose runs' origins are in the store, handed out once."""
-        runs = {i: r for i, r in self.waiting.items() if r.origin is None or r.origin not in self.todo
-                or self.store.has(r.origin, self.planned.marks[r.origin])}
-        for run_id in runs:
-            del self.waiting[run_id]
+        runs = {run_id: self.todo[run_id] for run_id in self.free}
+        self.free.clear()
         return self._jobs(runs)
 
     def _jobs(self, runs: dict[str, RunSpec]) -> list[Job]:
@@ -43,8 +49,13 @@ class _Ledger:
 
     def settle(self, job: Job, death: str | None) -> list[Job]:
         """Note how a job ended; gives back the jobs to try again after a worker's death, in smaller stacks."""
-        left = [run for run in job.runs if not self.store.has(run.run_id, job.marks[run.run_id])]
-        self.done += len(job.runs) - len(left)
+        left = []
+        for run in job.runs:
+            if self.store.has(run.run_id, job.marks[run.run_id]):
+                self.done += 1
+                self.free += self.waiting.pop(run.run_id, [])
+            else:
+                left.append(run)
         again: dict[str, RunSpec] = {}
         for run in left:
             self.deaths[run.run_id] += death is not None and len(left) == 1  # in company the guilty one is not known
@@ -59,22 +70,22 @@ class _Ledger:
         if death is not None:
             self.store.fail(run.run_id, {"error": death, "kind": "WorkerDied"})
         self.failed[run.run_id] = death or "failed"
-        for run_id, other in list(self.waiting.items()):
-            if other.origin == run.run_id:
-                del self.waiting[run_id]
-                self.failed[run_id] = "blocked"
-                self.store.fail(run_id, {"error": f"blocked: its origin run {run.run_id} failed", "kind": "Blocked",
-                                         "origin": run.run_id})
+        for run_id in self.waiting.pop(run.run_id, []):
+            self.failed[run_id] = "blocked"
+            self.store.fail(run_id, {"error": f"blocked: its origin run {run.run_id} failed", "kind": "Blocked",
+                                     "origin": run.run_id})
 
 
 def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures."""
-    ledger = _Ledger(planned, store, study.engine.stack, study.engine.workers)
+    where = places(study.engine.device, study.engine.workers)
+    stack = study.engine.stack or STACKS[where[0].device.partition(":")[0]]
+    ledger = _Ledger(planned, store, stack, len(where))
     log.info("%d of %d runs to do in study %s", len(ledger.todo), len(planned.runs), study.name)
     if not ledger.todo:
         return 0
     total = sum(run.train.updates for run in ledger.todo.values())
-    setup = Setup(store.root, study.sources, study.overlap, tracking)
+    setup = Setup(store.root, study.sources, study.overlap, tracking, study.engine.checkpoint_seconds)
     again: list[Job] = []
 
     def more() -> list[Job]:
@@ -84,7 +95,7 @@ def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec)
 
     every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
     with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0) as bar:
-        for job, death in run_jobs(more, setup, study.engine.workers, bar.update):
+        for job, death in run_jobs(more, setup, where, bar.update):
             again += ledger.settle(job, death)
             bar.set_postfix_str(f"{ledger.done}/{len(ledger.todo)} runs, {len(ledger.failed)} failed", refresh=False)
     return len(ledger.failed)

@@ -32,6 +32,8 @@ class Evidence:
     predictions: dict[int, Predictions]
     host_parameters: int
     seconds: float  # share of the stack's wall time
+    device: str = "cpu"
+    stack: int = 1  # modules trained together; never changes a result
     train_seconds: float = 0.0
     module: ModuleState | None = None
     head: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -67,12 +69,13 @@ def build_result(evidence: Evidence) -> Result:
             "num_total_params": evidence.host_parameters + trainable,
             "tokens": evidence.outcome.tokens,
             "padded_tokens": evidence.outcome.padded_tokens,
+            "stack": evidence.stack,
             "train_loss": [list(point) for point in evidence.outcome.losses],
             "metrics": [{"updates": mark} | _metrics(found, evidence.labels)
                         for mark, found in sorted(evidence.predictions.items())],
         },
         "port_info": evidence.report.summary() if evidence.report else None,
-        "meta_info": {"package_info": packages(), "system_info": system()},
+        "meta_info": {"package_info": packages(), "system_info": system(evidence.device)},
     }
     tensors: dict[str, Any] = {"predictions": _prediction_tensors(evidence)}
     metadata = {}
@@ -130,11 +133,12 @@ def packages() -> dict[str, str]:
 
 
 @functools.cache
-def system() -> dict[str, Any]:
+def system(device: str) -> dict[str, Any]:
     """What the run ran on, without names or paths of the machine."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     return {
         "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
-        "device": "cpu", "threads": torch.get_num_threads(),
+        "device": name, "threads": torch.get_num_threads(),
     }
 
 

@@ -61,6 +61,12 @@ def _composed(cfg: DictConfig) -> None:
         _stop("interrupted; finished runs are kept, repeat the command to go on", 130)
 
 
+def compose(arguments: Sequence[str]) -> Study:
+    """The study that these words on the command line ask for, without carrying it out."""
+    with hydra.initialize_config_dir(str(bundled("conf")), version_base="1.3"):
+        return to_study(hydra.compose("config", overrides=prepare(arguments)))
+
+
 def _stop(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"portability: {message}\n")
     sys.exit(code)

@@ -28,35 +28,45 @@ class Scorer(nn.Module):
     def __init__(self, host: Host, task: TaskSpec):
         super().__init__()
         self.model = host.model
+        self.device = host.model.device
+        self.precision = host.precision
+        self.sdpa = host.model.config._attn_implementation == "sdpa"  # its own masks look at their values: hand one in
         self.family = host.family
         self.hidden = host.spec.shape.hidden
         _check_length(host, task)
         self.has_head = host.scoring == "head"
         if self.has_head:
-            self.head = nn.Linear(self.hidden, 2)
+            self.head = nn.Linear(self.hidden, 2, device=self.device)
             self.head.requires_grad_(False)
             self.label_ids = (0, 1)
         else:
             self.label_ids = label_ids(host.tokenizer, task.label_words, seq2seq=self.family == "t5")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, V) or (B, 2).
+        """Logits (B, V) or (B, 2), always in fp32.
 
         Args:
             input_ids: (B, T) token ids, padded on the right.
             attention_mask: (B, T) 1 for real tokens, 0 for padding.
         """
+        if self.precision == "fp32":
+            return self._logits(input_ids, attention_mask)
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):  # a captured graph must not hold a cache
+            return self._logits(input_ids, attention_mask).float()
+
+    def _logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         if self.family == "t5":
             start = torch.full_like(input_ids[:, :1], self.model.config.decoder_start_token_id)
             return self.model(
                 input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=start, use_cache=False
             ).logits[:, 0]
         if self.has_head:
-            states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            seen = attention_mask[:, None].expand(-1, input_ids.shape[1], -1) if self.sdpa else attention_mask
+            states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
             weights = attention_mask.to(states.dtype).unsqueeze(-1)
             return self.head((states * weights).sum(1) / weights.sum(1))
         states = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            input_ids=input_ids, attention_mask=_causal(attention_mask), use_cache=False
         ).last_hidden_state
         last = (attention_mask.sum(1) - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
         return self.model.lm_head(states.gather(1, last).squeeze(1))
@@ -68,3 +78,17 @@ class Scorer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(2, self.hidden, generator=generator) * 0.02
         return dict(zip(HEAD, (weight, torch.zeros(2)), strict=True))
+
+
+def _causal(attention_mask: Tensor) -> Tensor:
+    """Mask (B, 1, T, T) to add to attention scores: 0 where a real token looks at itself and what is before, else the least
+    number. Transformers would make the same, but with steps that `vmap` or a CUDA graph does not allow.
+
+    Args:
+        attention_mask: (B, T) 1 for real tokens, 0 for padding.
+    """
+    size = attention_mask.shape[1]
+    before = torch.ones(size, size, dtype=torch.bool, device=attention_mask.device).tril()
+    allowed = before & (attention_mask[:, None, None, :] > 0)
+    least = torch.finfo(torch.float32).min
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, least)

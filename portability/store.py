@@ -7,6 +7,7 @@ on network file systems. Failures are records of their own and never mask a resu
     <study>/runs/<2 hex>/<run_id>/     record.json, module.safetensors, head.safetensors,
                                        predictions.safetensors, port_report.json
     <study>/failures/<run_id>-<attempt>.json
+    <study>/checkpoints/<run_id>.safetensors   of runs in training, so that a killed stack goes on where it was
 """
 
 import json
@@ -145,6 +146,48 @@ class Store:
                 old.rename(final)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+    # ---- checkpoints of runs in training
+
+    def save_checkpoint(self, run_id: str, tensors: Arrays) -> None:
+        """Keep what a run in training needs to go on (engine.Trainer.snapshot and the predictions so far).
+
+        Raises:
+            OSError: the disk is full or not writable.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        path = self._checkpoint(run_id)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
+            draft.rename(path)
+        except SafetensorError as error:
+            raise OSError(f"cannot write a checkpoint of run {run_id}: {error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def checkpoint(self, run_id: str) -> dict[str, "torch.Tensor"] | None:
+        """What was kept of a run in training, or None where nothing was, or nothing that can be read."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._checkpoint(run_id))
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            log.warning("checkpoint of run %s cannot be read (%s); it starts anew", run_id, error)
+            return None
+
+    def drop_checkpoint(self, run_id: str) -> None:
+        """Forget a run's checkpoint, because the run is done."""
+        self._checkpoint(run_id).unlink(missing_ok=True)
+
+    def _checkpoint(self, run_id: str) -> Path:
+        return self.root / "checkpoints" / f"{run_id}.safetensors"
 
     # ---- failures
 

@@ -6,10 +6,12 @@ import torch
 from tiny import METHODS, TASK, sentences
 from torch.nn import functional as F
 
-from portability import engine
+from portability import engine, hosts
 from portability.batches import Schedule, buckets, pad
 from portability.data import Encoded
 from portability.engine import Member, Trainer
+from portability.hosts import load_host
+from portability.methods import Mounted
 from portability.scorer import Scorer
 from portability.spec import TrainSpec
 
@@ -114,8 +116,7 @@ def plain_loop(table, seed, spec):
     assert not model.training
     for step in range(spec.updates):
         picks = table.schedule.examples(step, seed)
-        rows = [table.data.row(i) for i in picks]
-        ids, mask = pad(rows, max(map(len, rows)))
+        ids, mask = pad(table.data, picks, int(table.data.lengths[picks].max()))
         target = torch.tensor([scorer.label_ids[table.data.labels[i]] for i in picks])
         loss = F.cross_entropy(scorer(ids, mask), target)
         optimizer.zero_grad()
@@ -186,10 +187,82 @@ def test_predictions_do_not_depend_on_the_stack_or_the_order_of_examples(bench):
     three = engine.predict(table.scorer, views, table.data, 32)
     one = engine.predict(table.scorer, {name: v[1:2] for name, v in views.items()}, table.data, 32)
     assert np.array_equal(three.margin[1], one.margin[0]) and np.array_equal(three.nll[1], one.nll[0])
-    plain = engine.logits_of(table.scorer, {n: v[1] for n, v in views.items()}, *pad([table.data.row(7)], 30))
+    plain = engine.logits_of(table.scorer, {n: v[1] for n, v in views.items()}, *pad(table.data, np.array([7]), 30))
     scores = plain.log_softmax(-1)[0]
     negative, positive = table.scorer.label_ids
     assert one.margin[0, 7] == pytest.approx(float(scores[positive] - scores[negative]), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_scaled_dot_product_attention_gives_the_same_losses(make_host, monkeypatch, method, family):
+    def losses():
+        table = Bench(Mounted(load_host(make_host(family)), METHODS[method]))
+        trainer = table.train([0, 1])
+        return table.host.model.config._attn_implementation, trainer.losses
+
+    eager = losses()
+    monkeypatch.setattr(hosts, "attention_of", lambda family, device: "sdpa")
+    sdpa = losses()
+    assert (eager[0], sdpa[0]) == ("eager", "sdpa") and torch.allclose(eager[1], sdpa[1], atol=1e-4)
+
+
+def test_what_stands_before_the_first_site_is_done_once_for_all_members(bench):
+    table, batched = bench("adapter"), {}
+    layer = table.host.model.encoder.block[0].layer
+    parts = {"query of the first layer": layer[0].SelfAttention.q, "feed-forward of the first layer": layer[1].DenseReluDense}
+    hooks = [part.register_forward_hook(lambda m, i, out, name=name: batched.update(
+        {name: torch._C._functorch.is_batchedtensor(out)})) for name, part in parts.items()]
+    trainer = table.train([0, 1, 2])
+    engine.predict(table.scorer, trainer.bank.views(trainer.averages), table.data, 32)
+    for hook in hooks:
+        hook.remove()
+    assert batched == {"query of the first layer": False, "feed-forward of the first layer": True}
+
+
+# ---- bf16
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family):
+    full = Bench(Mounted(load_host(make_host(family)), METHODS[method]))
+    half = Bench(Mounted(load_host(make_host(family), precision="bf16"), METHODS[method]))
+    start = half.start(0)
+    assert all(torch.equal(value, full.start(0)[name]) and value.dtype == torch.float32 for name, value in start.items())
+    trainer, other = half.train([0, 1]), full.train([0, 1])
+    assert trainer.bank.theta.dtype == trainer.losses.dtype == torch.float32
+    assert {state["exp_avg"].dtype for state in trainer.optimizer.state.values()} == {torch.float32}
+    logits = engine.logits_of(half.scorer, start, *pad(half.data, np.array([0, 1]), int(half.data.lengths.max())))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(trainer.losses, other.losses) and torch.allclose(trainer.losses, other.losses, atol=0.3)
+    assert torch.equal(half.rows(half.train([1]))[0], half.rows(trainer)[1])
+
+
+def test_frozen_weights_in_bf16_are_what_autocast_makes_of_them(make_host, monkeypatch):
+    kept = Bench(Mounted(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
+    monkeypatch.setattr(hosts, "_narrow", lambda model: None)
+    cast = Bench(Mounted(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
+    assert torch.equal(kept.rows(kept.train([0])), cast.rows(cast.train([0])))
+
+
+# ---- going on after a kill
+
+
+@pytest.mark.parametrize(("method", "family"), [("lora", "t5"), ("compacter", "bert")])
+def test_a_restored_stack_goes_on_to_the_same_bits(bench, method, family):
+    table = bench(method, family)
+    reference = table.train([0, 1, 2], rates=[3e-3] * 3)
+    half = Trainer(table.scorer, [Member(table.start(seed), seed, 3e-3) for seed in (0, 1, 2)], SPEC)
+    for step in range(5):
+        half.update(step, table.schedule, table.data)
+    kept = {seed: half.snapshot(seed) for seed in (0, 1, 2)}
+    again = Trainer(table.scorer, [Member(table.start(9), seed, 3e-3) for seed in (2, 0)], SPEC)
+    again.restore([kept[2], kept[0]])
+    assert again.done == 5
+    engine.train(again, table.schedule, table.data, (), lambda *_: None)
+    assert torch.equal(table.rows(again), table.rows(reference)[[2, 0]])
+    assert [again.outcomes[i] for i in (0, 1)] == [reference.outcomes[i] for i in (2, 0)]
 
 
 # ---- the schedule of batches

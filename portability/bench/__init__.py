@@ -1,0 +1,1 @@
+"""What training a module costs here, against what a user would do instead: ``python -m portability.bench``."""

@@ -1,0 +1,86 @@
+"""What a worker keeps between stacks, so that nothing is loaded, tokenised or measured twice; and how a run ends there."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from portability.data import Encoded, StudyData, encode, rows
+from portability.devices import Place
+from portability.errors import UserError
+from portability.hosts import Host, load_host
+from portability.memory import free_bytes
+from portability.records import Evidence, build_result, without_places
+from portability.spec import RunSpec
+from portability.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Desk:
+    """The store, the study's data, where to compute, and what was loaded for earlier stacks.
+
+    Attributes:
+        on_update: called with the number of module-updates that were made.
+        on_commit: called with the record of each finished run.
+        checkpoint_seconds: at a mark, runs in training are kept if that much work would be lost.
+        settled: runs of the stack at hand that were committed or failed.
+    """
+
+    store: Store
+    data: StudyData
+    on_update: Callable[[int], None] = lambda members: None
+    on_commit: Callable[[dict], None] = lambda record: None
+    place: Place = Place("cpu", 0.5)
+    checkpoint_seconds: float = 60.0
+    hosts: dict[tuple[str, str], Host] = field(default_factory=dict)
+    texts: dict[tuple, Encoded] = field(default_factory=dict)
+    member_bytes: dict[tuple, int] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+        return torch.device(self.place.device)
+
+    def host(self, run: RunSpec) -> Host:
+        """The run's host, loaded unless it is at hand; the oldest ones go when hosts fill half of what is free."""
+        key = (run.host.fingerprint, run.precision)
+        if key not in self.hosts:
+            while self.hosts and sum(map(_size, self.hosts.values())) > free_bytes(self.device, self.place.share) / 2:
+                self.hosts.pop(next(iter(self.hosts)))
+            self.hosts[key] = load_host(run.host, self.place.device, run.precision)
+        return self.hosts[key]
+
+    def encoded(self, host: Host, run: RunSpec, split: str, limit: int) -> Encoded:
+        """One split of the run's data as token ids, mapped from a file that all workers share."""
+        key = (run.host.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, split, limit, run.task)
+        if key not in self.texts:
+            dataset = rows(self.data, run.data.name, split, limit)
+            self.texts[key] = encode(dataset, host.tokenizer, run.task, host.scoring == "label", run.host.fingerprint)
+        return self.texts[key]
+
+    def commit(self, evidence: Evidence) -> None:
+        """Publish a finished run."""
+        result = build_result(evidence)
+        self.store.commit(evidence.run.run_id, result)
+        self.store.drop_checkpoint(evidence.run.run_id)
+        self.settled.add(evidence.run.run_id)
+        self.on_commit(result.record)
+
+    def fail(self, run: RunSpec, error: Exception, **facts: int) -> None:
+        """Record a failed run."""
+        trace = without_places("".join(traceback.format_exception(error))) if not isinstance(error, UserError) else None
+        failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace, **facts}
+        attempt = self.store.fail(run.run_id, failure)
+        self.store.drop_checkpoint(run.run_id)
+        self.settled.add(run.run_id)
+        log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name, attempt, error)
+
+
+def _size(host: Host) -> int:
+    """Bytes of a host's weights."""
+    return sum(p.numel() * p.element_size() for p in host.model.parameters())

@@ -1,0 +1,53 @@
+"""Where workers compute: one single-threaded process a CPU core, or processes spread over the GPUs."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from portability.errors import UserError, choose
+
+DEVICES = ("auto", "cpu", "cuda")
+STACKS = {"cpu": 8, "cuda": 32}  # most modules trained at once where the configuration names no number (DECISIONS D-36)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker's device ("cpu" or "cuda:N"), and the share of its memory that the worker may use."""
+
+    device: str
+    share: float
+
+
+def places(wanted: str, workers: int | None) -> list[Place]:
+    """The place of each worker.
+
+    Args:
+        wanted: "auto" (GPUs where there are any), "cpu" or "cuda".
+        workers: how many; None: one a CPU core, or one a GPU.
+
+    Raises:
+        UserError: cuda was asked for and there is none.
+
+    Example:
+        >>> places("cpu", 2)
+        [Place(device='cpu', share=0.5), Place(device='cpu', share=0.5)]
+    """
+    choose(wanted, DEVICES, "engine.device")
+    gpus = 0 if wanted == "cpu" else count_gpus()
+    if wanted == "cuda" and not gpus:
+        raise UserError("engine.device is cuda, but torch finds no GPU here; use engine.device=auto or cpu")
+    if not gpus:
+        count = workers or len(os.sched_getaffinity(0))
+        return [Place("cpu", 1 / count)] * count
+    count = workers or gpus
+    devices = [f"cuda:{i % gpus}" for i in range(count)]
+    return [Place(device, 1 / devices.count(device)) for device in devices]
+
+
+def count_gpus() -> int:
+    """GPUs that torch can use; torch is imported only where the machine has the driver's device files."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

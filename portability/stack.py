@@ -1,0 +1,176 @@
+"""Runs in training together: their members, what was measured at their marks, and where they go on after a kill."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from portability import engine
+from portability.batches import Schedule
+from portability.data import Encoded
+from portability.desk import Desk
+from portability.errors import FAULTS, UserError
+from portability.methods import Mounted
+from portability.module import ModuleState
+from portability.port import PortReport
+from portability.records import Evidence
+from portability.scorer import Scorer
+from portability.spec import RunSpec
+from portability.store import Store
+
+Head = dict[str, Tensor]
+Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, "seconds", and per mark "margin.50" and so on
+KINDS = ("margin", "nll", "invalid")
+
+
+@dataclass
+class Start:
+    """Where a run starts: its module, its head, and the report of the port behind it."""
+
+    module: ModuleState
+    head: Head
+    report: PortReport | None
+    origin: dict[str, str] | None  # names of the origin's host and data
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the members of a stack share: method on host, scorer, and encoded data."""
+
+    mounted: Mounted
+    scorer: Scorer
+    training: Encoded
+    test: Encoded
+
+    def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A module and head under the names by which the scorer knows them; the head comes last."""
+        return {f"model.{name}": value for name, value in self.mounted.to_parameters(module).items()} | dict(head)
+
+    def schedule(self, run: RunSpec) -> Schedule:
+        """The batches of a run's data."""
+        return Schedule(self.training, run.train.batch_size, run.train.bucket_batches, run.data.train_digest)
+
+
+def parts(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], store: Store, size: int) -> Iterator[list[RunSpec]]:
+    """Cut runs into stacks of at most `size` whose members go on at the same update; a member's neighbours never change
+    its numbers, so a run may go on in another stack than the one that was killed."""
+    by_step: dict[int, list[RunSpec]] = {}
+    for run in runs:
+        saved = usable(store.checkpoint(run.run_id), marks[run.run_id])
+        by_step.setdefault(len(saved["losses"]) if saved else 0, []).append(run)
+    for same in by_step.values():
+        yield from (same[i : i + size] for i in range(0, len(same), size))
+
+
+def usable(saved: Saved | None, marks: Sequence[int]) -> Saved | None:
+    """A checkpoint, unless a mark that it has passed was not scored (then the run starts anew)."""
+    if saved is None or any(mark <= len(saved["losses"]) and f"margin.{mark}" not in saved for mark in marks):
+        return None
+    return saved
+
+
+class Stack:
+    """Runs in training together, and the evidence collected at their marks."""
+
+    def __init__(self, runs: Sequence[RunSpec], starts: Sequence[Start], bench: Bench, marks: Mapping[str, Sequence[int]]):
+        self.runs, self.starts, self.bench, self.marks = runs, starts, bench, marks
+        members = []
+        for run, start in zip(runs, starts, strict=True):
+            assert run.method is not None and run.seed is not None
+            members.append(engine.Member(bench.parameters(start.module, start.head), run.seed, run.method.learning_rate))
+        self.trainer = engine.Trainer(bench.scorer, members, runs[0].train)
+        self.evidence: dict[int, engine.Predictions] = {}
+        self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
+
+    def resume(self, store: Store) -> None:
+        """Go on from the members' checkpoints, where all have one (see `parts`)."""
+        saved = [usable(store.checkpoint(run.run_id), self.marks[run.run_id]) for run in self.runs]
+        found = [one for one in saved if one is not None]
+        if len(found) < len(self.runs):
+            return
+        self.trainer.restore([{name: one[name] for name in one if "." not in name and name != "seconds"} for one in found])
+        self.seconds = np.array([float(one["seconds"]) for one in found])
+        scored = [{int(name.partition(".")[2]) for name in one if "." in name} for one in found]
+        for mark in set.intersection(*scored):
+            self.evidence[mark] = engine.Predictions(
+                *(np.stack([one[f"{kind}.{mark}"].numpy() for one in found]) for kind in KINDS))
+
+    def train(self, desk: Desk) -> None:
+        """Train all members, scoring the test set at each mark that was not scored yet."""
+        run, kept_at = self.runs[0], time.perf_counter()
+
+        def mark(updates: int, parameters: dict[str, Tensor]) -> None:
+            nonlocal kept_at
+            self.evidence[updates] = self._score(updates, parameters)
+            now = time.perf_counter()
+            if 0 < updates < run.train.updates and now - kept_at >= desk.checkpoint_seconds:
+                self.seconds += (now - kept_at) / len(self.runs)
+                self.keep(desk.store)
+                kept_at = now
+
+        left = sorted({mark for run in self.runs for mark in self.marks[run.run_id]} - set(self.evidence))
+        engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark,
+                     lambda: desk.on_update(len(self.runs)))
+        self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
+
+    def _score(self, updates: int, parameters: dict[str, Tensor]) -> engine.Predictions:
+        """Predictions of all members; members that start alike are scored once."""
+        each = list(range(len(self.runs)))
+        if updates == 0:
+            seen: dict[bytes, int] = {}
+            each = [seen.setdefault(row.numpy().tobytes(), len(seen)) for row in self.trainer.averages.cpu()]
+            firsts = [each.index(place) for place in range(len(seen))]
+            parameters = {name: value[firsts] for name, value in parameters.items()}
+        found = engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size)
+        return engine.Predictions(*(getattr(found, kind)[each] for kind in KINDS))
+
+    def keep(self, store: Store) -> None:
+        """Write a checkpoint of every member that is still finite."""
+        outcomes = self.trainer.outcomes
+        for index, run in enumerate(self.runs):
+            if outcomes[index].failed_at is None:
+                saved = self.trainer.snapshot(index) | {"seconds": torch.tensor(self.seconds[index])}
+                for updates, found in self.evidence.items():
+                    saved |= {f"{kind}.{updates}": torch.from_numpy(getattr(found, kind)[index]) for kind in KINDS}
+                store.save_checkpoint(run.run_id, saved)
+
+    def commit(self, desk: Desk, overhead: float) -> None:
+        """Write every finished member's record, module and predictions; failed members get a failure record.
+
+        Args:
+            overhead: seconds of the stack outside its training, shared by its members.
+        """
+        outcomes = self.trainer.outcomes
+        for index, (run, start) in enumerate(zip(self.runs, self.starts, strict=True)):
+            outcome = outcomes[index]
+            if outcome.failed_at is not None:
+                error = UserError(f"loss or gradient of run {run.run_id} was not finite at update {outcome.failed_at}")
+                desk.fail(run, error, updates=outcome.failed_at)
+                continue
+            trained = self.trainer.bank.member(self.trainer.averages, index)
+            head = {name: trained.pop(name) for name in start.head}
+            module = self.bench.mounted.to_state({name.removeprefix("model."): value for name, value in trained.items()})
+            evidence = Evidence(
+                run=run, labels=self.bench.test.labels, report=start.report, outcome=outcome, origin=start.origin,
+                predictions={mark: member(self.evidence[mark], index) for mark in sorted(self.marks[run.run_id])},
+                module=module, head=head, host_parameters=count_parameters(self.bench.scorer),
+                seconds=float(self.seconds[index]) + overhead / len(self.runs), train_seconds=float(self.seconds[index]),
+                device=desk.place.device, stack=len(self.runs),
+            )
+            try:
+                desk.commit(evidence)
+            except FAULTS as error:  # scores that are not finite, say: the neighbours' records stand
+                desk.fail(run, error)
+
+
+def member(found: engine.Predictions, index: int) -> engine.Predictions:
+    """One member's predictions."""
+    return engine.Predictions(found.margin[index], found.nll[index], found.invalid[index])
+
+
+def count_parameters(scorer: Scorer) -> int:
+    """The host's own parameters, without module and head."""
+    return sum(p.numel() for name, p in scorer.model.named_parameters() if not p.requires_grad)
