@@ -154,21 +154,35 @@ class _Arm:
         return replace(run, method=None, init=BARE_INIT, seed=None if run.head == "none" else run.seed).with_updates(0)
 
 
+def updates_of(planned: Plan) -> tuple[int, int]:
+    """Module-updates of a plan, and of the same cells if each one and its origin were trained for themselves."""
+    def alone(cell: Cell) -> int:
+        origin = planned.runs[cell.run_id].origin
+        return cell.mark + (planned.runs[origin].train.updates if origin else 0)
+
+    shared = sum(run.train.updates for run in planned.runs.values())
+    return shared, sum(alone(cell) for cell in planned.cells if cell.budget > 0)
+
+
 def _scores_labels(host: HostSpec) -> bool:
     return FAMILIES[host.shape.family].scoring == "label"
 
 
+def alike(run: RunSpec) -> str:
+    """Runs with the same answer may train together: same host, method, data, task, protocol, precision and updates."""
+    identity = run.identity()
+    shared = {k: v for k, v in identity.items() if k not in ("seed", "init", "origin", "port", "head")}
+    return digest([shared, run.method is None])
+
+
 def stacks(runs: Mapping[str, RunSpec], size: int) -> list[list[str]]:
-    """Group runs that may train together, at most `size` in a stack: same host, method, data, task, protocol, precision
-    and number of updates.
+    """Group runs that may train together, at most `size` in a stack.
 
     A group is cut evenly, and the longest stacks come first, so that the last worker to finish is not left with one.
     """
     groups: dict[str, list[str]] = {}
     for run_id, run in runs.items():
-        identity = run.identity()
-        alike = {k: v for k, v in identity.items() if k not in ("seed", "init", "origin", "port", "head")}
-        groups.setdefault(digest([alike, run.method is None]), []).append(run_id)
+        groups.setdefault(alike(run), []).append(run_id)
     parts = [part for ids in groups.values() for part in _evenly(ids, size)]
     return sorted(parts, key=lambda ids: -cost(runs[ids[0]]) * len(ids))
 

@@ -58,12 +58,13 @@ class _Worker:
 
 
 def run_jobs(
-    jobs: Callable[[], Sequence[Job]], setup: Setup, places: Sequence[Place], on_update: Callable[[int], None]
+    jobs: Callable[[bool], Sequence[Job]], setup: Setup, places: Sequence[Place], on_update: Callable[[int], None]
 ) -> Iterator[tuple[Job, str | None]]:
     """Carry out jobs as they become ready, and yield each with None, or with how its worker died.
 
     Args:
-        jobs: gives the jobs that are ready and were not given before; asked again after each job that ends.
+        jobs: gives the jobs that are ready and were not given before; asked again after each job that ends, with True
+            where a worker has nothing to do otherwise.
         places: where each worker computes, one process a place.
         on_update: called with the number of module-updates that were made.
 
@@ -72,10 +73,15 @@ def run_jobs(
     """
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("spawn")
-    queue = list(jobs())
+    queue = list(jobs(False))
     pool: list[_Worker] = []
     try:
-        while queue or any(worker.job for worker in pool):
+        while True:
+            busy = sum(worker.job is not None for worker in pool)
+            while len(queue) < len(places) - busy and (more := jobs(True)):
+                queue += more
+            if not queue and not busy:
+                return
             _assign(queue, pool, places, lambda place: _start(context, setup, place))
             for worker, message in _messages(pool):
                 if isinstance(message, int):
@@ -86,7 +92,7 @@ def run_jobs(
                 job, worker.job = worker.job, None
                 assert job is not None
                 yield job, message
-                queue += jobs()
+                queue += jobs(False)
     finally:
         for worker in pool:
             worker.process.kill()

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from portability.config import Study
 from portability.devices import STACKS, places
-from portability.plan import Plan, stacks
+from portability.plan import Plan, alike, stacks
 from portability.pool import Job, Setup, run_jobs
 from portability.spec import RunSpec
 from portability.store import Store
@@ -28,19 +28,32 @@ class _Ledger:
     def __init__(self, planned: Plan, store: Store, stack: int, workers: int):
         self.planned, self.store, self.stack, self.workers = planned, store, stack, workers
         self.todo = {i: r for i, r in planned.runs.items() if not store.has(i, planned.marks[i])}
+        self.kind = {run_id: alike(run) for run_id, run in self.todo.items()}
         self.waiting: dict[str, list[str]] = {}  # origin -> runs that start from it
+        self.mates: Counter[str] = Counter()  # kind -> how many such runs are waiting
         self.free: list[str] = []  # runs that nothing holds back
         for run_id, run in self.todo.items():
-            held = run.origin in self.todo
-            (self.waiting.setdefault(str(run.origin), []) if held else self.free).append(run_id)
+            if run.origin in self.todo:
+                self.waiting.setdefault(str(run.origin), []).append(run_id)
+                self.mates[self.kind[run_id]] += 1
+            else:
+                self.free.append(run_id)
         self.deaths: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
         self.done = 0
 
-    def ready(self) -> list[Job]:
-        """Jobs whose runs' origins are in the store, handed out once."""
-        runs = {run_id: self.todo[run_id] for run_id in self.free}
-        self.free.clear()
+    def ready(self, idle: bool) -> list[Job]:
+        """Jobs whose runs' origins are in the store, handed out once.
+
+        A run that no other waits for stays until the runs that may train with it are ready too, because larger stacks
+        cost less a run; where a worker would be `idle` otherwise, one kind of such runs goes ahead.
+        """
+        later = {i for i in self.free if self.mates[self.kind[i]] and i not in self.waiting}
+        if idle and later and len(later) == len(self.free):
+            first = self.kind[next(i for i in self.free if i in later)]
+            later = {i for i in later if self.kind[i] != first}
+        runs = {run_id: self.todo[run_id] for run_id in self.free if run_id not in later}
+        self.free = [run_id for run_id in self.free if run_id in later]
         return self._jobs(runs)
 
     def _jobs(self, runs: dict[str, RunSpec]) -> list[Job]:
@@ -53,7 +66,7 @@ class _Ledger:
         for run in job.runs:
             if self.store.has(run.run_id, job.marks[run.run_id]):
                 self.done += 1
-                self.free += self.waiting.pop(run.run_id, [])
+                self.free += self._released(run)
             else:
                 left.append(run)
         again: dict[str, RunSpec] = {}
@@ -66,11 +79,17 @@ class _Ledger:
         parts = stacks(again, max(1, len(left) // 2)) if again else []
         return [Job([again[i] for i in ids], {i: job.marks[i] for i in ids}) for ids in parts]
 
+    def _released(self, origin: RunSpec) -> list[str]:
+        """The runs that waited for this one, which do no longer."""
+        released = self.waiting.pop(origin.run_id, [])
+        self.mates.subtract(self.kind[run_id] for run_id in released)
+        return released
+
     def _fail(self, run: RunSpec, death: str | None) -> None:
         if death is not None:
             self.store.fail(run.run_id, {"error": death, "kind": "WorkerDied"})
         self.failed[run.run_id] = death or "failed"
-        for run_id in self.waiting.pop(run.run_id, []):
+        for run_id in self._released(run):
             self.failed[run_id] = "blocked"
             self.store.fail(run_id, {"error": f"blocked: its origin run {run.run_id} failed", "kind": "Blocked",
                                      "origin": run.run_id})
@@ -88,8 +107,8 @@ def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec)
     setup = Setup(store.root, study.sources, study.overlap, tracking, study.engine.checkpoint_seconds)
     again: list[Job] = []
 
-    def more() -> list[Job]:
-        jobs = [*again, *ledger.ready()]
+    def more(idle: bool) -> list[Job]:
+        jobs = [*again, *ledger.ready(idle and not again)]
         again.clear()
         return jobs
 

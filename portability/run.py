@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from portability.config import Study, facts, to_study
 from portability.errors import UserError
 from portability.paths import bundled
-from portability.plan import Plan, plan
+from portability.plan import Plan, plan, updates_of
 from portability.progress import carry_out, status_lines
 from portability.store import Store
 from portability.tracking import TrackingSpec, resolve_mode
@@ -101,8 +101,7 @@ def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
     for cell in cells:
         behind.setdefault(cell.init, []).append(cell.run_id)
     done = sum(store.has(run_id, planned.marks[run_id]) for run_id in planned.runs)
-    updates = sum(run.train.updates for run in planned.runs.values())
-    alone = sum(cell.mark + _origin_updates(planned, cell.run_id) for cell in cells)
+    updates, alone = updates_of(planned)
     return [
         f"study {study.name}: {len(cells)} cells (zero-shot and bare hosts: {len(planned.cells) - len(cells)} more)",
         *(f"  {init}: {len(ids)} cells are {len(set(ids))} runs" for init, ids in behind.items()),
@@ -112,11 +111,6 @@ def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
         *(f"data {name}: " + ", ".join(f"{counts[key]} {key}" for key in ("train", "validation", "test", "dropped"))
           for name, counts in study.data.counts.items()),
     ]
-
-
-def _origin_updates(planned: Plan, run_id: str) -> int:
-    origin = planned.runs[run_id].origin
-    return planned.runs[origin].train.updates if origin else 0
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from portability.bench import __main__ as bench
-from portability.bench import children, libraries, rivals, shapes, tables, workload
+from portability.bench import children, grid, libraries, rivals, scale, shapes, tables, workload
 from portability.bench.children import ONE_THREAD, Child, ChildFailed, once
 from portability.bench.workload import Workload
 
 SMALL = ["--shape", "t5-64x2", "--rounds", "2", "--segment", "2", "--members", "1,2", "--batch-size", "4", "--batchsplit", "2",
          "--processes", "1", "--side-by-side", "1", "--threads", "1", "--device", "cpu", "--train-batches", "60",
-         "--test-examples", "24"]
+         "--test-examples", "24", "--grid", "method=lora", "grid.budgets=[4]", "grid.seeds=[0]", "grid.inits=[ported,scratch]",
+         "eval.limit=32"]
 CONTENDERS = ["trainer", "trainer-tuned", "trainer-tuned x1", "batchsplit K=2", "ours K=1", "ours K=2"]
 
 
@@ -33,6 +34,9 @@ def whole(tmp_path_factory) -> SimpleNamespace:
     out, said = tmp_path_factory.mktemp("report") / "bench.json", []
     patch = pytest.MonkeyPatch()
     patch.setattr(bench, "say", said.append)
+    patch.setattr(grid, "LEVELS", grid.LEVELS[1:3])
+    for name, value in {"SIZES": (1, 2), "ROUNDS": 1, "PLANS": {1_440: 5}}.items():
+        patch.setattr(scale, name, value)
     try:
         code = bench.main([*SMALL, "--out", str(out)])
     finally:
@@ -71,6 +75,25 @@ def test_every_part_has_its_findings(whole):
     assert floor["flops"] > 0
     assert [row["modules"] for row in parts["memory"]["rows"]] == [1, 4, 16]
     assert all(row["difference"] <= row["bound"] for row in parts["equality"]["rows"])
+    hours = parts["rivals"]["full_grid"]
+    assert hours["updates_alone"] > 4 * hours["updates_shared"] > 0 and hours["best"].startswith("ours K=")
+
+
+@pytest.mark.xdist_group("bench")
+def test_the_naive_loop_reaches_the_accuracies_of_the_same_cells(whole):
+    found = whole.report["parts"]["grid"]
+    assert found["passed"] and found["naive"]["cells"] == 2 and found["naive"]["share_of_seeds"] == 1
+    assert [row["difference"] for row in found["rows"]] == [None, pytest.approx(0, abs=1e-9)]
+    assert not bench.passed({"parts": {"grid": {"passed": False}}})
+
+
+@pytest.mark.xdist_group("bench")
+def test_the_cost_of_runs_and_of_bookkeeping_is_told(whole):
+    found = whole.report["parts"]["scale"]
+    assert [row["runs"] for row in found["rows"]] == [1, 2] and all(row["per_run"] > 0 for row in found["rows"])
+    kept = found["bookkeeping"]
+    assert 0 < kept["planner"] < kept["seconds"] and 0 < kept["store"] < kept["seconds"] and kept["runs"] == 3
+    assert "mode=plan: 1,440 cells" in whole.said
 
 
 @pytest.mark.xdist_group("bench")

@@ -5,21 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from tiny import CONF
 
-from portability.config import to_study
 from portability.errors import UserError
 from portability.plan import plan
-from portability.run import prepare
+from portability.run import compose
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
 def study(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_study(compose("config", overrides=prepare(overrides)))
+    return compose(overrides)
 
 
 def small(data_folders, make_host, *overrides):
@@ -41,14 +38,25 @@ def test_every_option_of_every_group_composes():
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_plans(name, data_folders, make_host):
-    roots = ["host_root=/h", "data_root=/d"]
-    if "host_root=" in (CONF / "sweep" / f"{name}.yaml").read_text():
+    text, roots = (CONF / "sweep" / f"{name}.yaml").read_text(), ["host_root=/h", "data_root=/d"]
+    if "_hub" in text:  # composes, and without the hub says at once what to do instead
+        with pytest.raises(UserError, match="without the hub use the embedded"):
+            study(f"+sweep={name}")
+        return
+    if "host_root=" in text:
         shared = Path(__file__).parents[2] / "shared"
         if not shared.is_dir():
             pytest.skip("needs ../shared with real hosts and sentiment sets")
         roots = [f"host_root={shared}/hosts", f"data_root={shared}/data"]
     got = study(f"+sweep={name}", *roots)
     assert got.name != "single" and len([c for c in plan(got.grid).cells if c.budget > 0]) == got.grid.size
+
+
+def test_precision_is_part_of_a_runs_identity_and_how_the_work_is_done_is_not():
+    plain = set(plan(study("method=lora").grid).runs)
+    engine = ("engine.workers=7", "engine.stack=1", "engine.device=cpu", "engine.checkpoint_seconds=0")
+    assert set(plan(study("method=lora", *engine).grid).runs) == plain
+    assert not set(plan(study("method=lora", "precision=bf16").grid).runs) & plain
 
 
 def test_the_full_sweep_is_the_studys_1440_cells():
@@ -65,7 +73,9 @@ def test_the_full_sweep_is_the_studys_1440_cells():
     ("grid.ports=[pad2]", "unknown port 'pad2'; choose one of: .*pad"),
     ("grid.overlap=maybe", "unknown grid.overlap 'maybe'"),
     ("mode=dance", "unknown mode 'dance'; choose one of: plan, run, status"),
-    ("precision=fp8", "unknown precision"),
+    ("precision=fp8", "unknown precision 'fp8'; choose one of: bf16, fp32"),
+    ("engine.device=tpu", "unknown engine.device 'tpu'; choose one of: auto, cpu, cuda"),
+    ("engine.checkpoint_seconds=-1", "engine.checkpoint_seconds must be at least 0"),
     ("grid.budgets=[0,50]", "from 1 on"),
     ("grid.budgets=[50,50]", "none twice"),
     ("grid.seeds=[]", "at least one value"),

@@ -13,6 +13,14 @@ def ledger(tmp_path, seeds=8):
     return _Ledger(planned, Store(tmp_path), 8, 1)
 
 
+def every(book):
+    """All jobs that can be had without waiting."""
+    found = []
+    while jobs := book.ready(True):
+        found += jobs
+    return found
+
+
 def finish(store, job):
     for run in job.runs:
         record = {"train_info": {"metrics": [{"updates": mark} for mark in job.marks[run.run_id]]}}
@@ -21,7 +29,7 @@ def finish(store, job):
 
 def test_only_the_guilty_run_of_a_dying_stack_fails(tmp_path):
     book = ledger(tmp_path)
-    jobs = book.ready()
+    jobs = every(book)
     stack = next(job for job in jobs if len(job.runs) == 8 and job.runs[0].method)
     guilty = stack.runs[3].run_id
     queue, sizes = [stack], []
@@ -42,18 +50,42 @@ def test_only_the_guilty_run_of_a_dying_stack_fails(tmp_path):
 
 def test_what_an_origin_blocks_is_ready_again_once_the_origin_is_done(tmp_path):
     book = ledger(tmp_path, seeds=1)
-    first = book.ready()
+    first = every(book)
     origin = next(job for job in first if job.runs[0].method and job.runs[0].host.name == "raw-base")
     book.settle(origin, None)  # it left no record: failed, and what starts from it is blocked
-    assert book.ready() == [] and "blocked" in book.failed.values()
+    assert book.ready(True) == [] and "blocked" in book.failed.values()
     finish(book.store, origin)
     again = _Ledger(book.planned, book.store, 8, 1)
-    ready = [run.run_id for job in again.ready() for run in job.runs]
+    ready = [run.run_id for job in every(again) for run in job.runs]
     assert set(book.failed) - {origin.runs[0].run_id} <= set(ready)
 
 
 def test_dependents_wait_for_all_marks_of_their_origin(tmp_path):
     book = ledger(tmp_path, seeds=1)
-    origin = next(job for job in book.ready() if job.runs[0].method and job.runs[0].host.name == "raw-base").runs[0]
+    origin = next(job for job in every(book) if job.runs[0].method and job.runs[0].host.name == "raw-base").runs[0]
     book.store.commit(origin.run_id, Result({"train_info": {"metrics": [{"updates": 7}]}}))
-    assert not any(run.origin == origin.run_id for job in book.ready() for run in job.runs)
+    assert not any(run.origin == origin.run_id for job in book.ready(True) for run in job.runs)
+
+
+def test_runs_that_no_other_needs_wait_for_those_they_may_train_with(tmp_path):
+    book = ledger(tmp_path, seeds=2)
+    first = book.ready(False)
+    kinds = {(run.host.name, run.init.name) for job in first for run in job.runs}
+    assert kinds == {("raw-base", "scratch"), ("tuned-base", "bare")}  # scratch on tuned-base trains with the ported ones
+    for job in first:
+        finish(book.store, job)
+        assert book.settle(job, None) == []
+    (together,) = (job for job in book.ready(False) if job.runs[0].method)
+    assert sorted(run.init.name for run in together.runs) == ["ported", "ported", "sampled", "sampled", "scratch", "scratch"]
+    assert book.ready(True) == []
+
+
+def test_an_idle_worker_takes_one_kind_of_the_runs_that_wait_for_company(tmp_path):
+    planned = plan(grid(seeds=[0, 1], methods=grid().methods[:2], pairs=grid().pairs[:1], budgets=[200],
+                        relations={"same": grid().data}))
+    book = _Ledger(planned, Store(tmp_path), 8, 1)
+    book.ready(False)
+    for method in ("adapter", "prefix"):
+        (job,) = book.ready(True)
+        assert [(run.method.name, run.init.name) for run in job.runs] == [(method, "scratch")] * 2
+    assert book.ready(True) == []

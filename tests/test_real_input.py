@@ -1,10 +1,14 @@
 """Real encoders, real decoders, real sentences: a small part of the sweeps over them. Skipped where they are not there."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_config import study
+from transformers import AutoTokenizer
 
+from portability.batches import buckets
 from portability.plan import plan
 from portability.run import command
 from portability.store import Store
@@ -18,6 +22,19 @@ def finished(tmp_path, *overrides):
     found = study(*ROOTS, f"results={tmp_path}", *overrides)
     assert command(found, None) == 0
     return plan(found.grid), Store(tmp_path / found.name)
+
+
+@pytest.mark.parametrize(("name", "limit", "batch_size", "bound"), [
+    ("sst2", 128, 16, 1.05), ("sst2", 128, 32, 1.05), ("rotten_tomatoes", 128, 32, 1.05),
+    ("mds_books", 128, 32, 1.10), ("mds_books", 512, 16, 1.10),
+])
+def test_padding_stays_near_the_real_tokens(name, limit, batch_size, bound):
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "hosts" / "minilm-l6")
+    texts = [json.loads(line)["text"] for line in (SHARED / "data" / name / "train.jsonl").open()]
+    lengths = np.array([min(limit, len(ids)) for ids in tokenizer(texts, verbose=False)["input_ids"]])
+    found = buckets(lengths, 4 * batch_size)
+    assert min(len(bucket.members) for bucket in found) >= 4 * batch_size and len(found) > 4
+    assert sum(bucket.length * len(bucket.members) for bucket in found) / lengths.sum() <= bound
 
 
 def test_a_lora_goes_from_six_minilm_layers_to_three(tmp_path):

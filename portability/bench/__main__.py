@@ -67,7 +67,7 @@ def _rivals(work: Workload, options: argparse.Namespace, sizes: Report) -> Repor
     )
     mean_tokens = sizes["train_tokens"] * work.batch_size
     rows = rivals.summary(rivals.run(work, race, say), mean_tokens)
-    return {"race": asdict(race), "mean_tokens_per_batch": mean_tokens, "rows": rows,
+    return {"race": asdict(race), "mean_tokens_per_batch": mean_tokens, "rows": rows, "full_grid": rivals.full_grid(rows),
             "foreign_cores": None if gpu else rivals.disturbance(rows)}  # Trainer's loading processes would count as foreign
 
 

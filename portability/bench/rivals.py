@@ -224,3 +224,19 @@ def disturbance(rows: Sequence[Mapping[str, Any]]) -> float | None:
     if not rounds or any(one["foreign_cpu_s"] is None for one in rounds):
         return None
     return sum(one["foreign_cpu_s"] for one in rounds) / wall
+
+
+def full_grid(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Estimated hours of training of the full sweep (1,440 cells, budgets of the T5 study), if every host had this shape:
+    each cell and its origin by a default Trainer, and the plan's distinct runs by our fastest stack. No evaluation."""
+    measured = {row["name"]: row["ms_pooled"] for row in rows if row["ms_pooled"]}
+    ours = {name: ms for name, ms in measured.items() if name.startswith("ours")}
+    if "trainer" not in measured or not ours:
+        return None
+    from portability.plan import plan, updates_of
+    from portability.run import compose
+
+    shared, alone = updates_of(plan(compose(["+sweep=full", "grid.budgets=[100,500,2000]"]).grid))
+    best = min(ours, key=lambda name: ours[name])
+    return {"updates_alone": alone, "updates_shared": shared, "best": best,
+            "naive_hours": alone * measured["trainer"] / 3.6e6, "our_hours": shared * ours[best] / 3.6e6}

@@ -39,7 +39,8 @@ def measure(work: Workload) -> dict[str, Any]:
     start = statistics.median(starts)
     rows = [{"runs": size, "seconds": times, "per_run": (statistics.median(times) - start) / size}
             for size, times in taken.items()]
-    shares = once(replace(work, kind="bookkeeping", overrides=(*BASE, _seeds(64))), ONE_THREAD, "bookkeeping")
+    some = _seeds(sorted(SIZES)[len(SIZES) // 2])
+    shares = once(replace(work, kind="bookkeeping", overrides=(*BASE, some)), ONE_THREAD, "bookkeeping")
     plans = {cells: _plan_seconds(seeds) for cells, seeds in PLANS.items()}
     return {"start_s": start, "rows": rows, "bookkeeping": shares, "plans": plans}
 
@@ -79,8 +80,8 @@ def bookkeeping(work: Workload, line: Line) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         desk, planned = Desk(store, study.data), timed("planner", plan)(study.grid)
-        ledger = timed("planner", lambda: _Ledger(planned, store, 8, 1))()
-        while jobs := timed("planner", ledger.ready)():
+        ledger = timed("planner", lambda: _Ledger(planned, store, 16, 1))()
+        while jobs := timed("planner", ledger.ready)(True):
             for job in jobs:
                 execute(job.runs, job.marks, desk)
                 timed("planner", ledger.settle)(job, None)

@@ -45,7 +45,15 @@ def rivals(found: Mapping[str, Any]) -> str:
     faults = [f"{row['name']}: {row['failed']}" for row in rows if row["failed"]]
     if len({row["precision"] for row in rows} - {None}) > 1:
         faults += [f"{row['name']}: in {row['precision']}, as it comes" for row in rows if row["precision"] == "fp32"]
-    return "\n".join([grid(head, lines), *faults, _counts(rows), _noise(found["foreign_cores"])])
+    return "\n".join([grid(head, lines), *faults, _counts(rows), *_hours(found["full_grid"]), _noise(found["foreign_cores"])])
+
+
+def _hours(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [f"full sweep of 1,440 cells at 100, 500 and 2,000 updates, training alone, if all hosts had this shape: "
+            f"{found['naive_hours']:.1f} h with trainer ({found['updates_alone']:,} updates), {found['our_hours']:.1f} h with "
+            f"{found['best']} ({found['updates_shared']:,} updates)"]
 
 
 def _counts(rows: Sequence[Mapping[str, Any]]) -> str:
