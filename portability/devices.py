@@ -37,11 +37,16 @@ def places(wanted: str, workers: int | None) -> list[Place]:
     if wanted == "cuda" and not gpus:
         raise UserError("engine.device is cuda, but torch finds no GPU here; use engine.device=auto or cpu")
     if not gpus:
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or cores()
         return [Place("cpu", 1 / count)] * count
     count = workers or gpus
     devices = [f"cuda:{i % gpus}" for i in range(count)]
     return [Place(device, 1 / devices.count(device)) for device in devices]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_gpus() -> int:

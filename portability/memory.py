@@ -1,5 +1,6 @@
 """How many modules fit into a device at once: measured on a real forward pass, not guessed from sizes."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,8 +62,11 @@ def free_bytes(device: torch.device, share: float) -> int:
         free, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # ours, and empty
         return int(min(free + held, total * share))
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(int(facts["MemAvailable"].split()[0]) * 1024 * share)
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(int(facts["MemAvailable"].split()[0]) * 1024 * share)
+    except FileNotFoundError:  # not Linux: half of all there is
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 * share)
 
 
 def most_members(one: int, device: torch.device, share: float) -> int:

@@ -6,12 +6,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from portability.devices import cores
+
 PACKAGES = ("torch", "transformers", "peft", "adapters", "accelerate")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def facts(device: str) -> dict[str, Any]:
