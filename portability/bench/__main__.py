@@ -12,6 +12,7 @@ from typing import Any
 from portability.bench import grid, machine, memory, rivals, scale, shapes, tables, workload
 from portability.bench.children import ONE_THREAD, ChildFailed, once
 from portability.bench.workload import Workload
+from portability.devices import cores
 
 MEMORY_STACKS = (1, 4, 16)
 Report = dict[str, Any]
@@ -59,10 +60,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _rivals(work: Workload, options: argparse.Namespace, sizes: Report) -> Report:
-    cores, gpu = machine.cores(), work.device == "cuda"
+    gpu = work.device == "cuda"
     race = rivals.Race(
         rounds=options.rounds, segment=options.segment, members=options.members, batchsplit=options.batchsplit,
-        processes=options.processes or (1 if gpu else cores), side_by_side=options.side_by_side or (4 if gpu else cores),
+        processes=options.processes or (1 if gpu else cores()), side_by_side=options.side_by_side or (4 if gpu else cores()),
         threads=options.threads,
     )
     mean_tokens = sizes["train_tokens"] * work.batch_size

@@ -84,11 +84,11 @@ def equality(found: Mapping[str, Any]) -> str:
 
 def floor(found: Mapping[str, Any]) -> str:
     """Time against the machine's own rate of matrix products."""
-    lines = [[row["name"], f"{row['ms']:.2f}", f"{row['of_floor']:.0%}"] for row in found["rows"]]
+    lines = [[row["name"], f"{row['ms']:.2f}", f"{row['of_floor']:.0%}", f"{row['products']:.0%}"] for row in found["rows"]]
     return "\n".join([
         f"floor: {found['flops'] / 1e9:.3f} GFLOP per module-update ({found['tokens']} tokens) at "
         f"{found['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s = {found['floor_ms']:.2f} ms",
-        grid(["floor", "ms/module-update", "share of the rate"], lines),
+        grid(["floor", "ms/module-update", "share of the rate", "time in products"], lines),
     ])
 
 
