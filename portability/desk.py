@@ -26,7 +26,7 @@ class Desk:
     Attributes:
         on_update: called with the number of module-updates that were made.
         on_commit: called with the record of each finished run.
-        checkpoint_seconds: at a mark, runs in training are kept if that much work would be lost.
+        checkpoint_seconds: runs in training are kept whenever that much work would be lost.
         settled: runs of the stack at hand that were committed or failed.
     """
 
@@ -76,7 +76,6 @@ class Desk:
         trace = without_places("".join(traceback.format_exception(error))) if not isinstance(error, UserError) else None
         failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace, **facts}
         attempt = self.store.fail(run.run_id, failure)
-        self.store.drop_checkpoint(run.run_id)
         self.settled.add(run.run_id)
         log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name, attempt, error)
 

@@ -45,8 +45,18 @@ def places(wanted: str, workers: int | None) -> list[Place]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, a container's quota included."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = control("cpu.max")
+    return found if quota is None else max(1, min(found, quota[0] // quota[1]))
+
+
+def control(name: str) -> list[int] | None:
+    """Numbers in a file of the control group that this process is in, or None where it sets no limit."""
+    try:
+        return [int(part) for part in (Path("/sys/fs/cgroup") / name).read_text().split()]
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
 
 
 def count_gpus() -> int:
@@ -55,4 +65,4 @@ def count_gpus() -> int:
         return 0
     import torch
 
-    return torch.cuda.device_count()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from portability.batches import Schedule, pad
+from portability.batches import Schedule, fill, pad
 from portability.data import Encoded
 from portability.graphs import Replayer
 from portability.scorer import HEAD, Scorer
@@ -27,6 +27,7 @@ from portability.spec import TrainSpec
 
 Parameters = Mapping[str, Tensor]
 LOSS_EVERY = 10  # updates between two points of the stored training loss
+TRAIN_ROWS, SCORE_ROWS = 4, 16  # batches are filled up to a multiple of so many examples (batches.fill)
 
 
 @dataclass
@@ -74,7 +75,8 @@ def logits_of(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor)
     return functional_call(scorer, dict(parameters), (ids, mask), tie_weights=False)
 
 
-def _loss(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+def loss_of(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+    """Mean loss of one member's batch, in nats; target (B,) holds indices of logits."""
     return F.cross_entropy(logits_of(scorer, parameters, ids, mask), target)
 
 
@@ -98,7 +100,7 @@ class Trainer:
         self.losses = torch.zeros(spec.updates, size, device=self.device)
         self.clock = torch.zeros(1, dtype=torch.int64, device=self.device)  # `done`, as the device knows it
         self.failed_at = torch.zeros(size, dtype=torch.int64, device=self.device)  # 0: not failed
-        self._advance = Replayer(self._step, self.device)
+        self._replayer = Replayer(self.device)
 
     def _optimizer(self) -> tuple[torch.optim.AdamW, list[tuple[slice, slice]]]:
         """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart, because AdamW
@@ -108,8 +110,9 @@ class Trainer:
         groups, blocks, at = [], [], 0
         for rate, same in groupby(member.learning_rate for member in self.members):
             rows = slice(at, at := at + len(list(same)))
-            for part, own_rate in columns:
-                groups.append({"params": [torch.nn.Parameter(theta[rows, part])], "rate": own_rate or rate})
+            for part, own in columns:
+                block = torch.nn.Parameter(theta[rows, part])
+                groups.append({"params": [block], "rate": rate if own is None else own})
                 blocks.append((rows, part))
         spec, options = self.spec, {}
         if self.device.type == "cuda":  # the step counter, and below the rate, are on the device, where a graph reads them
@@ -143,15 +146,18 @@ class Trainer:
                 group["lr"].fill_(group["rate"] * warm)
             else:
                 group["lr"] = group["rate"] * warm
-        self._advance(*batch)
+        self._replayer(self._step, *batch)
         self.done = step + 1
 
     def _batch(self, step: int, schedule: Schedule, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
         """Ids and masks (K, B, T), target tokens (K, B), on the device (or on their way to it)."""
         picks = np.stack([schedule.examples(step, member.seed) for member in self.members])
+        size, picks = picks.shape[1], fill(picks, TRAIN_ROWS)
         ids, mask = pad(encoded, picks, schedule.length(step))
-        self.tokens += np.stack([mask.sum((1, 2)).numpy(), np.full(len(picks), mask[0].numel())])
-        batch = (ids, mask, self.targets[torch.from_numpy(encoded.labels[picks])])
+        self.tokens += np.stack([mask[:, :size].sum((1, 2)).numpy(), np.full(len(picks), mask[0, :size].numel())])
+        target = self.targets[torch.from_numpy(encoded.labels[picks])]
+        target[:, size:] = -100  # has no loss (default of cross_entropy)
+        batch = (ids, mask, target)
         if self.device.type != "cuda":
             return batch
         return tuple(part.pin_memory().to(self.device, non_blocking=True) for part in batch)  # type: ignore[return-value]
@@ -159,7 +165,7 @@ class Trainer:
     def _step(self, ids: Tensor, mask: Tensor, target: Tensor) -> None:
         """The update itself, on the device alone. A member that went wrong goes on as numbers that are not finite, in its
         own rows: each operation here works on every row by itself."""
-        each = vmap(lambda *member: _loss(self.scorer, *member))
+        each = vmap(lambda *member: loss_of(self.scorer, *member))
         losses = each(self.bank.views(self.bank.theta), ids, mask, target)
         (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
         norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
@@ -259,8 +265,9 @@ def predict(scorer: Scorer, parameters: Parameters, encoded: Encoded, batch_size
     targets, out = torch.tensor(scorer.label_ids), []
     for first in range(0, len(order), batch_size):
         picks = order[first : first + batch_size]
-        ids, mask = (part.to(scorer.device) for part in pad(encoded, picks, int(encoded.lengths[picks].max())))
-        logits = _stacked_logits(scorer, parameters, ids, mask)
+        batch = pad(encoded, fill(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
+        ids, mask = (part.to(scorer.device) for part in batch)
+        logits = _stacked_logits(scorer, parameters, ids, mask)[:, : len(picks)]
         scores = logits.float().log_softmax(-1)
         target = targets[labels[picks]].to(scorer.device).expand(len(scores), -1)
         nll = -scores.gather(-1, target[..., None]).squeeze(-1)

@@ -4,6 +4,7 @@
     -> store.commit
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from portability.stack import Bench, Head, Stack, Start, count_parameters, membe
 from portability.store import Store
 
 log = logging.getLogger(__name__)
+LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
 CALIBRATION = 64  # training inputs on which a module's logit change is measured
 
 
@@ -56,12 +58,15 @@ def _attempt(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
         _execute(runs, marks, desk)
         return []
     except FAULTS as error:
+        if isinstance(error, LOST) and not isinstance(error, torch.OutOfMemoryError):
+            raise  # the device is lost to this process; the pool finds the guilty run
         desk.hosts.clear()
         left = [run for run in runs if run.run_id not in desk.settled]
         if len(left) == 1:
             desk.fail(left[0], _explained(error))
             return []
         reason = str(error)
+    gc.collect()
     if desk.device.type == "cuda":
         torch.cuda.empty_cache()
     return [(run, reason) for run in left]
@@ -94,9 +99,10 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
         overhead = (time.perf_counter() - started) / max(1, len(runs))
         for part in parts(runs, marks, desk.store, size):
             stack = Stack(part, [starts[run.run_id] for run in part], bench, marks)
-            stack.resume(desk.store)
+            desk.on_update(stack.resume(desk.store))
             stack.train(desk)
             stack.commit(desk, overhead * len(part))
+            del stack  # before the next one is built
     finally:
         mounted.unmount()
 

@@ -180,7 +180,7 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
     except (OSError, SafetensorError) as error:
         raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
     if precision == "bf16":
-        _narrow(model)
+        narrow(model)
     adapters.init(model)
     model.requires_grad_(False).eval().to(device)
     return Host(spec, model, tokenizer, precision)
@@ -192,7 +192,7 @@ def attention_of(family: str, device: str) -> str:
     return "sdpa" if device != "cpu" and FAMILIES[family].sdpa else "eager"
 
 
-def _narrow(model: "PreTrainedModel") -> None:
+def narrow(model: "PreTrainedModel") -> None:
     """Keep the linear layers in bf16, but not one that shares its weight with the embedding, whose output is fp32."""
     import torch
 

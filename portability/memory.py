@@ -1,5 +1,6 @@
 """How many modules fit into a device at once: measured on a real forward pass, not guessed from sizes."""
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.nn import functional as F
 
-from portability.engine import logits_of
+from portability.devices import control
+from portability.engine import loss_of
 from portability.scorer import Scorer
 
 STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, moving average, AdamW's two moments
-MARGIN = 1.5  # for what lives beside the activations: gradients on their way, the allocator's gaps (our choice, D-36)
+MARGINS = {"cpu": 1.5, "cuda": 3.0}  # for what lives beside the activations: gradients on their way, the allocator's
+# gaps, and on a GPU the pool of the graphs beside the memory of ordinary calls (our choice, D-36)
 
 
 def member_bytes(scorer: Scorer, start: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor) -> int:
@@ -27,7 +29,7 @@ def member_bytes(scorer: Scorer, start: Mapping[str, Tensor], ids: Tensor, mask:
     """
     stacked = {name: value[None] for name, value in start.items()}
     kept = kept_bytes(scorer, stacked, ids[None], mask[None], target[None])
-    return int(MARGIN * kept) + STATE * 4 * sum(value.numel() for value in start.values())
+    return int(MARGINS[scorer.device.type] * kept) + STATE * 4 * sum(value.numel() for value in start.values())
 
 
 def kept_bytes(scorer: Scorer, stacked: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor) -> int:
@@ -45,13 +47,10 @@ def kept_bytes(scorer: Scorer, stacked: Mapping[str, Tensor], ids: Tensor, mask:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def loss(parameters: dict[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits_of(scorer, parameters, ids, mask), target)
-
     there = {name: value.to(scorer.device).requires_grad_() for name, value in stacked.items()}
     batch = [part.to(scorer.device) for part in (ids, mask, target)]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        whole = vmap(loss)(there, *batch)  # held, so that no storage is freed and its address used again
+        whole = vmap(lambda *member: loss_of(scorer, *member))(there, *batch)  # held, so that no address is used twice
     del whole
     return sum(kept.values())
 
@@ -59,14 +58,22 @@ def kept_bytes(scorer: Scorer, stacked: Mapping[str, Tensor], ids: Tensor, mask:
 def free_bytes(device: torch.device, share: float) -> int:
     """Bytes that a worker may still take of a device's memory: what is free, and of it at most its share of the whole."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # ours, and empty
-        return int(min(free + held, total * share))
+        return int(min(free, total * share))
+    return int(_available() * share)
+
+
+@functools.cache
+def _available() -> int:
+    """Bytes that were free when this process first asked: later, what it freed stays with it and would not be seen."""
     try:
         facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(int(facts["MemAvailable"].split()[0]) * 1024 * share)
     except FileNotFoundError:  # not Linux: half of all there is
-        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 * share)
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    free = int(facts["MemAvailable"].split()[0]) * 1024
+    limit, used = (control(f"memory.{name}") for name in ("max", "current"))  # of a container
+    return free if limit is None or used is None else min(free, limit[0] - used[0])
 
 
 def most_members(one: int, device: torch.device, share: float) -> int:

@@ -69,13 +69,13 @@ class Mounted:
         self.host.model.delete_adapter(NAME)
 
     def fresh(self, seed: int) -> ModuleState:
-        """A module as the library itself initialises it, from this seed and nothing else."""
+        """A module as the library itself initialises it, from this seed and nothing else, in ordinary memory."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.host.model.delete_adapter(NAME)
             self._add()
         values = dict(self.host.model.named_parameters())
-        return self.to_state({name: values[name].detach() for name in self.shapes})
+        return self.to_state({name: values[name].detach().cpu() for name in self.shapes})
 
     def to_state(self, parameters: Mapping[str, Tensor]) -> ModuleState:
         """The module held by the library's parameters."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import TypeVar
 
 from portability.families import FAMILIES
 from portability.spec import (
@@ -22,6 +23,7 @@ from portability.spec import (
     digest,
 )
 
+T = TypeVar("T")
 SCRATCH = InitSpec("scratch", "scratch")
 BARE_INIT = InitSpec(BARE, BARE)
 
@@ -183,11 +185,11 @@ def stacks(runs: Mapping[str, RunSpec], size: int) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for run_id, run in runs.items():
         groups.setdefault(alike(run), []).append(run_id)
-    parts = [part for ids in groups.values() for part in _evenly(ids, size)]
+    parts = [part for ids in groups.values() for part in evenly(ids, size)]
     return sorted(parts, key=lambda ids: -cost(runs[ids[0]]) * len(ids))
 
 
-def _evenly(ids: list[str], size: int) -> Iterator[list[str]]:
+def evenly(ids: list[T], size: int) -> Iterator[list[T]]:
     """Cut a list into the fewest parts of at most `size`, no two of which differ by more than one."""
     count = -(-len(ids) // size)
     edges = [len(ids) * i // count for i in range(count + 1)]

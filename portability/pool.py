@@ -8,6 +8,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import platform
 import signal
 import warnings
 from collections import Counter
@@ -25,9 +26,11 @@ from portability.tracking import TrackingSpec
 
 log = logging.getLogger(__name__)
 ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
     "MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
 }
+if [int(part) for part in platform.libc_ver()[1].split(".")[:2]] < [2, 35]:
+    ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"  # the most that older ones take; what they refuse leaves 128 kB
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ def _work(pipe: Connection, setup: Setup, place: Place, parent: int) -> None:
     from portability.tracking import Tracker
 
     torch.set_num_threads(1)
+    if place.device != "cpu":
+        torch.cuda.set_device(place.device)
     transformers.logging.set_verbosity_error()
     logging.getLogger("adapters").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about adapters' T5 layers

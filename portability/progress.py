@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 RETRIES = 2  # a run that was alone when its worker died is tried so many times again; stacks are halved until then
 
 
-class _Ledger:
+class Ledger:
     """What is to do, what was handed out, and what went wrong, while a plan is carried out.
 
     Each run is looked up in the store once at the start and once when its job ends, so the work grows with the runs.
@@ -48,16 +48,18 @@ class _Ledger:
         A run that no other waits for stays until the runs that may train with it are ready too, because larger stacks
         cost less a run; where a worker would be `idle` otherwise, one kind of such runs goes ahead.
         """
+        workers = self.workers
         later = {i for i in self.free if self.mates[self.kind[i]] and i not in self.waiting}
         if idle and later and len(later) == len(self.free):
             first = self.kind[next(i for i in self.free if i in later)]
             later = {i for i in later if self.kind[i] != first}
+            workers = 1  # the idle one
         runs = {run_id: self.todo[run_id] for run_id in self.free if run_id not in later}
         self.free = [run_id for run_id in self.free if run_id in later]
-        return self._jobs(runs)
+        return self._jobs(runs, workers)
 
-    def _jobs(self, runs: dict[str, RunSpec]) -> list[Job]:
-        size = max(1, min(self.stack, -(-len(runs) // self.workers)))
+    def _jobs(self, runs: dict[str, RunSpec], workers: int) -> list[Job]:
+        size = max(1, min(self.stack, -(-len(runs) // workers)))
         return [Job([runs[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids}) for ids in stacks(runs, size)]
 
     def settle(self, job: Job, death: str | None) -> list[Job]:
@@ -99,7 +101,7 @@ def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec)
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures."""
     where = places(study.engine.device, study.engine.workers)
     stack = study.engine.stack or STACKS[where[0].device.partition(":")[0]]
-    ledger = _Ledger(planned, store, stack, len(where))
+    ledger = Ledger(planned, store, stack, len(where))
     log.info("%d of %d runs to do in study %s", len(ledger.todo), len(planned.runs), study.name)
     if not ledger.todo:
         return 0

@@ -1,7 +1,10 @@
 """From a batch of texts to logits: one forward pass for every host family, the only place that calls a host."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from portability.errors import UserError
 from portability.hosts import Host, label_ids
@@ -49,10 +52,11 @@ class Scorer(nn.Module):
             input_ids: (B, T) token ids, padded on the right.
             attention_mask: (B, T) 1 for real tokens, 0 for padding.
         """
-        if self.precision == "fp32":
-            return self._logits(input_ids, attention_mask)
-        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):  # a captured graph must not hold a cache
-            return self._logits(input_ids, attention_mask).float()
+        with Placed(self.device) if self.device.type != "cpu" else nullcontext():
+            if self.precision == "fp32":
+                return self._logits(input_ids, attention_mask)
+            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):  # a graph must not hold a cache
+                return self._logits(input_ids, attention_mask).float()
 
     def _logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         if self.family == "t5":
@@ -78,6 +82,21 @@ class Scorer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(2, self.hidden, generator=generator) * 0.02
         return dict(zip(HEAD, (weight, torch.zeros(2)), strict=True))
+
+
+class Placed(TorchFunctionMode):
+    """Makes `torch.ones` without a device on this one: adapters' prefix makes its mask in ordinary memory and copies it,
+    which waits for a GPU in every layer and cannot be captured."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func is torch.ones and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": self.device}
+        return func(*args, **kwargs)
 
 
 def _causal(attention_mask: Tensor) -> Tensor:

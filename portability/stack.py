@@ -15,14 +15,16 @@ from portability.desk import Desk
 from portability.errors import FAULTS, UserError
 from portability.methods import Mounted
 from portability.module import ModuleState
+from portability.plan import evenly
 from portability.port import PortReport
-from portability.records import Evidence
+from portability.records import Evidence, packages
 from portability.scorer import Scorer
-from portability.spec import RunSpec
+from portability.spec import RunSpec, digest
 from portability.store import Store
 
 Head = dict[str, Tensor]
-Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, "seconds", and per mark "margin.50" and so on
+Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per mark "margin.50" and so on
+OURS = ("seconds", "versions")
 KINDS = ("margin", "nll", "invalid")
 
 
@@ -55,21 +57,31 @@ class Bench:
 
 
 def parts(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], store: Store, size: int) -> Iterator[list[RunSpec]]:
-    """Cut runs into stacks of at most `size` whose members go on at the same update; a member's neighbours never change
-    its numbers, so a run may go on in another stack than the one that was killed."""
-    by_step: dict[int, list[RunSpec]] = {}
+    """Cut runs into stacks of at most `size` whose members go on at the same update with the same marks behind them; a
+    member's neighbours never change its numbers, so a run may go on in another stack than the one that was killed."""
+    alike: dict[tuple[int, frozenset[int]], list[RunSpec]] = {}
     for run in runs:
         saved = usable(store.checkpoint(run.run_id), marks[run.run_id])
-        by_step.setdefault(len(saved["losses"]) if saved else 0, []).append(run)
-    for same in by_step.values():
-        yield from (same[i : i + size] for i in range(0, len(same), size))
+        alike.setdefault((len(saved["losses"]), scored(saved)) if saved else (0, frozenset()), []).append(run)
+    for same in alike.values():
+        yield from evenly(same, size)
 
 
 def usable(saved: Saved | None, marks: Sequence[int]) -> Saved | None:
-    """A checkpoint, unless a mark that it has passed was not scored (then the run starts anew)."""
-    if saved is None or any(mark <= len(saved["losses"]) and f"margin.{mark}" not in saved for mark in marks):
+    """A checkpoint, unless a mark that it has passed was not scored, or other versions of the libraries wrote it, whose
+    parameters may stand in another order (then the run starts anew)."""
+    if saved is None or "losses" not in saved or int(saved.get("versions", torch.tensor(-1))) != _versions():
         return None
-    return saved
+    return saved if {mark for mark in marks if mark <= len(saved["losses"])} <= scored(saved) else None
+
+
+def scored(saved: Saved) -> frozenset[int]:
+    """Marks whose predictions a checkpoint holds."""
+    return frozenset(int(name.partition(".")[2]) for name in saved if name.startswith("margin."))
+
+
+def _versions() -> int:
+    return int(digest(packages())[:15], 16)
 
 
 class Stack:
@@ -85,35 +97,42 @@ class Stack:
         self.evidence: dict[int, engine.Predictions] = {}
         self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
 
-    def resume(self, store: Store) -> None:
-        """Go on from the members' checkpoints, where all have one (see `parts`)."""
+    def resume(self, store: Store) -> int:
+        """Go on from the members' checkpoints, where all have one (see `parts`); gives back the module-updates this spares."""
         saved = [usable(store.checkpoint(run.run_id), self.marks[run.run_id]) for run in self.runs]
         found = [one for one in saved if one is not None]
         if len(found) < len(self.runs):
-            return
-        self.trainer.restore([{name: one[name] for name in one if "." not in name and name != "seconds"} for one in found])
+            return 0
+        self.trainer.restore([{name: one[name] for name in one if "." not in name and name not in OURS} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
-        scored = [{int(name.partition(".")[2]) for name in one if "." in name} for one in found]
-        for mark in set.intersection(*scored):
+        for mark in scored(found[0]):
             self.evidence[mark] = engine.Predictions(
                 *(np.stack([one[f"{kind}.{mark}"].numpy() for one in found]) for kind in KINDS))
+        return self.trainer.done * len(self.runs)
 
     def train(self, desk: Desk) -> None:
-        """Train all members, scoring the test set at each mark that was not scored yet."""
+        """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints."""
         run, kept_at = self.runs[0], time.perf_counter()
+        left = sorted({mark for run in self.runs for mark in self.marks[run.run_id]} - set(self.evidence))
 
-        def mark(updates: int, parameters: dict[str, Tensor]) -> None:
+        def keep_if_due() -> None:
             nonlocal kept_at
-            self.evidence[updates] = self._score(updates, parameters)
             now = time.perf_counter()
-            if 0 < updates < run.train.updates and now - kept_at >= desk.checkpoint_seconds:
+            if 0 < self.trainer.done < run.train.updates and now - kept_at >= desk.checkpoint_seconds:
                 self.seconds += (now - kept_at) / len(self.runs)
                 self.keep(desk.store)
                 kept_at = now
 
-        left = sorted({mark for run in self.runs for mark in self.marks[run.run_id]} - set(self.evidence))
-        engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark,
-                     lambda: desk.on_update(len(self.runs)))
+        def mark(updates: int, parameters: dict[str, Tensor]) -> None:
+            self.evidence[updates] = self._score(updates, parameters)
+            keep_if_due()
+
+        def update() -> None:
+            desk.on_update(len(self.runs))
+            if self.trainer.done not in left:  # a mark is kept once it is scored
+                keep_if_due()
+
+        engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
     def _score(self, updates: int, parameters: dict[str, Tensor]) -> engine.Predictions:
@@ -132,7 +151,8 @@ class Stack:
         outcomes = self.trainer.outcomes
         for index, run in enumerate(self.runs):
             if outcomes[index].failed_at is None:
-                saved = self.trainer.snapshot(index) | {"seconds": torch.tensor(self.seconds[index])}
+                saved = self.trainer.snapshot(index)
+                saved |= {"seconds": torch.tensor(self.seconds[index]), "versions": torch.tensor(_versions())}
                 for updates, found in self.evidence.items():
                     saved |= {f"{kind}.{updates}": torch.from_numpy(getattr(found, kind)[index]) for kind in KINDS}
                 store.save_checkpoint(run.run_id, saved)

@@ -183,8 +183,9 @@ class Store:
             return None
 
     def drop_checkpoint(self, run_id: str) -> None:
-        """Forget a run's checkpoint, because the run is done."""
-        self._checkpoint(run_id).unlink(missing_ok=True)
+        """Forget a run's checkpoint, and what a killed process left of one, because the run is done."""
+        for path in (self._checkpoint(run_id), *(self.root / "checkpoints").glob(f".{run_id}.*")):
+            path.unlink(missing_ok=True)
 
     def _checkpoint(self, run_id: str) -> Path:
         return self.root / "checkpoints" / f"{run_id}.safetensors"

@@ -76,21 +76,21 @@ def test_every_part_has_its_findings(whole):
     assert [row["modules"] for row in parts["memory"]["rows"]] == [1, 4, 16]
     assert all(row["difference"] <= row["bound"] for row in parts["equality"]["rows"])
     hours = parts["rivals"]["full_grid"]
-    assert hours["updates_alone"] > 4 * hours["updates_shared"] > 0 and hours["best"].startswith("ours K=")
+    assert hours["updates_alone"] > 3 * hours["updates_shared"] > 0 and hours["best"].startswith("ours K=")
 
 
 @pytest.mark.xdist_group("bench")
 def test_the_naive_loop_reaches_the_accuracies_of_the_same_cells(whole):
     found = whole.report["parts"]["grid"]
     assert found["passed"] and found["naive"]["cells"] == 2 and found["naive"]["share_of_seeds"] == 1
-    assert [row["difference"] for row in found["rows"]] == [None, pytest.approx(0, abs=1e-9)]
+    assert [row["difference"] for row in found["rows"]] == [None, {"mean": 0.0, "mean_absolute": 0.0}]
     assert not bench.passed({"parts": {"grid": {"passed": False}}})
 
 
 @pytest.mark.xdist_group("bench")
 def test_the_cost_of_runs_and_of_bookkeeping_is_told(whole):
     found = whole.report["parts"]["scale"]
-    assert [row["runs"] for row in found["rows"]] == [1, 2] and all(row["per_run"] > 0 for row in found["rows"])
+    assert [row["runs"] for row in found["rows"]] == [1, 2] and all(len(row["seconds"]) == 1 for row in found["rows"])
     kept = found["bookkeeping"]
     assert 0 < kept["planner"] < kept["seconds"] and 0 < kept["store"] < kept["seconds"] and kept["runs"] == 3
     assert "mode=plan: 1,440 cells" in whole.said
@@ -110,7 +110,7 @@ def test_equality_finds_a_wrong_learning_rate(work):
     right, wrong = equality.compare(work), equality.compare(work, rival_rate=1.5)
     assert right["passed"] and not wrong["passed"]
     ours, *others = wrong["rows"]
-    assert ours["difference"] == 0 and all(row["difference"] > equality.TOLERANCE for row in others)
+    assert ours["difference"] == 0 and all(row["difference"] > equality.TOLERANCES["fp32"] for row in others)
     assert "equality: FAILED" in tables.equality(wrong)
 
 

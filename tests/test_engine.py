@@ -155,6 +155,15 @@ def test_each_member_has_its_own_learning_rate(bench):
     assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
 
 
+def test_a_head_whose_rate_is_0_stays_as_it_was(bench):
+    table = bench("adapter", "bert")
+    trainer = table.train([0, 1], TrainSpec(**{**vars(SPEC), "head_learning_rate": 0.0, "weight_decay": 0.0}))
+    for index, seed in enumerate((0, 1)):
+        start, end = table.start(seed), trainer.bank.member(trainer.bank.theta, index)
+        assert all(torch.equal(end[name], start[name]) == name.startswith("head.") for name in start if "down.0.weight" in name
+                   or name.startswith("head."))
+
+
 def test_the_host_is_never_changed(bench):
     table = bench("compacter")
     before = {n: p.clone() for n, p in table.host.model.named_parameters() if "module" not in n}
@@ -241,7 +250,7 @@ def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family)
 
 def test_frozen_weights_in_bf16_are_what_autocast_makes_of_them(make_host, monkeypatch):
     kept = Bench(Mounted(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
-    monkeypatch.setattr(hosts, "_narrow", lambda model: None)
+    monkeypatch.setattr(hosts, "narrow", lambda model: None)
     cast = Bench(Mounted(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
     assert torch.equal(kept.rows(kept.train([0])), cast.rows(cast.train([0])))
 
@@ -263,6 +272,43 @@ def test_a_restored_stack_goes_on_to_the_same_bits(bench, method, family):
     engine.train(again, table.schedule, table.data, (), lambda *_: None)
     assert torch.equal(table.rows(again), table.rows(reference)[[2, 0]])
     assert [again.outcomes[i] for i in (0, 1)] == [reference.outcomes[i] for i in (2, 0)]
+
+
+# ---- batches of few or of an odd number of examples: products of few rows take other kernels
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7])
+def test_stacks_are_bit_equal_at_any_batch_size(bench, method, size):
+    table, spec = bench(method), TrainSpec(**{**vars(SPEC), "batch_size": size, "updates": 6})
+    schedule = Schedule(table.data, size, 3, "data")
+
+    def train(seeds):
+        trainer = Trainer(table.scorer, [Member(table.start(seed), seed, 3e-3) for seed in seeds], spec)
+        engine.train(trainer, schedule, table.data, (), lambda *_: None)
+        return trainer
+
+    five, one = train([0, 1, 2, 3, 4]), train([3])
+    assert torch.equal(table.rows(one)[0], table.rows(five)[3])
+    assert one.outcomes[0] == five.outcomes[3]  # tokens of the examples alone
+    picks = schedule.examples(0, 3)
+    assert train([3]).losses[0, 0] == pytest.approx(float(F.cross_entropy(
+        engine.logits_of(table.scorer, table.start(3), *pad(table.data, picks, schedule.length(0))),
+        torch.tensor([table.scorer.label_ids[table.data.labels[i]] for i in picks]))), abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predictions_are_bit_equal_whatever_is_left_for_the_last_batch(bench, method):
+    table = bench(method)
+    views = {name: torch.stack([table.start(seed)[name] + 0.05 for seed in range(5)]) for name in table.start(0)}
+    for size in range(1, 18):
+        rows = [table.data.row(i) for i in range(size)]
+        some = Encoded(np.concatenate(rows), np.cumsum([0, *map(len, rows)]), table.data.labels[:size], 0)
+        five = engine.predict(table.scorer, views, some, 64)
+        assert five.margin.shape == (5, size)
+        for i in (0, 4):
+            one = engine.predict(table.scorer, {name: v[i : i + 1] for name, v in views.items()}, some, 64)
+            assert np.array_equal(one.margin[0], five.margin[i]) and np.array_equal(one.nll[0], five.nll[i]), size
 
 
 # ---- the schedule of batches

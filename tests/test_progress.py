@@ -3,14 +3,14 @@
 from test_plan import grid
 
 from portability.plan import plan
-from portability.progress import RETRIES, _Ledger
+from portability.progress import RETRIES, Ledger
 from portability.store import Result, Store
 
 
 def ledger(tmp_path, seeds=8):
     planned = plan(grid(seeds=list(range(seeds)), methods=grid().methods[:1], pairs=grid().pairs[:1], budgets=[200],
                         relations={"same": grid().data}))
-    return _Ledger(planned, Store(tmp_path), 8, 1)
+    return Ledger(planned, Store(tmp_path), 8, 1)
 
 
 def every(book):
@@ -55,7 +55,7 @@ def test_what_an_origin_blocks_is_ready_again_once_the_origin_is_done(tmp_path):
     book.settle(origin, None)  # it left no record: failed, and what starts from it is blocked
     assert book.ready(True) == [] and "blocked" in book.failed.values()
     finish(book.store, origin)
-    again = _Ledger(book.planned, book.store, 8, 1)
+    again = Ledger(book.planned, book.store, 8, 1)
     ready = [run.run_id for job in every(again) for run in job.runs]
     assert set(book.failed) - {origin.runs[0].run_id} <= set(ready)
 
@@ -83,7 +83,7 @@ def test_runs_that_no_other_needs_wait_for_those_they_may_train_with(tmp_path):
 def test_an_idle_worker_takes_one_kind_of_the_runs_that_wait_for_company(tmp_path):
     planned = plan(grid(seeds=[0, 1], methods=grid().methods[:2], pairs=grid().pairs[:1], budgets=[200],
                         relations={"same": grid().data}))
-    book = _Ledger(planned, Store(tmp_path), 8, 1)
+    book = Ledger(planned, Store(tmp_path), 8, 1)
     book.ready(False)
     for method in ("adapter", "prefix"):
         (job,) = book.ready(True)

@@ -6,7 +6,7 @@ import torch
 from test_config import small
 
 from portability import desk as desks
-from portability import engine, execute
+from portability import engine, execute, stack
 from portability.desk import Desk
 from portability.plan import plan
 from portability.store import Store
@@ -58,7 +58,7 @@ def test_a_stack_is_cut_to_what_fits(whole, tmp_path, monkeypatch, counted):
     monkeypatch.setattr(execute, "most_members", lambda one, device, share: 2)
     store = Store(tmp_path)
     execute.execute(runs, marks, Desk(store, study.data))
-    assert counted["stacks"] == [2, 2, 1] and all(np.array_equal(a, b) for a, b in zip(bits(store, runs), wanted, strict=True))
+    assert counted["stacks"] == [1, 2, 2] and all(np.array_equal(a, b) for a, b in zip(bits(store, runs), wanted, strict=True))
 
 
 def test_out_of_memory_halves_the_stack_and_loses_nobody(whole, tmp_path, monkeypatch, counted):
@@ -126,11 +126,13 @@ def kill_after(store, study, runs, marks, updates):
 def test_a_killed_stack_goes_on_from_its_last_mark_in_any_other_stack(whole, tmp_path, counted):
     study, runs, marks, wanted = whole
     store = Store(tmp_path)
-    kill_after(store, study, runs[:3], marks, 10)  # past the mark of 8, before that of 12
+    kill_after(store, study, runs[:3], marks, 11)  # in its tenth update; the ninth was kept
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3 and not any(store.has(r.run_id) for r in runs)
     counted["updates"].clear()
-    execute.execute(runs, marks, Desk(store, study.data))  # three go on from 8, two begin
-    assert sorted(counted["updates"]) == [2] * 12 + [3] * 4
+    told = []
+    execute.execute(runs, marks, Desk(store, study.data, told.append))  # three go on from 8, two begin
+    assert sum(told) == 5 * 12  # the progress bar counts what was spared
+    assert sorted(counted["updates"]) == [2] * 12 + [3] * 3
     assert all(np.array_equal(a, b) for a, b in zip(bits(store, runs), wanted, strict=True))
     assert not list((tmp_path / "checkpoints").iterdir())
     for run in runs:
@@ -142,12 +144,50 @@ def test_a_killed_stack_goes_on_from_its_last_mark_in_any_other_stack(whole, tmp
 def test_a_broken_checkpoint_or_one_without_a_wanted_mark_starts_the_run_anew(whole, tmp_path, counted, caplog):
     study, runs, marks, wanted = whole
     store = Store(tmp_path)
-    kill_after(store, study, runs[:2], {i: [m for m in at if m != 4] for i, at in marks.items()}, 10)
+    kill_after(store, study, runs[:3], {i: [m for m in at if m != 4] for i, at in marks.items()}, 10)
     (tmp_path / "checkpoints" / f"{runs[0].run_id}.safetensors").write_bytes(b"half")
     counted["updates"].clear()
-    execute.execute(runs[:2], marks, Desk(store, study.data))
-    assert counted["updates"] == [2] * 12 and "cannot be read" in caplog.text
-    assert all(np.array_equal(a, b) for a, b in zip(bits(store, runs[:2]), wanted, strict=False))
+    execute.execute(runs[:3], marks, Desk(store, study.data))
+    assert counted["updates"] == [3] * 12 and "cannot be read" in caplog.text
+    assert all(np.array_equal(a, b) for a, b in zip(bits(store, runs[:3]), wanted, strict=False))
+
+
+def test_a_checkpoint_of_other_library_versions_is_not_used(whole, tmp_path, counted, monkeypatch):
+    study, runs, marks, _ = whole
+    store = Store(tmp_path)
+    kill_after(store, study, runs[:1], marks, 10)
+    monkeypatch.setattr(stack, "packages", lambda: {"adapters": "another"})
+    counted["updates"].clear()
+    execute.execute(runs[:1], marks, Desk(store, study.data))
+    assert counted["updates"] == [1] * 12
+
+
+def test_a_run_with_one_mark_is_kept_on_the_way_too(whole, tmp_path, counted):
+    study, runs, marks, wanted = whole
+    store, last = Store(tmp_path), {i: [12] for i in marks}
+    kill_after(store, study, runs[:1], last, 8)
+    counted["updates"].clear()
+    execute.execute(runs[:1], last, Desk(store, study.data))
+    assert counted["updates"] == [1] * 6
+    assert np.array_equal(store.predictions(runs[0].run_id)["margin"][-1], wanted[0][-len(store.predictions(
+        runs[0].run_id)["label"]):])
+
+
+def test_a_lost_device_ends_the_worker_and_records_nothing(whole, tmp_path, monkeypatch):
+    study, runs, marks, _ = whole
+
+    class Lost(RuntimeError):
+        pass
+
+    def broken(self, step, *rest):
+        raise Lost("an illegal memory access was encountered")
+
+    monkeypatch.setattr(execute, "LOST", Lost)
+    monkeypatch.setattr(engine.Trainer, "update", broken)
+    store = Store(tmp_path)
+    with pytest.raises(Lost):
+        execute.execute(runs, marks, Desk(store, study.data))
+    assert not store.failures()
 
 
 def test_nothing_is_kept_where_little_would_be_lost(whole, tmp_path):

@@ -13,7 +13,7 @@ from portability.bench.plain import PlainLoop
 from portability.bench.workload import Workload
 
 UPDATES = 10
-TOLERANCE = 1e-3  # of a loss, fp32: rounding gives 1e-6 to 1e-4, another method or scale gives far more
+TOLERANCES = {"fp32": 1e-3, "bf16": 0.1}  # of a loss; rounding gives 1e-6 to 1e-4 and 1e-3 to 1e-2, another scale far more
 SEED = 0
 CONTROL = 10  # the control's learning rate is wrong by this factor, and the check must see it
 
@@ -29,17 +29,17 @@ def compare(work: Workload, rival_rate: float = 1.0) -> dict[str, Any]:
     one, theta = _engine(stand, [SEED])
     four, stacked = _engine(stand, [SEED, 1, 2, 3])
     adapters = _plain(stand, rate)
-    exact = 0.0 if work.device == "cpu" else TOLERANCE
-    rows = [_row("ours K=1 | ours K=4", one, four, exact), _row("ours K=1 | adapters, plain loop", one, adapters, TOLERANCE)]
+    bound = TOLERANCES[work.precision]
+    exact = 0.0 if work.device == "cpu" else bound
+    rows = [_row("ours K=1 | ours K=4", one, four, exact), _row("ours K=1 | adapters, plain loop", one, adapters, bound)]
     if work.method == "lora":
-        rows.append(_row("ours K=1 | peft, plain loop", one, _peft(stand, rate), TOLERANCE))
-    control = _row(f"control: learning rate x{CONTROL}", one, _plain(stand, rate * CONTROL), TOLERANCE)
+        rows.append(_row("ours K=1 | peft, plain loop", one, _peft(stand, rate), bound))
+    control = _row(f"control: learning rate x{CONTROL}", one, _plain(stand, rate * CONTROL), bound)
     weights = float((theta[0] - stacked[0]).abs().max())
-    enforced = work.precision == "fp32"
     return {
-        "updates": UPDATES, "enforced": enforced, "rows": rows, "control": control, "weights_k1_k4": weights,
-        "passed": not enforced or all(row["difference"] <= row["bound"] for row in rows)
-        and (weights == 0 or work.device != "cpu") and control["difference"] > TOLERANCE,
+        "updates": UPDATES, "rows": rows, "control": control, "weights_k1_k4": weights,
+        "passed": all(row["difference"] <= row["bound"] for row in rows)
+        and (weights == 0 or work.device != "cpu") and control["difference"] > bound,
     }
 
 

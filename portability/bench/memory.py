@@ -24,7 +24,7 @@ def peak(work: Workload) -> dict[str, int]:
         trainer = stand.trainer(range(work.modules))
         for step in range(UPDATES):
             stand.update(trainer, step)
-    return {"bytes": torch.cuda.max_memory_allocated() if work.device == "cuda" else _resident_peak()}
+    return {"bytes": torch.cuda.max_memory_reserved() if work.device == "cuda" else _resident_peak()}
 
 
 def _resident_peak() -> int:

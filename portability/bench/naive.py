@@ -15,6 +15,7 @@ from portability.bench.workload import Workload
 from portability.config import Study
 from portability.data import Encoded
 from portability.desk import Desk
+from portability.devices import places
 from portability.inits import INITS, Given
 from portability.methods import Mounted
 from portability.module import ModuleState
@@ -32,8 +33,8 @@ TRIED = 12  # updates on which one thread is compared with all
 class Naive:
     """A plain loop over cells, for hosts that score label words; hosts and token ids are loaded once."""
 
-    def __init__(self, study: Study, planned: Plan):
-        self.planned, self.desk = planned, Desk(Store(study.results), study.data)
+    def __init__(self, study: Study, planned: Plan, device: str):
+        self.planned, self.desk = planned, Desk(Store(study.results), study.data, place=places(device, 1)[0])
 
     def bench(self, run: RunSpec) -> Bench:
         """The run's method on its host."""
@@ -62,14 +63,15 @@ class Naive:
             schedule = bench.schedule(run)
             for step in range(updates):
                 picks = schedule.examples(step, int(run.seed or 0))
-                ids, mask = pad(bench.training, picks, schedule.length(step))
-                loop.update(ids, mask, torch.tensor([bench.scorer.label_ids[bench.training.labels[i]] for i in picks]))
+                target = torch.tensor([bench.scorer.label_ids[bench.training.labels[i]] for i in picks])
+                batch = (*pad(bench.training, picks, schedule.length(step)), target)
+                loop.update(*(part.to(bench.scorer.device) for part in batch))
                 torch._foreach_lerp_(averages, [value.detach() for value in loop.parameters], 1 - run.train.ema_decay)
             with torch.no_grad():
                 for value, average in zip(loop.parameters, averages, strict=True):
                     value.copy_(average)
             named = dict(zip(start, averages, strict=True))
-            module = bench.mounted.to_state({name.removeprefix("model."): value for name, value in named.items()})
+            module = bench.mounted.to_state({name.removeprefix("model."): value.cpu() for name, value in named.items()})
             return module, accuracy(bench.scorer, bench.test, run.eval.batch_size) if score else 0.0
         finally:
             bench.mounted.unmount()
@@ -89,7 +91,8 @@ def accuracy(scorer: Scorer, test: Encoded, batch_size: int) -> float:
     right = 0
     for first in range(0, len(order), batch_size):
         picks = order[first : first + batch_size]
-        logits: Tensor = scorer(*pad(test, picks, int(test.lengths[picks].max())))
+        batch = pad(test, picks, int(test.lengths[picks].max()))
+        logits: Tensor = scorer(*(part.to(scorer.device) for part in batch)).cpu()
         right += int(((logits[:, positive] > logits[:, negative]) == torch.from_numpy(test.labels[picks] == 1)).sum())
     return right / len(test)
 
@@ -99,7 +102,7 @@ def play(work: Workload, line: Line) -> None:
     study = compose(work.overrides)
     planned = plan(study.grid)
     seeds = list(study.grid.seeds)[: work.seeds]
-    naive, began = Naive(study, planned), time.perf_counter()
+    naive, began = Naive(study, planned, work.device), time.perf_counter()
     for run in planned.runs.values():
         naive.desk.host(run)
     threads = _threads(naive, next(run for run in planned.runs.values() if run.method is not None))

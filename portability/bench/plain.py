@@ -15,7 +15,7 @@ class PlainLoop:
 
     def __init__(self, scorer: Scorer, start: Mapping[str, Tensor], spec: TrainSpec, rate: float):
         """`start` holds module and head by the scorer's names; it is copied in and trained in place."""
-        self.scorer, self.spec = scorer, spec
+        self.scorer, self.spec = scorer.to(scorer.device), spec  # adapters leaves most modules in ordinary memory
         known = dict(scorer.named_parameters())
         with torch.no_grad():
             for name, value in start.items():

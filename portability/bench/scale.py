@@ -32,10 +32,10 @@ def measure(work: Workload) -> dict[str, Any]:
     taken: dict[int, list[float]] = {size: [] for size in SIZES}
     starts = []
     for _ in range(ROUNDS):
-        starts.append(start_up(BASE))
+        starts.append(start_up(BASE, work.device))
         for size in SIZES:
             with tempfile.TemporaryDirectory() as folder:
-                taken[size].append(command([*BASE, _seeds(size)], Path(folder)))
+                taken[size].append(command([*BASE, _seeds(size)], Path(folder), work.device))
     start = statistics.median(starts)
     rows = [{"runs": size, "seconds": times, "per_run": (statistics.median(times) - start) / size}
             for size, times in taken.items()]
@@ -56,9 +56,10 @@ def _plan_seconds(seeds: int) -> float:
 def bookkeeping(work: Workload, line: Line) -> None:
     """Carry out a grid in this process, with a clock on everything that the planner and the store do."""
     from portability.desk import Desk
+    from portability.devices import places
     from portability.execute import execute
     from portability.plan import plan
-    from portability.progress import _Ledger
+    from portability.progress import Ledger
     from portability.run import compose
     from portability.store import Store
 
@@ -73,14 +74,14 @@ def bookkeeping(work: Workload, line: Line) -> None:
                 clock[kind] += time.perf_counter() - began
         return call
 
-    study = compose(work.overrides)
+    study, (place,) = compose(work.overrides), places(work.device, 1)
     for name in ("commit", "read", "tensors", "fail", "checkpoint", "save_checkpoint", "drop_checkpoint"):
         setattr(Store, name, timed("store", getattr(Store, name)))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        desk, planned = Desk(store, study.data), timed("planner", plan)(study.grid)
-        ledger = timed("planner", lambda: _Ledger(planned, store, 16, 1))()
+        desk, planned = Desk(store, study.data, place=place), timed("planner", plan)(study.grid)
+        ledger = timed("planner", lambda: Ledger(planned, store, 16, 1))()
         while jobs := timed("planner", ledger.ready)(True):
             for job in jobs:
                 execute(job.runs, job.marks, desk)

@@ -35,11 +35,11 @@ def rivals(found: Mapping[str, Any]) -> str:
     """The race: one line a contender."""
     rows = found["rows"]
     beside = rows[2]["name"]
-    head = ["contender", "procs x modules", "ms/module-update", "pooled", "trainer / this", f"{beside} / this",
+    head = ["contender", "procs x modules", "ms/module-update", "pooled", "trainer / this", "tuned / this", f"{beside} / this",
             "padding", "cpu ms", "eval ms/1000", "start s"]
     lines = [[
         row["name"], f"{row['processes']} x {row['modules']}", _range(row["ms"], 2), _number(row["ms_pooled"], 2),
-        _range(row["trainer_over_this"], 2), _range(row["beside_over_this"], 2), _number(row["padding"], 2),
+        *(_range(row[f"{other}_over_this"], 2) for other in ("trainer", "tuned", "beside")), _number(row["padding"], 2),
         _number(row["cpu_ms"], 1), _number((row["eval_ms_per_1000"] or {}).get("median"), 0), _number(row["start_s"], 1),
     ] for row in rows]
     faults = [f"{row['name']}: {row['failed']}" for row in rows if row["failed"]]
@@ -77,14 +77,14 @@ def equality(found: Mapping[str, Any]) -> str:
     lines = [[row["name"], f"{row['first_loss']:.4f}", f"{row['last_loss']:.4f}", f"{row['difference']:.1e}",
               f"{sign} {row['bound']:.0e}"] for sign, row in signed]
     word = "passed" if found["passed"] else "FAILED"
-    word = word if found["enforced"] else "not enforced in bf16"
     return "\n".join([grid(head, lines), f"weights of a member after {found['updates']} updates, K=1 | K=4: "
                                          f"max difference {found['weights_k1_k4']:.1e}", f"equality: {word}"])
 
 
 def floor(found: Mapping[str, Any]) -> str:
     """Time against the machine's own rate of matrix products."""
-    lines = [[row["name"], f"{row['ms']:.2f}", f"{row['of_floor']:.0%}", f"{row['products']:.0%}"] for row in found["rows"]]
+    lines = [[row["name"], f"{row['ms']:.2f}", f"{row['of_floor']:.0%}",
+              "-" if row["products"] is None else f"{row['products']:.0%}"] for row in found["rows"]]
     return "\n".join([
         f"floor: {found['flops'] / 1e9:.3f} GFLOP per module-update ({found['tokens']} tokens) at "
         f"{found['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s = {found['floor_ms']:.2f} ms",

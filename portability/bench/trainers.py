@@ -22,6 +22,7 @@ from portability.bench.line import Line
 from portability.bench.meter import Meter
 from portability.bench.workload import Workload, evaluation_batch, load_set, method_spec
 from portability.encoding import Encoded
+from portability.hosts import narrow
 
 ANSWER_TOKENS = 2  # of `generate`: the label and </s>, what a trained module would stop after
 
@@ -188,6 +189,8 @@ def _plain(work: Workload) -> Rival:
 def _tuned(work: Workload) -> Rival:
     """No dropout, answers of one step, examples in memory."""
     model = libraries.load(work, dropout=False)
+    if work.precision == "bf16":  # as ours: Trainer's autocast would cast frozen weights anew in every pass
+        narrow(model)
     if work.kind == "batchsplit":
         libraries.with_adapters(model, work, [work.batch_size] * work.modules)
     elif work.method == "lora":
