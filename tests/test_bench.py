@@ -44,7 +44,6 @@ def whole(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(code=code, text=out.read_text(), report=json.loads(out.read_text()), said="\n".join(said))
 
 
-@pytest.mark.xdist_group("bench")
 def test_the_command_passes_and_its_table_names_every_contender(whole):
     assert whole.code == 0, whole.said
     table = whole.said.partition("== rivals")[2].partition("\n== ")[0].splitlines()
@@ -52,7 +51,6 @@ def test_the_command_passes_and_its_table_names_every_contender(whole):
     assert "equality: passed" in whole.said and "(equal)" in whole.said
 
 
-@pytest.mark.xdist_group("bench")
 def test_the_json_holds_every_raw_segment(whole):
     rows = whole.report["parts"]["rivals"]["rows"]
     assert [row["name"] for row in rows] == CONTENDERS
@@ -66,7 +64,6 @@ def test_the_json_holds_every_raw_segment(whole):
     assert rows[0]["trainer_over_this"] == {"median": 1.0, "min": 1.0, "max": 1.0}
 
 
-@pytest.mark.xdist_group("bench")
 def test_every_part_has_its_findings(whole):
     parts = whole.report["parts"]
     assert list(parts) == list(bench.PARTS)
@@ -79,7 +76,6 @@ def test_every_part_has_its_findings(whole):
     assert hours["updates_alone"] > 3 * hours["updates_shared"] > 0 and hours["best"].startswith("ours K=")
 
 
-@pytest.mark.xdist_group("bench")
 def test_the_naive_loop_reaches_the_accuracies_of_the_same_cells(whole):
     found = whole.report["parts"]["grid"]
     assert found["passed"] and found["naive"]["cells"] == 2 and found["naive"]["share_of_seeds"] == 1
@@ -87,7 +83,6 @@ def test_the_naive_loop_reaches_the_accuracies_of_the_same_cells(whole):
     assert not bench.passed({"parts": {"grid": {"passed": False}}})
 
 
-@pytest.mark.xdist_group("bench")
 def test_the_cost_of_runs_and_of_bookkeeping_is_told(whole):
     found = whole.report["parts"]["scale"]
     assert [row["runs"] for row in found["rows"]] == [1, 2] and all(len(row["seconds"]) == 1 for row in found["rows"])
@@ -96,7 +91,6 @@ def test_the_cost_of_runs_and_of_bookkeeping_is_told(whole):
     assert "mode=plan: 1,440 cells" in whole.said
 
 
-@pytest.mark.xdist_group("bench")
 def test_the_json_tells_no_places(whole, tmp_path):
     import socket
 
