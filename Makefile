@@ -12,7 +12,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(RUN) -m ruff check portability analysis tests
 	$(VENV)/bin/lint-imports
-	$(RUN) -m pytest
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
