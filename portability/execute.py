@@ -44,8 +44,7 @@ def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], desk: D
     desk.settled.clear()
     waiting = [list(runs)]
     while waiting:
-        group = [run for run in waiting.pop() if run.run_id not in desk.settled]
-        if group and (broken := _attempt(group, marks, desk)):
+        if broken := _attempt(waiting.pop(), marks, desk):
             log.warning("a stack of %d runs broke (%s); halving it", len(broken), broken[0][1])
             left = [run for run, _ in broken]
             waiting += [left[len(left) // 2 :], left[: len(left) // 2]]
