@@ -17,10 +17,12 @@ from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, describe
 from portability.plan import Grid
-from portability.spec import KINDS, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
+from portability.spec import KINDS, Cell, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
 
 T = TypeVar("T")
 MODES = ("run", "plan", "status")
+ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
+RETRIES = ("died", "failed")  # which of the runs that failed before are tried again
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -42,12 +44,28 @@ class GridConf:
 
 @dataclass(frozen=True)
 class EngineConf:
-    """How the work is carried out; nothing here changes a result."""
+    """How the work is carried out; nothing here changes a result. `options` are the engine's own (see its file)."""
 
+    kind: str
     device: str
     workers: int | None
     stack: int | None
     checkpoint_seconds: float
+    timeout_minutes: float | None  # of one run; a stack may take as many times that
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a plan is carried out here, and what is asked before: the grid and its cells stay whole.
+
+    `only` maps columns of a cell (or run_id) to the values wanted; `shard` is (i, n), i from 1 on.
+    """
+
+    only: Mapping[str, Sequence[Any]]
+    shard: tuple[int, int]
+    retry: str
+    yes: bool
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,7 @@ class Study:
     overlap: str
     engine: EngineConf
     tracking: TrackingConf
+    part: Part
 
 
 def build(cls: type[T], value: Any, where: str) -> T:
@@ -132,6 +151,9 @@ def to_study(cfg: DictConfig) -> Study:
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
     assert isinstance(raw, dict)
+    if None in (raw["grid"]["data"], *raw["grid"]["relations"].values()):
+        raise UserError(f"host set '{raw['host_set']['name']}' names no data set for one of this sweep's relations; name one "
+                        "(host_set.sets.ROLE=SET) or leave the relation out (grid.relations)")
     conf = build(GridConf, raw["grid"], "grid")
     sources = [build(DataSource, {"name": name} | _known(raw, "data", name), f"data.{name}") for name in conf.study_data]
     choose(conf.overlap, ("drop", "keep"), "grid.overlap")
@@ -140,18 +162,42 @@ def to_study(cfg: DictConfig) -> Study:
     return Study(
         name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
         grid=grid, sources=sources, data=data, overlap=conf.overlap,
-        engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"),
+        engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=_part(raw),
     )
 
 
 def _engine(value: Any) -> EngineConf:
     engine = build(EngineConf, value, "engine")
     choose(engine.device, DEVICES, "engine.device")
+    choose(engine.kind, ENGINES, "engine.kind")
     for key, number, least in (("workers", engine.workers, 1), ("stack", engine.stack, 1),
                                ("checkpoint_seconds", engine.checkpoint_seconds, 0)):
         if number is not None and number < least:
             raise UserError(f"engine.{key} must be at least {least}, got {number}")
+    if engine.timeout_minutes is not None and engine.timeout_minutes <= 0:
+        raise UserError(f"engine.timeout_minutes must be above 0, got {engine.timeout_minutes}")
     return engine
+
+
+def _part(raw: Mapping[str, Any]) -> Part:
+    only = raw["only"] or {}
+    if not isinstance(only, Mapping):
+        raise UserError(f"only must map columns of a cell to values, as in 'only={{method: lora, seed: [0, 1]}}', got {only!r}")
+    columns = [field.name for field in fields(Cell)]
+    wanted = {choose(str(key), columns, "column in only"): value if isinstance(value, list) else [value]
+              for key, value in only.items()}
+    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), bool(raw["yes"]))
+
+
+def _shard(value: Any) -> tuple[int, int]:
+    try:
+        part, _, count = str(value or "1/1").partition("/")
+        shard = int(part), int(count)
+    except ValueError:
+        shard = 0, 0
+    if not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"shard must be i/n with i from 1 to n, as in shard=2/3, got {value!r}")
+    return shard
 
 
 def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
@@ -171,14 +217,14 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
     if conf.origin_updates is not None:
         _positive([conf.origin_updates], "grid.origin_updates")
-    pairs = conf.pairs or [[raw["origin"], raw["receiving"]]]
+    pairs = [[_host(raw, name) for name in _pair(pair)] for pair in conf.pairs or [[raw["origin"], raw["receiving"]]]]
     hosts = {name: describe(build(HostSource, {"name": name} | _known(raw, "host", name), f"host.{name}"))
-             for name in dict.fromkeys(name for pair in pairs for name in _pair(pair))}
+             for name in dict.fromkeys(name for pair in pairs for name in pair)}
     used = dict.fromkeys([conf.data, *conf.relations.values()])
     specs = {name: data_spec(data, name, evaluation) for name in used}
     return Grid(
         methods=_methods(raw),
-        pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in map(_pair, pairs)],
+        pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
         relations={name: specs[source] for name, source in conf.relations.items()},
         data=specs[conf.data],
         inits=[_init(raw, name) for name in _distinct(conf.inits, "grid.inits")],
@@ -193,6 +239,16 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         precision=choose(str(raw["precision"]), PRECISIONS, "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
     )
+
+
+def _host(raw: Mapping[str, Any], name: str) -> str:
+    """A host by its own name, or by its role in the host set."""
+    roles = raw["host_set"]["roles"]
+    if name in roles and roles[name] is None:
+        held = [role for role, host in roles.items() if host is not None]
+        raise UserError(f"host set '{raw['host_set']['name']}' has no {name}: narrow grid.pairs to its roles "
+                        f"({', '.join(held)}), or fill it with host_set.roles.{name}=HOST")
+    return str(roles.get(name, name))
 
 
 def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:

@@ -1,6 +1,7 @@
 """What a worker keeps between stacks, so that nothing is loaded, tokenised or measured twice; and how a run ends there."""
 
 import logging
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Desk:
         on_commit: called with the record of each finished run.
         checkpoint_seconds: runs in training are kept whenever that much work would be lost.
         settled: runs of the stack at hand that were committed or failed.
+        stopped: set when the worker is to keep its checkpoints and end.
     """
 
     store: Store
@@ -40,6 +42,7 @@ class Desk:
     texts: dict[tuple, Encoded] = field(default_factory=dict)
     member_bytes: dict[tuple, int] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Says in one sentence what is wrong, where, and what to do; the command prints it and exits with 2."""
 
 
+class Drained(Exception):
+    """A worker was stopped, kept its checkpoints, and ends."""
+
+
 def choose(name: str, choices: object, what: str) -> str:
     """Give back `name` if it is one of `choices`, else raise an error that lists them.
 

@@ -8,6 +8,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -102,6 +103,24 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
             stack.train(desk)
             stack.commit(desk, overhead * len(part))
             del stack  # before the next one is built
+    finally:
+        mounted.unmount()
+
+
+def trial(run: RunSpec, members: int, desk: Desk) -> int:
+    """Train scratch modules of a run's kind and throw them away, to see how long that takes; gives back the bytes of the
+    files that one such run leaves behind for each mark-free module and one evaluation."""
+    host = desk.host(run)
+    scorer = Scorer(host, run.task)
+    test = desk.encoded(host, run, run.eval.split, run.eval.limit)
+    assert run.method is not None
+    mounted = Mounted(host, run.method)
+    try:
+        bench = Bench(mounted, scorer, desk.encoded(host, run, "train", 0), test)
+        runs = [replace(run, seed=seed) for seed in range(members)]
+        starts = [Start(mounted.fresh(seed), scorer.fresh_head(seed), None, None) for seed in range(members)]
+        Stack(runs, starts, bench, {one.run_id: [] for one in runs}).train(desk)
+        return 4 * starts[0].module.entries + 5 * len(test)
     finally:
         mounted.unmount()
 

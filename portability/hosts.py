@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.fingerprints import combined_digest
+from portability.hub import INSTEAD, look_for_hub
 from portability.paths import EMBEDDED
 from portability.spec import HostShape, HostSpec
 
@@ -71,6 +72,7 @@ def folder_of(source: HostSource | HostSpec) -> Path:
 
 @functools.cache
 def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
+    look_for_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -81,8 +83,7 @@ def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"host '{name}': cannot fetch {hub}@{revision[:8]} ({type(error).__name__}); without the hub use the "
-            f"embedded hosts, for example origin=nano-raw-base receiving=nano-tuned-base"
+            f"host '{name}': cannot fetch {hub}@{revision[:8]} ({type(error).__name__}); {INSTEAD}"
         ) from error
 
 

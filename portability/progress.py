@@ -1,46 +1,66 @@
-"""Carry out a plan: what is ready goes to the pool, what failed blocks what needs it, and the bar shows the rest."""
+"""Carry out a plan: what is ready goes to an engine, what failed blocks what needs it, and the bar shows the rest."""
 
+import importlib
 import logging
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
+from portability.claims import Claims
 from portability.config import Study
-from portability.devices import STACKS, places
+from portability.devices import STACKS, count_gpus, places
+from portability.errors import UserError
+from portability.estimate import agree, calibrate, estimate
 from portability.plan import Plan, alike, stacks
-from portability.pool import Job, Setup, run_jobs
 from portability.spec import RunSpec
 from portability.store import Store
 from portability.tracking import TrackingSpec
+from portability.worker import Job, Setup, TimedOut
 
 log = logging.getLogger(__name__)
 RETRIES = 2  # a run that was alone when its worker died is tried so many times again; stacks are halved until then
+TRIED_AGAIN = ("WorkerDied", "Blocked")  # kinds of failure that a repeated command tries again by itself
+LOOK_SECONDS = 2.0  # between looks at the runs that another command has in hand
 
 
 class Ledger:
-    """What is to do, what was handed out, and what went wrong, while a plan is carried out.
+    """What is to do, what was handed out, what another command has in hand, and what went wrong, while a plan is carried out.
 
-    Each run is looked up in the store once at the start and once when its job ends, so the work grows with the runs.
+    Args:
+        chosen: the runs to carry out; those of them that are done are left alone.
+        stack: at most so many runs in a job.
+        retry: which runs that failed before are tried again (config.RETRIES).
     """
 
-    def __init__(self, planned: Plan, store: Store, stack: int, workers: int):
+    def __init__(self, planned: Plan, store: Store, stack: int, workers: int, chosen: Iterable[str] | None = None,
+                 retry: str = "died"):
         self.planned, self.store, self.stack, self.workers = planned, store, stack, workers
-        self.todo = {i: r for i, r in planned.runs.items() if not store.has(i, planned.marks[i])}
+        self.claims = Claims(store.root)
+        self.todo = to_do(planned, store, planned.runs if chosen is None else set(chosen))
         self.kind = {run_id: alike(run) for run_id, run in self.todo.items()}
         self.waiting: dict[str, list[str]] = {}  # origin -> runs that start from it
         self.mates: Counter[str] = Counter()  # kind -> how many such runs are waiting
-        self.free: list[str] = []  # runs that nothing holds back
+        self.free: dict[str, None] = {}  # runs that nothing holds back, in their order
+        self.out: set[str] = set()  # runs in jobs that were handed out
+        self.elsewhere: set[str] = set()  # runs that another command has in hand
+        self.looked = 0.0  # when they were last looked at
+        self.deaths: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}
+        self.done: set[str] = set()
         for run_id, run in self.todo.items():
             if run.origin in self.todo:
                 self.waiting.setdefault(str(run.origin), []).append(run_id)
                 self.mates[self.kind[run_id]] += 1
             else:
-                self.free.append(run_id)
-        self.deaths: Counter[str] = Counter()
-        self.failed: dict[str, str] = {}
-        self.done = 0
+                self.free[run_id] = None
+        self.known = {i: f for i, f in store.failures(planned.marks).items() if i in self.todo}  # failures so far
+        for run_id, failure in self.known.items():
+            if retry == "died" and failure.get("kind") not in TRIED_AGAIN and run_id not in self.failed:
+                self._fail(self.todo[run_id], str(failure["error"]))
+        self.earlier = len(self.failed)
 
     def ready(self, idle: bool) -> list[Job]:
         """Jobs whose runs' origins are in the store, handed out once.
@@ -48,38 +68,69 @@ class Ledger:
         A run that no other waits for stays until the runs that may train with it are ready too, because larger stacks
         cost less a run; where a worker would be `idle` otherwise, one kind of such runs goes ahead.
         """
+        self.look()
         workers = self.workers
         later = {i for i in self.free if self.mates[self.kind[i]] and i not in self.waiting}
         if idle and later and len(later) == len(self.free):
             first = self.kind[next(i for i in self.free if i in later)]
             later = {i for i in later if self.kind[i] != first}
             workers = 1  # the idle one
-        runs = {run_id: self.todo[run_id] for run_id in self.free if run_id not in later}
-        self.free = [run_id for run_id in self.free if run_id in later]
+        runs = [run_id for run_id in self.free if run_id not in later]
+        self.free = {run_id: None for run_id in self.free if run_id in later}
         return self._jobs(runs, workers)
 
-    def _jobs(self, runs: dict[str, RunSpec], workers: int) -> list[Job]:
+    def waves(self) -> list[list[Job]]:
+        """Everything at once, for an engine that keeps order itself: jobs that can start, those that wait for them, ..."""
+        found, runs = [], list(self.free)
+        self.free = {}
+        while runs:
+            found.append(self._jobs(runs, self.workers))
+            runs = [i for run_id in runs for i in self.waiting.get(run_id, ()) if i not in self.out]
+        return found
+
+    def _jobs(self, ids: Sequence[str], workers: int) -> list[Job]:
+        runs = {run_id: self.todo[run_id] for run_id in ids}
+        self.out |= set(ids)
         size = max(1, min(self.stack, -(-len(runs) // workers)))
-        return [Job([runs[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids}) for ids in stacks(runs, size)]
+        return [self._job(part) for part in stacks(runs, size)]
+
+    def _job(self, ids: Iterable[str]) -> Job:
+        return Job([self.todo[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids})
 
     def settle(self, job: Job, death: str | None) -> list[Job]:
         """Note how a job ended; gives back the jobs to try again after a worker's death, in smaller stacks."""
-        left = []
-        for run in job.runs:
-            if self.store.has(run.run_id, job.marks[run.run_id]):
-                self.done += 1
-                self.free += self._released(run)
-            else:
-                left.append(run)
-        again: dict[str, RunSpec] = {}
+        self.out -= {run.run_id for run in job.runs}
+        left = [run for run in job.runs if not self._settled(run)]
+        again: list[str] = []
         for run in left:
-            self.deaths[run.run_id] += death is not None and len(left) == 1  # in company the guilty one is not known
-            if death is not None and self.deaths[run.run_id] <= RETRIES:
-                again[run.run_id] = run
+            if run.origin in self.todo and run.origin not in self.done:  # an engine gave up on it before its turn
+                continue  # it waits for its origin as before
+            if death is None and self._is_elsewhere(run):
+                self.elsewhere.add(run.run_id)
+                continue
+            if death is None and self._has_failed_anew(run):
+                self._fail(run, "failed")
+                continue
+            reason = death or "the worker ended the job and left neither record nor failure"
+            self.deaths[run.run_id] += len(left) == 1 or death is None  # in company the guilty one is not known
+            if self.deaths[run.run_id] <= (0 if isinstance(death, TimedOut) else RETRIES):
+                again.append(run.run_id)
             else:
-                self._fail(run, death)
-        parts = stacks(again, max(1, len(left) // 2)) if again else []
-        return [Job([again[i] for i in ids], {i: job.marks[i] for i in ids}) for ids in parts]
+                self._fail(run, reason, {"error": reason, "kind": "TimedOut" if isinstance(death, TimedOut) else "WorkerDied"})
+        if not again:
+            return []
+        self.out |= set(again)
+        return [self._job(ids) for ids in stacks({i: self.todo[i] for i in again}, max(1, len(left) // 2))]
+
+    def _settled(self, run: RunSpec) -> bool:
+        """Whether a run is done or has failed; what waited for one that is done does no longer."""
+        if run.run_id in self.failed or run.run_id in self.done:
+            return True
+        if not self.store.has(run.run_id, self.planned.marks[run.run_id]):
+            return False
+        self.done.add(run.run_id)
+        self.free |= {run_id: None for run_id in self._released(run) if run_id not in self.out}
+        return True
 
     def _released(self, origin: RunSpec) -> list[str]:
         """The runs that waited for this one, which do no longer."""
@@ -87,56 +138,125 @@ class Ledger:
         self.mates.subtract(self.kind[run_id] for run_id in released)
         return released
 
-    def _fail(self, run: RunSpec, death: str | None) -> None:
-        if death is not None:
-            self.store.fail(run.run_id, {"error": death, "kind": "WorkerDied"})
-        self.failed[run.run_id] = death or "failed"
+    def _fail(self, run: RunSpec, reason: str, failure: Mapping[str, str] | None = None) -> None:
+        """Give a run up, with a failure record where nobody wrote one yet; what starts from it is blocked."""
+        if failure is not None:
+            self.store.fail(run.run_id, failure)
+        self.failed[run.run_id] = reason
+        self.free.pop(run.run_id, None)
         for run_id in self._released(run):
-            self.failed[run_id] = "blocked"
-            self.store.fail(run_id, {"error": f"blocked: its origin run {run.run_id} failed", "kind": "Blocked",
-                                     "origin": run.run_id})
+            if run_id not in self.failed:
+                said = self.known.get(run_id, {}).get("origin") == run.run_id
+                blocked = {"error": f"blocked: its origin run {run.run_id} failed", "kind": "Blocked", "origin": run.run_id}
+                self._fail(self.todo[run_id], "blocked", None if said else blocked)
+
+    # ---- runs that another command has in hand
+
+    def look(self) -> None:
+        """See what became of the runs that another command has in hand."""
+        if not self.elsewhere or time.monotonic() - self.looked < LOOK_SECONDS:
+            return
+        self.looked = time.monotonic()
+        for run_id in sorted(self.elsewhere):
+            run = self.todo[run_id]
+            if self._is_elsewhere(run):
+                continue
+            self.elsewhere.discard(run_id)
+            if self._settled(run):
+                continue
+            if self._has_failed_anew(run):
+                self._fail(run, "failed elsewhere")
+            else:
+                self.free[run_id] = None  # left behind
+
+    def _has_failed_anew(self, run: RunSpec) -> bool:
+        return self.store.attempts(run.run_id) > self.known.get(run.run_id, {}).get("attempt", 0)
+
+    def _is_elsewhere(self, run: RunSpec) -> bool:
+        claim = self.claims.read(run.run_id)
+        return claim is not None and self.claims.lives(claim)
 
 
-def carry_out(planned: Plan, store: Store, study: Study, tracking: TrackingSpec) -> int:
+def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> dict[str, RunSpec]:
+    """The chosen runs that the store lacks, and the done ones they start from whose files are broken."""
+    marks = store.marks()
+    wanted = set(chosen)
+    todo = {i: run for i, run in planned.runs.items() if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
+    for origin in {run.origin for run in todo.values() if run.origin} - set(todo):
+        if origin is not None and (fault := store.sound(origin)):
+            if origin in marks:
+                log.warning("run %s, from which others start, is broken (%s); it is trained again", origin, fault)
+            todo[origin] = planned.runs[origin]
+    return {i: todo[i] for i in planned.runs if i in todo}  # in the plan's order: origins first
+
+
+def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, tracking: TrackingSpec) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures."""
-    where = places(study.engine.device, study.engine.workers)
-    stack = study.engine.stack or STACKS[where[0].device.partition(":")[0]]
-    ledger = Ledger(planned, store, stack, len(where))
-    log.info("%d of %d runs to do in study %s", len(ledger.todo), len(planned.runs), study.name)
-    if not ledger.todo:
-        return 0
-    total = sum(run.train.updates for run in ledger.todo.values())
-    setup = Setup(store.root, study.sources, study.overlap, tracking, study.engine.checkpoint_seconds)
+    conf = study.engine
+    workers = len(places(conf.device, conf.workers)) if conf.kind == "local" else conf.workers or 1
+    gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
+    stack = conf.stack or STACKS["cuda" if gpu else "cpu"]
+    store.tidy_up()
+    book = Ledger(planned, store, stack, workers, chosen, study.part.retry)
+    log.info("%d of %d runs to do in study %s", len(book.todo) - book.earlier, len(planned.runs), study.name)
+    if book.earlier:
+        log.warning("%d runs failed before and are not tried again, or wait for one that is not; retry=failed tries them",
+                    book.earlier)
+    todo = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
+    total = sum(run.train.updates for run in todo.values())
+    setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds)
+    if todo:
+        _weigh(planned, todo, store, study, setup, workers, stack)
+    every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
+    if len(book.todo) > book.earlier:
+        with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0) as bar:
+            for _ in _rounds(book, setup, study, bar):
+                text = f"{len(book.done)}/{len(book.todo)} runs, {len(book.failed)} failed"
+                bar.set_postfix_str(text + (f", {len(book.elsewhere)} elsewhere" if book.elsewhere else ""), refresh=False)
+    store.compact()
+    return len(book.failed)
+
+
+def _weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, study: Study, setup: Setup, workers: int,
+           stack: int) -> None:
+    """Say how long the launch will take, and ask before more than an hour (engines elsewhere are not calibrated from here)."""
+    found = estimate(planned, todo, store, study, workers)
+    if found is None and study.part.yes:
+        return
+    if found is None and study.engine.kind != "local":
+        raise UserError("nothing of this study has run yet, so how long it takes is not known, and it may be more than an "
+                        "hour: run a part first (only=...), or repeat the command with yes=true")
+    if found is None:
+        place = places(study.engine.device, study.engine.workers)[0]
+        found = calibrate(planned, todo, setup, place, stack, workers)
+    log.info("%s", found)
+    agree(found, study.part.yes)
+
+
+def _rounds(book: Ledger, setup: Setup, study: Study, bar: tqdm) -> Iterator[Job]:
+    """Call the engine until nothing is left, and yield each job as it ends."""
+    engine = importlib.import_module(f"portability.engines.{study.engine.kind}")
     again: list[Job] = []
 
     def more(idle: bool) -> list[Job]:
-        jobs = [*again, *ledger.ready(idle and not again)]
+        jobs = [*again, *book.ready(idle and not again)]
         again.clear()
         return jobs
 
-    every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
-    with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0) as bar:
-        for job, death in run_jobs(more, setup, where, bar.update):
-            again += ledger.settle(job, death)
-            bar.set_postfix_str(f"{ledger.done}/{len(ledger.todo)} runs, {len(ledger.failed)} failed", refresh=False)
-    return len(ledger.failed)
-
-
-def status_lines(planned: Plan, store: Store) -> list[str]:
-    """How far the plan is: cells and runs done, failed and missing, and the failures by name."""
-    done = {run_id for run_id in planned.runs if store.has(run_id, planned.marks[run_id])}
-    failures = {i: f for i, f in store.failures(planned.marks).items() if i in planned.runs}
-    cells = Counter("done" if c.run_id in done else "failed" if c.run_id in failures else "missing"
-                    for c in planned.cells if c.budget > 0)
-    lines = [f"cells: {sum(cells.values())}, " + _counts(cells, ("done", "failed", "missing")),
-             f"runs: {len(planned.runs)}, {len(done)} done, {len(failures)} failed, "
-             f"{len(planned.runs) - len(done) - len(failures)} missing"]
-    for run_id, failure in sorted(failures.items()):
-        run = planned.runs[run_id]
-        lines.append(f"  {run_id} {run.init.name} of {run.method.name if run.method else 'no module'} on {run.host.name}, "
-                     f"attempt {failure['attempt']}: {failure['error']}")
-    return lines
-
-
-def _counts(counts: Counter[str], names: Sequence[str]) -> str:
-    return ", ".join(f"{counts[name]} {name}" for name in names)
+    while True:
+        if study.engine.kind == "slurm":  # a queue that keeps the order of runs itself
+            book.look()
+            waves = book.waves()
+            if again:
+                waves = [[*again, *(waves[0] if waves else [])], *waves[1:]]
+                again.clear()
+            ended = engine.run_waves(waves, setup, study.engine, bar.update)
+        else:
+            ended = engine.run_jobs(more, setup, study.engine, bar.update)
+        for job, death in ended:
+            again += book.settle(job, death)
+            yield job
+        if not (again or book.free or book.elsewhere):
+            return
+        if not (again or book.free):
+            time.sleep(LOOK_SECONDS)  # the rest is in another command's hands

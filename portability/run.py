@@ -1,9 +1,10 @@
 """The command: ``python -m portability.run [+sweep=NAME] [key=value ...]``.
 
-Hydra composes the configuration, the planner expands it, and the pool carries out what the store lacks.
+Hydra composes the configuration, the planner expands it, and an engine carries out what the store lacks.
 """
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import NoReturn
 import hydra
 from omegaconf import DictConfig
 
+from portability.choice import chosen
 from portability.config import Study, facts, to_study
 from portability.errors import UserError
 from portability.paths import bundled
 from portability.plan import Plan, plan, updates_of
-from portability.progress import carry_out, status_lines
+from portability.progress import carry_out
+from portability.status import status_lines
 from portability.store import Store
 from portability.tracking import TrackingSpec, resolve_mode
 
 log = logging.getLogger(__name__)
+STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 CATALOGUES = ("host", "data", "init", "port")  # conf groups that are loaded whole; the axes name their entries
 
 
@@ -57,14 +61,20 @@ def _composed(cfg: DictConfig) -> None:
         _stop(str(error), 2)
     except OSError as error:
         _stop(f"{error}; finished runs are kept, repeat the command when it is put right", 2)
-    except KeyboardInterrupt:
-        _stop("interrupted; finished runs are kept, repeat the command to go on", 130)
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
+        _stop(f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on", 128 + number)
 
 
 def compose(arguments: Sequence[str]) -> Study:
     """The study that these words on the command line ask for, without carrying it out."""
     with hydra.initialize_config_dir(str(bundled("conf")), version_base="1.3"):
         return to_study(hydra.compose("config", overrides=prepare(arguments)))
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    """SIGTERM ends the command as Ctrl-C does: what is in training is kept."""
+    raise KeyboardInterrupt(number)
 
 
 def _stop(message: str, code: int) -> NoReturn:
@@ -87,9 +97,10 @@ def command(study: Study, sweep: str | None) -> int:
     if study.mode == "status":
         _say(status_lines(planned, store))
         return 0
+    ids = chosen(planned, study.part)
     store.expect(planned.cells, facts(study, sweep))
     tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
-    failed = carry_out(planned, store, study, tracking)
+    failed = carry_out(planned, ids, store, study, tracking)
     _say(status_lines(planned, store))
     return 1 if failed else 0
 
@@ -100,7 +111,8 @@ def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
     behind: dict[str, list[str]] = {}
     for cell in cells:
         behind.setdefault(cell.init, []).append(cell.run_id)
-    done = sum(store.has(run_id, planned.marks[run_id]) for run_id in planned.runs)
+    marks = store.marks()
+    done = sum(planned.marks[run_id] <= marks.get(run_id, frozenset()) for run_id in planned.runs)
     updates, alone = updates_of(planned)
     return [
         f"study {study.name}: {len(cells)} cells (zero-shot and bare hosts: {len(planned.cells) - len(cells)} more)",
@@ -120,6 +132,7 @@ def _say(lines: Sequence[str]) -> None:
 def main() -> None:
     """Entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, _terminate)
     sys.argv[1:] = prepare(sys.argv[1:])
     _composed()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError, choose
+from portability.hub import INSTEAD, look_for_hub
 from portability.overlap import Rows
 from portability.paths import EMBEDDED
 
@@ -159,6 +160,7 @@ def _row(value: Mapping[str, Any], source: DataSource, where: str) -> tuple[str,
 
 
 def _hub_rows(source: DataSource, split: str, where: str) -> Rows:
+    look_for_hub()
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -167,8 +169,7 @@ def _hub_rows(source: DataSource, split: str, where: str) -> Rows:
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(
             f"data set '{source.name}': cannot fetch {source.hub} from the hub, no network or no such data set "
-            f"({type(error).__name__}: {_first_line(error)}); without the hub use the embedded sets "
-            f"({', '.join(embedded())}) or a local folder (path in conf/data)"
+            f"({type(error).__name__}: {_first_line(error)}); {INSTEAD}, or a local folder (path in conf/data)"
         ) from error
     choose(split, found, f"split of {source.hub}")
     for column in (source.text_column, source.label_column):

@@ -12,7 +12,7 @@ from portability import engine
 from portability.batches import Schedule
 from portability.data import Encoded
 from portability.desk import Desk
-from portability.errors import FAULTS, UserError
+from portability.errors import FAULTS, Drained, UserError
 from portability.methods import Mounted
 from portability.module import ModuleState
 from portability.plan import evenly
@@ -111,17 +111,24 @@ class Stack:
         return self.trainer.done * len(self.runs)
 
     def train(self, desk: Desk) -> None:
-        """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints."""
+        """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints.
+
+        Raises:
+            Drained: the worker was stopped; checkpoints are kept.
+        """
         run, kept_at = self.runs[0], time.perf_counter()
         left = sorted({mark for run in self.runs for mark in self.marks[run.run_id]} - set(self.evidence))
 
         def keep_if_due() -> None:
             nonlocal kept_at
             now = time.perf_counter()
-            if 0 < self.trainer.done < run.train.updates and now - kept_at >= desk.checkpoint_seconds:
+            stopped = desk.stopped.is_set()
+            if 0 < self.trainer.done < run.train.updates and (stopped or now - kept_at >= desk.checkpoint_seconds):
                 self.seconds += (now - kept_at) / len(self.runs)
                 self.keep(desk.store)
                 kept_at = now
+                if stopped:
+                    raise Drained
 
         def mark(updates: int, parameters: dict[str, Tensor]) -> None:
             self.evidence[updates] = self._score(updates, parameters)

@@ -1,7 +1,9 @@
 """Configuration: every file composes, and what is wrong is said in one sentence."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,11 +41,7 @@ def test_every_option_of_every_group_composes():
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_plans(name, data_folders, make_host):
     text, roots = (CONF / "sweep" / f"{name}.yaml").read_text(), ["host_root=/h", "data_root=/d"]
-    if "_hub" in text:  # composes, and without the hub says at once what to do instead
-        with pytest.raises(UserError, match="without the hub use the embedded"):
-            study(f"+sweep={name}")
-        return
-    if "host_root=" in text:
+    if "host_root=" in text or "host_set: minilm" in text:
         shared = Path(__file__).parents[2] / "shared"
         if not shared.is_dir():
             pytest.skip("needs ../shared with real hosts and sentiment sets")
@@ -59,10 +57,52 @@ def test_precision_is_part_of_a_runs_identity_and_how_the_work_is_done_is_not():
     assert not set(plan(study("method=lora", "precision=bf16").grid).runs) & plain
 
 
-def test_the_full_sweep_is_the_studys_1440_cells():
-    got = study("+sweep=full")
+@pytest.mark.parametrize(("name", "sizes"), [("full", [4, 4, 2, 3, 3, 5]), ("all_pairs", [4, 12, 1, 3, 1, 10])])
+def test_the_studys_sweeps_have_1440_cells(name, sizes):
+    got = study(f"+sweep={name}")
     axes = (got.grid.methods, got.grid.pairs, got.grid.relations, got.grid.inits, got.grid.budgets, got.grid.seeds)
-    assert [len(axis) for axis in axes] == [4, 4, 2, 3, 3, 5] and got.grid.size == 1440
+    assert [len(axis) for axis in axes] == sizes and got.grid.size == 1440
+    assert len({(one.name, other.name) for one, other in got.grid.pairs}) == sizes[1]
+
+
+def test_an_axis_is_narrowed_and_extended_on_the_command_line_and_adds_only_its_own_runs():
+    whole, seeds = (plan(study("+sweep=full", *more).grid) for more in ((), ("grid.seeds=[0,1,2,3,4,5]",)))
+    assert set(whole.runs) < set(seeds.runs)
+    assert {run.seed for run_id, run in seeds.runs.items() if run_id not in whole.runs} == {5}
+    few = plan(study("+sweep=full", "grid.pairs=[[raw_base,tuned_base]]", "method=lora", "grid.budgets=[200]").grid)
+    assert set(few.runs) < set(whole.runs) and {cell.method for cell in few.cells} == {"lora"}
+    fewer_updates = plan(study("+sweep=full", "grid.budgets=[50]").grid)
+    assert not {r for r in fewer_updates.runs if fewer_updates.runs[r].method} & set(whole.runs)  # another protocol
+
+
+def test_the_host_set_chooses_who_plays_the_roles(data_folders, make_host):
+    assert [[host.name for host in pair] for pair in study("+sweep=smoke").grid.pairs] == [["nano-raw-base", "nano-tuned-base"]]
+    mine = study("+sweep=smoke", "host_set.roles.tuned_base=nano-other-base")
+    assert [host.name for host in mine.grid.pairs[0]] == ["nano-raw-base", "nano-other-base"]
+    named = study("+sweep=smoke", "grid.pairs=[[nano-tuned-large,raw_base]]")
+    assert [host.name for host in named.grid.pairs[0]] == ["nano-tuned-large", "nano-raw-base"]
+
+
+def test_without_the_hub_the_study_on_t5s_says_so_at_once_and_names_the_embedded_hosts(tmp_path):
+    started = time.monotonic()
+    done = command("+sweep=full", "host_set=t5", cwd=tmp_path, HF_HUB_OFFLINE="")
+    if done.returncode == 0 or "to do" in done.stderr:
+        pytest.skip("the hub answers here")
+    assert done.returncode == 2 and "host_set=nano" in done.stderr and time.monotonic() - started < 15
+    assert not list(tmp_path.iterdir()), "something was started before the hub was asked for"
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    ("shard=3/2", "shard must be i/n"), ("shard=0/2", "shard must be i/n"), ("shard=two", "shard must be i/n"),
+    ("only={metod: lora}", "unknown column in only 'metod'; choose one of: .*method"),
+    ("only=lora", "only must map columns"), ("retry=maybe", "unknown retry 'maybe'; choose one of: died, failed"),
+    ("engine.timeout_minutes=0", "engine.timeout_minutes must be above 0"),
+    ("host_set.roles.tuned_base=null", "host set 'nano' has no tuned_base: narrow grid.pairs"),
+    ("host_set.sets.main=null", "host set 'nano' names no data set"),
+])
+def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
+    with pytest.raises(UserError, match=words):
+        study(value)
 
 
 @pytest.mark.parametrize(("override", "words"), [
@@ -131,7 +171,7 @@ def test_hosts_and_data_of_ones_own_live_in_a_folder_of_ones_own(tmp_path, make_
 
 
 def test_hub_hosts_without_a_hub_say_what_to_do_instead():
-    with pytest.raises(UserError, match="cannot fetch google/flan-t5-base.*origin=nano-raw-base"):
+    with pytest.raises(UserError, match="cannot fetch google/flan-t5-base.*host_set=nano"):
         study("receiving=flan-t5-base")
     with pytest.raises(UserError, match="40-digit revision"):
         study("receiving=flan-t5-base", "host.flan-t5-base.revision=main")
@@ -229,7 +269,6 @@ def trained(got):
 
 
 def command(*arguments, cwd, **environment):
-    import os
     root = str(Path(__file__).parents[1])
     return subprocess.run([sys.executable, "-m", "portability.run", *arguments], cwd=cwd, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": root, **environment}, timeout=300)

@@ -1,16 +1,24 @@
-"""What happens to runs whose worker dies."""
+"""What is handed out, what is tried again, and what another command has in hand."""
 
+import pytest
 from test_plan import grid
 
+from portability import progress
+from portability.claims import Claims
 from portability.plan import plan
 from portability.progress import RETRIES, Ledger
 from portability.store import Result, Store
+from portability.worker import TimedOut, overdue
 
 
-def ledger(tmp_path, seeds=8):
+def ledger(tmp_path, seeds=8, **how):
     planned = plan(grid(seeds=list(range(seeds)), methods=grid().methods[:1], pairs=grid().pairs[:1], budgets=[200],
                         relations={"same": grid().data}))
-    return Ledger(planned, Store(tmp_path), 8, 1)
+    return Ledger(planned, Store(tmp_path), 8, 1, **how)
+
+
+def origin_job(book):
+    return next(job for job in every(book) if job.runs[0].method and job.runs[0].host.name == "raw-base")
 
 
 def every(book):
@@ -50,14 +58,114 @@ def test_only_the_guilty_run_of_a_dying_stack_fails(tmp_path):
 
 def test_what_an_origin_blocks_is_ready_again_once_the_origin_is_done(tmp_path):
     book = ledger(tmp_path, seeds=1)
-    first = every(book)
-    origin = next(job for job in first if job.runs[0].method and job.runs[0].host.name == "raw-base")
-    book.settle(origin, None)  # it left no record: failed, and what starts from it is blocked
+    origin = origin_job(book)
+    book.store.fail(origin.runs[0].run_id, {"error": "boom", "kind": "RuntimeError"})
+    assert book.settle(origin, None) == []  # an error of its own is not tried again, and what starts from it is blocked
     assert book.ready(True) == [] and "blocked" in book.failed.values()
     finish(book.store, origin)
     again = Ledger(book.planned, book.store, 8, 1)
     ready = [run.run_id for job in every(again) for run in job.runs]
     assert set(book.failed) - {origin.runs[0].run_id} <= set(ready)
+
+
+@pytest.mark.parametrize(("kind", "retry", "tried"), [
+    ("RuntimeError", "died", False), ("RuntimeError", "failed", True), ("TimedOut", "died", False),
+    ("WorkerDied", "died", True)])
+def test_a_repeated_command_tries_again_what_died_and_only_when_asked_what_failed_by_itself(tmp_path, kind, retry, tried):
+    book = ledger(tmp_path, seeds=1)
+    origin = origin_job(book).runs[0].run_id
+    blocked = [run_id for run_id, run in book.planned.runs.items() if run.origin == origin]
+    book.store.fail(origin, {"error": "boom", "kind": kind})
+    for run_id in blocked:
+        book.store.fail(run_id, {"error": "blocked", "kind": "Blocked", "origin": origin})
+    again = ledger(tmp_path, seeds=1, retry=retry)
+    ready = {run.run_id for job in every(again) for run in job.runs}
+    assert (origin in ready) == tried and again.earlier == (0 if tried else 1 + len(blocked))
+    assert [again.store.attempts(run_id) for run_id in blocked] == [1] * len(blocked), "the same failure was written twice"
+
+
+def test_a_run_that_leaves_nothing_behind_is_tried_again_and_then_fails(tmp_path):
+    book = ledger(tmp_path, seeds=1)
+    jobs = [origin_job(book)]
+    for _ in range(RETRIES):
+        jobs = book.settle(jobs[0], None)
+        assert len(jobs) == 1
+    assert book.settle(jobs[0], None) == [] and "neither record nor failure" in book.failed[jobs[0].runs[0].run_id]
+
+
+def test_a_run_that_takes_too_long_is_halved_out_and_not_tried_again(tmp_path):
+    book = ledger(tmp_path, seeds=2)
+    job = origin_job(book)
+    assert overdue(job, 119, 1.0) is None and overdue(job, 1e9, None) is None
+    late = overdue(job, 121, 1.0)
+    assert isinstance(late, TimedOut) and "engine.timeout_minutes is 1 a run" in late
+    one, other = book.settle(job, late)
+    assert book.settle(one, late) == [] and book.store.failures()[one.runs[0].run_id]["kind"] == "TimedOut"
+    finish(book.store, other)
+    assert book.settle(other, None) == [] and other.runs[0].run_id in book.done
+
+
+def test_a_plan_comes_in_waves_each_after_what_it_starts_from(tmp_path):
+    book = ledger(tmp_path, seeds=2)
+    waves = book.waves()
+    ids = [[run.run_id for job in wave for run in job.runs] for wave in waves]
+    assert sorted(sum(ids, [])) == sorted(book.planned.runs) and len(waves) == 2
+    assert all(run.origin in ids[0] for job in waves[1] for run in job.runs)
+    origin = next(job for job in waves[0] if job.runs[0].method and job.runs[0].host.name == "raw-base")
+    dependent = next(job for job in waves[1])
+    again = book.settle(origin, "killed")
+    assert book.settle(dependent, "cancelled") == [] and not book.failed, "what was cancelled for its origin's sake is no death"
+    for job in again:
+        finish(book.store, job)
+        assert book.settle(job, None) == []
+    assert {run.run_id for job in book.ready(True) for run in job.runs} == {run.run_id for run in dependent.runs}
+
+
+def test_runs_that_another_command_has_in_hand_are_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.0)
+    book = ledger(tmp_path, seeds=2)
+    job = origin_job(book)
+    one, other = (run.run_id for run in job.runs)
+    with Claims(tmp_path).held([one, other]) as mine:
+        assert mine == {one, other}
+        assert book.settle(job, None) == [] and book.elsewhere == {one, other} and not book.failed
+        assert every(book) == []
+        finish(book.store, progress.Job([job.runs[0]], job.marks))
+    ready = [run.run_id for job in every(book) for run in job.runs]
+    assert one in book.done and other in ready, "what was left behind is not taken up"
+    assert {book.planned.runs[run_id].origin for run_id in ready if book.planned.runs[run_id].origin} == {one}
+
+
+def test_a_failure_elsewhere_blocks_here_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.0)
+    book = ledger(tmp_path, seeds=1)
+    job = origin_job(book)
+    with Claims(tmp_path).held([job.runs[0].run_id]):
+        book.settle(job, None)
+        book.store.fail(job.runs[0].run_id, {"error": "boom", "kind": "ValueError"})
+    assert every(book) == [] and book.failed[job.runs[0].run_id] == "failed elsewhere" and "blocked" in book.failed.values()
+    assert book.store.attempts(job.runs[0].run_id) == 1
+
+
+def test_an_origin_whose_module_is_broken_is_trained_again(tmp_path):
+    import torch
+    book = ledger(tmp_path, seeds=1)
+    job = origin_job(book)
+    run = job.runs[0]
+    record = {"run_id": run.run_id, "train_info": {"metrics": [{"updates": mark} for mark in job.marks[run.run_id]]}}
+    book.store.commit(run.run_id, Result(record, {"module": {"a": torch.ones(3)}}))
+    assert run.run_id not in ledger(tmp_path, seeds=1).todo
+    path = book.store.folder(run.run_id) / "module.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert run.run_id in ledger(tmp_path, seeds=1).todo
+
+
+def test_only_what_was_chosen_is_carried_out(tmp_path):
+    book = ledger(tmp_path, seeds=2)
+    some = [run_id for run_id, run in book.planned.runs.items() if run.seed == 1]
+    assert set(ledger(tmp_path, seeds=2, chosen=some).todo) == set(some)
 
 
 def test_dependents_wait_for_all_marks_of_their_origin(tmp_path):

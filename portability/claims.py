@@ -1,0 +1,167 @@
+"""Who works on what: a file a run while it is executed, so that several commands on one store share the work.
+
+`<study>/running/<run_id>.json` names host, process and time; its modification time is the heartbeat. A claim is stale when
+its process is gone (seen on the same machine at once) or its heartbeat is older than STALE_SECONDS.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from portability.spec import digest
+
+log = logging.getLogger(__name__)
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0  # our choice: twelve heartbeats, because network file systems show times late (DECISIONS D-44)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim says: the run, and who has had it in hand since when (UTC)."""
+
+    run_id: str
+    host: str
+    pid: int
+    since: str
+    machine: str  # digest of what tells machines, boots and containers apart
+    started: str  # of the process, so that a number that the system gave out again is not taken for it
+    owner: str  # one a process
+
+
+class Claims:
+    """The claims of a study. Safe between processes and machines but for one race: when two find the same claim stale at
+    the same moment, both may come to own it for a moment, and the run may be executed twice, to the same record."""
+
+    def __init__(self, root: Path | str):
+        self.folder = Path(root) / "running"
+        self.owner = uuid.uuid4().hex
+        self.mine: set[str] = set()
+
+    @contextlib.contextmanager
+    def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
+        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards.
+
+        Raises:
+            OSError: the study's folder cannot be written.
+        """
+        self.mine = {run_id for run_id in run_ids if self._take(run_id)}
+        over = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        beat.start()
+        try:
+            yield set(self.mine)
+        finally:
+            over.set()
+            beat.join()
+            for run_id in self.mine:
+                if (claim := self.read(run_id)) is not None and claim.owner == self.owner:
+                    self._path(run_id).unlink(missing_ok=True)
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            for run_id in self.mine:
+                with contextlib.suppress(OSError):  # taken over as stale, or the disk is away for a moment
+                    os.utime(self._path(run_id))
+
+    def _take(self, run_id: str) -> bool:
+        path, draft = self._path(run_id), self.folder / f".{self.owner}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        claim = Claim(run_id, platform.node(), os.getpid(), now, machine(), started(os.getpid()), self.owner)
+        draft.write_text(json.dumps(asdict(claim)))
+        try:
+            for _ in range(2):
+                try:
+                    os.link(draft, path)  # fails where there is one, on network file systems too
+                    return True
+                except FileExistsError:
+                    if not self._clear(run_id):
+                        return False
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _clear(self, run_id: str) -> bool:
+        """Move a stale claim out of the way; False where it lives."""
+        path, seen = self._path(run_id), self.read(run_id)
+        if seen is not None and self.lives(seen):
+            return False
+        away = self.folder / f".{self.owner}-stale"
+        try:
+            path.rename(away)
+        except FileNotFoundError:  # another was faster, or its owner let go
+            return True
+        found = _parse(away, run_id)
+        if found == seen:
+            log.warning("run %s was left behind by a process that is gone; it is taken over", run_id)
+        else:  # another took it over in this very moment: give it back
+            with contextlib.suppress(FileExistsError):
+                os.link(away, path)
+        away.unlink(missing_ok=True)
+        return found == seen
+
+    def read(self, run_id: str) -> Claim | None:
+        """The claim on a run, or None where there is none."""
+        return _parse(self._path(run_id), run_id)
+
+    def all(self) -> dict[str, Claim]:
+        """Every claim by run id, stale ones too."""
+        found = (_parse(path, path.stem) for path in sorted(self.folder.glob("*.json")))
+        return {claim.run_id: claim for claim in found if claim is not None}
+
+    def lives(self, claim: Claim) -> bool:
+        """Whether the claim's owner still works on it."""
+        if claim.machine == machine():
+            return started(claim.pid) == claim.started
+        return self.silence(claim) <= STALE_SECONDS
+
+    def silence(self, claim: Claim) -> float:
+        """Seconds since the claim's last heartbeat, by the clock of the file system."""
+        probe = self.folder / f".{self.owner}-clock"
+        try:
+            probe.touch()
+            os.utime(probe)
+            now = probe.stat().st_mtime
+            probe.unlink()
+        except OSError:  # a reader of somebody else's study
+            now = time.time()
+        try:
+            return max(0.0, now - self._path(claim.run_id).stat().st_mtime)
+        except FileNotFoundError:
+            return float("inf")
+
+    def _path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+
+def _parse(path: Path, run_id: str) -> Claim | None:
+    try:
+        return Claim(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):  # torn by a crash of the machine
+        return Claim(run_id, "unknown", 0, "", "", "", "")
+
+
+def machine() -> str:
+    """Tells machines, boots and containers apart: process numbers mean something only where this is equal."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return digest([platform.node(), boot.read_text() if boot.exists() else "", os.readlink(space) if space.exists() else ""])
+
+
+def started(pid: int) -> str:
+    """When a process of this machine began, in ticks since boot; empty where it is gone (or where there is no /proc)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

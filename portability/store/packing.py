@@ -1,0 +1,111 @@
+"""Pack a study for publication: its records, failures and predictions in two parquet files, without modules."""
+
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portability.errors import UserError
+from portability.store import failures
+from portability.store.index import scan
+from portability.store.published import FAILURE, FOLDER, RUN, predictions_schema, records_schema
+from portability.store.records import canonical
+from portability.store.study import Store
+from portability.store.writing import draft_folder, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+ROWS = 2000  # of a row group, at least: what is read to find one run (our choice: a few megabytes)
+
+
+def pack(store: Store, target: Path) -> tuple[int, int]:
+    """Write the published copy of a study to a folder; gives back its numbers of runs and of failures.
+
+    Raises:
+        UserError: the target is not empty, or a run of this one is broken, foreign or unsound, or its
+            predictions are of other types than a published copy keeps.
+    """
+    store.manifests()
+    if store.published:
+        raise UserError(f"{store.root} is a published copy already; copy the folder")
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target} is not empty; choose another folder")
+    draft = draft_folder(target)
+    try:
+        (draft / FOLDER).mkdir()
+        counts = _write_records(store, draft / FOLDER / "records.parquet")
+        _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(), _predictions(store))
+        shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return counts
+
+
+def _write_records(store: Store, path: Path) -> tuple[int, int]:
+    """Rows by run id, a run's record before its failures, those by attempt."""
+    runs, failed = scan(store.root), failures.names(store.root / "failures")
+    _write_parquet(path, records_schema(), _records(store, runs, failed))
+    return len(runs), sum(map(len, failed.values()))
+
+
+def _records(store: Store, runs: Collection[str], failed: Mapping[str, list[int]]) -> Iterator[list[dict[str, Any]]]:
+    from tqdm import tqdm
+
+    folder = store.root / "failures"
+    for run_id in tqdm(sorted({*runs, *failed}), desc="records", unit="run", disable=None):
+        rows = [{"run_id": run_id, "kind": RUN, "attempt": 0, "record": _record(store, run_id)}] if run_id in runs else []
+        for attempt in failed.get(run_id, []):
+            if (failure := failures.load(folder, run_id, attempt)) is None:
+                raise UserError(f"{failures.path_of(folder, run_id, attempt)} is no failure; remove it and pack again")
+            rows.append({"run_id": run_id, "kind": FAILURE, "attempt": attempt, "record": canonical(failure)})
+        yield rows
+
+
+def _record(store: Store, run_id: str) -> str:
+    """A run's canonical record; every file of the run was read."""
+    if (fault := store.sound(run_id)) is not None:
+        raise UserError(f"run {run_id} cannot be published: {fault}; see `python -m portability.store verify {store.root}`")
+    return canonical(store.read(run_id))
+
+
+def _predictions(store: Store) -> Iterator[list[dict[str, Any]]]:
+    from tqdm import tqdm
+
+    for run_id in tqdm(scan(store.root), desc="predictions", unit="run", disable=None):
+        if (store.folder(run_id) / "predictions.safetensors").exists():
+            yield _marks(run_id, store.predictions(run_id))
+
+
+def _marks(run_id: str, found: "dict[str, np.ndarray]") -> list[dict[str, Any]]:
+    kinds = {name: str(array.dtype) for name, array in found.items()}
+    if kinds != {"updates": "int64", "margin": "float32", "invalid": "bool", "label": "int8"}:
+        raise UserError(f"the predictions of run {run_id} are of the types {kinds}, which a published copy does not keep")
+    return [{"run_id": run_id, "updates": int(mark), "margin": found["margin"][place], "invalid": found["invalid"][place],
+             "label": found["label"]} for place, mark in enumerate(found["updates"])]
+
+
+def _write_parquet(path: Path, schema: "pa.Schema", runs: Iterator[list[dict[str, Any]]]) -> None:
+    """Write rows given run by run, so that no run crosses a row group."""
+    import pyarrow.parquet as pq
+
+    with replacing(path) as draft, pq.ParquetWriter(
+        draft, schema, compression="zstd", write_page_checksum=True, write_statistics=False
+    ) as writer:
+        rows: list[dict[str, Any]] = []
+        for found in runs:
+            rows += found
+            if len(rows) >= ROWS:
+                writer.write_table(_table(rows, schema), row_group_size=len(rows))
+                rows = []
+        if rows:
+            writer.write_table(_table(rows, schema), row_group_size=len(rows))
+
+
+def _table(rows: list[dict[str, Any]], schema: "pa.Schema") -> "pa.Table":
+    import pyarrow as pa
+
+    return pa.table({field.name: pa.array([row[field.name] for row in rows], field.type) for field in schema}, schema=schema)

@@ -1,0 +1,93 @@
+"""What a record is: its canonical text, its digest, and what is wrong with one that was read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 2  # of the files of a run; raise it when this version could not read the next one's
+TORN = "its record is not there or does not parse"
+Arrays = Mapping[str, "torch.Tensor"]
+Parsed = tuple[dict[str, Any] | None, str | None]  # record, fault; both, where the record is foreign
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+@dataclass
+class Result:
+    """What a finished run leaves behind: its record, and tensors by file name (module, head, predictions)."""
+
+    record: dict[str, Any]
+    tensors: dict[str, Arrays] = field(default_factory=dict)
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)  # safetensors metadata by file name
+    port_report: dict[str, Any] | None = None
+
+
+def seal(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The record with its format, the digests of the `files` beside it, and last its own digest.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    plain = json.loads(json.dumps({**record, "format": FORMAT, "files": files}, allow_nan=False))
+    return {**plain, "digest": self_digest(plain)}
+
+
+def self_digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical text of a record without its digest."""
+    return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "digest"}).encode()).hexdigest()
+
+
+def parse(raw: bytes | str, run_id: str) -> Parsed:
+    """The record in a file's text, and what is wrong with it: (record, None), (None, fault), or (record, fault) for a
+    foreign one, that is, of a newer format than this version reads."""
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        return None, TORN
+    if not isinstance(record, dict):
+        return None, TORN
+    kind = record.get("format", 1)
+    if isinstance(kind, int) and kind > FORMAT:
+        return record, f"format {kind}, this version reads up to {FORMAT}"
+    fault = _fault(record, run_id)
+    return (None, fault) if fault else (record, None)
+
+
+def _fault(record: Mapping[str, Any], run_id: str) -> str | None:
+    """What keeps a record that parses from being used, or None."""
+    if record.get("format", 1) not in (1, FORMAT):
+        return f"its record has the format {record['format']!r}"
+    if ("digest" in record) != ("format" in record):
+        return "its record has a digest without a format, or the other way round"
+    if "digest" in record and record["digest"] != self_digest(record):
+        return "its record differs from the record's own digest (it was changed, or damaged)"
+    if record.get("run_id", run_id) != run_id:
+        return f"its record is that of run {record['run_id']}"
+    train = record.get("train_info")
+    if not isinstance(train, dict) or not isinstance(train.get("metrics"), list):
+        return "its record has no train_info.metrics"
+    if not all(isinstance(mark, dict) and _is_count(mark.get("updates")) for mark in train["metrics"]):
+        return "a mark of its record has no updates"
+    if "format" in record and not _names_files(record.get("files")):
+        return "its record does not name its files"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63
+
+
+def _names_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        "/" not in name and isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and _is_count(entry.get("bytes"))
+        for name, entry in files.items()
+    )
+
+
+def evaluated(record: Mapping[str, Any]) -> frozenset[int]:
+    """The updates at which a run was evaluated."""
+    return frozenset(mark["updates"] for mark in record["train_info"]["metrics"])

@@ -1,0 +1,92 @@
+"""Writing that a kill or a full disk cannot leave half done: beside the place, flushed to the disk, renamed last."""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft to write to; when the block ends well it is flushed to the disk and takes the place of `path`.
+
+    Raises:
+        OSError: the disk is full or not writable; no draft stays behind.
+    """
+    draft = draft_of(path)
+    try:
+        yield draft
+        sealed(draft)
+        draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside `path` that no other process uses and no reader looks at."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a value as `pretty` gives it."""
+    with replacing(path) as draft:
+        draft.write_text(pretty(value))
+
+
+def pretty(value: Mapping[str, Any]) -> str:
+    """JSON that people can read.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+
+
+def create_json(path: Path, value: Mapping[str, Any]) -> bool:
+    """Write JSON unless `path` is there; whether it was written. Of two processes at once exactly one writes."""
+    draft = draft_of(path)
+    try:
+        draft.write_text(pretty(value))
+        sealed(draft)
+        os.link(draft, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sealed(path: Path) -> dict[str, Any]:
+    """Flush a file to the disk; its SHA-256 (hex) and bytes."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        return {"sha256": found, "bytes": os.fstat(file.fileno()).st_size}
+
+
+def draft_folder(final: Path) -> Path:
+    """A folder beside `final`, to be filled and handed to `place`."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".draft-{final.name}-{os.getpid()}-", dir=final.parent))
+    draft.chmod(0o755)
+    return draft
+
+
+def place(draft: Path, final: Path) -> None:
+    """Rename a draft folder into place; a run evaluated again at more marks, or a broken one, makes room first."""
+    old = final.parent / f".old-{draft.name}"
+    if final.exists():
+        final.rename(old)
+    try:
+        draft.rename(final)
+    except BaseException:
+        if old.exists():
+            old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

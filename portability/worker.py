@@ -1,0 +1,107 @@
+"""What a worker is, whichever engine starts it: one single-threaded process that takes jobs and leaves records in the store."""
+
+import logging
+import platform
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from portability.claims import Claims
+from portability.data import DataSource, study_data
+from portability.devices import Place
+from portability.spec import RunSpec
+from portability.tracking import TrackingSpec
+
+if TYPE_CHECKING:
+    pass
+
+ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
+}
+if [int(part) for part in platform.libc_ver()[1].split(".")[:2]] < [2, 35]:
+    ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"  # the most that older ones take; what they refuse leaves 128 kB
+DRAIN_SECONDS = 8.0  # a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stack of runs with the marks of each: the unit that is scheduled."""
+
+    runs: Sequence[RunSpec]
+    marks: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to begin."""
+
+    store: Path
+    sources: Sequence[DataSource]
+    overlap: str
+    tracking: TrackingSpec
+    checkpoint_seconds: float = 60.0
+
+
+class TimedOut(str):
+    """How a worker ended whose job took longer than it may."""
+
+
+def overdue(job: Job, seconds: float, timeout_minutes: float | None) -> TimedOut | None:
+    """What to say of a job that has run for `seconds`, if that is more than its runs may take together."""
+    if timeout_minutes is None or seconds <= timeout_minutes * 60 * len(job.runs):
+        return None
+    return TimedOut(f"timed out after {seconds / 60:.1f} min with {len(job.runs)} runs (engine.timeout_minutes is "
+                    f"{timeout_minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")
+
+
+class Worker:
+    """Carries out jobs one after the other; what it loads for one it keeps for the next.
+
+    Args:
+        report: called with the number of module-updates that were made.
+    """
+
+    def __init__(self, setup: Setup, place: Place, report: Callable[[int], None]):
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        import torch
+        import transformers
+
+        from portability.desk import Desk
+        from portability.store import Store
+        from portability.tracking import Tracker
+
+        torch.set_num_threads(1)
+        if place.device != "cpu":
+            torch.cuda.set_device(place.device)
+        transformers.logging.set_verbosity_error()
+        logging.getLogger("adapters").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about adapters' T5 layers
+        self.stopped = threading.Event()
+        self.desk: Desk = Desk(
+            Store(setup.store), study_data(setup.sources, setup.overlap), report, Tracker(setup.tracking).log_run, place,
+            setup.checkpoint_seconds, stopped=self.stopped)
+        self.claims = Claims(setup.store)
+
+    def run(self, job: Job) -> None:
+        """Carry out those runs of a job that nobody else has in hand or has done.
+
+        Raises:
+            OSError: a file could not be read or written.
+            Drained: the worker was stopped; checkpoints are kept.
+        """
+        from portability.execute import execute
+
+        ids = [run.run_id for run in job.runs]
+        with self.claims.held(ids) as mine:
+            store = self.desk.store
+            runs = [run for run in job.runs if run.run_id in mine and not store.has(run.run_id, job.marks[run.run_id])]
+            if runs:
+                execute(runs, job.marks, self.desk)
+
+    def stop(self) -> None:
+        """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""
+        self.stopped.set()

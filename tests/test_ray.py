@@ -1,0 +1,257 @@
+"""Workers on a Ray cluster: the same bits as on this machine alone, and nothing is lost with a worker or a node."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_config import small
+from tiny import CONF
+
+from portability.claims import Claims
+from portability.config import EngineConf
+from portability.engines import ray as ray_engine
+from portability.engines import ray_cluster
+from portability.errors import UserError
+from portability.plan import plan
+from portability.run import command
+from portability.store import Store
+from portability.tracking import TrackingSpec
+from portability.worker import Job, Setup, TimedOut
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'portability[ray]')")
+OFF = ("tracking.wandb=disabled", "yes=true")
+SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[60]", "engine.stack=1",
+        "engine.checkpoint_seconds=0.2", *OFF)
+
+
+class Cluster:
+    """Two nodes of one CPU each on loopback, started as a person would, with a token of their own."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.folder = folder
+        port = self.address.partition(":")[2]
+        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+        until = time.monotonic() + 40
+        while True:
+            try:
+                ray_cluster._rehearse(self.address)
+                break
+            except UserError:
+                assert time.monotonic() < until and self.head.poll() is None, "the head did not start"
+        self.second = self._start(f"--address={self.address}")
+
+    def _start(self, *arguments):
+        return subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), "start", *arguments, "--num-cpus=1", "--object-store-memory=80000000",
+             "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def kill(self, node):
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory):
+    """All of Ray in this module goes by one token, outside of anybody's home."""
+    path = tmp_path_factory.mktemp("token") / "auth_token"
+    path.write_text("1" * 64)
+    path.chmod(0o600)
+    patch = pytest.MonkeyPatch()
+    for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN_PATH", str(path)), ("RAY_USAGE_STATS_ENABLED", "0")):
+        patch.setenv(name, value)
+    yield path
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def cluster(token, _quiet):
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets' paths must be short
+    made = Cluster(folder)
+    yield made
+    for node in (made.second, made.head):
+        if node.poll() is None:
+            made.kill(node)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def stamps(store):
+    return {path: path.stat().st_mtime_ns for path in store.root.glob("runs/??/*/record.json")}
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.05)
+    return found
+
+
+def meanwhile(action):
+    """Run something beside the study; give back what it found."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(action()))
+    thread.start()
+    return thread, found
+
+
+def first_claim(store, ready):
+    """A process that is at work on a run, once some records are there."""
+    def look():
+        claims = list(Claims(store.root).all().values())
+        return claims[0] if ready <= len(stamps(store)) and claims else None
+
+    return wait_for(look)
+
+
+def gone(pids):
+    return lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_ray_cluster_gives_the_bits_of_one_worker_here(token, data_folders, make_host, tmp_path):
+    common = (f"results={tmp_path}", "method=[lora,prefix]", "grid.inits=[ported,scratch]", "grid.seeds=[0]", *OFF)
+    one = small(data_folders, make_host, *common, "study=here", "engine.workers=1")
+    two = small(data_folders, make_host, *common, "study=ray", "engine=ray", "engine.workers=2", "engine.stack=1")
+    assert command(one, None) == 0 and command(two, None) == 0
+    here, there, runs = Store(tmp_path / "here"), Store(tmp_path / "ray"), plan(one.grid).runs
+    assert set(runs) == set(plan(two.grid).runs) and len(runs) > 5
+    for run_id in runs:
+        assert here.read(run_id)["train_info"]["metrics"] == there.read(run_id)["train_info"]["metrics"]
+        mine, theirs = here.predictions(run_id), there.predictions(run_id)
+        assert set(mine) == set(theirs) and all(np.array_equal(mine[key], theirs[key]) for key in mine)
+    assert not list(there.root.glob("manifests/.*")), "a beacon stayed"
+
+
+def test_a_killed_actor_costs_the_run_at_hand_and_no_other(cluster, data_folders, make_host, tmp_path):
+    store = Store(tmp_path / "kill")
+
+    def kill():
+        pid = first_claim(store, 1).pid
+        kept = stamps(store)
+        os.kill(pid, signal.SIGKILL)
+        return kept
+
+    thread, found = meanwhile(kill)
+    assert command(small(data_folders, make_host, f"results={tmp_path}", "study=kill", *SLOW, "engine=ray",
+                         f"engine.options.address={cluster.address}"), None) == 0
+    thread.join()
+    after = stamps(store)
+    assert {path: after[path] for path in found[0]} == found[0], "a finished run was trained again"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_is_ended_takes_its_actors_along_and_is_completed_by_repeating_it(
+        cluster, data_folders, make_host, tmp_path, how):
+    one, two = make_host("t5", 32, 2, 4, 0), make_host("t5", 32, 2, 4, 1)
+    words = [f"host.nano-raw-base.path={one.source}", f"host.nano-tuned-base.path={two.source}",
+             f"data.nano_films.path={data_folders['one']}", f"data.nano_meals.path={data_folders['two']}",
+             "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'", f"results={tmp_path}", "study=end",
+             *SLOW, "grid.budgets=[120]", "engine=ray", f"engine.options.address={cluster.address}"]
+    store = Store(tmp_path / "end")
+    process = subprocess.Popen([sys.executable, "-m", "portability.run", *words], cwd=CONF.parent, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: list(store.root.glob("checkpoints/*")) or process.poll() is not None)
+    pids = [claim.pid for claim in Claims(store.root).all().values()]
+    os.killpg(process.pid, how)  # as a terminal does
+    output = process.communicate(timeout=30)[0]
+    assert pids and process.returncode == (130 if how == signal.SIGINT else -how), output
+    wait_for(gone(pids), 20)
+    if how == signal.SIGINT:
+        assert list(store.root.glob("checkpoints/*")) and not Claims(store.root).all(), output
+        return
+    kept = stamps(store)
+    again = subprocess.run([sys.executable, "-m", "portability.run", *words], cwd=CONF.parent, capture_output=True, text=True)
+    assert again.returncode == 0 and "0 failed, 0 missing" in again.stdout, again.stdout + again.stderr
+    assert {path: stamps(store)[path] for path in kept} == kept
+
+
+def test_a_job_that_takes_too_long_is_killed_and_updates_are_reported_meanwhile(cluster, data_folders, make_host, tmp_path):
+    study = small(data_folders, make_host, *SLOW, "grid.budgets=[20000]", "grid.seeds=[0]")
+    planned = plan(study.grid)
+    run = next(run for run in planned.runs.values() if run.method and run.origin is None)
+    job, seen = Job([run], {run.run_id: sorted(planned.marks[run.run_id])}), []
+    setup = Setup(tmp_path / "late", study.sources, study.overlap, TrackingSpec("disabled", "p", tmp_path), 60.0)
+    conf = EngineConf("ray", "cpu", 1, 1, 60.0, 5 / 60, {"address": cluster.address, "gpus": None, "cpus": 1})
+    waiting = [job]
+
+    def jobs(idle):
+        given = list(waiting)
+        waiting.clear()
+        return given
+
+    ended = list(ray_engine.run_jobs(jobs, setup, conf, seen.append))
+    assert [job for job, _ in ended] == [job] and isinstance(ended[0][1], TimedOut) and "timed out after" in ended[0][1]
+    assert 0 < sum(seen) < 20000 and min(seen) > 0, "the bar would not have moved"
+
+
+def test_a_cluster_that_does_not_answer_or_refuses_the_token_is_one_sentence(cluster, tmp_path, monkeypatch):
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no Ray cluster lets us in at 127.0.0.1:1 .*refused.*ray start"):
+        ray_cluster._rehearse("127.0.0.1:1")
+    with socket.socket() as silent:  # something listens, and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 4)
+        with pytest.raises(UserError, match="no answer in 4 s"):
+            ray_cluster._rehearse(f"127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.undo()
+    other = tmp_path / "other"
+    other.write_text("2" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
+    with pytest.raises(UserError, match="does not let us in without its token; copy ~/.ray/auth_token"):
+        ray_cluster._rehearse(cluster.address)
+    assert time.monotonic() - started < 25
+
+
+def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    ray_cluster._make_token()
+    path = tmp_path / ".ray" / "auth_token"
+    made = path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600 and len(made) == 64 and len(list(path.parent.iterdir())) == 1
+    ray_cluster._make_token()
+    assert path.read_text() == made
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"gpus": 2.0}, "gpus must be above 0 and at most 1"),
+    ({"cpus": 0}, "cpus must be above 0"),
+    ({"address": "nonsense"}, "must be null, auto or host:port"),
+    ({"address": "ray://h:10001"}, "host:port of the cluster's head"),
+])
+def test_options_that_cannot_be_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        ray_cluster.Options.checked({"address": None, "gpus": None, "cpus": 1} | options)
+
+
+def test_a_lost_node_costs_the_run_at_hand_and_no_other(cluster, data_folders, make_host, tmp_path):
+    """Last of those with the cluster: afterwards it has one node."""
+    store = Store(tmp_path / "node")
+
+    def kill():
+        wait_for(lambda: len(stamps(store)) >= 2 and len(Claims(store.root).all()) == 2)
+        kept, pids = stamps(store), {claim.pid for claim in Claims(store.root).all().values()}
+        cluster.kill(cluster.second)
+        return kept, pids
+
+    thread, found = meanwhile(kill)
+    assert command(small(data_folders, make_host, f"results={tmp_path}", "study=node", *SLOW, "engine=ray",
+                         f"engine.options.address={cluster.address}"), None) == 0
+    thread.join()
+    (kept, pids), after = found[0], stamps(store)
+    assert len(kept) < len(after) and {path: after[path] for path in kept} == kept, "a finished run was trained again"
+    wait_for(gone(pids), 20)
