@@ -19,11 +19,13 @@ from test_study import launch
 from portability.claims import Claims
 from portability.engines.slurm import _cost, _packed
 from portability.engines.slurm_queue import require
+from portability.engines.slurm_task import STOPS, Notes, _limit, _Log, run_task
 from portability.errors import UserError
 from portability.plan import plan
 from portability.run import command
 from portability.store import Store
-from portability.worker import Job
+from portability.tracking import TrackingSpec
+from portability.worker import Job, Setup
 
 QUICK = ("engine=slurm", "engine.options.poll_seconds=0.3", "engine.options.late_seconds=0")
 FAST = (*QUICK, "tracking.wandb=disabled", "yes=true", "method=lora")
@@ -179,3 +181,34 @@ def test_short_jobs_share_a_task_and_long_ones_have_their_own():
     assert [job for task in tasks for job in task] == jobs
     assert all(len(task) == 1 or sum(map(_cost, task)) <= most for task in tasks) and len(tasks) <= len(jobs) // 2 + 1
     assert [len(task) for task in _packed(jobs[:7], 3, lambda job: 1.0)] == [3, 3, 1]
+
+
+@pytest.fixture
+def signals():
+    """Puts back what a task does to this process's signals."""
+    kept = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_whose_origin_is_not_there_is_left_and_not_a_failure(data_folders, make_host, tmp_path, signals):
+    study = small(data_folders, make_host, *FAST[len(QUICK):], "grid.inits=[ported]", "grid.seeds=[0]")
+    planned, store = plan(study.grid), Store(tmp_path / "left")
+    jobs = [Job([run], {run_id: [0]}) for run_id, run in planned.runs.items() if run.origin or run.method is None]
+    setup = Setup(store.root, study.sources, study.overlap, TrackingSpec("disabled", "none", tmp_path, None))
+    with pytest.raises(SystemExit) as stop:
+        run_task(jobs, setup, "cpu", None, 0.0, tmp_path / "notes.json")
+    notes = Notes.read(tmp_path / "notes.json")
+    assert stop.value.code == 4 and notes.end == "left" and len(notes.begun) == 1
+    assert [record["run_id"] for record in store.records()] == list(notes.begun) and store.failures() == {}
+
+
+def test_a_job_that_takes_too_long_ends_its_process_and_says_so(tmp_path, monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    job = Job(list(plan(grid()).runs.values())[:2], {})
+    with _limit(job, 0.001, _Log(tmp_path / "notes.json")):
+        time.sleep(0.4)
+    notes = Notes.read(tmp_path / "notes.json")
+    assert codes == [5] and notes.end == "late" and notes.text.startswith("timed out after")

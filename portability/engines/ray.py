@@ -51,6 +51,9 @@ def run_jobs(
             read or write a file. Finished runs are in the store.
     """
     options = Options.checked(conf.options)
+    queue = [*jobs(False)] or [*jobs(True)]
+    if not queue:
+        return
     root = setup.store.resolve()
     beacon = root / "manifests" / f".ray-{uuid.uuid4().hex}"
     beacon.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ def run_jobs(
             start = Start(replace(setup, store=root), need(ray, conf, options), beacon, Path.cwd(), conf.workers)
             pool = _Pool(ray, start, conf, on_update)
             try:
-                yield from pool.run(jobs)
+                yield from pool.run(queue, jobs)
             finally:
                 pool.stop()
     finally:
@@ -79,8 +82,7 @@ class _Pool:
             raise UserError(f"no node of the Ray cluster has room for a worker ({start.need.cpus:g} CPUs, {start.need.gpus:g} "
                             "GPUs); change engine.options.cpus or gpus, or start a node that has")
 
-    def run(self, jobs: Callable[[bool], Sequence[Job]]) -> Iterator[tuple[Job, str | None]]:
-        queue = list(jobs(False))
+    def run(self, queue: list[Job], jobs: Callable[[bool], Sequence[Job]]) -> Iterator[tuple[Job, str | None]]:
         while True:
             busy = sum(slot.job is not None for slot in self.slots)
             idle = sum(slot.up for slot in self.slots) - busy
