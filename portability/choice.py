@@ -1,11 +1,53 @@
 """Which runs of a plan a command carries out: those of some cells, or one of n parts that need nothing of each other."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from portability.config import Part
-from portability.errors import UserError
+from portability.errors import UserError, choose
 from portability.plan import Plan, alike, cost
+from portability.spec import Cell
+
+RETRIES = ("died", "failed")  # which of the runs that failed before are tried again
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a plan is carried out here, and what is asked before: the grid and its cells stay whole.
+
+    `only` maps columns of a cell (or run_id) to the values wanted; `shard` is (i, n), i from 1 on.
+    """
+
+    only: Mapping[str, Sequence[Any]]
+    shard: tuple[int, int]
+    retry: str
+    yes: bool
+
+
+def part_of(raw: Mapping[str, Any]) -> Part:
+    """What the configuration says of the part.
+
+    Raises:
+        UserError: an unknown column, retry, or shard.
+    """
+    only = raw["only"] or {}
+    if not isinstance(only, Mapping):
+        raise UserError(f"only must map columns of a cell to values, as in 'only={{method: lora, seed: [0, 1]}}', got {only!r}")
+    columns = [field.name for field in fields(Cell)]
+    wanted = {choose(str(key), columns, "column in only"): value if isinstance(value, list) else [value]
+              for key, value in only.items()}
+    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), bool(raw["yes"]))
+
+
+def _shard(value: Any) -> tuple[int, int]:
+    try:
+        part, _, count = str(value or "1/1").partition("/")
+        shard = int(part), int(count)
+    except ValueError:
+        shard = 0, 0
+    if not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"shard must be i/n with i from 1 to n, as in shard=2/3, got {value!r}")
+    return shard
 
 
 def chosen(planned: Plan, part: Part) -> set[str]:

@@ -11,18 +11,18 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from portability.choice import Part, part_of
 from portability.data import DataSource, StudyData, data_spec, study_data
 from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, describe
 from portability.plan import Grid
-from portability.spec import KINDS, Cell, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
+from portability.spec import KINDS, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
 
 T = TypeVar("T")
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
-RETRIES = ("died", "failed")  # which of the runs that failed before are tried again
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -53,19 +53,6 @@ class EngineConf:
     checkpoint_seconds: float
     timeout_minutes: float | None  # of one run; a stack may take as many times that
     options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which part of a plan is carried out here, and what is asked before: the grid and its cells stay whole.
-
-    `only` maps columns of a cell (or run_id) to the values wanted; `shard` is (i, n), i from 1 on.
-    """
-
-    only: Mapping[str, Sequence[Any]]
-    shard: tuple[int, int]
-    retry: str
-    yes: bool
 
 
 @dataclass(frozen=True)
@@ -162,7 +149,7 @@ def to_study(cfg: DictConfig) -> Study:
     return Study(
         name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
         grid=grid, sources=sources, data=data, overlap=conf.overlap,
-        engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=_part(raw),
+        engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=part_of(raw),
     )
 
 
@@ -177,27 +164,6 @@ def _engine(value: Any) -> EngineConf:
     if engine.timeout_minutes is not None and engine.timeout_minutes <= 0:
         raise UserError(f"engine.timeout_minutes must be above 0, got {engine.timeout_minutes}")
     return engine
-
-
-def _part(raw: Mapping[str, Any]) -> Part:
-    only = raw["only"] or {}
-    if not isinstance(only, Mapping):
-        raise UserError(f"only must map columns of a cell to values, as in 'only={{method: lora, seed: [0, 1]}}', got {only!r}")
-    columns = [field.name for field in fields(Cell)]
-    wanted = {choose(str(key), columns, "column in only"): value if isinstance(value, list) else [value]
-              for key, value in only.items()}
-    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), bool(raw["yes"]))
-
-
-def _shard(value: Any) -> tuple[int, int]:
-    try:
-        part, _, count = str(value or "1/1").partition("/")
-        shard = int(part), int(count)
-    except ValueError:
-        shard = 0, 0
-    if not 1 <= shard[0] <= shard[1]:
-        raise UserError(f"shard must be i/n with i from 1 to n, as in shard=2/3, got {value!r}")
-    return shard
 
 
 def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Ledger:
     Args:
         chosen: the runs to carry out; those of them that are done are left alone.
         stack: at most so many runs in a job.
-        retry: which runs that failed before are tried again (config.RETRIES).
+        retry: which runs that failed before are tried again (choice.RETRIES).
     """
 
     def __init__(self, planned: Plan, store: Store, stack: int, workers: int, chosen: Iterable[str] | None = None,
@@ -256,7 +256,8 @@ def _rounds(book: Ledger, setup: Setup, study: Study, bar: tqdm) -> Iterator[Job
         for job, death in ended:
             again += book.settle(job, death)
             yield job
-        if not (again or book.free or book.elsewhere):
-            return
+        while book.elsewhere and not (again or book.free):  # the rest is in another command's hands
+            time.sleep(LOOK_SECONDS)
+            book.look()
         if not (again or book.free):
-            time.sleep(LOOK_SECONDS)  # the rest is in another command's hands
+            return

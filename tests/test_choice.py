@@ -3,8 +3,7 @@
 import pytest
 from test_plan import grid
 
-from portability.choice import chosen
-from portability.config import Part
+from portability.choice import Part, chosen
 from portability.errors import UserError
 from portability.plan import alike, cost, plan
 
