@@ -10,7 +10,7 @@ from synthetic import FACTS, Axes, Synthetic, accuracy, build, record, write
 
 from analysis.load import problems, tidy
 from portability.errors import UserError
-from portability.store import Store
+from portability.store import Store, records
 
 
 def status(study: Synthetic, **coordinates: object) -> set[str]:
@@ -176,13 +176,13 @@ def test_a_folder_without_a_study_is_a_user_error(tmp_path: Path):
 
 def test_each_record_is_read_once(study, monkeypatch):
     seen: list[str] = []
-    read = Store.read
+    parse = records.parse
 
-    def counting(self: Store, run_id: str) -> object:
+    def counting(raw: bytes, run_id: str) -> object:
         seen.append(run_id)
-        return read(self, run_id)
+        return parse(raw, run_id)
 
-    monkeypatch.setattr(Store, "read", counting)
+    monkeypatch.setattr("portability.store.study.parse", counting)
     tidy(study.store)
     assert sorted(seen) == sorted(study.runs)
     assert json.loads(study.path(seen[0]).read_text())["run_id"] == seen[0]
