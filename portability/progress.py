@@ -1,5 +1,6 @@
 """Carry out a plan: what is ready goes to an engine, what failed blocks what needs it, and the bar shows the rest."""
 
+import contextlib
 import importlib
 import logging
 import sys
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from portability.claims import Claims
 from portability.config import Study
-from portability.devices import STACKS, count_gpus, places
+from portability.devices import STACKS, cores, count_gpus, places
 from portability.errors import UserError
 from portability.estimate import agree, calibrate, estimate
 from portability.plan import Plan, alike, stacks
@@ -193,7 +194,7 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> dict[str, RunSp
 def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, tracking: TrackingSpec) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures."""
     conf = study.engine
-    workers = len(places(conf.device, conf.workers)) if conf.kind == "local" else conf.workers or 1
+    workers = len(places(conf.device, conf.workers)) if conf.kind == "local" else conf.workers or cores()
     gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
     stack = conf.stack or STACKS["cuda" if gpu else "cpu"]
     store.tidy_up()
@@ -253,9 +254,10 @@ def _rounds(book: Ledger, setup: Setup, study: Study, bar: tqdm) -> Iterator[Job
             ended = engine.run_waves(waves, setup, study.engine, bar.update)
         else:
             ended = engine.run_jobs(more, setup, study.engine, bar.update)
-        for job, death in ended:
-            again += book.settle(job, death)
-            yield job
+        with contextlib.closing(ended):  # an interrupt in here drains the workers at once
+            for job, death in ended:
+                again += book.settle(job, death)
+                yield job
         while book.elsewhere and not (again or book.free):  # the rest is in another command's hands
             time.sleep(LOOK_SECONDS)
             book.look()

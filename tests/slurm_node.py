@@ -38,6 +38,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=1
 ReturnToService=2
+SlurmdParameters=config_overrides
 KillWait=10
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
@@ -55,7 +56,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def slurm_node(**settings: object) -> Iterator[Mapping[str, str]]:
-    """Start a node with the machine's cores and further lines of slurm.conf; gives the environment that leads to it."""
+    """Start a node (two CPUs at least) with further lines of slurm.conf; gives the environment that leads to it."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: paths of sockets end at 107 characters
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -66,8 +67,7 @@ def slurm_node(**settings: object) -> Iterator[Mapping[str, str]]:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         host = socket.gethostname().partition(".")[0]
-        # slurmd looks at its real number of CPUs; naming more than there are would drain the node
-        conf = CONF.format(host=host, folder=folder, ports=_free_ports(2), cpus=os.cpu_count())
+        conf = CONF.format(host=host, folder=folder, ports=_free_ports(2), cpus=max(2, os.cpu_count() or 2))
         (folder / "slurm.conf").write_text(conf + "".join(f"{key}={value}\n" for key, value in settings.items()))
         environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         start = lambda *command: _start(stack, folder, command, {**os.environ, **environment})  # noqa: E731
