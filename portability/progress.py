@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from portability.claims import Claims
-from portability.config import Study
+from portability.config import EngineConf, Study
 from portability.devices import STACKS, cores, count_gpus, places
 from portability.errors import UserError
 from portability.estimate import agree, calibrate, estimate
@@ -194,7 +194,7 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> dict[str, RunSp
 def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, tracking: TrackingSpec) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures."""
     conf = study.engine
-    workers = len(places(conf.device, conf.workers)) if conf.kind == "local" else conf.workers or cores()
+    workers = _workers(conf)
     gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
     stack = conf.stack or STACKS["cuda" if gpu else "cpu"]
     store.tidy_up()
@@ -216,6 +216,14 @@ def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, 
                 bar.set_postfix_str(text + (f", {len(book.elsewhere)} elsewhere" if book.elsewhere else ""), refresh=False)
     store.compact()
     return len(book.failed)
+
+
+def _workers(conf: EngineConf) -> int:
+    """How many workers stacks are cut for. How many a cluster has room for is not known from here: at_once (Slurm), or the
+    cores of this machine."""
+    if conf.kind == "local":
+        return len(places(conf.device, conf.workers))
+    return conf.workers or int(conf.options.get("at_once") or cores())
 
 
 def _weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, study: Study, setup: Setup, workers: int,
