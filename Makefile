@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 
 demo: $(VENV)/.ready
 	$(RUN) -m portability.run +sweep=demo
-	$(RUN) -m portability.analyze results/
+	$(RUN) -m portability.analyze results/demo
 
 test: $(VENV)/.ready
 	$(RUN) -m ruff check portability analysis tests

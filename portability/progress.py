@@ -179,15 +179,22 @@ class Ledger:
 
 
 def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> dict[str, RunSpec]:
-    """The chosen runs that the store lacks, and the done ones they start from whose files are broken."""
+    """The chosen runs that the store lacks, and those they start from whose files are missing or broken (these are set aside).
+
+    Raises:
+        UserError: a newer version of the project wrote one of them.
+    """
     marks = store.marks()
     wanted = set(chosen)
     todo = {i: run for i, run in planned.runs.items() if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
     for origin in {run.origin for run in todo.values() if run.origin} - set(todo):
         if origin is not None and (fault := store.sound(origin)):
             if origin in marks:
-                log.warning("run %s, from which others start, is broken (%s); it is trained again", origin, fault)
+                log.warning("run %s, from which others start, is broken (%s); it is set aside in %s and trained again",
+                            origin, fault, store.set_aside(origin))
             todo[origin] = planned.runs[origin]
+    for run_id in todo:
+        store.refuse_newer(run_id)
     return {i: todo[i] for i in planned.runs if i in todo}  # in the plan's order: origins first
 
 

@@ -159,7 +159,8 @@ def test_an_origin_whose_module_is_broken_is_trained_again(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert run.run_id in ledger(tmp_path, seeds=1).todo
+    assert run.run_id in ledger(tmp_path, seeds=1).todo and not book.store.has(run.run_id)
+    assert len(list((tmp_path / "discarded").iterdir())) == 1
 
 
 def test_only_what_was_chosen_is_carried_out(tmp_path):

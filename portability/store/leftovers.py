@@ -52,3 +52,12 @@ def _settle(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def set_aside(root: Path, folder: Path) -> Path:
+    """Move an unsound run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""
+    away = root / "discarded"
+    away.mkdir(exist_ok=True)
+    number = next(n for n in range(1, 1 << 30) if not (away / f"{folder.name}-{n}").exists())
+    folder.rename(away / f"{folder.name}-{number}")
+    return away / f"{folder.name}-{number}"

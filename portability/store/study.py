@@ -179,9 +179,7 @@ class Store:
         from safetensors import SafetensorError
 
         self._refuse_published()
-        record, fault = self._parsed(run_id)
-        if record is not None and fault:
-            raise UserError(f"run {run_id} of {self.root} is of a newer version ({fault}); choose another study=NAME")
+        self.refuse_newer(run_id)
         final = self.folder(run_id)
         draft = draft_folder(final)
         try:
@@ -193,6 +191,16 @@ class Store:
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+
+    def refuse_newer(self, run_id: str) -> None:
+        """Leave a run alone that a newer version of the project wrote.
+
+        Raises:
+            UserError: there is one.
+        """
+        record, fault = self._parsed(run_id)
+        if record is not None and fault:
+            raise UserError(f"run {run_id} of {self.root} is of a newer version ({fault}); choose another study=NAME")
 
     @staticmethod
     def _fill(draft: Path, result: Result) -> None:
@@ -207,6 +215,10 @@ class Store:
             (draft / "port_report.json").write_text(pretty(result.port_report))
         files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
         write_json(draft / "record.json", seal(result.record, files))
+
+    def set_aside(self, run_id: str) -> Path:
+        """Move an unsound run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""
+        return leftovers.set_aside(self.root, self.folder(run_id))
 
     def tidy_up(self, older_than_seconds: float = 86400) -> int:
         """Remove drafts that killed processes left longer ago than that; a run that a kill caught between the two

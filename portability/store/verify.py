@@ -8,7 +8,7 @@ from pathlib import Path
 from portability.errors import UserError
 from portability.spec import SCHEMA, RunSpec, from_dict
 from portability.store import failures, index, manifests
-from portability.store.leftovers import leftovers
+from portability.store.leftovers import leftovers, set_aside
 from portability.store.soundness import Checked, check
 from portability.store.study import Store
 
@@ -60,14 +60,8 @@ def verify(store: Store, tally: Tally) -> Iterator[Finding]:
 
 def discard(store: Store, findings: Iterable[Finding]) -> list[tuple[Path, Path]]:
     """Move the unsound run folders to `discarded/`; gives back what went where."""
-    moved = []
-    for folder in dict.fromkeys(finding.discard for finding in findings if finding.discard):
-        number = next(n for n in range(1, 1 << 30) if not (store.root / "discarded" / f"{folder.name}-{n}").exists())
-        target = store.root / "discarded" / f"{folder.name}-{number}"
-        target.parent.mkdir(exist_ok=True)
-        folder.rename(target)
-        moved.append((folder, target))
-    return moved
+    folders = dict.fromkeys(finding.discard for finding in findings if finding.discard)
+    return [(folder, set_aside(store.root, folder)) for folder in folders]
 
 
 # ---- run folders
