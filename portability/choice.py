@@ -30,13 +30,15 @@ def part_of(raw: Mapping[str, Any]) -> Part:
     Raises:
         UserError: an unknown column, retry, or shard.
     """
-    only = raw["only"] or {}
+    only = {} if raw["only"] is None else raw["only"]
     if not isinstance(only, Mapping):
         raise UserError(f"only must map columns of a cell to values, as in 'only={{method: lora, seed: [0, 1]}}', got {only!r}")
     columns = [field.name for field in fields(Cell)]
     wanted = {choose(str(key), columns, "column in only"): value if isinstance(value, list) else [value]
               for key, value in only.items()}
-    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), bool(raw["yes"]))
+    if not isinstance(raw["yes"], bool):
+        raise UserError(f"yes must be true or false, got {raw['yes']!r}")
+    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), raw["yes"])
 
 
 def _shard(value: Any) -> tuple[int, int]:
@@ -54,37 +56,41 @@ def chosen(planned: Plan, part: Part) -> set[str]:
     """Ids of the runs to carry out, and of the origins they need.
 
     Raises:
-        UserError: `only` matches no cell.
+        UserError: `only` names what no cell has, or matches none.
     """
     ids = set(planned.runs)
     if part.only:
         ids = _of_cells(planned, part.only)
     if part.shard != (1, 1):
-        ids &= _of_shard(planned, *part.shard)
+        ids = _of_shard(planned, ids, *part.shard)
     return ids
 
 
 def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
     """Runs of the matching cells, with the native and bare runs they are compared with, and all origins."""
     wanted = {column: {str(value) for value in values} for column, values in only.items()}
+    for column, values in wanted.items():
+        held = {str(getattr(cell, column)) for cell in planned.cells}
+        if unknown := sorted(values - held):
+            choices = ", ".join(sorted(held)) if "_id" not in column else f"{len(held)} ids, see mode=status"
+            raise UserError(f"only: no cell of this grid has {column} {', '.join(unknown)}; there is: {choices}")
     cells = [cell for cell in planned.cells if all(str(getattr(cell, column)) in wanted[column] for column in wanted)]
     if not cells:
-        columns = [column for column in only if "_id" not in column]
-        held = {column: sorted({str(getattr(cell, column)) for cell in planned.cells}) for column in columns}
-        choices = "; ".join(f"{column} is one of {', '.join(values)}" for column, values in held.items())
-        raise UserError(f"only matches no cell of this grid{': ' + choices if choices else ''}")
+        raise UserError(f"only matches no cell of this grid: no cell has all of {', '.join(wanted)} as asked")
     ids = {run_id for cell in cells for run_id in (cell.run_id, cell.native_id, cell.bare_id)}
     return ids | {str(planned.runs[run_id].origin) for run_id in ids if planned.runs[run_id].origin}
 
 
-def _of_shard(planned: Plan, number: int, count: int) -> set[str]:
-    """The part of all runs that is number `number` (from 1) of `count`, about equally costly.
+def _of_shard(planned: Plan, ids: set[str], number: int, count: int) -> set[str]:
+    """The part of these runs that is number `number` (from 1) of `count`, about equally costly.
 
     Runs that start from each other stay together, so no shard waits for, or repeats, what another one does; trees whose
     origins may train together come side by side, so that stacks stay large.
     """
     trees: dict[str, list[str]] = {}
-    for run_id in planned.runs:  # origins come first in a plan
+    for run_id in planned.runs:
+        if run_id not in ids:
+            continue
         root = run_id
         while origin := planned.runs[root].origin:
             root = origin

@@ -83,7 +83,9 @@ class Claims:
                 try:
                     os.link(draft, path)  # fails where there is one, on network file systems too
                     return True
-                except FileExistsError:
+                except FileExistsError:  # a network file system may say so of a link that it made itself
+                    if (held := self.read(run_id)) is not None and held.owner == self.owner:
+                        return True
                     if not self._clear(run_id):
                         return False
             return False
@@ -102,12 +104,18 @@ class Claims:
             return True
         found = _parse(away, run_id)
         if found == seen:
-            log.warning("run %s was left behind by a process that is gone; it is taken over", run_id)
+            log.info("run %s was left behind by a process that is gone", run_id)
         else:  # another took it over in this very moment: give it back
             with contextlib.suppress(FileExistsError):
                 os.link(away, path)
         away.unlink(missing_ok=True)
         return found == seen
+
+    def tidy(self) -> None:
+        """Remove what processes that are gone left behind."""
+        for run_id, claim in self.all().items():
+            if not self.lives(claim):
+                self._clear(run_id)
 
     def read(self, run_id: str) -> Claim | None:
         """The claim on a run, or None where there is none."""
@@ -120,8 +128,8 @@ class Claims:
 
     def lives(self, claim: Claim) -> bool:
         """Whether the claim's owner still works on it."""
-        if claim.machine == machine():
-            return started(claim.pid) == claim.started
+        if claim.machine == machine() and claim.started:
+            return runs(claim.pid) and started(claim.pid) in (claim.started, "")  # empty: another user's, hidden from us
         return self.silence(claim) <= STALE_SECONDS
 
     def silence(self, claim: Claim) -> float:
@@ -158,10 +166,22 @@ def machine() -> str:
     return digest([platform.node(), boot.read_text() if boot.exists() else "", os.readlink(space) if space.exists() else ""])
 
 
+def runs(pid: int) -> bool:
+    """Whether this machine has such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def started(pid: int) -> str:
-    """When a process of this machine began, in ticks since boot; empty where it is gone (or where there is no /proc)."""
+    """When a process of this machine began, in ticks since boot; empty where that cannot be seen, "gone" of one that has
+    ended and waits for its parent to notice."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] == "Z" else fields[19]
+    return "gone" if fields[0] == "Z" else fields[19]

@@ -27,11 +27,22 @@ PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
+class HostSetConf:
+    """Who plays the roles: a file of conf/host_set."""
+
+    name: str
+    roles: dict  # role -> host, or None
+    sets: dict  # role -> data set, or None
+    study_data: list
+    budgets: list
+
+
+@dataclass(frozen=True)
 class GridConf:
     """The axes as conf/config.yaml states them."""
 
     pairs: list | None
-    data: str
+    data: str | None
     relations: dict
     study_data: list
     overlap: str
@@ -138,10 +149,11 @@ def to_study(cfg: DictConfig) -> Study:
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
     assert isinstance(raw, dict)
-    if None in (raw["grid"]["data"], *raw["grid"]["relations"].values()):
-        raise UserError(f"host set '{raw['host_set']['name']}' names no data set for one of this sweep's relations; name one "
-                        "(host_set.sets.ROLE=SET) or leave the relation out (grid.relations)")
+    hosts = build(HostSetConf, raw["host_set"], "host_set")
     conf = build(GridConf, raw["grid"], "grid")
+    if None in (conf.data, *conf.relations.values()):
+        raise UserError(f"host set '{hosts.name}' names no data set for one of this sweep's relations; name one "
+                        "(host_set.sets.ROLE=SET) or leave the relation out (grid.relations)")
     sources = [build(DataSource, {"name": name} | _known(raw, "data", name), f"data.{name}") for name in conf.study_data]
     choose(conf.overlap, ("drop", "keep"), "grid.overlap")
     data = study_data(sources, conf.overlap)
@@ -196,7 +208,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         inits=[_init(raw, name) for name in _distinct(conf.inits, "grid.inits")],
         ports=[build(PortSpec, {"name": name} | _known(raw, "port", name), f"port.{name}")
                for name in _distinct(conf.ports, "grid.ports")],
-        seeds=[int(seed) for seed in _distinct(conf.seeds, "grid.seeds")],
+        seeds=_seeds(conf.seeds),
         budgets=budgets,
         origin_updates=max(budgets) if conf.origin_updates is None else conf.origin_updates,
         task=TaskSpec(**_task(raw["task"])),
@@ -252,6 +264,13 @@ def _positive(values: Sequence[Any], where: str) -> list[int]:
     for value in _distinct(values, where):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{where} must be whole numbers of updates from 1 on (0 comes on top), got {value!r}")
+    return list(values)
+
+
+def _seeds(values: Sequence[Any]) -> list[int]:
+    for value in _distinct(values, "grid.seeds"):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"grid.seeds must be whole numbers, got {value!r}")
     return list(values)
 
 

@@ -10,10 +10,10 @@ import torch
 
 from portability.data import Encoded, StudyData, encode, rows
 from portability.devices import Place
-from portability.errors import UserError
+from portability.errors import UserError, without_places
 from portability.hosts import Host, load_host
 from portability.memory import free_bytes
-from portability.records import Evidence, build_result, without_places
+from portability.records import Evidence, build_result
 from portability.spec import RunSpec
 from portability.store import Store
 

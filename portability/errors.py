@@ -1,5 +1,7 @@
 """The one error class for what a user can put right: bad configuration, bad data, impossible ports."""
 
+import re
+
 
 class UserError(ValueError):
     """Says in one sentence what is wrong, where, and what to do; the command prints it and exits with 2."""
@@ -26,3 +28,13 @@ def choose(name: str, choices: object, what: str) -> str:
 
 
 FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)  # of a run, not of the disk
+
+
+def without_places(text: str) -> str:
+    """A message or traceback without this machine's folders: absolute paths keep their last two parts.
+
+    Example:
+        >>> without_places('File "/home/me/site-packages/torch/nn.py", line 3: no /data/x')
+        'File ".../torch/nn.py", line 3: no .../data/x'
+    """
+    return re.sub(r"(?<![\w.])(?:/[^\s/\"':,()]+)*?((?:/[^\s/\"':,()]+){2})(?=[\s\"':,()]|$)", r"...\1", text)

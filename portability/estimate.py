@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -108,15 +109,18 @@ def agree(found: Estimate, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UserError(f"{found}; that is more than an hour, so nothing was started: repeat the command with yes=true")
     sys.stderr.write(f"{found}. Start? [y/N] ")
-    if input().strip().lower() not in ("y", "yes"):
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("nothing was started")
 
 
 # ---- calibration
 
 
-def calibrate(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup, place: Place, stack: int, workers: int) -> Estimate:
-    """Train the dearest method on the hosts that the most work is on, for a few updates in a process of its own, and scale.
+def calibrate(
+    planned: Plan, todo: Mapping[str, RunSpec], setup: Setup, place: Place, stack: int, workers: int
+) -> Estimate | None:
+    """Train the dearest method on the hosts that the most work is on, for a few updates in a process of its own, and scale;
+    None where nothing is to be trained.
 
     Raises:
         UserError: a host could not be loaded or trained.
@@ -125,6 +129,8 @@ def calibrate(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup, place: P
     for run in todo.values():
         if run.method is not None:
             by_host.setdefault(_host(run), []).append(run)
+    if not by_host:
+        return None
     groups = sorted(by_host.values(), key=lambda runs: -sum(map(cost, runs)))[:HOSTS]
     samples = [(max(runs, key=cost), min(stack, len(runs))) for runs in groups]
     os.environ.update(ENVIRONMENT)
@@ -137,11 +143,13 @@ def calibrate(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup, place: P
     except EOFError:
         answer = "the process ended"
     finally:
+        process.join(5)  # it cleans up
         process.kill()
         process.join()
     if isinstance(answer, str):
         raise UserError(f"the calibration before a large launch failed: {answer}; yes=true starts without an estimate")
-    rates = {_host(run): seconds / work(run.with_updates(1), 0) for (run, _), (seconds, _) in zip(samples, answer, strict=True)}
+    rates = {_host(run): seconds * UPDATES / work(run.with_updates(UPDATES), 0)
+             for (run, _), (seconds, _) in zip(samples, answer, strict=True)}
     rates[()] = statistics.mean(rates.values())
     seconds = sum(work(run, len(planned.marks[i])) * _rate(rates, run) for i, run in todo.items())
     size = statistics.mean(size for _, size in answer) + RECORD_BYTES
@@ -150,6 +158,7 @@ def calibrate(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup, place: P
 
 def _measure(pipe: Connection, setup: Setup, place: Place, samples: Sequence[tuple[RunSpec, int]]) -> None:
     """In a process of its own: seconds per module-update and bytes of files, for each sample."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     with tempfile.TemporaryDirectory() as folder:
         try:
             times: list[float] = []
@@ -159,7 +168,7 @@ def _measure(pipe: Connection, setup: Setup, place: Place, samples: Sequence[tup
             found = []
             for run, members in samples:
                 times.clear()
-                size = trial(run.with_updates(UPDATES), members, worker.desk)
+                members, size = trial(run.with_updates(UPDATES), members, worker.desk)
                 found.append(((times[-1] - times[0]) / (UPDATES - 1) / members, size))
             pipe.send(found)
         except (*FAULTS, OSError) as error:

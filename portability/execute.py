@@ -107,9 +107,9 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
         mounted.unmount()
 
 
-def trial(run: RunSpec, members: int, desk: Desk) -> int:
-    """Train scratch modules of a run's kind and throw them away, to see how long that takes; gives back the bytes of the
-    files that one such run leaves behind for each mark-free module and one evaluation."""
+def trial(run: RunSpec, members: int, desk: Desk) -> tuple[int, int]:
+    """Train scratch modules of a run's kind, as many of them as fit, and throw them away, to see how long that takes; gives
+    back how many they were, and the bytes of one's module and of one evaluation."""
     host = desk.host(run)
     scorer = Scorer(host, run.task)
     test = desk.encoded(host, run, run.eval.split, run.eval.limit)
@@ -119,8 +119,10 @@ def trial(run: RunSpec, members: int, desk: Desk) -> int:
         bench = Bench(mounted, scorer, desk.encoded(host, run, "train", 0), test)
         runs = [replace(run, seed=seed) for seed in range(members)]
         starts = [Start(mounted.fresh(seed), scorer.fresh_head(seed), None, None) for seed in range(members)]
+        members = min(members, _most(runs, {one.run_id: start for one, start in zip(runs, starts, strict=True)}, bench, desk))
+        runs, starts = runs[:members], starts[:members]
         Stack(runs, starts, bench, {one.run_id: [] for one in runs}).train(desk)
-        return 4 * starts[0].module.entries + 5 * len(test)
+        return members, 4 * starts[0].module.entries + 5 * len(test)
     finally:
         mounted.unmount()
 

@@ -1,6 +1,6 @@
 """From a grid to cells and runs. Work that is equal has one id, so it is planned, and paid for, once. No torch here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TypeVar
@@ -76,6 +76,12 @@ class Plan:
         self.runs.setdefault(run_id, run)
         self.marks.setdefault(run_id, set()).update(marks)
         return run_id
+
+
+    def part(self, ids: Set[str]) -> "Plan":
+        """These runs alone, with the cells that read them."""
+        runs = {run_id: run for run_id, run in self.runs.items() if run_id in ids}
+        return Plan([cell for cell in self.cells if cell.run_id in ids], runs, {i: self.marks[i] for i in runs})
 
 
 def plan(grid: Grid) -> Plan:

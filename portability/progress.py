@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from portability.claims import Claims
-from portability.config import EngineConf, Study
-from portability.devices import STACKS, cores, count_gpus, places
+from portability.config import EngineConf, Study, facts
+from portability.devices import STACKS, count_gpus, places
 from portability.errors import UserError
 from portability.estimate import agree, calibrate, estimate
 from portability.plan import Plan, alike, stacks
@@ -40,7 +40,7 @@ class Ledger:
                  retry: str = "died"):
         self.planned, self.store, self.stack, self.workers = planned, store, stack, workers
         self.claims = Claims(store.root)
-        self.todo = to_do(planned, store, planned.runs if chosen is None else set(chosen))
+        self.todo, self.broken = to_do(planned, store, planned.runs if chosen is None else set(chosen))
         self.kind = {run_id: alike(run) for run_id, run in self.todo.items()}
         self.waiting: dict[str, list[str]] = {}  # origin -> runs that start from it
         self.mates: Counter[str] = Counter()  # kind -> how many such runs are waiting
@@ -86,7 +86,7 @@ class Ledger:
         self.free = {}
         while runs:
             found.append(self._jobs(runs, self.workers))
-            runs = [i for run_id in runs for i in self.waiting.get(run_id, ()) if i not in self.out]
+            runs = [i for run_id in runs for i in self.waiting.get(run_id, ()) if i not in self.out and i not in self.failed]
         return found
 
     def _jobs(self, ids: Sequence[str], workers: int) -> list[Job]:
@@ -96,7 +96,8 @@ class Ledger:
         return [self._job(part) for part in stacks(runs, size)]
 
     def _job(self, ids: Iterable[str]) -> Job:
-        return Job([self.todo[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids})
+        return Job([self.todo[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids},
+                   {i: self.known.get(i, {}).get("attempt", 0) for i in ids})
 
     def settle(self, job: Job, death: str | None) -> list[Job]:
         """Note how a job ended; gives back the jobs to try again after a worker's death, in smaller stacks."""
@@ -109,7 +110,7 @@ class Ledger:
             if death is None and self._is_elsewhere(run):
                 self.elsewhere.add(run.run_id)
                 continue
-            if death is None and self._has_failed_anew(run):
+            if self._has_failed_anew(run):
                 self._fail(run, "failed")
                 continue
             reason = death or "the worker ended the job and left neither record nor failure"
@@ -130,7 +131,8 @@ class Ledger:
         if not self.store.has(run.run_id, self.planned.marks[run.run_id]):
             return False
         self.done.add(run.run_id)
-        self.free |= {run_id: None for run_id in self._released(run) if run_id not in self.out}
+        released = [run_id for run_id in self._released(run) if run_id not in self.out and run_id not in self.failed]
+        self.free |= dict.fromkeys(released)
         return True
 
     def _released(self, origin: RunSpec) -> list[str]:
@@ -147,7 +149,7 @@ class Ledger:
         self.free.pop(run.run_id, None)
         for run_id in self._released(run):
             if run_id not in self.failed:
-                said = self.known.get(run_id, {}).get("origin") == run.run_id
+                said = self.known.get(run_id, {}).get("origin") == run.run_id or self._has_failed_anew(self.todo[run_id])
                 blocked = {"error": f"blocked: its origin run {run.run_id} failed", "kind": "Blocked", "origin": run.run_id}
                 self._fail(self.todo[run_id], "blocked", None if said else blocked)
 
@@ -178,8 +180,9 @@ class Ledger:
         return claim is not None and self.claims.lives(claim)
 
 
-def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> dict[str, RunSpec]:
-    """The chosen runs that the store lacks, and those they start from whose files are missing or broken (these are set aside).
+def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str, RunSpec], dict[str, str]]:
+    """The chosen runs that the store lacks, with those they start from whose files are missing or broken; and what is wrong
+    with the ones that are there and broken.
 
     Raises:
         UserError: a newer version of the project wrote one of them.
@@ -187,24 +190,27 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> dict[str, RunSp
     marks = store.marks()
     wanted = set(chosen)
     todo = {i: run for i, run in planned.runs.items() if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
+    broken = {}
     for origin in {run.origin for run in todo.values() if run.origin} - set(todo):
         if origin is not None and (fault := store.sound(origin)):
-            if origin in marks:
-                log.warning("run %s, from which others start, is broken (%s); it is set aside in %s and trained again",
-                            origin, fault, store.set_aside(origin))
             todo[origin] = planned.runs[origin]
+            broken |= {origin: fault} if origin in marks else {}
     for run_id in todo:
         store.refuse_newer(run_id)
-    return {i: todo[i] for i in planned.runs if i in todo}  # in the plan's order: origins first
+    return {i: todo[i] for i in planned.runs if i in todo}, broken  # in the plan's order: origins first
 
 
 def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, tracking: TrackingSpec) -> int:
-    """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures."""
+    """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures.
+
+    Nothing is written before it is clear that the work can and may begin.
+    """
     conf = study.engine
+    store.refuse_other_settings(planned.cells)
+    importlib.import_module(f"portability.engines.{conf.kind}").check(conf)
     workers = _workers(conf)
     gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
     stack = conf.stack or STACKS["cuda" if gpu else "cpu"]
-    store.tidy_up()
     book = Ledger(planned, store, stack, workers, chosen, study.part.retry)
     log.info("%d of %d runs to do in study %s", len(book.todo) - book.earlier, len(planned.runs), study.name)
     if book.earlier:
@@ -215,6 +221,12 @@ def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, 
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds)
     if todo:
         _weigh(planned, todo, store, study, setup, workers, stack)
+    store.expect(planned.cells, facts(study, tracking.sweep))
+    store.tidy_up()
+    book.claims.tidy()
+    for run_id, fault in book.broken.items():
+        log.warning("run %s, from which others start, is broken (%s); it is set aside in %s and trained again", run_id, fault,
+                    store.set_aside(run_id))
     every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
     if len(book.todo) > book.earlier:
         with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0) as bar:
@@ -226,11 +238,9 @@ def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, 
 
 
 def _workers(conf: EngineConf) -> int:
-    """How many workers stacks are cut for. How many a cluster has room for is not known from here: at_once (Slurm), or the
-    cores of this machine."""
-    if conf.kind == "local":
-        return len(places(conf.device, conf.workers))
-    return conf.workers or int(conf.options.get("at_once") or cores())
+    """How many workers stacks are cut for. How many a cluster has room for is not known from here, so that without a number
+    stacks are as large as they may be."""
+    return len(places(conf.device, conf.workers)) if conf.kind == "local" else conf.workers or 1
 
 
 def _weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, study: Study, setup: Setup, workers: int,
@@ -245,6 +255,8 @@ def _weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, study: Stud
     if found is None:
         place = places(study.engine.device, study.engine.workers)[0]
         found = calibrate(planned, todo, setup, place, stack, workers)
+    if found is None:  # nothing is to be trained
+        return
     log.info("%s", found)
     agree(found, study.part.yes)
 

@@ -4,7 +4,6 @@ import datetime
 import functools
 import importlib.metadata
 import platform
-import re
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,16 +107,6 @@ def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
         if part["revision"] is None and not source.startswith("embedded:"):
             part["source"] = Path(source).name
     return spec
-
-
-def without_places(text: str) -> str:
-    """A message or traceback without this machine's folders: absolute paths keep their last two parts.
-
-    Example:
-        >>> without_places('File "/home/me/site-packages/torch/nn.py", line 3: no /data/x')
-        'File ".../torch/nn.py", line 3: no .../data/x'
-    """
-    return re.sub(r"(?<![\w.])(?:/[^\s/\"':,()]+)*?((?:/[^\s/\"':,()]+){2})(?=[\s\"':,()]|$)", r"...\1", text)
 
 
 @functools.cache

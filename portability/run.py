@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig
 
 from portability.choice import chosen
-from portability.config import Study, facts, to_study
+from portability.config import Study, to_study
 from portability.errors import UserError
 from portability.paths import bundled
 from portability.plan import Plan, plan, updates_of
@@ -91,17 +91,17 @@ def command(study: Study, sweep: str | None) -> int:
     """Plan, and then print, or show the state of, or carry out the plan. Gives back the exit code."""
     planned = plan(study.grid)
     store = Store(study.results / study.name)
+    ids = chosen(planned, study.part)
+    part = planned if len(ids) == len(planned.runs) else planned.part(ids)
     if study.mode == "plan":
-        _say(plan_lines(study, planned, store))
+        _say(plan_lines(study, part, store))
         return 0
     if study.mode == "status":
-        _say(status_lines(planned, store))
+        _say(status_lines(part, store))
         return 0
-    ids = chosen(planned, study.part)
-    store.expect(planned.cells, facts(study, sweep))
     tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
     failed = carry_out(planned, ids, store, study, tracking)
-    _say(status_lines(planned, store))
+    _say(status_lines(part, store))
     return 1 if failed else 0
 
 

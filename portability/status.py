@@ -90,7 +90,8 @@ def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
     left = [run_id for run_id, state in found.items() if state.name in ("planned", "running", "stale")]
     if not recent or not left:
         return lines
-    times = {record["run_id"]: record["run_info"]["total_time"] for record in records}
+    times = {record["run_id"]: record["run_info"]["total_time"] * record["train_info"].get("stack", 1)  # a run's is its share
+             for record in records}
     begin = min(end - timedelta(seconds=times[run_id]) for run_id, end in recent.items())
     seconds = max(1.0, (now - begin).total_seconds())
     rate = sum(cost(planned.runs[run_id]) for run_id in recent) / seconds

@@ -5,18 +5,14 @@ import platform
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from portability.claims import Claims
 from portability.data import DataSource, study_data
 from portability.devices import Place
 from portability.spec import RunSpec
 from portability.tracking import TrackingSpec
-
-if TYPE_CHECKING:
-    pass
 
 ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -29,10 +25,12 @@ DRAIN_SECONDS = 8.0  # a stopped worker has so long to keep its checkpoints (our
 
 @dataclass(frozen=True)
 class Job:
-    """A stack of runs with the marks of each: the unit that is scheduled."""
+    """A stack of runs with the marks of each: the unit that is scheduled. `failures` is how often each had failed when this
+    was planned: one that another command has seen fail since is not executed again."""
 
     runs: Sequence[RunSpec]
     marks: Mapping[str, Sequence[int]]
+    failures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,8 @@ class Worker:
         self.claims = Claims(setup.store)
 
     def run(self, job: Job) -> None:
-        """Carry out those runs of a job that nobody else has in hand or has done.
+        """Carry out those runs of a job that nobody else has in hand, has done or has seen fail. A run that was evaluated at
+        other marks before is evaluated at those too, so that no evaluation is lost.
 
         Raises:
             OSError: a file could not be read or written.
@@ -97,10 +96,15 @@ class Worker:
 
         ids = [run.run_id for run in job.runs]
         with self.claims.held(ids) as mine:
-            store = self.desk.store
-            runs = [run for run in job.runs if run.run_id in mine and not store.has(run.run_id, job.marks[run.run_id])]
+            runs, marks = [], {}
+            for run in job.runs:
+                done = self.desk.store.evaluated(run.run_id)
+                failed = self.desk.store.attempts(run.run_id) > job.failures.get(run.run_id, float("inf"))
+                if run.run_id in mine and not failed and not done.issuperset(job.marks[run.run_id]):
+                    runs.append(run)
+                    marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
             if runs:
-                execute(runs, job.marks, self.desk)
+                execute(runs, marks, self.desk)
 
     def stop(self) -> None:
         """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""

@@ -33,8 +33,12 @@ def test_only_can_name_a_run():
 
 
 def test_only_that_matches_nothing_says_what_there_is():
-    with pytest.raises(UserError, match="method is one of adapter, compacter, lora, prefix"):
-        chosen(PLANNED, part(only={"method": ["loraa"]}))
+    with pytest.raises(UserError, match="no cell of this grid has method loraa; there is: adapter, compacter, lora, prefix"):
+        chosen(PLANNED, part(only={"method": ["lora", "loraa"]}))
+    with pytest.raises(UserError, match="no cell of this grid has seed 99; there is: 0, 1"):
+        chosen(PLANNED, part(only={"seed": [0, 99]}))
+    with pytest.raises(UserError, match="no cell has all of init, budget"):
+        chosen(PLANNED, part(only={"init": ["bare"], "budget": [50]}))
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
@@ -45,6 +49,14 @@ def test_shards_cover_the_plan_need_nothing_of_each_other_and_cost_about_the_sam
         assert all(PLANNED.runs[i].origin in (None, *shard) for i in shard)
     costs = [sum(cost(PLANNED.runs[i]) for i in shard) for shard in shards]
     assert max(costs) < 1.35 * sum(costs) / count
+
+
+def test_a_shard_of_some_cells_is_a_part_of_their_runs():
+    whole = chosen(PLANNED, part(only={"method": ["lora"]}))
+    shards = [chosen(PLANNED, part(only={"method": ["lora"]}, shard=(number, 3))) for number in (1, 2, 3)]
+    assert sorted(i for shard in shards for i in shard) == sorted(whole)
+    costs = [sum(cost(PLANNED.runs[i]) for i in shard) for shard in shards]
+    assert max(costs) < 1.35 * sum(costs) / 3
 
 
 def test_shards_keep_runs_together_that_may_train_together():

@@ -96,6 +96,21 @@ def test_a_takeover_that_comes_too_late_is_given_back(tmp_path, monkeypatch):
     assert slow.read(ID).owner == fast.owner
 
 
+def test_where_processes_cannot_be_looked_at_the_heartbeat_decides(tmp_path):
+    path = forge(tmp_path, started="")  # a system without /proc
+    assert Claims(tmp_path).lives(Claims(tmp_path).read(ID))
+    past = time.time() - claims.STALE_SECONDS - 5
+    os.utime(path, (past, past))
+    assert not Claims(tmp_path).lives(Claims(tmp_path).read(ID))
+
+
+def test_what_was_left_behind_is_tidied_up_and_what_lives_is_not(tmp_path):
+    forge(tmp_path, started="1")
+    with Claims(tmp_path).held([OTHER]):
+        Claims(tmp_path).tidy()
+        assert set(Claims(tmp_path).all()) == {OTHER}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run_id": 3}'])
 def test_a_torn_claim_holds_nobody_up_for_ever(tmp_path, text):
     path = forge(tmp_path)

@@ -98,7 +98,10 @@ def test_without_the_hub_the_study_on_t5s_says_so_at_once_and_names_the_embedded
     ("only=lora", "only must map columns"), ("retry=maybe", "unknown retry 'maybe'; choose one of: died, failed"),
     ("engine.timeout_minutes=0", "engine.timeout_minutes must be above 0"),
     ("host_set.roles.tuned_base=null", "host set 'nano' has no tuned_base: narrow grid.pairs"),
-    ("host_set.sets.main=null", "host set 'nano' names no data set"),
+    ("host_set.sets.main=null", "host set 'nano' names no data set"), ("yes=no", "yes must be true or false, got 'no'"),
+    ("only=0", "only must map columns"), ("grid.relations=null", "grid.relations must be dict"),
+    ("grid=null", "grid must be a mapping"), ("host_set.roles=null", "host_set.roles must be dict"),
+    ("grid.seeds=[a]", "grid.seeds must be whole numbers, got 'a'"),
 ])
 def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     with pytest.raises(UserError, match=words):

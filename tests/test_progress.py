@@ -159,8 +159,34 @@ def test_an_origin_whose_module_is_broken_is_trained_again(tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert run.run_id in ledger(tmp_path, seeds=1).todo and not book.store.has(run.run_id)
-    assert len(list((tmp_path / "discarded").iterdir())) == 1
+    again = ledger(tmp_path, seeds=1)
+    assert run.run_id in again.todo and "other bytes" in again.broken[run.run_id]
+    assert book.store.has(run.run_id), "it is set aside before it was said that the work may begin"
+
+
+def test_a_run_that_failed_by_itself_is_not_handed_out_again_when_its_origin_is(tmp_path):
+    book = ledger(tmp_path, seeds=1)
+    origin = origin_job(book).runs[0].run_id
+    failed, other = [run_id for run_id, run in book.planned.runs.items() if run.origin == origin]
+    book.store.fail(failed, {"error": "boom", "kind": "RuntimeError"})
+    again = ledger(tmp_path, seeds=1)
+    assert failed in again.failed
+    job = origin_job(again)
+    finish(again.store, job)
+    assert again.settle(job, None) == []
+    assert {run.run_id for job in every(again) for run in job.runs} >= {other} and again.failed[failed] == "boom"
+    assert failed not in {run_id for run_id in again.out | set(again.free)}
+    waves = ledger(tmp_path, seeds=1).waves()
+    assert failed not in {run.run_id for wave in waves for job in wave for run in job.runs}
+
+
+def test_a_run_that_wrote_its_failure_before_its_worker_died_is_not_tried_again(tmp_path):
+    book = ledger(tmp_path, seeds=2)
+    job = origin_job(book)
+    one, other = (run.run_id for run in job.runs)
+    book.store.fail(one, {"error": "boom", "kind": "UserError"})
+    assert [[run.run_id for run in again.runs] for again in book.settle(job, "exit code -9")] == [[other]]
+    assert book.store.attempts(one) == 1
 
 
 def test_only_what_was_chosen_is_carried_out(tmp_path):

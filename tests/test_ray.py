@@ -111,7 +111,7 @@ def meanwhile(action):
 def first_claim(store, ready):
     """A process that is at work on a run, once some records are there."""
     def look():
-        claims = list(Claims(store.root).all().values())
+        claims = [claim for claim in Claims(store.root).all().values() if Claims(store.root).lives(claim)]
         return claims[0] if ready <= len(stamps(store)) and claims else None
 
     return wait_for(look)

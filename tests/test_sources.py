@@ -172,7 +172,7 @@ def test_a_hub_set_without_the_column_or_split_names_what_there_is(hub):
 ], ids=lambda error: type(error).__name__)
 def test_a_hub_that_does_not_answer_is_named_with_local_alternatives(error, hub):
     hub(error)
-    with pytest.raises(UserError, match="cannot fetch nyu-mll/glue.*nano_films") as caught:
+    with pytest.raises(UserError, match="cannot fetch nyu-mll/glue.*host_set=nano") as caught:
         read(GLUE)
     assert type(error).__name__ in str(caught.value)
 

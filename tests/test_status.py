@@ -67,10 +67,11 @@ def test_the_rate_is_that_of_the_last_half_hour(tmp_path):
     for place, run_id in enumerate(trained[:2]):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(now - 60 * place))
         store.commit(run_id, Result(record(run_id, plan_.marks[run_id]) | {
-            "run_info": {"created_at": stamp, "total_time": 60.0}}))
+            "run_info": {"created_at": stamp, "total_time": 15.0},
+            "train_info": {"stack": 4, "metrics": [{"updates": mark} for mark in plan_.marks[run_id]]}}))
     (line,) = [line for line in status_lines(plan_, store) if line.startswith("rate:")]
     rate = float(line.split()[1])
-    assert 0.9 < rate < 1.1  # two runs of a minute each, one after the other
+    assert 0.9 < rate < 1.1  # two runs, each a quarter of a stack that took a minute, one after the other
     minutes = float(line.partition("; ")[2].split()[0])
     assert 0.7 < minutes / (len(trained) - 2) < 1.3
     assert duration(59) == "59 s"

@@ -212,3 +212,12 @@ def test_compact_says_how_much_it_read(store, capsys):
     (store.root / index.NAME).unlink()
     assert "6 records read anew" in say(capsys, "compact", store.root)[1][0]
     assert "0 records read anew" in say(capsys, "compact", Store(store.root).root)[1][0]
+
+
+def test_an_origin_in_another_study_does_not_stand_in_for_one_that_is_missing(store, capsys):
+    other = study("format2", store.root.parent / "astudy")  # whole, and read first
+    origin = store.read(ported(store))["spec"]["origin"]
+    shutil.rmtree(store.folder(origin))
+    code, lines = say(capsys, "verify", store.root.parent)
+    assert code == 1 and any(f"starts from run {origin}, which is not there" in line for line in lines)
+    assert other.sound(origin) is None

@@ -248,6 +248,36 @@ def test_a_record_of_another_mark_set_is_trained_again_to_the_same_numbers(data_
     assert store.has(cell.run_id, [0, 2, 4]) and np.array_equal(store.predictions(cell.run_id)["margin"][-1], before)
 
 
+def test_a_command_with_other_budgets_keeps_the_evaluations_that_are_there(data_folders, make_host, tmp_path):
+    words = (f"results={tmp_path}", "study=budgets", *OFF, "method=lora", "grid.seeds=[0]", "grid.inits=[scratch]")
+    for budgets in ("[2,6]", "[4,6]"):
+        assert command(small(data_folders, make_host, *words, f"grid.budgets={budgets}"), None) == 0
+    store = Store(tmp_path / "budgets")
+    trained = [record for record in store.records() if record["cell"]["method"]]
+    assert [[mark["updates"] for mark in record["train_info"]["metrics"]] for record in trained] == [[0, 2, 4, 6]] * 2
+    first = plan(small(data_folders, make_host, *words, "grid.budgets=[2,6]").grid)
+    assert all(store.has(run_id, first.marks[run_id]) for run_id in first.runs), "the first command's cells are gone"
+
+
+def test_nothing_is_written_where_the_work_cannot_begin(data_folders, make_host, tmp_path, monkeypatch):
+    words = (f"results={tmp_path}", "study=never", *OFF, "method=lora", "grid.seeds=[0]")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="needs Slurm's commands|needs the package submitit"):
+        command(small(data_folders, make_host, *words, "engine=slurm"), None)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_part_of_a_plan_is_shown_and_summed_up_alone(data_folders, make_host, tmp_path, capsys):
+    words = (f"results={tmp_path}", "study=part", *OFF, "method=[lora,adapter]", "grid.inits=[scratch]", "grid.seeds=[0]")
+    assert command(small(data_folders, make_host, *words, "only={method: lora}"), None) == 0
+    assert "runs: 3, 3 done" in capsys.readouterr().out
+    for mode, said in (("plan", "3 done, 0 to do"), ("status", "runs: 3, 3 done")):
+        command(small(data_folders, make_host, *words, "only={method: lora}", f"mode={mode}"), None)
+        assert said in capsys.readouterr().out
+    command(small(data_folders, make_host, *words, "mode=status"), None)
+    assert "runs: 5, 3 done, 0 failed, 2 planned" in capsys.readouterr().out
+
+
 # ---- the command, killed
 
 

@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,15 @@ class _Slot:
     place: Place
     job: Job | None = None
     since: float | None = None  # when work on the job began: a new worker needs some seconds to import torch
+
+
+def check(conf: EngineConf) -> None:
+    """See that this engine can work here.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    places(conf.device, conf.workers)
 
 
 def run_jobs(
@@ -140,13 +150,21 @@ def _work(pipe: Connection, setup: Setup, place: Place, parent: int) -> None:
     """A worker's life: jobs in, reports out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _die_with(parent)
-    worker = Worker(setup, place, pipe.send)
-    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker, at_work = Worker(setup, place, pipe.send), False
+
+    def stop(*_: object) -> None:
+        worker.stop()
+        if not at_work:
+            sys.exit()
+
+    signal.signal(signal.SIGTERM, stop)
     while True:
+        at_work = False
         try:
             job = pipe.recv()
         except EOFError:
             return
+        at_work = True
         pipe.send(0)  # the work begins
         try:
             worker.run(job)

@@ -3,6 +3,7 @@
 Ray's own retries are off, so that a death is counted where all deaths are counted.
 """
 
+import importlib.util
 import logging
 import re
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from portability.config import EngineConf
 from portability.engines.ray_actor import SHARED_SECONDS, Actor, Standing, Start, standing
 from portability.engines.ray_cluster import Options, connected, need, room
-from portability.errors import UserError
+from portability.errors import UserError, without_places
 from portability.store import Store
 from portability.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, overdue
 
@@ -34,6 +35,17 @@ class _Slot:
     ended: Any = None  # there once the job has ended
     count: Any = None  # the number of updates that was asked for last
     seen: int = 0  # updates that were reported
+
+
+def check(conf: EngineConf) -> None:
+    """See that this engine can work here, as far as that shows without a cluster.
+
+    Raises:
+        UserError: Ray is missing, or an option is wrong.
+    """
+    Options.checked(conf.options)
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("engine=ray needs the package ray; install it with: pip install 'portability[ray]'")
 
 
 def run_jobs(
@@ -153,7 +165,7 @@ class _Pool:
                 raise UserError(f"cannot go on: {error.cause}; finished runs are kept, repeat the command once it is put "
                                 "right") from None
             self._drop(slot)
-            return job, f"the worker broke: {type(error.cause).__name__}: {error.cause}"
+            return job, without_places(f"the worker broke: {type(error.cause).__name__}: {error.cause}")
         except self.ray.exceptions.RayError as error:
             self._drop(slot)
             return job, _death(error)

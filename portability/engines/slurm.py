@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -56,6 +56,16 @@ class _Task:
         return [job for job in self.jobs if not {run.run_id for run in job.runs} <= self.settled]
 
 
+def check(conf: EngineConf) -> None:
+    """See that this engine can work here.
+
+    Raises:
+        UserError: Slurm or submitit is missing, or an option is wrong.
+    """
+    Options.checked(conf.options)
+    require()
+
+
 def run_waves(
     waves: Sequence[Sequence[Job]], setup: Setup, conf: EngineConf, on_update: Callable[[int], None]
 ) -> Iterator[tuple[Job, str | None]]:
@@ -70,7 +80,6 @@ def run_waves(
     Raises:
         UserError: Slurm or submitit is missing, Slurm refuses an array, or somebody cancelled a task.
     """
-    require()
     session = _Session(Store(setup.store), setup, conf, Options.checked(conf.options), on_update)
     try:
         session.submit(waves)
@@ -247,7 +256,7 @@ def _parts(job: Job, home: Mapping[str, _Task]) -> Iterator[tuple[_Task | None, 
     for run in job.runs:
         cut.setdefault(home.get(run.run_id), []).append(run)
     for task, runs in cut.items():
-        yield task, Job(runs, {run.run_id: job.marks[run.run_id] for run in runs})
+        yield task, replace(job, runs=runs)
 
 
 def _packed(jobs: Sequence[Job], most: float, weigh: Callable[[Job], float]) -> list[list[Job]]:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from portability.claims import STALE_SECONDS, Claims
@@ -103,9 +103,9 @@ def _carry_out(jobs: Sequence[Job], store: Store, worker: Worker, timeout: float
             diary.begun += [run.run_id for run in job.runs if run.run_id not in diary.begun]
             diary.write()
             with _limit(job, timeout, diary):
-                worker.run(Job(ready, job.marks))
-        parts = (Job([run for run in job.runs if not store.has(run.run_id, job.marks[run.run_id])
-                      and store.attempts(run.run_id) == attempts[run.run_id]], job.marks) for job in jobs)
+                worker.run(replace(job, runs=ready))
+        parts = (replace(job, runs=[run for run in job.runs if not store.has(run.run_id, job.marks[run.run_id])
+                                    and store.attempts(run.run_id) == attempts[run.run_id]]) for job in jobs)
         jobs = [part for part in parts if part.runs]
         held = any((claim := claims.read(i)) is not None and claims.lives(claim)
                    for job in jobs for run in job.runs for i in (run.run_id, run.origin or run.run_id))

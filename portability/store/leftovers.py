@@ -1,5 +1,6 @@
 """What killed processes leave behind: drafts, which are removed, and runs moved aside, which are put back."""
 
+import contextlib
 import logging
 import re
 import shutil
@@ -59,5 +60,6 @@ def set_aside(root: Path, folder: Path) -> Path:
     away = root / "discarded"
     away.mkdir(exist_ok=True)
     number = next(n for n in range(1, 1 << 30) if not (away / f"{folder.name}-{n}").exists())
-    folder.rename(away / f"{folder.name}-{number}")
+    with contextlib.suppress(FileNotFoundError):  # another command was faster
+        folder.rename(away / f"{folder.name}-{number}")
     return away / f"{folder.name}-{number}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from portability.errors import UserError
 from portability.store import failures, index, manifests
-from portability.store.records import canonical
+from portability.store.records import canonical, evaluated
 from portability.store.soundness import KNOWN, Checked, check
 from portability.store.study import Store
 from portability.store.writing import draft_folder, place, sealed, write_json
@@ -116,6 +116,10 @@ def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
     if here.faults or here.foreign:
         raise UserError(f"run {run_id} of {one.root} is not sound ({[*here.faults, here.foreign][0]}); nothing was copied; "
                         f"run `python -m portability.store verify {one.root} --discard` and merge again")
+    marks = [evaluated(found.record or {}) for found in (here, there)]
+    if marks[0] != marks[1]:
+        raise UserError(f"run {run_id} was evaluated at updates {sorted(marks[0])} in {one.root} and at {sorted(marks[1])} in "
+                        f"{other.root}; nothing was copied; repeat one command with the budgets of both, then merge again")
     if different := [name for name, value in _science(one, here, run_id).items()
                      if value != _science(other, there, run_id)[name]]:
         raise UserError(f"run {run_id} of {one.root} and of {other.root} differ in {', '.join(different)}; nothing was "

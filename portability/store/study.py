@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,11 @@ class Store:
         """Whether the run is done and was evaluated at all `marks` (optimiser updates)."""
         record = self.read(run_id)
         return record is not None and evaluated(record).issuperset(marks)
+
+    def evaluated(self, run_id: str) -> frozenset[int]:
+        """The updates at which the run was evaluated; none where it is not done."""
+        record = self.read(run_id)
+        return frozenset() if record is None else evaluated(record)
 
     def sound(self, run_id: str) -> str | None:
         """What is wrong with a run's files, or None: its record missing, torn or changed, or a file that is missing, of
@@ -286,6 +292,15 @@ class Store:
         """
         self._refuse_published()
         manifests.expect(self.root, cells, facts)
+
+    def refuse_other_settings(self, cells: Iterable[Cell]) -> None:
+        """See that `expect` would take these cells, without writing anything.
+
+        Raises:
+            UserError: as `expect`.
+        """
+        self._refuse_published()
+        manifests.refuse_other_settings(self.root.name, manifests.held(self.root), [asdict(cell) for cell in cells])
 
     def manifests(self) -> list[dict[str, Any]]:
         """Every manifest of the study: its facts, and `cells` as a list of rows (see spec.Cell).

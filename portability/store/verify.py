@@ -51,8 +51,9 @@ def verify(store: Store, tally: Tally) -> Iterator[Finding]:
         yield from _failures(store.root / "failures", tally)
         yield from _index(store, tally)
     yield from _manifests(store, tally)
-    for run_id, origin in tally.origins.items():
-        if origin not in tally.sound:
+    origins, sound, tally.origins, tally.sound = tally.origins, tally.sound, {}, set()  # of this study alone
+    for run_id, origin in origins.items():
+        if origin not in sound:
             yield Finding(f"run {run_id} starts from run {origin}, which is not there or not sound",
                           str(store.folder(run_id).relative_to(store.root)),
                           "repeat the command that ran it")
