@@ -254,7 +254,8 @@ def test_a_command_with_other_budgets_keeps_the_evaluations_that_are_there(data_
         assert command(small(data_folders, make_host, *words, f"grid.budgets={budgets}"), None) == 0
     store = Store(tmp_path / "budgets")
     trained = [record for record in store.records() if record["cell"]["method"]]
-    assert [[mark["updates"] for mark in record["train_info"]["metrics"]] for record in trained] == [[0, 2, 4, 6]] * 2
+    marks = {record["cell"]["host"]: [mark["updates"] for mark in record["train_info"]["metrics"]] for record in trained}
+    assert sorted(marks.values()) == [[0, 2, 4, 6], [6]]  # the origin is asked for at its end alone
     first = plan(small(data_folders, make_host, *words, "grid.budgets=[2,6]").grid)
     assert all(store.has(run_id, first.marks[run_id]) for run_id in first.runs), "the first command's cells are gone"
 
@@ -270,18 +271,18 @@ def test_nothing_is_written_where_the_work_cannot_begin(data_folders, make_host,
 def test_a_part_of_a_plan_is_shown_and_summed_up_alone(data_folders, make_host, tmp_path, capsys):
     words = (f"results={tmp_path}", "study=part", *OFF, "method=[lora,adapter]", "grid.inits=[scratch]", "grid.seeds=[0]")
     assert command(small(data_folders, make_host, *words, "only={method: lora}"), None) == 0
-    assert "runs: 3, 3 done" in capsys.readouterr().out
-    for mode, said in (("plan", "3 done, 0 to do"), ("status", "runs: 3, 3 done")):
+    assert "runs: 2, 2 done" in capsys.readouterr().out  # no port, so no origin
+    for mode, said in (("plan", "2 done, 0 to do"), ("status", "runs: 2, 2 done")):
         command(small(data_folders, make_host, *words, "only={method: lora}", f"mode={mode}"), None)
         assert said in capsys.readouterr().out
     command(small(data_folders, make_host, *words, "mode=status"), None)
-    assert "runs: 5, 3 done, 0 failed, 2 planned" in capsys.readouterr().out
+    assert "runs: 5, 2 done, 0 failed, 3 planned" in capsys.readouterr().out
 
 
 # ---- the command, killed
 
 
-SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[300]", "tracking.wandb=disabled",
+SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[120]", "tracking.wandb=disabled",
         "engine.workers=2", "engine.stack=1")
 
 
