@@ -24,6 +24,7 @@ T = TypeVar("T")
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
+UPDATES = " of updates from 1 on (0 comes on top)"
 
 
 @dataclass(frozen=True)
@@ -189,12 +190,12 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     for name in (conf.data, *conf.relations.values()):
         choose(str(name), conf.study_data, "data set of grid.study_data")
     train = build(TrainConf, raw["train"], "train")
-    budgets = sorted(_positive(conf.budgets, "grid.budgets"))
+    budgets = sorted(_whole(conf.budgets, "grid.budgets", 1, UPDATES))
     _check_train(train)
     if evaluation.batch_size < 1:
         raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
     if conf.origin_updates is not None:
-        _positive([conf.origin_updates], "grid.origin_updates")
+        _whole([conf.origin_updates], "grid.origin_updates", 1, UPDATES)
     pairs = [[_host(raw, name) for name in _pair(pair)] for pair in conf.pairs or [[raw["origin"], raw["receiving"]]]]
     hosts = {name: describe(build(HostSource, {"name": name} | _known(raw, "host", name), f"host.{name}"))
              for name in dict.fromkeys(name for pair in pairs for name in pair)}
@@ -208,7 +209,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         inits=[_init(raw, name) for name in _distinct(conf.inits, "grid.inits")],
         ports=[build(PortSpec, {"name": name} | _known(raw, "port", name), f"port.{name}")
                for name in _distinct(conf.ports, "grid.ports")],
-        seeds=_seeds(conf.seeds),
+        seeds=_whole(conf.seeds, "grid.seeds", None),
         budgets=budgets,
         origin_updates=max(budgets) if conf.origin_updates is None else conf.origin_updates,
         task=TaskSpec(**_task(raw["task"])),
@@ -260,17 +261,10 @@ def _pair(pair: Any) -> tuple[str, str]:
     return str(pair[0]), str(pair[1])
 
 
-def _positive(values: Sequence[Any], where: str) -> list[int]:
+def _whole(values: Sequence[Any], where: str, least: int | None, note: str = "") -> list[int]:
     for value in _distinct(values, where):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{where} must be whole numbers of updates from 1 on (0 comes on top), got {value!r}")
-    return list(values)
-
-
-def _seeds(values: Sequence[Any]) -> list[int]:
-    for value in _distinct(values, "grid.seeds"):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"grid.seeds must be whole numbers, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+            raise UserError(f"{where} must be whole numbers{note}, got {value!r}")
     return list(values)
 
 

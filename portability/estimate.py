@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
-from portability.config import Study
 from portability.devices import Place
 from portability.errors import FAULTS, UserError
 from portability.plan import Plan, cost
@@ -54,7 +53,7 @@ def work(run: RunSpec, marks: int) -> float:
     return cost(run) * (1 + marks * run.data.counts["eval"] / (3 * trained))
 
 
-def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, study: Study, workers: int) -> Estimate | None:
+def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: int) -> Estimate | None:
     """The estimate for the runs that are to do, without measuring anything: from the study's finished runs, which must know
     most of the work's hosts, or else a bound; None where the bound says nothing.
 

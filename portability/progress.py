@@ -208,10 +208,9 @@ def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, 
     conf = study.engine
     store.refuse_other_settings(planned.cells)
     importlib.import_module(f"portability.engines.{conf.kind}").check(conf)
-    workers = _workers(conf)
     gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
     stack = conf.stack or STACKS["cuda" if gpu else "cpu"]
-    book = Ledger(planned, store, stack, workers, chosen, study.part.retry)
+    book = Ledger(planned, store, stack, _workers(conf), chosen, study.part.retry)
     log.info("%d of %d runs to do in study %s", len(book.todo) - book.earlier, len(planned.runs), study.name)
     if book.earlier:
         log.warning("%d runs failed before and are not tried again, or wait for one that is not; retry=failed tries them",
@@ -220,7 +219,7 @@ def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, 
     total = sum(run.train.updates for run in todo.values())
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds)
     if todo:
-        _weigh(planned, todo, store, study, setup, workers, stack)
+        _weigh(book, todo, study, setup)
     store.expect(planned.cells, facts(study, tracking.sweep))
     store.tidy_up()
     book.claims.tidy()
@@ -243,10 +242,9 @@ def _workers(conf: EngineConf) -> int:
     return len(places(conf.device, conf.workers)) if conf.kind == "local" else conf.workers or 1
 
 
-def _weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, study: Study, setup: Setup, workers: int,
-           stack: int) -> None:
+def _weigh(book: Ledger, todo: Mapping[str, RunSpec], study: Study, setup: Setup) -> None:
     """Say how long the launch will take, and ask before more than an hour (engines elsewhere are not calibrated from here)."""
-    found = estimate(planned, todo, store, study, workers)
+    found = estimate(book.planned, todo, book.store, book.workers)
     if found is None and study.part.yes:
         return
     if found is None and study.engine.kind != "local":
@@ -254,7 +252,7 @@ def _weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, study: Stud
                         "hour: run a part first (only=...), or repeat the command with yes=true")
     if found is None:
         place = places(study.engine.device, study.engine.workers)[0]
-        found = calibrate(planned, todo, setup, place, stack, workers)
+        found = calibrate(book.planned, todo, setup, place, book.stack, book.workers)
     if found is None:  # nothing is to be trained
         return
     log.info("%s", found)

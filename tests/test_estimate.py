@@ -34,7 +34,7 @@ def test_finished_runs_tell_how_long_the_others_take(tmp_path):
     for run_id in done:  # every run takes a second for a billion units of work
         store.commit(run_id, Result(record(run_id, marks[run_id], work(runs[run_id], len(marks[run_id])) / 1e9)))
     todo = {run_id: run for run_id, run in runs.items() if run_id not in done}
-    found = estimate(planned, todo, store, None, workers=2)
+    found = estimate(planned, todo, store, workers=2)
     exact = sum(work(run, len(marks[run_id])) for run_id, run in todo.items()) / 1e9 / 2
     assert found.seconds == pytest.approx(exact) and not found.worst and found.runs == len(todo)
     assert "finished runs" in str(found)
@@ -43,11 +43,11 @@ def test_finished_runs_tell_how_long_the_others_take(tmp_path):
 def test_what_no_run_is_known_of_is_bounded_or_left_open(tmp_path):
     planned = sized()
     few = dict(list(planned.runs.items())[:4])
-    found = estimate(planned, few, Store(tmp_path), None, workers=1)
+    found = estimate(planned, few, Store(tmp_path), workers=1)
     assert found.worst and "less than" in str(found)
     many = {f"{i}-{n}": run for n in range(40) for i, run in planned.runs.items()}
     planned.marks.update({run_id: {200} for run_id in many})
-    assert estimate(planned, many, Store(tmp_path), None, workers=1) is None
+    assert estimate(planned, many, Store(tmp_path), workers=1) is None
 
 
 def test_more_than_an_hour_is_asked_for(monkeypatch):

@@ -13,8 +13,8 @@ from portability.errors import UserError
 from portability.spec import Cell
 from portability.store import checkpoints, failures, index, leftovers, manifests, soundness
 from portability.store.published import FAILURE, FOLDER, RUN, Published
-from portability.store.records import TORN, Arrays, Parsed, Result, evaluated, parse, seal
-from portability.store.writing import draft_folder, place, pretty, sealed, write_json
+from portability.store.records import TORN, Arrays, Parsed, Result, evaluated, parse
+from portability.store.writing import draft_folder, fill, place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,7 +189,7 @@ class Store:
         final = self.folder(run_id)
         draft = draft_folder(final)
         try:
-            self._fill(draft, result)
+            fill(draft, result)
             place(draft, final)
         except SafetensorError as error:  # what safetensors makes of a full disk
             shutil.rmtree(draft, ignore_errors=True)
@@ -207,20 +207,6 @@ class Store:
         record, fault = self._parsed(run_id)
         if record is not None and fault:
             raise UserError(f"run {run_id} of {self.root} is of a newer version ({fault}); choose another study=NAME")
-
-    @staticmethod
-    def _fill(draft: Path, result: Result) -> None:
-        """Write a run's files, each flushed to the disk, and last the record that names them."""
-        from safetensors.torch import save_file
-
-        for name, tensors in result.tensors.items():
-            contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-            save_file(contiguous, draft / f"{name}.safetensors", metadata=result.metadata.get(name))
-            (draft / f"{name}.safetensors").chmod(0o644)  # as the other files, for whoever may read the folder
-        if result.port_report is not None:
-            (draft / "port_report.json").write_text(pretty(result.port_report))
-        files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
-        write_json(draft / "record.json", seal(result.record, files))
 
     def set_aside(self, run_id: str) -> Path:
         """Move an unsound run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from portability.store.records import Result, seal
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -90,3 +92,17 @@ def place(draft: Path, final: Path) -> None:
             old.rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def fill(draft: Path, result: Result) -> None:
+    """Write a run's files, each flushed to the disk, and last the record that names them."""
+    from safetensors.torch import save_file
+
+    for name, tensors in result.tensors.items():
+        contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+        save_file(contiguous, draft / f"{name}.safetensors", metadata=result.metadata.get(name))
+        (draft / f"{name}.safetensors").chmod(0o644)  # as the other files, for whoever may read the folder
+    if result.port_report is not None:
+        (draft / "port_report.json").write_text(pretty(result.port_report))
+    files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
+    write_json(draft / "record.json", seal(result.record, files))
