@@ -22,7 +22,7 @@ MARKERS = "osD^vPX"
 DIVERGING = "PuOr"  # orange below zero, purple above; safe for the colour blind
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 HEAT_NOTE = "hatched: no number; grey: not asked for; †: some cells lack; in brackets: distinct baselines"
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "portability"}
+STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 Figures = dict[str, Figure]
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 
 from analysis.load import Study, read
@@ -81,7 +82,8 @@ def write_plots(cells: pd.DataFrame, metric: Metric, root: Path) -> list[str]:
     for plot in PLOTS.values():
         for name, figure in plot(cells, metric).items():
             figure.savefig(folder / f"{name}.png", dpi=150)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            with matplotlib.rc_context({"svg.hashsalt": "portability"}):  # the same study, the same file
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             written.append(f"plots/{name}.png")
     return written
 

@@ -27,3 +27,12 @@ def test_what_is_published_is_sound_and_its_tables_are_made_of_it(folder, tmp_pa
     assert analyze([str(copy), "--quiet"]) == 0
     for path in [folder / "report.md", *sorted((folder / "tables").iterdir())]:
         assert (copy / path.relative_to(folder)).read_text() == path.read_text(), path.name
+
+
+def test_the_same_study_gives_the_same_files_twice(tmp_path):
+    again = [shutil.copytree(ROOT / "nano_full", tmp_path / str(number) / "nano_full") for number in (1, 2)]
+    for copy in again:
+        assert analyze([str(copy), "--quiet"]) == 0
+    names = sorted(path.relative_to(again[0]) for path in again[0].rglob("*") if path.is_file())
+    assert len(names) > 20
+    assert [name for name in names if (again[0] / name).read_bytes() != (again[1] / name).read_bytes()] == []
