@@ -60,10 +60,11 @@ def check(conf: EngineConf) -> None:
     """See that this engine can work here.
 
     Raises:
-        UserError: Slurm or submitit is missing, or an option is wrong.
+        UserError: Slurm or submitit is missing, the controller does not answer, or an option is wrong.
     """
     Options.checked(conf.options)
     require()
+    read_queue()
 
 
 def run_waves(
