@@ -118,8 +118,8 @@ def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
         f"study {study.name}: {len(cells)} cells (zero-shot and bare hosts: {len(planned.cells) - len(cells)} more)",
         *(f"  {init}: {len(ids)} cells are {len(set(ids))} runs" for init, ids in behind.items()),
         f"runs: {len(planned.runs)} distinct, {done} done, {len(planned.runs) - done} to do",
-        f"updates: {updates} planned, {alone} if every cell and its origin were trained for themselves "
-        f"(saving {1 - updates / alone:.0%})",
+        f"updates: {updates} planned, {alone} if every cell and its origin were trained for themselves"
+        + (f" (saving {1 - updates / alone:.0%})" if alone > updates else ""),
         *(f"data {name}: " + ", ".join(f"{counts[key]} {key}" for key in ("train", "validation", "test", "dropped"))
           for name, counts in study.data.counts.items()),
     ]

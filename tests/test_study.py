@@ -275,6 +275,8 @@ def test_a_part_of_a_plan_is_shown_and_summed_up_alone(data_folders, make_host, 
     for mode, said in (("plan", "2 done, 0 to do"), ("status", "runs: 2, 2 done")):
         command(small(data_folders, make_host, *words, "only={method: lora}", f"mode={mode}"), None)
         assert said in capsys.readouterr().out
+    command(small(data_folders, make_host, *words, "grid.inits=[ported]", "only={init: bare}", "mode=plan"), None)
+    assert "study part: 0 cells" in capsys.readouterr().out  # no cell is trained, and nothing is divided by that
     command(small(data_folders, make_host, *words, "mode=status"), None)
     assert "runs: 5, 2 done, 0 failed, 3 planned" in capsys.readouterr().out
 
