@@ -3,53 +3,125 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from portability.errors import UserError
-from portability.tracking import Tracker, TrackingSpec, describe_run, resolve_mode
+from portability.tracking import Tracker, TrackingSpec, describe_run, entry_of, resolve_mode
 
+ID = "0123456789abcdef"
 RECORD = {
-    "run_id": "0123456789abcdef", "spec": {"seed": 3, "method": {"name": "lora", "settings": {"r": 8}}},
+    "run_id": ID, "spec": {"seed": 3, "method": {"name": "lora", "settings": {"r": 8}}, "origin": "fedc"},
     "cell": {"method": "lora", "host": "b", "data": "films", "init": "ported", "seed": 3,
              "origin": {"host": "a", "data": "meals"}},
     "port_info": {"name": "pad", "strategy": "pad", "carried_fraction": 1.0},
-    "train_info": {"train_loss": [[10, 0.7], [20, 0.5]],
+    "run_info": {"total_time": 1.5},
+    "train_info": {"train_loss": [[10, 0.7], [20, 0.5]], "train_time": 1.25, "num_trainable_params": 48, "file_size": 192,
+                   "tokens": 640,
                    "metrics": [{"updates": 0, "eval_accuracy": 0.5}, {"updates": 20, "eval_accuracy": 0.75}]},
 }
+AGAIN = RECORD | {"train_info": RECORD["train_info"] | {"metrics": [{"updates": 20, "eval_accuracy": 0.75}]}}
+
+
+@pytest.fixture(autouse=True)
+def _no_home(tmp_path_factory, monkeypatch):
+    """W&B's own folders and keys are those of nobody."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("HOME", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(home))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def inspect(file, *how):
+    """The records of an offline file, one dictionary each."""
     tool = Path(sys.executable).parent / "wandb"
     done = subprocess.run([str(tool), "leet", "inspect", "--json", *how, str(file)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
 
 
+def files(folder):
+    """Offline files of a study, by the id of the W&B run."""
+    return {path.stem.removeprefix("run-"): path for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))}
+
+
+def offline(folder, project="portability-test", sweep="demo"):
+    return Tracker(TrackingSpec("offline", project, folder, sweep))
+
+
 def test_a_run_is_filed_under_its_cell_without_the_seed():
-    how = describe_run(RECORD, "demo", 2)
+    how = describe_run(RECORD, ["demo"])
     assert how["group"] == "lora__a->b__meals->films__ported__pad" and how["job_type"] == "port"
-    assert how["id"] == "0123456789abcdef-2" and set(how["tags"]) == {"lora", "ported", "b", "demo"}
+    assert how["name"].endswith("__3") and set(how["tags"]) == {"lora", "ported", "b", "demo"}
 
 
 def test_what_was_logged_offline_is_read_back(tmp_path):
-    tracker = Tracker(TrackingSpec("offline", "portability-test", tmp_path, "demo"))
-    tracker.log_run(RECORD)
-    tracker.log_run(RECORD)  # a second attempt has an id of its own
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert [file.stem for file in files] == ["run-0123456789abcdef-1", "run-0123456789abcdef-2"]
-    text = json.dumps(inspect(files[0]))
-    for part in ("portability-test", "lora__a->b__meals->films__ported__pad", "demo", "eval_accuracy", "train_loss"):
-        assert part in text, part
-    assert "0.75" in text and "0.7" in text
+    offline(tmp_path).log_run(RECORD)
+    records = inspect(files(tmp_path)[f"{ID}-1"])
+    run = next(record["run"] for record in records if record["type"] == "run")
+    assert run["project"] == "portability-test" and run["run_group"] == "lora__a->b__meals->films__ported__pad"
+    assert run["job_type"] == "port" and set(run["tags"]) == {"lora", "ported", "b", "demo"}
+    config = run["config"]["update"]
+    assert config["spec"] == RECORD["spec"] and config["cell"] == RECORD["cell"] and config["origin_run"] == "fedc"
+    assert (config["pair"], config["relation"], config["method"]) == ("a -> b", "different", "lora")
+    points = {r["history"]["item"]["_step"]: r["history"]["item"] for r in records if r["type"] == "history"}
+    assert points[0]["eval_accuracy"] == 0.5 and points[10]["train_loss"] == 0.7 and points[20]["eval_accuracy"] == 0.75
+    summary = {}
+    for record in records:
+        summary |= record.get("summary", {}).get("update", {})
+    assert summary["eval_accuracy"] == 0.75 and summary["zero_shot_accuracy"] == 0.5 and summary["trainable_params"] == 48
+    assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [0]
+
+
+def test_the_same_record_is_logged_once_and_another_evaluation_of_the_run_under_its_next_number(tmp_path):
+    for record in (RECORD, RECORD, AGAIN, AGAIN):
+        offline(tmp_path).log_run(record)
+    assert sorted(files(tmp_path)) == [f"{ID}-1", f"{ID}-2"]
+
+
+def test_another_project_gets_the_run_too_and_takes_nothing_from_the_first(tmp_path):
+    for project in ("one", "another", "one"):
+        offline(tmp_path, project).log_run(RECORD)
+        time.sleep(1.1)  # W&B names folders by the second
+    found = [inspect(file)[1]["run"] for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))]
+    assert [(run["project"], run["run_id"]) for run in found] == [("one", f"{ID}-1"), ("another", f"{ID}-1")]
+    assert offline(tmp_path, "one").send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    torn = tmp_path / "wandb" / f"offline-run-20260101_000000-{ID}-1"
+    torn.mkdir(parents=True)
+    (torn / f"run-{ID}-1.wandb").write_bytes(b":W&B\xe1\xee\x00torn")
+    offline(tmp_path).log_run(RECORD)
+    assert not torn.exists() and sorted(files(tmp_path)) == [f"{ID}-1"]
+
+
+def test_a_torn_memory_costs_only_that_the_run_is_sent_again(tmp_path):
+    offline(tmp_path).log_run(RECORD)
+    (tmp_path / "wandb" / "sent" / f"{ID}.json").write_text('{"attempt": ')
+    assert offline(tmp_path).send(entry_of(RECORD, ["demo"]))
+    assert not offline(tmp_path).send(entry_of(RECORD, ["demo"]))
+    assert sorted(files(tmp_path)) == [f"{ID}-1"]
+
+
+def test_what_comes_to_a_run_later_takes_the_place_of_what_was_filed(tmp_path):
+    offline(tmp_path).log_run(RECORD)
+    assert offline(tmp_path).send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
+    assert sorted(files(tmp_path)) == [f"{ID}-1"]
+    assert '"gain_over_scratch":0.25' in json.dumps(inspect(*files(tmp_path).values()), separators=(",", ":"))
 
 
 def test_no_failure_of_the_tracker_reaches_a_run(tmp_path, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     Tracker(TrackingSpec("offline", "p", blocked)).log_run(RECORD)
-    assert "did not take run 0123456789abcdef" in caplog.text
+    Tracker(TrackingSpec("online", "p", tmp_path)).log_run(RECORD)  # without a key
+    Tracker(TrackingSpec("offline", "p", tmp_path)).log_run({"run_id": ID})
+    assert caplog.text.count(f"did not take run {ID}") == 3
 
 
 def test_nothing_is_written_when_disabled(tmp_path):
@@ -57,10 +129,7 @@ def test_nothing_is_written_when_disabled(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_mode_is_resolved_once(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_the_mode_is_resolved_once(monkeypatch):
     assert resolve_mode("auto") == "offline" and resolve_mode("disabled") == "disabled"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert resolve_mode("auto") == "online"
@@ -68,3 +137,15 @@ def test_the_mode_is_resolved_once(monkeypatch, tmp_path):
     assert resolve_mode("auto") == "offline"
     with pytest.raises(UserError, match="tracking.wandb"):
         resolve_mode("sometimes")
+
+
+@pytest.mark.parametrize(("host", "server", "mode"), [
+    ("api.wandb.ai", None, "online"), ("api.forge.coreweave.com", None, "online"), ("else.where", None, "offline"),
+    ("else.where:8080", "http://else.where:8080", "online"), ("api.wandb.ai", "http://else.where:8080", "offline"),
+])
+def test_a_key_that_wandb_login_wrote_is_found_for_its_server_only(tmp_path, monkeypatch, host, server, mode):
+    (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {'x' * 40}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if server:
+        monkeypatch.setenv("WANDB_BASE_URL", server)
+    assert resolve_mode("auto") == mode

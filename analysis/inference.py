@@ -1,0 +1,234 @@
+"""Is one start, or one method, better than another? Paired differences with intervals, tests and tie groups.
+
+Every number is over blocks. A block is all pairs that share a run: one scratch run is the baseline of several origins
+and relations, so these rise and fall together. Blocks are made within each group, so a direction alone has one a seed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from analysis.intervals import Estimate, estimate, noncentrality
+from analysis.load import COORDINATES
+from analysis.permutation import Flips, holm, letters, sign_flip
+from analysis.stats import ARM, apart, paired, summarise
+from portability.errors import UserError, choose
+from portability.spec import BARE
+from portability.store import Store
+
+LEVELS: dict[str, list[str]] = {  # what a comparison is told apart by; the rest is pooled
+    "direction": ["method", "origin", "receiving", "relation", "budget"],
+    "relation": ["method", "relation", "budget"],
+    "method": ["method", "budget"],
+    "all": ["budget"],
+}
+AXES = ("init", "method")
+BLOCKS = ("run", "seed")
+ALPHA = 0.05
+Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) bool, whether each test example is right
+
+
+@dataclass(frozen=True)
+class Design:
+    """The pairs of one comparison as blocks: `differences` (B,) points, `strata` (B,), `examples` (B, M) or None."""
+
+    differences: np.ndarray
+    strata: np.ndarray
+    examples: np.ndarray | None
+
+
+def right(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
+    """Which test examples each done cell gets right, by (run id, mark); a tie counts as negative, as in the accuracy.
+
+    Raises:
+        UserError: a run has no predictions, none at a mark that its record names, or other labels than the other runs.
+    """
+    found: dict[tuple[str, int], np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    done = cells[cells["status"] == "done"]
+    for (run_id, data), marks in done.groupby(["run_id", "data"], sort=True)["mark"]:
+        saved = store.predictions(str(run_id))
+        if not np.array_equal(labels.setdefault(data, saved["label"]), saved["label"]):
+            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs; it cannot be compared")
+        places = {int(mark): i for i, mark in enumerate(saved["updates"])}
+        for mark in map(int, marks.unique()):
+            if mark not in places:
+                raise UserError(f"run {run_id} has no predictions at {mark} updates; run the study again without it")
+            found[str(run_id), mark] = (saved["margin"][places[mark]] > 0) == (saved["label"] == 1)
+    return found
+
+
+def compare(
+    cells: pd.DataFrame, keys: Sequence[str], answers: Right | None = None, scale: float = 100.0, blocks: str = "run"
+) -> pd.DataFrame:
+    """Ported against every other start, in every group of `keys`: one row per group and baseline.
+
+    Args:
+        cells: a tidy frame (load.tidy).
+        keys: LEVELS[...], or other coordinates, the budget among them: runs of one budget after the other are no
+            independent replicates. Several data sets or ports are told apart besides.
+        answers: `right(...)` adds the test examples to the interval (accuracy only); None: over seeds only.
+        scale: 100 for points.
+        blocks: "run" (pairs that share a run) or "seed" (all of a seed: safe where runs of a seed share more than a
+            baseline, say an origin ported to several hosts, at the price of few blocks).
+
+    Returns:
+        The keys; `arm`, `baseline`; `expected`, `n`, `failed`, `missing` pairs (missing: all that is not there and did
+        not fail); `mean`, `low`, `high`, 95 % of new seeds and new test examples; `p` (sign flips; of these test
+        examples), `p_holm` over the `family` of tests in this frame, `smallest_p` these blocks could give; `effect`
+        d_z; `mdd` at 80 % power; `blocks`, `df`, `examples`; `mark` "†" where pairs are not there; `note` in words.
+        `mean` is that of stats.summarise, so it equals the gain in the tables (by seed: unless pairs are missing).
+
+    Raises:
+        UserError: no budget among the keys, an unknown kind of blocks, or runs of one group with other test examples.
+    """
+    keys = _keys(cells, keys, blocks)
+    arms = cells[cells["init"] != BARE]
+    baselines = [name for name in arms["init"].unique() if name != ARM]
+    rows = [_rows(arms, "init", (ARM, name), keys, answers, scale, blocks) for name in baselines]
+    return _finish(rows, keys)
+
+
+def _keys(cells: pd.DataFrame, keys: Sequence[str], blocks: str) -> list[str]:
+    choose(blocks, BLOCKS, "kind of blocks")
+    if "budget" not in keys or not set(keys) <= set(COORDINATES) - {"init", "seed"}:
+        raise UserError(f"comparisons by {', '.join(keys)}: name the budget and no init or seed among the keys")
+    return list(dict.fromkeys([*apart(cells), *keys]))
+
+
+def _rows(
+    cells: pd.DataFrame, axis: str, sides: tuple[str, str], keys: list[str], answers: Right | None, scale: float, blocks: str
+) -> pd.DataFrame:
+    """One row per group: counts, estimate and test of the first side minus the second."""
+    pairs = pairs_of(cells, axis, sides, scale)
+    counts = summarise(pairs, keys)
+    rows = []
+    for _, group in pairs.groupby(keys, sort=False, dropna=False):
+        design = design_of(group, answers, scale, blocks)
+        found = estimate(design.differences, design.strata, design.examples)
+        rows.append(_row(found, sign_flip(design.differences)))
+    counts["missing"] = counts["expected"] - counts["n"] - counts["failed"]
+    counts = counts[[*keys, "expected", "n", "failed", "missing"]].assign(arm=sides[0], baseline=sides[1])
+    return pd.concat([counts, pd.DataFrame(rows)], axis=1)
+
+
+def _row(found: Estimate, flips: Flips) -> dict[str, float | int | str]:
+    words = [found.note, "" if flips.exact else "random signs"]
+    test = {"p": flips.p, "smallest_p": flips.smallest}
+    return asdict(found) | test | {"note": "; ".join(filter(None, words))}
+
+
+def _finish(rows: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
+    """All comparisons of a family, with what depends on the whole of it."""
+    columns = [*keys, "arm", "baseline", "expected", "n", "failed", "missing", "mean", "low", "high", "p", "p_holm",
+               "smallest_p", "family", "effect", "mdd", "blocks", "df", "examples", "mark", "note"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    frame = pd.concat(rows, ignore_index=True)
+    frame["p_holm"] = holm(frame["p"].to_numpy(float))
+    frame["family"] = int(frame["p"].notna().sum())
+    frame["mdd"] = frame["se"] * noncentrality(frame["df"].to_numpy(float))
+    frame["mark"] = np.where(frame["n"] < frame["expected"], "†", "")
+    return frame[columns]
+
+
+# ---- pairs and blocks
+
+
+def pairs_of(cells: pd.DataFrame, axis: str, sides: tuple[str, str], scale: float) -> pd.DataFrame:
+    """stats.paired along an axis ("init" or "method"), with the arm's run beside the baseline's.
+
+    Returns:
+        The columns of stats.paired, `run_id` and `mark` of the baseline; `arm_id`, `arm_mark`; `task`, the number of
+        the coordinates without the seed.
+    """
+    swap = {} if axis == "init" else {axis: "init", "init": axis}
+    turned = cells.rename(columns=swap)
+    pairs = paired(turned, *sides, scale)
+    runs = turned[turned["init"] == sides[0]][[*COORDINATES, "run_id", "mark"]]
+    runs = runs.rename(columns={"run_id": "arm_id", "mark": "arm_mark"})
+    pairs = pairs.merge(runs, on=COORDINATES, how="left", validate="1:1").rename(columns=swap)
+    return pairs.assign(task=pairs.groupby([name for name in COORDINATES if name != "seed"], dropna=False).ngroup())
+
+
+def design_of(pairs: pd.DataFrame, answers: Right | None, scale: float, blocks: str) -> Design:
+    """Blocks of one group of pairs: means over the pairs of a block, and what of the grid is fixed as strata.
+
+    Strata are the tasks (all coordinates but the seed) that share a block with each other at some seed.
+    """
+    pairs = pairs[pairs["value"].notna()]
+    if pairs.empty:
+        return Design(np.zeros(0), np.zeros(0, int), None)
+    run = _connected(pairs["run_id"], pairs["arm_id"])
+    block = run if blocks == "run" else pd.factorize(pairs["seed"])[0]
+    weight = 1 / np.bincount(run)[run]  # pairs that share a run count once, also within a seed
+    weight = weight / np.bincount(block, weight)[block]
+    strata = np.zeros(block.max() + 1, int)
+    strata[block] = _connected(pairs["task"], pd.Series(block))
+    differences = np.bincount(block, weight * pairs["value"])
+    if answers is None:
+        return Design(differences, strata, None)
+    each = _stack(pairs, "arm_id", "arm_mark", answers) - _stack(pairs, "run_id", "mark", answers)
+    return Design(differences, strata, coo_array((scale * weight, (block, np.arange(len(block))))) @ each)
+
+
+def _stack(pairs: pd.DataFrame, run: str, mark: str, answers: Right) -> np.ndarray:
+    """(pairs, M) whether each test example is right, as float32."""
+    rows = [answers[key] for key in zip(pairs[run], pairs[mark].astype(int), strict=True)]
+    if len({len(row) for row in rows}) > 1:
+        raise UserError("runs that are compared were tested on different numbers of examples; tell their data sets apart")
+    return np.stack(rows).astype(np.float32)
+
+
+def _connected(left: pd.Series, other: pd.Series) -> np.ndarray:
+    """(K,) number of the component that each of K links between two kinds of nodes belongs to."""
+    one, names = pd.factorize(left)
+    two, others = pd.factorize(other)
+    size = len(names) + len(others)
+    graph = coo_array((np.ones(len(one)), (one, two + len(names))), shape=(size, size))
+    return np.unique(connected_components(graph, directed=False)[1][one], return_inverse=True)[1]
+
+
+# ---- ties
+
+
+def ties(cells: pd.DataFrame, axis: str, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
+    """Methods, or starts, in tie groups: what shares a letter is not told apart by the sign-flip test after Holm.
+
+    Args:
+        axis: "method" or "init": what is compared; with "method", name the init among the keys.
+        keys: the groups within which they are compared, the budget among them.
+
+    Returns:
+        One row per group and item, best first: the keys, the axis, `mean` (of stats.summarise), `expected`, `n`,
+        `letters` ("" without a number), `smallest_p` and `family` of its group's tests, `mark`.
+
+    Raises:
+        UserError: an unknown axis, or no budget among the keys.
+    """
+    choose(axis, AXES, "axis of ties")
+    _keys(cells, [key for key in keys if key != "init"], blocks)
+    cells = cells[cells["init"] != BARE]
+    keys = list(dict.fromkeys([*apart(cells), *keys]))
+    return pd.concat([_tied(group, axis, keys, blocks) for _, group in cells.groupby(keys, sort=False)], ignore_index=True)
+
+
+def _tied(cells: pd.DataFrame, axis: str, keys: list[str], blocks: str) -> pd.DataFrame:
+    frame = summarise(cells, [*keys, axis]).sort_values("mean", ascending=False, ignore_index=True)
+    items = frame.loc[frame["n"] > 0, axis].tolist()
+    sides = [(one, two) for i, one in enumerate(items) for two in items[i + 1 :]]
+    tests = []
+    for pair in sides:
+        pairs = pairs_of(cells, axis, pair, 1.0)
+        tests.append(sign_flip(design_of(pairs, None, 1.0, blocks).differences))
+    p = holm(np.array([test.p for test in tests], float))
+    named = letters(items, [frozenset(pair) for pair, value in zip(sides, p, strict=True) if value <= ALPHA])
+    frame["letters"] = frame[axis].map(named).fillna("")
+    frame["smallest_p"] = min((test.smallest for test in tests), default=float("nan"))
+    frame["family"] = int(np.isfinite(p).sum())
+    frame["mark"] = np.where(frame["n"] < frame["expected"], "†", "")
+    return frame[[*keys, axis, "mean", "expected", "n", "letters", "smallest_p", "family", "mark"]]

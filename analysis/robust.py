@@ -1,0 +1,110 @@
+"""Interquartile means and performance profiles over all runs of a set of tasks, with a bootstrap within strata."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+DRAWS = 2000
+SEED = 0
+TASK = ["method", "origin", "receiving", "relation", "origin_data", "data", "port"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one init: `values` (n seeds, m tasks), NaN where a cell is not done; `expected` cells asked for.
+
+    `strata` (m,) numbers the tasks that share runs (a scratch run stands in every origin's task): they are drawn together.
+    """
+
+    values: np.ndarray
+    tasks: list[str]
+    strata: np.ndarray
+    expected: int
+
+    @property
+    def mark(self) -> str:
+        """† where cells are missing."""
+        return "†" if np.isfinite(self.values).sum() < self.expected else ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic and its 95 % bootstrap interval: floats for a mean, (K,) for a profile."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def scores_of(cells: pd.DataFrame, init: str, budget: int) -> Scores:
+    """The scores of an init after `budget` updates, a task for every method, direction and relation."""
+    own = cells[(cells["init"] == init) & (cells["budget"] == budget)]
+    task = own[TASK].astype(str).agg(" ".join, axis=1)
+    table = own.assign(task=task).pivot(index="seed", columns="task", values="value")
+    runs = own.assign(task=task).groupby("task")["run_id"].agg(lambda ids: "\n".join(sorted(set(ids)))).loc[table.columns]
+    return Scores(table.to_numpy(float), list(table.columns), pd.factorize(runs)[0], len(own))
+
+
+def iqm(scores: np.ndarray) -> np.ndarray:
+    """Interquartile mean over the last axis: a quarter of the scores is cut on each side, NaN are left out.
+
+    Source: Agarwal et al., Deep RL at the Edge of the Statistical Precipice, NeurIPS 2021, section 4.3 (rliable's
+    aggregate_iqm: scipy's trim_mean of all runs and tasks together).
+
+    Example:
+        >>> float(iqm(np.array([9.0, 1.0, 2.0, 3.0, -7.0, 2.0, 4.0, 0.0])))
+        2.0
+    """
+    ordered = np.sort(scores, axis=-1)  # NaN last
+    count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
+    cut, place = count // 4, np.arange(ordered.shape[-1])
+    kept = (place >= cut) & (place < count - cut)
+    with np.errstate(invalid="ignore"):
+        return np.where(kept, ordered, 0.0).sum(axis=-1) / kept.sum(axis=-1)
+
+
+def profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Share of scores above each threshold: (..., K) scores and (T,) thresholds to (..., T); NaN are left out.
+
+    Source: Agarwal et al. 2021, section 4.2 (rliable's score distributions: strictly above).
+
+    Example:
+        >>> profile(np.array([0.5, 0.7, np.nan]), np.array([0.4, 0.5, 0.9])).tolist()
+        [1.0, 0.5, 0.0]
+    """
+    above = np.stack([(scores > limit).sum(axis=-1) for limit in thresholds], axis=-1)
+    with np.errstate(invalid="ignore"):
+        return above / np.isfinite(scores).sum(axis=-1, keepdims=True)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, strata: np.ndarray | None = None,
+              fewer: int = 1) -> Interval:
+    """A statistic of all scores with its percentile interval, seeds drawn anew within each stratum.
+
+    n - `fewer` of n seeds are drawn: with n - 1 the variance of a mean is unbiased at few seeds. rliable draws n
+    (`fewer=0`), whose intervals are too short by sqrt((n - 1) / n). Even so this is for description: the interval for
+    a claim is that of analysis.inference (coverage of both: DECISIONS.md).
+
+    Args:
+        statistic: (..., K) flattened scores to (...) or (..., T), as `iqm`.
+        values: (n, m) seeds by tasks. strata: (m,) tasks drawn together; by default each task by itself, as in rliable.
+
+    Source: Agarwal et al. 2021, section 4.1; n - 1: Rao & Wu, J. Am. Stat. Assoc. 83, 1988, section 2.1.
+    """
+    count, width = values.shape
+    strata = np.arange(width) if strata is None else strata
+    drawn = max(1, count - fewer)
+    random = np.random.default_rng(SEED)
+    found = np.empty((DRAWS, drawn, width))
+    for stratum in np.unique(strata):
+        own = values[:, strata == stratum]
+        own = own[np.isfinite(own).any(axis=1)]
+        if len(own):
+            found[:, :, strata == stratum] = own[random.integers(0, len(own), size=(DRAWS, drawn))]
+        else:
+            found[:, :, strata == stratum] = np.nan
+    draws = statistic(found.reshape(DRAWS, -1))
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    return Interval(statistic(values.reshape(-1)), low, high)

@@ -1,0 +1,45 @@
+"""The mixed-effects cross-check: close to the paired mean, and a failed fit is said in words."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import Axes, build
+
+from analysis.load import read
+from analysis.mixed import mixed
+from analysis.stats import paired
+from portability.store import Store
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return read(Store(Path(__file__).parents[2] / "results/nano_full")).cells
+
+
+def test_the_overall_gain_of_a_balanced_grid_is_the_mean_over_pairs(cells):
+    found = mixed(cells, "scratch", 50)
+    gains = paired(cells[cells["budget"] == 50], "ported", "scratch")["value"]
+    assert found.overall[0] == pytest.approx(gains.mean(), abs=1e-6)
+    assert found.overall[1] < found.overall[0] < found.overall[2]
+    assert found.converged and found.words == "converged" and found.n == found.expected == 160
+    assert found.run_sd > 1 and len(found.terms) == 1 + 3 + 3 + 1
+
+
+def test_a_fit_that_is_not_settled_says_so(cells):
+    found = mixed(cells, "sampled", 200)
+    assert not found.converged and "boundary" in found.words and np.isfinite(found.overall[0])
+
+
+def test_a_factor_of_one_level_and_a_single_seed_are_named(tmp_path):
+    one = read(build(tmp_path / "a", Axes(methods=("lora",))).store).cells
+    assert "method has one level and is left out" in mixed(one, "scratch", 500).words
+    lone = read(build(tmp_path / "b", Axes(seeds=(0,))).store).cells
+    found = mixed(lone, "scratch", 500)
+    assert not found.converged and "fewer than two seeds" in found.words and found.terms.empty
+
+
+def test_a_singular_fit_is_words_and_no_crash(cells):
+    flat = cells.assign(value=0.5)
+    found = mixed(flat, "scratch", 50)
+    assert not found.converged and found.words
