@@ -19,11 +19,6 @@ from portability.tracking import Tracker, TrackingSpec, describe_run, history
 
 
 @pytest.fixture
-def written(root):
-    """Every file of a study but W&B's own logs, which its service may still write."""
-    return {name: data for name, data in contents(root).items() if not name.endswith(".log")}
-
-
 def store(tmp_path):
     """A real study of two origins, a ported run and a bare host, with their modules."""
     return study("format2", tmp_path / "mine")
@@ -36,6 +31,11 @@ def invented(tmp_path, monkeypatch):
     from synthetic import build
 
     return build(tmp_path / "toy")
+
+
+def written(root):
+    """Every file of a study but W&B's own logs, which its service may still write."""
+    return {name: data for name, data in contents(root).items() if not name.endswith(".log")}
 
 
 def publish(store, *how):
