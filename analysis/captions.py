@@ -7,11 +7,13 @@ import pandas as pd
 
 from analysis.stats import FAULTS, varying
 
-COUNTS = "In brackets: cells done/asked for, distinct runs (or baselines, for a gain)."
+COUNTS = "In brackets: cells done/asked for, distinct runs (for a gain: blocks)."
 SPREAD = "Mean ± standard deviation (ddof 1) over distinct runs; one run has no ±."
 GAIN = (
-    "Gains pair runs of one seed; gains that share a baseline are averaged first, and ± is over distinct baselines. "
-    "Arms are means over different sets of runs (a shared scratch run counts once), so compare arms by the gain, "
+    "Gains pair runs of one seed; gains that share a run are averaged first, into one block. In square brackets: 95 % of "
+    "new seeds{examples}, on these hosts and data sets. * p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001: sign-flip test over blocks, "
+    "after Holm's correction for the {family} gains of this table; the smallest p that any of them could have is {smallest}"
+    "{never}. Arms are means over different sets of runs (a shared scratch run counts once), so compare arms by the gain, "
     "not by subtracting means."
 )
 DAGGER = "† computed from fewer cells than were asked for, or not computed: {faults}."
@@ -19,15 +21,30 @@ BEST = "Bold is the best mean of a column's block, underlined the second, whole 
 
 
 def caption(
-    lead: str, frame: pd.DataFrame, cells: pd.DataFrame, keys: Sequence[str], facts: list[dict[str, Any]]
+    lead: str, frame: pd.DataFrame, cells: pd.DataFrame, keys: Sequence[str], facts: list[dict[str, Any]], why: str = ""
 ) -> str:
-    """The caption of a table of means: lead, counts, replicates, marks, and the leak guard."""
+    """The caption of a table of means: lead, counts, replicates, marks, and the leak guard.
+
+    Args:
+        why: why intervals do not cover test examples; "" where they do.
+    """
     parts = [lead, SPREAD, COUNTS, replicates(cells, list(keys))]
-    if frame["quantity"].astype(str).str.startswith("gain").any():
-        parts.append(GAIN)
+    gains = frame[frame["quantity"].astype(str).str.startswith("gain")]
+    if len(gains):
+        parts.append(gain_words(gains, why))
     if (mark := faults(frame)) is not None:
         parts.append(mark)
     return " ".join([*parts, *ahead(cells), *leak_guard(facts)])
+
+
+def gain_words(gains: pd.DataFrame, why: str) -> str:
+    """What the gains of a table are, their interval, and what their test can show."""
+    family, smallest = gains["family"].max(), gains["smallest_p"].min()
+    if pd.isna(smallest):
+        return "No gain has a pair, so there is no test."
+    never = ", so no mark is possible" if min(1.0, smallest * family) > 0.05 else f" ({smallest * family:.2g} after correction)"
+    examples = f" (not of new test examples: {why})" if why else " and new test examples"
+    return GAIN.format(examples=examples, family=int(family), smallest=f"{smallest:.2g}", never=never)
 
 
 def replicates(cells: pd.DataFrame, keys: list[str]) -> str:

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 COLUMNS = [item.name for item in fields(Cell)]
 COORDINATES = COLUMNS[: COLUMNS.index("run_id")]
 STATUSES = ("done", "failed", "missing", "duplicate", "foreign")
+FACTS = ("run_id", "host", "updates", "seconds", "tokens", "trainable", "bytes", "port_seconds", "calibration_examples",
+         "carried", "carried_norm")  # of a run; seconds and tokens of the whole run, trainable and bytes of its module
+PAIR = ("one", "other", "cka", "weight_distance", "compared_fraction", "shape_distance")  # of two hosts
 INITS = ("ported", "sampled", "scratch")  # these first, in this order; other inits follow as they come
 
 
@@ -37,11 +40,13 @@ class Problem:
 class Runs:
     """What the run folders of a store hold, each record read once.
 
-    `marks` has one row per run and mark (run_id, mark, and the metrics); `state` names what each known run is,
+    `marks` has one row per run and mark (run_id, mark, and the metrics); `facts` one row per run; `state` names what each
+    known run is,
     `reason` why it is not done, `records` the parts of each used record that say where it comes from.
     """
 
     marks: pd.DataFrame
+    facts: pd.DataFrame
     state: dict[str, str]
     reason: dict[str, str]
     broken: dict[str, str]
@@ -57,6 +62,8 @@ class Study:
     problems: list[Problem]
     facts: list[dict[str, Any]]  # the manifests without their cells
     records: list[dict[str, Any]]  # run_id, run_info, meta_info of every record that is used
+    runs: pd.DataFrame  # the columns of FACTS, one row per record that is used
+    pairs: pd.DataFrame  # the columns of PAIR, one row per two hosts whose similarity is recorded
 
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
@@ -88,7 +95,8 @@ def read(store: Store, metric: str = "eval_accuracy") -> Study:
     facts = [{key: value for key, value in item.items() if key != "cells"} for item in manifests]
     done = int((cells["status"] == "done").sum())
     log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
-    return Study(store.root.resolve().name, cells, _problems(cells, runs), facts, runs.records)
+    pairs = pd.DataFrame(store.host_pairs(), columns=list(PAIR))
+    return Study(store.root.resolve().name, cells, _problems(cells, runs), facts, runs.records, runs.facts, pairs)
 
 
 # ---- manifests
@@ -121,6 +129,7 @@ def _union(manifests: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _runs(store: Store) -> Runs:
     rows: list[dict[str, Any]] = []
+    facts: list[tuple[Any, ...]] = []
     records: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
     state: dict[str, str] = {}
@@ -136,6 +145,7 @@ def _runs(store: Store) -> Runs:
         else:
             state[run_id] = "done"
             rows.extend({"run_id": run_id, **mark} for mark in record["train_info"]["metrics"])
+            facts.append(_facts(run_id, record))
             records.append({key: record.get(key) or {} for key in ("run_info", "meta_info")} | {"run_id": run_id})
     for run_id, failure in store.failures().items():
         if run_id not in state:
@@ -143,7 +153,7 @@ def _runs(store: Store) -> Runs:
             reason[run_id] = f"{failure.get('error', 'no message')} (attempt {failure.get('attempt', '?')})"
     for run_id, fault in broken.items():
         reason.setdefault(run_id, fault)
-    return Runs(_marks(rows), state, reason, broken, records)
+    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), state, reason, broken, records)
 
 
 def _fault(record: dict[str, Any], run_id: str) -> str | None:
@@ -153,6 +163,16 @@ def _fault(record: dict[str, Any], run_id: str) -> str | None:
     if record["train_info"].get("status") != "success":
         return f"its record says status {record['train_info'].get('status')!r}"
     return None
+
+
+def _facts(run_id: str, record: dict[str, Any]) -> tuple[Any, ...]:
+    """A run's row of FACTS; None where its record does not say."""
+    train, port, cell = record["train_info"], record.get("port_info") or {}, record.get("cell") or {}
+    updates = ((record.get("spec") or {}).get("train") or {}).get("updates")
+    seconds = (record.get("run_info") or {}).get("total_time")
+    return (run_id, cell.get("host"), updates, seconds, train.get("tokens"), train.get("num_trainable_params"),
+            train.get("file_size"), port.get("seconds"), port.get("calibration_examples"), port.get("carried_fraction"),
+            port.get("carried_norm_fraction"))
 
 
 def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:

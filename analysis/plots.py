@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from analysis.evidence import Evidence
 from analysis.metrics import UNITS, Metric, Unit
-from analysis.stats import apart, paired, reference, summarise
-from portability.spec import BARE
+from analysis.stats import ARM, apart, paired, reference, summarise
 
 # Okabe and Ito's palette, told apart under every common colour blindness (jfly.uni-koeln.de/color)
 PALETTE = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,19 +26,18 @@ STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 Figures = dict[str, Figure]
 
 
-def learning_curves(cells: pd.DataFrame, metric: Metric) -> Figures:
+def learning_curves(found: Evidence) -> Figures:
     """The metric against updates by init, one panel per method (across) and pair (down), one figure per relation.
 
     Lines are means over distinct runs, bands one standard deviation (none with one run). A hollow marker is computed
     from fewer cells than asked for, a cross at the foot stands where nothing is done. Dashed: native; dotted: bare.
     """
-    arms = cells[cells["init"] != BARE]
-    keys = apart(cells)
+    arms, keys = found.arms, apart(found.cells)
     if "port" in keys:  # one line per port
         arms = arms.assign(init=arms["init"] + ", " + arms["port"].astype(str))
     by = ["relation", *(key for key in keys if key != "port")]
     return {
-        "-".join(["learning_curves", *map(str, names)]): _curves(part, metric, ", ".join(map(str, names)))
+        "-".join(["learning_curves", *map(str, names)]): _curves(part, found.metric, ", ".join(map(str, names)))
         for names, part in arms.groupby(by, sort=False)
     }
 
@@ -115,18 +114,17 @@ def _legend(inits: dict[str, int]) -> list[Line2D]:
     return [*handles, Line2D([], [], marker="x", label="failed or missing", **dark)]
 
 
-def gain_heat_map(cells: pd.DataFrame, metric: Metric) -> Figures:
+def gain_heat_map(found: Evidence) -> Figures:
     """Gain of ported over scratch by origin (down) and receiving host (across), one panel per method, one figure per
     relation, at the largest budget. Hatched: no number; grey: not asked for; † incomplete; in brackets: baselines."""
-    arms = cells[cells["init"] != BARE]
-    top = arms[arms["budget"] == arms["budget"].max()]
-    pairs = paired(top, "ported", "scratch", metric.scale)
-    by = ["relation", *apart(cells)]
+    top = found.largest
+    pairs = paired(top, ARM, "scratch", found.metric.scale)
+    by = ["relation", *apart(found.cells)]
     gains = summarise(pairs, [*by, "method", "origin", "receiving"])
     hosts = list(dict.fromkeys([*top["origin"], *top["receiving"]]))
     highest = gains["mean"].abs().max()
     limit = 1.0 if pd.isna(highest) or highest == 0 else float(highest)
-    unit, updates = UNITS[metric.difference], top["budget"].max()
+    unit, updates = UNITS[found.metric.difference], top["budget"].max()
     figures = {}
     for names, part in gains.groupby(by, sort=False):
         figure = _heat(part, hosts, limit, unit)
@@ -180,7 +178,7 @@ def _matrix(
     panel.tick_params(length=0)
 
 
-PLOTS: dict[str, Callable[[pd.DataFrame, Metric], Figures]] = {
+PLOTS: dict[str, Callable[[Evidence], Figures]] = {
     "learning_curves": learning_curves,
     "gain_heat_map": gain_heat_map,
 }

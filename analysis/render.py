@@ -32,24 +32,6 @@ class Grid:
     labels: int
 
 
-def show(row: pd.Series) -> str:
-    """One number with all it rests on.
-
-    Example:
-        >>> show(pd.Series({"mean": 0.8125, "std": 0.01, "n": 4, "runs": 2, "expected": 5, "status": "incomplete",
-        ...                 "unit": "fraction"}))
-        '81.2 ± 1.0† (4/5, 2)'
-    """
-    counts = f"({row['n']}/{row['expected']}, {row['runs']})"
-    if row["n"] == 0:
-        return f"{row['status']}† {counts}"
-    unit = UNITS[row["unit"]]
-    mean = f"{unit.scale * row['mean']:{'+' if unit.signed else ''}.{unit.digits}f}".replace("-", "−")
-    spread = "" if pd.isna(row["std"]) else f" ± {unit.scale * row['std']:.{unit.digits}f}"
-    mark = "" if row["status"] == "complete" else "†"
-    return f"{mean}{spread}{mark} {counts}"
-
-
 def grid(table: Table) -> Grid:
     """Lay a table out: its row keys to the left, one column per value of its column key."""
     if table.column is None:
@@ -59,7 +41,7 @@ def grid(table: Table) -> Grid:
     styles = _styles(table) if table.best else {}
     entries = {}
     for index, row in frame.iterrows():
-        entries[tuple(row[key] for key in keys), row[table.column]] = Entry(show(row), styles.get(index, ""))
+        entries[tuple(row[key] for key in keys), row[table.column]] = Entry(table.show(row), styles.get(index, ""))
     columns = sorted(set(frame[table.column]), key=_order(frame, table.column))
     orders = [_order(frame, key) for key in keys]
     distinct = {name for name, _ in entries}

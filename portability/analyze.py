@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-import pandas as pd
 
-from analysis.load import Study, read
-from analysis.metrics import METRICS, Metric
+from analysis.evidence import Evidence, gather
+from analysis.load import Study
+from analysis.metrics import METRICS
 from analysis.plots import PLOTS
 from analysis.render import FORMS, terminal
 from analysis.report import counts, report
@@ -31,20 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        metric = METRICS[choose(options.metric, METRICS, "metric")]
+        choose(options.metric, METRICS, "metric")
         for store in studies(options.results):
-            _analyse(store, metric, quiet=options.quiet)
+            _analyse(store, options.metric, quiet=options.quiet)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
 
 
-def _analyse(store: Store, metric: Metric, *, quiet: bool) -> None:
+def _analyse(store: Store, metric: str, *, quiet: bool) -> None:
     """One study: read, build, write, and say where."""
-    study = read(store, metric.name)
-    tables = build(study, metric)
-    pictures = write_plots(study.cells, metric, store.root)
+    found = gather(store, metric)
+    study, tables = found.study, build(found)
+    pictures = write_plots(found, store.root)
     write_tables(tables, store.root)
     (store.root / "report.md").write_text(report(study, tables, pictures), encoding="utf-8")
     if not quiet:
@@ -74,13 +74,13 @@ def write_tables(tables: Sequence[Table], root: Path) -> None:
             (folder / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")
 
 
-def write_plots(cells: pd.DataFrame, metric: Metric, root: Path) -> list[str]:
+def write_plots(found: Evidence, root: Path) -> list[str]:
     """Write every plot as PNG and SVG below `root`/plots, and give back the PNG paths relative to `root`."""
     folder = root / "plots"
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for plot in PLOTS.values():
-        for name, figure in plot(cells, metric).items():
+        for name, figure in plot(found).items():
             figure.savefig(folder / f"{name}.png", dpi=150)
             with matplotlib.rc_context({"svg.hashsalt": "portability"}):  # the same study, the same file
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None})

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import Axes, Synthetic, build
 
-from analysis.load import tidy
-from analysis.metrics import METRICS
+from analysis.evidence import gather
 from analysis.plots import PLOTS, gain_heat_map, learning_curves
 from analysis.render import FORMS
 from analysis.tables import TABLES
@@ -69,12 +68,12 @@ def test_what_a_user_can_put_right_is_one_sentence_and_exit_2(small, arguments, 
 
 
 def test_what_is_missing_is_hatched_or_crossed_and_never_drawn_as_zero(small):
-    cells = tidy(small.store)
-    panel = gain_heat_map(cells, METRICS["eval_accuracy"])["gain_heat_map-same"].axes[0]
+    found = gather(small.store)
+    panel = gain_heat_map(found)["gain_heat_map-same"].axes[0]
     hatched = [patch for patch in panel.patches if patch.get_hatch()]
     assert len(panel.patches) == 2 and len(hatched) == 1
     assert {text.get_text().split("\n")[0] for text in panel.texts} >= {"failed"}
-    first = learning_curves(cells, METRICS["eval_accuracy"])["learning_curves-same"].axes[0]  # base -> large
+    first = learning_curves(found)["learning_curves-same"].axes[0]  # base -> large
     crosses = [line for line in first.lines if line.get_marker() == "x"]
     assert len(crosses) == 1 and list(crosses[0].get_xdata()) == [0, 100, 500]
     drawn = [y for line in first.lines if line.get_marker() == "None" for y in line.get_ydata()]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from synthetic import FACTS, accuracy, record, write
 
-from analysis.load import read
-from analysis.metrics import METRICS
+from analysis.evidence import gather
 from analysis.tables import build
 from portability.plan import Grid, plan
 from portability.spec import (
@@ -49,9 +48,10 @@ def test_a_planned_study_is_whole_and_its_scratch_runs_count_once(tmp_path: Path
     store.expect(planned.cells, FACTS)
     for run_id, marks in planned.marks.items():
         write(store, run_id, record(run_id, {mark: accuracy(run_id, mark) for mark in sorted(marks)}))
-    study = read(store)
+    found = gather(store)
+    study = found.study
     assert study.problems == [] and set(study.cells["status"]) == {"done"} and len(study.cells) == len(planned.cells)
-    table = build(study, METRICS["eval_accuracy"], ["init_by_method"])[0].frame
+    table = build(found, ["init_by_method"])[0].frame
     rows = table[table["quantity"] == "eval_accuracy"].set_index("init")
     assert rows["runs"].to_dict() == {"ported": 24, "sampled": 24, "scratch": 6}  # three hosts, two seeds
     assert set(rows["n"]) == {24}

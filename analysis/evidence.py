@@ -1,0 +1,72 @@
+"""What the tables, plots and findings of one study share: its cells, one metric, and its comparisons, each made once."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from analysis.inference import LEVELS, Right, compare, right
+from analysis.load import Study, read
+from analysis.metrics import METRICS, Metric
+from portability.errors import UserError, choose
+from portability.spec import BARE
+from portability.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A study with one metric.
+
+    `answers` says which test examples each run gets right, for intervals over seeds and examples; it is None, and `why`
+    says the reason, where intervals are over seeds only.
+    """
+
+    study: Study
+    metric: Metric
+    answers: Right | None = None
+    why: str = "only what is given is used"
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The tidy frame (load.tidy)."""
+        return self.study.cells
+
+    @cached_property
+    def arms(self) -> pd.DataFrame:
+        """All cells but those of the bare host, which is a reference and no arm."""
+        return self.cells[self.cells["init"] != BARE]
+
+    @cached_property
+    def largest(self) -> pd.DataFrame:
+        """The arms at the largest budget."""
+        return self.arms[self.arms["budget"] == self.arms["budget"].max()]
+
+    @cached_property
+    def levels(self) -> dict[str, pd.DataFrame]:
+        """Ported against every other init at every budget, zero-shot included, by each of inference.LEVELS."""
+        return {name: self.compare(self.cells, keys) for name, keys in LEVELS.items()}
+
+    def compare(self, cells: pd.DataFrame, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
+        """inference.compare with this study's answers and the metric's scale."""
+        return compare(cells, keys, self.answers, self.metric.scale, blocks)
+
+
+def gather(store: Store, metric: str = "eval_accuracy") -> Evidence:
+    """Read a study and its predictions.
+
+    Raises:
+        UserError: no study there, or the metric is unknown.
+    """
+    chosen = METRICS[choose(metric, METRICS, "metric")]
+    study = read(store, metric)
+    if metric != "eval_accuracy":
+        return Evidence(study, chosen, None, f"{chosen.label} is not a mean over examples that are right or wrong")
+    try:
+        return Evidence(study, chosen, right(store, study.cells), "")
+    except (UserError, OSError) as error:
+        log.warning("%s: intervals are over seeds only: %s", study.name, error)
+        return Evidence(study, chosen, None, "the predictions of some runs are not there or cannot be used")

@@ -1,0 +1,100 @@
+"""Tables of means: the evidence in, a tidy frame of entries out, one row per number with all its counts."""
+
+import pandas as pd
+
+from analysis.entries import joined, labelled
+from analysis.evidence import Evidence
+from analysis.load import COORDINATES, STATUSES
+from analysis.metrics import METRICS
+from analysis.stats import ARM, apart, paired, reference, summarise
+
+INFERENCE = ("low", "high", "p", "p_holm", "smallest_p", "family", "effect", "mdd", "blocks")  # of a gain
+
+
+def init_by_method(found: Evidence) -> pd.DataFrame:
+    """Every init by method at the largest budget, pooled over pairs and relations, with ported's gains."""
+    return _arms_and_gains(found, found.largest, ["method"])
+
+
+def origin_by_receiving(found: Evidence) -> pd.DataFrame:
+    """Ported, and its gain over scratch, for every ordered pair at the largest budget; the diagonal is native."""
+    metric = found.metric
+    top = found.largest[found.largest["init"].isin([ARM, "scratch"])]
+    keys = [*apart(found.cells), "method", "relation", "origin", "receiving"]
+    ported = top[top["init"] == ARM]
+    parts = [labelled(summarise(ported, keys), metric.name, metric.unit), *_gains(found, top, keys)]
+    block = [key for key in keys if key != "origin"]
+    native = labelled(summarise(reference(ported, "native", block), block), metric.name, metric.unit)
+    selves = (ported["origin"] == ported["receiving"]).any()
+    return joined([native.assign(origin="(native)" if selves else native["receiving"]), *parts])
+
+
+def zero_shot(found: Evidence) -> pd.DataFrame:
+    """Every init before any update on the receiving host, the bare host, and the lift over it."""
+    metric = found.metric
+    start = found.arms[found.arms["budget"] == 0]
+    keys = [*apart(found.cells), "method", "receiving"]
+    bare = labelled(summarise(reference(start, "bare", keys), keys), metric.name, metric.unit)
+    state = start["status"].where(start["status"] != "done", start["bare_status"])
+    lift = start.assign(value=metric.scale * start["lift"], status=state)
+    return joined([
+        labelled(summarise(start, [*keys, "init"]), metric.name, metric.unit),
+        bare.assign(init="bare"),
+        labelled(summarise(lift, [*keys, "init"]), "lift over bare", metric.difference),
+    ])
+
+
+def init_by_budget(found: Evidence) -> pd.DataFrame:
+    """Every init by budget, zero-shot included, for each method, with ported's gains."""
+    return _arms_and_gains(found, found.arms, ["method", "budget"])
+
+
+def by_relation(found: Evidence) -> pd.DataFrame:
+    """Every init by relation and origin's data set at the largest budget, with ported's gains."""
+    return _arms_and_gains(found, found.largest, ["relation", "origin_data", "method"])
+
+
+def all_metrics(found: Evidence) -> pd.DataFrame:
+    """Every metric of every init, zero-shot and at the largest budget: accuracy alone hides a one-sided host."""
+    arms = found.arms[found.arms["budget"].isin({0, found.arms["budget"].max()})]
+    keys = [*apart(found.cells), "method", "budget", "init"]
+    return joined([
+        labelled(summarise(arms.assign(value=arms[name]), keys), name, item.unit) for name, item in METRICS.items()
+    ])
+
+
+def completeness(found: Evidence) -> pd.DataFrame:
+    """Expected, done, failed, missing, duplicate and foreign cells of every point of the grid, with the errors."""
+    cells = found.cells
+    keys = [name for name in COORDINATES if name != "seed"]
+    flags = {name: cells["status"] == name for name in STATUSES}
+    grouped = cells.assign(**flags).groupby(keys, sort=False, dropna=False)
+    table = grouped.agg(expected=("status", "size"), **{name: (name, "sum") for name in STATUSES})
+    errors = cells[cells["status"] != "done"]
+    errors = errors.assign(reason=errors["reason"].mask(errors["reason"] == "", "not run yet"))
+    words = errors.drop_duplicates([*keys, "reason"]).groupby(keys, dropna=False)["reason"].agg("; ".join)
+    return table.join(words.rename("errors")).fillna({"errors": ""}).reset_index()
+
+
+# ---- building blocks
+
+
+def _arms_and_gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    keys = [*apart(found.cells), *keys]
+    means = labelled(summarise(cells, [*keys, "init"]), found.metric.name, found.metric.unit)
+    return joined([means, *_gains(found, cells, keys)])
+
+
+def _gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
+    """Ported minus every other init, with interval and test; one family of tests for all of them."""
+    if not (cells["init"] == ARM).any():
+        return []
+    with_budget = list(dict.fromkeys([*keys, "budget"]))
+    tests = found.compare(cells, with_budget)
+    parts = []
+    for baseline in tests["baseline"].unique():
+        own = tests.loc[tests["baseline"] == baseline, [*keys, *INFERENCE]]
+        counts = summarise(paired(cells, ARM, baseline, found.metric.scale), keys)
+        gain = counts.merge(own, on=keys, how="left", validate="1:1")
+        parts.append(labelled(gain, f"gain over {baseline}", found.metric.difference).assign(init=ARM))
+    return parts
