@@ -31,14 +31,13 @@ def origin_by_receiving(found: Evidence) -> pd.DataFrame:
 
 def zero_shot(found: Evidence) -> pd.DataFrame:
     """Every init before any update on the receiving host, the bare host, and the lift over it."""
-    metric = found.metric
-    start = found.arms[found.arms["budget"] == 0]
+    metric, before = found.metric, start(found)
     keys = [*apart(found.cells), "method", "receiving"]
-    bare = labelled(summarise(reference(start, "bare", keys), keys), metric.name, metric.unit)
-    state = start["status"].where(start["status"] != "done", start["bare_status"])
-    lift = start.assign(value=metric.scale * start["lift"], status=state)
+    bare = labelled(summarise(reference(before, "bare", keys), keys), metric.name, metric.unit)
+    state = before["status"].where(before["status"] != "done", before["bare_status"])
+    lift = before.assign(value=metric.scale * before["lift"], status=state)
     return joined([
-        labelled(summarise(start, [*keys, "init"]), metric.name, metric.unit),
+        labelled(summarise(before, [*keys, "init"]), metric.name, metric.unit),
         bare.assign(init="bare"),
         labelled(summarise(lift, [*keys, "init"]), "lift over bare", metric.difference),
     ])
@@ -74,6 +73,23 @@ def completeness(found: Evidence) -> pd.DataFrame:
     errors = errors.assign(reason=errors["reason"].mask(errors["reason"] == "", "not run yet"))
     words = errors.drop_duplicates([*keys, "reason"]).groupby(keys, dropna=False)["reason"].agg("; ".join)
     return table.join(words.rename("errors")).fillna({"errors": ""}).reset_index()
+
+
+def start(found: Evidence) -> pd.DataFrame:
+    """The arms before any update on the receiving host."""
+    return found.arms[found.arms["budget"] == 0]
+
+
+def not_whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """The points of the grid that lack cells, without the coordinates that never differ."""
+    part = frame[frame["done"] != frame["expected"]]
+    return part.drop(columns=[key for key in ("data", "port") if frame[key].nunique() < 2])
+
+
+def whole_words(found: Evidence, frame: pd.DataFrame) -> str:
+    """How many points of the grid are whole."""
+    whole = int((frame["done"] == frame["expected"]).sum())
+    return f"{whole} of {len(frame)} points are whole and stand in the CSV file only."
 
 
 # ---- building blocks

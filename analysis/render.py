@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.captions import BEST
 from analysis.metrics import METRICS, UNITS
-from analysis.tables import Table
+from analysis.recipe import Table
 from portability.spec import BARE
 
 NOTHING = "–"  # not asked for

@@ -4,8 +4,8 @@ from collections import Counter
 from typing import Any
 
 from analysis.load import STATUSES, Problem, Study
+from analysis.recipe import Table
 from analysis.render import markdown
-from analysis.tables import Table
 
 
 def counts(study: Study) -> str:
