@@ -50,6 +50,11 @@ class Evidence:
         """Ported against every other init at every budget, zero-shot included, by each of inference.LEVELS."""
         return {name: self.compare(self.cells, keys) for name, keys in LEVELS.items()}
 
+    @cached_property
+    def by_seed(self) -> dict[str, pd.DataFrame]:
+        """The same with all runs of a seed as one block: safe whatever these share, at the price of few blocks."""
+        return {name: self.compare(self.cells, keys, "seed") for name, keys in LEVELS.items()}
+
     def compare(self, cells: pd.DataFrame, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
         """inference.compare with this study's answers and the metric's scale."""
         return compare(cells, keys, self.answers, self.metric.scale, blocks)

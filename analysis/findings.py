@@ -1,0 +1,147 @@
+"""What a study found, in words: only what its tests bear out is said, with the interval; what they cannot say is a caveat."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.entries import interval, number
+from analysis.evidence import Evidence
+from analysis.inference import ALPHA, LEVELS
+from analysis.metrics import UNITS, Metric
+from analysis.stats import ARM
+
+HEADINGS = {
+    "all": "Over all methods, directions and relations", "method": "By method", "relation": "By method and relation",
+    "direction": "By method, direction and relation",
+}
+NOTHING = "No comparison is significant after Holm's correction."
+OPEN = "Left open after {budget:,} updates (no finding that they are equal)"
+
+
+def findings(found: Evidence) -> dict[str, list[str]]:
+    """Heading to sentences, one for each thing compared and each baseline, with all budgets at which it is significant.
+
+    Said is a difference whose sign-flip test has p ≤ 0.05 after Holm's correction within its level, and whose 95 % interval
+    leaves 0 out. A sentence says so where taking seeds as blocks, which is safe against whatever runs of a seed share, leaves
+    it open (our choice; DECISIONS.md). What the tests leave open at the largest budget is listed with the difference that
+    a study like this one would find four times in five.
+    """
+    said = {HEADINGS[level]: list(_sentences(found, level)) for level in reversed(LEVELS)}
+    said = {heading: sentences for heading, sentences in said.items() if sentences}
+    said = said or {"Comparisons": [NOTHING]}
+    return said | {heading: sentences for heading, sentences in [_left(found)] if sentences}
+
+
+def significant(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a frame of comparisons that may be said."""
+    clear = (frame["low"] > 0) | (frame["high"] < 0)
+    return frame[clear & (frame["p_holm"] <= ALPHA)]
+
+
+def _sentences(found: Evidence, level: str) -> Iterator[str]:
+    rows = significant(found.levels[level])
+    if rows.empty:
+        return
+    keys = [name for name in found.levels[level].columns[: list(found.levels[level].columns).index("arm")] if name != "budget"]
+    open_rows = _left_open(found, level, keys)
+    for names, group in rows.groupby([*keys, "baseline"], sort=False):
+        where = _where(dict(zip(keys, names, strict=False)))
+        parts = [_part(row, found.metric, open_rows) for _, row in group.sort_values("budget").iterrows()]
+        yield f"{where}{ARM} against {names[-1]}: {'; '.join(parts)}."
+
+
+def _left(found: Evidence) -> tuple[str, list[str]]:
+    """What pooled comparisons, and those by method, leave open at the largest budget."""
+    budget, unit, said = found.arms["budget"].max(), UNITS[found.metric.difference], []
+    for level in ("all", "method"):
+        frame = found.levels[level]
+        rows = frame[(frame["budget"] == budget) & frame["low"].notna() & ~frame.index.isin(significant(frame).index)]
+        for _, row in rows.iterrows():
+            where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
+            said.append(f"{where}{ARM} against {row['baseline']}: {number(row['mean'], unit)} {unit.symbol} "
+                        f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])} after Holm); found four times in five "
+                        f"would be {number(row['mdd'], unit).lstrip('+')} {unit.symbol}.")
+    return OPEN.format(budget=0 if pd.isna(budget) else budget), said
+
+
+def _left_open(found: Evidence, level: str, keys: list[str]) -> dict[tuple, str]:
+    """Comparisons whose interval over seeds as blocks holds 0, with that interval in words."""
+    frame = found.by_seed[level]
+    held = frame[(frame["low"] <= 0) & (frame["high"] >= 0)]
+    unit = UNITS[found.metric.difference]
+    return {_name(row): interval(row["low"], row["high"], unit) for _, row in held.iterrows()}
+
+
+def _name(row: pd.Series) -> tuple:
+    return tuple(row[: list(row.index).index("arm")]) + (row["baseline"],)
+
+
+def _part(row: pd.Series, metric: Metric, open_rows: dict[tuple, str]) -> str:
+    unit = UNITS[metric.difference]
+    when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
+    size = number(abs(row["mean"]), UNITS[metric.difference]).lstrip("+")
+    text = f"{_side(row['mean'], metric)} by {size} {unit.symbol} {interval(row['low'], row['high'], unit)} {when}"
+    text += f" (p {_p(row['p_holm'])} after Holm, {row['blocks']} blocks{', some cells lack †' if row['mark'] else ''})"
+    if (wide := open_rows.get(_name(row))) is not None:
+        text += f", which seeds taken as blocks leave open: {wide}"
+    return text
+
+
+def _side(mean: float, metric: Metric) -> str:
+    """In words, which side of a difference is the better one.
+
+    Example:
+        >>> from analysis.metrics import METRICS
+        >>> _side(-0.1, METRICS["eval_loss"]), _side(-0.1, METRICS["eval_accuracy"])
+        ('ahead', 'behind')
+    """
+    if metric.better is None:
+        return "higher" if mean > 0 else "lower"
+    return "ahead" if (mean > 0) == (metric.better == "higher") else "behind"
+
+
+def _p(value: float) -> str:
+    """A p value in print.
+
+    Example:
+        >>> _p(0.0321), _p(0.00004)
+        ('= 0.032', '< 0.001')
+    """
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
+def _where(names: dict[str, object]) -> str:
+    """The place of a comparison.
+
+    Example:
+        >>> _where({"method": "lora", "origin": "a", "receiving": "b", "relation": "same"})
+        'lora, a → b, same data: '
+    """
+    words = [str(names[key]) for key in ("data", "port", "method") if key in names]
+    if "origin" in names:
+        words.append(f"{names['origin']} → {names['receiving']}")
+    if "relation" in names:
+        words.append(f"{names['relation']} data")
+    return f"{', '.join(words)}: " if words else ""
+
+
+def caveats(found: Evidence) -> list[str]:
+    """What limits the findings: cells that lack, what intervals leave out, and levels whose tests can show nothing."""
+    cells, said = found.cells, []
+    lacking = cells[cells["status"] != "done"]["status"].value_counts()
+    if len(lacking):
+        words = ", ".join(f"{count:,} {status}" for status, count in lacking.items())
+        said.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); numbers that lack cells "
+                    "carry the mark †.")
+    if found.why:
+        said.append(f"Intervals are over seeds only, not over test examples: {found.why}.")
+    for level, frame in found.levels.items():
+        smallest, family = frame["smallest_p"].min(), int(frame["p"].notna().sum())
+        if family and smallest * family > ALPHA:
+            said.append(f"{HEADINGS[level]}: no difference, however large, could be significant: the smallest p of its tests "
+                        f"is {smallest:.2g}, and there are {family} of them.")
+    if any(fact.get("overlap") == "keep" for fact in found.study.facts):
+        said.append("Sentences shared between data sets were kept (overlap: keep).")
+    seeds = found.arms["seed"].nunique()
+    said.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts.")
+    return said
