@@ -117,7 +117,7 @@ def _rows(
 
 
 def _row(found: Estimate, flips: Flips) -> dict[str, float | int | str]:
-    words = [found.note, "" if flips.exact else "random signs"]
+    words = [found.note, flips.note]
     test = {"p": flips.p, "smallest_p": flips.smallest}
     return asdict(found) | test | {"note": "; ".join(filter(None, words))}
 

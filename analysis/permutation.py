@@ -1,5 +1,6 @@
 """Sign-flip tests over blocks, Holm's correction, and groups of things that are not distinguishable."""
 
+import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,24 +9,27 @@ import numpy as np
 
 EXACT = 16  # blocks up to which all 2^B patterns of signs are taken
 DRAWS = 19_999  # random patterns beyond that
+MANY = 500  # blocks beyond which the sum under random signs is taken as normal
 SEED = 0  # of the random patterns
 SLACK = 1e-9  # sums closer than this are equal, so that ties do not depend on rounding
 
 
 @dataclass(frozen=True)
 class Flips:
-    """A sign-flip test: two-sided `p`, the `smallest` p these blocks could give, and whether all patterns were taken."""
+    """A sign-flip test: two-sided `p`, the `smallest` p these blocks could give, and in words where not all patterns were
+    taken."""
 
     p: float
     smallest: float
-    exact: bool
+    note: str = ""
 
 
 def sign_flip(blocks: np.ndarray) -> Flips:
     """Is the mean over blocks further from 0 than with random signs? Two-sided, on the absolute sum.
 
     If an arm does nothing, arm and baseline of a block can be exchanged, which flips the block's sign. All 2^B patterns
-    are taken up to EXACT blocks; else DRAWS random ones, the observed one counted among them so that p is never 0.
+    are taken up to EXACT blocks; beyond, DRAWS random ones, the observed one counted among them so that p is never 0; beyond
+    MANY blocks the sum under random signs is normal with variance sum(blocks^2) to within what the draws would err by.
     Blocks that are 0 carry no sign: `smallest` is 2 / 2^(blocks that are not 0), or 1 / (DRAWS + 1) if that is larger.
 
     Args:
@@ -35,18 +39,21 @@ def sign_flip(blocks: np.ndarray) -> Flips:
 
     Example:
         >>> sign_flip(np.array([1.0, 2.0, 0.5, 3.0, 1.0]))
-        Flips(p=0.0625, smallest=0.0625, exact=True)
+        Flips(p=0.0625, smallest=0.0625, note='')
     """
     count = len(blocks)
     if count == 0:
-        return Flips(float("nan"), float("nan"), True)
+        return Flips(float("nan"), float("nan"))
     observed = abs(float(blocks.sum())) - SLACK
     smallest = min(1.0, 2.0 ** (1 - int((np.abs(blocks) > SLACK).sum())))
     if count <= EXACT:
-        return Flips(float(np.mean(np.abs(_sums(blocks)) >= observed)), smallest, True)
+        return Flips(float(np.mean(np.abs(_sums(blocks)) >= observed)), smallest)
+    if count > MANY:
+        spread = math.sqrt(2 * float(np.square(blocks).sum()))
+        return Flips(math.erfc(max(0.0, observed) / spread) if spread else 1.0, smallest, "signs taken as normal")
     sums = np.abs(_signs(count) @ np.sort(blocks))  # sorted, so that the order of blocks moves nothing
     p = (1 + int((sums >= observed).sum())) / (DRAWS + 1)
-    return Flips(p, max(smallest, 1 / (DRAWS + 1)), False)
+    return Flips(p, max(smallest, 1 / (DRAWS + 1)), "random signs")
 
 
 def _sums(blocks: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from analysis.permutation import DRAWS, EXACT, holm, letters, sign_flip
+from analysis.permutation import DRAWS, EXACT, MANY, holm, letters, sign_flip
 
 
 @pytest.mark.parametrize("count", [3, 5, 8, 12])
@@ -42,9 +42,20 @@ def test_random_patterns_agree_with_all_and_repeat():
     for value in blocks:
         sums = np.concatenate([sums + value, sums - value])
     exact = np.mean(np.abs(sums) >= abs(blocks.sum()) - 1e-9)
-    assert not found.exact and found == sign_flip(blocks)
+    assert found.note == "random signs" and found == sign_flip(blocks) == sign_flip(blocks[::-1])
     assert abs(found.p - exact) < 4 * np.sqrt(exact * (1 - exact) / DRAWS)
     assert sign_flip(np.ones(40)).p == sign_flip(np.ones(40)).smallest == 1 / (DRAWS + 1)
+
+
+def test_many_blocks_agree_with_random_patterns_and_need_no_memory():
+    random = np.random.default_rng(5)
+    blocks = random.normal(0.08, 1.0, MANY + 1) * random.gamma(2.0, size=MANY + 1)
+    found = sign_flip(blocks)
+    sums = random.choice([-1.0, 1.0], size=(20_000, len(blocks))) @ blocks
+    drawn = np.mean(np.abs(sums) >= abs(blocks.sum()))
+    assert found.note == "signs taken as normal" and 0.001 < drawn < 0.5
+    assert abs(found.p - drawn) < 5 * np.sqrt(drawn / 20_000)
+    assert sign_flip(np.zeros(MANY + 1)).p == 1.0 and 0 <= sign_flip(np.ones(100_000)).p < 1e-9
 
 
 def test_holm_is_that_of_statsmodels_and_leaves_nan_out():
