@@ -104,6 +104,7 @@ class Study:
     engine: EngineConf
     tracking: TrackingConf
     part: Part
+    similarity: bool  # compare the hosts of each pair (portability/pairs.py)
 
 
 def build(cls: type[T], value: Any, where: str) -> T:
@@ -161,7 +162,7 @@ def to_study(cfg: DictConfig) -> Study:
     grid = _grid(raw, conf, data)
     return Study(
         name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
-        grid=grid, sources=sources, data=data, overlap=conf.overlap,
+        grid=grid, sources=sources, data=data, overlap=conf.overlap, similarity=_typed(raw["similarity"], bool, "similarity"),
         engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=part_of(raw),
     )
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -15,6 +15,7 @@ from portability.config import EngineConf, Study, facts
 from portability.devices import STACKS, count_gpus, places
 from portability.errors import UserError
 from portability.estimate import agree, calibrate, estimate
+from portability.pairs import compare_pairs
 from portability.plan import Plan, alike, stacks
 from portability.spec import RunSpec
 from portability.store import Store
@@ -200,7 +201,8 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str,
     return {i: todo[i] for i in planned.runs if i in todo}, broken  # in the plan's order: origins first
 
 
-def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, tracking: TrackingSpec) -> int:
+def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,
+              asked: Sequence[str] = ()) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures.
 
     Nothing is written before it is clear that the work can and may begin.
@@ -220,7 +222,7 @@ def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, 
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds)
     if todo:
         _weigh(book, todo, study, setup)
-    store.expect(planned.cells, facts(study, tracking.sweep))
+    store.expect(planned.cells, facts(study, tracking.sweep) | ({"overrides": list(asked)} if asked else {}))
     store.tidy_up()
     book.claims.tidy()
     for run_id, fault in book.broken.items():
@@ -233,6 +235,8 @@ def carry_out(planned: Plan, chosen: Iterable[str], store: Store, study: Study, 
                 text = f"{len(book.done)}/{len(book.todo)} runs, {len(book.failed)} failed"
                 bar.set_postfix_str(text + (f", {len(book.elsewhere)} elsewhere" if book.elsewhere else ""), refresh=False)
     store.compact()
+    if study.similarity:
+        compare_pairs(planned, chosen, store, setup)
     return len(book.failed)
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from portability.choice import chosen
 from portability.config import Study, to_study
-from portability.errors import UserError
+from portability.errors import UserError, without_places
 from portability.paths import bundled
 from portability.plan import Plan, plan, updates_of
 from portability.progress import carry_out
@@ -25,6 +25,8 @@ from portability.tracking import TrackingSpec, resolve_mode
 
 log = logging.getLogger(__name__)
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+HOW = ("mode", "only", "shard", "retry", "yes", "similarity", "results", "study", "engine", "tracking", "hydra",
+       "known_methods")  # keys that say how, where and under which name, and not what
 CATALOGUES = ("host", "data", "init", "port")  # conf groups that are loaded whole; the axes name their entries
 
 
@@ -56,7 +58,7 @@ def _config_dirs(arguments: Sequence[str]) -> list[Path]:
 @hydra.main(config_path=str(bundled("conf")), config_name="config", version_base="1.3")
 def _composed(cfg: DictConfig) -> None:
     try:
-        sys.exit(command(to_study(cfg), sweep_name(sys.argv)))
+        sys.exit(command(to_study(cfg), asked_for(sys.argv[1:])))
     except UserError as error:
         _stop(str(error), 2)
     except OSError as error:
@@ -82,13 +84,30 @@ def _stop(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def sweep_name(arguments: Sequence[str]) -> str | None:
-    """The sweep named on the command line, for the manifest."""
-    return next((a.partition("=")[2] for a in arguments if a.startswith("+sweep=")), None)
+def asked_for(arguments: Sequence[str]) -> list[str]:
+    """The overrides that say what a study is made of, for the manifest; folders stand as PATH.
+
+    Example:
+        >>> asked_for(["+host=[a,b]", "+sweep=full", "mode=plan", "grid.seeds=[0]", "host.a.path=/home/me/a"])
+        ['+sweep=full', 'grid.seeds=[0]', 'host.a.path=PATH']
+    """
+    ours = tuple(f"+{group}=[" for group in CATALOGUES)
+    found = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if not equals or word.startswith(("-", *ours)) or name.lstrip("+~").split(".")[0] in HOW:
+            continue
+        place = name.endswith((".path", "_root")) or Path(value).is_absolute()
+        found.append(f"{name}=PATH" if place else without_places(word))
+    return found
 
 
-def command(study: Study, sweep: str | None) -> int:
-    """Plan, and then print, or show the state of, or carry out the plan. Gives back the exit code."""
+def command(study: Study, asked: Sequence[str] = ()) -> int:
+    """Plan, and then print, or show the state of, or carry out the plan. Gives back the exit code.
+
+    Args:
+        asked: the overrides of `asked_for`, for the manifest.
+    """
     planned = plan(study.grid)
     store = Store(study.results / study.name)
     ids = chosen(planned, study.part)
@@ -99,8 +118,9 @@ def command(study: Study, sweep: str | None) -> int:
     if study.mode == "status":
         _say(status_lines(part, store))
         return 0
+    sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
-    failed = carry_out(planned, ids, store, study, tracking)
+    failed = carry_out(planned, ids, store, study, tracking, asked)
     _say(status_lines(part, store))
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""From a batch of texts to logits: one forward pass for every host family, the only place that calls a host."""
+"""From a batch of texts to logits: one forward pass for every host family, for all training and evaluation."""
 
 from contextlib import nullcontext
 
@@ -13,7 +13,7 @@ from portability.spec import TaskSpec
 HEAD = ("head.weight", "head.bias")
 
 
-def _check_length(host: Host, task: TaskSpec) -> None:
+def check_length(host: Host, task: TaskSpec) -> None:
     """Refuse inputs longer than the host has positions for (T5's are relative, so it has no limit)."""
     positions = getattr(host.model.config, "max_position_embeddings", None)
     if positions is not None and task.max_length > positions - 2 * (host.family == "roberta"):
@@ -36,7 +36,7 @@ class Scorer(nn.Module):
         self.sdpa = host.model.config._attn_implementation == "sdpa"  # its own masks look at their values: hand one in
         self.family = host.family
         self.hidden = host.spec.shape.hidden
-        _check_length(host, task)
+        check_length(host, task)
         self.has_head = host.scoring == "head"
         if self.has_head:
             self.head = nn.Linear(self.hidden, 2, device=self.device)

@@ -28,7 +28,7 @@ def small(data_folders, make_host, *overrides):
         f"host.nano-raw-base.path={one.source}", f"host.nano-tuned-base.path={two.source}",
         f"data.nano_films.path={data_folders['one']}", f"data.nano_meals.path={data_folders['two']}",
         "grid.study_data=[nano_films,nano_meals]", "grid.budgets=[2,4]", "grid.seeds=[0,1]",
-        "task.template='{text} answer :'", "task.max_length=48", *overrides)
+        "task.template='{text} answer :'", "task.max_length=48", "similarity=false", *overrides)
 
 
 def test_every_option_of_every_group_composes():

@@ -73,11 +73,11 @@ def test_a_calibration_measures_real_updates_and_a_long_launch_starts_nothing(da
     study = small(data_folders, make_host, f"results={tmp_path}", "study=long", "method=lora", "engine.workers=1",
                   "tracking.wandb=disabled", "grid.seeds=[0]")
     with pytest.raises(UserError, match="calibrated on 2 hosts.*yes=true") as error:
-        command(study, None)
+        command(study)
     assert not (tmp_path / "long" / "runs").exists() and seconds(str(error.value)) < 600
     study = small(data_folders, make_host, f"results={tmp_path}", "study=long", "method=lora", "engine.workers=1",
                   "tracking.wandb=disabled", "grid.seeds=[0]", "yes=true")
-    assert command(study, None) == 0
+    assert command(study) == 0
 
 
 def seconds(text):

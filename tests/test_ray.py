@@ -134,7 +134,7 @@ def test_a_ray_cluster_gives_the_bits_of_one_worker_here_though_records_are_seen
     common = (f"results={tmp_path}", "method=prefix", "grid.inits=[ported,scratch]", "grid.seeds=[0]", *OFF)
     one = small(data_folders, make_host, *common, "study=here", "engine.workers=1")
     two = small(data_folders, make_host, *common, "study=ray", "engine=ray", "engine.workers=2", "engine.stack=1")
-    assert command(one, None) == 0 and command(two, None) == 0
+    assert command(one) == 0 and command(two) == 0
     here, there, runs = Store(tmp_path / "here"), Store(tmp_path / "ray"), plan(one.grid).runs
     assert set(runs) == set(plan(two.grid).runs) and len(runs) > 3
     for run_id in runs:
@@ -171,7 +171,7 @@ def test_an_ended_command_takes_its_actors_along_and_is_completed_by_repeating_i
         return kept
 
     thread, found = meanwhile(kill)
-    assert command(compose(words), None) == 0
+    assert command(compose(words)) == 0
     thread.join()
     assert {path: stamps(store)[path] for path in found[0]} == found[0], "a finished run was trained again"
 
@@ -277,7 +277,7 @@ def test_a_lost_node_costs_the_run_at_hand_and_no_other(cluster, data_folders, m
 
     thread, found = meanwhile(kill)
     assert command(small(data_folders, make_host, f"results={tmp_path}", "study=node", *SLOW, "engine=ray",
-                         f"engine.options.address={cluster.address}"), None) == 0
+                         f"engine.options.address={cluster.address}")) == 0
     thread.join()
     (kept, pids), after = found[0], stamps(store)
     assert len(kept) < len(after) and {path: after[path] for path in kept} == kept, "a finished run was trained again"

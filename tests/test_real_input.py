@@ -20,7 +20,7 @@ ROOTS = (f"host_root={SHARED}/hosts", f"data_root={SHARED}/data", "tracking.wand
 
 def finished(tmp_path, *overrides):
     found = study(*ROOTS, f"results={tmp_path}", *overrides)
-    assert command(found, None) == 0
+    assert command(found) == 0
     return plan(found.grid), Store(tmp_path / found.name)
 
 

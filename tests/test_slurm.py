@@ -68,7 +68,7 @@ def wait_for(condition, seconds=120):
 def test_everything_runs_in_order_and_gives_the_bits_of_the_local_engine(node, data_folders, make_host, tmp_path):
     before = set(arrays())
     study = small(data_folders, make_host, f"results={tmp_path}", "study=slurm", "engine.stack=2", *FAST)
-    assert command(study, None) == 0
+    assert command(study) == 0
     new = {name: tasks for name, tasks in arrays().items() if name not in before}
     assert sorted(len(tasks) for tasks in new.values()) == [1, 2, 2], "three tasks and two that wait, in arrays of two"
     assert all(task[1] == "COMPLETED" for tasks in new.values() for task in tasks)
@@ -79,7 +79,7 @@ def test_everything_runs_in_order_and_gives_the_bits_of_the_local_engine(node, d
     assert all(datetime.fromisoformat(task[2]).timestamp() >= int(done) for task in last), "a run began too early"
     assert list((store.root / "slurm").iterdir()) == [], "files of arrays that ended well are left"
     local = small(data_folders, make_host, f"results={tmp_path}", "study=local", "engine.workers=1", *FAST[len(QUICK):])
-    assert command(local, None) == 0
+    assert command(local) == 0
     for run_id in planned.runs:
         one, two = store.predictions(run_id), Store(tmp_path / "local").predictions(run_id)
         assert all(np.array_equal(one[key], two[key]) for key in one)
@@ -106,7 +106,7 @@ def test_a_killed_and_a_stopped_task_are_tried_again_and_those_that_wait_for_the
 
     other = threading.Thread(target=disturb)
     other.start()
-    assert command(study, None) == 0
+    assert command(study) == 0
     other.join()
     assert len(seen) == 2 and store.failures() == {} and all(map(store.has, planned.runs))
     states = Counter(task[1] for name, tasks in arrays().items() if name not in before for task in tasks)
@@ -146,7 +146,7 @@ def test_a_task_that_somebody_cancels_ends_the_command(node, data_folders, make_
         lambda: [task[0] for name, tasks in arrays().items() if name not in before for task in tasks])[0]))
     cancel.start()
     with pytest.raises(UserError, match="cancelled by somebody; finished runs and checkpoints are kept"):
-        command(study, None)
+        command(study)
     cancel.join()
     ask("scancel", "--me")
 
@@ -154,14 +154,14 @@ def test_a_task_that_somebody_cancels_ends_the_command(node, data_folders, make_
 def test_an_array_that_slurm_refuses_is_one_sentence(node, data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, f"results={tmp_path}", "study=no", *ONE, "engine.options.partition=nowhere")
     with pytest.raises(UserError, match=r"Slurm refuses an array of tasks \(.*Invalid partition.*engine.options"):
-        command(study, None)
+        command(study)
     assert not list((tmp_path / "no" / "slurm").iterdir())
 
 
 def test_bad_options_are_one_sentence(node, data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, f"results={tmp_path}", "study=bad", *ONE, "engine.options.minutes=1")
     with pytest.raises(UserError, match="engine.options.minutes must be at least 5, got 1"):
-        command(study, None)
+        command(study)
 
 
 def test_without_submitit_or_slurm_one_sentence_says_what_to_do(monkeypatch, tmp_path):

@@ -21,6 +21,7 @@ from portability.run import command
 from portability.store import Store
 
 OFF = ("tracking.wandb=disabled", "engine.workers=1")
+ASKED = ["+sweep=natives", "grid.seeds=[0,1]"]  # what the manifest says of the command, whatever the study is
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def finished(data_folders, make_host, tmp_path_factory):
     study = small(data_folders, make_host, f"results={root}", "study=small", "tracking.wandb=disabled",
                   "grid.inits=[ported,sampled,sampled_permute,sampled_norm,scratch,shuffled,compute_matched]",
                   "+grid.relations.different=nano_meals")
-    code = command(study, None)
+    code = command(study, ASKED)
     return study, Store(root / "small"), code
 
 
@@ -53,6 +54,12 @@ def test_every_cell_of_the_grid_is_there(finished):
     assert {cell.init for cell in planned.cells} >= {"bare", "compute_matched", "shuffled"}
 
 
+def test_the_manifest_says_what_was_asked_for(finished):
+    _, store, _ = finished
+    manifest, = store.manifests()
+    assert manifest["sweep"] == "natives" and manifest["overrides"] == ASKED
+
+
 def test_nothing_private_is_in_a_record(finished, data_folders):
     _, store, _ = finished
     for path in (store.root / "runs").rglob("*.json"):
@@ -63,7 +70,7 @@ def test_nothing_private_is_in_a_record(finished, data_folders):
 def test_repeating_the_command_trains_nothing(finished, monkeypatch):
     study, store, _ = finished
     stamps = {path: path.stat().st_mtime_ns for path in (store.root / "runs").rglob("record.json")}
-    command(study, None)
+    command(study, ASKED)
     assert {path: path.stat().st_mtime_ns for path in (store.root / "runs").rglob("record.json")} == stamps
 
 
@@ -96,7 +103,7 @@ def test_one_worker_alone_and_stacks_of_one_give_the_same_bits(finished, data_fo
     study, store, _ = finished
     again = small(data_folders, make_host, f"results={tmp_path}", "study=again", *OFF, "engine.stack=1", "method=adapter",
                   "grid.seeds=[1]")
-    assert command(again, None) == 0
+    assert command(again) == 0
     other = Store(tmp_path / "again")
     ids = plan(again.grid).runs
     assert len(ids) == 5
@@ -111,7 +118,7 @@ def test_one_worker_alone_and_stacks_of_one_give_the_same_bits(finished, data_fo
 def test_zero_shot_of_a_port_to_the_same_host_is_the_origins_own_score(data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, f"results={tmp_path}", "study=self", *OFF, "method=compacter",
                   "grid.pairs=[[nano-raw-base,nano-raw-base]]", "grid.inits=[ported]", "grid.seeds=[0]", "grid.ports=[copy]")
-    assert command(study, None) == 0
+    assert command(study) == 0
     store, planned = Store(tmp_path / "self"), plan(study.grid)
     cell = next(cell for cell in planned.cells if cell.init == "ported" and cell.budget == 0)
     ported, origin = store.predictions(cell.run_id), store.predictions(planned.runs[cell.run_id].origin)
@@ -123,7 +130,7 @@ def test_encoder_arms_start_from_the_origins_head(data_folders, make_host, tmp_p
     six, three = make_host("bert", 32, 3, 4, 0), make_host("bert", 48, 2, 4, 1)
     study = small(data_folders, make_host, f"results={tmp_path}", "study=heads", *OFF, "method=lora", "grid.seeds=[0]",
                   f"host.nano-raw-base.path={six.source}", f"host.nano-tuned-base.path={three.source}")
-    assert command(study, None) == 0
+    assert command(study) == 0
     store, planned = Store(tmp_path / "heads"), plan(study.grid)
     cells = {cell.init: cell for cell in planned.cells if cell.budget == 0}
     origin = planned.runs[cells["ported"].run_id].origin
@@ -137,7 +144,7 @@ def test_encoder_arms_start_from_the_origins_head(data_folders, make_host, tmp_p
 def test_a_diverging_run_fails_with_its_update_and_blocks_what_needs_it(data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, f"results={tmp_path}", "study=nan", *OFF, "method=[lora,adapter]",
                   "method.lora.learning_rate=1e30", "grid.seeds=[0]")
-    assert command(study, None) == 1
+    assert command(study) == 1
     store, planned = Store(tmp_path / "nan"), plan(study.grid)
     for run_id, run in planned.runs.items():
         failed = run.method is not None and run.method.name == "lora"
@@ -152,7 +159,7 @@ def test_an_impossible_port_fails_alone_and_says_why(data_folders, make_host, tm
     other = make_host("gpt2", 32, 2, 4, 1)
     study = small(data_folders, make_host, f"results={tmp_path}", "study=far", *OFF, "method=lora", "grid.seeds=[0]",
                   f"host.nano-tuned-base.path={other.source}")
-    assert command(study, None) == 1
+    assert command(study) == 1
     store = Store(tmp_path / "far")
     errors = [failure["error"] for failure in store.failures().values()]
     assert len(errors) == 2 and all("partial" in error for error in errors)
@@ -229,7 +236,7 @@ def test_a_full_disk_in_a_worker_is_one_sentence(data_folders, make_host, tmp_pa
     try:
         study = small(data_folders, make_host, f"results={root}", "study=full", *OFF, "method=lora", "grid.seeds=[0,1,2]")
         with pytest.raises((UserError, OSError), match="No space left"):
-            command(study, None)
+            command(study)
         assert Store(root / "full").broken() == []
     finally:
         subprocess.run(["umount", str(root)], check=True)
@@ -238,20 +245,20 @@ def test_a_full_disk_in_a_worker_is_one_sentence(data_folders, make_host, tmp_pa
 def test_a_record_of_another_mark_set_is_trained_again_to_the_same_numbers(data_folders, make_host, tmp_path):
     first = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora", "grid.seeds=[0]",
                   "grid.inits=[scratch]", "grid.budgets=[4]")
-    assert command(first, None) == 0
+    assert command(first) == 0
     store, planned = Store(tmp_path / "marks"), plan(first.grid)
     cell = next(cell for cell in planned.cells if cell.init == "scratch" and cell.budget == 4)
     before = store.predictions(cell.run_id)["margin"][-1]
     more = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora", "grid.seeds=[0]",
                  "grid.inits=[scratch]", "grid.budgets=[2,4]")
-    assert command(more, None) == 0
+    assert command(more) == 0
     assert store.has(cell.run_id, [0, 2, 4]) and np.array_equal(store.predictions(cell.run_id)["margin"][-1], before)
 
 
 def test_a_command_with_other_budgets_keeps_the_evaluations_that_are_there(data_folders, make_host, tmp_path):
     words = (f"results={tmp_path}", "study=budgets", *OFF, "method=lora", "grid.seeds=[0]", "grid.inits=[scratch]")
     for budgets in ("[2,6]", "[4,6]"):
-        assert command(small(data_folders, make_host, *words, f"grid.budgets={budgets}"), None) == 0
+        assert command(small(data_folders, make_host, *words, f"grid.budgets={budgets}")) == 0
     store = Store(tmp_path / "budgets")
     trained = [record for record in store.records() if record["cell"]["method"]]
     marks = {record["cell"]["host"]: [mark["updates"] for mark in record["train_info"]["metrics"]] for record in trained}
@@ -264,20 +271,20 @@ def test_nothing_is_written_where_the_work_cannot_begin(data_folders, make_host,
     words = (f"results={tmp_path}", "study=never", *OFF, "method=lora", "grid.seeds=[0]")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="needs Slurm's commands|needs the package submitit"):
-        command(small(data_folders, make_host, *words, "engine=slurm"), None)
+        command(small(data_folders, make_host, *words, "engine=slurm"))
     assert not (tmp_path / "never").exists()
 
 
 def test_a_part_of_a_plan_is_shown_and_summed_up_alone(data_folders, make_host, tmp_path, capsys):
     words = (f"results={tmp_path}", "study=part", *OFF, "method=[lora,adapter]", "grid.inits=[scratch]", "grid.seeds=[0]")
-    assert command(small(data_folders, make_host, *words, "only={method: lora}"), None) == 0
+    assert command(small(data_folders, make_host, *words, "only={method: lora}")) == 0
     assert "runs: 2, 2 done" in capsys.readouterr().out  # no port, so no origin
     for mode, said in (("plan", "2 done, 0 to do"), ("status", "runs: 2, 2 done")):
-        command(small(data_folders, make_host, *words, "only={method: lora}", f"mode={mode}"), None)
+        command(small(data_folders, make_host, *words, "only={method: lora}", f"mode={mode}"))
         assert said in capsys.readouterr().out
-    command(small(data_folders, make_host, *words, "grid.inits=[ported]", "only={init: bare}", "mode=plan"), None)
+    command(small(data_folders, make_host, *words, "grid.inits=[ported]", "only={init: bare}", "mode=plan"))
     assert "study part: 0 cells" in capsys.readouterr().out  # no cell is trained, and nothing is divided by that
-    command(small(data_folders, make_host, *words, "mode=status"), None)
+    command(small(data_folders, make_host, *words, "mode=status"))
     assert "runs: 5, 2 done, 0 failed, 3 planned" in capsys.readouterr().out
 
 
@@ -293,7 +300,8 @@ def launch(root, data_folders, make_host, *extra):
     arguments = [
         f"host.nano-raw-base.path={one.source}", f"host.nano-tuned-base.path={two.source}",
         f"data.nano_films.path={data_folders['one']}", f"data.nano_meals.path={data_folders['two']}",
-        "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'", f"results={root}", "study=kill", *SLOW]
+        "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'", "similarity=false", f"results={root}",
+        "study=kill", *SLOW]
     return subprocess.Popen([sys.executable, "-m", "portability.run", *arguments, *extra], cwd=CONF.parent,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 

@@ -31,7 +31,8 @@ def leftovers(root: Path, older_than_seconds: float) -> Iterator[Path]:
 
     Of a run moved aside the time of its renaming counts, because its content is as old as the run.
     """
-    patterns = ("runs/??/.draft-*", "runs/??/.old-*", "manifests/.*", "failures/.*", "checkpoints/.*", ".index.parquet.*")
+    patterns = ("runs/??/.draft-*", "runs/??/.old-*", "manifests/.*", "failures/.*", "checkpoints/.*", "hosts/.*",
+                ".index.parquet.*")
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         try:
             seen = path.stat()

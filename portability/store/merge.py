@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.errors import UserError
-from portability.store import failures, index, manifests
+from portability.store import failures, index, manifests, pairs
 from portability.store.records import canonical, evaluated
 from portability.store.soundness import KNOWN, Checked, check
 from portability.store.study import Store
@@ -28,10 +28,11 @@ class Merged:
     there: int = 0
     manifests: int = 0
     failures: int = 0
+    pairs: int = 0
 
     def __str__(self) -> str:
         return (f"{self.name}: {self.runs:,} runs copied, {self.there:,} already there; {self.manifests:,} manifests and "
-                f"{self.failures:,} failures copied")
+                f"{self.failures:,} failures copied" + (f", {self.pairs:,} pairs of hosts" if self.pairs else ""))
 
 
 def merge(target: Store, shards: Sequence[Store]) -> Iterator[Merged]:
@@ -56,6 +57,7 @@ def merge(target: Store, shards: Sequence[Store]) -> Iterator[Merged]:
         for run_id in tqdm(runs, desc=f"copy {shard.root.name}", unit="run", disable=None):
             _copy_run(shard.folder(run_id), target.folder(run_id))
         done.failures = sum(_copy_failures(shard.root / "failures", target.root / "failures"))
+        done.pairs = pairs.copy(shard.root, target.root)
         done.manifests = sum(_copy_manifest(path, target.root / "manifests") for path in manifests.paths(shard.root))
         yield done
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError
-from portability.store import failures
+from portability.store import failures, pairs
 from portability.store.index import scan
 from portability.store.published import FAILURE, FOLDER, RUN, predictions_schema, records_schema
 from portability.store.records import canonical
@@ -38,6 +38,7 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
         counts = _write_records(store, draft / FOLDER / "records.parquet")
         _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(), _predictions(store))
         shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
+        pairs.copy(store.root, draft)
         draft.rename(target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError
 from portability.spec import Cell
-from portability.store import checkpoints, failures, index, leftovers, manifests, soundness
+from portability.store import checkpoints, failures, index, leftovers, manifests, pairs, soundness
 from portability.store.published import FAILURE, FOLDER, RUN, Published
 from portability.store.records import TORN, Arrays, Parsed, Result, evaluated, parse
 from portability.store.writing import draft_folder, fill, place
@@ -273,8 +273,7 @@ class Store:
 
         Raises:
             UserError: the study already holds one of these cells under another run, that is, with other settings;
-                nothing is written, because neither number could be told from the other in a table. Or this is a
-                published copy.
+                nothing is written, because a table could not tell the two numbers apart. Or this is a published copy.
         """
         self._refuse_published()
         manifests.expect(self.root, cells, facts)
@@ -287,6 +286,10 @@ class Store:
         """
         self._refuse_published()
         manifests.refuse_other_settings(self.root.name, manifests.held(self.root), [asdict(cell) for cell in cells])
+
+    def host_pairs(self) -> list[dict[str, Any]]:
+        """How alike the hosts of each pair are (similarity.compare_hosts); one that cannot be used is warned of."""
+        return list(pairs.held(self.root).values())
 
     def manifests(self) -> list[dict[str, Any]]:
         """Every manifest of the study: its facts, and `cells` as a list of rows (see spec.Cell).

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from portability.errors import UserError
 from portability.spec import SCHEMA, RunSpec, from_dict
-from portability.store import failures, index, manifests
+from portability.store import failures, index, manifests, pairs
 from portability.store.leftovers import leftovers, set_aside
 from portability.store.soundness import Checked, check
 from portability.store.study import Store
@@ -51,6 +51,7 @@ def verify(store: Store, tally: Tally) -> Iterator[Finding]:
         yield from _failures(store.root / "failures", tally)
         yield from _index(store, tally)
     yield from _manifests(store, tally)
+    yield from _pairs(store, tally)
     origins, sound, tally.origins, tally.sound = tally.origins, tally.sound, {}, set()  # of this study alone
     for run_id, origin in origins.items():
         if origin not in sound:
@@ -151,6 +152,13 @@ def _manifests(store: Store, tally: Tally) -> Iterator[Finding]:
         if (own := manifests.name_of(manifest)) != path.stem:
             yield Finding(f"it was changed: the digest of its content is {own}", where,
                           "remove it and repeat the command that wrote it")
+
+
+def _pairs(store: Store, tally: Tally) -> Iterator[Finding]:
+    for path in pairs.paths(store.root):
+        tally.files += 1
+        if (fault := pairs.load(path)[1]) is not None:
+            yield Finding(fault, f"{pairs.FOLDER}/{path.name}", "remove it and repeat the command that wrote it")
 
 
 def _index(store: Store, tally: Tally) -> Iterator[Finding]:
