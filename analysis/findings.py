@@ -47,7 +47,11 @@ def _sentences(found: Evidence, level: str) -> Iterator[str]:
     for names, group in rows.groupby([*keys, "baseline"], sort=False):
         where = _where(dict(zip(keys, names, strict=False)))
         parts = [_part(row, found.metric, open_rows) for _, row in group.sort_values("budget").iterrows()]
-        yield f"{where}{ARM} against {names[-1]}: {'; '.join(parts)}."
+        yield _sentence(f"{where}{ARM} against {names[-1]}: {'; '.join(parts)}.")
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _left(found: Evidence) -> tuple[str, list[str]]:
@@ -58,9 +62,10 @@ def _left(found: Evidence) -> tuple[str, list[str]]:
         rows = frame[(frame["budget"] == budget) & frame["low"].notna() & ~frame.index.isin(significant(frame).index)]
         for _, row in rows.iterrows():
             where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
-            said.append(f"{where}{ARM} against {row['baseline']}: {number(row['mean'], unit)} {unit.symbol} "
-                        f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])} after Holm); found four times in five "
-                        f"would be {number(row['mdd'], unit).lstrip('+')} {unit.symbol}.")
+            said.append(_sentence(
+                f"{where}{ARM} against {row['baseline']}: {number(row['mean'], unit)} {unit.symbol} "
+                f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])}); found four times in five would be "
+                f"{number(row['mdd'], unit).lstrip('+')} {unit.symbol}."))
     return OPEN.format(budget=0 if pd.isna(budget) else budget), said
 
 
@@ -81,7 +86,7 @@ def _part(row: pd.Series, metric: Metric, open_rows: dict[tuple, str]) -> str:
     when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
     size = number(abs(row["mean"]), UNITS[metric.difference]).lstrip("+")
     text = f"{_side(row['mean'], metric)} by {size} {unit.symbol} {interval(row['low'], row['high'], unit)} {when}"
-    text += f" (p {_p(row['p_holm'])} after Holm, {row['blocks']} blocks{', some cells lack †' if row['mark'] else ''})"
+    text += f" (p {_p(row['p_holm'])}, {row['blocks']} blocks{', some cells lack †' if row['mark'] else ''})"
     if (wide := open_rows.get(_name(row))) is not None:
         text += f", which seeds taken as blocks leave open: {wide}"
     return text
@@ -142,6 +147,8 @@ def caveats(found: Evidence) -> list[str]:
                         f"is {smallest:.2g}, and there are {family} of them.")
     if any(fact.get("overlap") == "keep" for fact in found.study.facts):
         said.append("Sentences shared between data sets were kept (overlap: keep).")
+    said.append("Each p is that of a sign-flip test over blocks, after Holm's correction for all comparisons of its level; pairs "
+                "of runs that share a run are one block.")
     seeds = found.arms["seed"].nunique()
     said.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts.")
     return said

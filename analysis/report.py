@@ -1,6 +1,7 @@
-"""A study's report in Markdown: what is wrong, every table, every picture, and where the numbers come from."""
+"""A study's report in Markdown: what was found, every table and picture, what is wrong, and where the numbers come from."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.load import STATUSES, Problem, Study
@@ -18,13 +19,18 @@ def counts(study: Study) -> str:
     return f"{len(study.cells):,} cells asked for: {', '.join(words)}"
 
 
-def report(study: Study, tables: list[Table], pictures: list[str]) -> str:
+def report(study: Study, said: Mapping[str, Sequence[str]], caveats: Sequence[str], tables: list[Table],
+           pictures: list[str]) -> str:
     """The whole report.
 
     Args:
+        said: findings (findings.findings): heading to sentences.
         pictures: paths of the PNG files, relative to the report.
     """
-    parts = [f"# Study {study.name}", "", f"{counts(study)}.", "", "## Tables", ""]
+    parts = [f"# Study {study.name}", "", f"{counts(study)}.", "", "## Findings", ""]
+    for heading, sentences in {**said, "What limits them": caveats}.items():
+        parts += [f"### {heading}", "", *(f"- {_plain(sentence)}" for sentence in sentences), ""]
+    parts += ["## Tables", ""]
     parts += [markdown(table) for table in tables]
     parts += ["## Plots", "", *(f"![{_stem(path)}]({path})\n" for path in pictures)]
     parts += ["## Problems", "", *_problems(study.problems), "", "## Provenance", "", *provenance(study), ""]
@@ -36,8 +42,12 @@ def _stem(path: str) -> str:
 
 
 def _problems(problems: list[Problem]) -> list[str]:
-    lines = [" ".join(str(problem).split()).replace("<", "\\<") for problem in problems]
-    return [f"- {line}" for line in lines] or ["None."]
+    return [f"- {_plain(str(problem))}" for problem in problems] or ["None."]
+
+
+def _plain(text: str) -> str:
+    """One line of Markdown that shows the text as it is."""
+    return " ".join(text.split()).replace("<", "\\<").replace("*", "\\*")
 
 
 def provenance(study: Study) -> list[str]:

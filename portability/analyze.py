@@ -1,16 +1,21 @@
 """The command `python -m portability.analyze results/`: tables, plots and a report for every study below a folder."""
 
 import argparse
+import io
 import logging
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 
+from analysis.details import details
 from analysis.evidence import Evidence, gather
+from analysis.findings import caveats, findings
 from analysis.load import Study
 from analysis.metrics import METRICS
+from analysis.page import page
 from analysis.plots import PLOTS
 from analysis.render import FORMS, terminal
 from analysis.report import counts, report
@@ -43,19 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _analyse(store: Store, metric: str, *, quiet: bool) -> None:
     """One study: read, build, write, and say where."""
     found = gather(store, metric)
-    study, tables = found.study, build(found)
-    pictures = write_plots(found, store.root)
-    write_tables(tables, store.root)
-    (store.root / "report.md").write_text(report(study, tables, pictures), encoding="utf-8")
+    study, tables, said, limits = found.study, build(found), findings(found), caveats(found)
+    root, drawn = store.root, draw(found)
+    pictures = write_plots(drawn, root)
+    write_tables(tables, root)
+    (root / "report.md").write_text(report(study, said, limits, tables, pictures), encoding="utf-8")
+    path = root / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    svg = {name: text for name, (_, text) in drawn.items()}
+    html = page(study, found.metric, tables, svg, said, limits, details(store, found.cells))
+    path.write_text(html, encoding="utf-8")
     if not quiet:
-        sys.stdout.write(_summary(study, tables))
-    root = store.root
-    sys.stdout.write(f"Written: {root / 'report.md'}, {root / 'tables'}, {root / 'plots'}\n")
+        sys.stdout.write(_summary(study, said, tables))
+    sys.stdout.write(f"Written: {path}, {root / 'report.md'}, {root / 'tables'}, {root / 'plots'}\n")
 
 
-def _summary(study: Study, tables: list[Table]) -> str:
-    """The comparison tables, and what is wrong with the study."""
-    parts = [f"Study {study.name}: {counts(study)}", ""]
+def _summary(study: Study, said: Mapping[str, Sequence[str]], tables: list[Table]) -> str:
+    """The first findings, the comparison tables, and what is wrong with the study."""
+    heading, sentences = next(iter(said.items()))
+    parts = [f"Study {study.name}: {counts(study)}", "", heading, ""]
+    parts += [textwrap.fill(sentence, 118, initial_indent="- ", subsequent_indent="  ") for sentence in sentences] + [""]
     parts += [terminal(table) for table in tables if table.name in PRINTED]
     kinds = list(dict.fromkeys(problem.kind for problem in study.problems))
     for kind in kinds:
@@ -74,18 +86,27 @@ def write_tables(tables: Sequence[Table], root: Path) -> None:
             (folder / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")
 
 
-def write_plots(found: Evidence, root: Path) -> list[str]:
-    """Write every plot as PNG and SVG below `root`/plots, and give back the PNG paths relative to `root`."""
-    folder = root / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+def draw(found: Evidence) -> dict[str, tuple[bytes, str]]:
+    """Every plot by name, as PNG and as SVG; the same study, the same bytes."""
+    drawn = {}
     for plot in PLOTS.values():
         for name, figure in plot(found).items():
-            figure.savefig(folder / f"{name}.png", dpi=150)
-            with matplotlib.rc_context({"svg.hashsalt": "portability"}):  # the same study, the same file
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            written.append(f"plots/{name}.png")
-    return written
+            png, svg = io.BytesIO(), io.StringIO()
+            figure.savefig(png, format="png", dpi=150)
+            with matplotlib.rc_context({"svg.hashsalt": "portability"}):
+                figure.savefig(svg, format="svg", metadata={"Date": None})
+            drawn[name] = png.getvalue(), svg.getvalue()
+    return drawn
+
+
+def write_plots(drawn: Mapping[str, tuple[bytes, str]], root: Path) -> list[str]:
+    """Write plots as PNG and SVG below `root`/plots, and give back the PNG paths relative to `root`."""
+    folder = root / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (png, svg) in drawn.items():
+        (folder / f"{name}.png").write_bytes(png)
+        (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    return [f"plots/{name}.png" for name in drawn]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,325 @@
+"""The page of a study: it holds what the study holds, loads nothing, and no text in it is taken for markup."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shlex
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+import pytest
+from synthetic import FACTS, Axes, build, record, write
+
+from analysis import tables
+from analysis.details import EXAMPLES, POINTS, Details, details
+from analysis.evidence import gather
+from analysis.load import Study
+from analysis.metrics import METRICS
+from analysis.page import page
+from analysis.plots import PLOTS
+from analysis.render import grid
+from portability.choice import chosen
+from portability.errors import without_places
+from portability.plan import plan
+from portability.run import compose
+from portability.store import Store
+
+NANO = Path(__file__).parents[2] / "results" / "nano_full"
+SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",), seeds=(0, 1))
+FINDINGS = {
+    "Over all": ["Ported is ahead of scratch by 16.0 pp after 50 updates."], "By method": ["LoRA leads.", "Prefix trails."],
+}
+CAVEATS = ["Five seeds only."]
+HOSTILE = "</script><script>alert(1)</script>\"' onload=x <img src=http://evil.test/x> \u2028 é &amp; ${1}"
+
+
+@dataclass
+class Made:
+    """A page, and what it was made of."""
+
+    html: str
+    study: Study
+    details: Details
+
+
+def made(store: Store, plots: tuple[str, ...] = (), **changes: Any) -> Made:
+    """The page of a study with invented findings."""
+    found = gather(store, "eval_accuracy")
+    pictures = {}
+    for name in plots:
+        for title, figure in PLOTS[name](found).items():
+            text = io.StringIO()
+            with matplotlib.rc_context({"svg.hashsalt": "portability"}):
+                figure.savefig(text, format="svg", metadata={"Date": None})
+            pictures[title] = text.getvalue()
+    drilled = details(store, found.cells)
+    parts = {"pictures": pictures, "findings": FINDINGS, "caveats": CAVEATS, "details": drilled} | changes
+    html = page(found.study, METRICS["eval_accuracy"], tables.build(found), **parts)
+    return Made(html, found.study, parts["details"])
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes, and the text of every script and style."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] in ("script", "style") and data.strip():
+            self.raw.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def payload(html: str) -> dict[str, Any]:
+    """What the page's script reads."""
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1]
+    assert not set("<>&") & set(text)
+    return json.loads(text)
+
+
+def column(data: dict[str, Any], key: str) -> list[Any]:
+    """A column of the cells in the payload."""
+    found = data["cells"][key]
+    return [found["words"][code] for code in found["codes"]] if isinstance(found, dict) else found
+
+
+@pytest.fixture(scope="module")
+def nano() -> Made:
+    return made(Store(NANO), tuple(PLOTS))
+
+
+# ---- the page
+
+
+def test_the_page_of_the_published_study_is_small_and_names_no_address(nano):
+    assert len(nano.html.encode()) < 5e6
+    tags = Tags(nano.html).tags
+    loads = ("src", "href", "srcset", "action")
+    addresses = [value for _, attributes in tags for key, value in attributes.items() if key in loads]
+    assert addresses and all(value.startswith(("#", "data:")) for value in addresses)
+    style, script = [text for text in Tags(nano.html).raw if not text.startswith("{")]
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|innerHTML|eval\(|document\.write", style + script)
+    assert not [key for _, attributes in tags for key in attributes if key.startswith("on") or key == "style"]
+
+
+def test_the_policy_allows_the_pages_own_style_and_script_and_no_loading(nano):
+    tags = Tags(nano.html)
+    policy = next(meta["content"] for meta in tags.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    style, script = [text for text in tags.raw if not text.startswith("{")]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    for rule, text in (("style-src", style), ("script-src", script)):
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    assert (rules["default-src"], rules["img-src"], rules["base-uri"]) == ("'none'", "data:", "'none'")
+
+
+def test_the_words_tables_pictures_and_counts_are_written_out_without_a_script(nano):
+    before, after = nano.html.split('<script type="application/json"')
+    for text in ("Ported is ahead of scratch by 16.0 pp", "Prefix trails.", "Five seeds only.", "Init by method", "99.8 ± 0.2",
+                 "8f49f67194730c00", "88cc4f87567706ff", "03bd17a1f284da167b49735e83bf84d6681e66bd", "transformers", "4.57.6"):
+        assert text in before, text
+    assert len(Tags(before).all("img")) == 4
+    assert re.search(r"<dt>cells asked for</dt><dd>2,080</dd>", before) and re.search(r"<dt>missing</dt><dd>0</dd>", before)
+
+
+def test_best_and_second_are_marked_as_in_the_other_forms(nano):
+    found = tables.build(gather(Store(NANO), "eval_accuracy"), ["init_by_method"])
+    styles = [entry.style for row in grid(found[0]).rows for entry in row]
+    part = nano.html.split("Init by method</h3>")[1].split("</table>")[0]
+    assert part.count('class="best"') == styles.count("best") > 0
+    assert part.count('class="second"') == styles.count("second") > 0
+
+
+def test_ids_are_unique_labels_point_somewhere_and_headings_leave_no_level_out(nano):
+    tags = Tags(nano.html).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in tags:
+        for key in ("aria-labelledby", "for"):
+            assert attributes.get(key, "h-run") in (*ids, "h-run")  # the heading of a run is made when it is opened
+        if (attributes.get("href") or "").startswith("#"):
+            assert attributes["href"][1:] in ids
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(image.get("alt") for image in Tags(nano.html).all("img"))
+    assert all(head.get("scope") in ("col", "row") for head in Tags(nano.html).all("th"))
+
+
+def test_the_same_study_gives_the_same_bytes(tmp_path):
+    store = build(tmp_path / "toy", SMALL).store
+    assert made(store, ("gain_heat_map",)).html == made(store, ("gain_heat_map",)).html
+
+
+def test_no_text_of_a_study_is_taken_for_markup(tmp_path):
+    axes = replace(SMALL, methods=(HOSTILE,), pairs=((HOSTILE, "large"), ("large", HOSTILE)))
+    facts = {**FACTS, "sweep": HOSTILE, "data": [{"name": HOSTILE, "train": 1, "eval": 1, "dropped": 0}]}
+    study = build(tmp_path / "toy", axes, facts)
+    lost, odd = study.pick(init="ported")[0].run_id, study.pick(init="sampled")[0].run_id
+    study.remove(lost)
+    study.store.fail(lost, {"error": HOSTILE})
+    value = record(odd, {0: 0.5, 100: 0.6, 500: 0.7})
+    value["spec"] = {"host": {"name": HOSTILE, "fingerprint": HOSTILE, "source": HOSTILE, "revision": HOSTILE,
+                              "shape": {"family": HOSTILE, "layers": {HOSTILE: 1}, "hidden": 8}}}
+    value["meta_info"]["package_info"] = {HOSTILE: HOSTILE}
+    write(study.store, odd, value)
+    tame = made(build(tmp_path / "tame", SMALL).store, ("gain_heat_map",))
+    wild = made(study.store, ("gain_heat_map",), findings={HOSTILE: [HOSTILE]}, caveats=[HOSTILE])
+    expected, found = Tags(tame.html), Tags(wild.html)
+    assert len(found.all("script")) == len(expected.all("script")) == 2
+    assert found.all("img") and all(image["src"].startswith("data:") for image in found.all("img"))
+    keys = {key for _, attributes in expected.tags for key in attributes}
+    assert {key for _, attributes in found.tags for key in attributes} <= keys
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in expected.tags} | {"strong", "small", "code"}
+    data = payload(wild.html)
+    assert HOSTILE in column(data, "method") and data["runs"][lost]["error"] == without_places(HOSTILE)
+
+
+def test_what_is_wrong_is_named(tmp_path):
+    study = build(tmp_path / "toy", SMALL)
+    lost, failed = study.pick(init="ported")[0].run_id, study.pick(init="sampled")[0].run_id
+    study.remove(lost)
+    study.remove(failed)
+    study.store.fail(failed, {"error": "out of memory"})
+    html = made(study.store).html
+    problems = html.split('id="problems"')[1].split("</section>")[0]
+    assert lost in problems and failed in problems and "out of memory" in problems
+    assert re.search(r"<dt>failed</dt><dd>3</dd>", html) and re.search(r"<dt>missing</dt><dd>3</dd>", html)
+
+
+def test_the_cells_in_the_page_are_those_of_the_study(nano):
+    data, cells = payload(nano.html), nano.study.cells
+    for key in ("method", "origin", "receiving", "relation", "init", "seed", "budget", "run_id", "status", "native_id"):
+        assert column(data, key) == cells[key].tolist(), key
+    for key in (*METRICS, "native", "bare", "lift"):
+        assert column(data, key) == [None if pd.isna(value) else value for value in cells[key]], key
+
+
+def test_a_column_is_shown_where_a_study_has_several_of_it(tmp_path, nano):
+    def shown(html: str) -> set[str]:
+        return {item["key"] for item in payload(html)["columns"] if item["shown"]}
+
+    assert not {"origin_data", "data", "port"} & shown(nano.html)  # a relation says which data set
+    study = build(tmp_path / "toy", SMALL)
+    more = build(tmp_path / "more", replace(SMALL, port="repeat"))
+    study.store.expect(more.cells, FACTS)
+    assert "port" in shown(made(study.store).html)
+
+
+# ---- details
+
+
+def test_details_say_what_the_record_says(nano):
+    store = Store(NANO)
+    run_id, run = next((i, run) for i, run in nano.details.runs.items() if run["port"])
+    kept, parts = store.read(run_id), nano.details.parts
+    train, info = kept["train_info"], kept["port_info"]
+    assert parts[run["marks"]] == [mark["updates"] for mark in train["metrics"]]
+    assert run["metrics"] == [[mark[name] for name in METRICS] for mark in train["metrics"]]
+    assert parts[run["loss"]["updates"]] == [update for update, _ in train["train_loss"]]
+    assert run["loss"]["values"] == pytest.approx([loss for _, loss in train["train_loss"]], rel=1e-3)
+    assert {key: parts[at] for key, at in run["spec"].items()} == {
+        key: value for key, value in kept["spec"].items() if key not in ("origin", "seed")}
+    assert (run["origin"], run["seed"]) == (kept["spec"]["origin"], kept["spec"]["seed"])
+    assert {key: parts[value] if key in ("actions", "layer_map") else value for key, value in run["port"].items()} == info
+    assert run["cost"][:3] == [train["num_trainable_params"], train["num_total_params"], train["tokens"]]
+    found = store.predictions(run_id)
+    assert parts[run["predictions"]["labels"]] == found["label"][:EXAMPLES].tolist()
+    for mine, all_of_them in zip(run["predictions"]["margins"], found["margin"], strict=True):
+        assert mine == pytest.approx(all_of_them[:EXAMPLES], rel=1e-3)
+
+
+def test_every_run_is_described_and_what_many_share_stands_once(nano):
+    assert len(nano.details.runs) == nano.details.total == 443 and not nano.details.left_out
+    assert len(nano.details.parts) < 200
+    texts = [json.dumps(part, sort_keys=True) for part in nano.details.parts]
+    assert len(texts) == len(set(texts))
+    assert len(nano.details.hosts) == 3 and len(nano.details.data) == 2
+
+
+def test_a_long_curve_keeps_its_ends_and_a_number_that_is_not_finite_is_none(tmp_path):
+    study = build(tmp_path / "toy", SMALL)
+    cell = study.pick(init="ported")[0]
+    value = record(cell.run_id, {0: 0.5, 100: 0.6, 500: float("nan")})
+    value["train_info"]["train_loss"] = [[i, float("inf") if i == 1 else 1 / i] for i in range(1, 5001)]
+    write(study.store, cell.run_id, value)
+    found = made(study.store)
+    run = found.details.runs[cell.run_id]
+    updates = found.details.parts[run["loss"]["updates"]]
+    assert (len(updates), updates[0], updates[-1], run["loss"]["of"]) == (POINTS, 1, 5000, 5000)
+    assert run["loss"]["values"][0] is None and run["metrics"][2][0] is None
+    assert payload(found.html)["runs"][cell.run_id]["metrics"][2][0] is None
+
+
+def test_a_run_that_is_not_done_has_its_error_without_paths(tmp_path):
+    study = build(tmp_path / "toy", SMALL)
+    lost, failed, torn, newer = (study.pick(init="ported", budget=0)[i].run_id for i in range(4))
+    study.remove(lost)
+    study.remove(failed)
+    trace = 'File "/home/somebody/a/b.py", line 1'
+    study.store.fail(failed, {"error": "no /home/somebody/secret/data/x", "traceback": trace})
+    study.path(torn).write_text("{")
+    write(study.store, newer, record(newer, {0: 0.5}, schema=99))
+    found = made(study.store)
+    runs = found.details.runs
+    assert [runs[i]["state"] for i in (lost, failed, torn, newer)] == ["missing", "failed", "broken", "foreign"]
+    assert "line 1" in runs[failed]["error"] and "schema 99" in runs[newer]["error"]
+    assert "/home/" not in found.html and str(tmp_path) not in found.html
+
+
+def test_a_run_without_predictions_says_so(tmp_path):
+    study = build(tmp_path / "toy", SMALL)
+    run = details(study.store, gather(study.store, "eval_accuracy").cells).runs[study.cells[0].run_id]
+    assert "cannot be read" in run["predictions"]["fault"] and str(tmp_path) not in run["predictions"]["fault"]
+
+
+def test_too_many_runs_are_counted_and_not_described(tmp_path):
+    store = build(tmp_path / "toy", SMALL).store
+    cells = gather(store, "eval_accuracy").cells
+    total = details(store, cells).total
+    few = details(store, cells, most=total - 1)
+    assert (few.runs, few.parts, few.total, few.left_out) == ({}, [], total, True)
+    assert details(store, cells, most=total).runs
+    assert "too many for one page" in made(store, details=few).html and "too many for one page" not in made(store).html
+
+
+# ---- commands
+
+
+def test_the_command_of_a_run_chooses_that_very_run(nano):
+    runs, cells = nano.details.runs, nano.study.cells
+    assert all(run["command"] for run in runs.values())
+    read = set(cells["run_id"])
+    unread = next(i for i in runs if i not in read and i not in set(cells["native_id"]))  # an origin on other data
+    picks = [cells[cells["init"] == "ported"].iloc[0]["run_id"], cells[cells["init"] == "bare"].iloc[0]["run_id"], unread]
+    for run_id in picks:
+        words = shlex.split(runs[run_id]["command"])
+        assert words[:3] == ["python", "-m", "portability.run"]
+        study = compose(words[3:])
+        ids = chosen(plan(study.grid), study.part)
+        assert run_id in ids and len(ids) <= 4 and study.name == "full_nano"
+
+
+def test_a_command_is_quoted_for_the_shell_and_for_hydra(tmp_path):
+    study = build(tmp_path / "toy", SMALL, {**FACTS, "sweep": None, "study": "toy"})
+    digits = "0012345678901234"
+    facts = {**FACTS, "overrides": ["grid.seeds=[7, 8]", "study=toy"], "study": "toy"}
+    study.store.expect([replace(study.cells[0], seed=7, run_id=digits)], facts)
+    runs = details(study.store, gather(study.store, "eval_accuracy").cells).runs
+    words = shlex.split(runs[digits]["command"])[3:]
+    assert words == ["grid.seeds=[7, 8]", "study=toy", f'only={{run_id: "{digits}"}}']
+    assert compose(words[1:]).part.only == {"run_id": [digits]}
+    assert shlex.split(runs[study.cells[0].run_id]["command"])[3] == "study=toy"
