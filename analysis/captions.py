@@ -5,17 +5,21 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.judging import POOLED
+from analysis.load import COORDINATES
 from analysis.stats import FAULTS, varying
 
 COUNTS = "In brackets: cells done/asked for, distinct runs (for a gain: blocks)."
 SPREAD = "Mean ± standard deviation (ddof 1) over distinct runs; one run has no ±."
+STARS = "* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001: sign-flip test over blocks, after Holm's correction"
+INTERVAL = "In square brackets: 95 % of new seeds{examples}, on these hosts and data sets."
+BLOCKS = "pair runs of one seed; gains that share a run are averaged first, into one block."
 GAIN = (
-    "Gains pair runs of one seed; gains that share a run are averaged first, into one block. In square brackets: 95 % of "
-    "new seeds{examples}, on these hosts and data sets. * p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001: sign-flip test over blocks, "
-    "after Holm's correction for the {family} gains of this table; the smallest p that any of them could have is {smallest}"
-    "{never}. Arms are means over different sets of runs (a shared scratch run counts once), so compare arms by the gain, "
-    "not by subtracting means."
+    f"Gains {BLOCKS} {INTERVAL} {STARS} for the {{family}} gains of this table; the smallest p that any of them could have "
+    "is {smallest}{never}. Arms are means over different sets of runs (a shared scratch run counts once), so compare arms "
+    "by the gain, not by subtracting means."
 )
+NO_PAIR = "No gain has a pair, so there is no test."
 DAGGER = "† computed from fewer cells than were asked for, or not computed: {faults}."
 BEST = "Bold is the best mean of a column's block, underlined the second, whole entries only; no test of significance."
 
@@ -41,10 +45,69 @@ def gain_words(gains: pd.DataFrame, why: str) -> str:
     """What the gains of a table are, their interval, and what their test can show."""
     family, smallest = gains["family"].max(), gains["smallest_p"].min()
     if pd.isna(smallest):
-        return "No gain has a pair, so there is no test."
+        return NO_PAIR
     never = ", so no mark is possible" if min(1.0, smallest * family) > 0.05 else f" ({smallest * family:.2g} after correction)"
-    examples = f" (not of new test examples: {why})" if why else " and new test examples"
-    return GAIN.format(examples=examples, family=int(family), smallest=f"{smallest:.2g}", never=never)
+    return GAIN.format(examples=_examples(why), family=int(family), smallest=f"{smallest:.2g}", never=never)
+
+
+def _examples(why: str) -> str:
+    return f" (not of new test examples: {why})" if why else " and new test examples"
+
+
+def comparison_words(frame: pd.DataFrame, cells: pd.DataFrame, why: str) -> str:
+    """What the rows of inference.compare at several levels are: difference, interval, test and its reach, replicates.
+
+    Args:
+        frame: one or more levels of comparisons, `level` and `unit` among the columns.
+        cells: the arms that were compared.
+        why: as of `caption`.
+    """
+    if frame.empty:
+        return NO_PAIR
+    parts = [f"Differences are in {frame['unit'].iloc[0]} and {BLOCKS}", INTERVAL.format(examples=_examples(why)),
+             f"{STARS} within a level ({'; '.join(_families(frame))})."]
+    return " ".join([*parts, _level_replicates(frame, cells), *lacking(frame, "pairs"), *ahead(cells)])
+
+
+def _families(frame: pd.DataFrame) -> list[str]:
+    """Per level the number of tests, and whether any can reach 5 %."""
+    said = []
+    for level, rows in frame.groupby("level", sort=False):
+        family, smallest = int(rows["family"].max()), rows["smallest_p"].min()
+        reach = min(1.0, smallest * family)
+        words = "no mark is possible" if not reach <= 0.05 else f"smallest p after correction {reach:.2g}"
+        said.append(f"{level}: {family} tests, {words}")
+    return said
+
+
+def _level_replicates(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """What the pairs behind one row of each level differ in."""
+    said = []
+    for level, rows in frame.groupby("level", sort=False):
+        keys = [name for name in COORDINATES if name in rows and not (rows[name] == POOLED).all()]
+        differing = varying(cells, [*keys, "init"]) if len(cells) else {}
+        said.append(f"level {level}: " + (_counted(differing) or "one pair each"))
+    return f"Pairs behind one row differ in: {'; '.join(said)}."
+
+
+def lacking(frame: pd.DataFrame, what: str) -> list[str]:
+    """A sentence on the mark † where rows of a frame with n, expected and failed lack numbers.
+
+    Example:
+        >>> lacking(pd.DataFrame({"n": [3, 1], "expected": [3, 3], "failed": [0, 2]}), "pairs")
+        ['† computed from fewer pairs than were asked for, or not computed: 1 of 2 rows (failed behind 1, other reasons \
+behind 0).']
+    """
+    rows = frame[frame["n"] < frame["expected"]]
+    if rows.empty:
+        return []
+    failed, other = (rows["failed"] > 0).sum(), (rows["n"] + rows["failed"] < rows["expected"]).sum()
+    return [f"† computed from fewer {what} than were asked for, or not computed: {len(rows)} of {len(frame)} rows "
+            f"(failed behind {failed}, other reasons behind {other})."]
+
+
+def _counted(differing: dict[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} (up to {count})" for name, count in differing.items())
 
 
 def replicates(cells: pd.DataFrame, keys: list[str]) -> str:
@@ -57,8 +120,7 @@ def replicates(cells: pd.DataFrame, keys: list[str]) -> str:
     differing = varying(cells, [key for key in keys if key in cells])
     if not differing:
         return "Replicates: one cell each."
-    words = ", ".join(f"{name.replace('_', ' ')} (up to {count})" for name, count in differing.items())
-    return f"Replicates behind one mean differ in: {words}."
+    return f"Replicates behind one mean differ in: {_counted(differing)}."
 
 
 def ahead(cells: pd.DataFrame) -> list[str]:

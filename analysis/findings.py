@@ -147,8 +147,8 @@ def caveats(found: Evidence) -> list[str]:
                         f"is {smallest:.2g}, and there are {family} of them.")
     if any(fact.get("overlap") == "keep" for fact in found.study.facts):
         said.append("Sentences shared between data sets were kept (overlap: keep).")
-    said.append("Each p is that of a sign-flip test over blocks, after Holm's correction for all comparisons of its level; pairs "
-                "of runs that share a run are one block.")
+    said.append("Each p is that of a sign-flip test over blocks, after Holm's correction for all comparisons of its level; "
+                "pairs of runs that share a run are one block.")
     seeds = found.arms["seed"].nunique()
     said.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts.")
     return said

@@ -4,8 +4,9 @@ Every number is over blocks. A block is all pairs that share a run: one scratch 
 and relations, so these rise and fall together. Blocks are made within each group, so a direction alone has one a seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -107,8 +108,7 @@ def _rows(
     pairs = pairs_of(cells, axis, sides, scale)
     counts = summarise(pairs, keys)
     rows = []
-    for _, group in pairs.groupby(keys, sort=False, dropna=False):
-        design = design_of(group, answers, scale, blocks)
+    for design in designs(pairs, keys, answers, scale, blocks):
         found = estimate(design.differences, design.strata, design.examples)
         rows.append(_row(found, sign_flip(design.differences)))
     counts["missing"] = counts["expected"] - counts["n"] - counts["failed"]
@@ -131,7 +131,8 @@ def _finish(rows: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
     frame = pd.concat(rows, ignore_index=True)
     frame["p_holm"] = holm(frame["p"].to_numpy(float))
     frame["family"] = int(frame["p"].notna().sum())
-    frame["mdd"] = frame["se"] * noncentrality(frame["df"].to_numpy(float))
+    freedoms, place = np.unique(frame["df"].to_numpy(float), return_inverse=True)
+    frame["mdd"] = frame["se"] * noncentrality(freedoms)[place]
     frame["mark"] = np.where(frame["n"] < frame["expected"], "†", "")
     return frame[columns]
 
@@ -156,24 +157,55 @@ def pairs_of(cells: pd.DataFrame, axis: str, sides: tuple[str, str], scale: floa
 
 
 def design_of(pairs: pd.DataFrame, answers: Right | None, scale: float, blocks: str) -> Design:
-    """Blocks of one group of pairs: means over the pairs of a block, and what of the grid is fixed as strata.
+    """The blocks of one group of pairs (see `designs`)."""
+    nothing = Design(np.zeros(0), np.zeros(0, int), None)
+    return next(designs(pairs.assign(one=0), ["one"], answers, scale, blocks), nothing)
+
+
+def designs(
+    pairs: pd.DataFrame, keys: Sequence[str], answers: Right | None, scale: float, blocks: str
+) -> Iterator[Design]:
+    """Blocks of every group of pairs, in the order of first appearance: means over the pairs of a block, and what of the
+    grid is fixed as strata.
 
     Strata are the tasks (all coordinates but the seed) that share a block with each other at some seed.
     """
-    pairs = pairs[pairs["value"].notna()]
-    if pairs.empty:
-        return Design(np.zeros(0), np.zeros(0, int), None)
-    run = _connected(pairs["run_id"], pairs["arm_id"])
-    block = run if blocks == "run" else pd.factorize(pairs["seed"])[0]
+    groups = pairs.groupby(list(keys), sort=False, dropna=False)
+    done = pairs["value"].notna().to_numpy()
+    group, count = groups.ngroup().to_numpy()[done], groups.ngroups
+    pairs = pairs[done]
+    run = _connected(_within(group, pairs["run_id"]), _within(group, pairs["arm_id"]))
+    block = run if blocks == "run" else _within(group, pairs["seed"])
     weight = 1 / np.bincount(run)[run]  # pairs that share a run count once, also within a seed
     weight = weight / np.bincount(block, weight)[block]
-    strata = np.zeros(block.max() + 1, int)
-    strata[block] = _connected(pairs["task"], pd.Series(block))
     differences = np.bincount(block, weight * pairs["value"])
-    if answers is None:
-        return Design(differences, strata, None)
-    each = _stack(pairs, "arm_id", "arm_mark", answers) - _stack(pairs, "run_id", "mark", answers)
-    return Design(differences, strata, coo_array((scale * weight, (block, np.arange(len(block))))) @ each)
+    strata = np.zeros(len(differences), int)
+    strata[block] = _connected(_within(group, pairs["task"]), block)
+    owner = np.zeros(len(differences), int)
+    owner[block] = group
+    parts = zip(_split(owner, count), _split(group, count), strict=True)
+    for own, rows in parts:
+        each = None if answers is None or not len(rows) else _examples(pairs.iloc[rows], answers)
+        if each is not None:
+            here = np.unique(block[rows], return_inverse=True)[1]
+            each = coo_array((scale * weight[rows], (here, np.arange(len(rows))))) @ each
+        yield Design(differences[own], strata[own], each)
+
+
+def _within(group: np.ndarray, names: pd.Series) -> np.ndarray:
+    """(K,) number of every name, other in every group."""
+    codes = pd.factorize(names, use_na_sentinel=False)[0]
+    return pd.factorize(group * (codes.max(initial=0) + 1) + codes)[0]
+
+
+def _split(owner: np.ndarray, count: int) -> list[np.ndarray]:
+    """The places of each of `count` owners, in order."""
+    return np.split(np.argsort(owner, kind="stable"), np.cumsum(np.bincount(owner, minlength=count)))[:count]
+
+
+def _examples(pairs: pd.DataFrame, answers: Right) -> np.ndarray:
+    """(pairs, M) the difference per test example."""
+    return _stack(pairs, "arm_id", "arm_mark", answers) - _stack(pairs, "run_id", "mark", answers)
 
 
 def _stack(pairs: pd.DataFrame, run: str, mark: str, answers: Right) -> np.ndarray:
@@ -184,27 +216,27 @@ def _stack(pairs: pd.DataFrame, run: str, mark: str, answers: Right) -> np.ndarr
     return np.stack(rows).astype(np.float32)
 
 
-def _connected(left: pd.Series, other: pd.Series) -> np.ndarray:
-    """(K,) number of the component that each of K links between two kinds of nodes belongs to."""
-    one, names = pd.factorize(left)
-    two, others = pd.factorize(other)
-    size = len(names) + len(others)
-    graph = coo_array((np.ones(len(one)), (one, two + len(names))), shape=(size, size))
-    return np.unique(connected_components(graph, directed=False)[1][one], return_inverse=True)[1]
+def _connected(left: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(K,) number of the component that each of K links between two kinds of numbered nodes belongs to."""
+    other = other + left.max(initial=-1) + 1
+    size = int(other.max(initial=-1)) + 1
+    graph = coo_array((np.ones(len(left)), (left, other)), shape=(size, size))
+    return np.unique(connected_components(graph, directed=False)[1][left], return_inverse=True)[1]
 
 
 # ---- ties
 
 
-def ties(cells: pd.DataFrame, axis: str, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
+def ties(cells: pd.DataFrame, axis: str, keys: Sequence[str], blocks: str = "run", better: str = "higher") -> pd.DataFrame:
     """Methods, or starts, in tie groups: what shares a letter is not told apart by the sign-flip test after Holm.
 
     Args:
         axis: "method" or "init": what is compared; with "method", name the init among the keys.
         keys: the groups within which they are compared, the budget among them.
+        better: which mean is the best, the "higher" or the "lower".
 
     Returns:
-        One row per group and item, best first: the keys, the axis, `mean` (of stats.summarise), `expected`, `n`,
+        One row per group and item, best first: the keys, the axis, `mean` (of stats.summarise), `expected`, `n`, `failed`,
         `letters` ("" without a number), `smallest_p` and `family` of its group's tests, `mark`.
 
     Raises:
@@ -214,21 +246,36 @@ def ties(cells: pd.DataFrame, axis: str, keys: Sequence[str], blocks: str = "run
     _keys(cells, [key for key in keys if key != "init"], blocks)
     cells = cells[cells["init"] != BARE]
     keys = list(dict.fromkeys([*apart(cells), *keys]))
-    return pd.concat([_tied(group, axis, keys, blocks) for _, group in cells.groupby(keys, sort=False)], ignore_index=True)
+    columns = [*keys, axis, "mean", "expected", "n", "failed", "letters", "smallest_p", "family", "mark"]
+    if cells.empty:
+        return pd.DataFrame(columns=columns)
+    tests = _pairwise(cells[[*COORDINATES, "run_id", "mark", "value", "status"]], axis, keys, blocks)
+    frame = summarise(cells, [*keys, axis])
+    parts = [_tied(group.sort_values("mean", ascending=better == "lower", kind="stable"), axis, tests.get(name, {}))
+             for name, group in frame.groupby(keys, sort=False)]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
-def _tied(cells: pd.DataFrame, axis: str, keys: list[str], blocks: str) -> pd.DataFrame:
-    frame = summarise(cells, [*keys, axis]).sort_values("mean", ascending=False, ignore_index=True)
+def _pairwise(
+    cells: pd.DataFrame, axis: str, keys: list[str], blocks: str
+) -> dict[tuple[Hashable, ...], dict[frozenset[Hashable], Flips]]:
+    """The test of every two items in every group that has pairs of them."""
+    found: dict[tuple[Hashable, ...], dict[frozenset[Hashable], Flips]] = {}
+    for two in combinations(cells[axis].unique(), 2):
+        pairs = pairs_of(cells[cells[axis].isin(two)], axis, two, 1.0)
+        names = pairs[keys].drop_duplicates().itertuples(index=False, name=None)
+        for name, design in zip(names, designs(pairs, keys, None, 1.0, blocks), strict=True):
+            found.setdefault(name, {})[frozenset(two)] = sign_flip(design.differences)
+    return found
+
+
+def _tied(frame: pd.DataFrame, axis: str, tests: dict[frozenset[Hashable], Flips]) -> pd.DataFrame:
+    """One group, best first, with its letters."""
     items = frame.loc[frame["n"] > 0, axis].tolist()
-    sides = [(one, two) for i, one in enumerate(items) for two in items[i + 1 :]]
-    tests = []
-    for pair in sides:
-        pairs = pairs_of(cells, axis, pair, 1.0)
-        tests.append(sign_flip(design_of(pairs, None, 1.0, blocks).differences))
-    p = holm(np.array([test.p for test in tests], float))
-    named = letters(items, [frozenset(pair) for pair, value in zip(sides, p, strict=True) if value <= ALPHA])
-    frame["letters"] = frame[axis].map(named).fillna("")
-    frame["smallest_p"] = min((test.smallest for test in tests), default=float("nan"))
-    frame["family"] = int(np.isfinite(p).sum())
-    frame["mark"] = np.where(frame["n"] < frame["expected"], "†", "")
-    return frame[[*keys, axis, "mean", "expected", "n", "letters", "smallest_p", "family", "mark"]]
+    sides = [side for two in combinations(items, 2) if (side := frozenset(two)) in tests and tests[side].p >= 0]
+    p = holm(np.array([tests[side].p for side in sides], float))
+    named = letters(items, [side for side, value in zip(sides, p, strict=True) if value <= ALPHA])
+    return frame.assign(
+        letters=frame[axis].map(named).astype(object).fillna(""), smallest_p=min((tests[side].smallest for side in sides), default=np.nan),
+        family=len(sides), mark=np.where(frame["n"] < frame["expected"], "†", ""),
+    )

@@ -10,6 +10,7 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from analysis.stats import ARM, paired
 
 FACTORS = ("method", "direction", "relation")
+MOST = 1000  # pairs up to which a fit takes a second at most; the time grows with the cube of the baselines' runs
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Mixed:
 
     `terms` has one row per fixed effect: term, value, low, high (points, 95 % Wald), p; empty where the fit failed.
     `overall` is the mean gain with every level weighted alike. `seed_sd` and `run_sd` are the random effects' spread,
-    `rest_sd` the remaining one, points. `converged` is False also for a fit on the boundary or with warnings; `words`
-    always says what happened.
+    `rest_sd` the remaining one, points. `converged` is False also for a fit on the boundary or with warnings, whose spreads
+    are not settled; `words` always says what happened.
     """
 
     terms: pd.DataFrame
@@ -48,6 +49,8 @@ def mixed(cells: pd.DataFrame, baseline: str, budget: int, scale: float = 100.0)
     words = [f"{name} has one level and is left out" for name in FACTORS if name not in used]
     if gains["seed"].nunique() < 2:
         return _unfitted(len(gains), expected, [*words, "fewer than two seeds: no model"])
+    if len(gains) > MOST:
+        return _unfitted(len(gains), expected, [*words, f"more than {MOST:,} pairs: no model"])
     parts = {"run": "0 + C(run_id)"} if gains["run_id"].duplicated().any() else None
     formula = "value ~ " + " + ".join(["1", *(f"C({name}, Sum)" for name in used)])
     with warnings.catch_warnings(record=True) as caught:
@@ -59,12 +62,12 @@ def mixed(cells: pd.DataFrame, baseline: str, budget: int, scale: float = 100.0)
         except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
             return _unfitted(len(gains), expected, [*words, f"the fit failed: {error}"])
     words += list(dict.fromkeys(str(item.message).strip().splitlines()[0] for item in caught))
-    sound = bool(fit.converged) and not caught
-    words += [] if fit.converged else ["the optimiser did not converge: the numbers are no result"]
-    words += ["the spreads are not settled: read the fixed effects with care"] if fit.converged and caught else []
+    if not fit.converged:
+        return _unfitted(len(gains), expected, [*words, "the optimiser did not converge: no result"])
+    words += ["the spreads are not settled: read the fixed effects with care"] if caught else []
     seed, run = float(fit.cov_re.iloc[0, 0]), float(fit.vcomp[0]) if len(fit.vcomp) else 0.0
     spreads = [float(np.sqrt(max(0.0, value))) for value in (seed, run, fit.scale)]
-    return Mixed(terms, overall, *spreads, len(gains), expected, sound, "; ".join(words) or "converged")
+    return Mixed(terms, overall, *spreads, len(gains), expected, not caught, "; ".join(words) or "converged")
 
 
 def _terms(fit: object) -> pd.DataFrame:

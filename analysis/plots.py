@@ -13,17 +13,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from analysis.evidence import Evidence
+from analysis.look import DIVERGING, GREY, STYLE, Figures, foot, head, hollow, looks, sample
 from analysis.metrics import UNITS, Metric, Unit
 from analysis.stats import ARM, apart, paired, reference, summarise
 
-# Okabe and Ito's palette, told apart under every common colour blindness (jfly.uni-koeln.de/color)
-PALETTE = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
-DIVERGING = "PuOr"  # orange below zero, purple above; safe for the colour blind
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-HEAT_NOTE = "hatched: no number; grey: not asked for; †: some cells lack; in brackets: distinct baselines"
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-Figures = dict[str, Figure]
+HEAT_NOTE = "Hatched: no number; grey: not asked for; †: some cells lack; in brackets: distinct baselines."
+REFERENCES = {"native": "--", "bare": ":"}
+CURVE_NOTE = (
+    "Lines: means over distinct runs; grey: native and bare of the receiving host; bands: one standard deviation, drawn to the "
+    "ends of the scale; hollow: fewer runs than were asked for; a cross at the foot: nothing done."
+)
 
 
 def learning_curves(found: Evidence) -> Figures:
@@ -45,21 +45,27 @@ def learning_curves(found: Evidence) -> Figures:
 def _curves(cells: pd.DataFrame, metric: Metric, relation: str) -> Figure:
     methods = list(cells["method"].unique())
     pairs = list(cells[["origin", "receiving"]].drop_duplicates().itertuples(index=False, name=None))
-    inits = {name: i for i, name in enumerate(cells["init"].unique())}
+    inits, place = looks(cells["init"]), ["method", "origin", "receiving"]
+    points = summarise(cells, [*place, "init", "budget"]).sort_values("budget", kind="stable")
+    points = points.astype({"mean": float, "std": float})
+    parts = dict(list(points.groupby(place)))
+    levels = {name: summarise(reference(cells, name, place), place).set_index(place)["mean"] for name in REFERENCES}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 2.5 * len(methods), 1.4 + 1.9 * len(pairs)), layout="constrained")
+        figure = Figure(figsize=(max(5.5, 1.0 + 2.3 * len(methods)), 1.6 + 1.7 * len(pairs)), layout="constrained")
         axes = figure.subplots(len(pairs), len(methods), sharex=True, sharey=True, squeeze=False)
         for row, (origin, receiving) in enumerate(pairs):
             for column, method in enumerate(methods):
                 panel = axes[row][column]
-                here = (cells["origin"] == origin) & (cells["receiving"] == receiving) & (cells["method"] == method)
-                _panel(panel, cells[here], metric, inits)
+                here = (method, origin, receiving)
+                _panel(panel, parts.get(here), {name: means.get(here) for name, means in levels.items()}, metric, inits)
                 panel.set_title(f"{method}: {origin} → {receiving}", fontsize=7)
         _axis(axes[0][0], sorted(cells["budget"].unique()))
-        figure.supxlabel("updates on the receiving host", fontsize=8)
+        if metric.unit == "fraction":  # a deviation may reach past what can be; the scale does not
+            low, high = axes[0][0].get_ylim()
+            axes[0][0].set_ylim(max(low, -2.0), min(high, 102.0))
         figure.supylabel(f"{metric.label}, {UNITS[metric.unit].symbol}", fontsize=8)
-        figure.suptitle(f"Origin data: {relation}", fontsize=9)
-        figure.legend(handles=_legend(inits), loc="outside lower center", ncols=2 + len(methods), frameon=False)
+        head(figure, f"{metric.label.capitalize()} by updates (origin data: {relation})", _legend(inits))
+        foot(figure, CURVE_NOTE, "updates on the receiving host")
     return figure
 
 
@@ -69,16 +75,19 @@ def _axis(panel: Axes, budgets: list[int]) -> None:
     if positive:
         panel.set_xscale("symlog", linthresh=positive[0])
         panel.set_xlim(-0.15 * positive[0], positive[-1] * 1.3)
-    panel.set_xticks(budgets, [str(budget) for budget in budgets])
+    panel.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     panel.minorticks_off()
 
 
-def _panel(panel: Axes, cells: pd.DataFrame, metric: Metric, inits: dict[str, int]) -> None:
+def _panel(panel: Axes, points: pd.DataFrame | None, levels: dict[str, float | None], metric: Metric,
+           inits: dict[str, tuple[str, str]]) -> None:
+    if points is None:
+        panel.text(0.5, 0.5, "not asked for", transform=panel.transAxes, ha="center", va="center", color=GREY)
+        return
     scale = UNITS[metric.unit].scale
-    for init, group in cells.groupby("init", sort=False):
-        colour, marker = _look(inits[str(init)])
-        points = summarise(group, ["budget"]).sort_values("budget")
-        done = points[points["n"] > 0]
+    for init, own in points.groupby("init", sort=False):
+        colour, marker = inits[str(init)]
+        done = own[own["n"] > 0]
         x, y, spread = done["budget"], scale * done["mean"], scale * done["std"]
         panel.plot(x, y, color=colour, linewidth=1.2)
         panel.fill_between(x, y - spread, y + spread, where=spread.notna(), color=colour, alpha=0.18, linewidth=0)
@@ -86,32 +95,19 @@ def _panel(panel: Axes, cells: pd.DataFrame, metric: Metric, inits: dict[str, in
             part = done[(done["status"] == "complete") == whole]
             face = colour if whole else "white"
             panel.plot(part["budget"], scale * part["mean"], marker, color=colour, markerfacecolor=face, markersize=4)
-        lost = points[points["n"] == 0]["budget"]
-        height = 0.03 + 0.05 * inits[str(init)]
+        lost = own[own["n"] == 0]["budget"]
+        height = 0.03 + 0.05 * list(inits).index(str(init))
         if len(lost):
             panel.plot(lost, [height] * len(lost), "x", color=colour, transform=panel.get_xaxis_transform())
-    for name, dashes in (("native", "--"), ("bare", ":")):
-        mean = summarise(reference(cells, name, ["method"]), ["method"])["mean"].mean()  # one group: one number
-        if pd.notna(mean):
-            panel.axhline(scale * mean, color="0.45", linestyle=dashes, linewidth=0.9, zorder=0)
-    if cells.empty:
-        panel.text(0.5, 0.5, "not asked for", transform=panel.transAxes, ha="center", va="center", color="0.45")
+    for name, level in levels.items():
+        if pd.notna(level):
+            panel.axhline(scale * level, color=GREY, linestyle=REFERENCES[name], linewidth=0.9, zorder=0)
 
 
-def _look(index: int) -> tuple[str, str]:
-    return PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-
-
-def _legend(inits: dict[str, int]) -> list[Line2D]:
-    handles = []
-    for name, index in inits.items():
-        colour, marker = _look(index)
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=4, label=name))
-    handles.append(Line2D([], [], color="0.45", linestyle="--", label="native"))
-    handles.append(Line2D([], [], color="0.45", linestyle=":", label="bare host"))
-    dark = {"color": "0.2", "linestyle": "", "markersize": 4}
-    handles.append(Line2D([], [], marker="o", markerfacecolor="white", label="incomplete", **dark))
-    return [*handles, Line2D([], [], marker="x", label="failed or missing", **dark)]
+def _legend(inits: dict[str, tuple[str, str]]) -> list[Line2D]:
+    handles = [sample(*look, name, line="-") for name, look in inits.items()]
+    handles += [sample(GREY, "", name, line=dashes) for name, dashes in REFERENCES.items()]
+    return [*handles, hollow(), sample("0.2", "x", "nothing done")]
 
 
 def gain_heat_map(found: Evidence) -> Figures:
@@ -129,7 +125,7 @@ def gain_heat_map(found: Evidence) -> Figures:
     for names, part in gains.groupby(by, sort=False):
         figure = _heat(part, hosts, limit, unit)
         which = ", ".join(map(str, names))
-        title = f"Gain of ported over scratch, {unit.symbol}, after {updates} updates (origin data: {which})"
+        title = f"Gain of ported over scratch, {unit.symbol}, after {updates:,} updates (origin data: {which})"
         figure.suptitle(title, fontsize=9)
         figures["-".join(["gain_heat_map", *map(str, names)])] = figure
     return figures
@@ -139,18 +135,20 @@ def _heat(gains: pd.DataFrame, hosts: list[str], limit: float, unit: Unit) -> Fi
     methods = list(gains["method"].unique())
     wide = min(4, len(methods))
     tall = math.ceil(len(methods) / wide)
-    side = 0.75 + 0.75 * len(hosts)
+    side = 0.6 * len(hosts)
+    labels = 0.075 * max(map(len, hosts))  # inches
     with matplotlib.rc_context({**STYLE, "hatch.linewidth": 0.6}):
-        figure = Figure(figsize=(max(5.5, 1.6 + side * wide), 0.8 + (side + 0.3) * tall), layout="constrained")
-        axes = figure.subplots(tall, wide, squeeze=False)
+        size = (max(5.5, labels + 1.2 + (side + 0.2) * wide), 0.85 + 0.65 * labels + (side + 0.25) * tall)
+        figure = Figure(figsize=size, layout="compressed")
+        axes = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True)
         shades = ScalarMappable(Normalize(-limit, limit), DIVERGING)
         for panel, method in zip(axes.flat, methods, strict=False):
             _matrix(panel, gains[gains["method"] == method], hosts, shades, unit.digits)
             panel.set_title(method)
         for panel in axes.flat[len(methods):]:
             panel.set_axis_off()
-        figure.colorbar(shades, ax=axes, shrink=0.8)
-        figure.supxlabel(f"receiving host\n{HEAT_NOTE}", fontsize=7)
+        figure.colorbar(shades, ax=axes, shrink=0.9, pad=0.02).set_label(unit.symbol, fontsize=7)
+        foot(figure, HEAT_NOTE, "receiving host")
         figure.supylabel("origin", fontsize=8)
     return figure
 

@@ -7,6 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.evidence import Evidence
+from analysis.inference import LEVELS, designs
+from analysis.intervals import estimate
+from analysis.load import COORDINATES
+from analysis.stats import ARM
 from portability.errors import UserError
 
 FILE = Path(__file__).with_name("published.csv")
@@ -21,6 +26,8 @@ UNITS = {  # unit -> which values it has
 READS = ("table", "image of a table", "pixels of a chart", "text", "second-hand text")
 HOSTS = {"receiving": "receiving host", "origin": "origin host"}
 INTO_PERCENT = {"percent": 1.0, "fraction": 100.0}
+EXTRACTED = "extracted"  # the init that the second paper is about
+ARMS = ("ported", "sampled", "scratch")  # those of the first
 
 
 def load(path: Path = FILE) -> pd.DataFrame:
@@ -144,3 +151,73 @@ def _why(row: dict[str, Any], study: pd.DataFrame) -> str:
             words = ", ".join(one.replace(";", " with ") or "none" for one in have) or "nothing"
             return f"the study has no {HOSTS.get(name, name)} {wanted.replace(';', ' with ') or '(none)'}, but {words}"
     return "the study has every part of this setting, but no row with all of them"
+
+
+# ---- a study in the papers' settings
+
+
+def beside(found: Evidence) -> pd.DataFrame:
+    """`compare` for a study: of the second paper only what a study with extracted modules could answer."""
+    figures = load()
+    if EXTRACTED not in set(found.arms["init"]):
+        figures = figures[figures["init"].str.split(";").map(lambda names: EXTRACTED not in names and "ported" in names)]
+    return compare(of_study(found), figures.reset_index(drop=True))
+
+
+def of_study(found: Evidence) -> pd.DataFrame:
+    """What a study has of the quantities that were published, pooled over all its hosts, methods and data sets.
+
+    Returns:
+        As `compare` takes it. "train/test runs": done cells of ARMS at the largest budget; gains: the level "all" at the
+        largest budget; "zero-shot lift": ported minus bare before any update, over seeds only; "rank of gain over scratch"
+        of each method, from the first to the last that its interval allows beside the other methods' (our choice).
+        Several ports: each by itself, named in `variant`; several receiving sets are pooled over seeds only.
+    """
+    columns = [*SETTING, "quantity", "value", "unit", "low", "high"]
+    arms = found.arms[found.arms["init"].isin(ARMS)]
+    if not len(arms):
+        return pd.DataFrame(columns=columns)
+    ports, rows = arms.loc[arms["init"] == ARM, "port"].unique(), []
+    for port in ports if len(ports) else [None]:
+        part = arms[(arms["port"] == port) | ~arms["port"].isin(ports)]
+        names = {name: part[name] for name in ("receiving", "origin", "method")} | {"data": pd.concat([part["data"],
+                                                                                                      part["origin_data"]])}
+        setting = {name: ";".join(sorted(set(values))) for name, values in names.items()}
+        setting["variant"] = f"port: {port}" if len(ports) > 1 else ""
+        rows += [setting | row for row in _quantities(found, part)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _quantities(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
+    top = arms[arms["budget"] == arms["budget"].max()]
+    several = arms["data"].nunique() > 1
+    if several:  # one name for all sets; what was tested on other examples stays another task
+        top = top.assign(origin_data=top["origin_data"] + " to " + top["data"], data="all")
+    done = int((top["status"] == "done").sum())
+    rows: list[dict[str, Any]] = [_row(";".join(sorted(set(top["init"]))), "train/test runs", "count", done, done, done)]
+    both = found if not several else Evidence(found.study, found.metric, None, "several test sets")
+    for row in both.compare(top, LEVELS["all"]).itertuples():
+        rows.append(_row(ARM, f"gain over {row.baseline}", found.metric.difference, row.mean, row.low, row.high))
+    methods = both.compare(top, LEVELS["method"])
+    methods = methods[(methods["baseline"] == "scratch") & methods["low"].notna()]
+    for row in methods.itertuples():
+        rank, first = 1 + (methods["mean"] > row.mean).sum(), 1 + (methods["low"] > row.high).sum()
+        last = (methods["high"] > row.low).sum()  # its own is among them
+        rows.append(_row(ARM, "rank of gain over scratch", "rank", rank, first, last) | {"method": row.method})
+    return rows + _lift(found, arms)
+
+
+def _lift(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
+    """Ported before any update minus the bare host; blocks are its runs."""
+    start = arms[(arms["init"] == ARM) & (arms["budget"] == 0)]
+    if not len(start):
+        return []
+    task = start.groupby([name for name in COORDINATES if name != "seed"], dropna=False).ngroup()
+    pairs = start.assign(arm_id=start["run_id"], task=task, value=found.metric.scale * start["lift"])
+    design = next(designs(pairs, ["budget"], None, 1.0, "run"))
+    lift = estimate(design.differences, design.strata)
+    return [_row(ARM, "zero-shot lift", found.metric.difference, lift.mean, lift.low, lift.high)]
+
+
+def _row(init: str, quantity: str, unit: str, value: float, low: float, high: float) -> dict[str, Any]:
+    return {"init": init, "quantity": quantity, "unit": unit, "value": value, "low": low, "high": high}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 DRAWS = 2000
+FEWEST, MOST = 200, 5_000_000  # draws of a large study: fewer than DRAWS where these hold more scores than MOST together
 SEED = 0
 TASK = ["method", "origin", "receiving", "relation", "origin_data", "data", "port"]
 
@@ -41,7 +42,7 @@ class Interval:
 def scores_of(cells: pd.DataFrame, init: str, budget: int) -> Scores:
     """The scores of an init after `budget` updates, a task for every method, direction and relation."""
     own = cells[(cells["init"] == init) & (cells["budget"] == budget)]
-    task = own[TASK].astype(str).agg(" ".join, axis=1)
+    task = [" ".join(map(str, names)) for names in own[TASK].itertuples(index=False, name=None)]
     table = own.assign(task=task).pivot(index="seed", columns="task", values="value")
     runs = own.assign(task=task).groupby("task")["run_id"].agg(lambda ids: "\n".join(sorted(set(ids)))).loc[table.columns]
     return Scores(table.to_numpy(float), list(table.columns), pd.factorize(runs)[0], len(own))
@@ -91,20 +92,25 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray,
         statistic: (..., K) flattened scores to (...) or (..., T), as `iqm`.
         values: (n, m) seeds by tasks. strata: (m,) tasks drawn together; by default each task by itself, as in rliable.
 
+    Returns:
+        The statistic (NaN without a score); its interval is NaN where a stratum with scores has them at one seed only.
+
     Source: Agarwal et al. 2021, section 4.1; n - 1: Rao & Wu, J. Am. Stat. Assoc. 83, 1988, section 2.1.
     """
     count, width = values.shape
     strata = np.arange(width) if strata is None else strata
+    value = statistic(values.reshape(-1))
     drawn = max(1, count - fewer)
+    found = np.full((int(np.clip(MOST // max(1, drawn * width), FEWEST, DRAWS)), drawn, width), np.nan)
     random = np.random.default_rng(SEED)
-    found = np.empty((DRAWS, drawn, width))
+    lone = width == 0
     for stratum in np.unique(strata):
         own = values[:, strata == stratum]
         own = own[np.isfinite(own).any(axis=1)]
+        lone |= len(own) == 1
         if len(own):
-            found[:, :, strata == stratum] = own[random.integers(0, len(own), size=(DRAWS, drawn))]
-        else:
-            found[:, :, strata == stratum] = np.nan
-    draws = statistic(found.reshape(DRAWS, -1))
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    return Interval(statistic(values.reshape(-1)), low, high)
+            found[:, :, strata == stratum] = own[random.integers(0, len(own), size=found.shape[:2])]
+    if lone or not np.isfinite(values).any():
+        return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
+    low, high = np.nanpercentile(statistic(found.reshape(len(found), -1)), [2.5, 97.5], axis=0)
+    return Interval(value, low, high)
