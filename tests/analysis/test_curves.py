@@ -1,0 +1,223 @@
+"""Whole curves and what they cost, against the same numbers worked out another way."""
+
+import itertools
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic import FACTS, build
+from written import SMALL, entry, rewrite, spend
+
+from analysis.costs import break_even, break_even_words, cost
+from analysis.curves import area, updates_to_match
+from analysis.evidence import Evidence, gather
+from analysis.quantities import win_rate
+from analysis.shows import RECIPES
+from portability.store import Store
+
+
+@pytest.fixture(scope="module")
+def published() -> Evidence:
+    """The published study, with its predictions."""
+    return gather(Store(Path(__file__).parents[2] / "results/nano_full"))
+
+
+# ---- area
+
+
+@pytest.mark.parametrize(("metric", "value"), [("eval_accuracy", lambda x: x), ("eval_loss", lambda x: 1 - x)])
+def test_the_area_is_the_trapezoid_over_updates(study, metric, value):
+    frame = area(gather(study.store, metric))
+    quantity = {"eval_accuracy": "area under accuracy", "eval_loss": "area under loss"}[metric]
+    for init, method in itertools.product(study.axes.inits, study.axes.methods):
+        runs = {cell.run_id for cell in study.pick(init=init, method=method)}
+        heights = [np.trapezoid([value(study.runs[run][b]) for b in (0, 100, 500)], [0, 100, 500]) / 500 for run in runs]
+        row = entry(frame, init=init, method=method, quantity=quantity)
+        assert row["mean"] == pytest.approx(mean(heights)) and row["runs"] == len(runs)
+
+
+def test_the_gain_in_area_pairs_seeds_and_carries_interval_and_test(tmp_path: Path):
+    study = build(tmp_path / "area", SMALL)
+    rewrite(study, ported=[[0.5, 0.7, 0.9], [0.6, 0.7, 0.9], [0.7, 0.9, 0.9]], scratch=[[0.5, 0.5, 0.9]] * 3)
+    row = entry(area(gather(study.store)), quantity="gain over scratch")
+    blocks = [100 * 0.2 * 0.5, 100 * (0.1 * 0.1 + 0.2 * 0.5), 100 * (0.2 * 0.1 + 0.4 * 0.5)]  # weights 0.1, 0.5, 0.4
+    low, high = stats.ttest_1samp(blocks, 0).confidence_interval()
+    assert row["mean"] == pytest.approx(mean(blocks)) and (row["low"], row["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert (row["n"], row["blocks"], row["unit"], row["p"]) == (6, 3, "pp", 0.25)
+
+
+def test_the_published_areas_cover_test_examples_and_agree_with_the_means(published):
+    frame = area(published)
+    gains = frame[frame["quantity"] == "gain over scratch"]
+    by_budget = published.compare(published.cells, ["method", "budget"])
+    for _, row in gains.iterrows():
+        own = by_budget[(by_budget["method"] == row["method"]) & (by_budget["baseline"] == "scratch")]
+        own = own.set_index("budget")["mean"]
+        assert row["mean"] == pytest.approx(np.trapezoid(own.sort_index(), sorted(own.index)) / 200)
+        assert row["examples"] == 400
+
+
+def test_a_curve_that_lacks_a_mark_has_no_area_and_is_counted(tmp_path: Path):
+    study = build(tmp_path / "holes", SMALL)
+    ported = study.pick(init="ported", budget=0)
+    study.remove(ported[0].run_id)
+    study.remove(ported[1].run_id)
+    study.store.fail(ported[1].run_id, {"error": "boom"})
+    record = json.loads(study.path(ported[2].run_id).read_text())
+    record["train_info"]["metrics"] = record["train_info"]["metrics"][:-1]
+    study.path(ported[2].run_id).write_text(json.dumps(record))
+    row = entry(area(gather(study.store)), quantity="gain over scratch")
+    assert row[["expected", "n", "failed", "missing", "mark"]].tolist() == [6, 3, 1, 2, "†"] and row["status"] == "incomplete"
+    row = entry(updates_to_match(gather(study.store)), level="method", init="ported")
+    assert row[["expected", "n", "failed", "missing", "mark"]].tolist() == [6, 3, 1, 2, "†"]
+    assert row["reached"] + row["censored"] == row["runs"] == 3
+
+
+def test_a_cell_that_two_runs_claim_gives_no_area_and_no_updates(tmp_path: Path):
+    study = build(tmp_path / "twice", SMALL)
+    cell = study.pick(init="ported", budget=500)[0]
+    other = study.pick(init="ported", budget=500)[1]
+    twin = {**FACTS, "cells": [asdict(replace(cell, run_id=other.run_id))]}
+    (study.store.root / "manifests" / "twin.json").write_text(json.dumps(twin))  # as two merged by hand would stand
+    for frame in (area(gather(study.store)), updates_to_match(gather(study.store))):
+        own = {"level": "method", "init": "ported"} if "level" in frame else {"quantity": "gain over scratch"}
+        row = entry(frame, **own)
+        assert (row["n"], row["expected"], row["duplicate"]) == (5, 6, 1)
+
+
+# ---- updates to match
+
+
+def test_updates_to_match_is_the_first_mark_that_is_as_good_as_the_twins_last(tmp_path: Path):
+    study = build(tmp_path / "match", SMALL)
+    rewrite(study, scratch=[[0.5, 0.6, 0.8], [0.5, 0.8, 0.8], [0.5, 0.6, 0.8]],
+            ported=[[0.8, 0.7, 0.9], [0.5, 0.8, 0.7], [0.5, 0.6, 0.79]])
+    frame = updates_to_match(gather(study.store))
+    row = entry(frame, level="method", init="ported")
+    assert row[["reached", "censored", "runs", "n", "median", "largest"]].tolist() == [4, 2, 6, 6, 100, 500]
+    assert row["mean"] == pytest.approx((0 + 100 + 500) / 3) and row["saved"] == pytest.approx((500 + 0 + 0) / 3)
+    low, high = stats.ttest_1samp([500, 0, 0], 0).confidence_interval()
+    assert (row["blocks"], row["low"], row["high"]) == (3, pytest.approx(low), pytest.approx(high))
+    own = entry(frame, level="method", init="scratch")
+    assert own[["reached", "censored", "runs", "median"]].tolist() == [3, 0, 3, 500] and np.isnan(own["saved"])
+    assert set(frame[frame["level"] == "direction"]["origin"]) == {"base", "tuned"}
+
+
+def test_the_median_is_beyond_the_largest_budget_where_more_than_half_are_censored(tmp_path: Path):
+    study = build(tmp_path / "late", SMALL)
+    rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.9] * 3, [0.5] * 3, [0.5] * 3])
+    found = gather(study.store)
+    row = entry(updates_to_match(found), level="method", init="ported")
+    assert np.isnan(row["median"]) and (row["reached"], row["censored"]) == (2, 4)
+    recipe = RECIPES["updates_to_match"]
+    shown = recipe.view(recipe.make(found)).set_index("init")
+    assert shown.loc["ported", "median updates"] == ">500" and shown.loc["ported", "mean updates"] == "≥333"
+    assert shown.loc["ported", "reached"] == "2 of 6 runs" and shown.loc["scratch", "median updates"] == "500"
+
+
+def test_the_median_and_mean_are_kaplan_and_meiers_by_hand(published):
+    row = entry(updates_to_match(published), level="method", method="lora", init="ported")
+    cells = published.arms[published.arms["method"] == "lora"]
+    cells = cells.set_index(["origin", "receiving", "relation", "seed", "init", "budget"])
+    times = []
+    for point in itertools.product(*[cells.index.unique(i) for i in (0, 1, 2, 3)]):
+        if (*point, "ported", 0) in cells.index:
+            value = {b: cells.loc[(*point, "ported", b), "value"] for b in (0, 50, 100, 200)}
+            times.append(next((b for b in value if value[b] >= cells.loc[(*point, "scratch", 200), "value"]), np.inf))
+    alive, survival, middle = len(times), 1.0, None
+    for time in sorted(set(times) - {np.inf}):
+        events = times.count(time)
+        survival, alive = survival * (1 - events / alive), alive - events
+        middle = time if middle is None and survival <= 0.5 else middle
+    assert row["median"] == middle and row["censored"] == times.count(np.inf) == alive
+    assert row["mean"] == pytest.approx(mean(min(time, 200) for time in times))
+
+
+def test_reaching_a_loss_means_falling_to_it(tmp_path: Path):
+    study = build(tmp_path / "loss", SMALL)
+    rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.5, 0.9, 0.5]] * 3)  # losses 0.5, 0.1, 0.5
+    frame = updates_to_match(gather(study.store, "eval_loss"))
+    assert entry(frame, level="method", init="ported")["median"] == 100
+    assert entry(win_rate(gather(study.store, "eval_loss")), init="ported", against="scratch")["mean"] == 0.0
+
+
+# ---- cost and break-even
+
+
+def test_costs_are_medians_over_distinct_runs_with_the_origins_beside(tmp_path: Path):
+    study = build(tmp_path / "cost", SMALL)
+    spend(study)
+    frame = cost(gather(study.store))
+    own = {"level": "method", "method": "lora"}
+    assert entry(frame, **own, init="ported", quantity="seconds")[["median", "n", "expected"]].tolist() == [11, 6, 6]
+    assert entry(frame, **own, init="scratch", quantity="seconds")[["median", "n", "expected"]].tolist() == [11, 3, 3]
+    assert entry(frame, **own, init="ported", quantity="origin's tokens")[["median", "n", "expected"]].tolist() == [7, 3, 3]
+    bare = entry(frame, **own, init="scratch", quantity="seconds to port")
+    assert bare["n"] == 0 and bare["status"] == "none recorded" and bare["mark"] == ""
+    study.remove(study.pick(init="scratch")[0].run_id)
+    study.remove(study.pick(init="scratch")[0].native_id)
+    frame = cost(gather(study.store))
+    row = entry(frame, **own, init="scratch", quantity="updates")
+    assert row[["n", "expected", "missing", "mark"]].tolist() == [2, 3, 1, "†"]
+    assert entry(frame, **own, init="ported", quantity="origin's updates")[["n", "expected", "mark"]].tolist() == [2, 3, "†"]
+
+
+def test_published_costs_are_those_of_the_records(published):
+    runs = published.study.runs.set_index("run_id")
+    cells = published.arms[(published.arms["method"] == "lora") & (published.arms["init"] == "ported")]
+    row = entry(cost(published), level="method", method="lora", init="ported", quantity="seconds")
+    assert row["median"] == pytest.approx(median(runs.loc[cells["run_id"].unique(), "seconds"])) and row["n"] == 40
+    row = entry(cost(published), level="method", method="lora", init="ported", quantity="origin's updates")
+    assert (row["median"], row["n"]) == (200, 30)  # three hosts, two sets, five seeds
+
+
+def test_break_even_is_the_origin_over_what_a_port_saves(tmp_path: Path):
+    study = build(tmp_path / "even", SMALL)
+    spend(study)
+    rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.9] * 3, [0.5, 0.8, 0.9], [0.5, 0.8, 0.9]])
+    found = gather(study.store)
+    row = entry(break_even(found), unit="updates")
+    assert row["saved"] == pytest.approx((500 + 400 + 400) / 3) and row["ports"] == 2 and row["ports_high"] == 2
+    assert entry(break_even(found), unit="tokens")["saved"] == pytest.approx(1000 * 1300 / 3)
+    assert break_even_words(found) == [
+        "lora: to match scratch's last score a port saves 433 updates [290, 577] (433,333 tokens), not told apart from nothing "
+        "(p 0.5 after Holm's correction); an origin of 500 updates pays back after 2 ports (from 1 to 2)."]
+
+
+def test_a_port_that_saves_nothing_never_pays_back_and_censored_ports_make_bounds(tmp_path: Path):
+    study = build(tmp_path / "never", SMALL)
+    spend(study)
+    rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.5] * 3] * 3)
+    found = gather(study.store)
+    assert np.isinf(entry(break_even(found), unit="updates")["ports"])
+    assert break_even_words(found) == [
+        "lora: to match scratch's last score a port saves nothing; 6 of 6 ports do not get there within 500, so an origin "
+        "never pays back."]
+    rewrite(study, ported=[[0.9] * 3, [0.9] * 3, [0.5] * 3])
+    words = break_even_words(gather(study.store))[0]
+    assert "saves at most 333 updates [−384, 1,050]" in words and "at least 2 ports (from 1 to never" in words
+    shown = RECIPES["break_even"].view(break_even(gather(study.store)))
+    assert shown["ports to pay back"].tolist() == ["≥2 [1, never]"] and shown["not reached"].tolist() == ["2 of 6"]
+
+
+def test_what_is_not_recorded_or_not_there_is_said(tmp_path: Path):
+    study = build(tmp_path / "blank", SMALL)
+    rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.9] * 3] * 3)
+    assert "what an origin costs is not recorded" in break_even_words(gather(study.store))[0]
+    for cell in study.pick(init="ported", budget=0):
+        study.remove(cell.run_id)
+    assert "nothing is known" in break_even_words(gather(study.store))[0]
+    row = entry(updates_to_match(gather(study.store)), level="method", init="ported")
+    assert (row["n"], row["missing"], row["mark"], row["status"]) == (0, 6, "†", "missing")
+
+
+def test_an_init_without_zero_shot_has_no_area_but_updates(tmp_path: Path):
+    study = build(tmp_path / "matched", SMALL)
+    late = [replace(cell, init="matched") for cell in study.cells if cell.init == "sampled" and cell.budget]
+    study.store.expect(late, FACTS)
+    found = gather(study.store)
+    assert "matched" not in set(area(found)["init"]) and "matched" in set(found.arms["init"])
