@@ -89,7 +89,8 @@ def compare(
     """
     keys = _keys(cells, keys, blocks)
     arms = cells[cells["init"] != BARE]
-    baselines = [name for name in arms["init"].unique() if name != ARM]
+    inits = arms["init"].unique()
+    baselines = [name for name in inits if name != ARM and ARM in inits]
     rows = [_rows(arms, "init", (ARM, name), keys, answers, scale, blocks) for name in baselines]
     return _finish(rows, keys)
 
