@@ -7,9 +7,10 @@ from functools import cached_property
 
 import pandas as pd
 
-from analysis.inference import LEVELS, Right, compare, right
+from analysis.inference import LEVELS, Right, compare, init_pairs, right
 from analysis.load import Study, read
 from analysis.metrics import METRICS, Metric
+from analysis.stats import ARM
 from portability.errors import UserError, choose
 from portability.spec import BARE
 from portability.store import Store
@@ -52,12 +53,25 @@ class Evidence:
 
     @cached_property
     def by_seed(self) -> dict[str, pd.DataFrame]:
-        """The same with all runs of a seed as one block: safe whatever these share, at the price of few blocks."""
-        return {name: self.compare(self.cells, keys, "seed") for name, keys in LEVELS.items()}
+        """The pooled levels with all runs of a seed as one block: safe whatever these share, at the price of few blocks. (A
+        direction has one block a seed anyway.)"""
+        return {name: self.compare(self.cells, keys, "seed") for name, keys in LEVELS.items() if name != "direction"}
+
+    @cached_property
+    def pairs(self) -> dict[str, pd.DataFrame]:
+        """Ported paired with every other init, made once for all comparisons."""
+        return init_pairs(self.cells, self.metric.scale)
 
     def compare(self, cells: pd.DataFrame, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
-        """inference.compare with this study's answers and the metric's scale."""
-        return compare(cells, keys, self.answers, self.metric.scale, blocks)
+        """inference.compare with this study's answers and the metric's scale.
+
+        Args:
+            cells: this study's cells of some budgets and some inits, whole.
+        """
+        inits, budgets = set(cells["init"]), cells["budget"].unique()
+        kept = {name: own[own["budget"].isin(budgets)] for name, own in self.pairs.items() if {name, ARM} <= inits}
+        pairs = {name: own.reset_index(drop=True) for name, own in kept.items() if len(own)}
+        return compare(cells, keys, self.answers, self.metric.scale, blocks, pairs)
 
 
 def gather(store: Store, metric: str = "eval_accuracy") -> Evidence:

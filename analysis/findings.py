@@ -71,6 +71,8 @@ def _left(found: Evidence) -> tuple[str, list[str]]:
 
 def _left_open(found: Evidence, level: str, keys: list[str]) -> dict[tuple, str]:
     """Comparisons whose interval over seeds as blocks holds 0, with that interval in words."""
+    if level not in found.by_seed:
+        return {}
     frame = found.by_seed[level]
     held = frame[(frame["low"] <= 0) & (frame["high"] >= 0)]
     unit = UNITS[found.metric.difference]

@@ -5,7 +5,7 @@ and relations, so these rise and fall together. Blocks are made within each grou
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -29,6 +29,7 @@ LEVELS: dict[str, list[str]] = {  # what a comparison is told apart by; the rest
 }
 AXES = ("init", "method")
 BLOCKS = ("run", "seed")
+PLACES = [name for name in COORDINATES if name not in (*AXES, "seed", "budget")]
 ALPHA = 0.05
 Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) bool, whether each test example is right
 
@@ -64,7 +65,8 @@ def right(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray
 
 
 def compare(
-    cells: pd.DataFrame, keys: Sequence[str], answers: Right | None = None, scale: float = 100.0, blocks: str = "run"
+    cells: pd.DataFrame, keys: Sequence[str], answers: Right | None = None, scale: float = 100.0, blocks: str = "run",
+    pairs: Mapping[str, pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
     """Ported against every other start, in every group of `keys`: one row per group and baseline.
 
@@ -76,6 +78,7 @@ def compare(
         scale: 100 for points.
         blocks: "run" (pairs that share a run) or "seed" (all of a seed: safe where runs of a seed share more than a
             baseline, say an origin ported to several hosts, at the price of few blocks).
+        pairs: what `init_pairs(cells, scale)` gives, where several calls share it.
 
     Returns:
         The keys; `arm`, `baseline`; `expected`, `n`, `failed`, `missing` pairs (missing: all that is not there and did
@@ -88,11 +91,9 @@ def compare(
         UserError: no budget among the keys, an unknown kind of blocks, or runs of one group with other test examples.
     """
     keys = _keys(cells, keys, blocks)
-    arms = cells[cells["init"] != BARE]
-    inits = arms["init"].unique()
-    baselines = [name for name in inits if name != ARM and ARM in inits]
-    rows = [_rows(arms, "init", (ARM, name), keys, answers, scale, blocks) for name in baselines]
-    return _finish(rows, keys)
+    pairs = init_pairs(cells, scale) if pairs is None else pairs
+    rows = [_rows(own, (ARM, name), keys, answers, scale, blocks) for name, own in pairs.items()]
+    return _finish(rows, keys).astype({name: cells[name].dtype for name in keys})
 
 
 def _keys(cells: pd.DataFrame, keys: Sequence[str], blocks: str) -> list[str]:
@@ -102,11 +103,16 @@ def _keys(cells: pd.DataFrame, keys: Sequence[str], blocks: str) -> list[str]:
     return list(dict.fromkeys([*apart(cells), *keys]))
 
 
+def _coded(cells: pd.DataFrame) -> pd.DataFrame:
+    """What comparisons need of the cells, names as categories: groups and pairs of a large study are found much faster."""
+    names = [name for name in PLACES if not pd.api.types.is_numeric_dtype(cells[name])]
+    return cells[[*COORDINATES, "run_id", "mark", "value", "status"]].astype(dict.fromkeys(names, "category"))
+
+
 def _rows(
-    cells: pd.DataFrame, axis: str, sides: tuple[str, str], keys: list[str], answers: Right | None, scale: float, blocks: str
+    pairs: pd.DataFrame, sides: tuple[str, str], keys: list[str], answers: Right | None, scale: float, blocks: str
 ) -> pd.DataFrame:
     """One row per group: counts, estimate and test of the first side minus the second."""
-    pairs = pairs_of(cells, axis, sides, scale)
     counts = summarise(pairs, keys)
     rows = []
     for design in designs(pairs, keys, answers, scale, blocks):
@@ -120,7 +126,7 @@ def _rows(
 def _row(found: Estimate, flips: Flips) -> dict[str, float | int | str]:
     words = [found.note, flips.note]
     test = {"p": flips.p, "smallest_p": flips.smallest}
-    return asdict(found) | test | {"note": "; ".join(filter(None, words))}
+    return vars(found) | test | {"note": "; ".join(filter(None, words))}
 
 
 def _finish(rows: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
@@ -139,6 +145,13 @@ def _finish(rows: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
 
 
 # ---- pairs and blocks
+
+
+def init_pairs(cells: pd.DataFrame, scale: float) -> dict[str, pd.DataFrame]:
+    """Ported paired with every other init: baseline to the frame of `pairs_of`; empty where nothing was ported."""
+    arms = _coded(cells[cells["init"] != BARE])
+    inits = arms["init"].unique()
+    return {str(name): pairs_of(arms, "init", (ARM, str(name)), scale) for name in inits if name != ARM and ARM in inits}
 
 
 def pairs_of(cells: pd.DataFrame, axis: str, sides: tuple[str, str], scale: float) -> pd.DataFrame:
@@ -250,7 +263,7 @@ def ties(cells: pd.DataFrame, axis: str, keys: Sequence[str], blocks: str = "run
     columns = [*keys, axis, "mean", "expected", "n", "failed", "letters", "smallest_p", "family", "mark"]
     if cells.empty:
         return pd.DataFrame(columns=columns)
-    tests = _pairwise(cells[[*COORDINATES, "run_id", "mark", "value", "status"]], axis, keys, blocks)
+    tests = _pairwise(_coded(cells), axis, keys, blocks)
     frame = summarise(cells, [*keys, axis])
     parts = [_tied(group.sort_values("mean", ascending=better == "lower", kind="stable"), axis, tests.get(name, {}))
              for name, group in frame.groupby(keys, sort=False)]
@@ -276,7 +289,8 @@ def _tied(frame: pd.DataFrame, axis: str, tests: dict[frozenset[Hashable], Flips
     sides = [side for two in combinations(items, 2) if (side := frozenset(two)) in tests and tests[side].p >= 0]
     p = holm(np.array([tests[side].p for side in sides], float))
     named = letters(items, [side for side, value in zip(sides, p, strict=True) if value <= ALPHA])
+    smallest = min((tests[side].smallest for side in sides), default=np.nan)
     return frame.assign(
-        letters=frame[axis].map(named).astype(object).fillna(""), smallest_p=min((tests[side].smallest for side in sides), default=np.nan),
-        family=len(sides), mark=np.where(frame["n"] < frame["expected"], "†", ""),
+        letters=[named.get(item, "") for item in frame[axis]], smallest_p=smallest, family=len(sides),
+        mark=np.where(frame["n"] < frame["expected"], "†", ""),
     )

@@ -17,6 +17,7 @@ from analysis.look import DIVERGING, GREY, STYLE, Figures, foot, head, hollow, l
 from analysis.metrics import UNITS, Metric, Unit
 from analysis.stats import ARM, apart, paired, reference, summarise
 
+MOST = 120  # panels of a figure of curves
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 HEAT_NOTE = "Hatched: no number; grey: not asked for; †: some cells lack; in brackets: distinct baselines."
 REFERENCES = {"native": "--", "bare": ":"}
@@ -30,12 +31,15 @@ def learning_curves(found: Evidence) -> Figures:
     """The metric against updates by init, one panel per method (across) and pair (down), one figure per relation.
 
     Lines are means over distinct runs, bands one standard deviation (none with one run). A hollow marker is computed
-    from fewer cells than asked for, a cross at the foot stands where nothing is done. Dashed: native; dotted: bare.
+    from fewer cells than asked for, a cross at the foot stands where nothing is done. Dashed: native; dotted: bare. A study
+    of more than MOST panels has one a receiving host, over all origins.
     """
     arms, keys = found.arms, apart(found.cells)
     if "port" in keys:  # one line per port
         arms = arms.assign(init=arms["init"] + ", " + arms["port"].astype(str))
     by = ["relation", *(key for key in keys if key != "port")]
+    if len(arms.groupby(["method", "origin", "receiving"])) > MOST:
+        arms = arms.assign(origin="all origins")
     return {
         "-".join(["learning_curves", *map(str, names)]): _curves(part, found.metric, ", ".join(map(str, names)))
         for names, part in arms.groupby(by, sort=False)

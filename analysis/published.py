@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.evidence import Evidence
 from analysis.inference import LEVELS, designs
+from analysis.inference import compare as compare_blocks
 from analysis.intervals import estimate
 from analysis.load import COORDINATES
 from analysis.stats import ARM
@@ -190,21 +191,27 @@ def of_study(found: Evidence) -> pd.DataFrame:
 
 def _quantities(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
     top = arms[arms["budget"] == arms["budget"].max()]
-    several = arms["data"].nunique() > 1
-    if several:  # one name for all sets; what was tested on other examples stays another task
-        top = top.assign(origin_data=top["origin_data"] + " to " + top["data"], data="all")
     done = int((top["status"] == "done").sum())
     rows: list[dict[str, Any]] = [_row(";".join(sorted(set(top["init"]))), "train/test runs", "count", done, done, done)]
-    both = found if not several else Evidence(found.study, found.metric, None, "several test sets")
-    for row in both.compare(top, LEVELS["all"]).itertuples():
+    whole, methods = (_level(found, top, name) for name in ("all", "method"))
+    for row in whole.itertuples():
         rows.append(_row(ARM, f"gain over {row.baseline}", found.metric.difference, row.mean, row.low, row.high))
-    methods = both.compare(top, LEVELS["method"])
     methods = methods[(methods["baseline"] == "scratch") & methods["low"].notna()]
     for row in methods.itertuples():
         rank, first = 1 + (methods["mean"] > row.mean).sum(), 1 + (methods["low"] > row.high).sum()
         last = (methods["high"] > row.low).sum()  # its own is among them
         rows.append(_row(ARM, "rank of gain over scratch", "rank", rank, first, last) | {"method": row.method})
     return rows + _lift(found, arms)
+
+
+def _level(found: Evidence, top: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A level of comparisons at the largest budget, of one port, over all data sets together."""
+    if top["data"].nunique() > 1:  # one name for all sets; what was tested on other examples stays another task
+        pooled = top.assign(origin_data=top["origin_data"] + " to " + top["data"], data="all")
+        return compare_blocks(pooled, LEVELS[name], None, found.metric.scale)
+    frame = found.levels[name]
+    frame = frame[(frame["budget"] == top["budget"].max()) & frame["baseline"].isin(ARMS)]
+    return frame[frame["port"].isin(top.loc[top["init"] == ARM, "port"])] if "port" in frame else frame
 
 
 def _lift(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:

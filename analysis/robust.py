@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 DRAWS = 2000
-FEWEST, MOST = 200, 5_000_000  # draws of a large study: fewer than DRAWS where these hold more scores than MOST together
+FEWEST, MOST = 200, 2_000_000  # draws of a large study: fewer than DRAWS where these hold more scores than MOST together
 SEED = 0
 TASK = ["method", "origin", "receiving", "relation", "origin_data", "data", "port"]
 
@@ -42,10 +42,11 @@ class Interval:
 def scores_of(cells: pd.DataFrame, init: str, budget: int) -> Scores:
     """The scores of an init after `budget` updates, a task for every method, direction and relation."""
     own = cells[(cells["init"] == init) & (cells["budget"] == budget)]
-    task = [" ".join(map(str, names)) for names in own[TASK].itertuples(index=False, name=None)]
-    table = own.assign(task=task).pivot(index="seed", columns="task", values="value")
-    runs = own.assign(task=task).groupby("task")["run_id"].agg(lambda ids: "\n".join(sorted(set(ids)))).loc[table.columns]
-    return Scores(table.to_numpy(float), list(table.columns), pd.factorize(runs)[0], len(own))
+    own = own.assign(task=own.groupby(TASK, sort=False, dropna=False).ngroup(), run=pd.factorize(own["run_id"])[0])
+    table = own.pivot(index="seed", columns="task", values="value")
+    names = own.drop_duplicates("task").sort_values("task")[TASK].itertuples(index=False, name=None)
+    runs = own.groupby("task")["run"].min()
+    return Scores(table.to_numpy(float), [" ".join(map(str, name)) for name in names], pd.factorize(runs)[0], len(own))
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:

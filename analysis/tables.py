@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis import captions, means, shows
+from analysis import captions, contrasts, crosschecks, means, shows
 from analysis.evidence import Evidence
 from analysis.recipe import Recipe, Table
 
@@ -40,7 +40,9 @@ TABLES: dict[str, Recipe] = {
         means.completeness, "Completeness", "Cells asked for and what became of them; seeds are counted, not listed.",
         view=means.not_whole, words=means.whole_words,
     ),
+    **contrasts.RECIPES,
     **shows.RECIPES,
+    **crosschecks.RECIPES,
 }
 
 

@@ -11,7 +11,7 @@ from calibrate import SETTINGS, World, coverage, draw, family_errors
 from scipy import stats
 from synthetic import Axes, build
 
-from analysis.inference import LEVELS, compare, design_of, pairs_of, right, ties
+from analysis.inference import LEVELS, compare, design_of, designs, pairs_of, right, ties
 from analysis.load import read
 from analysis.stats import paired, summarise
 from portability.errors import UserError
@@ -76,6 +76,28 @@ def test_rows_of_a_design_average_to_its_blocks(published):
     assert len(set(design.strata)) == 3  # hosts: the relations and the origins of a host share its scratch runs
 
 
+@pytest.mark.parametrize("blocks", ["run", "seed"])
+def test_the_designs_of_all_groups_are_those_of_each_by_itself(published, blocks):
+    cells, answers = published
+    pairs = pairs_of(cells, "init", ("ported", "scratch"), 100.0)
+    pairs.loc[pairs.index[::7], "value"] = np.nan
+    for level in ("relation", "direction"):
+        groups = [group for _, group in pairs.groupby(LEVELS[level], sort=False)]
+        for group, found in zip(groups, designs(pairs, LEVELS[level], answers, 100.0, blocks), strict=True):
+            alone = design_of(group, answers, 100.0, blocks)
+            np.testing.assert_allclose(found.differences, alone.differences)
+            np.testing.assert_allclose(found.examples, alone.examples)
+            same = [strata[:, None] == strata for strata in (found.strata, alone.strata)]
+            assert (same[0] == same[1]).all()
+
+
+def test_where_nothing_was_ported_there_is_no_row(tmp_path):
+    cells = read(build(tmp_path / "s", Axes(inits=("sampled", "scratch"))).store).cells
+    assert all(compare(cells, keys).empty for keys in LEVELS.values())
+    assert ties(cells.iloc[:0], "init", LEVELS["method"]).empty
+    assert design_of(pairs_of(cells, "init", ("ported", "scratch"), 1.0), None, 1.0, "run").differences.size == 0
+
+
 def test_a_missing_and_a_failed_run_are_counted_and_marked(tmp_path):
     study = build(tmp_path / "s", Axes(methods=("lora",)))
     own = study.pick(init="ported", origin="base", receiving="large", relation="same", budget=500)
@@ -128,6 +150,12 @@ def test_inits_and_methods_stand_in_tie_groups(published):
                            "letters"]) == {"b"}
 
 
+def test_where_the_lowest_is_the_best_it_is_first_and_has_the_first_letter(published):
+    cells, _ = published
+    found = ties(cells[(cells["budget"] == 50) & (cells["method"] == "lora")], "init", LEVELS["method"], better="lower")
+    assert found[["init", "letters"]].values.tolist() == [["scratch", "a"], ["sampled", "b"], ["ported", "c"]]
+
+
 def test_too_few_blocks_tell_nothing_apart(tmp_path):
     study = build(tmp_path / "s", Axes(pairs=(("base", "large"),), relations=("same",), budgets=(500,)))
     found = ties(read(study.store).cells, "init", LEVELS["method"])
@@ -140,6 +168,13 @@ def test_a_grid_with_predictions_is_compared_in_seconds(published):
     for keys in LEVELS.values():
         compare(cells, keys, answers)
     assert time.process_time() - start < 20
+
+
+def test_thousands_of_directions_are_compared_in_seconds():
+    world = draw(World(seeds=5, origins=40), 60, np.random.default_rng(0))[0]
+    start = time.process_time()
+    assert len(compare(world, LEVELS["direction"])) == 2400
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])

@@ -43,3 +43,11 @@ def test_a_singular_fit_is_words_and_no_crash(cells):
     flat = cells.assign(value=0.5)
     found = mixed(flat, "scratch", 50)
     assert not found.converged and found.words
+
+
+def test_a_fit_that_does_not_converge_and_one_too_large_have_no_numbers(cells, monkeypatch):
+    found = mixed(cells, "scratch", 0)
+    assert not found.converged and "did not converge: no result" in found.words and np.isnan(found.overall).all()
+    monkeypatch.setattr("analysis.mixed.MOST", 100)
+    found = mixed(cells, "scratch", 50)
+    assert "more than 100 pairs: no model" in found.words and found.terms.empty and found.n == 160

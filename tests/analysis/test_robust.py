@@ -64,3 +64,23 @@ def test_scores_know_what_is_shared_and_what_is_missing(tmp_path):
     values = ported.values[np.isfinite(ported.values)]
     assert iqm(ported.values.reshape(-1)) == pytest.approx(iqm(values))
     assert np.isfinite([bootstrap(iqm, ported.values, ported.strata).low]).all()
+
+
+def test_one_seed_or_no_score_has_no_interval():
+    alone = SCORES.copy()
+    alone[1:, 3] = np.nan  # one task with one seed
+    for scores in (SCORES[:1], alone):
+        found = bootstrap(iqm, scores)
+        assert np.isfinite(found.value) and np.isnan([found.low, found.high]).all()
+    assert np.isnan(bootstrap(iqm, np.full((3, 2), np.nan)).value)
+
+
+def test_a_large_study_draws_fewer_samples():
+    shapes = []
+
+    def middle(scores):
+        shapes.append(scores.shape)
+        return iqm(scores)
+
+    bootstrap(middle, np.random.default_rng(0).normal(size=(11, 2000)))
+    assert shapes == [(22_000,), (200, 20_000)]
