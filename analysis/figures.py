@@ -102,6 +102,7 @@ def _scatter(gains: pd.DataFrame, names: Sequence[str], told: dict[str, str], fo
                              transform=aside(panel, shift))
                 panel.update_datalim([(x, y) for end in ("low", "high") for x, y in zip(known[name], known[end], strict=True)])
                 points(panel, own[name], own["gain"], colour, marker, own["mark"] == "", size=4.5, shift=shift)
+            panel.margins(0.1, 0.06)
             panel.autoscale_view()
             panel.set_xlabel(PREDICTORS[name], fontsize=7.5)
             panel.set_title(told.get(name, ""), fontsize=6.5, color=GREY)
@@ -189,6 +190,7 @@ def _pareto(panels: dict[str, pd.DataFrame], found: Evidence, labels: Sequence[s
 
 
 def _cost_axis(panel: Axes, name: str, points: pd.DataFrame) -> None:
+    panel.margins(0.1, 0.06)
     panel.autoscale_view()
     if name == "mark":
         marks = sorted(points["cost"].unique())

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from analysis.costs import break_even_words
 from analysis.entries import interval, number
 from analysis.evidence import Evidence
 from analysis.inference import ALPHA, LEVELS
 from analysis.metrics import UNITS, Metric
+from analysis.predictors import predictors
+from analysis.quantities import lift
 from analysis.stats import ARM
 
 HEADINGS = {
@@ -15,6 +18,9 @@ HEADINGS = {
     "direction": "By method, direction and relation",
 }
 NOTHING = "No comparison is significant after Holm's correction."
+LIFT = "Before any update, against the bare host"
+PREDICTS = "What goes with the gain"
+PAYS = "What a port saves"
 OPEN = "Left open after {budget:,} updates (no finding that they are equal)"
 
 
@@ -29,7 +35,28 @@ def findings(found: Evidence) -> dict[str, list[str]]:
     said = {HEADINGS[level]: list(_sentences(found, level)) for level in reversed(LEVELS)}
     said = {heading: sentences for heading, sentences in said.items() if sentences}
     said = said or {"Comparisons": [NOTHING]}
-    return said | {heading: sentences for heading, sentences in [_left(found)] if sentences}
+    more = {LIFT: list(_lifts(found)), PREDICTS: list(_predicted(found)), PAYS: [_sentence(x) for x in break_even_words(found)]}
+    return said | {heading: sentences for heading, sentences in [*more.items(), _left(found)] if sentences}
+
+
+def _lifts(found: Evidence) -> Iterator[str]:
+    """Inits that are better, or worse, than the bare host before any update."""
+    unit = UNITS[found.metric.difference]
+    for _, row in significant(lift(found)).iterrows():
+        where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
+        size = number(abs(row["mean"]), unit).lstrip("+")
+        side = _side(row["mean"], found.metric)
+        yield _sentence(f"{where}{row['init']} on {row['receiving']}: {side} by {size} {unit.symbol} "
+                        f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])}, {row['blocks']} blocks).")
+
+
+def _predicted(found: Evidence) -> Iterator[str]:
+    """What goes with the gain, over pairs of hosts or directions."""
+    frame = predictors(found)
+    for _, row in frame[frame["p_holm"] <= ALPHA].iterrows():
+        when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
+        yield (f"{_sentence(str(row['method']))}: the gain over {row['baseline']} {when} goes with {row['predictor']} "
+               f"(rank correlation {row['spearman']:+.2f}, p {_p(row['p_holm'])}, {row['n']} units).")
 
 
 def significant(frame: pd.DataFrame) -> pd.DataFrame:

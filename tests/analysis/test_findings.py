@@ -1,0 +1,79 @@
+"""Findings say what is significant and nothing else; what tests leave open, and what limits them, is said as such."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import Axes, build
+from written import rewrite
+
+from analysis.entries import interval, number
+from analysis.evidence import gather
+from analysis.findings import NOTHING, caveats, findings, significant
+from analysis.metrics import UNITS
+
+TEN = Axes(("lora",), (("base", "large"),), ("same",), ("ported", "scratch"), seeds=tuple(range(10)))
+
+
+def told(root: Path, gain: float, spread: float = 0.01, axes: Axes = TEN, metric: str = "eval_accuracy"):
+    """A study whose ported runs are `gain` above their scratch twins at every budget."""
+    study = build(root, axes)
+    noise = np.random.default_rng(0).normal(0, spread, (len(axes.seeds), len(axes.budgets)))
+    noise -= noise.mean(axis=0)
+    rewrite(study, scratch=[[0.6] * len(axes.budgets) for _ in axes.seeds], ported=(0.6 + gain + noise).tolist())
+    return gather(study.store, metric)
+
+
+@pytest.mark.parametrize(("gain", "side"), [(0.1, "ahead"), (-0.1, "behind")])
+def test_a_planted_effect_is_said_with_its_interval_and_side(tmp_path, gain, side):
+    found = told(tmp_path / "planted", gain)
+    sentence, = findings(found)["Over all methods, directions and relations"]
+    row = found.levels["all"].query("budget == 500").iloc[0]
+    assert row["mean"] == pytest.approx(100 * gain)
+    assert f"{side} by 10.0 pp {interval(row['low'], row['high'], UNITS['pp'])} after 500 updates" in sentence
+    assert ("behind" if side == "ahead" else "ahead") not in sentence and "10 blocks" in sentence
+
+
+def test_where_lower_is_better_a_lower_loss_is_ahead(tmp_path):
+    sentence, = findings(told(tmp_path / "loss", 0.1, metric="eval_loss"))["Over all methods, directions and relations"]
+    assert "ahead by 0.100 nats [−0.1" in sentence and "behind" not in sentence
+
+
+def test_a_null_effect_is_no_finding_and_what_could_have_been_found_is_said(tmp_path):
+    found = told(tmp_path / "null", 0.0, spread=0.05)
+    said = findings(found)
+    assert said["Comparisons"] == [NOTHING]
+    row = found.levels["all"].query("budget == 500").iloc[0]
+    left, = (sentences for heading, sentences in said.items() if heading.startswith("Left open after 500"))
+    assert f"found four times in five would be {number(row['mdd'], UNITS['pp']).lstrip('+')} pp" in left[0]
+
+
+def test_five_seeds_of_one_direction_say_nothing_whatever_the_gain_and_the_caveats_say_why(tmp_path):
+    found = told(tmp_path / "five", 0.3, axes=replace(TEN, seeds=tuple(range(5))))
+    assert findings(found)["Comparisons"] == [NOTHING]
+    assert any("no difference, however large, could be significant: the smallest p of its tests is 0.062" in caveat
+               for caveat in caveats(found))
+
+
+def test_neither_a_test_nor_an_interval_is_enough_alone(tmp_path):
+    frame = told(tmp_path / "both", 0.1).levels["all"]
+    assert len(significant(frame)) == len(frame) > 0
+    assert significant(frame.assign(p_holm=0.051)).empty and significant(frame.assign(low=-0.1)).empty
+    assert significant(frame.assign(p_holm=float("nan"))).empty and significant(frame.assign(low=float("nan"), high=1.0)).empty
+
+
+def test_an_interval_over_seeds_as_blocks_that_holds_0_is_said(tmp_path):
+    axes = replace(TEN, pairs=tuple((f"o{i}", f"r{i}") for i in range(4)), seeds=(0, 1, 2))
+    study = build(tmp_path / "open", axes)
+    gains = {0: 0.20, 1: 0.02, 2: 0.01}  # what a seed does, it does everywhere
+    rewrite(study, scratch=[[0.6] * 3] * 3, ported=[[0.6 + gains[seed]] * 3 for seed in axes.seeds])
+    sentence, = findings(gather(study.store))["Over all methods, directions and relations"]
+    assert "which seeds taken as blocks leave open: [−" in sentence
+
+
+def test_lacking_cells_and_intervals_without_examples_are_caveats(tmp_path):
+    study = build(tmp_path / "holes", TEN)
+    study.remove(study.pick(init="ported", seed=3)[0].run_id)
+    said = " ".join(caveats(gather(study.store)))
+    assert "57 of 60 cells are done (3 missing)" in said and "over seeds only" in said
