@@ -4,11 +4,11 @@ import pandas as pd
 
 from analysis import captions
 from analysis.entries import interval, joined, labelled, number, stars
-from analysis.evidence import Evidence
+from analysis.evidence import Evidence, once
 from analysis.inference import LEVELS, ties
 from analysis.judging import POOLED
 from analysis.load import COORDINATES
-from analysis.means import _gains
+from analysis.means import gains
 from analysis.metrics import UNITS, Unit
 from analysis.recipe import Recipe
 from analysis.stats import apart, summarise
@@ -29,22 +29,21 @@ def by_direction(found: Evidence) -> pd.DataFrame:
     """Gains by direction at every budget, pooled over methods and relations: enough blocks to tell directions apart."""
     keys = [*apart(found.cells), "origin", "receiving", "budget"]
     nothing = labelled(summarise(found.arms.iloc[:0], keys), "gain", found.metric.difference)
-    return joined(_gains(found, found.arms, keys) or [nothing])
+    return joined(gains(found, found.arms, keys) or [nothing])
 
 
-def tie_groups(found: Evidence, cells: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Inits within every method and over all, and methods within every init, at every budget, best first (inference.ties);
-    of some of the study's cells, or of all."""
-    cells = found.cells if cells is None else cells
+@once
+def tie_groups(found: Evidence) -> pd.DataFrame:
+    """Inits within every method and over all, and methods within every init, at every budget, best first (inference.ties)."""
     parts = []
     for compared, keys in (("init", ["budget"]), ("init", ["method", "budget"]), ("method", ["init", "budget"])):
-        frame = ties(cells, compared, keys, better=found.metric.better or "higher")
+        frame = ties(found.cells, compared, keys, better=found.metric.better or "higher")
         within = next((key for key in keys if key != "budget"), None)
         names = frame[within] if within else POOLED
         frame = frame.rename(columns={compared: "item"}).assign(compared=compared, within=names)
         parts.append(frame.drop(columns=[within] if within else []))
     frame = pd.concat(parts, ignore_index=True)
-    first = [*apart(cells), "compared", "within", "budget", "item"]
+    first = [*apart(found.cells), "compared", "within", "budget", "item"]
     return frame[first + [name for name in frame if name not in first]].assign(unit=found.metric.unit)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.curves import UPDATES, updates_to_match
 from analysis.entries import joined, labelled
-from analysis.evidence import Evidence
+from analysis.evidence import Evidence, once
 from analysis.inference import ALPHA
 from analysis.judging import by_level
 from analysis.stats import ARM, apart
@@ -69,6 +69,7 @@ def _medians(runs: pd.DataFrame, keys: list[str], quantities: dict[str, tuple[st
 # ---- break-even
 
 
+@once
 def break_even(found: Evidence) -> pd.DataFrame:
     """What a port saves against scratch when the module is there already, and how many ports pay an origin back.
 

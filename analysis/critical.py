@@ -32,7 +32,8 @@ def critical_difference(found: Evidence) -> Figures:
     figures: Figures = {}
     if not sign_of(found.metric) or found.largest.empty:
         return figures
-    tied, keys = tie_groups(found, found.largest), apart(found.largest)
+    tied, keys = tie_groups(found), apart(found.largest)
+    tied = tied[tied["budget"] == found.largest["budget"].max()]
     for names, cells in groups(found.largest, keys):
         mine = _same(tied, dict(zip(keys, names, strict=True)))
         for axis, within in AXES.items():

@@ -1,9 +1,9 @@
 """What the tables, plots and findings of one study share: its cells, one metric, and its comparisons, each made once."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, wraps
 
 import pandas as pd
 
@@ -30,6 +30,7 @@ class Evidence:
     metric: Metric
     answers: Right | None = None
     why: str = "only what is given is used"
+    made: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False, compare=False)  # by `once`
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -72,6 +73,19 @@ class Evidence:
         kept = {name: own[own["budget"].isin(budgets)] for name, own in self.pairs.items() if {name, ARM} <= inits}
         pairs = {name: own.reset_index(drop=True) for name, own in kept.items() if len(own)}
         return compare(cells, keys, self.answers, self.metric.scale, blocks, pairs)
+
+
+def once(make: Callable[[Evidence], pd.DataFrame]) -> Callable[[Evidence], pd.DataFrame]:
+    """A frame that tables, plots and findings share is made once for each piece of evidence; who uses it leaves it as it is."""
+
+    @wraps(make)
+    def kept(found: Evidence) -> pd.DataFrame:
+        name = f"{make.__module__}.{make.__qualname__}"
+        if name not in found.made:
+            found.made[name] = make(found)
+        return found.made[name]
+
+    return kept
 
 
 def gather(store: Store, metric: str = "eval_accuracy") -> Evidence:

@@ -14,7 +14,8 @@ from analysis.quantities import lift
 from analysis.stats import ARM
 
 HEADINGS = {
-    "all": "Over all methods, directions and relations", "method": "By method", "relation": "By method and relation",
+    "all": "Over all methods, directions and relations", "pair": "By direction, over all methods and relations",
+    "method": "By method", "relation": "By method and relation",
     "direction": "By method, direction and relation",
 }
 NOTHING = "No comparison is significant after Holm's correction."

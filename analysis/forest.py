@@ -17,7 +17,6 @@ from analysis.metrics import UNITS
 from analysis.stats import ARM
 
 MOST = 60  # directions and relations that a figure holds; more stand in the tables only
-PAIR = "pair"  # the level of directions over all methods and relations
 PLACE = ["origin", "receiving", "relation"]
 WIDE = 4  # panels in a row
 POOLED = ("0.1", "D")  # colour and marker of what is pooled over methods
@@ -42,7 +41,7 @@ class Line:
 def forest(found: Evidence) -> Figures:
     """Differences over all, by method, relation and, over all methods, direction: one figure for every other init, and one
     more with every direction and relation by itself, a panel a method."""
-    levels = found.levels | {PAIR: found.compare(found.arms, ["origin", "receiving", "budget"])}
+    levels = found.levels
     levels = {name: frame[frame["budget"] == frame["budget"].max()] for name, frame in levels.items()}
     figures: Figures = {}
     whole = levels["all"]
@@ -87,7 +86,7 @@ def _pooled(levels: dict[str, pd.DataFrame], found: Evidence, words: str, method
 
 def _lines(levels: dict[str, pd.DataFrame], methods: dict[str, tuple[str, str]]) -> list[Line]:
     lines = [Line("All methods, directions and relations", row) for _, row in levels["all"].iterrows()]
-    for heading, rows in (("By direction, all methods and relations", levels[PAIR]), ("By method", levels["method"]),
+    for heading, rows in (("By direction, all methods and relations", levels["pair"]), ("By method", levels["method"]),
                           ("By method and relation", levels["relation"])):
         if 1 < len(rows) <= MOST:
             lines.append(Line(heading))

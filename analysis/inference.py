@@ -25,6 +25,7 @@ LEVELS: dict[str, list[str]] = {  # what a comparison is told apart by; the rest
     "direction": ["method", "origin", "receiving", "relation", "budget"],
     "relation": ["method", "relation", "budget"],
     "method": ["method", "budget"],
+    "pair": ["origin", "receiving", "budget"],
     "all": ["budget"],
 }
 AXES = ("init", "method")

@@ -22,7 +22,7 @@ def origin_by_receiving(found: Evidence) -> pd.DataFrame:
     top = found.largest[found.largest["init"].isin([ARM, "scratch"])]
     keys = [*apart(found.cells), "method", "relation", "origin", "receiving"]
     ported = top[top["init"] == ARM]
-    parts = [labelled(summarise(ported, keys), metric.name, metric.unit), *_gains(found, top, keys)]
+    parts = [labelled(summarise(ported, keys), metric.name, metric.unit), *gains(found, top, keys)]
     block = [key for key in keys if key != "origin"]
     native = labelled(summarise(reference(ported, "native", block), block), metric.name, metric.unit)
     selves = (ported["origin"] == ported["receiving"]).any()
@@ -98,10 +98,10 @@ def whole_words(found: Evidence, frame: pd.DataFrame) -> str:
 def _arms_and_gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     keys = [*apart(found.cells), *keys]
     means = labelled(summarise(cells, [*keys, "init"]), found.metric.name, found.metric.unit)
-    return joined([means, *_gains(found, cells, keys)])
+    return joined([means, *gains(found, cells, keys)])
 
 
-def _gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
+def gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
     """Ported minus every other init, with interval and test; one family of tests for all of them."""
     if not (cells["init"] == ARM).any():
         return []

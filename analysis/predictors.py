@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.entries import joined
-from analysis.evidence import Evidence
+from analysis.evidence import Evidence, once
 from analysis.judging import POOLED
 from analysis.permutation import holm
 from analysis.stats import ARM, apart
@@ -71,6 +71,7 @@ def _pair(one: pd.Series, other: pd.Series) -> pd.Series:
     return pd.Series(names, index=one.index, dtype=object)
 
 
+@once
 def predictors(found: Evidence) -> pd.DataFrame:
     """Correlation of ported's mean gain with each predictor, by method and over all of them, budget and baseline.
 

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.entries import joined, labelled
-from analysis.evidence import Evidence
+from analysis.evidence import Evidence, once
 from analysis.inference import Right, pairs_of
 from analysis.intervals import LEVEL
 from analysis.judging import LEVELS, blocks_of, by_level, corrected, counted, judged
@@ -31,6 +31,7 @@ def direction(metric: Metric) -> float:
 # ---- lift
 
 
+@once
 def lift(found: Evidence) -> pd.DataFrame:
     """Every init's value before any update minus the bare host's, by method and receiving host, in `metric.difference`.
 

@@ -79,7 +79,7 @@ def paired(cells: pd.DataFrame, arm: str, baseline: str, scale: float = 100.0) -
     """
     treated, base = cells[cells["init"] == arm], cells[cells["init"] == baseline]
     on = PAIR
-    if not set(base["port"]) & set(treated["port"]):
+    if not set(base["port"].unique()) & set(treated["port"].unique()):
         on = [name for name in PAIR if name != "port"]
     base = base[[*on, "run_id", "mark", "value", "status"]].drop_duplicates([*on, "run_id", "mark"])
     base = base[~base.duplicated(on, keep=False)]  # two baselines for one cell: neither is taken

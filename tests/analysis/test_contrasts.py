@@ -83,7 +83,7 @@ def test_every_study_has_every_table_in_every_form_and_marks_what_is_not_whole(t
 
 def test_comparisons_are_those_of_compare_at_every_level(nano):
     frame = made(nano, "comparisons").frame
-    assert frame["level"].drop_duplicates().tolist() == ["all", "method", "relation", "direction"]
+    assert frame["level"].drop_duplicates().tolist() == ["all", "pair", "method", "relation", "direction"]
     for level, keys in LEVELS.items():
         own = frame[frame["level"] == level].reset_index(drop=True)
         expected = compare(nano.cells, keys, nano.answers)
@@ -94,7 +94,7 @@ def test_comparisons_are_those_of_compare_at_every_level(nano):
 
 def test_a_reader_of_the_comparisons_sees_the_pools_and_the_file_holds_all(nano):
     table = made(nano, "comparisons")
-    assert len(table.shown) == 8 + 32 and len(table.frame) == 8 + 32 + 64 + 256
+    assert len(table.shown) == 8 + 32 and len(table.frame) == 8 + 32 + 32 + 64 + 256
     assert table.shown.iloc[1]["difference"] == "+11.9 [+9.6, +14.2]***"
     assert "direction: 256 tests, no mark is possible" in table.caption and "new test examples" in table.caption
     assert "level direction: seed (up to 5)" in table.caption and "4 times in 5" in table.caption

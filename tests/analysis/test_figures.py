@@ -16,7 +16,7 @@ from scenarios import STUDIES, evidence
 from analysis.critical import critical_difference, ranks
 from analysis.evidence import Evidence, gather
 from analysis.figures import PLOTS_MORE, costs, front, pareto, profiles, similarity
-from analysis.forest import PAIR, forest
+from analysis.forest import forest
 from analysis.inference import ties
 from analysis.plots import PLOTS, learning_curves
 from analysis.predictors import gain_and_similarity
@@ -82,9 +82,9 @@ def test_the_same_study_gives_the_same_bytes(holes):
 def test_a_forest_holds_every_level_at_the_largest_budget_with_its_intervals(nano):
     figure = forest(nano)["forest-scratch"]
     axes = figure.axes[0]
-    levels = nano.levels | {PAIR: nano.compare(nano.arms, ["origin", "receiving", "budget"])}
+    levels = nano.levels
     top = {name: frame[(frame["budget"] == 200) & (frame["baseline"] == "scratch")] for name, frame in levels.items()}
-    rows = pd.concat([top[name] for name in ("all", PAIR, "method", "relation")], ignore_index=True)
+    rows = pd.concat([top[name] for name in ("all", "pair", "method", "relation")], ignore_index=True)
     points = markers(axes)
     assert [x for x, _, _ in points] == pytest.approx(rows["mean"].tolist()) and all(filled for _, _, filled in points)
     lines = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]]
