@@ -36,7 +36,7 @@ def findings(found: Evidence) -> dict[str, list[str]]:
     said = {HEADINGS[level]: list(_sentences(found, level)) for level in reversed(LEVELS)}
     said = {heading: sentences for heading, sentences in said.items() if sentences}
     said = said or {"Comparisons": [NOTHING]}
-    more = {LIFT: list(_lifts(found)), PREDICTS: list(_predicted(found)), PAYS: [_sentence(x) for x in break_even_words(found)]}
+    more = {LIFT: list(_lifts(found)), PREDICTS: list(_predicted(found)), PAYS: break_even_words(found)}
     return said | {heading: sentences for heading, sentences in [*more.items(), _left(found)] if sentences}
 
 
@@ -47,8 +47,8 @@ def _lifts(found: Evidence) -> Iterator[str]:
         where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
         size = number(abs(row["mean"]), unit).lstrip("+")
         side = _side(row["mean"], found.metric)
-        yield _sentence(f"{where}{row['init']} on {row['receiving']}: {side} by {size} {unit.symbol} "
-                        f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])}, {row['blocks']} blocks).")
+        yield (f"{where}{row['init']} on {row['receiving']}: {side} by {size} {unit.symbol} "
+               f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])}, {row['blocks']} blocks).")
 
 
 def _predicted(found: Evidence) -> Iterator[str]:
@@ -56,7 +56,7 @@ def _predicted(found: Evidence) -> Iterator[str]:
     frame = predictors(found)
     for _, row in frame[frame["p_holm"] <= ALPHA].iterrows():
         when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
-        yield (f"{_sentence(str(row['method']))}: the gain over {row['baseline']} {when} goes with {row['predictor']} "
+        yield (f"{row['method']}: the gain over {row['baseline']} {when} goes with {row['predictor']} "
                f"(rank correlation {row['spearman']:+.2f}, p {_p(row['p_holm'])}, {row['n']} units).")
 
 
@@ -79,7 +79,8 @@ def _sentences(found: Evidence, level: str) -> Iterator[str]:
 
 
 def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+    """A sentence with a capital, unless it begins with the name of a method, host or port."""
+    return text[0].upper() + text[1:] if text.startswith(ARM) else text
 
 
 def _left(found: Evidence) -> tuple[str, list[str]]:
