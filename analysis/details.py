@@ -203,4 +203,4 @@ def _words(manifest: dict[str, Any]) -> list[str]:
     """What the study's own command said: its overrides where the manifest has them, else its sweep."""
     sweep = [f"+sweep={manifest['sweep']}"] if manifest.get("sweep") else []
     words = [word for word in manifest.get("overrides") or sweep if not word.startswith("study=")]
-    return [*words, f"study={manifest['study']}"]
+    return [*words, f"study={manifest['study']}"] if manifest.get("study") else words

@@ -90,7 +90,9 @@ def fill(process, root, kills):
 
 def tables(root):
     assert analyze([str(root / "chaos"), "--quiet"]) == 0
-    return {path.name: path.read_text() for path in sorted((root / "chaos" / "tables").glob("*.csv"))}
+    found = {path.name: path.read_text().splitlines() for path in sorted((root / "chaos" / "tables").glob("*.csv"))}
+    found["cost.csv"] = [line for line in found["cost.csv"] if "seconds" not in line]  # time on the clock is another each time
+    return found
 
 
 def flip(path: Path, place: int):
