@@ -27,14 +27,11 @@ class Details:
 
     A run's `state` is done, failed, missing, broken or foreign; where it is not done, `error` says why. In a run that is
     done `cell`, `marks`, `spec`, `machine` and the like hold places in `parts`, `metrics` a row per mark in the order of
-    METRICS, `cost` the numbers of COSTS. `hosts` and `data` are the distinct ones behind the records. `total` counts the
-    runs; where it is larger than was allowed, `runs` is empty.
+    METRICS, `cost` the numbers of COSTS. `total` counts the runs; where it is larger than was allowed, `runs` is empty.
     """
 
     runs: dict[str, dict[str, Any]]
     parts: list[Any]
-    hosts: list[dict[str, Any]]
-    data: list[dict[str, Any]]
     total: int
 
     @property
@@ -64,29 +61,26 @@ def details(store: Store, cells: pd.DataFrame, most: int = 3000) -> Details:
         most: with more runs than this none is described, because the page would open slowly (our choice).
     """
     named = sorted({run_id for name in ("run_id", "native_id", "bare_id") for run_id in cells[name].dropna()})
-    shared, wanted = _Shared(), len(named) <= most
-    hosts, data = _Shared(), _Shared()
+    if len(named) > most:
+        return Details({}, [], len(named))
+    shared = _Shared()
     runs: dict[str, dict[str, Any]] = {}
     for run_id, record, fault in store.entries():
         unusable = _unusable(run_id, record, fault)
         if unusable or record is None:
             runs[run_id] = unusable or {}
             continue
-        spec = record.get("spec") or {}
-        for known, part in ((hosts, "host"), (data, "data")):
-            if part in spec:
-                known.place(spec[part])
-        runs[run_id] = _run(store, run_id, record, shared) if wanted and len(runs) < most else {}
+        runs[run_id] = _run(store, run_id, record, shared) if len(runs) < most else {}
     for run_id, failure in store.failures().items():
         runs.setdefault(run_id, _failed(failure))
     for run_id in named:
         runs.setdefault(run_id, {"state": "missing", "error": "no record and no failure: not run yet"})
     total = len(runs)
     if total > most:
-        return Details({}, [], hosts.values(), data.values(), total)
+        return Details({}, [], total)
     for run_id, command in _commands(store.manifests(), runs).items():
         runs[run_id]["command"] = command
-    return Details(dict(sorted(runs.items())), shared.values(), hosts.values(), data.values(), total)
+    return Details(dict(sorted(runs.items())), shared.values(), total)
 
 
 def _unusable(run_id: str, record: dict[str, Any] | None, fault: str | None) -> dict[str, Any] | None:

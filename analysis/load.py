@@ -1,5 +1,6 @@
 """Records and manifests of a study to one tidy frame: one row per cell, with its status and its numbers."""
 
+import json
 import logging
 from dataclasses import dataclass, fields
 from typing import Any
@@ -42,12 +43,13 @@ class Runs:
     """What the run folders of a store hold, each record read once.
 
     `marks` has one row per run and mark (run_id, mark, and the metrics); `facts` one row per run; `state` names what each
-    known run is,
+    known run is, `parts` the distinct hosts and data sets behind the used records,
     `reason` why it is not done, `records` the parts of each used record that say where it comes from.
     """
 
     marks: pd.DataFrame
     facts: pd.DataFrame
+    parts: dict[str, list[dict[str, Any]]]
     state: dict[str, str]
     reason: dict[str, str]
     broken: dict[str, str]
@@ -65,6 +67,7 @@ class Study:
     records: list[dict[str, Any]]  # run_id, run_info, meta_info of every record that is used
     runs: pd.DataFrame  # the columns of FACTS, one row per record that is used
     pairs: pd.DataFrame  # the columns of PAIR, one row per two hosts whose similarity is recorded
+    parts: dict[str, list[dict[str, Any]]]  # "host", "data": the distinct ones behind the records that are used, as in specs
 
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
@@ -97,7 +100,7 @@ def read(store: Store, metric: str = "eval_accuracy") -> Study:
     done = int((cells["status"] == "done").sum())
     log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
     pairs = pd.DataFrame(store.host_pairs(), columns=list(PAIR))
-    return Study(store.root.resolve().name, cells, _problems(cells, runs), facts, runs.records, runs.facts, pairs)
+    return Study(store.root.resolve().name, cells, _problems(cells, runs), facts, runs.records, runs.facts, pairs, runs.parts)
 
 
 # ---- manifests
@@ -131,6 +134,7 @@ def _union(manifests: list[dict[str, Any]]) -> pd.DataFrame:
 def _runs(store: Store) -> Runs:
     rows: list[dict[str, Any]] = []
     facts: list[tuple[Any, ...]] = []
+    parts: dict[str, dict[str, Any]] = {"host": {}, "data": {}}
     records: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
     state: dict[str, str] = {}
@@ -147,6 +151,9 @@ def _runs(store: Store) -> Runs:
             state[run_id] = "done"
             rows.extend({"run_id": run_id, **mark} for mark in record["train_info"]["metrics"])
             facts.append(_facts(run_id, record))
+            for name, known in parts.items():
+                if part := (record.get("spec") or {}).get(name):
+                    known.setdefault(json.dumps(part, sort_keys=True), part)
             records.append({key: record.get(key) or {} for key in ("run_info", "meta_info")} | {"run_id": run_id})
     for run_id, failure in store.failures().items():
         if run_id not in state:
@@ -154,7 +161,8 @@ def _runs(store: Store) -> Runs:
             reason[run_id] = f"{failure.get('error', 'no message')} (attempt {failure.get('attempt', '?')})"
     for run_id, fault in broken.items():
         reason.setdefault(run_id, fault)
-    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), state, reason, broken, records)
+    distinct = {name: list(known.values()) for name, known in parts.items()}
+    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), distinct, state, reason, broken, records)
 
 
 def _fault(record: dict[str, Any], run_id: str) -> str | None:

@@ -51,7 +51,7 @@ def page(
         tables=[_table(table) for table in tables],
         problems=_problems(study.problems),
         provenance=[line.removeprefix("- ").partition(": ")[::2] for line in provenance(study)],
-        hosts=details.hosts, sets=_sets(study, details),
+        hosts=study.parts["host"], sets=_sets(study),
         left_out=details.left_out, payload=_payload(study, metric, details),
     )
 
@@ -114,12 +114,12 @@ def _problems(problems: list[Problem]) -> dict[str, list[Problem]]:
     return kinds
 
 
-def _sets(study: Study, details: Details) -> list[dict[str, Any]]:
+def _sets(study: Study) -> list[dict[str, Any]]:
     """The data sets by name: what the leak guard left (of the manifests), and their fingerprints (of the records)."""
     seen = {json.dumps(entry, sort_keys=True): entry for item in study.facts for entry in item.get("data", [])}
     rows = []
     for entry in seen.values():
-        prints = [part for part in details.data if part.get("name") == entry["name"]]
+        prints = [part for part in study.parts["data"] if part.get("name") == entry["name"]]
         rows.append({
             "name": entry["name"], "counts": {key: value for key, value in entry.items() if key != "name"},
             "train": ", ".join(dict.fromkeys(part["train_digest"] for part in prints)),

@@ -247,7 +247,7 @@ def test_every_run_is_described_and_what_many_share_stands_once(nano):
     assert len(nano.details.parts) < 200
     texts = [json.dumps(part, sort_keys=True) for part in nano.details.parts]
     assert len(texts) == len(set(texts))
-    assert len(nano.details.hosts) == 3 and len(nano.details.data) == 2
+    assert len(nano.study.parts["host"]) == 3 and len(nano.study.parts["data"]) == 2
 
 
 def test_a_long_curve_keeps_its_ends_and_a_number_that_is_not_finite_is_none(tmp_path):
