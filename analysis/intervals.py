@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.95
 POWER = 0.80
@@ -78,12 +78,12 @@ def estimate(blocks: np.ndarray, strata: np.ndarray | None = None, examples: np.
 def _half(parts: np.ndarray, freedoms: np.ndarray, of_examples: float, others: float) -> float:
     """Half the width of the interval; with examples the mean of two forms, of which one is short and one is long."""
     share = 0.5 + LEVEL / 2
-    blocks = stats.t.ppf(share, freedom(parts, freedoms)) * np.sqrt(parts.sum()) if parts.sum() > 0 else 0.0
+    blocks = special.stdtrit(freedom(parts, freedoms), share) * np.sqrt(parts.sum()) if parts.sum() > 0 else 0.0
     if of_examples == 0:
         return float(blocks)
     together = freedom(np.append(parts, of_examples), np.append(freedoms, others))
-    short = stats.t.ppf(share, together) * np.sqrt(parts.sum() + of_examples)
-    return float(short + np.hypot(blocks, stats.t.ppf(share, others) * np.sqrt(of_examples))) / 2
+    short = special.stdtrit(together, share) * np.sqrt(parts.sum() + of_examples)
+    return float(short + np.hypot(blocks, special.stdtrit(others, share) * np.sqrt(of_examples))) / 2
 
 
 def joined(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +148,7 @@ def noncentrality(df: np.ndarray) -> np.ndarray:
         >>> noncentrality(np.array([4.0, 1e6])).round(2).tolist()
         [3.76, 2.8]
     """
-    limit = stats.t.ppf(0.5 + LEVEL / 2, df)
+    limit = special.stdtrit(df, 0.5 + LEVEL / 2)
     low, high = np.zeros(len(df)), 2 * limit + 10.0
     for _ in range(50):
         middle = (low + high) / 2

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from analysis.intervals import LEVEL, estimate, freedom, joined
 
@@ -66,7 +66,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, strata: np.ndarray, be
     if parts.sum() < 1e-18:
         return refused("no spread between blocks: no interval")
     df = freedom(parts, sizes - 1.0)
-    t2 = float(stats.t.ppf(0.5 + LEVEL / 2, df)) ** 2
+    t2 = float(special.stdtrit(df, 0.5 + LEVEL / 2)) ** 2
     square = bottom**2 - t2 * _covariances(denominator, denominator, labels, sizes).sum()
     middle = top * bottom - t2 * _covariances(numerator, denominator, labels, sizes).sum()
     rest = top**2 - t2 * _covariances(numerator, numerator, labels, sizes).sum()
