@@ -50,6 +50,7 @@ def _curves(cells: pd.DataFrame, metric: Metric, relation: str) -> Figure:
     methods = list(cells["method"].unique())
     pairs = list(cells[["origin", "receiving"]].drop_duplicates().itertuples(index=False, name=None))
     inits, place = looks(cells["init"]), ["method", "origin", "receiving"]
+    cells = cells.astype(dict.fromkeys([*place, "init"], "category"))  # groups of a large study are found much faster
     points = summarise(cells, [*place, "init", "budget"]).sort_values("budget", kind="stable")
     points = points.astype({"mean": float, "std": float})
     parts = dict(list(points.groupby(place)))
@@ -57,12 +58,17 @@ def _curves(cells: pd.DataFrame, metric: Metric, relation: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(5.5, 1.0 + 2.3 * len(methods)), 1.6 + 1.7 * len(pairs)), layout="constrained")
         axes = figure.subplots(len(pairs), len(methods), sharex=True, sharey=True, squeeze=False)
+        for panel in axes.flat:
+            panel.set_autoscale_on(False)  # else each band scales all panels anew
         for row, (origin, receiving) in enumerate(pairs):
             for column, method in enumerate(methods):
                 panel = axes[row][column]
                 here = (method, origin, receiving)
                 _panel(panel, parts.get(here), {name: means.get(here) for name, means in levels.items()}, metric, inits)
                 panel.set_title(f"{method}: {origin} → {receiving}", fontsize=7)
+        for panel in axes.flat:
+            panel.set_autoscale_on(True)
+            panel.autoscale_view()
         _axis(axes[0][0], sorted(cells["budget"].unique()))
         if metric.unit == "fraction":  # a deviation may reach past what can be; the scale does not
             low, high = axes[0][0].get_ylim()
