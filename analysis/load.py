@@ -200,8 +200,8 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
     """Put each cell's status and numbers beside it."""
     marks = runs.marks
     cells = cells.merge(marks, on=["run_id", "mark"], how="left", validate="m:1", indicator="found")
-    cells["status"] = [runs.state.get(run_id, "missing") for run_id in cells["run_id"]]
-    cells["reason"] = [runs.reason.get(run_id, "") for run_id in cells["run_id"]]
+    cells["status"] = [runs.state.get(run_id, "missing") for run_id in cells["run_id"].to_numpy(object)]
+    cells["reason"] = [runs.reason.get(run_id, "") for run_id in cells["run_id"].to_numpy(object)]
     unread = (cells["status"] == "done") & (cells["found"] != "both")
     cells.loc[unread, "status"] = "missing"
     cells.loc[unread, "reason"] = "the run was not evaluated at " + cells["mark"].astype(str) + " updates"
@@ -216,7 +216,7 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
     for name, numbers in (("native", last), ("bare", start)):
         ids = cells[f"{name}_id"]
         cells[name] = ids.map(numbers).astype(float)
-        state = pd.Series([runs.state.get(run_id, "missing") for run_id in ids], index=cells.index, dtype=object)
+        state = pd.Series([runs.state.get(run_id, "missing") for run_id in ids.to_numpy(object)], index=cells.index, dtype=object)
         state = state.mask(ids.isna(), "duplicate")  # the manifests contradict each other
         cells[f"{name}_status"] = state.mask((state == "done") & cells[name].isna(), "missing")
     cells["lift"] = (cells["value"] - cells["bare"]).where(cells["budget"] == 0)

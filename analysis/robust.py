@@ -76,9 +76,12 @@ def profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
         >>> profile(np.array([0.5, 0.7, np.nan]), np.array([0.4, 0.5, 0.9])).tolist()
         [1.0, 0.5, 0.0]
     """
-    above = np.stack([(scores > limit).sum(axis=-1) for limit in thresholds], axis=-1)
+    ordered = np.sort(scores, axis=-1).reshape(-1, scores.shape[-1])  # NaN last
+    counts = np.isfinite(ordered).sum(axis=-1)
+    upto = [np.searchsorted(row[:count], thresholds, side="right") for row, count in zip(ordered, counts, strict=True)]
+    above = counts[:, None] - np.reshape(upto, (len(counts), len(thresholds)))
     with np.errstate(invalid="ignore"):
-        return above / np.isfinite(scores).sum(axis=-1, keepdims=True)
+        return (above / counts[:, None]).reshape(*scores.shape[:-1], len(thresholds))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, strata: np.ndarray | None = None,
