@@ -122,8 +122,12 @@ def _sentence(name: object, row: pd.Series, tokens: float) -> str:
     runs = int(row["reached"] + row["censored"])
     late = f"; {int(row['censored'])} of {runs} ports do not get there within {row['largest']:,.0f}" if row["censored"] else ""
     if row["saved"] <= 0:
-        never = "so an origin never pays back"
-        return f"{where}: to match scratch's last score a port saves nothing{late}, {never}{_dagger(row)}."
+        head = f"{where}: to match scratch's last score a port saves"
+        if row["reached"] == 0 or (row["high"] <= 0 and row["p_holm"] <= ALPHA):
+            return f"{head} nothing{late}, so an origin never pays back{_dagger(row)}."
+        between = "" if math.isnan(row["low"]) else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
+        size = f"{row['saved']:,.0f} updates{between}".replace("-", "−")
+        return f"{head} {size}{late}, which is not told apart from saving something{_dagger(row)}."
     most, least = ("at most ", "at least ") if row["censored"] else ("", "")
     some = "" if math.isnan(tokens) else f" ({tokens:,.0f} tokens)"
     between = "" if math.isnan(row["low"]) else f" [{row['low']:,.0f}, {row['high']:,.0f}]".replace("-", "−")

@@ -98,7 +98,8 @@ def _areas_of_answers(whole: Sequence[Curves], answers: Right) -> Right:
     found = {}
     for item in whole:
         weights = _weights(item.budgets)
-        done = np.flatnonzero((item.frame["status"] == "done") & ~item.frame.duplicated(["run_id", "mark"]))
+        done = item.frame["status"] == "done"  # of rows that share a run, one that can be used
+        done = np.flatnonzero(done & ~item.frame[done].duplicated(["run_id", "mark"]).reindex(done.index, fill_value=True))
         for row in done:
             places = zip(item.runs[row], map(int, item.marks[row]), strict=True)
             rights = np.stack([answers[place] for place in places])

@@ -40,8 +40,8 @@ PREDICTORS = {
     "distance of the hosts' shapes", "carried": "part of the parameters carried", "carried_norm": "part of the norm carried",
 }
 SCATTER_NOTE = (
-    "A point is a method in a direction and relation (methods stand side by side); bars: 95 % of new seeds. Points of one pair "
-    "of hosts are alike, so the test exchanges hosts, not points."
+    "A point is a method in a direction and relation (methods stand side by side); bars: 95 % of new seeds{examples}. Points "
+    "of one pair of hosts are alike, so the test exchanges hosts, not points."
 )
 COST_NOTE = (
     "Means over distinct runs of a method and init (inits stand side by side): by updates at every budget, else of whole runs "
@@ -112,7 +112,8 @@ def _scatter(gains: pd.DataFrame, names: Sequence[str], told: dict[str, str], fo
         head(figure, f"Gain over {title(*reversed(labels))}, {budget_words(int(gains['budget'].max()))}", handles)
         without = int(gains[list(names)].isna().any(axis=1).sum())
         gone = f" {without} points without a recorded number are not in every panel." if without else ""
-        foot(figure, f"{SCATTER_NOTE}{gone}")
+        examples = " only" if found.why else " and new test examples"
+        foot(figure, f"{SCATTER_NOTE.format(examples=examples)}{gone}")
     return figure
 
 

@@ -48,7 +48,7 @@ def _lifts(found: Evidence) -> Iterator[str]:
         size = number(abs(row["mean"]), unit).lstrip("+")
         side = _side(row["mean"], found.metric)
         yield (f"{where}{row['init']} on {row['receiving']}: {side} by {size} {unit.symbol} "
-               f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])}, {row['blocks']} blocks).")
+               f"{_between(row, found.metric)} (p {_p(row['p_holm'])}, {row['blocks']} blocks).")
 
 
 def _predicted(found: Evidence) -> Iterator[str]:
@@ -56,7 +56,8 @@ def _predicted(found: Evidence) -> Iterator[str]:
     frame = predictors(found)
     for _, row in frame[frame["p_holm"] <= ALPHA].iterrows():
         when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
-        yield (f"{row['method']}: the gain over {row['baseline']} {when} goes with {row['predictor']} "
+        less = " (a difference in which less is better)" if found.metric.better == "lower" else ""
+        yield (f"{row['method']}: the gain over {row['baseline']} {when}{less} goes with {row['predictor']} "
                f"(rank correlation {row['spearman']:+.2f}, p {_p(row['p_holm'])}, {row['n']} units).")
 
 
@@ -68,7 +69,7 @@ def significant(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _sentences(found: Evidence, level: str) -> Iterator[str]:
     rows = significant(found.levels[level])
-    if rows.empty:
+    if rows.empty or found.arms["seed"].nunique() < 2:  # one seed's pairs are no replicates
         return
     keys = [name for name in found.levels[level].columns[: list(found.levels[level].columns).index("arm")] if name != "budget"]
     open_rows = _left_open(found, level, keys)
@@ -99,13 +100,12 @@ def _left(found: Evidence) -> tuple[str, list[str]]:
 
 
 def _left_open(found: Evidence, level: str, keys: list[str]) -> dict[tuple, str]:
-    """Comparisons whose interval over seeds as blocks holds 0, with that interval in words."""
+    """Comparisons that the interval over seeds as blocks does not bear out, with that interval in words."""
     if level not in found.by_seed:
         return {}
     frame = found.by_seed[level]
-    held = frame[(frame["low"] <= 0) & (frame["high"] >= 0)]
-    unit = UNITS[found.metric.difference]
-    return {_name(row): interval(row["low"], row["high"], unit) for _, row in held.iterrows()}
+    held = frame[~((frame["low"] > 0) | (frame["high"] < 0))]
+    return {_name(row): _between(row, found.metric) for _, row in held.iterrows()}
 
 
 def _name(row: pd.Series) -> tuple:
@@ -115,12 +115,20 @@ def _name(row: pd.Series) -> tuple:
 def _part(row: pd.Series, metric: Metric, open_rows: dict[tuple, str]) -> str:
     unit = UNITS[metric.difference]
     when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
-    size = number(abs(row["mean"]), UNITS[metric.difference]).lstrip("+")
-    text = f"{_side(row['mean'], metric)} by {size} {unit.symbol} {interval(row['low'], row['high'], unit)} {when}"
+    size = number(abs(row["mean"]), unit).lstrip("+")
+    text = f"{_side(row['mean'], metric)} by {size} {unit.symbol} {_between(row, metric)} {when}"
     text += f" (p {_p(row['p_holm'])}, {row['blocks']} blocks{', some cells lack †' if row['mark'] else ''})"
     if (wide := open_rows.get(_name(row))) is not None:
         text += f", which seeds taken as blocks leave open: {wide}"
     return text
+
+
+def _between(row: pd.Series, metric: Metric) -> str:
+    """The interval of a size as it is printed: for a negative mean with both ends' signs turned, as the mean's is."""
+    if pd.isna(row["low"]):
+        return "they give no interval"
+    low, high = (row["low"], row["high"]) if row["mean"] >= 0 else (-row["high"], -row["low"])
+    return interval(low, high, UNITS[metric.difference])
 
 
 def _side(mean: float, metric: Metric) -> str:
@@ -181,5 +189,7 @@ def caveats(found: Evidence) -> list[str]:
     said.append("Each p is that of a sign-flip test over blocks, after Holm's correction for all comparisons of its level; "
                 "pairs of runs that share a run are one block.")
     seeds = found.arms["seed"].nunique()
+    if seeds < 2:
+        said.append("There is one seed, so nothing is said of comparisons: what differs between its runs is no new seed.")
     said.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts.")
     return said

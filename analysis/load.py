@@ -216,7 +216,8 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
     for name, numbers in (("native", last), ("bare", start)):
         ids = cells[f"{name}_id"]
         cells[name] = ids.map(numbers).astype(float)
-        state = pd.Series([runs.state.get(run_id, "missing") for run_id in ids.to_numpy(object)], index=cells.index, dtype=object)
+        found = [runs.state.get(run_id, "missing") for run_id in ids.to_numpy(object)]
+        state = pd.Series(found, index=cells.index, dtype=object)
         state = state.mask(ids.isna(), "duplicate")  # the manifests contradict each other
         cells[f"{name}_status"] = state.mask((state == "done") & cells[name].isna(), "missing")
     cells["lift"] = (cells["value"] - cells["bare"]).where(cells["budget"] == 0)

@@ -193,6 +193,8 @@ def _quantities(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
     top = arms[arms["budget"] == arms["budget"].max()]
     done = int((top["status"] == "done").sum())
     rows: list[dict[str, Any]] = [_row(";".join(sorted(set(top["init"]))), "train/test runs", "count", done, done, done)]
+    if found.metric.name != "eval_accuracy":  # what was published are accuracies
+        return rows
     whole, methods = (_level(found, top, name) for name in ("all", "method"))
     for row in whole.itertuples():
         rows.append(_row(ARM, f"gain over {row.baseline}", found.metric.difference, row.mean, row.low, row.high))

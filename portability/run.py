@@ -88,8 +88,8 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
     """The overrides that say what a study is made of, for the manifest; folders stand as PATH.
 
     Example:
-        >>> asked_for(["+host=[a,b]", "+sweep=full", "mode=plan", "grid.seeds=[0]", "host.a.path=/home/me/a"])
-        ['+sweep=full', 'grid.seeds=[0]', 'host.a.path=PATH']
+        >>> asked_for(["+host=[a,b]", "+sweep=full", "mode=plan", "grid.seeds=[0]", "host.a={path: /home/me/a}"])
+        ['+sweep=full', 'grid.seeds=[0]', 'host.a=PATH']
     """
     ours = tuple(f"+{group}=[" for group in CATALOGUES)
     found = []
@@ -97,8 +97,8 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if not equals or word.startswith(("-", *ours)) or name.lstrip("+~").split(".")[0] in HOW:
             continue
-        place = name.endswith((".path", "_root")) or Path(value).is_absolute()
-        found.append(f"{name}=PATH" if place else without_places(word))
+        place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
+        found.append(f"{name}=PATH" if place or without_places(value) != value or Path(value).is_absolute() else word)
     return found
 
 

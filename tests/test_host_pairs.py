@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -90,6 +91,18 @@ def test_an_unreadable_host_is_a_warning_and_the_next_command_tries_again(finish
     assert Store(root / "alike").host_pairs() == [] and Store(root / "alike").failures() == {}
     planned = plan(study.grid)
     assert len(pairs.lacking(planned, planned.runs, Store(root / "alike"))) == 1  # for the next command
+
+
+def test_whatever_is_raised_there_the_exit_code_is_that_of_the_runs(
+    finished, data_folders, make_host, tmp_path, monkeypatch, caplog
+):
+    def no_pipe():
+        raise OSError(24, "Too many open files")
+
+    shutil.copytree(finished, tmp_path / "results")
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), "Pipe", no_pipe)
+    assert command(modest(data_folders, make_host, tmp_path / "results")) == 0
+    assert "hosts were not compared: [Errno 24] Too many open files" in caplog.text
 
 
 def _dies_at_the_guilty(pipe, todo, setup):

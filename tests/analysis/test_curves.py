@@ -92,6 +92,16 @@ def test_a_cell_that_two_runs_claim_gives_no_area_and_no_updates(tmp_path: Path)
 # ---- updates to match
 
 
+def test_a_shared_run_that_one_cell_may_not_use_is_used_by_the_others(published):
+    cells = published.cells.copy()
+    shared = cells[(cells["init"] == "scratch") & (cells["method"] == "lora") & (cells["seed"] == 0)].iloc[0]
+    same = ["method", "init", "seed", "origin", "receiving", "relation"]
+    cells.loc[(cells[same] == shared[same]).all(axis=1), ["status", "value"]] = ["duplicate", np.nan]
+    held = Evidence(replace(published.study, cells=cells), published.metric, published.answers)
+    before, after = (entry(area(found), method="lora", quantity="gain over scratch") for found in (published, held))
+    assert (before["n"], after["n"]) == (40, 39) and np.isfinite(after["low"])
+
+
 def test_updates_to_match_is_the_first_mark_that_is_as_good_as_the_twins_last(tmp_path: Path):
     study = build(tmp_path / "match", SMALL)
     rewrite(study, scratch=[[0.5, 0.6, 0.8], [0.5, 0.8, 0.8], [0.5, 0.6, 0.8]],

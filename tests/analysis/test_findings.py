@@ -1,12 +1,13 @@
 """Findings say what is significant and nothing else; what tests leave open, and what limits them, is said as such."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic import Axes, build
-from written import rewrite
+from written import change, rewrite
 
 from analysis.entries import interval, number
 from analysis.evidence import gather
@@ -31,13 +32,14 @@ def test_a_planted_effect_is_said_with_its_interval_and_side(tmp_path, gain, sid
     sentence, = findings(found)["Over all methods, directions and relations"]
     row = found.levels["all"].query("budget == 500").iloc[0]
     assert row["mean"] == pytest.approx(100 * gain)
-    assert f"{side} by 10.0 pp {interval(row['low'], row['high'], UNITS['pp'])} after 500 updates" in sentence
+    low, high = sorted((abs(row["low"]), abs(row["high"])))
+    assert f"{side} by 10.0 pp {interval(low, high, UNITS['pp'])} after 500 updates" in sentence
     assert ("behind" if side == "ahead" else "ahead") not in sentence and "10 blocks" in sentence
 
 
 def test_where_lower_is_better_a_lower_loss_is_ahead(tmp_path):
     sentence, = findings(told(tmp_path / "loss", 0.1, metric="eval_loss"))["Over all methods, directions and relations"]
-    assert "ahead by 0.100 nats [−0.1" in sentence and "behind" not in sentence
+    assert "ahead by 0.100 nats [+0.0" in sentence and "behind" not in sentence
 
 
 def test_a_null_effect_is_no_finding_and_what_could_have_been_found_is_said(tmp_path):
@@ -70,6 +72,27 @@ def test_an_interval_over_seeds_as_blocks_that_holds_0_is_said(tmp_path):
     rewrite(study, scratch=[[0.6] * 3] * 3, ported=[[0.6 + gains[seed]] * 3 for seed in axes.seeds])
     sentence, = findings(gather(study.store))["Over all methods, directions and relations"]
     assert "which seeds taken as blocks leave open: [−" in sentence
+
+
+def test_one_seed_says_nothing_and_the_caveats_say_why(tmp_path):
+    pairs = tuple((f"o{i}", f"r{i}") for i in range(12))
+    axes = replace(TEN, pairs=pairs, seeds=(0,))
+    study = build(tmp_path / "one", axes)
+    rewrite(study, scratch=[[0.6] * 3], ported=[[0.8] * 3])
+    for i, cell in enumerate(study.pick(init="ported", budget=0)):
+        change(study, cell.run_id, dict.fromkeys(axes.budgets, 0.8 + 0.001 * i))
+    found = gather(study.store)
+    assert len(significant(found.levels["all"])) and findings(found)["Comparisons"] == [NOTHING]
+    assert any("There is one seed" in caveat for caveat in caveats(found))
+
+
+def test_a_size_lies_within_the_interval_that_is_printed_with_it(tmp_path):
+    for gain, metric in ((-0.1, "eval_accuracy"), (0.1, "eval_loss"), (0.1, "eval_accuracy")):
+        said = findings(told(tmp_path / f"{metric}{gain}", gain, metric=metric))
+        sentence, = said["Over all methods, directions and relations"]
+        for size, low, high in re.findall(r"by ([\d.]+) \w+ \[\+?([−\d.]+), \+?([−\d.]+)\]", sentence):
+            assert float(low.replace("−", "-")) <= float(size) <= float(high.replace("−", "-")), sentence
+        assert "by " in sentence
 
 
 def test_lacking_cells_and_intervals_without_examples_are_caveats(tmp_path):
