@@ -7,6 +7,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -26,6 +27,7 @@ from portability.store import Store, studies
 
 PLOTS = {**plots.PLOTS, **figures.PLOTS_MORE}
 PRINTED = ("init_by_method", "zero_shot")
+_DRAWN: list[Evidence] = []  # what a drawing process was given at its start: a fork inherits it, nothing is copied
 NAMED = 10  # problems of one kind that the terminal names; the report names all
 
 
@@ -50,15 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _analyse(store: Store, metric: str, *, quiet: bool) -> None:
     """One study: read, build, write, and say where."""
     found = gather(store, metric)
-    study, tables, said, limits = found.study, build(found), findings(found), caveats(found)
-    root, drawn = store.root, draw(found)
+    with ProcessPoolExecutor(1, initializer=_DRAWN.append, initargs=(found,)) as other:  # drawing is half of the work
+        drawing = other.submit(_draw_what_was_given)
+        study, tables, said, limits = found.study, build(found), findings(found), caveats(found)
+        each = details(store, found.cells)
+        drawn = drawing.result()
+    root = store.root
     pictures = write_plots(drawn, root)
     write_tables(tables, root)
     (root / "report.md").write_text(report(study, said, limits, tables, pictures), encoding="utf-8")
     path = root / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
     svg = {name: text for name, (_, text) in drawn.items()}
-    html = page(study, found.metric, tables, svg, said, limits, details(store, found.cells))
+    html = page(study, found.metric, tables, svg, said, limits, each)
     path.write_text(html, encoding="utf-8")
     if not quiet:
         sys.stdout.write(_summary(study, said, tables))
@@ -100,6 +106,11 @@ def draw(found: Evidence) -> dict[str, tuple[bytes, str]]:
                 figure.savefig(svg, format="svg", metadata={"Date": None})
             drawn[name] = png.getvalue(), svg.getvalue()
     return drawn
+
+
+def _draw_what_was_given() -> dict[str, tuple[bytes, str]]:
+    """The plots of this process's study."""
+    return draw(_DRAWN[0])
 
 
 def write_plots(drawn: Mapping[str, tuple[bytes, str]], root: Path) -> list[str]:

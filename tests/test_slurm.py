@@ -17,6 +17,7 @@ from test_plan import grid
 from test_study import launch
 
 from portability.claims import Claims
+from portability.engines import slurm
 from portability.engines.slurm import _cost, _packed
 from portability.engines.slurm_queue import require
 from portability.engines.slurm_task import STOPS, Notes, _limit, _Log, run_task
@@ -125,6 +126,24 @@ def test_a_killed_command_that_is_repeated_submits_nothing_twice(node, data_fold
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 0 and "Slurm tasks of an earlier command are followed" in output, output
     assert set(new()) == set(submitted) and store.failures() == {} and len(list(store.records())) == 7
+
+
+def test_what_ended_after_the_store_was_asked_is_not_submitted_again(node, data_folders, make_host, tmp_path, monkeypatch):
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=late", "grid.budgets=[2]", "engine.stack=2", *ONE)
+    store, before = Store(tmp_path / "late"), set(arrays())
+    queued, said = slurm._Session._queued, []
+
+    def meanwhile(session):
+        """Another command's tasks do all the work and leave the queue before this one looks at it."""
+        monkeypatch.setattr(slurm._Session, "_queued", queued)
+        assert command(study) == 0
+        said.append({name for name in arrays() if name not in before})
+        return queued(session)
+
+    monkeypatch.setattr(slurm._Session, "_queued", meanwhile)
+    assert command(study) == 0
+    assert {name for name in arrays() if name not in before} == said[0] and store.failures() == {}
+    assert len(list(store.records())) == len(plan(study.grid).runs)
 
 
 def test_what_a_partition_never_starts_is_said_and_ctrl_c_says_how_to_end_it(node, data_folders, make_host, tmp_path):

@@ -106,6 +106,7 @@ class _Session:
     queue: dict[tuple[str, str], Entry] = field(default_factory=dict)  # as last seen
     reasons: set[str] = field(default_factory=set)  # why tasks wait, as far as it was said
     spoiled: set[str] = field(default_factory=set)  # tokens of which a task ended badly: their logs are kept
+    over: list[Job] = field(default_factory=list)  # runs that ended well between the planning and the look at the queue
 
     def folder(self, token: str) -> Path:
         """Where the files of an array are."""
@@ -121,13 +122,26 @@ class _Session:
         for wave in waves:
             fresh.append([])
             for task, part in (pair for job in wave for pair in _parts(job, self.home)):
-                (fresh[-1] if task is None else task.jobs).append(part)
+                if task is not None:
+                    task.jobs.append(part)
+                elif left := self._left(part):
+                    fresh[-1].append(left)
         self.tasks = [task for task in queued if task.jobs]
         if self.tasks:
             log.info("%d Slurm tasks of an earlier command are followed", len(self.tasks))
         for jobs in fresh:
             if jobs:
                 self._submit_wave(jobs)
+
+    def _left(self, job: Job) -> Job | None:
+        """What of a job is still to be done, now that the queue has been read: a task that ended since the store was asked
+        is in neither."""
+        done = [run for run in job.runs if self.store.has(run.run_id, job.marks[run.run_id])]
+        if done:
+            self.over.append(replace(job, runs=done))
+            self.on_update(sum(run.train.updates for run in done))
+        left = [run for run in job.runs if run not in done]
+        return replace(job, runs=left) if left else None
 
     def _submit_wave(self, jobs: Sequence[Job]) -> None:
         groups: dict[frozenset[str], list[Job]] = {}
@@ -183,6 +197,7 @@ class _Session:
 
     def follow(self) -> Iterator[tuple[Job, str | None]]:
         """Yield the jobs of each task that has ended, until all have."""
+        yield from ((job, None) for job in self.over)
         while self.tasks:
             self._look()
             for task in [task for task in self.tasks if task.entry.state not in WAITING]:

@@ -20,7 +20,7 @@ def cells():
 def test_the_overall_gain_of_a_balanced_grid_is_the_mean_over_pairs(cells):
     found = mixed(cells, "scratch", 50)
     gains = paired(cells[cells["budget"] == 50], "ported", "scratch")["value"]
-    assert found.overall[0] == pytest.approx(gains.mean(), abs=1e-6)
+    assert found.overall[0] == pytest.approx(gains.mean(), abs=1e-3)
     assert found.overall[1] < found.overall[0] < found.overall[2]
     assert found.converged and found.words == "converged" and found.n == found.expected == 160
     assert found.run_sd > 1 and len(found.terms) == 1 + 3 + 3 + 1
@@ -29,6 +29,13 @@ def test_the_overall_gain_of_a_balanced_grid_is_the_mean_over_pairs(cells):
 def test_a_fit_that_is_not_settled_says_so(cells):
     found = mixed(cells, "sampled", 200)
     assert not found.converged and "boundary" in found.words and np.isfinite(found.overall[0])
+
+
+def test_spreads_of_zero_are_found_where_the_library_s_own_search_stops_short(cells):
+    """The scratch runs' spread at the start is 0 (they are one model there); a search by gradients ends beside it."""
+    found = mixed(cells, "scratch", 0)
+    assert found.run_sd == 0.0 and found.seed_sd == pytest.approx(0.55, abs=0.02) and "boundary" in found.words
+    assert found.overall[0] == pytest.approx(paired(cells[cells["budget"] == 0], "ported", "scratch")["value"].mean(), abs=1e-3)
 
 
 def test_a_factor_of_one_level_and_a_single_seed_are_named(tmp_path):
@@ -46,6 +53,7 @@ def test_a_singular_fit_is_words_and_no_crash(cells):
 
 
 def test_a_fit_that_does_not_converge_and_one_too_large_have_no_numbers(cells, monkeypatch):
+    monkeypatch.setattr("analysis.mixed.STEPS", 2)
     found = mixed(cells, "scratch", 0)
     assert not found.converged and "did not converge: no result" in found.words and np.isnan(found.overall).all()
     monkeypatch.setattr("analysis.mixed.MOST", 100)
