@@ -13,9 +13,9 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from analysis.intervals import Estimate, estimate, noncentrality
+from analysis.intervals import estimate, noncentrality
 from analysis.load import COORDINATES
-from analysis.permutation import Flips, holm, letters, sign_flip
+from analysis.permutation import Flips, holm, letters, sign_flips
 from analysis.stats import ARM, apart, paired, summarise
 from portability.errors import UserError, choose
 from portability.spec import BARE
@@ -114,20 +114,20 @@ def _rows(
     pairs: pd.DataFrame, sides: tuple[str, str], keys: list[str], answers: Right | None, scale: float, blocks: str
 ) -> pd.DataFrame:
     """One row per group: counts, estimate and test of the first side minus the second."""
-    counts = summarise(pairs, keys)
-    rows = []
-    for design in designs(pairs, keys, answers, scale, blocks):
-        found = estimate(design.differences, design.strata, design.examples)
-        rows.append(_row(found, sign_flip(design.differences)))
+    counts, rows = summarise(pairs, keys), tested(list(designs(pairs, keys, answers, scale, blocks)))
     counts["missing"] = counts["expected"] - counts["n"] - counts["failed"]
     counts = counts[[*keys, "expected", "n", "failed", "missing"]].assign(arm=sides[0], baseline=sides[1])
     return pd.concat([counts, pd.DataFrame(rows)], axis=1)
 
 
-def _row(found: Estimate, flips: Flips) -> dict[str, float | int | str]:
-    words = [found.note, flips.note]
-    test = {"p": flips.p, "smallest_p": flips.smallest}
-    return vars(found) | test | {"note": "; ".join(filter(None, words))}
+def tested(parts: Sequence[Design]) -> list[dict[str, float | int | str]]:
+    """Of each design the fields of intervals.Estimate, `p` and `smallest_p` of the sign flips, and the notes of both."""
+    rows = []
+    for part, flips in zip(parts, sign_flips([part.differences for part in parts]), strict=True):
+        found = estimate(part.differences, part.strata, part.examples)
+        note = "; ".join(filter(None, (found.note, flips.note)))
+        rows.append(vars(found) | {"p": flips.p, "smallest_p": flips.smallest, "note": note})
+    return rows
 
 
 def _finish(rows: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
@@ -279,8 +279,9 @@ def _pairwise(
     for two in combinations(cells[axis].unique(), 2):
         pairs = pairs_of(cells[cells[axis].isin(two)], axis, two, 1.0)
         names = pairs[keys].drop_duplicates().itertuples(index=False, name=None)
-        for name, design in zip(names, designs(pairs, keys, None, 1.0, blocks), strict=True):
-            found.setdefault(name, {})[frozenset(two)] = sign_flip(design.differences)
+        flips = sign_flips([design.differences for design in designs(pairs, keys, None, 1.0, blocks)])
+        for name, flip in zip(names, flips, strict=True):
+            found.setdefault(name, {})[frozenset(two)] = flip
     return found
 
 

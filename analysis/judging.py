@@ -1,14 +1,14 @@
 """Groups of paired differences with counts, interval and sign-flip test: what every quantity over blocks shares."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 
-from analysis.inference import Design, Right, designs
-from analysis.intervals import Estimate, estimate
-from analysis.permutation import holm, sign_flip
+from analysis.inference import Design, Right, designs, tested
+from analysis.intervals import Estimate
+from analysis.permutation import holm
 from analysis.stats import summarise
 
 LEVELS: dict[str, tuple[str, ...]] = {"method": (), "direction": ("origin", "receiving", "relation")}  # besides the method
@@ -27,11 +27,7 @@ def judged(pairs: pd.DataFrame, keys: Sequence[str], answers: Right | None, scal
         The keys; `std`, `n`, `runs`, `expected`, the faults, `status`; the fields of intervals.Estimate; `p`, `smallest_p`.
     """
     counts = summarise(pairs, list(keys)).drop(columns="mean")
-    rows = []
-    for design in blocks_of(pairs, keys, answers, scale):
-        found, flips = estimate(design.differences, design.strata, design.examples), sign_flip(design.differences)
-        note = "; ".join(filter(None, (found.note, flips.note)))
-        rows.append(asdict(found) | {"p": flips.p, "smallest_p": flips.smallest, "note": note})
+    rows = tested(blocks_of(pairs, keys, answers, scale))
     return pd.concat([counts, pd.DataFrame(rows, columns=TESTED)], axis=1)
 
 

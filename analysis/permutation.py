@@ -10,6 +10,7 @@ import numpy as np
 EXACT = 16  # blocks up to which all 2^B patterns of signs are taken
 DRAWS = 19_999  # random patterns beyond that
 MANY = 500  # blocks beyond which the sum under random signs is taken as normal
+AT_ONCE = 64  # tests whose random signs are taken together: 10 MB of sums
 SEED = 0  # of the random patterns
 SLACK = 1e-9  # sums closer than this are equal, so that ties do not depend on rounding
 
@@ -41,19 +42,47 @@ def sign_flip(blocks: np.ndarray) -> Flips:
         >>> sign_flip(np.array([1.0, 2.0, 0.5, 3.0, 1.0]))
         Flips(p=0.0625, smallest=0.0625, note='')
     """
+    return sign_flips([blocks])[0]
+
+
+def sign_flips(tests: Sequence[np.ndarray]) -> list[Flips]:
+    """`sign_flip` of each of many tests; those of as many blocks take their random signs together, by one product."""
+    found = [_settled(blocks) for blocks in tests]
+    alike: dict[int, list[int]] = {}
+    for place, flips in enumerate(found):
+        if flips is None:
+            alike.setdefault(len(tests[place]), []).append(place)
+    for count, places in alike.items():
+        for first in range(0, len(places), AT_ONCE):
+            part = places[first : first + AT_ONCE]
+            blocks = np.sort(np.stack([tests[place] for place in part]), axis=1)  # the order of blocks moves nothing
+            reached = np.abs(_signs(count) @ blocks.T) >= np.array([_observed(tests[place]) for place in part])
+            for place, beyond in zip(part, reached.sum(0).tolist(), strict=True):
+                smallest = max(_smallest(tests[place]), 1 / (DRAWS + 1))
+                found[place] = Flips((1 + beyond) / (DRAWS + 1), smallest, "random signs")
+    return found  # type: ignore[return-value]  # none is left
+
+
+def _settled(blocks: np.ndarray) -> Flips | None:
+    """The test, unless it takes random signs."""
     count = len(blocks)
     if count == 0:
         return Flips(float("nan"), float("nan"))
-    observed = abs(float(blocks.sum())) - SLACK
-    smallest = min(1.0, 2.0 ** (1 - int((np.abs(blocks) > SLACK).sum())))
+    observed, smallest = _observed(blocks), _smallest(blocks)
     if count <= EXACT:
         return Flips(float(np.mean(np.abs(_sums(blocks)) >= observed)), smallest)
     if count > MANY:
         spread = math.sqrt(2 * float(np.square(blocks).sum()))
         return Flips(math.erfc(max(0.0, observed) / spread) if spread else 1.0, smallest, "signs taken as normal")
-    sums = np.abs(_signs(count) @ np.sort(blocks))  # sorted, so that the order of blocks moves nothing
-    p = (1 + int((sums >= observed).sum())) / (DRAWS + 1)
-    return Flips(p, max(smallest, 1 / (DRAWS + 1)), "random signs")
+    return None
+
+
+def _observed(blocks: np.ndarray) -> float:
+    return abs(float(blocks.sum())) - SLACK
+
+
+def _smallest(blocks: np.ndarray) -> float:
+    return min(1.0, 2.0 ** (1 - int((np.abs(blocks) > SLACK).sum())))
 
 
 def _sums(blocks: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from analysis.permutation import DRAWS, EXACT, MANY, holm, letters, sign_flip
+from analysis.permutation import DRAWS, EXACT, MANY, SEED, holm, letters, sign_flip, sign_flips
 
 
 @pytest.mark.parametrize("count", [3, 5, 8, 12])
@@ -85,3 +85,13 @@ def test_two_share_a_letter_exactly_when_they_are_not_told_apart(count):
         for pair in pairs:
             one, two = pair
             assert bool(set(named[one]) & set(named[two])) == (pair not in apart)
+
+
+def test_many_tests_together_are_each_alone():
+    rng = np.random.default_rng(5)
+    tests = [rng.normal(0.3, 1, count) for count in (3, 20, 0, MANY + 1, 20, EXACT, 31, *[20] * 70)]
+    together, alone = sign_flips(tests), [sign_flip(blocks) for blocks in tests]
+    assert repr(together) == repr(alone) and len({flips.p for flips in together[7:]}) > 30
+    signs = np.random.default_rng(SEED).integers(0, 2, size=(DRAWS, 20), dtype=np.int8) * 2.0 - 1
+    reached = sum(abs(row @ np.sort(tests[1])) >= abs(tests[1].sum()) - 1e-9 for row in signs)
+    assert together[1].p == (1 + reached) / (DRAWS + 1)
