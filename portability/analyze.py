@@ -26,8 +26,9 @@ from portability.errors import UserError, choose
 from portability.store import Store, studies
 
 PLOTS = {**plots.PLOTS, **figures.PLOTS_MORE}
+DPI = 150
 PRINTED = ("init_by_method", "zero_shot")
-_DRAWN: list[Evidence] = []  # what a drawing process was given at its start: a fork inherits it, nothing is copied
+_GIVEN: list[Evidence] = []  # what a drawing process was given at its start: a fork inherits it, nothing is copied
 NAMED = 10  # problems of one kind that the terminal names; the report names all
 
 
@@ -52,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _analyse(store: Store, metric: str, *, quiet: bool) -> None:
     """One study: read, build, write, and say where."""
     found = gather(store, metric)
-    with ProcessPoolExecutor(1, initializer=_DRAWN.append, initargs=(found,)) as other:  # drawing is half of the work
-        drawing = other.submit(_draw_what_was_given)
+    with ProcessPoolExecutor(1, initializer=_GIVEN.append, initargs=(found,)) as others:  # drawing is half of the work
+        drawing = others.map(_draw_given, PLOTS)
         study, tables, said, limits = found.study, build(found), findings(found), caveats(found)
         each = details(store, found.cells)
-        drawn = drawing.result()
+        drawn = {name: pair for figures_of_one in drawing for name, pair in figures_of_one.items()}
     root = store.root
     pictures = write_plots(drawn, root)
     write_tables(tables, root)
@@ -94,23 +95,25 @@ def write_tables(tables: Sequence[Table], root: Path) -> None:
             (folder / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")
 
 
-def draw(found: Evidence) -> dict[str, tuple[bytes, str]]:
-    """Every plot by name, as PNG and as SVG; the same study, the same bytes."""
+def draw(name: str, found: Evidence) -> dict[str, tuple[bytes, str]]:
+    """The figures of one plot by name, as PNG and as SVG; the same study, the same bytes."""
     drawn = {}
-    for plot in PLOTS.values():
-        for name, figure in plot(found).items():
-            png, svg = io.BytesIO(), io.StringIO()
-            figure.savefig(png, format="png", dpi=150)
-            figure.set_layout_engine("none")  # the PNG's layout, which took half of the time
-            with matplotlib.rc_context({"svg.hashsalt": "portability"}):
-                figure.savefig(svg, format="svg", metadata={"Date": None})
-            drawn[name] = png.getvalue(), svg.getvalue()
+    for title, figure in PLOTS[name](found).items():
+        png, svg = io.BytesIO(), io.StringIO()
+        figure.set_dpi(DPI)
+        if (layout := figure.get_layout_engine()) is not None:  # laid out once; with an engine each file is drawn twice
+            layout.execute(figure)
+            figure.set_layout_engine(None)
+        figure.savefig(png, format="png", dpi=DPI)
+        with matplotlib.rc_context({"svg.hashsalt": "portability"}):
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+        drawn[title] = png.getvalue(), svg.getvalue()
     return drawn
 
 
-def _draw_what_was_given() -> dict[str, tuple[bytes, str]]:
-    """The plots of this process's study."""
-    return draw(_DRAWN[0])
+def _draw_given(name: str) -> dict[str, tuple[bytes, str]]:
+    """One plot of this process's study."""
+    return draw(name, _GIVEN[0])
 
 
 def write_plots(drawn: Mapping[str, tuple[bytes, str]], root: Path) -> list[str]:
