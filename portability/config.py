@@ -18,7 +18,7 @@ from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, describe
 from portability.plan import Grid
-from portability.spec import KINDS, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
+from portability.spec import FROM_EXTRACTION, KINDS, PISSA, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
 
 T = TypeVar("T")
 MODES = ("run", "plan", "status")
@@ -202,12 +202,14 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
              for name in dict.fromkeys(name for pair in pairs for name in pair)}
     used = dict.fromkeys([conf.data, *conf.relations.values()])
     specs = {name: data_spec(data, name, evaluation) for name in used}
+    methods, inits = _methods(raw), [_init(raw, name) for name in _distinct(conf.inits, "grid.inits")]
+    _check_extractions(methods, inits)
     return Grid(
-        methods=_methods(raw),
+        methods=methods,
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
         relations={name: specs[source] for name, source in conf.relations.items()},
         data=specs[conf.data],
-        inits=[_init(raw, name) for name in _distinct(conf.inits, "grid.inits")],
+        inits=inits,
         ports=[build(PortSpec, {"name": name} | _known(raw, "port", name), f"port.{name}")
                for name in _distinct(conf.ports, "grid.ports")],
         seeds=_whole(conf.seeds, "grid.seeds", None),
@@ -245,6 +247,18 @@ def _init(raw: Mapping[str, Any], name: str) -> InitSpec:
     spec = build(InitSpec, {"name": name} | _known(raw, "init", name), f"init.{name}")
     choose(spec.kind, [kind for kind in KINDS if kind != "bare"], f"kind of init '{name}'")
     return spec
+
+
+def _check_extractions(methods: Sequence[MethodSpec], inits: Sequence[InitSpec]) -> None:
+    """Refuse what an extraction could not be made with."""
+    extracted = [init for init in inits if init.kind in (*FROM_EXTRACTION, PISSA)]
+    if extracted:
+        from portability.extracted import extraction_options, seed_count  # with torch, which other plans do without
+
+        for init in extracted:
+            seed_count(init)
+            for method in methods:
+                extraction_options(method, init)
 
 
 def _task(value: Any) -> dict[str, Any]:

@@ -32,11 +32,13 @@ TRAIN_ROWS, SCORE_ROWS = 4, 16  # batches are filled up to a multiple of so many
 
 @dataclass
 class Member:
-    """One run in a stack: its start (module and head parameters by the scorer's names), seed and learning rate."""
+    """One run in a stack: its start (module and head parameters by the scorer's names), seed and learning rate, and tensors
+    that stay as they are beside its parameters, by the scorer's names too."""
 
     start: Parameters
     seed: int
     learning_rate: float
+    frozen: Parameters = field(default_factory=dict)
 
 
 @dataclass
@@ -81,11 +83,13 @@ def loss_of(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor, t
 
 
 class Trainer:
-    """A stack in training; `averages` (K, P) holds the moving averages that marks evaluate, `done` the updates made.
+    """A stack in training; `averages` (K, P) holds the moving averages that marks evaluate, `done` the updates made, and
+    `frozen` (K, ...) each what is never trained and in no checkpoint, because it follows from the start.
 
     Args:
         scorer: host and head, on the device on which to train.
-        members: equal in the names and shapes of their parameters; the head, where there is one, comes last.
+        members: equal in the names and shapes of their parameters and of their frozen tensors; the head, where there is
+            one, comes last.
     """
 
     def __init__(self, scorer: Scorer, members: Sequence[Member], spec: TrainSpec):
@@ -93,6 +97,8 @@ class Trainer:
         self.device = scorer.device
         self.bank = Bank([member.start for member in members], self.device)
         self.averages = self.bank.theta.detach().clone()
+        self.frozen = {name: torch.stack([member.frozen[name] for member in members]).to(self.device)
+                       for name in members[0].frozen}
         self.optimizer, self.blocks = self._optimizer()
         self.targets = torch.tensor(scorer.label_ids)
         self.tokens = np.zeros((2, len(self.members)), dtype=np.int64)  # real, padded
@@ -166,7 +172,7 @@ class Trainer:
         """The update itself, on the device alone. A member that went wrong goes on as numbers that are not finite, in its
         own rows: each operation here works on every row by itself."""
         each = vmap(lambda *member: loss_of(self.scorer, *member))
-        losses = each(self.bank.views(self.bank.theta), ids, mask, target)
+        losses = each(self.bank.views(self.bank.theta) | self.frozen, ids, mask, target)
         (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
         norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
         gradient = gradient * torch.clamp(self.spec.clip / (norms + 1e-6), max=1.0)[:, None]
@@ -217,8 +223,8 @@ class Trainer:
 
 def train(trainer: Trainer, schedule: Schedule, encoded: Encoded, marks: Sequence[int],
           on_mark: Callable[[int, dict[str, Tensor]], None], on_update: Callable[[], None] = lambda: None) -> None:
-    """Carry a stack through the updates it still lacks, and call `on_mark(updates, parameters)` with the averages at each
-    mark that it passes.
+    """Carry a stack through the updates it still lacks, and call `on_mark(updates, parameters)` with the averages, and what
+    is frozen beside them, at each mark that it passes.
 
     Args:
         marks: updates at which to evaluate, ascending, 0 for the start; parameters have shape (K, ...).
@@ -226,7 +232,7 @@ def train(trainer: Trainer, schedule: Schedule, encoded: Encoded, marks: Sequenc
     alive = True
     for done in range(trainer.done, trainer.spec.updates + 1):
         if done in marks:
-            on_mark(done, trainer.bank.views(trainer.averages))
+            on_mark(done, trainer.bank.views(trainer.averages) | trainer.frozen)
         if done % LOSS_EVERY == 0:
             alive = trainer.alive()
         if done < trainer.spec.updates and alive:
@@ -257,7 +263,7 @@ def predict(scorer: Scorer, parameters: Parameters, encoded: Encoded, batch_size
     What stands before the first of a module's sites is the same for all members, and `vmap` does it once a batch.
 
     Args:
-        parameters: stacked, (K, ...) each; empty for the bare host, which counts as one member.
+        parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     labels = torch.from_numpy(encoded.labels)

@@ -19,6 +19,7 @@ from portability.batches import pad
 from portability.data import Encoded
 from portability.desk import Desk
 from portability.errors import FAULTS, UserError
+from portability.extracted import extraction
 from portability.inits import INITS, Given
 from portability.memory import member_bytes, most_members
 from portability.methods import Mounted
@@ -27,7 +28,7 @@ from portability.port import fit_head
 from portability.records import Evidence
 from portability.scorer import Scorer
 from portability.seeds import stream_seed
-from portability.spec import BARE, FROM_ORIGIN, RunSpec, from_dict
+from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, from_dict
 from portability.stack import Bench, Head, Stack, Start, count_parameters, member, parts
 from portability.store import Store
 
@@ -149,25 +150,30 @@ def _starts(runs: Sequence[RunSpec], bench: Bench, desk: Desk) -> dict[str, Star
     starts = {}
     for run in runs:
         try:
-            starts[run.run_id] = _start(run, bench, desk.store)
+            starts[run.run_id] = _start(run, bench, desk)
         except UserError as error:
             desk.fail(run, error)
     return starts
 
 
-def _start(run: RunSpec, bench: Bench, store: Store) -> Start:
-    head = start_head(run, bench.scorer, store)
+def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
+    store, head = desk.store, start_head(run, bench.scorer, desk.store)
+    if run.init.kind == EXTRACTION:
+        assert run.teacher is not None
+        cut, report = extraction(run, desk.data, store)
+        return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, cut)
     fresh = bench.mounted.fresh(stream_seed(run.seed, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
     given = Given(
-        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), origin=origin.host if origin else None, port=run.port,
+        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), port=run.port, method=run.method,
+        origin=(origin.teacher or origin.host) if origin else None,
         module=ModuleState.from_file(*store.tensors(run.origin, "module"))
-        if run.origin and run.init.kind in FROM_ORIGIN else None,
+        if run.origin and run.init.kind in FROM_ORIGIN + FROM_EXTRACTION else None,
         change=_logit_change(bench, head), calibration_examples=min(CALIBRATION, len(bench.training)),
     )
     module, done = INITS[run.init.kind](given, run.init.options)
-    names = {"host": origin.host.name, "data": origin.data.name} if origin else None
-    return Start(module, head, done.report if done else None, names)
+    names = {"host": (origin.teacher or origin.host).name, "data": origin.data.name} if origin else None
+    return Start(module, head, done.report if done else None, names, module if run.init.kind in SUBTRACTED else None)
 
 
 def start_head(run: RunSpec, scorer: Scorer, store: Store) -> Head:

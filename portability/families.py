@@ -59,7 +59,11 @@ _BERT_SITES = (
     (r"self_prefix\.control_trans$", "encoder", "self_prefix"),
 )
 _BERT_WIDTHS = {"hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads"}
-_SHARED = ((r"shared_parameters\.", "shared", "phm"),)
+_SHARED = (
+    (r"shared_parameters\.", "shared", "phm"),
+    (r"(^|\.)(shared|embeddings\.word_embeddings|wte|embed_tokens)\.loras\.", "shared", "embedding"),
+    (r"(^|\.)lm_head\.loras\.", "shared", "head"),
+)
 
 FAMILIES: dict[str, Family] = {
     "t5": Family(
@@ -130,6 +134,14 @@ LORA_AXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ffn_up": (("hidden",), ("ffn",)),
     "ffn_gate": (("hidden",), ("ffn",)),
     "ffn_down": (("ffn",), ("hidden",)),
+    "embedding": (("vocab",), ("hidden",)),  # of the embedding's transpose, which takes a token to its vector
+    "head": (("hidden",), ("vocab",)),
+}
+SITE_GROUPS: dict[str, tuple[str, ...]] = {  # names for what a family has of these sites
+    "attention": ("query", "key", "value", "attention_out"),
+    "ffn": ("ffn_up", "ffn_gate", "ffn_down"),
+    "embedding": ("embedding",),
+    "head": ("head",),
 }
 
 

@@ -163,12 +163,10 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
     import adapters
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     folder = folder_of(spec)
-    found = describe(HostSource(spec.name, path=str(folder)))
-    if found.fingerprint != spec.fingerprint:
-        raise UserError(f"host '{spec.name}' changed since the study was planned ({folder}); run the command again")
+    check_unchanged(spec)
     kinds = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM, "llama": AutoModelForCausalLM}
     loader = kinds.get(spec.shape.family, AutoModel)
     attention = attention_of(spec.shape.family, device)
@@ -177,7 +175,7 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
         model = loader.from_pretrained(
             folder, attn_implementation=attention, dtype=torch.float32, use_safetensors=True, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = load_tokenizer(spec)
     except (OSError, SafetensorError) as error:
         raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
     if precision == "bf16":
@@ -185,6 +183,24 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
     adapters.init(model)
     model.requires_grad_(False).eval().to(device)
     return Host(spec, model, tokenizer, precision)
+
+
+def check_unchanged(spec: HostSpec) -> None:
+    """See that a host's folder holds what was planned with.
+
+    Raises:
+        UserError: it does not.
+    """
+    folder = folder_of(spec)
+    if describe(HostSource(spec.name, path=str(folder))).fingerprint != spec.fingerprint:
+        raise UserError(f"host '{spec.name}' changed since the study was planned ({folder}); run the command again")
+
+
+def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":
+    """A host's tokenizer, without its weights."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder_of(spec), local_files_only=True, trust_remote_code=False)
 
 
 def attention_of(family: str, device: str) -> str:

@@ -1,4 +1,4 @@
-"""How a receiving module starts: ported, from scratch, sampled from the ported one's law, and the controls."""
+"""How a receiving module starts: ported, from scratch, sampled from the ported one's law, extracted, and the controls."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from portability.errors import UserError, choose
+from portability.extracted import extraction_options
+from portability.extraction import Extracted, control
 from portability.families import Slot
 from portability.module import ModuleState, equal
 from portability.port import Port, port
 from portability.seeds import stream
-from portability.spec import HostSpec, PortSpec
+from portability.spec import PISSA, HostSpec, InitSpec, MethodSpec, PortSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Given:
 
     Attributes:
         fresh: a module as the library initialises it, from the run's own seed.
-        module: the origin's trained module, or None where the init needs none.
+        module: the origin's trained module, or the extraction's, or None where the init needs none.
+        origin: the host it was trained on, or cut out of.
         change: module -> norm of the logit change it makes against the bare host, on training inputs.
     """
 
@@ -33,6 +36,7 @@ class Given:
     port: PortSpec | None = None
     change: Callable[[ModuleState], float] | None = None
     calibration_examples: int = 0
+    method: MethodSpec | None = None
 
 
 Start = tuple[ModuleState, Port | None]
@@ -94,7 +98,39 @@ def shuffled(given: Given, options: Mapping[str, Any]) -> Start:
     return module, done
 
 
-INITS: dict[str, Init] = {"scratch": scratch, "ported": ported, "sampled": sampled, "shuffled": shuffled}
+def extracted(given: Given, options: Mapping[str, Any]) -> Start:
+    """Pairs cut out of a larger host's own weights (Zhong et al. 2024, section 3)."""
+    return _extracted(given).module, None
+
+
+def extracted_shuffled(given: Given, options: Mapping[str, Any]) -> Start:
+    """The extracted pairs with each stack's layers in another order (control: does the order matter?)."""
+    return control("layers_shuffled", _extracted(given), given.seed), None
+
+
+def extracted_noise(given: Given, options: Mapping[str, Any]) -> Start:
+    """Gaussian pairs whose products have the extracted products' norms (control: is it more than size?)."""
+    return control("noise", _extracted(given), given.seed), None
+
+
+def pissa(given: Given, options: Mapping[str, Any]) -> Start:
+    """The receiving host's own largest singular triples (control: Meng et al. 2024, arXiv 2404.02948)."""
+    assert given.method is not None
+    chosen = extraction_options(given.method, InitSpec(PISSA, PISSA, options))
+    return control("pissa", Extracted(given.fresh, given.receiving, given.receiving, chosen), given.seed), None
+
+
+INITS: dict[str, Init] = {
+    "scratch": scratch, "ported": ported, "sampled": sampled, "shuffled": shuffled, "extracted": extracted,
+    "extracted_shuffled": extracted_shuffled, "extracted_noise": extracted_noise, "pissa": pissa,
+}
+
+
+def _extracted(given: Given) -> Extracted:
+    """What an extraction's run left, with the two hosts behind it."""
+    assert given.module is not None and given.origin is not None and given.method is not None
+    chosen = extraction_options(given.method, InitSpec("extracted", "extracted"))
+    return Extracted(given.module, given.origin, given.receiving, chosen)
 
 
 def _normal(entries: Tensor, generator: torch.Generator) -> Tensor:

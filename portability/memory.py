@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,31 +15,42 @@ from portability.engine import loss_of
 from portability.scorer import Scorer
 
 STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, moving average, AdamW's two moments
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 MARGINS = {"cpu": 1.5, "cuda": 3.0}  # for what lives beside the activations: gradients on their way, the allocator's
 # gaps, and on a GPU the pool of the graphs beside the memory of ordinary calls (our choice, D-36)
 
 
-def member_bytes(scorer: Scorer, start: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor) -> int:
-    """Bytes that one more member of a stack needs: its state, and the activations that its update keeps.
+def member_bytes(
+    scorer: Scorer, start: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor,
+    frozen: Mapping[str, Tensor] = NOTHING,
+) -> int:
+    """Bytes that one more member of a stack needs: its state, its frozen tensors, and the activations that its update keeps.
 
     Both grow linearly with the members: under `vmap` every activation has a member axis, and the host has none.
 
     Args:
         start: one member's parameters by the scorer's names.
         ids: (B, T) the longest batch of the training set; mask alike; target (B,).
+        frozen: what one member holds beside its parameters, by the scorer's names.
     """
-    stacked = {name: value[None] for name, value in start.items()}
-    kept = kept_bytes(scorer, stacked, ids[None], mask[None], target[None])
-    return int(MARGINS[scorer.device.type] * kept) + STATE * 4 * sum(value.numel() for value in start.values())
+    stacked, beside = ({name: value[None] for name, value in part.items()} for part in (start, frozen))
+    kept = kept_bytes(scorer, stacked, ids[None], mask[None], target[None], beside)
+    state = STATE * sum(value.numel() for value in start.values()) + sum(value.numel() for value in frozen.values())
+    return int(MARGINS[scorer.device.type] * kept) + 4 * state
 
 
-def kept_bytes(scorer: Scorer, stacked: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor) -> int:
-    """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights not counted.
+def kept_bytes(
+    scorer: Scorer, stacked: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor,
+    frozen: Mapping[str, Tensor] = NOTHING,
+) -> int:
+    """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights and the members' frozen
+    tensors not counted.
 
     Args:
-        stacked: parameters (K, ...); ids (K, B, T), mask alike, target (K, B).
+        stacked: parameters (K, ...), frozen alike; ids (K, B, T), mask alike, target (K, B).
     """
-    own = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
+    beside = {name: value.to(scorer.device) for name, value in frozen.items()}
+    own = {p.untyped_storage().data_ptr() for p in (*scorer.parameters(), *beside.values())}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -50,7 +62,7 @@ def kept_bytes(scorer: Scorer, stacked: Mapping[str, Tensor], ids: Tensor, mask:
     there = {name: value.to(scorer.device).requires_grad_() for name, value in stacked.items()}
     batch = [part.to(scorer.device) for part in (ids, mask, target)]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        whole = vmap(lambda *member: loss_of(scorer, *member))(there, *batch)  # held, so that no address is used twice
+        whole = vmap(lambda *member: loss_of(scorer, *member))(there | beside, *batch)  # held, so that no address is used twice
     del whole
     return sum(kept.values())
 

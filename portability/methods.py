@@ -5,7 +5,8 @@ host; the host's own parameters are never touched.
 """
 
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from portability.errors import UserError, choose
 from portability.families import LORA_AXES, Slot, locate
 from portability.hosts import Host
+from portability.lora import Lora, lora_settings
 from portability.module import Axes, ModuleState
 from portability.spec import HostShape, MethodSpec
 
@@ -44,38 +46,91 @@ class Layout:
         return torch.cat([part.reshape(rows) for part in parts], 0).reshape(self.shape).clone()
 
 
+class Mount(ABC):
+    """What a library put on a host for a method.
+
+    Attributes:
+        config: the library's own config object.
+        layouts: the parameters to train.
+        frozen: the tensors that hold what a start subtracts; none where the library cannot subtract.
+    """
+
+    config: Any
+    layouts: list[Layout]
+    frozen: list[Layout]
+
+    @abstractmethod
+    def fresh(self, seed: int) -> dict[str, Tensor]:
+        """The library's own initial values, from this seed and nothing else."""
+
+    @abstractmethod
+    def unmount(self) -> None:
+        """Take everything off the host again."""
+
+
+class AdaptersMount(Mount):
+    """A method of the `adapters` library."""
+
+    def __init__(self, host: Host, spec: MethodSpec):
+        self.model, self.config, self.frozen = host.model, _adapters_config(spec, host.spec.shape), []
+        self._add()
+        trainable = {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad}
+        self.layouts = [_layout(name, shape, spec, host.spec.shape) for name, shape in trainable.items()]
+
+    def _add(self) -> None:
+        self.model.add_adapter(NAME, config=self.config)
+        self.model.train_adapter(NAME)
+        self.model.eval()
+
+    def unmount(self) -> None:
+        self.model.set_active_adapters(None)
+        self.model.delete_adapter(NAME)
+
+    def fresh(self, seed: int) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model.delete_adapter(NAME)
+            self._add()
+        values = dict(self.model.named_parameters())
+        return {layout.name: values[layout.name].detach().cpu() for layout in self.layouts}
+
+
+class LoraMount(Mount):
+    """Our own LoRA (portability/lora.py)."""
+
+    def __init__(self, host: Host, spec: MethodSpec):
+        choose(spec.config, ("LoRA",), "config class of portability")
+        self.config = lora_settings(spec.settings, spec.name)
+        self.lora = Lora(host, self.config, spec.name)
+        self.layouts, self.frozen = (
+            [Layout(name, torch.Size(shape), [part], 0) for name, (shape, part) in parts.items()]
+            for parts in (self.lora.trained, self.lora.frozen))
+
+    def unmount(self) -> None:
+        self.lora.unmount()
+
+    def fresh(self, seed: int) -> dict[str, Tensor]:
+        return self.lora.fresh(seed)
+
+
 class Mounted:
     """A method on a host: its parameters' names, how they split into slots, and fresh values for them."""
 
     def __init__(self, host: Host, spec: MethodSpec):
         self.host, self.spec = host, spec
-        choose(spec.library, MOUNTS, "PEFT library")
-        self.config = MOUNTS[spec.library](spec, host.spec.shape)
-        self._add()
-        trainable = {name: p for name, p in host.model.named_parameters() if p.requires_grad}
-        if not trainable:
+        self.mount = MOUNTS[choose(spec.library, MOUNTS, "PEFT library")](host, spec)
+        self.config, self.layouts = self.mount.config, self.mount.layouts
+        if not self.layouts:
             raise UserError(f"method '{spec.name}' adds no parameter to host '{host.spec.name}'")
-        self.layouts = [_layout(name, p.shape, spec, host.spec.shape) for name, p in trainable.items()]
-        self.shapes = {name: p.shape for name, p in trainable.items()}
-
-    def _add(self) -> None:
-        self.host.model.add_adapter(NAME, config=self.config)
-        self.host.model.train_adapter(NAME)
-        self.host.model.eval()
+        self.shapes = {layout.name: layout.shape for layout in self.layouts}
 
     def unmount(self) -> None:
         """Take the method off the host again."""
-        self.host.model.set_active_adapters(None)
-        self.host.model.delete_adapter(NAME)
+        self.mount.unmount()
 
     def fresh(self, seed: int) -> ModuleState:
         """A module as the library itself initialises it, from this seed and nothing else, in ordinary memory."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.host.model.delete_adapter(NAME)
-            self._add()
-        values = dict(self.host.model.named_parameters())
-        return self.to_state({name: values[name].detach().cpu() for name in self.shapes})
+        return self.to_state(self.mount.fresh(seed))
 
     def to_state(self, parameters: Mapping[str, Tensor]) -> ModuleState:
         """The module held by the library's parameters."""
@@ -90,13 +145,34 @@ class Mounted:
         Raises:
             ValueError: a slot is missing, left over, or of another shape.
         """
-        expected = {slot: size for layout in self.layouts for slot, _, size in layout.slots}
+        return self._encode(self.layouts, state)
+
+    def to_frozen(self, start: ModuleState | None) -> dict[str, Tensor]:
+        """The library's frozen tensors for a start that is subtracted from the host, or zeros for None.
+
+        Args:
+            start: the initial module itself (``subtract: product``), or for each of its sites one matrix of role "D" with
+                the axes of what comes out, then of what goes in (``subtract: block``).
+
+        Raises:
+            UserError: the library cannot subtract a start.
+            ValueError: a slot is missing, left over, or of another shape.
+        """
+        if not self.mount.frozen:
+            raise UserError(f"method '{self.spec.name}' of library {self.spec.library} cannot subtract a start; use one of "
+                            "library portability (conf/method/lora_all.yaml)")
+        if start is None:
+            return {layout.name: torch.zeros(layout.shape) for layout in self.mount.frozen}
+        return self._encode(self.mount.frozen, start)
+
+    def _encode(self, layouts: Sequence[Layout], state: ModuleState) -> dict[str, Tensor]:
+        expected = {slot: size for layout in layouts for slot, _, size in layout.slots}
         found = {slot: tuple(tensor.shape) for slot, tensor in state.tensors.items()}
         if expected != found:
             wrong = sorted({s.key for s in expected.keys() ^ found.keys()} or
                            {s.key for s in expected if expected[s] != found[s]})
             raise ValueError(f"module does not fit host '{self.host.spec.name}' at {', '.join(wrong[:3])}")
-        return {layout.name: layout.encode(state.tensors) for layout in self.layouts}
+        return {layout.name: layout.encode(state.tensors) for layout in layouts}
 
 
 # ---- from a library's parameter to slots
@@ -194,4 +270,4 @@ def _adapters_config(spec: MethodSpec, shape: HostShape) -> Any:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
 
 
-MOUNTS = {"adapters": _adapters_config}
+MOUNTS: dict[str, Callable[[Host, MethodSpec], Mount]] = {"adapters": AdaptersMount, "portability": LoraMount}

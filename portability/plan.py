@@ -8,8 +8,11 @@ from typing import TypeVar
 from portability.families import FAMILIES
 from portability.spec import (
     BARE,
+    EXTRACTION,
+    FROM_EXTRACTION,
     FROM_ORIGIN,
     MATCHED,
+    PISSA,
     Cell,
     DataSpec,
     EvalSpec,
@@ -95,8 +98,10 @@ def plan(grid: Grid) -> Plan:
     for method, pair, (relation, origin_data), seed in axes:
         arm = _Arm(grid, method, *pair, relation, origin_data, seed)
         out.cells.extend(arm.cells(out))
-    ordered = sorted(out.runs.items(), key=lambda item: item[1].origin is not None)
-    out.runs = dict(ordered)
+    def depth(run: RunSpec) -> int:
+        return 0 if run.origin is None else 1 + depth(out.runs[run.origin])
+
+    out.runs = dict(sorted(out.runs.items(), key=lambda item: depth(item[1])))
     return out
 
 
@@ -114,13 +119,15 @@ class _Arm:
 
     def cells(self, out: Plan) -> Iterator[Cell]:
         grid = self.grid
-        origin_id = out.add(self._trained(self.origin, self.origin_data), grid.origin_updates)
+        origin_id = out.add(self._trained(self.origin, self.origin_data), grid.origin_updates) if self._trains_origin else None
         native_id = out.add(self._trained(self.receiving, grid.data), grid.origin_updates)
         for port in grid.ports:
             bare_id = out.add(self._bare(origin_id, port), 0)
             yield self._cell(BARE, port, 0, bare_id, 0, native_id, bare_id)
             for init in grid.inits:
-                run = self._run(init, port, origin_id)
+                extracted = init.kind in FROM_EXTRACTION
+                source = out.add(self._extraction(init, port, origin_id), 0) if extracted else origin_id
+                run = self._run(init, port, source)
                 ahead = grid.origin_updates if init.kind == MATCHED else 0
                 budgets = grid.budgets if ahead else (0, *grid.budgets)  # matched scratch has no zero-shot
                 run_id = out.add(run, *(ahead + budget for budget in budgets))
@@ -143,20 +150,44 @@ class _Arm:
             train=replace(grid.train, updates=grid.origin_updates), eval=grid.eval, precision=grid.precision,
         )
 
-    def _run(self, init: InitSpec, port: PortSpec, origin_id: str) -> RunSpec:
-        """The run of one arm on the receiving host."""
+    @property
+    def _shares_head(self) -> bool:
+        """Whether the receiving host's head is the origin's."""
+        return not _scores_labels(self.receiving) and self.grid.head == "shared"
+
+    @property
+    def _trains_origin(self) -> bool:
+        """Whether a module is to be trained on the origin host: not where it only lends its own weights."""
+        starts = {init.kind for init in self.grid.inits}
+        lends = bool(starts & {*FROM_EXTRACTION, PISSA}) and not starts & set(FROM_ORIGIN)
+        return not (lends and _scores_labels(self.origin) and not self._shares_head)
+
+    def _extraction(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
+        """Pairs for the receiving host out of the origin host's weights, chosen by examples of the origin's data; an encoder
+        is asked through the head that the origin's training gave it."""
+        blind = init.options.get("scores") == "ones"  # no example is looked at
+        base = self._trained(self.receiving, self.grid.data if blind else self.origin_data).with_updates(0)
+        return replace(
+            base, init=InitSpec(EXTRACTION, EXTRACTION, init.options), teacher=self.origin,
+            head="shared" if self._shares_head else base.head, port=port if self._shares_head else None,
+            origin=None if _scores_labels(self.origin) else origin_id,
+        )
+
+    def _run(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
+        """The run of one arm on the receiving host; `origin_id` is the run that it starts from, if its init needs one."""
         grid = self.grid
         updates = max(grid.budgets) + (grid.origin_updates if init.kind == MATCHED else 0)
         base = self._trained(self.receiving, grid.data).with_updates(updates)
-        shares = not _scores_labels(self.receiving) and grid.head == "shared"
-        needs = init.kind in FROM_ORIGIN
+        shares, ported = self._shares_head, init.kind in FROM_ORIGIN
         start = SCRATCH if init.kind == MATCHED else init
+        if init.kind in FROM_EXTRACTION:  # what the options say is the extraction's
+            start = InitSpec(init.name, init.kind)
         return replace(
-            base, init=start, head="shared" if shares else base.head,
-            origin=origin_id if needs or shares else None, port=port if needs or shares else None,
+            base, init=start, head="shared" if shares else base.head, port=port if ported or shares else None,
+            origin=origin_id if ported or shares or init.kind in FROM_EXTRACTION else None,
         )
 
-    def _bare(self, origin_id: str, port: PortSpec) -> RunSpec:
+    def _bare(self, origin_id: str | None, port: PortSpec) -> RunSpec:
         """The receiving host without a module; nothing of it depends on method or seed but a shared head."""
         run = self._run(SCRATCH, port, origin_id)
         return replace(run, method=None, init=BARE_INIT, seed=None if run.head == "none" else run.seed).with_updates(0)

@@ -181,6 +181,9 @@ class _Work:
         for axis, (label, size) in enumerate(zip(axes, wanted, strict=True)):
             if tensor.shape[axis] == size:
                 continue
+            if label == "vocab":
+                raise self._misfit(slot, sizes, "the vocabularies differ, and rows of different tokens are not exchanged: "
+                                                "leave embedding and head out of the method's sites")
             if axis_size(label, self.receiving.shape) is None:
                 raise self._misfit(slot, sizes, f"the method's own axis '{label}' differs: same hyper-parameters needed")
             if change is None:

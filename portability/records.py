@@ -102,7 +102,7 @@ def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
 
 
 def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
-    for part in (spec["host"], spec["data"]):
+    for part in (spec["host"], spec["data"], *([spec["teacher"]] if spec["teacher"] else [])):
         source = part["source"] or ""
         if part["revision"] is None and not source.startswith("embedded:"):
             part["source"] = Path(source).name

@@ -7,9 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 FROM_ORIGIN = ("ported", "sampled", "shuffled")  # kinds of init that start from the origin's module
+EXTRACTION = "extraction"  # of a run without updates: pairs cut out of a larger host's own weights
+FROM_EXTRACTION = ("extracted", "extracted_shuffled", "extracted_noise")  # kinds of init that start from an extraction
+PISSA = "pissa"  # the receiving host's own largest singular triples
+SUBTRACTED = (EXTRACTION, *FROM_EXTRACTION, PISSA)  # kinds whose start is taken off the host, so that training begins at it
 BARE = "bare"  # no module at all: the host as it is
 MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
-KINDS = ("scratch", *FROM_ORIGIN, BARE, MATCHED)
+KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
 SCHEMA = 1  # raise it when a change of the protocol changes numbers: every run is then named anew
 
 
@@ -144,8 +148,9 @@ class EvalSpec:
 class RunSpec:
     """The unit of work that is executed once: one module trained (or a bare host scored) on one host.
 
-    `origin` is the run_id of the training whose module (and head) this run starts from; None where it starts from
-    nothing. `head` is "none" for hosts that score label words, else "shared" or "fresh".
+    `origin` is the run_id of the run whose module (and head) this run starts from; None where it starts from nothing.
+    `head` is "none" for hosts that score label words, else "shared" or "fresh". `teacher` is the host out of which an
+    extraction cuts its module, None for all other runs.
     """
 
     host: HostSpec
@@ -160,10 +165,11 @@ class RunSpec:
     train: TrainSpec
     eval: EvalSpec
     precision: str
+    teacher: HostSpec | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the run's numbers, and nothing else: no path, no display name."""
-        return {
+        whole = {
             "schema": SCHEMA,
             "host": self.host.fingerprint,
             "data": [self.data.train_digest, self.data.eval_digest],
@@ -178,6 +184,7 @@ class RunSpec:
             "eval": {"split": self.eval.split, "limit": self.eval.limit},
             "precision": self.precision,
         }
+        return whole if self.teacher is None else whole | {"teacher": self.teacher.fingerprint}  # as before there were any
 
     @property
     def run_id(self) -> str:
@@ -197,7 +204,7 @@ def from_dict(cls: Any, value: Mapping[str, Any]) -> Any:
     """Rebuild a spec from `dataclasses.asdict` after a trip through JSON (lists become tuples again)."""
     parts: dict[str, Any] = {
         "host": HostSpec, "data": DataSpec, "task": TaskSpec, "method": MethodSpec, "init": InitSpec,
-        "port": PortSpec, "train": TrainSpec, "eval": EvalSpec, "shape": HostShape,
+        "port": PortSpec, "train": TrainSpec, "eval": EvalSpec, "shape": HostShape, "teacher": HostSpec,
     }
     built = {}
     for key, item in value.items():

@@ -30,12 +30,14 @@ KINDS = ("margin", "nll", "invalid")
 
 @dataclass
 class Start:
-    """Where a run starts: its module, its head, and the report of the port behind it."""
+    """Where a run starts: its module, its head, the report of the port behind it, and what the method subtracts from the
+    host all through the run (see `methods.Mounted.to_frozen`)."""
 
     module: ModuleState
     head: Head
     report: PortReport | None
     origin: dict[str, str] | None  # names of the origin's host and data
+    frozen: ModuleState | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Bench:
     def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A module and head under the names by which the scorer knows them; the head comes last."""
         return {f"model.{name}": value for name, value in self.mounted.to_parameters(module).items()} | dict(head)
+
+    def frozen(self, start: ModuleState | None) -> dict[str, Tensor]:
+        """What a start subtracts, under the scorer's names; zeros for None."""
+        return {f"model.{name}": value for name, value in self.mounted.to_frozen(start).items()}
 
     def schedule(self, run: RunSpec) -> Schedule:
         """The batches of a run's data."""
@@ -89,10 +95,12 @@ class Stack:
 
     def __init__(self, runs: Sequence[RunSpec], starts: Sequence[Start], bench: Bench, marks: Mapping[str, Sequence[int]]):
         self.runs, self.starts, self.bench, self.marks = runs, starts, bench, marks
-        members = []
+        members, subtracts = [], any(start.frozen is not None for start in starts)
         for run, start in zip(runs, starts, strict=True):
             assert run.method is not None and run.seed is not None
-            members.append(engine.Member(bench.parameters(start.module, start.head), run.seed, run.method.learning_rate))
+            parameters = bench.parameters(start.module, start.head)
+            frozen = bench.frozen(start.frozen) if subtracts else {}  # zeros change no bit of a neighbour without a start
+            members.append(engine.Member(parameters, run.seed, run.method.learning_rate, frozen))
         self.trainer = engine.Trainer(bench.scorer, members, runs[0].train)
         self.evidence: dict[int, engine.Predictions] = {}
         self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
@@ -146,8 +154,10 @@ class Stack:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
         if updates == 0:
-            seen: dict[bytes, int] = {}
-            each = [seen.setdefault(row.numpy().tobytes(), len(seen)) for row in self.trainer.averages.cpu()]
+            seen: dict[tuple[bytes, ...], int] = {}
+            held = [value.cpu() for value in (self.trainer.averages, *self.trainer.frozen.values())]
+            each = [seen.setdefault(tuple(part.numpy().tobytes() for part in row), len(seen))
+                    for row in zip(*held, strict=True)]
             firsts = [each.index(place) for place in range(len(seen))]
             parameters = {name: value[firsts] for name, value in parameters.items()}
         found = engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size)

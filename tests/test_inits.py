@@ -5,11 +5,15 @@ import torch
 from tiny import METHODS, noisy
 
 from portability.errors import UserError
+from portability.extracted import extraction_options
+from portability.extraction import extract
 from portability.inits import INITS, Given
+from portability.methods import Mounted
 from portability.module import equal
 from portability.port import port
-from portability.spec import FROM_ORIGIN, KINDS, PortSpec
+from portability.spec import FROM_EXTRACTION, FROM_ORIGIN, KINDS, PISSA, InitSpec, MethodSpec, PortSpec
 
+CUT = (*FROM_EXTRACTION, PISSA)
 PAD = PortSpec("pad", "pad", "stretch")
 
 
@@ -40,7 +44,7 @@ def test_the_registry_holds_the_kinds_that_a_grid_may_name():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize("kind", [kind for kind in INITS if kind not in CUT])
 @pytest.mark.parametrize("shape", [("t5", 32, 2, 4), ("t5", 48, 3, 6), ("t5", 16, 2, 4)])
 def test_every_init_fits_the_receiving_host_and_repeats_itself(mounted, method, kind, shape):
     have = given(mounted(method), mounted(method, *shape))
@@ -48,6 +52,20 @@ def test_every_init_fits_the_receiving_host_and_repeats_itself(mounted, method, 
     module, _ = start(kind, have, **options)
     again, _ = start(kind, have, **options)
     assert equal(module, again) and mounted(method, *shape).to_parameters(module)
+
+
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_every_start_that_is_taken_off_the_host_fits_it_and_repeats_itself(load, kind, family):
+    teacher, student = load(family, 48, 3, 6), load(family, 32, 2, 4)
+    method = MethodSpec("pairs", "portability", "LoRA", {"r": 3, "sites": ["attention", "ffn"]}, 1e-3)
+    mounted = Mounted(student, method)
+    options = extraction_options(method, InitSpec("e", "extracted", {"scores": "ones"}))
+    cut, _ = extract(teacher.spec, student.spec, [], options, 0)
+    have = Given(mounted.fresh(0), student.spec, 0, cut, teacher.spec, method=method)
+    (module, _), (again, _) = start(kind, have), start(kind, have)
+    assert equal(module, again) and mounted.to_parameters(module) and mounted.to_frozen(module)
+    assert equal(module, cut) == (kind == "extracted")
 
 
 def test_another_seed_gives_another_scratch_and_sample(mounted):

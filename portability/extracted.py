@@ -1,0 +1,86 @@
+"""The extraction behind a run: seed examples of the run's data in the teacher's tokens, and what is cut out by them."""
+
+import numpy as np
+
+from portability.data import StudyData, encode, rows
+from portability.errors import UserError, choose
+from portability.extraction import ExtractionOptions, ExtractReport, Seed, extract
+from portability.families import FAMILIES
+from portability.hosts import check_unchanged, label_ids, load_tokenizer
+from portability.lora import lora_settings
+from portability.module import ModuleState
+from portability.seeds import stream_seed
+from portability.spec import HostSpec, InitSpec, MethodSpec, RunSpec
+from portability.store import Store
+
+OPTIONS = ("seeds", "layers", "structure", "split", "scores")  # of an init that starts from an extraction
+SEEDS = 32  # examples, as in the reference (Zhong et al. 2024, n_sample of its sampling script)
+
+
+def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
+    """The options of an init for a method: rank and sites are the method's, so that the pairs fit it.
+
+    Raises:
+        UserError: an unknown option or value, or a method that cannot take a start off the host.
+    """
+    if method.library != "portability":
+        raise UserError(f"init '{init.name}' starts from pairs that are taken off the host, which method '{method.name}' of "
+                        f"library {method.library} cannot do; use one of library portability (method=lora_all)")
+    for name in init.options:
+        choose(str(name), OPTIONS, f"option of init '{init.name}'")
+    settings = lora_settings(method.settings, method.name)
+    values = {name: str(value) for name, value in init.options.items() if name != "seeds"}
+    return ExtractionOptions(rank=settings.r, sites=settings.sites, **values)
+
+
+def seed_count(init: InitSpec) -> int:
+    """How many seed examples an init asks for.
+
+    Raises:
+        UserError: not a whole number from 1 on.
+    """
+    count = init.options.get("seeds", SEEDS)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise UserError(f"init '{init.name}': seeds must be a whole number from 1 on, got {count!r}")
+    return count
+
+
+def extraction(run: RunSpec, data: StudyData, store: Store) -> tuple[ModuleState, ExtractReport]:
+    """The module of a run of kind `extraction`.
+
+    Raises:
+        UserError: what `extract` raises.
+    """
+    assert run.teacher is not None and run.method is not None
+    for host in (run.teacher, run.host):
+        check_unchanged(host)
+    options = extraction_options(run.method, run.init)
+    seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, data)
+    head = store.tensors(run.origin, "head")[0] if run.origin else None
+    return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head)
+
+
+def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed]:
+    """Examples of the run's training data with their gold answers, drawn by the run's seed without replacement, asked and
+    answered as in training: the answer is the first token of the label word.
+
+    Raises:
+        UserError: the training data has fewer examples.
+    """
+    count, family = seed_count(run.init), teacher.shape.family
+    dataset = rows(data, run.data.name, "train", 0)
+    if count > len(dataset):
+        raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of data set "
+                        f"'{run.data.name}' has {len(dataset)}; set a smaller init.{run.init.name}.options.seeds")
+    picks = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds")).permutation(len(dataset))[:count]
+    chosen = dataset.select(picks.tolist())
+    tokenizer, labelled = load_tokenizer(teacher), FAMILIES[family].scoring == "label"
+    encoded = encode(chosen, tokenizer, run.task, labelled, teacher.fingerprint)
+    if not labelled:
+        return [Seed(encoded.row(i).tolist(), label=int(encoded.labels[i])) for i in range(count)]
+    answers = label_ids(tokenizer, run.task.label_words, seq2seq=family == "t5")
+    out = []
+    for i in range(count):
+        ids, answer = encoded.row(i).tolist(), answers[int(encoded.labels[i])]
+        out.append(Seed(ids, target=[answer]) if family == "t5" else Seed([*ids, answer], start=len(ids)))
+    return out

@@ -1,0 +1,44 @@
+"""Tokens that two hosts' tokenizers share, by their text."""
+
+import torch
+from torch import Tensor
+
+from portability.errors import UserError
+from portability.extraction.weights import Weights
+
+
+def shared_tokens(teacher: Weights, student: Weights, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Rows of the teacher's and the student's embedding that belong to the same token.
+
+    Where both tokenizers and sizes are equal that is every row, also those beyond the tokenizer's last token; else the tokens
+    whose text both have, in the student's order.
+
+    Args:
+        sizes: rows of the teacher's and of the student's matrix.
+
+    Returns:
+        (S,) and (S,) int64, S at least 1.
+
+    Raises:
+        UserError: no token in common, or a tokenizer that cannot be loaded.
+    """
+    words = [_vocabulary(host) for host in (teacher, student)]
+    if words[0] == words[1] and sizes[0] == sizes[1]:
+        return torch.arange(sizes[0]), torch.arange(sizes[1])
+    pairs = [(words[0][text], row) for text, row in sorted(words[1].items(), key=lambda item: item[1])
+             if text in words[0] and words[0][text] < sizes[0] and row < sizes[1]]
+    if not pairs:
+        raise UserError(f"teacher '{teacher.spec.name}' and student '{student.spec.name}' have no token in common; "
+                        f"leave embedding and head out of the extraction's sites")
+    rows = torch.tensor(pairs)
+    return rows[:, 0], rows[:, 1]
+
+
+def _vocabulary(host: Weights) -> dict[str, int]:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(host.folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"host '{host.spec.name}': its tokenizer cannot be loaded from {host.folder}: {error}") from error
+    return tokenizer.get_vocab()

@@ -1,0 +1,175 @@
+"""A host's weights read from its safetensors, one layer or one matrix at a time, always in fp32."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from portability.errors import UserError
+from portability.extraction.options import ExtractionOptions, Place
+from portability.families import SITE_GROUPS, locate
+from portability.hosts import folder_of
+from portability.spec import HostSpec
+
+PREFIX = {"t5": "", "bert": "bert.", "roberta": "roberta.", "gpt2": "transformer.", "llama": "model."}
+LAYER = {  # where a layer's parameters stand, below the prefix
+    "t5": {"encoder": "encoder.block.{}.", "decoder": "decoder.block.{}."},
+    "bert": {"encoder": "encoder.layer.{}."},
+    "roberta": {"encoder": "encoder.layer.{}."},
+    "gpt2": {"decoder": "h.{}."},
+    "llama": {"decoder": "layers.{}."},
+}
+EMBEDDING = {
+    "t5": "shared.weight", "bert": "embeddings.word_embeddings.weight", "roberta": "embeddings.word_embeddings.weight",
+    "gpt2": "wte.weight", "llama": "embed_tokens.weight",
+}
+HEAD = "lm_head.weight"
+NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "EncDecAttention.relative_attention_bias.weight")
+OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # BERTs of 2018
+
+
+class Weights:
+    """Names and shapes of a host's parameters, and the parameters on demand.
+
+    Raises:
+        UserError: no safetensors, a damaged file, or no embedding in it.
+    """
+
+    def __init__(self, spec: HostSpec):
+        from transformers import AutoConfig
+
+        self.spec, self.family = spec, spec.shape.family
+        self.folder = folder_of(spec)
+        self.config: Any = AutoConfig.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager")
+        self.stored: dict[str, tuple[Path, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in _files(self.folder, spec.name):
+            try:
+                with safe_open(path, "pt") as file:
+                    for key in file.keys():
+                        if key.endswith(NO_WEIGHTS):  # masks and tables that older checkpoints keep
+                            continue
+                        name = _plain(key, PREFIX[self.family])
+                        self.stored[name] = path, key
+                        self.shapes[name] = tuple(file.get_slice(key).get_shape())
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"host '{spec.name}': {path} cannot be read: {error}") from error
+        if EMBEDDING[self.family] not in self.stored:
+            raise UserError(f"host '{spec.name}': no {EMBEDDING[self.family]} in the safetensors of {self.folder}")
+        self.tied = bool(self.config.tie_word_embeddings)
+
+    def read(self, name: str, rows: Tensor | None = None) -> Tensor:
+        """A parameter in fp32, or some of its rows (any shape of indices), read without the others.
+
+        Raises:
+            UserError: the file lacks it.
+        """
+        if name not in self.stored:
+            raise UserError(f"host '{self.spec.name}': no parameter {name} in the safetensors of {self.folder}")
+        path, key = self.stored[name]
+        with safe_open(path, "pt") as file:
+            tensor = file.get_tensor(key)
+        return (tensor if rows is None else tensor[rows]).float()
+
+    def names(self, stack: str, layer: int) -> dict[str, str]:
+        """A layer's parameters: name inside the layer -> name in the host."""
+        prefix = LAYER[self.family][stack].format(layer)
+        return {name.removeprefix(prefix): name for name in self.stored if name.startswith(prefix)}
+
+    def layer(self, stack: str, layer: int) -> dict[str, Tensor]:
+        """A layer's parameters by their names inside the layer."""
+        return {short: self.read(name) for short, name in self.names(stack, layer).items()}
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """Sites outside the layers ("embedding", "head") with the parameter of each; a tied host has one for both."""
+        names = {"embedding": EMBEDDING[self.family]}
+        if self.family in ("t5", "gpt2", "llama"):
+            names["head"] = EMBEDDING[self.family] if self.tied else HEAD
+        return names
+
+    def places(self, options: ExtractionOptions) -> dict[Place, tuple[int, int]]:
+        """Every matrix that the options ask for, with its (out, in) shape; an embedding's is (hidden, vocabulary).
+
+        Raises:
+            UserError: a site was named that the host lacks, or there is nothing to extract.
+        """
+        found: dict[Place, tuple[int, int]] = {}
+        for stack, depth in self.spec.shape.layers.items():
+            for layer in range(depth):
+                blank = {s: torch.empty(self.shapes[n], device="meta") for s, n in self.names(stack, layer).items()}
+                for site, matrix in matrices(self.family, stack, layer, blank).items():
+                    found[Place(stack, layer, site)] = (matrix.shape[0], matrix.shape[1])
+        for site, name in self.shared.items():
+            rows, columns = self.shapes[name]
+            found[Place("shared", 0, site)] = (columns, rows) if site == "embedding" else (rows, columns)
+        have = {place.site.removeprefix("cross_") for place in found}
+        lacking = [site for site in options.sites if site not in have | SITE_GROUPS.keys()]
+        if lacking:
+            raise UserError(f"host '{self.spec.name}' ({self.family}) has no site '{lacking[0]}'; "
+                            f"it has {', '.join(sorted(have))}")
+        wanted = {place: size for place, size in found.items() if options.wanted(place.site)}
+        if not wanted:
+            raise UserError(f"host '{self.spec.name}' ({self.family}) has none of the sites {', '.join(options.sites)}")
+        return wanted
+
+    def matrix(self, place: Place) -> Tensor:
+        """The (out, in) matrix at a place, fp32; an embedding's is (hidden, vocabulary)."""
+        if place.stack == "shared":
+            weight = self.read(self.shared[place.site])
+            return weight.T if place.site == "embedding" else weight
+        for short, name in self.names(place.stack, place.layer).items():
+            if place.site in _sites(self.family, place.stack, place.layer, short):
+                return matrices(self.family, place.stack, place.layer, {short: self.read(name)})[place.site]
+        raise KeyError(place.key)
+
+
+def matrices(family: str, stack: str, layer: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Site -> (out, in) matrix, as views, of a layer's tensors by their names inside the layer; norms and biases are left.
+
+    GPT-2 keeps its weights as (in, out), and query, key and value in one.
+    """
+    found: dict[str, Tensor] = {}
+    for short, tensor in tensors.items():
+        sites = _sites(family, stack, layer, short)
+        if sites:
+            parts = (tensor.T if family == "gpt2" else tensor).chunk(len(sites), 0)
+            found |= dict(zip(sites, parts, strict=True))
+    return found
+
+
+def _sites(family: str, stack: str, layer: int, short: str) -> list[str]:
+    """The sites of a parameter: those of the pair that LoRA would put beside it."""
+    if not short.endswith(".weight"):
+        return []
+    name = LAYER[family][stack].format(layer) + short.removesuffix("weight")
+    try:
+        return locate(family, f".{name}loras.")[2].split("+")
+    except KeyError:
+        return []
+
+
+def _files(folder: Path, host: str) -> list[Path]:
+    """The files that transformers would load: model.safetensors, else those in the index.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        raise UserError(f"host '{host}': neither model.safetensors nor its index in {folder}")
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _plain(key: str, prefix: str) -> str:
+    """A stored name without the base model's prefix, and with today's names of norms."""
+    for old, new in OLD_NAMES:
+        key = key.replace(old, new)
+    return key.removeprefix(prefix)
