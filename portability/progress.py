@@ -192,10 +192,13 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str,
     wanted = set(chosen)
     todo = {i: run for i, run in planned.runs.items() if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
     broken = {}
-    for origin in {run.origin for run in todo.values() if run.origin} - set(todo):
-        if origin is not None and (fault := store.sound(origin)):
-            todo[origin] = planned.runs[origin]
-            broken |= {origin: fault} if origin in marks else {}
+    asked: set[str] = set()
+    while new := {run.origin for run in todo.values() if run.origin} - set(todo) - asked:  # what a broken one starts from, too
+        asked |= new
+        for origin in sorted(new):
+            if fault := store.sound(origin):
+                todo[origin] = planned.runs[origin]
+                broken |= {origin: fault} if origin in marks else {}
     for run_id in todo:
         store.refuse_newer(run_id)
     return {i: todo[i] for i in planned.runs if i in todo}, broken  # in the plan's order: origins first
