@@ -15,7 +15,7 @@ from torch import Tensor
 from portability.errors import UserError, choose
 from portability.families import LORA_AXES, Slot, locate
 from portability.hosts import Host
-from portability.lora import Lora, lora_settings
+from portability.lora import Lora, LoraSettings, lora_settings
 from portability.module import Axes, ModuleState
 from portability.spec import HostShape, MethodSpec
 
@@ -50,12 +50,10 @@ class Mount(ABC):
     """What a library put on a host for a method.
 
     Attributes:
-        config: the library's own config object.
         layouts: the parameters to train.
         frozen: the tensors that hold what a start subtracts; none where the library cannot subtract.
     """
 
-    config: Any
     layouts: list[Layout]
     frozen: list[Layout]
 
@@ -71,8 +69,8 @@ class Mount(ABC):
 class AdaptersMount(Mount):
     """A method of the `adapters` library."""
 
-    def __init__(self, host: Host, spec: MethodSpec):
-        self.model, self.config, self.frozen = host.model, _adapters_config(spec, host.spec.shape), []
+    def __init__(self, host: Host, spec: MethodSpec, config: Any):
+        self.model, self.config, self.frozen = host.model, config, []
         self._add()
         trainable = {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad}
         self.layouts = [_layout(name, shape, spec, host.spec.shape) for name, shape in trainable.items()]
@@ -98,10 +96,8 @@ class AdaptersMount(Mount):
 class LoraMount(Mount):
     """Our own LoRA (portability/lora.py)."""
 
-    def __init__(self, host: Host, spec: MethodSpec):
-        choose(spec.config, ("LoRA",), "config class of portability")
-        self.config = lora_settings(spec.settings, spec.name)
-        self.lora = Lora(host, self.config, spec.name)
+    def __init__(self, host: Host, spec: MethodSpec, config: LoraSettings):
+        self.lora = Lora(host, config, spec.name)
         self.layouts, self.frozen = (
             [Layout(name, torch.Size(shape), [part], 0) for name, (shape, part) in parts.items()]
             for parts in (self.lora.trained, self.lora.frozen))
@@ -118,8 +114,10 @@ class Mounted:
 
     def __init__(self, host: Host, spec: MethodSpec):
         self.host, self.spec = host, spec
-        self.mount = MOUNTS[choose(spec.library, MOUNTS, "PEFT library")](host, spec)
-        self.config, self.layouts = self.mount.config, self.mount.layouts
+        library = choose(spec.library, MOUNTS, "PEFT library")
+        self.config = MOUNTS[library](spec, host.spec.shape)
+        self.mount = LIBRARIES[library](host, spec, self.config)
+        self.layouts = self.mount.layouts
         if not self.layouts:
             raise UserError(f"method '{spec.name}' adds no parameter to host '{host.spec.name}'")
         self.shapes = {layout.name: layout.shape for layout in self.layouts}
@@ -270,4 +268,11 @@ def _adapters_config(spec: MethodSpec, shape: HostShape) -> Any:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
 
 
-MOUNTS: dict[str, Callable[[Host, MethodSpec], Mount]] = {"adapters": AdaptersMount, "portability": LoraMount}
+def _lora_config(spec: MethodSpec, shape: HostShape) -> LoraSettings:
+    """Settings of our own LoRA, which are the same on every host."""
+    choose(spec.config, ("LoRA",), "config class of portability")
+    return lora_settings(spec.settings, spec.name)
+
+
+MOUNTS: dict[str, Callable[[MethodSpec, HostShape], Any]] = {"adapters": _adapters_config, "portability": _lora_config}
+LIBRARIES: dict[str, Callable[[Host, MethodSpec, Any], Mount]] = {"adapters": AdaptersMount, "portability": LoraMount}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_config import small
-from test_engine import SPEC, Bench
+from test_engine import SPEC, Bench, plain_loop
 from test_lora_mount import method, named
 from test_memory import batch
 from tiny import FAMILIES, noisy
@@ -72,6 +72,22 @@ def test_stacks_of_1_2_4_and_a_permuted_one_are_bit_equal(own, family, started):
         assert all(np.array_equal(predicted[at].margin, seen[at].margin[seeds]) for at in seen)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_from_a_start_equals_a_plain_one_at_a_time_loop(load, family):
+    """An ordinary loop over the mounted layers, with each run's start put into them by hand."""
+    table = Own(Mounted(load(family), method()))
+    trainer, _ = table.run([0, 1], [table.frozen(10), table.frozen(11)])
+    without, _ = table.run([0], [{}])
+    for place, seed in enumerate((0, 1)):
+        for name, value in table.mounted.to_frozen(noisy(table.mounted, 10 + seed)).items():
+            layer, _, attribute = name.rpartition(".")
+            setattr(table.host.model.get_submodule(layer), attribute, value)
+        ours = trainer.bank.member(trainer.bank.theta, place)
+        for name, value in plain_loop(table, seed, SHORT).items():
+            assert torch.allclose(ours[name], value, atol=1e-4, rtol=0), (name, (ours[name] - value).abs().max())
+    assert (table.rows(without)[0] - table.rows(trainer)[0]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(("family", "subtract"), [(family, "product") for family in FAMILIES] + [("llama", "block")])
 def test_zeros_in_place_of_a_start_change_no_bit(own, family, subtract):
     table = own(family, subtract=subtract)
@@ -103,7 +119,7 @@ def test_memory_counts_what_is_frozen_once(own):
     start, zeros = table.start(0), table.zeros()
     plain, beside = (member_bytes(table.scorer, start, *batch(table, 8), frozen) for frozen in ({}, zeros))
     size = 4 * sum(value.numel() for value in zeros.values())
-    assert size <= beside - plain <= 1.3 * size + 1e6
+    assert size <= beside - plain <= 1.3 * size
 
 
 # ---- ports
