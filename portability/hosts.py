@@ -161,6 +161,21 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
         UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
     """
     import adapters
+
+    model, tokenizer = load_plain(spec, attention_of(spec.shape.family, device)), load_tokenizer(spec)
+    if precision == "bf16":
+        narrow(model)
+    adapters.init(model)
+    model.requires_grad_(False).eval().to(device)
+    return Host(spec, model, tokenizer, precision)
+
+
+def load_plain(spec: HostSpec, attention: str = "eager") -> "PreTrainedModel":
+    """A host's model as transformers has it, in fp32.
+
+    Raises:
+        UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -169,20 +184,13 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
     check_unchanged(spec)
     kinds = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM, "llama": AutoModelForCausalLM}
     loader = kinds.get(spec.shape.family, AutoModel)
-    attention = attention_of(spec.shape.family, device)
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = loader.from_pretrained(
+        return loader.from_pretrained(
             folder, attn_implementation=attention, dtype=torch.float32, use_safetensors=True, **options
         )
-        tokenizer = load_tokenizer(spec)
     except (OSError, SafetensorError) as error:
         raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
-    if precision == "bf16":
-        narrow(model)
-    adapters.init(model)
-    model.requires_grad_(False).eval().to(device)
-    return Host(spec, model, tokenizer, precision)
 
 
 def check_unchanged(spec: HostSpec) -> None:
@@ -200,7 +208,11 @@ def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":
     """A host's tokenizer, without its weights."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder_of(spec), local_files_only=True, trust_remote_code=False)
+    folder = folder_of(spec)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except OSError as error:
+        raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
 
 
 def attention_of(family: str, device: str) -> str:

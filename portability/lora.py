@@ -164,6 +164,7 @@ class Lora:
     Attributes:
         trained: name of each of the host's new parameters -> what it is.
         frozen: name of each tensor that holds what is subtracted -> what it is; a "D" has the axes of out and in.
+        order: name of each layer with pairs -> the sites that its output consists of.
 
     Raises:
         UserError: the host has no such site, or none of the groups of sites.
@@ -173,6 +174,7 @@ class Lora:
         self.settings = settings
         self.trained: Parts = {}
         self.frozen: Parts = {}
+        self.order: dict[str, list[str]] = {}
         self._pairs: dict[str, Pair] = {}
         self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
         layers = _layers(host)
@@ -182,7 +184,7 @@ class Lora:
                 self._mount(host, name, layer, places)
 
     def _mount(self, host: Host, name: str, layer: nn.Module, places: list[Place]) -> None:
-        pairs = {}
+        pairs, self.order[name] = {}, [place[2] for place in places]
         for place in places:
             if self.settings.wants(place[2]):
                 pairs[place[2]] = self._pair(host, f"{name}.loras.{place[2]}", layer, place)

@@ -35,6 +35,7 @@ class Evidence:
     stack: int = 1  # modules trained together; never changes a result
     train_seconds: float = 0.0
     module: ModuleState | None = None
+    start: ModuleState | None = None  # what was taken off the host all through the run
     head: dict[str, torch.Tensor] = field(default_factory=dict)
     report: PortReport | None = None
     outcome: Outcome = field(default_factory=Outcome)
@@ -80,6 +81,8 @@ def build_result(evidence: Evidence) -> Result:
     metadata = {}
     if module is not None:
         tensors["module"], metadata["module"] = module.to_file()
+    if evidence.start is not None:
+        tensors["start"], metadata["start"] = evidence.start.to_file()
     if evidence.head:
         tensors["head"] = evidence.head
     report = {"tensors": evidence.report.tensors} | evidence.report.summary() if evidence.report else None

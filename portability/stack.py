@@ -193,7 +193,7 @@ class Stack:
             evidence = Evidence(
                 run=run, labels=self.bench.test.labels, report=start.report, outcome=outcome, origin=start.origin,
                 predictions={mark: member(self.evidence[mark], index) for mark in sorted(self.marks[run.run_id])},
-                module=module, head=head, host_parameters=count_parameters(self.bench.scorer),
+                module=module, start=start.frozen, head=head, host_parameters=count_parameters(self.bench.scorer),
                 seconds=float(self.seconds[index]) + overhead / len(self.runs), train_seconds=float(self.seconds[index]),
                 device=desk.place.device, stack=len(self.runs),
             )

@@ -5,7 +5,7 @@ works under any engine and on network file systems. Failures are records of thei
 here needs torch to read, check, merge or pack.
 
     <study>/manifests/<digest>.json    the cells a command asked for; named by the digest of their content
-    <study>/runs/<2 hex>/<run_id>/     record.json, module.safetensors, head.safetensors,
+    <study>/runs/<2 hex>/<run_id>/     record.json, module.safetensors, start.safetensors, head.safetensors,
                                        predictions.safetensors, port_report.json
     <study>/failures/<run_id>-<attempt>.json
     <study>/checkpoints/<run_id>.safetensors   of runs in training, so that a killed stack goes on where it was
