@@ -1,0 +1,49 @@
+"""Rows of token ids as padded tensors."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from portability.tasks.encode import Sequences
+
+
+class Batch(NamedTuple):
+    """Rows of `Sequences` as tensors, int64, each (..., B, length), padded on the right with id 0.
+
+    Attributes:
+        ids: (..., B, T) prompts with answers (of t5, prompts).
+        mask: (..., B, T) 1 for real tokens.
+        starts: (..., B) where an answer begins in its row.
+        answers: (..., B, A) the answers' tokens.
+        answer_mask: (..., B, A) 1 for real tokens; a row without any has no loss.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    starts: Tensor
+    answers: Tensor
+    answer_mask: Tensor
+
+
+def batch(sequences: Sequences, picks: np.ndarray, length: int, answer_length: int) -> Batch:
+    """The picked rows, padded.
+
+    Args:
+        picks: indices of rows, of any shape (..., B).
+        length: at least the tokens of the longest of them.
+        answer_length: at least the tokens of the longest answer among them.
+    """
+    flat, begins = sequences.answers
+    ids, mask = _padded(sequences.ids, sequences.offsets[picks], sequences.lengths[picks], length)
+    answers, answer_mask = _padded(flat, begins[picks], sequences.answer_lengths[picks], answer_length)
+    return Batch(ids, mask, torch.from_numpy(sequences.starts[picks]), answers, answer_mask)
+
+
+def _padded(flat: np.ndarray, begins: np.ndarray, lengths: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    place = np.arange(length)
+    real = place < lengths[..., None]
+    ids = np.zeros(real.shape, dtype=np.int64)
+    ids[real] = flat[(begins[..., None] + place)[real]]
+    return torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))
