@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from portability.data import Encoded
+from portability.encoding import Encoded
 from portability.seeds import stream_seed
+from portability.tasks.encode import Sequences
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def buckets(lengths: np.ndarray, smallest: int) -> list[Bucket]:
 class Schedule:
     """The batches of a training set; absolute, so a longer run begins with the batches of a shorter one."""
 
-    def __init__(self, encoded: Encoded, batch_size: int, bucket_batches: int, data_key: str):
+    def __init__(self, encoded: Encoded | Sequences, batch_size: int, bucket_batches: int, data_key: str):
         self.buckets = buckets(encoded.lengths, batch_size * bucket_batches)
         self.batch_size, self.data_key = batch_size, data_key
         turns = [max(1, len(bucket.members) // batch_size) for bucket in self.buckets]

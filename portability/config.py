@@ -1,12 +1,10 @@
 """The one place where YAML becomes values; with run.py the only code that knows Hydra."""
 
 import json
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,15 +14,28 @@ from portability.data import DataSource, StudyData, data_spec, study_data
 from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
-from portability.hosts import HostSource, describe
+from portability.hosts import HostSource, HostSpec, describe
 from portability.plan import Grid
-from portability.spec import FROM_EXTRACTION, KINDS, PISSA, EvalSpec, InitSpec, MethodSpec, PortSpec, TaskSpec, TrainSpec
+from portability.sources import answer_spec
+from portability.spec import (
+    FROM_EXTRACTION,
+    KINDS,
+    PISSA,
+    AnswerSpec,
+    EvalSpec,
+    InitSpec,
+    MethodSpec,
+    PortSpec,
+    TaskSpec,
+    TrainSpec,
+)
+from portability.typed import build, distinct, typed, whole
 
-T = TypeVar("T")
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
 UPDATES = " of updates from 1 on (0 comes on top)"
+SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class GridConf:
     """The axes as conf/config.yaml states them."""
 
     pairs: list | None
-    data: str | None
+    data: str | list | None
     relations: dict
     study_data: list
     overlap: str
@@ -107,39 +118,6 @@ class Study:
     similarity: bool  # compare the hosts of each pair (portability/pairs.py)
 
 
-def build(cls: type[T], value: Any, where: str) -> T:
-    """A dataclass from a mapping of its fields.
-
-    Raises:
-        UserError: an unknown, missing or wrongly typed key, with its place in the configuration.
-    """
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where} must be a mapping, got {value!r}")
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for key in value:
-        choose(str(key), names, f"key in {where}")
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{where}.{field.name} is missing")
-    return cls(**{key: _typed(item, hints[key], f"{where}.{key}") for key, item in value.items()})
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = tuple(typing.get_origin(option) or option for option in options)
-    if value is None and type(None) in kinds:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-        return float(value)
-    plain = tuple(kind for kind in kinds if isinstance(kind, type))
-    plain += (dict, list) if Mapping in kinds or any(getattr(kind, "__name__", "") == "Mapping" for kind in kinds) else ()
-    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-        raise UserError(f"{where} must be {wanted}, got {value!r}")
-    return value
-
-
 def to_study(cfg: DictConfig) -> Study:
     """Check the composed configuration and describe hosts and data (no torch, nothing is loaded).
 
@@ -153,16 +131,17 @@ def to_study(cfg: DictConfig) -> Study:
     assert isinstance(raw, dict)
     hosts = build(HostSetConf, raw["host_set"], "host_set")
     conf = build(GridConf, raw["grid"], "grid")
-    if None in (conf.data, *conf.relations.values()):
+    if conf.data is None or None in conf.relations.values():
         raise UserError(f"host set '{hosts.name}' names no data set for one of this sweep's relations; name one "
                         "(host_set.sets.ROLE=SET) or leave the relation out (grid.relations)")
-    sources = [build(DataSource, {"name": name} | _known(raw, "data", name), f"data.{name}") for name in conf.study_data]
+    sources = [build(DataSource, {"name": name} | _known(raw, "data", name), f"data.{name}")
+               for name in distinct(conf.study_data, "grid.study_data")]
     choose(conf.overlap, ("drop", "keep"), "grid.overlap")
     data = study_data(sources, conf.overlap)
     grid = _grid(raw, conf, data)
     return Study(
         name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
-        grid=grid, sources=sources, data=data, overlap=conf.overlap, similarity=_typed(raw["similarity"], bool, "similarity"),
+        grid=grid, sources=sources, data=data, overlap=conf.overlap, similarity=typed(raw["similarity"], bool, "similarity"),
         engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=part_of(raw),
     )
 
@@ -188,39 +167,62 @@ def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
 
 def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     evaluation = build(EvalSpec, raw["eval"], "eval")
-    for name in (conf.data, *conf.relations.values()):
+    received = distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")
+    relations = {name: _origins(name, str(value), received) for name, value in conf.relations.items()}
+    for name in (*received, *(source for origins in relations.values() for source in origins.values())):
         choose(str(name), conf.study_data, "data set of grid.study_data")
     train = build(TrainConf, raw["train"], "train")
-    budgets = sorted(_whole(conf.budgets, "grid.budgets", 1, UPDATES))
+    budgets = sorted(whole(conf.budgets, "grid.budgets", 1, UPDATES))
     _check_train(train)
     if evaluation.batch_size < 1:
         raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
     if conf.origin_updates is not None:
-        _whole([conf.origin_updates], "grid.origin_updates", 1, UPDATES)
+        whole([conf.origin_updates], "grid.origin_updates", 1, UPDATES)
     pairs = [[_host(raw, name) for name in _pair(pair)] for pair in conf.pairs or [[raw["origin"], raw["receiving"]]]]
     hosts = {name: describe(build(HostSource, {"name": name} | _known(raw, "host", name), f"host.{name}"))
              for name in dict.fromkeys(name for pair in pairs for name in pair)}
-    used = dict.fromkeys([conf.data, *conf.relations.values()])
+    used = dict.fromkeys([*received, *(source for origins in relations.values() for source in origins.values())])
     specs = {name: data_spec(data, name, evaluation) for name in used}
-    methods, inits = _methods(raw), [_init(raw, name) for name in _distinct(conf.inits, "grid.inits")]
+    task = TaskSpec(**_task(raw["task"]))
+    answers = {name: spec for name in used if (spec := answer_spec(data.sources[name], task.max_length)) is not None}
+    _check_tasks(hosts.values(), answers)
+    methods, inits = _methods(raw), [_init(raw, name) for name in distinct(conf.inits, "grid.inits")]
     _check_extractions(methods, inits)
     return Grid(
         methods=methods,
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
-        relations={name: specs[source] for name, source in conf.relations.items()},
-        data=specs[conf.data],
+        relations={name: {own: specs[source] for own, source in origins.items()} for name, origins in relations.items()},
+        data=[specs[name] for name in received],
         inits=inits,
         ports=[build(PortSpec, {"name": name} | _known(raw, "port", name), f"port.{name}")
-               for name in _distinct(conf.ports, "grid.ports")],
-        seeds=_whole(conf.seeds, "grid.seeds", None),
+               for name in distinct(conf.ports, "grid.ports")],
+        seeds=whole(conf.seeds, "grid.seeds", None),
         budgets=budgets,
         origin_updates=max(budgets) if conf.origin_updates is None else conf.origin_updates,
-        task=TaskSpec(**_task(raw["task"])),
+        task=task,
+        answers=answers,
         train=TrainSpec(updates=max(budgets), **vars(train) | {"betas": tuple(train.betas)}),
         eval=evaluation,
         precision=choose(str(raw["precision"]), PRECISIONS, "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
     )
+
+
+def _origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:
+    """By receiving set, the set that its origin is trained on: the one named, or `self`, or the `next` receiving set."""
+    if value == NEXT and len(received) < 2:
+        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in grid.data, which names one "
+                        "set only; name another set there, or a set here")
+    following = dict(zip(received, [*received[1:], received[0]], strict=True))
+    return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
+
+
+def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -> None:
+    """Refuse encoders where answers are to be written or rated."""
+    encoders = [host.name for host in hosts if FAMILIES[host.shape.family].scoring == "head"]
+    if encoders and answers:
+        raise UserError(f"host '{encoders[0]}' is an encoder and can neither write an answer nor rate choices token by token, "
+                        f"as data set '{next(iter(answers))}' asks for; choose a gpt2, llama or t5 host")
 
 
 def _host(raw: Mapping[str, Any], name: str) -> str:
@@ -276,19 +278,6 @@ def _pair(pair: Any) -> tuple[str, str]:
     return str(pair[0]), str(pair[1])
 
 
-def _whole(values: Sequence[Any], where: str, least: int | None, note: str = "") -> list[int]:
-    for value in _distinct(values, where):
-        if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
-            raise UserError(f"{where} must be whole numbers{note}, got {value!r}")
-    return list(values)
-
-
-def _distinct(values: Sequence[Any], where: str) -> list[Any]:
-    if not values or len(set(values)) != len(values):
-        raise UserError(f"{where} must name at least one value and none twice, got {list(values)}")
-    return list(values)
-
-
 def _check_train(train: TrainConf) -> None:
     limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "ema_decay": 0, "bucket_batches": 1}
     for key, low in limits.items():
@@ -311,4 +300,5 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
         "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
         "origin_updates": grid.origin_updates,
         "task": json.loads(json.dumps(vars(grid.task))),
+        "answers": {name: vars(spec) for name, spec in grid.answers.items()},
     }

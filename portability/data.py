@@ -9,7 +9,7 @@ import logging
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from portability.encoding import Encoded, encode
@@ -17,13 +17,16 @@ from portability.errors import UserError, choose
 from portability.fingerprints import cache_folder
 from portability.overlap import EVAL_SPLITS, OVERLAPS, Rows, guard, kept
 from portability.seeds import stream_seed
-from portability.sources import DataSource, check, files, read, read_split
+from portability.sources import DataSource, as_columns, check, files, read, read_split
 from portability.spec import DataSpec, EvalSpec, digest
+from portability.tasks.examples import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DataSource", "Encoded", "StudyData", "data_spec", "encode", "read", "rows", "rows_digest", "study_data"]
+__all__ = [
+    "DataSource", "Encoded", "StudyData", "data_spec", "encode", "examples", "read", "rows", "rows_digest", "study_data",
+]
 log = logging.getLogger(__name__)
 GUARD_RULE = 1  # raise it when the leak guard or the digests change, so that kept results are not used
 
@@ -87,15 +90,16 @@ def _facts(sources: Mapping[str, DataSource], overlap: str) -> dict[str, Any]:
 
 
 def rows_digest(found: Rows) -> str:
-    """First 16 hex digits of the SHA-256 over texts and labels in order; nothing but content counts.
+    """First 16 hex digits of the SHA-256 over texts and labels, or over examples, in order; nothing but content counts.
 
     Example:
         >>> rows_digest([("a", 0), ("b", 1)]) == rows_digest([("a", 0), ("b", 0)])
         False
     """
     total = hashlib.sha256()
-    for text, label in found:
-        total.update(json.dumps([text, label], separators=(",", ":")).encode() + b"\n")
+    for row in found:
+        content = list(astuple(row) if isinstance(row, Example) else row)
+        total.update(json.dumps(content, separators=(",", ":")).encode() + b"\n")
     return total.hexdigest()[:16]
 
 
@@ -140,7 +144,7 @@ def _eval_digest(study: StudyData, name: str, eval_spec: EvalSpec, size: int) ->
 
 
 def rows(study: StudyData, name: str, split: str, limit: int) -> "Dataset":
-    """The rows that are trained on or evaluated, with columns text and label.
+    """The rows that are trained on or evaluated, with columns text and label, or prompt, answer and choices.
 
     Args:
         split: "train" (after the guard), "validation" or "test".
@@ -151,9 +155,17 @@ def rows(study: StudyData, name: str, split: str, limit: int) -> "Dataset":
     """
     from datasets import Dataset
 
+    return Dataset.from_dict(as_columns(_chosen(study, name, split, limit)))
+
+
+def examples(study: StudyData, name: str, split: str, limit: int) -> list[Example]:
+    """The examples of a set of prompts that are trained on or evaluated; arguments and errors as of `rows`."""
+    return [row for row in _chosen(study, name, split, limit) if isinstance(row, Example)]
+
+
+def _chosen(study: StudyData, name: str, split: str, limit: int) -> Rows:
     choose(name, study.sources, "data set")
-    found = _subset(_kept_rows(study, name, split), split, limit)
-    return Dataset.from_dict({"text": [text for text, _ in found], "label": [label for _, label in found]})
+    return _subset(_kept_rows(study, name, split), split, limit)
 
 
 def _kept_rows(study: StudyData, name: str, split: str) -> Rows:

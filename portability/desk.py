@@ -5,17 +5,21 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from portability.data import Encoded, StudyData, encode, rows
+from portability.data import Encoded, StudyData, encode, examples, rows
 from portability.devices import Place
 from portability.errors import UserError, without_places
 from portability.hosts import Host, load_host
 from portability.memory import free_bytes
 from portability.records import Evidence, build_result
-from portability.spec import RunSpec
+from portability.spec import AnswerSpec, RunSpec, TaskSpec
 from portability.store import Store
+from portability.tasks.encode import Sequences, encode_answers
+from portability.tasks.examples import Example
+from portability.tasks.scorer import Questions, questions
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ class Desk:
     place: Place = Place("cpu", 0.5)
     checkpoint_seconds: float = 60.0
     hosts: dict[tuple[str, str], Host] = field(default_factory=dict)
-    texts: dict[tuple, Encoded] = field(default_factory=dict)
+    texts: dict[tuple, Any] = field(default_factory=dict)
     member_bytes: dict[tuple, int] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -58,8 +62,31 @@ class Desk:
             self.hosts[key] = load_host(run.host, self.place.device, run.precision)
         return self.hosts[key]
 
+    def training(self, host: Host, run: RunSpec) -> Encoded | Sequences:
+        """What the run is trained on, as token ids."""
+        if isinstance(run.task, TaskSpec):
+            return self.encoded(host, run, "train", 0)
+        return self._kept(run, "train", 0, lambda found, task: encode_answers(
+            found, host.tokenizer, host.family, task.max_length))
+
+    def test(self, host: Host, run: RunSpec) -> Encoded | Questions:
+        """What the run is scored on, as token ids."""
+        split, limit = run.eval.split, run.eval.limit
+        if isinstance(run.task, TaskSpec):
+            return self.encoded(host, run, split, limit)
+        return self._kept(run, split, limit, lambda found, task: questions(found, host.tokenizer, host.family, task))
+
+    def _kept(self, run: RunSpec, split: str, limit: int, make: Callable[[list[Example], AnswerSpec], Any]) -> Any:
+        """Examples of a set of prompts in a host's tokens, made once a worker."""
+        assert isinstance(run.task, AnswerSpec)
+        key = (run.host.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, split, limit, run.task)
+        if key not in self.texts:
+            self.texts[key] = make(examples(self.data, run.data.name, split, limit), run.task)
+        return self.texts[key]
+
     def encoded(self, host: Host, run: RunSpec, split: str, limit: int) -> Encoded:
-        """One split of the run's data as token ids, mapped from a file that all workers share."""
+        """One split of a set of texts with labels as token ids, mapped from a file that all workers share."""
+        assert isinstance(run.task, TaskSpec)
         key = (run.host.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, split, limit, run.task)
         if key not in self.texts:
             dataset = rows(self.data, run.data.name, split, limit)

@@ -12,22 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import fsum
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
-from torch.nn import functional as F
+from torch.func import vmap
 
-from portability.batches import Schedule, fill, pad
-from portability.data import Encoded
+from portability.batches import Schedule, fill
 from portability.graphs import Replayer
-from portability.scorer import HEAD, Scorer
+from portability.scorer import HEAD, Parameters, Predictions, Scorer
 from portability.spec import TrainSpec
+from portability.tasks.scorer import AnswerScorer
 
-Parameters = Mapping[str, Tensor]
+AnyScorer = Scorer | AnswerScorer
 LOSS_EVERY = 10  # updates between two points of the stored training loss
-TRAIN_ROWS, SCORE_ROWS = 4, 16  # batches are filled up to a multiple of so many examples (batches.fill)
+TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (batches.fill)
 
 
 @dataclass
@@ -71,15 +71,14 @@ class Bank:
         return {name: view[index].detach().cpu().clone() for name, view in self.views(theta).items()}
 
 
-def logits_of(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between layers under
-    several names, and swapping all of them leaves a dead tensor behind."""
-    return functional_call(scorer, dict(parameters), (ids, mask), tie_weights=False)
+def logits_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
+    """Logits of one member's batch (see the scorers)."""
+    return scorer.logits(parameters, *rows)
 
 
-def loss_of(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-    """Mean loss of one member's batch, in nats; target (B,) holds indices of logits."""
-    return F.cross_entropy(logits_of(scorer, parameters, ids, mask), target)
+def loss_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
+    """Mean loss of one member's batch, in nats (see the scorers)."""
+    return scorer.loss(parameters, *rows)
 
 
 class Trainer:
@@ -92,7 +91,7 @@ class Trainer:
             one, comes last.
     """
 
-    def __init__(self, scorer: Scorer, members: Sequence[Member], spec: TrainSpec):
+    def __init__(self, scorer: AnyScorer, members: Sequence[Member], spec: TrainSpec):
         self.scorer, self.members, self.spec, self.done = scorer, list(members), spec, 0
         self.device = scorer.device
         self.bank = Bank([member.start for member in members], self.device)
@@ -100,7 +99,6 @@ class Trainer:
         self.frozen = {name: torch.stack([member.frozen[name] for member in members]).to(self.device)
                        for name in members[0].frozen}
         self.optimizer, self.blocks = self._optimizer()
-        self.targets = torch.tensor(scorer.label_ids)
         self.tokens = np.zeros((2, len(self.members)), dtype=np.int64)  # real, padded
         size = len(self.members)
         self.losses = torch.zeros(spec.updates, size, device=self.device)
@@ -143,7 +141,7 @@ class Trainer:
         """Whether any member is still finite; waits for the device."""
         return bool((self.failed_at == 0).any())
 
-    def update(self, step: int, schedule: Schedule, encoded: Encoded) -> None:
+    def update(self, step: int, schedule: Schedule, encoded: Any) -> None:
         """One optimiser update of every member, on its own batch from the step's bucket."""
         batch = self._batch(step, schedule, encoded)
         warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
@@ -155,24 +153,22 @@ class Trainer:
         self._replayer(self._step, *batch)
         self.done = step + 1
 
-    def _batch(self, step: int, schedule: Schedule, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids and masks (K, B, T), target tokens (K, B), on the device (or on their way to it)."""
+    def _batch(self, step: int, schedule: Schedule, encoded: Any) -> tuple[Tensor, ...]:
+        """The scorer's rows, (K, B, ...) each, on the device (or on their way to it)."""
         picks = np.stack([schedule.examples(step, member.seed) for member in self.members])
-        size, picks = picks.shape[1], fill(picks, TRAIN_ROWS)
-        ids, mask = pad(encoded, picks, schedule.length(step))
-        self.tokens += np.stack([mask[:, :size].sum((1, 2)).numpy(), np.full(len(picks), mask[0, :size].numel())])
-        target = self.targets[torch.from_numpy(encoded.labels[picks])]
-        target[:, size:] = -100  # has no loss (default of cross_entropy)
-        batch = (ids, mask, target)
+        size, bucket = picks.shape[1], schedule.buckets[schedule.bucket(step)[0]]
+        rows = self.scorer.rows(encoded, fill(picks, TRAIN_ROWS), size, bucket)
+        mask = rows[1][:, :size]
+        self.tokens += np.stack([mask.sum((1, 2)).numpy(), np.full(len(picks), mask[0].numel())])
         if self.device.type != "cuda":
-            return batch
-        return tuple(part.pin_memory().to(self.device, non_blocking=True) for part in batch)  # type: ignore[return-value]
+            return rows
+        return tuple(part.pin_memory().to(self.device, non_blocking=True) for part in rows)
 
-    def _step(self, ids: Tensor, mask: Tensor, target: Tensor) -> None:
+    def _step(self, *rows: Tensor) -> None:
         """The update itself, on the device alone. A member that went wrong goes on as numbers that are not finite, in its
         own rows: each operation here works on every row by itself."""
         each = vmap(lambda *member: loss_of(self.scorer, *member))
-        losses = each(self.bank.views(self.bank.theta) | self.frozen, ids, mask, target)
+        losses = each(self.bank.views(self.bank.theta) | self.frozen, *rows)
         (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
         norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
         gradient = gradient * torch.clamp(self.spec.clip / (norms + 1e-6), max=1.0)[:, None]
@@ -221,7 +217,7 @@ class Trainer:
             self.optimizer.state[group["params"][0]] = {"step": step, **moments}
 
 
-def train(trainer: Trainer, schedule: Schedule, encoded: Encoded, marks: Sequence[int],
+def train(trainer: Trainer, schedule: Schedule, encoded: Any, marks: Sequence[int],
           on_mark: Callable[[int, dict[str, Tensor]], None], on_update: Callable[[], None] = lambda: None) -> None:
     """Carry a stack through the updates it still lacks, and call `on_mark(updates, parameters)` with the averages, and what
     is frozen beside them, at each mark that it passes.
@@ -240,45 +236,6 @@ def train(trainer: Trainer, schedule: Schedule, encoded: Encoded, marks: Sequenc
             on_update()
 
 
-@dataclass
-class Predictions:
-    """Per member and example, (K, N): log-odds of positive, negative log-likelihood of the label, invalid output."""
-
-    margin: np.ndarray
-    nll: np.ndarray
-    invalid: np.ndarray
-
-
-def _stacked_logits(scorer: Scorer, parameters: Parameters, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits (K, B, V) of all members on the same batch."""
-    if not parameters:
-        return logits_of(scorer, {}, ids, mask)[None]
-    return vmap(lambda p, i, m: logits_of(scorer, p, i, m), in_dims=(0, None, None))(dict(parameters), ids, mask)
-
-
-@torch.inference_mode()
-def predict(scorer: Scorer, parameters: Parameters, encoded: Encoded, batch_size: int) -> Predictions:
-    """Score every example with every member, in the order of the examples.
-
-    What stands before the first of a module's sites is the same for all members, and `vmap` does it once a batch.
-
-    Args:
-        parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
-    """
-    order = np.argsort(encoded.lengths, kind="stable")
-    labels = torch.from_numpy(encoded.labels)
-    negative, positive = scorer.label_ids
-    targets, out = torch.tensor(scorer.label_ids), []
-    for first in range(0, len(order), batch_size):
-        picks = order[first : first + batch_size]
-        batch = pad(encoded, fill(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
-        ids, mask = (part.to(scorer.device) for part in batch)
-        logits = _stacked_logits(scorer, parameters, ids, mask)[:, : len(picks)]
-        scores = logits.float().log_softmax(-1)
-        target = targets[labels[picks]].to(scorer.device).expand(len(scores), -1)
-        nll = -scores.gather(-1, target[..., None]).squeeze(-1)
-        best = scores.argmax(-1)
-        out.append((scores[..., positive] - scores[..., negative], nll, (best != negative) & (best != positive)))
-    back = np.argsort(order)
-    margin, nll, invalid = (torch.cat(part, 1).cpu().numpy()[:, back] for part in zip(*out, strict=True))
-    return Predictions(margin, nll, invalid)
+def predict(scorer: AnyScorer, parameters: Parameters, test: Any, batch_size: int) -> Predictions:
+    """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers)."""
+    return scorer.predict(parameters, test, batch_size)

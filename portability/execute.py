@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from portability import engine
-from portability.batches import pad
+from portability.batches import Bucket
 from portability.data import Encoded
 from portability.desk import Desk
 from portability.errors import FAULTS, UserError
 from portability.extracted import extraction
+from portability.hosts import Host
 from portability.inits import INITS, Given
 from portability.memory import member_bytes, most_members
 from portability.methods import Mounted
@@ -28,9 +29,10 @@ from portability.port import fit_head
 from portability.records import Evidence
 from portability.scorer import Scorer
 from portability.seeds import stream_seed
-from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, from_dict
-from portability.stack import Bench, Head, Stack, Start, count_parameters, member, parts
+from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, TaskSpec, from_dict
+from portability.stack import Bench, Head, Stack, Start, count_parameters, parts
 from portability.store import Store
+from portability.tasks.scorer import AnswerScorer, Questions
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
@@ -84,8 +86,7 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
     started = time.perf_counter()
     first = runs[0]
     host = desk.host(first)
-    scorer = Scorer(host, first.task)
-    test = desk.encoded(host, first, first.eval.split, first.eval.limit)
+    scorer, test = scorer_of(host, first), desk.test(host, first)
     if first.init.kind == BARE:
         for run in runs:
             _score_bare(run, scorer, test, desk)
@@ -93,7 +94,7 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
     assert first.method is not None
     mounted = Mounted(host, first.method)
     try:
-        bench = Bench(mounted, scorer, desk.encoded(host, first, "train", 0), test)
+        bench = Bench(mounted, scorer, desk.training(host, first), test)
         starts = _starts(runs, bench, desk)
         runs = [run for run in runs if run.run_id in starts]
         size = _most(runs, starts, bench, desk) if len(runs) > 1 else 1
@@ -108,16 +109,20 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
         mounted.unmount()
 
 
+def scorer_of(host: Host, run: RunSpec) -> engine.AnyScorer:
+    """What asks a host the run's task."""
+    return Scorer(host, run.task) if isinstance(run.task, TaskSpec) else AnswerScorer(host, run.task)
+
+
 def trial(run: RunSpec, members: int, desk: Desk) -> tuple[int, int]:
     """Train scratch modules of a run's kind, as many of them as fit, and throw them away, to see how long that takes; gives
     back how many they were, and the bytes of one's module and of one evaluation."""
     host = desk.host(run)
-    scorer = Scorer(host, run.task)
-    test = desk.encoded(host, run, run.eval.split, run.eval.limit)
+    scorer, test = scorer_of(host, run), desk.test(host, run)
     assert run.method is not None
     mounted = Mounted(host, run.method)
     try:
-        bench = Bench(mounted, scorer, desk.encoded(host, run, "train", 0), test)
+        bench = Bench(mounted, scorer, desk.training(host, run), test)
         runs = [replace(run, seed=seed) for seed in range(members)]
         starts = [Start(mounted.fresh(seed), scorer.fresh_head(seed), None, None) for seed in range(members)]
         members = min(members, _most(runs, {one.run_id: start for one, start in zip(runs, starts, strict=True)}, bench, desk))
@@ -131,14 +136,16 @@ def trial(run: RunSpec, members: int, desk: Desk) -> tuple[int, int]:
 def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, desk: Desk) -> int:
     """The largest stack that fits into the memory that is free now."""
     run = runs[0]
-    lengths = np.sort(bench.training.lengths)
-    key = (run.host.fingerprint, repr(run.method), run.train.batch_size, int(lengths[-1]), run.precision)
+    lengths, start = bench.training.lengths, starts[run.run_id]
+    subtracts = any(starts[one.run_id].frozen is not None for one in runs)
+    longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
+    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest, run.train.batch_size, subtracts,
+           run.precision)
     if key not in desk.member_bytes:
-        picks = np.argsort(bench.training.lengths, kind="stable")[-run.train.batch_size :]
-        ids, mask = pad(bench.training, picks, int(lengths[-1]))
-        target = torch.tensor(bench.scorer.label_ids)[torch.from_numpy(bench.training.labels[picks])]
-        start = starts[run.run_id]
-        desk.member_bytes[key] = member_bytes(bench.scorer, bench.parameters(start.module, start.head), ids, mask, target)
+        picks = np.argsort(lengths, kind="stable")[-run.train.batch_size :]
+        rows = bench.scorer.rows(bench.training, picks, len(picks), longest)
+        frozen = bench.frozen(start.frozen) if subtracts else {}
+        desk.member_bytes[key] = member_bytes(bench.scorer, bench.parameters(start.module, start.head), rows, frozen)
     return most_members(desk.member_bytes[key], desk.device, desk.place.share)
 
 
@@ -176,7 +183,7 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
     return Start(module, head, done.report if done else None, names, module if run.init.kind in SUBTRACTED else None)
 
 
-def start_head(run: RunSpec, scorer: Scorer, store: Store) -> Head:
+def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> Head:
     """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's width.
 
     All arms of a cell start from the same head, so that no arm has an advantage (design: head shared).
@@ -199,34 +206,35 @@ def _logit_change(bench: Bench, head: Head) -> Callable[[ModuleState], float]:
     """Module -> Frobenius norm of its change of the logits on the first training inputs."""
     training, scorer = bench.training, bench.scorer
     picks = np.arange(min(CALIBRATION, len(training)))
-    ids, mask = (part.to(scorer.device) for part in pad(training, picks, int(training.lengths[picks].max())))
+    made = scorer.rows(training, picks, len(picks), Bucket(picks, int(training.lengths[picks].max())))
+    rows = tuple(part.to(scorer.device) for part in made)
     bare: list[Tensor] = []
 
     @torch.no_grad()
     def change(module: ModuleState) -> float:
         if not bare:
-            bare.append(bare_logits(scorer, head, ids, mask))
-        logits = engine.logits_of(scorer, _there(bench.parameters(module, head), scorer), ids, mask)
+            bare.append(bare_logits(scorer, head, *rows))
+        logits = engine.logits_of(scorer, _there(bench.parameters(module, head), scorer), *rows)
         return float(torch.linalg.vector_norm(logits - bare[0]))
 
     return change
 
 
-def bare_logits(scorer: Scorer, head: Head, ids: Tensor, mask: Tensor) -> Tensor:
+def bare_logits(scorer: engine.AnyScorer, head: Head, *rows: Tensor) -> Tensor:
     """Logits of the host without any module."""
     active = scorer.model.active_adapters
     scorer.model.set_active_adapters(None)
     try:
-        return engine.logits_of(scorer, _there(head, scorer), ids, mask)
+        return engine.logits_of(scorer, _there(head, scorer), *rows)
     finally:
         scorer.model.set_active_adapters(active)
 
 
-def _there(parameters: Mapping[str, Tensor], scorer: Scorer) -> dict[str, Tensor]:
+def _there(parameters: Mapping[str, Tensor], scorer: engine.AnyScorer) -> dict[str, Tensor]:
     return {name: value.to(scorer.device) for name, value in parameters.items()}
 
 
-def _score_bare(run: RunSpec, scorer: Scorer, test: Encoded, desk: Desk) -> None:
+def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: Encoded | Questions, desk: Desk) -> None:
     """The host as it is, on the test set."""
     started = time.perf_counter()
     head = start_head(run, scorer, desk.store)
@@ -234,6 +242,6 @@ def _score_bare(run: RunSpec, scorer: Scorer, test: Encoded, desk: Desk) -> None
     scorer.model.set_active_adapters(None)
     found = engine.predict(scorer, stacked, test, run.eval.batch_size)
     desk.commit(Evidence(
-        run=run, labels=test.labels, predictions={0: member(found, 0)}, head=head,
+        run=run, labels=test.labels, predictions={0: found.of(0)}, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
     ))

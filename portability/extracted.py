@@ -1,8 +1,11 @@
 """The extraction behind a run: seed examples of the run's data in the teacher's tokens, and what is cut out by them."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from portability.data import StudyData, encode, rows
+from portability.data import StudyData, encode, examples, rows
 from portability.errors import UserError, choose
 from portability.extraction import ExtractionOptions, ExtractReport, Seed, extract
 from portability.families import FAMILIES
@@ -10,8 +13,13 @@ from portability.hosts import check_unchanged, label_ids, load_tokenizer
 from portability.lora import lora_settings
 from portability.module import ModuleState
 from portability.seeds import stream_seed
-from portability.spec import HostSpec, InitSpec, MethodSpec, RunSpec
+from portability.spec import AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
 from portability.store import Store
+from portability.tasks.encode import encode_answers
+from portability.tasks.examples import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPTIONS = ("seeds", "layers", "structure", "split", "scores")  # of an init that starts from an extraction
 SEEDS = 32  # examples, as in the reference (Zhong et al. 2024, n_sample of its sampling script)
@@ -68,13 +76,16 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
         UserError: the training data has fewer examples.
     """
     count, family = seed_count(run.init), teacher.shape.family
-    dataset = rows(data, run.data.name, "train", 0)
+    answers = isinstance(run.task, AnswerSpec)
+    dataset = examples(data, run.data.name, "train", 0) if answers else rows(data, run.data.name, "train", 0)
     if count > len(dataset):
         raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of data set "
                         f"'{run.data.name}' has {len(dataset)}; set a smaller init.{run.init.name}.options.seeds")
     picks = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds")).permutation(len(dataset))[:count]
-    chosen = dataset.select(picks.tolist())
     tokenizer, labelled = load_tokenizer(teacher), FAMILIES[family].scoring == "label"
+    if isinstance(run.task, AnswerSpec):
+        return _answered([dataset[i] for i in picks.tolist()], tokenizer, family, run.task)
+    chosen = dataset.select(picks.tolist())
     encoded = encode(chosen, tokenizer, run.task, labelled, teacher.fingerprint)
     if not labelled:
         return [Seed(encoded.row(i).tolist(), label=int(encoded.labels[i])) for i in range(count)]
@@ -83,4 +94,17 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
     for i in range(count):
         ids, answer = encoded.row(i).tolist(), answers[int(encoded.labels[i])]
         out.append(Seed(ids, target=[answer]) if family == "t5" else Seed([*ids, answer], start=len(ids)))
+    return out
+
+
+def _answered(
+    chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, task: AnswerSpec
+) -> list[Seed]:
+    """Prompts with their whole answers, the end token among these, as in training."""
+    found, out = encode_answers(chosen, tokenizer, family, task.max_length), []
+    flat, begins = found.answers
+    for i in range(len(found)):
+        ids = found.ids[found.offsets[i] : found.offsets[i + 1]].tolist()
+        answer = flat[begins[i] : begins[i] + found.answer_lengths[i]].tolist()
+        out.append(Seed(ids, target=answer) if family == "t5" else Seed(ids, start=int(found.starts[i])))
     return out

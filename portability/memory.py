@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from portability.devices import control
-from portability.engine import loss_of
-from portability.scorer import Scorer
+from portability.engine import AnyScorer, loss_of
 
 STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, moving average, AdamW's two moments
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -21,8 +20,7 @@ MARGINS = {"cpu": 1.5, "cuda": 3.0}  # for what lives beside the activations: gr
 
 
 def member_bytes(
-    scorer: Scorer, start: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor,
-    frozen: Mapping[str, Tensor] = NOTHING,
+    scorer: AnyScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
     """Bytes that one more member of a stack needs: its state, its frozen tensors, and the activations that its update keeps.
 
@@ -30,24 +28,23 @@ def member_bytes(
 
     Args:
         start: one member's parameters by the scorer's names.
-        ids: (B, T) the longest batch of the training set; mask alike; target (B,).
+        rows: (B, ...) each, the longest batch of the training set as the scorer makes it.
         frozen: what one member holds beside its parameters, by the scorer's names.
     """
     stacked, beside = ({name: value[None] for name, value in part.items()} for part in (start, frozen))
-    kept = kept_bytes(scorer, stacked, ids[None], mask[None], target[None], beside)
+    kept = kept_bytes(scorer, stacked, [part[None] for part in rows], beside)
     state = STATE * sum(value.numel() for value in start.values()) + sum(value.numel() for value in frozen.values())
     return int(MARGINS[scorer.device.type] * kept) + 4 * state
 
 
 def kept_bytes(
-    scorer: Scorer, stacked: Mapping[str, Tensor], ids: Tensor, mask: Tensor, target: Tensor,
-    frozen: Mapping[str, Tensor] = NOTHING,
+    scorer: AnyScorer, stacked: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
     """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights and the members' frozen
     tensors not counted.
 
     Args:
-        stacked: parameters (K, ...), frozen alike; ids (K, B, T), mask alike, target (K, B).
+        stacked: parameters (K, ...), frozen alike; rows (K, B, ...) each.
     """
     beside = {name: value.to(scorer.device) for name, value in frozen.items()}
     own = {p.untyped_storage().data_ptr() for p in (*scorer.parameters(), *beside.values())}
@@ -60,7 +57,7 @@ def kept_bytes(
         return tensor
 
     there = {name: value.to(scorer.device).requires_grad_() for name, value in stacked.items()}
-    batch = [part.to(scorer.device) for part in (ids, mask, target)]
+    batch = [part.to(scorer.device) for part in rows]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         whole = vmap(lambda *member: loss_of(scorer, *member))(there | beside, *batch)  # held, so that no address is used twice
     del whole

@@ -154,6 +154,34 @@ def score(margin: np.ndarray, nll: np.ndarray, invalid: np.ndarray, label: np.nd
     return {f"eval_{name}": float(metric.value(columns[metric.column], labels)) for name, metric in METRICS.items()}
 
 
+def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scoring: str) -> dict[str, float]:
+    """All metrics of one evaluation of answers: eval_accuracy (of exact_match and choice) or eval_rougeL, eval_loss (nats a
+    token of the right answer), eval_invalid_rate (share of written answers that do not end).
+
+    Args:
+        scores: (N,) in [0, 1], what each answer is worth.
+        nll: (N,) negative log-likelihood of a token of the right answer, nats, finite.
+        invalid: (N,) bool.
+        scoring: a name in spec.SCORINGS.
+
+    Raises:
+        ValueError: no example, lengths that differ, or values that are not finite.
+
+    Example:
+        >>> score_answers(np.array([1.0, 0.0]), np.array([0.5, 1.5]), np.array([False, False]), "choice")
+        {'eval_accuracy': 0.5, 'eval_loss': 1.0, 'eval_invalid_rate': 0.0}
+    """
+    columns = {"score": np.asarray(scores, np.float64), "nll": np.asarray(nll, np.float64), "invalid": np.asarray(invalid)}
+    if len({column.shape for column in columns.values()}) > 1 or not len(scores):
+        raise ValueError(f"metrics need columns of one length of at least 1, got {[c.shape for c in columns.values()]}")
+    for name in ("score", "nll"):
+        if bad := int((~np.isfinite(columns[name])).sum()):
+            raise ValueError(f"{name} is not finite for {bad} of {len(scores)} examples")
+    name = "eval_rougeL" if scoring == "rouge_l" else "eval_accuracy"
+    means = {key: float(column.mean()) for key, column in columns.items()}
+    return {name: means["score"], "eval_loss": means["nll"], "eval_invalid_rate": means["invalid"]}
+
+
 def _check(columns: dict[str, np.ndarray], labels: np.ndarray) -> None:
     shapes = {name: column.shape for name, column in columns.items()} | {"label": labels.shape}
     if set(shapes.values()) != {(labels.size,)} or not labels.size:

@@ -1,4 +1,4 @@
-"""The leak guard: sentences that stand in more than one place of a study are dropped from training by one rule.
+"""The leak guard: what stands in more than one place of a study is dropped from training by one rule.
 
 The rule looks at the study's list of data sets and at nothing else, so a training set, and with it an origin's module,
 stays the same whatever it is ported to.
@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from portability.errors import UserError
+from portability.tasks.examples import Example, question
 
-Rows = list[tuple[str, int]]  # text, label (0 negative, 1 positive)
+LabelledText = tuple[str, int]  # text, label (0 negative, 1 positive)
+Rows = list[LabelledText | Example]
 EVAL_SPLITS = ("validation", "test")
 OVERLAPS = ("drop", "keep")
 _NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
@@ -30,6 +32,11 @@ def key(text: str) -> str:
     """
     folded = text.casefold()
     return _NOT_ALPHANUMERIC.sub("", folded) or folded.strip()
+
+
+def key_of(row: LabelledText | Example) -> str:
+    """What two rows have in common when they count as the same: of a text `key`, of a prompt `tasks.examples.question`."""
+    return question(row) if isinstance(row, Example) else key(row[0])
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,13 @@ def guard(sets: Mapping[str, Mapping[str, Rows]], overlap: str) -> dict[str, Gua
     earlier: set[str] = set()
     out = {}
     for name, splits in sets.items():
-        found = [key(text) for text, _ in splits["train"]]
+        found = [key_of(row) for row in splits["train"]]
         in_eval = [i for i, k in enumerate(found) if k in sets_with]
         in_train = [i for i, k in enumerate(found) if k not in sets_with and k in earlier]
         if overlap == "keep":
             in_eval, in_train = [], []
         rows = [row for split in EVAL_SPLITS for row in splits.get(split, [])]
-        shared = sum(sets_with[key(text)] > 1 for text, _ in rows)
+        shared = sum(sets_with[key_of(row)] > 1 for row in rows)
         out[name] = Guarded(tuple(sorted(in_eval + in_train)), len(in_eval), len(in_train), shared)
         _check_left(name, kept(splits["train"], out[name].dropped), len(found))
         earlier.update(found)
@@ -100,12 +107,12 @@ def kept(rows: Rows, dropped: Sequence[int]) -> Rows:
 
 
 def _keys(splits: Mapping[str, Rows], names: Sequence[str]) -> set[str]:
-    return {key(text) for name in names for text, _ in splits.get(name, [])}
+    return {key_of(row) for name in names for row in splits.get(name, [])}
 
 
 def _check_left(name: str, rows: Rows, before: int) -> None:
-    labels = {label for _, label in rows}
-    if len(labels) < 2:
+    labels = {None if isinstance(row, Example) else row[1] for row in rows}
+    if not labels or (None not in labels and len(labels) < 2):
         left = f"only examples of label {labels.pop()}" if labels else "no examples"
         raise UserError(
             f"data set '{name}': the leak guard leaves {left} of its {before} training examples; list it earlier in "

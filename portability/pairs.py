@@ -19,7 +19,7 @@ from portability.data import StudyData, rows
 from portability.devices import Place
 from portability.errors import UserError, without_places
 from portability.plan import Plan
-from portability.spec import DataSpec, HostSpec, TaskSpec, digest
+from portability.spec import AnswerSpec, DataSpec, HostSpec, TaskSpec, digest
 from portability.store import Store, pairs
 from portability.worker import ENVIRONMENT, Setup, Worker
 
@@ -31,18 +31,23 @@ Answer = dict[str, Any] | str  # what was measured, or what went wrong
 @dataclass(frozen=True)
 class Pair:
     """Two hosts, one of which modules are ported to from the other, and what they read: the first training sentences of the
-    receiving set after the leak guard, without labels, in the study's template (our choice)."""
+    receiving set after the leak guard, without labels, in the study's template, or its first prompts (our choice)."""
 
     one: HostSpec
     other: HostSpec
     data: DataSpec
-    task: TaskSpec
+    task: TaskSpec | AnswerSpec
 
     @property
     def text(self) -> dict[str, Any]:
         """What the texts follow from, so that they have a name before they are read."""
         return {"train_digest": self.data.train_digest, "texts": min(TEXTS, self.data.counts["train"]),
-                "template": self.task.template, "max_length": self.task.max_length}
+                "template": self.asked.template, "max_length": self.asked.max_length}
+
+    @property
+    def asked(self) -> TaskSpec:
+        """How the texts are put to the hosts: prompts as they are."""
+        return self.task if isinstance(self.task, TaskSpec) else TaskSpec("{text}", ("", ""), self.task.max_length)
 
     @property
     def name(self) -> str:
@@ -151,10 +156,11 @@ class _Measure:
         mark = digest(pair.text)
         if mark not in self.texts:
             self.texts[mark] = _texts(pair, self.worker.desk.data)
-        return compare_hosts(pair.one, pair.other, self.texts[mark], pair.task, self.known.setdefault(mark, {}))
+        return compare_hosts(pair.one, pair.other, self.texts[mark], pair.asked, self.known.setdefault(mark, {}))
 
 
 def _texts(pair: Pair, data: StudyData) -> list[str]:
     if data.digests[pair.data.name]["train"] != pair.data.train_digest:
         raise UserError(f"the train split of data set '{pair.data.name}' changed since the study was planned; run it again")
-    return list(rows(data, pair.data.name, "train", 0)[: pair.text["texts"]]["text"])
+    column = "text" if isinstance(pair.task, TaskSpec) else "prompt"
+    return list(rows(data, pair.data.name, "train", 0)[: pair.text["texts"]][column])

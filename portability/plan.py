@@ -13,6 +13,7 @@ from portability.spec import (
     FROM_ORIGIN,
     MATCHED,
     PISSA,
+    AnswerSpec,
     Cell,
     DataSpec,
     EvalSpec,
@@ -35,15 +36,16 @@ BARE_INIT = InitSpec(BARE, BARE)
 class Grid:
     """The question: every combination of these axes is a cell.
 
-    `relations` maps a relation's name to the set the origin is trained on; `budgets` are optimiser updates on the
-    receiving host (zero-shot comes on top); `head` is "shared" or "fresh" and concerns hosts with a classification
-    head only.
+    `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name to the set the
+    origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on the receiving host (zero-shot
+    comes on top); `head` is "shared" or "fresh" and concerns hosts with a classification head only; `task` is that of sets
+    of texts with labels, `answers` has those of sets of prompts, by the set's name.
     """
 
     methods: Sequence[MethodSpec]
     pairs: Sequence[tuple[HostSpec, HostSpec]]  # (origin, receiving): direction matters
-    relations: Mapping[str, DataSpec]
-    data: DataSpec
+    relations: Mapping[str, Mapping[str, DataSpec]]
+    data: Sequence[DataSpec]
     inits: Sequence[InitSpec]
     ports: Sequence[PortSpec]
     seeds: Sequence[int]
@@ -54,11 +56,16 @@ class Grid:
     eval: EvalSpec
     precision: str
     head: str
+    answers: Mapping[str, AnswerSpec] = field(default_factory=dict)
+
+    def task_of(self, data: DataSpec) -> TaskSpec | AnswerSpec:
+        """How a set's texts or prompts are asked and scored."""
+        return self.answers.get(data.name, self.task)
 
     @property
     def size(self) -> int:
         """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
-        axes = (self.methods, self.pairs, self.relations, self.inits, self.ports, self.seeds, self.budgets)
+        axes = (self.methods, self.pairs, self.data, self.relations, self.inits, self.ports, self.seeds, self.budgets)
         count = 1
         for axis in axes:
             count *= len(axis)
@@ -94,9 +101,9 @@ def plan(grid: Grid) -> Plan:
     nest, so one run of the largest budget yields the cells of all of them.
     """
     out = Plan()
-    axes = product(grid.methods, grid.pairs, grid.relations.items(), grid.seeds)
-    for method, pair, (relation, origin_data), seed in axes:
-        arm = _Arm(grid, method, *pair, relation, origin_data, seed)
+    axes = product(grid.methods, grid.pairs, grid.data, grid.relations.items(), grid.seeds)
+    for method, pair, data, (relation, origins), seed in axes:
+        arm = _Arm(grid, method, *pair, data, relation, origins[data.name], seed)
         out.cells.extend(arm.cells(out))
     def depth(run: RunSpec) -> int:
         return 0 if run.origin is None else 1 + depth(out.runs[run.origin])
@@ -107,12 +114,13 @@ def plan(grid: Grid) -> Plan:
 
 @dataclass(frozen=True)
 class _Arm:
-    """All cells of one method, pair, relation and seed."""
+    """All cells of one method, pair, receiving set, relation and seed."""
 
     grid: Grid
     method: MethodSpec
     origin: HostSpec
     receiving: HostSpec
+    data: DataSpec
     relation: str
     origin_data: DataSpec
     seed: int
@@ -120,7 +128,7 @@ class _Arm:
     def cells(self, out: Plan) -> Iterator[Cell]:
         grid = self.grid
         origin_id = out.add(self._trained(self.origin, self.origin_data), grid.origin_updates) if self._trains_origin else None
-        native_id = out.add(self._trained(self.receiving, grid.data), grid.origin_updates)
+        native_id = out.add(self._trained(self.receiving, self.data), grid.origin_updates)
         for port in grid.ports:
             bare_id = out.add(self._bare(origin_id, port), 0)
             yield self._cell(BARE, port, 0, bare_id, 0, native_id, bare_id)
@@ -137,7 +145,7 @@ class _Arm:
     def _cell(self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str) -> Cell:
         return Cell(
             method=self.method.name, origin=self.origin.name, receiving=self.receiving.name, relation=self.relation,
-            origin_data=self.origin_data.name, data=self.grid.data.name, init=init, port=port.name, seed=self.seed,
+            origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name, seed=self.seed,
             budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
         )
 
@@ -145,7 +153,7 @@ class _Arm:
         """A module trained from scratch, with a head of its own where the host needs one: an origin, or a native."""
         grid = self.grid
         return RunSpec(
-            host=host, data=data, task=grid.task, method=self.method, init=SCRATCH, port=None, origin=None,
+            host=host, data=data, task=grid.task_of(data), method=self.method, init=SCRATCH, port=None, origin=None,
             head="none" if _scores_labels(host) else "fresh", seed=self.seed,
             train=replace(grid.train, updates=grid.origin_updates), eval=grid.eval, precision=grid.precision,
         )
@@ -166,7 +174,7 @@ class _Arm:
         """Pairs for the receiving host out of the origin host's weights, chosen by examples of the origin's data; an encoder
         is asked through the head that the origin's training gave it."""
         blind = init.options.get("scores") == "ones"  # no example is looked at
-        base = self._trained(self.receiving, self.grid.data if blind else self.origin_data).with_updates(0)
+        base = self._trained(self.receiving, self.data if blind else self.origin_data).with_updates(0)
         return replace(
             base, init=InitSpec(EXTRACTION, EXTRACTION, init.options), teacher=self.origin,
             head="shared" if self._shares_head else base.head, port=port if self._shares_head else None,
@@ -177,7 +185,7 @@ class _Arm:
         """The run of one arm on the receiving host; `origin_id` is the run that it starts from, if its init needs one."""
         grid = self.grid
         updates = max(grid.budgets) + (grid.origin_updates if init.kind == MATCHED else 0)
-        base = self._trained(self.receiving, grid.data).with_updates(updates)
+        base = self._trained(self.receiving, self.data).with_updates(updates)
         shares, ported = self._shares_head, init.kind in FROM_ORIGIN
         start = SCRATCH if init.kind == MATCHED else init
         if init.kind in FROM_EXTRACTION:  # what the options say is the extraction's

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from portability.engine import Outcome, Predictions
-from portability.metrics import score
+from portability.metrics import score, score_answers
 from portability.module import ModuleState
 from portability.port import PortReport
-from portability.spec import SCHEMA, RunSpec
+from portability.spec import SCHEMA, AnswerSpec, RunSpec
 from portability.store import Result
 
 PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy", "safetensors")
@@ -24,10 +24,11 @@ PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "dataset
 
 @dataclass
 class Evidence:
-    """Everything measured about one finished run; `predictions` by mark, for the N test examples with `labels`."""
+    """Everything measured about one finished run; `predictions` by mark, for the N test examples, with `labels` where these
+    are texts with labels."""
 
     run: RunSpec
-    labels: np.ndarray
+    labels: np.ndarray | None
     predictions: dict[int, Predictions]
     host_parameters: int
     seconds: float  # share of the stack's wall time
@@ -71,7 +72,7 @@ def build_result(evidence: Evidence) -> Result:
             "padded_tokens": evidence.outcome.padded_tokens,
             "stack": evidence.stack,
             "train_loss": [list(point) for point in evidence.outcome.losses],
-            "metrics": [{"updates": mark} | _metrics(found, evidence.labels)
+            "metrics": [{"updates": mark} | _metrics(found, evidence)
                         for mark, found in sorted(evidence.predictions.items())],
         },
         "port_info": evidence.report.summary() if evidence.report else None,
@@ -89,19 +90,22 @@ def build_result(evidence: Evidence) -> Result:
     return Result(record, tensors, metadata, report)
 
 
-def _metrics(found: Predictions, labels: np.ndarray) -> dict[str, float]:
-    return score(found.margin, found.nll, found.invalid, np.asarray(labels))
+def _metrics(found: Predictions, evidence: Evidence) -> dict[str, float]:
+    if isinstance(evidence.run.task, AnswerSpec):
+        assert found.score is not None
+        return score_answers(found.score, found.nll, found.invalid, evidence.run.task.scoring)
+    assert found.margin is not None
+    return score(found.margin, found.nll, found.invalid, np.asarray(evidence.labels))
 
 
 def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
+    """By mark: what there is of margin and score, and invalid; the labels, if there are any."""
     marks = sorted(evidence.predictions)
-    parts = [evidence.predictions[mark] for mark in marks]
-    return {
-        "updates": torch.tensor(marks, dtype=torch.int64),
-        "margin": torch.from_numpy(np.stack([part.margin for part in parts])).float(),
-        "invalid": torch.from_numpy(np.stack([part.invalid for part in parts])),
-        "label": torch.from_numpy(np.array(evidence.labels, dtype=np.int8)),
-    }
+    parts = [evidence.predictions[mark].columns for mark in marks]
+    found = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0] if name != "nll"}
+    label = {} if evidence.labels is None else {"label": torch.from_numpy(np.array(evidence.labels, dtype=np.int8))}
+    return {"updates": torch.tensor(marks, dtype=torch.int64)} | {
+        name: value if value.dtype == torch.bool else value.float() for name, value in found.items()} | label
 
 
 def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError, choose
 from portability.hub import INSTEAD, look_for_hub
-from portability.overlap import Rows
+from portability.overlap import LabelledText, Rows
 from portability.paths import EMBEDDED
+from portability.spec import SCORINGS, AnswerSpec
+from portability.tasks.examples import FORMS, Example, check_kinds, example_of, kind, read_examples
+from portability.tasks.scoring import LIKELIHOODS, NORMALISERS
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -22,13 +25,17 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a sentiment set comes from: exactly one of a local folder and a hub id.
+    """Where a data set comes from: exactly one of a local folder and a hub id; and what it holds: texts with labels, or
+    prompts with answers.
 
     Attributes:
         path: folder of SPLIT.jsonl files, ``embedded:NAME`` for a set shipped with the package.
         hub: hub id (owner/name); needs `revision`, 40 hex digits.
         config: configuration of the hub's data set, for example "sst2" of nyu-mll/glue.
         splits: train, validation, test -> the split of the source that serves as it; validation may be missing.
+        answers: of a set of prompts, how answers are scored (`answer_spec`); None for texts with labels.
+        columns: of a set of prompts, the keys of its rows (tasks.examples.FORMS) -> their names at the source, where these
+            are others or there are more of them.
     """
 
     name: str
@@ -39,6 +46,8 @@ class DataSource:
     text_column: str = "text"
     label_column: str = "label"
     splits: Mapping[str, str | None] = field(default_factory=lambda: {split: split for split in SPLITS})
+    answers: Mapping[str, Any] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def check(source: DataSource) -> dict[str, str]:
@@ -61,7 +70,41 @@ def check(source: DataSource) -> dict[str, str]:
         raise UserError(f"{where}: a hub id reads owner/name, got {source.hub!r}")
     if source.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
         raise UserError(f"{where}: pin {source.hub} to a revision of 40 hex digits, got {source.revision!r}")
+    if source.columns and (source.answers is None or frozenset(source.columns) not in FORMS):
+        forms = " or ".join(", ".join(sorted(form)) for form in FORMS)
+        raise UserError(f"{where}: columns name the keys {forms} of a set with answers, got {dict(source.columns)}")
     return used
+
+
+def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
+    """How a set's answers are scored, or None for a set of texts with labels.
+
+    Args:
+        max_length: tokens, where the set does not say.
+
+    Raises:
+        UserError: an unknown scoring, normaliser, likelihood or key, or a number that is none from 1 on.
+    """
+    if source.answers is None:
+        return None
+    given, where = dict(source.answers), f"data.{source.name}.answers"
+    scoring = choose(str(given.pop("scoring", None)), SCORINGS, f"{where}.scoring (the type of task)")
+    written = scoring != "choice"
+    known = {"exact_match": ("normaliser", "new_tokens"), "rouge_l": ("new_tokens",), "choice": ("likelihood",)}[scoring]
+    for key in given:
+        choose(str(key), (*known, "max_length"), f"key in {where}, scored by {scoring},")
+    numbers = {"max_length": given.get("max_length", max_length)} | ({"new_tokens": given.get("new_tokens")} if written else {})
+    for key, value in numbers.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{where}.{key} must be a whole number of tokens from 1 on, got {value!r}")
+    spec = AnswerSpec(
+        scoring=scoring, new_tokens=numbers.get("new_tokens"), max_length=numbers["max_length"],
+        normaliser=str(given.get("normaliser", "squad")) if scoring == "exact_match" else None,
+        likelihood=None if written else str(given.get("likelihood", "sum")),
+    )
+    choose(spec.normaliser or "squad", NORMALISERS, f"{where}.normaliser")
+    choose(spec.likelihood or "sum", LIKELIHOODS, f"{where}.likelihood")
+    return spec
 
 
 def files(source: DataSource) -> dict[str, Path]:
@@ -86,7 +129,7 @@ def files(source: DataSource) -> dict[str, Path]:
 
 
 def read(source: DataSource) -> "DatasetDict":
-    """All splits of a set, with columns text (str) and label (0 negative, 1 positive).
+    """All splits of a set, with columns text (str) and label (0 negative, 1 positive), or prompt, answer and choices.
 
     Raises:
         UserError: anything wrong with the source, its files, or one of its rows.
@@ -95,27 +138,32 @@ def read(source: DataSource) -> "DatasetDict":
 
     found = {}
     for split in check(source):
-        rows = read_split(source, split)
-        found[split] = Dataset.from_dict({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+        found[split] = Dataset.from_dict(as_columns(read_split(source, split)))
     return DatasetDict(found)
+
+
+def as_columns(rows: Rows) -> dict[str, list[Any]]:
+    """Rows as columns: text and label, or prompt, answer and choices."""
+    if all(isinstance(row, Example) for row in rows):
+        return {name: [getattr(row, name) for row in rows] for name in ("prompt", "answer", "choices")}
+    return {name: [row[place] for row in rows] for place, name in enumerate(("text", "label"))}  # type: ignore[index]
 
 
 def read_split(source: DataSource, split: str) -> Rows:
     """The rows of one split, in the source's order.
 
     Raises:
-        UserError: anything wrong with the source, the file, or one of its rows; no row, or rows of one class only.
+        UserError: anything wrong with the source, the file, or one of its rows; no row, or rows of one class only; answers to
+            write where the scoring wants choices, or the other way round.
     """
     used = check(source)
     if split not in used:
         raise UserError(f"data set '{source.name}' has no {split} split; name one in its splits (conf/data)")
-    if source.path is None:
-        where = f"{source.hub} split {used[split]}"
-        rows = _hub_rows(source, used[split], where)
-    else:
-        path = files(source)[split]
-        where = str(path)
-        rows = _file_rows(source, path)
+    path = files(source).get(split)
+    where = str(path) if path else f"{source.hub} split {used[split]}"
+    if source.answers is not None:
+        return _examples(source, path, used[split], where)
+    rows: Rows = list(_file_rows(source, path) if path else _hub_rows(source, used[split], where))
     labels = {label for _, label in rows}
     if not rows:
         raise UserError(f"{where} holds no examples")
@@ -124,7 +172,25 @@ def read_split(source: DataSource, split: str) -> Rows:
     return rows
 
 
-def _file_rows(source: DataSource, path: Path) -> Rows:
+def _examples(source: DataSource, path: Path | None, split: str, where: str) -> Rows:
+    """The examples of a set of prompts."""
+    if path is not None:
+        found = read_examples(path, source.columns)
+    else:
+        rows = _hub_split(source, split)
+        found = [example_of(row, f"{where} row {number}", source.columns) for number, row in enumerate(rows, start=1)]
+        if not found:
+            raise UserError(f"{where} holds no examples")
+        check_kinds(found, f"{where} row")
+    scoring = (source.answers or {}).get("scoring")
+    if (kind(found) == "choice") != (scoring == "choice"):
+        have = "choices" if scoring != "choice" else "no choices"
+        raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {scoring}; answers to write are scored "
+                        "by exact_match or rouge_l, choices by choice")
+    return list(found)
+
+
+def _file_rows(source: DataSource, path: Path) -> list[LabelledText]:
     try:
         with path.open("rb") as file:
             return [_line(line, source, f"{path} line {number}") for number, line in enumerate(file, start=1)]
@@ -159,7 +225,13 @@ def _row(value: Mapping[str, Any], source: DataSource, where: str) -> tuple[str,
     return text, label
 
 
-def _hub_rows(source: DataSource, split: str, where: str) -> Rows:
+def _hub_rows(source: DataSource, split: str, where: str) -> list[LabelledText]:
+    values = _hub_split(source, split, (source.text_column, source.label_column))
+    return [_row(value, source, f"{where} row {number}") for number, value in enumerate(values, start=1)]
+
+
+def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a hub's split, with these columns only, or all."""
     look_for_hub()
     import datasets
     from datasets.exceptions import DatasetsError
@@ -172,10 +244,9 @@ def _hub_rows(source: DataSource, split: str, where: str) -> Rows:
             f"({type(error).__name__}: {_first_line(error)}); {INSTEAD}, or a local folder (path in conf/data)"
         ) from error
     choose(split, found, f"split of {source.hub}")
-    for column in (source.text_column, source.label_column):
+    for column in columns:
         choose(column, found[split].column_names, f"column of {source.hub}")
-    values = found[split].select_columns([source.text_column, source.label_column]).to_list()
-    return [_row(value, source, f"{where} row {number}") for number, value in enumerate(values, start=1)]
+    return (found[split].select_columns(list(columns)) if columns else found[split]).to_list()
 
 
 def embedded() -> list[str]:

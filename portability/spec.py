@@ -100,7 +100,7 @@ class PortSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A sentiment set after the leak guard, named by the digests of what is trained on and what is evaluated."""
+    """A data set after the leak guard, named by the digests of what is trained on and what is evaluated."""
 
     name: str
     source: str  # folder, or hub id
@@ -117,6 +117,28 @@ class TaskSpec:
     template: str
     label_words: tuple[str, str]
     max_length: int  # tokens
+
+
+@dataclass(frozen=True)
+class AnswerSpec:
+    """How the answers of a set of prompts are scored, and the length limit; what a scoring does not use is None.
+
+    Attributes:
+        scoring: a name in SCORINGS.
+        normaliser: of exact_match, a name in tasks.scoring.NORMALISERS.
+        likelihood: of choice, a name in tasks.scoring.LIKELIHOODS.
+        new_tokens: most tokens of a written answer, its end token included; None for choice.
+        max_length: tokens of prompt and answer (of t5: of the prompt, and of the answer).
+    """
+
+    scoring: str
+    normaliser: str | None
+    likelihood: str | None
+    new_tokens: int | None
+    max_length: int
+
+
+SCORINGS = ("exact_match", "rouge_l", "choice")
 
 
 @dataclass(frozen=True)
@@ -155,7 +177,7 @@ class RunSpec:
 
     host: HostSpec
     data: DataSpec
-    task: TaskSpec
+    task: TaskSpec | AnswerSpec
     method: MethodSpec | None  # None only for the bare host
     init: InitSpec
     port: PortSpec | None
@@ -209,7 +231,7 @@ def from_dict(cls: Any, value: Mapping[str, Any]) -> Any:
     built = {}
     for key, item in value.items():
         if key in parts and isinstance(item, Mapping):
-            item = from_dict(parts[key], item)
+            item = from_dict(AnswerSpec if key == "task" and "scoring" in item else parts[key], item)
         built[key] = tuple(item) if isinstance(item, list) else item
     return cls(**built)
 

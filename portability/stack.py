@@ -18,14 +18,15 @@ from portability.module import ModuleState
 from portability.plan import evenly
 from portability.port import PortReport
 from portability.records import Evidence, packages
-from portability.scorer import Scorer
+from portability.scorer import Predictions
 from portability.spec import RunSpec, digest
 from portability.store import Store
+from portability.tasks.encode import Sequences
+from portability.tasks.scorer import Questions
 
 Head = dict[str, Tensor]
-Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per mark "margin.50" and so on
+Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per mark "nll.50" and so on
 OURS = ("seconds", "versions")
-KINDS = ("margin", "nll", "invalid")
 
 
 @dataclass
@@ -45,9 +46,9 @@ class Bench:
     """What the members of a stack share: method on host, scorer, and encoded data."""
 
     mounted: Mounted
-    scorer: Scorer
-    training: Encoded
-    test: Encoded
+    scorer: engine.AnyScorer
+    training: Encoded | Sequences
+    test: Encoded | Questions
 
     def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A module and head under the names by which the scorer knows them; the head comes last."""
@@ -83,7 +84,7 @@ def usable(saved: Saved | None, marks: Sequence[int]) -> Saved | None:
 
 def scored(saved: Saved) -> frozenset[int]:
     """Marks whose predictions a checkpoint holds."""
-    return frozenset(int(name.partition(".")[2]) for name in saved if name.startswith("margin."))
+    return frozenset(int(name.partition(".")[2]) for name in saved if name.startswith("nll."))
 
 
 def _versions() -> int:
@@ -102,7 +103,7 @@ class Stack:
             frozen = bench.frozen(start.frozen) if subtracts else {}  # zeros change no bit of a neighbour without a start
             members.append(engine.Member(parameters, run.seed, run.method.learning_rate, frozen))
         self.trainer = engine.Trainer(bench.scorer, members, runs[0].train)
-        self.evidence: dict[int, engine.Predictions] = {}
+        self.evidence: dict[int, Predictions] = {}
         self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
 
     def resume(self, store: Store) -> int:
@@ -114,8 +115,9 @@ class Stack:
         self.trainer.restore([{name: one[name] for name in one if "." not in name and name not in OURS} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
         for mark in scored(found[0]):
-            self.evidence[mark] = engine.Predictions(
-                *(np.stack([one[f"{kind}.{mark}"].numpy() for one in found]) for kind in KINDS))
+            columns = [name.partition(".")[0] for name in found[0] if name.endswith(f".{mark}")]
+            self.evidence[mark] = Predictions(
+                **{column: np.stack([one[f"{column}.{mark}"].numpy() for one in found]) for column in columns})
         return self.trainer.done * len(self.runs)
 
     def train(self, desk: Desk) -> None:
@@ -150,7 +152,7 @@ class Stack:
         engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
-    def _score(self, updates: int, parameters: dict[str, Tensor]) -> engine.Predictions:
+    def _score(self, updates: int, parameters: dict[str, Tensor]) -> Predictions:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
         if updates == 0:
@@ -160,8 +162,7 @@ class Stack:
                     for row in zip(*held, strict=True)]
             firsts = [each.index(place) for place in range(len(seen))]
             parameters = {name: value[firsts] for name, value in parameters.items()}
-        found = engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size)
-        return engine.Predictions(*(getattr(found, kind)[each] for kind in KINDS))
+        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size).of(each)
 
     def keep(self, store: Store) -> None:
         """Write a checkpoint of every member that is still finite."""
@@ -171,7 +172,7 @@ class Stack:
                 saved = self.trainer.snapshot(index)
                 saved |= {"seconds": torch.tensor(self.seconds[index]), "versions": torch.tensor(_versions())}
                 for updates, found in self.evidence.items():
-                    saved |= {f"{kind}.{updates}": torch.from_numpy(getattr(found, kind)[index]) for kind in KINDS}
+                    saved |= {f"{name}.{updates}": torch.from_numpy(value) for name, value in found.of(index).columns.items()}
                 store.save_checkpoint(run.run_id, saved)
 
     def commit(self, desk: Desk, overhead: float) -> None:
@@ -192,7 +193,7 @@ class Stack:
             module = self.bench.mounted.to_state({name.removeprefix("model."): value for name, value in trained.items()})
             evidence = Evidence(
                 run=run, labels=self.bench.test.labels, report=start.report, outcome=outcome, origin=start.origin,
-                predictions={mark: member(self.evidence[mark], index) for mark in sorted(self.marks[run.run_id])},
+                predictions={mark: self.evidence[mark].of(index) for mark in sorted(self.marks[run.run_id])},
                 module=module, start=start.frozen, head=head, host_parameters=count_parameters(self.bench.scorer),
                 seconds=float(self.seconds[index]) + overhead / len(self.runs), train_seconds=float(self.seconds[index]),
                 device=desk.place.device, stack=len(self.runs),
@@ -203,11 +204,6 @@ class Stack:
                 desk.fail(run, error)
 
 
-def member(found: engine.Predictions, index: int) -> engine.Predictions:
-    """One member's predictions."""
-    return engine.Predictions(found.margin[index], found.nll[index], found.invalid[index])
-
-
-def count_parameters(scorer: Scorer) -> int:
+def count_parameters(scorer: engine.AnyScorer) -> int:
     """The host's own parameters, without module and head."""
     return sum(p.numel() for name, p in scorer.model.named_parameters() if not p.requires_grad)

@@ -117,7 +117,7 @@ def test_what_is_frozen_is_neither_trained_nor_kept(own):
 def test_memory_counts_what_is_frozen_once(own):
     table = own("llama", subtract="block")
     start, zeros = table.start(0), table.zeros()
-    plain, beside = (member_bytes(table.scorer, start, *batch(table, 8), frozen) for frozen in ({}, zeros))
+    plain, beside = (member_bytes(table.scorer, start, batch(table, 8), frozen) for frozen in ({}, zeros))
     size = 4 * sum(value.numel() for value in zeros.values())
     assert size <= beside - plain <= 1.3 * size
 

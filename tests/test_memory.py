@@ -25,7 +25,7 @@ def test_what_a_stack_keeps_grows_linearly_with_its_members(mount, method):
 
     def kept(members):
         stacked = {name: torch.stack([value] * members) for name, value in one.items()}
-        return kept_bytes(table.scorer, stacked, *(torch.stack([part] * members) for part in parts))
+        return kept_bytes(table.scorer, stacked, [torch.stack([part] * members) for part in parts])
 
     sizes = {members: kept(members) for members in (1, 2, 4, 8)}
     assert sizes[1] > 0 and all(sizes[2 * k] - sizes[k] == pytest.approx(k * (sizes[2] - sizes[1]), rel=0.02) for k in (2, 4))
@@ -38,7 +38,7 @@ def test_activations_count_by_the_batch_and_the_hosts_weights_do_not_count(mount
     for name, table in (("narrow", narrow), ("deep", deep)):
         start = table.start(0)
         state = STATE * 4 * sum(value.numel() for value in start.values())
-        sizes[name] = [member_bytes(table.scorer, start, *batch(table, size)) - state for size in (8, 16)]
+        sizes[name] = [member_bytes(table.scorer, start, batch(table, size)) - state for size in (8, 16)]
     assert sizes["narrow"][1] == pytest.approx(2 * sizes["narrow"][0], rel=0.1)
     assert sizes["deep"][0] == pytest.approx(2 * sizes["narrow"][0], rel=0.2)
 

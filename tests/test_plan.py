@@ -42,7 +42,10 @@ def grid(**changes):
         "train": TrainSpec(200, 16, 20, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.98, 4, 1e-3), "eval": EvalSpec("test", 0, 64),
         "precision": "fp32", "head": "shared",
     }
-    return Grid(**{**defaults, **changes})
+    axes = {**defaults, **changes}
+    for name, origin in axes["relations"].items():
+        axes["relations"] = {**axes["relations"], name: {axes["data"].name: origin}}
+    return Grid(**{**axes, "data": [axes["data"]]})
 
 
 def trained(planned):

@@ -103,9 +103,9 @@ def test_an_empty_file_and_a_missing_one_are_named(tmp_path):
 
 
 def test_kinds_are_not_mixed(file):
-    with pytest.raises(UserError, match="line 3 has choices and line 1 has none"):
+    with pytest.raises(UserError, match="line 3 has choices and the first has none"):
         read_examples(file({"prompt": "a", "answer": "b"}, {"messages": CHAT}, CHOICE))
-    with pytest.raises(UserError, match="line 2 has no choices and line 1 has some"):
+    with pytest.raises(UserError, match="line 2 has no choices and the first has some"):
         read_examples(file(CHOICE, {"prompt": "a", "answer": "b"}))
     with pytest.raises(UserError, match="cannot be one task"):
         kind([Example("a", "b"), Example("a", "b", ("a", "b"), 1)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from portability.errors import UserError
-from portability.tasks.metrics import METRICS
+from portability.metrics import score_answers
 from portability.tasks.scoring import (
     NORMALISERS,
     choice,
@@ -186,10 +186,10 @@ def test_choices_that_cannot_be_scored():
 
 
 def test_metrics_are_means_of_the_scores():
-    predictions, references = ["The cat", "a dog", "7"], ["cat", "cat dog", "#### 7"]
-    exact = METRICS["exact_match"]()
-    assert exact.compute(predictions=predictions, references=references) == {"value": 2 / 3}
-    assert exact.compute(predictions=predictions, references=references, normaliser="plain") == {"value": 0.0}
-    rouge = METRICS["rougeL"]().compute(predictions=predictions, references=references)
-    assert rouge["value"] == pytest.approx(rouge_l(predictions, references).mean()) and rouge["value"] < 1
-    assert METRICS["choice_accuracy"]().compute(predictions=[0.5, 0.0, -1.0, 2.0]) == {"value": 0.5}
+    half = [np.array(column) for column in ([1.0, 0.0, 0.5, 0.5], [0.1, 0.2, 0.3, 0.2], [True, False, False, False])]
+    for scoring, name in (("exact_match", "eval_accuracy"), ("choice", "eval_accuracy"), ("rouge_l", "eval_rougeL")):
+        assert score_answers(*half, scoring) == {name: 0.5, "eval_loss": pytest.approx(0.2), "eval_invalid_rate": 0.25}
+    with pytest.raises(ValueError, match="nll is not finite for 1 of 4"):
+        score_answers(half[0], np.array([0.1, np.nan, 0.3, 0.2]), half[2], "choice")
+    with pytest.raises(ValueError, match="one length"):
+        score_answers(half[0][:2], half[1], half[2], "choice")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+SCORE = {"score": "float32"}
 ROWS = 2000  # of a row group, at least: what is read to find one run (our choice: a few megabytes)
 
 
@@ -36,7 +37,8 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
     try:
         (draft / FOLDER).mkdir()
         counts = _write_records(store, draft / FOLDER / "records.parquet")
-        _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(), _predictions(store))
+        answers = any(_answers(store, run_id) for run_id in scan(store.root))
+        _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(answers), _predictions(store))
         shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
         pairs.copy(store.root, draft)
         draft.rename(target)
@@ -81,12 +83,20 @@ def _predictions(store: Store) -> Iterator[list[dict[str, Any]]]:
             yield _marks(run_id, store.predictions(run_id))
 
 
+def _answers(store: Store, run_id: str) -> bool:
+    """Whether a run answers prompts."""
+    record = store.read(run_id) or {}
+    return "scoring" in record.get("spec", {}).get("task", {})
+
+
 def _marks(run_id: str, found: "dict[str, np.ndarray]") -> list[dict[str, Any]]:
     kinds = {name: str(array.dtype) for name, array in found.items()}
-    if kinds != {"updates": "int64", "margin": "float32", "invalid": "bool", "label": "int8"}:
+    label = {"margin": "float32", "label": "int8"}
+    if kinds not in [{"updates": "int64", "invalid": "bool", **rest} for rest in (label, SCORE, SCORE | {"margin": "float32"})]:
         raise UserError(f"the predictions of run {run_id} are of the types {kinds}, which a published copy does not keep")
-    return [{"run_id": run_id, "updates": int(mark), "margin": found["margin"][place], "invalid": found["invalid"][place],
-             "label": found["label"]} for place, mark in enumerate(found["updates"])]
+    whole = [name for name in ("margin", "score", "invalid") if name in found]
+    return [{"run_id": run_id, "updates": int(mark), **{name: found[name][place] for name in whole},
+             **({"label": found["label"]} if "label" in found else {})} for place, mark in enumerate(found["updates"])]
 
 
 def _write_parquet(path: Path, schema: "pa.Schema", runs: Iterator[list[dict[str, Any]]]) -> None:
@@ -109,4 +119,5 @@ def _write_parquet(path: Path, schema: "pa.Schema", runs: Iterator[list[dict[str
 def _table(rows: list[dict[str, Any]], schema: "pa.Schema") -> "pa.Table":
     import pyarrow as pa
 
-    return pa.table({field.name: pa.array([row[field.name] for row in rows], field.type) for field in schema}, schema=schema)
+    columns = {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in schema}
+    return pa.table(columns, schema=schema)

@@ -23,13 +23,18 @@ def records_schema() -> "pa.Schema":
     return pa.schema({"run_id": pa.string(), "kind": pa.string(), "attempt": pa.int64(), "record": pa.string()})
 
 
-def predictions_schema() -> "pa.Schema":
-    """predictions.parquet: a row per run and mark; lists of N test examples."""
+def predictions_schema(answers: bool) -> "pa.Schema":
+    """predictions.parquet: a row per run and mark; lists of N test examples, null where a run has no such column.
+
+    Args:
+        answers: whether some runs answer prompts; without, the file has no scores.
+    """
     import pyarrow as pa
 
+    score = {"score": pa.list_(pa.float32())} if answers else {}
     return pa.schema({
         "run_id": pa.string(), "updates": pa.int64(), "margin": pa.list_(pa.float32()), "invalid": pa.list_(pa.bool_()),
-        "label": pa.list_(pa.int8()),
+        "label": pa.list_(pa.int8()), **score,
     })
 
 
@@ -40,14 +45,14 @@ class Sorted:
         UserError: the file cannot be read; of every method.
     """
 
-    def __init__(self, path: Path, schema: "pa.Schema"):
+    def __init__(self, path: Path, *schemas: "pa.Schema"):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.path = path
         try:
             self.file = pq.ParquetFile(path, page_checksum_verification=True)
-            if not self.file.schema_arrow.equals(schema):
+            if not any(self.file.schema_arrow.equals(schema) for schema in schemas):
                 raise pa.ArrowInvalid("it has other columns")
             groups = range(self.file.num_row_groups)
             self.last = [self.file.read_row_group(i, ["run_id"]).column(0)[-1].as_py() for i in groups]  # ids of last rows
@@ -90,7 +95,7 @@ class Published:
 
     def __init__(self, root: Path):
         self.records = Sorted(root / FOLDER / "records.parquet", records_schema())
-        self.predicted = Sorted(root / FOLDER / "predictions.parquet", predictions_schema())
+        self.predicted = Sorted(root / FOLDER / "predictions.parquet", *map(predictions_schema, (False, True)))
 
     def parsed(self, run_id: str) -> Parsed:
         """A run's record, or its fault."""
@@ -117,7 +122,8 @@ class Published:
         found = self.predicted.of(run_id)
         if not len(found):
             raise UserError(f"{self.predicted.path} has no predictions of run {run_id}")
-        rows = {name: found.column(name) for name in found.column_names}
+        rows = {name: found.column(name) for name in found.column_names if not found.column(name).null_count}
         arrays = {name: np.stack([one.values.to_numpy(zero_copy_only=False) for one in rows[name]])
-                  for name in ("margin", "invalid")}
-        return {"updates": rows["updates"].to_numpy(), **arrays, "label": rows["label"][0].values.to_numpy().copy()}
+                  for name in ("margin", "score", "invalid") if name in rows}
+        label = {"label": rows["label"][0].values.to_numpy().copy()} if "label" in rows else {}
+        return {"updates": rows["updates"].to_numpy(), **arrays, **label}

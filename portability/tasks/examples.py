@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from portability.errors import UserError
@@ -17,6 +18,7 @@ FORMS = (
     frozenset({"messages"}),  # a chat: the last turn is the answer
 )
 Turn = tuple[str, str]  # role, content
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,15 @@ class Example:
     turns: tuple[Turn, ...] = ()
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> list[Example]:
     """The examples of a file, a JSON object a line, in its order.
 
     A line is ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the answer as index or text, or
     ``{"messages": [{"role", "content"}, ...]}`` with the answer as last turn. A file may mix chats and prompts, but not
     answers to write and answers to choose.
+
+    Args:
+        columns: keys of a line -> names under which they stand there, other names being passed over; empty: as they are.
 
     Raises:
         UserError: names the file, and the line, if it cannot be read, is empty, or holds something else.
@@ -52,16 +57,25 @@ def read_examples(path: Path) -> list[Example]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    found = [_example(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+    found = [_example(line, f"{path} line {number}", columns) for number, line in enumerate(lines, start=1)]
     if not found:
         raise UserError(f"{path} is empty: it must hold at least one example, a JSON object a line")
+    check_kinds(found, f"{path} line")
+    return found
+
+
+def check_kinds(found: Sequence[Example], where: str) -> None:
+    """See that answers are either all to be written or all to be chosen.
+
+    Raises:
+        UserError: they are not; `where` stands before the number of the first other one.
+    """
     first = found[0].choices is None
     for number, example in enumerate(found, start=1):
         if (example.choices is None) != first:
             have, want = ("choices", "none") if first else ("no choices", "some")
-            raise UserError(f"{path} line {number} has {have} and line 1 has {want}: answers to write and answers to choose "
+            raise UserError(f"{where} {number} has {have} and the first has {want}: answers to write and answers to choose "
                             "need a file each")
-    return found
 
 
 def kind(examples: Sequence[Example]) -> str:
@@ -102,16 +116,33 @@ def key(text: str) -> str:
     return " ".join(re.findall(r"[^\W_]+|[^\w\s]|_", text.casefold()))
 
 
-def _example(line: bytes, where: str) -> Example:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line)") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
+def question(example: Example) -> str:
+    """What two examples have in common when they ask the same: prompt and choices, in whatever order these stand.
+
+    Example:
+        >>> question(Example("2+2 =", "4", ("3", "4"), 1)) == question(Example("2 + 2 =", "4", ("4", "3"), 0))
+        True
+    """
+    return "\n".join([key(example.prompt), *sorted(map(key, example.choices or ()))])
+
+
+def example_of(value: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS) -> Example:
+    """An example out of an object with exactly the keys of one of FORMS, or with these under other names.
+
+    Args:
+        columns: as of `read_examples`.
+
+    Raises:
+        UserError: names `where` it stands, if it is something else.
+    """
+    if columns and isinstance(value, dict):
+        lacking = [column for column in columns.values() if column not in value]
+        if lacking:
+            raise UserError(f"{where} has no {lacking[0]!r}")
+        value = {name: value[column] for name, column in columns.items()}
     if not isinstance(value, dict) or frozenset(value) not in FORMS:
         forms = " or ".join(", ".join(sorted(form)) for form in FORMS)
-        have = ", ".join(sorted(value)) or "none" if isinstance(value, dict) else reprlib.repr(value)
+        have = ", ".join(sorted(map(str, value))) or "none" if isinstance(value, dict) else reprlib.repr(value)
         raise UserError(f"{where} must be a JSON object with exactly the keys {forms}, got {have}")
     if "messages" in value:
         return _chat(value["messages"], where)
@@ -119,6 +150,16 @@ def _example(line: bytes, where: str) -> Example:
     if "choices" in value:
         return _choice(prompt, value["choices"], value["answer"], where)
     return Example(prompt, _text(value["answer"], f"{where}: 'answer'"))
+
+
+def _example(line: bytes, where: str, columns: Mapping[str, str]) -> Example:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line)") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    return example_of(value, where, columns)
 
 
 def _text(value: Any, what: str) -> str:

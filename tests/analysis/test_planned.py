@@ -34,7 +34,7 @@ def grid() -> Grid:
     """Six ordered pairs of three hosts, two relations, one method."""
     return Grid(
         methods=[MethodSpec("lora", "adapters", "LoRAConfig", {}, 1e-3)], pairs=list(permutations(HOSTS, 2)),
-        relations={"same": FILMS, "different": MEALS}, data=FILMS,
+        relations={"same": {"films": FILMS}, "different": {"films": MEALS}}, data=[FILMS],
         inits=[InitSpec(name, name) for name in ("ported", "sampled", "scratch")],
         ports=[PortSpec("pad", "pad", "stretch")],
         seeds=[0, 1], budgets=[50, 200], origin_updates=300, task=TaskSpec("{text}", ("bad", "good"), 16),

@@ -1,0 +1,156 @@
+"""From prompts with answers to losses, scores and predictions: what `scorer.Scorer` does for texts with labels.
+
+An answer that is written is written greedily; a choice is the likeliest of all. Hosts need a language-model head.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from portability.batches import Bucket, fill
+from portability.hosts import Host
+from portability.scorer import SCORE_ROWS, Parameters, Predictions, check_length
+from portability.spec import AnswerSpec
+from portability.tasks.decoding import answer_loss, answer_scores, greedy, texts
+from portability.tasks.encode import Sequences, encode_answers, encode_choices, encode_prompts
+from portability.tasks.examples import Example
+from portability.tasks.padding import Batch, batch
+from portability.tasks.readers import reader
+from portability.tasks.scoring import choice, exact_match, margins, rouge_l
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A test set of prompts in a host's tokens.
+
+    Attributes:
+        asked: prompts to continue, a row an example; or a row a choice of each example.
+        right: prompts with their right answers, a row an example; None where `asked` holds them.
+        answers: (N,) the right answers' texts.
+    """
+
+    asked: Sequences
+    right: Sequences | None
+    answers: Sequence[str]
+
+    labels = None  # classes are of texts with labels
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+
+def questions(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, spec: AnswerSpec) -> Questions:
+    """A test set as a host reads it.
+
+    Raises:
+        UserError: what `encode_choices`, `encode_prompts` and `encode_answers` raise.
+    """
+    answers, length = [example.answer for example in examples], spec.max_length
+    if spec.new_tokens is None:
+        return Questions(encode_choices(examples, tokenizer, family, length), None, answers)
+    asked = encode_prompts(examples, tokenizer, family, length, spec.new_tokens)
+    return Questions(asked, encode_answers(examples, tokenizer, family, length), answers)
+
+
+class AnswerScorer:
+    """Losses of right answers, and scores of a member's own, over one host; parameters bear `scorer.Scorer`'s names."""
+
+    has_head = False
+
+    def __init__(self, host: Host, task: AnswerSpec):
+        check_length(host, task)
+        self.reader, self.tokenizer, self.task = reader(host), host.tokenizer, task
+        self.model, self.device = host.model, host.model.device
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The host's."""
+        return self.reader.parameters()
+
+    def fresh_head(self, seed: int) -> dict[str, Tensor]:
+        """No head: the host has its own."""
+        return {}
+
+    def rows(self, encoded: Sequences, picks: np.ndarray, real: int, bucket: Bucket) -> Batch:
+        """The picked prompts with their answers, padded to the longest prompt and the longest answer of the bucket.
+
+        Args:
+            picks: (..., B) indices of examples.
+            real: how many of the B are to have a loss; the others fill up.
+        """
+        found = batch(encoded, picks, bucket.length, int(encoded.answer_lengths[bucket.members].max()))
+        found.answer_mask[..., real:, :] = 0
+        return found
+
+    def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
+        """Logits (B, A, V) of one member for each token of the right answers, 0 for padding."""
+        found = Batch(*rows)
+        logits: Tensor = functional_call(self.reader, dict(parameters), ("answer_logits", found), tie_weights=False)
+        return logits * found.answer_mask[..., None]
+
+    def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
+        """Mean loss of one member's batch, in nats (see decoding.answer_loss)."""
+        return answer_loss(self.reader, parameters, Batch(*rows))
+
+    def predict(self, parameters: Parameters, test: Questions, batch_size: int) -> Predictions:
+        """Score every example with every member, in the order of the examples.
+
+        Args:
+            parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
+            batch_size: prompts, or choices, of a batch.
+        """
+        if test.right is None:
+            return self._chosen(parameters, test, batch_size)
+        nll = -self._likelihoods(parameters, test.right, batch_size) / test.right.answer_lengths
+        written, ended = self._written(parameters, test.asked, batch_size)
+        score = np.stack([self._worth(own, test.answers) for own in written])
+        return Predictions(nll.astype(np.float32), ~ended, score=score.astype(np.float32))
+
+    def _worth(self, written: list[str], answers: Sequence[str]) -> np.ndarray:
+        """Score (N,) of one member's answers."""
+        if self.task.scoring == "rouge_l":
+            return rouge_l(written, answers)
+        return exact_match(written, answers, str(self.task.normaliser))
+
+    def _chosen(self, parameters: Parameters, test: Questions, batch_size: int) -> Predictions:
+        rows = test.asked
+        sums = self._likelihoods(parameters, rows, batch_size)
+        margin = margins(sums, rows.answer_lengths, rows.group, rows.right, str(self.task.likelihood))
+        nll = -(sums / rows.answer_lengths)[:, rows.right]  # one row an example, in order
+        whole = np.zeros(margin.shape, dtype=bool)
+        return Predictions(nll.astype(np.float32), whole, margin.astype(np.float32), choice(margin).astype(np.float32))
+
+    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int) -> np.ndarray:
+        """Summed log-probability of each row's answer, (K, R) float64, nats."""
+        found = [answer_scores(self.reader, parameters, part)[:, :count].cpu() for part, count in self._parts(rows, batch_size)]
+        return torch.cat(found, 1).double().numpy()[:, np.argsort(_order(rows))]
+
+    def _written(self, parameters: Parameters, prompts: Sequences, batch_size: int) -> tuple[list[list[str]], np.ndarray]:
+        """Each member's answers, N texts, and (K, N) whether they ended within the limit."""
+        assert self.task.new_tokens is not None
+        stop, found = int(self.tokenizer.eos_token_id), []
+        for part, count in self._parts(prompts, batch_size):
+            found.append(greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])[:, :count].cpu())
+        written = torch.cat(found, 1)[:, torch.from_numpy(np.argsort(_order(prompts)))]
+        return texts(written, self.tokenizer, [stop]), (written == stop).any(-1).numpy()
+
+    def _parts(self, rows: Sequences, batch_size: int) -> Iterator[tuple[Batch, int]]:
+        """Batches by length on the device, filled up (batches.fill), each with its number of rows."""
+        order = _order(rows)
+        for first in range(0, len(order), batch_size):
+            picks = order[first : first + batch_size]
+            longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))
+            whole = batch(rows, fill(picks, SCORE_ROWS), *longest)
+            yield Batch(*(part.to(self.device) for part in whole)), len(picks)
+
+
+def _order(rows: Sequences) -> np.ndarray:
+    """Rows by length, (R,)."""
+    return np.argsort(rows.lengths, kind="stable")

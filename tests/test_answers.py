@@ -1,0 +1,299 @@
+"""Tasks of prompts and answers as data sets of a study: scored as by hand, shared by stacks, kept, refused."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from test_config import study as composed
+from test_lora_mount import KINDS
+from tiny import BAD, GOOD, PLAIN
+
+from portability.data import examples
+from portability.errors import UserError
+from portability.extracted import seed_examples
+from portability.hosts import load_plain, load_tokenizer
+from portability.overlap import guard
+from portability.plan import plan
+from portability.run import command
+from portability.sources import DataSource, answer_spec, read_split
+from portability.spec import EXTRACTION, RunSpec, from_dict
+from portability.store import Store
+from portability.store.packing import pack
+from portability.tasks.examples import Example
+
+FAMILIES = ("gpt2", "llama", "t5")
+INITS = "grid.inits=[extracted,scratch,extracted_noise,extracted_random,pissa]"
+
+
+def rows(kind, count, seed):
+    """Prompts of three to six words, and an answer that follows from the first: two words to write, or one of three."""
+    draw, seen, out = np.random.default_rng(seed), set(), []
+    while len(out) < count:
+        words = [str(word) for word in draw.permutation(PLAIN)[: draw.integers(3, 7)]]
+        if (prompt := " ".join(words) + " :") in seen:
+            continue
+        seen.add(prompt)
+        place = PLAIN.index(words[0]) % 3
+        if kind == "written":
+            out.append({"prompt": prompt, "answer": f"{GOOD[place]} {BAD[0]}" if place else GOOD[0]})
+        else:
+            choices = [GOOD[0], f"{GOOD[1]} {BAD[1]}", BAD[2]]
+            out.append({"prompt": prompt, "choices": choices, "answer": place})
+    return out
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Folders of a set of answers to write and of one of choices."""
+    root = tmp_path_factory.mktemp("sets")
+    for place, kind in enumerate(("written", "chosen")):
+        (root / kind).mkdir()
+        found = rows(kind, 130, place)
+        for split, part in (("train", found[:80]), ("validation", found[80:100]), ("test", found[100:])):
+            (root / kind / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return root
+
+
+def tasks(sets, make_host, family, *more):
+    """A study of two tasks on a larger and a smaller host of a family."""
+    teacher, student = make_host(family, 48, 3, 6, 2), make_host(family, 32, 2, 4, 1)
+    return composed(
+        f"host.nano-raw-large.path={teacher.source}", f"host.nano-raw-base.path={student.source}",
+        "+sweep=extract", "host_set=nano", f"data.sums.path={sets}/written", f"data.quiz.path={sets}/chosen",
+        "grid.study_data=[sums,quiz]", "grid.data=[sums,quiz]", "grid.seeds=[0]", "grid.budgets=[3]", INITS,
+        "task.max_length=24", "init.extracted.options.seeds=8", "init.extracted_noise.options.seeds=8", "method.lora_all.settings.r=4",
+        "method.lora_all.settings.alpha=4", "method.lora_all.learning_rate=0.01", "tracking.wandb=disabled", "yes=true",
+        "engine.workers=1", "engine.device=cpu", "similarity=false", *more)
+
+
+@pytest.fixture(scope="module")
+def done(sets, make_host, tmp_path_factory):
+    """family -> a finished study and its store."""
+    made = {}
+
+    def get(family):
+        if family not in made:
+            root = tmp_path_factory.mktemp(family)
+            got = tasks(sets, make_host, family, f"results={root}", "study=two")
+            assert command(got) == 0
+            made[family] = got, Store(root / "two")
+        return made[family]
+
+    return get
+
+
+def of_data(planned, name, kind):
+    return [run for run in planned.runs.values() if run.data.name == name and run.init.kind == kind]
+
+
+@torch.no_grad()
+def written_by(model, tokenizer, family, prompt, limit):
+    """What a host writes after a prompt, token by token without any cache, and whether it ended."""
+    ids, out = tokenizer(prompt, add_special_tokens=False)["input_ids"], []
+    for _ in range(limit):
+        if family == "t5":
+            logits = model(input_ids=torch.tensor([[*ids, 1]]), decoder_input_ids=torch.tensor([[0, *out]])).logits
+        else:
+            logits = model(input_ids=torch.tensor([[*ids, *out]])).logits
+        out.append(int(logits[0, -1].argmax()))
+        if out[-1] == 1:
+            return tokenizer.decode(out[:-1]), True
+    return tokenizer.decode(out), False
+
+
+@torch.no_grad()
+def likelihood(model, tokenizer, family, prompt, answer):
+    """Log-probability of an answer with its end token after a prompt, and its number of tokens."""
+    ids, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+    tail = [*tail, 1]
+    if family == "t5":
+        logits = model(input_ids=torch.tensor([[*ids, 1]]), decoder_input_ids=torch.tensor([[0, *tail[:-1]]])).logits[0]
+    else:
+        logits = model(input_ids=torch.tensor([[*ids, *tail]])).logits[0, len(ids) - 1 : -1]
+    return float(logits.log_softmax(-1)[range(len(tail)), tail].sum()), len(tail)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bare_host_is_scored_as_by_hand(family, done):
+    got, store = done(family)
+    for name in ("sums", "quiz"):
+        (run,) = of_data(plan(got.grid), name, "bare")
+        model, tokenizer = load_plain(run.host).eval(), load_tokenizer(run.host)
+        assert isinstance(model, KINDS[family]._model_mapping[type(model.config)])
+        found, record = store.predictions(run.run_id), store.read(run.run_id)
+        scores, losses, open_ = [], [], []
+        for example in examples(got.data, name, "test", 0):
+            total, length = likelihood(model, tokenizer, family, example.prompt, example.answer)
+            losses.append(-total / length)
+            if name == "sums":
+                text, ended = written_by(model, tokenizer, family, example.prompt, 4)
+                scores.append(float(text.split() == example.answer.split()))
+                open_.append(not ended)
+            else:
+                each = [likelihood(model, tokenizer, family, example.prompt, choice)[0] for choice in example.choices]
+                best = max(value for place, value in enumerate(each) if place != example.right)
+                np.testing.assert_allclose(found["margin"][0][len(scores)], each[example.right] - best, atol=1e-4)
+                scores.append(float(each[example.right] > best))
+                open_.append(False)
+        assert found["score"][0].tolist() == scores and found["invalid"][0].tolist() == open_ and "label" not in found
+        (mark,) = record["train_info"]["metrics"]
+        assert mark == {"updates": 0, "eval_accuracy": pytest.approx(np.mean(scores)), "eval_loss": pytest.approx(
+            np.mean(losses), abs=1e-5), "eval_invalid_rate": pytest.approx(np.mean(open_))}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_start_is_the_bare_student_and_both_relations_share_what_has_no_origin(family, done):
+    got, store = done(family)
+    planned = plan(got.grid)
+    assert len(planned.cells) == 2 * 2 * (1 + 5 * 2)
+    cells = {(cell.data, cell.relation, cell.init): cell for cell in planned.cells if cell.budget}
+    for name, other in (("sums", "quiz"), ("quiz", "sums")):
+        (bare,) = of_data(planned, name, "bare")
+        start, modules = store.read(bare.run_id)["train_info"]["metrics"][0], set()
+        for init in ("extracted", "scratch", "extracted_noise", "extracted_random", "pissa"):
+            same, different = (cells[name, relation, init] for relation in ("same", "different"))
+            assert (same.origin_data, different.origin_data) == (name, other)
+            assert (same.run_id == different.run_id) == (init in ("scratch", "extracted_random", "pissa"))
+            first, last = store.read(same.run_id)["train_info"]["metrics"]
+            assert first == pytest.approx(start, abs=1e-5) and last["eval_loss"] != pytest.approx(start["eval_loss"], abs=1e-3)
+            modules.add(next(iter(store.tensors(same.run_id, "module")[0].values())).numpy().tobytes())
+        assert len(modules) == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_how_runs_are_stacked_changes_no_bit(family, done, sets, make_host, tmp_path):
+    got, store = done(family)
+    again = tasks(sets, make_host, family, f"results={tmp_path}", "study=one", "engine.stack=1")
+    assert command(again) == 0
+    alone = Store(tmp_path / "one")
+    for run_id, run in plan(got.grid).runs.items():
+        for name, value in store.predictions(run_id).items():
+            assert np.array_equal(alone.predictions(run_id)[name], value), (run.init.name, name)
+        if run.train.updates:
+            one, two = (place.tensors(run_id, "module")[0] for place in (store, alone))
+            assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_answers_are_learnt(done, sets, make_host, tmp_path):
+    got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=long", "grid.inits=[scratch,pissa]",
+                "grid.budgets=[120]", "~grid.relations.different")
+    assert command(got) == 0
+    for name in ("sums", "quiz"):
+        (run,) = of_data(plan(got.grid), name, "scratch")
+        first, last = Store(tmp_path / "long").read(run.run_id)["train_info"]["metrics"]
+        assert first["eval_accuracy"] < 0.6 < last["eval_accuracy"] and last["eval_invalid_rate"] < 0.2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_seed_examples_are_prompts_with_whole_answers(family, done):
+    got, _ = done(family)
+    for name in ("sums", "quiz"):
+        cut = of_data(plan(got.grid), name, EXTRACTION)[0]
+        known = {(example.prompt, example.answer) for example in examples(got.data, name, "train", 0)}
+        tokenizer, seeds = load_tokenizer(cut.teacher), seed_examples(cut, cut.teacher, got.data)
+        assert len(seeds) == 8
+        for seed in seeds:
+            whole = seed.ids[:-1], seed.target
+            question, answer = whole if family == "t5" else (seed.ids[: seed.start], seed.ids[seed.start :])
+            assert answer[-1] == 1 and (tokenizer.decode(question), tokenizer.decode(answer[:-1])) in known
+
+
+def test_a_published_copy_holds_the_same(done, tmp_path):
+    got, store = done("llama")
+    pack(store, tmp_path / "copy")
+    copy = Store(tmp_path / "copy")
+    for run_id in plan(got.grid).runs:
+        one, two = store.predictions(run_id), copy.predictions(run_id)
+        assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_of_answers_is_what_its_record_says(done):
+    got, store = done("gpt2")
+    for run_id in plan(got.grid).runs:
+        spec = from_dict(RunSpec, json.loads(json.dumps(store.read(run_id)["spec"])))
+        assert spec.run_id == run_id and spec.task.scoring in ("exact_match", "choice")
+
+
+def test_rouge_counts_parts_of_answers(sets, make_host, tmp_path):
+    got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=rouge", "grid.inits=[scratch,pissa]",
+                "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different", "grid.budgets=[60]",
+                "data.sums.answers={scoring: rouge_l, new_tokens: 4}", "~data.sums.answers.normaliser")
+    assert command(got) == 0
+    (run,) = of_data(plan(got.grid), "sums", "scratch")
+    store = Store(tmp_path / "rouge")
+    last, score = store.read(run.run_id)["train_info"]["metrics"][-1], store.predictions(run.run_id)["score"][-1]
+    assert last["eval_rougeL"] == pytest.approx(score.mean()) and "eval_accuracy" not in last
+    assert set(np.round(score, 3).tolist()) - {0.0, 1.0}, "some answers are right in part"
+
+
+def test_prompts_that_ask_the_same_are_dropped_from_training():
+    again = Example("12+3 =", "15")
+    found = {"train": [again, Example("1 + 23 =", "24")], "test": [Example("12 + 3 =", "15")]}
+    assert guard({"sums": found}, "drop")["sums"].dropped == (0,)
+    asked = [Example("which ?", "a", ("a", "b"), 0), Example("which ?", "c", ("c", "d"), 0)]
+    assert guard({"quiz": {"train": asked, "test": [Example("which ?", "b", ("b", "a"), 0)]}}, "drop")["quiz"].dropped == (0,)
+
+
+SPECS = {
+    "scoring: exact": "unknown data.set.answers.scoring",
+    "scoring: exact_match": "new_tokens must be a whole number of tokens",
+    "scoring: exact_match, new_tokens: 0": "new_tokens must be a whole number of tokens",
+    "scoring: exact_match, new_tokens: 4, normaliser: none": "unknown data.set.answers.normaliser",
+    "scoring: choice, new_tokens: 4": "unknown key in data.set.answers, scored by choice",
+    "scoring: choice, likelihood: product": "unknown data.set.answers.likelihood",
+    "scoring: choice, max_length: many": "max_length must be a whole number of tokens",
+}
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_a_type_of_task_that_is_not_known_is_one_sentence(text):
+    given = dict(part.split(": ") for part in text.split(", "))
+    answers = {key: int(value) if value.isdigit() else value for key, value in given.items()}
+    with pytest.raises(UserError, match=SPECS[text]) as error:
+        answer_spec(DataSource("set", path="x", answers=answers), 64)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("lines", "says"), [
+    ("", "is empty: it must hold at least one example"), ('{"prompt": "a"}\n', "line 1 must be .* exactly the keys"),
+    ('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n', "has choices, but .*scoring is exact_match"),
+])
+def test_a_bad_file_is_one_sentence(lines, says, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
+                        answers={"scoring": "exact_match", "new_tokens": 4})
+    with pytest.raises(UserError, match=says):
+        read_split(source, "train")
+
+
+def test_columns_of_other_names_are_read_and_others_passed_over(tmp_path):
+    line = {"question": "1 + 1 ?", "answer": "2", "level": 3}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
+    source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
+                        answers={"scoring": "exact_match", "new_tokens": 4}, columns={"prompt": "question", "answer": "answer"})
+    assert read_split(source, "train") == [Example("1 + 1 ?", "2")]
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (("grid.data=[sums]",), "names one set only"),
+    (("grid.relations.different=films",), "unknown data set of grid.study_data 'films'"),
+    (("task.max_length=3",), "too few for a prompt|leave no room"),
+])
+def test_what_cannot_be_planned_or_asked_is_one_sentence(words, says, sets, make_host, tmp_path):
+    try:
+        got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=bad", *words)
+    except UserError as error:
+        assert re.search(says, str(error))
+        return
+    assert command(got) == 1
+    failures = Store(tmp_path / "bad").failures().values()
+    assert re.search(says, next(iter(failures))["error"])
+
+
+def test_an_encoder_cannot_answer(sets, make_host):
+    with pytest.raises(UserError, match="is an encoder and can neither write an answer"):
+        tasks(sets, make_host, "bert")
