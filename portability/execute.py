@@ -21,7 +21,7 @@ from portability.desk import Desk
 from portability.errors import FAULTS, UserError
 from portability.extracted import extraction
 from portability.hosts import Host
-from portability.inits import INITS, Given
+from portability.inits import INITS, Given, subtracted
 from portability.memory import member_bytes, most_members
 from portability.methods import Mounted
 from portability.module import ModuleState
@@ -168,7 +168,7 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
     if run.init.kind == EXTRACTION:
         assert run.teacher is not None
         cut, report = extraction(run, desk.data, store)
-        return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, cut)
+        return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
     fresh = bench.mounted.fresh(stream_seed(run.seed, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
     given = Given(
@@ -176,11 +176,21 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
         origin=(origin.teacher or origin.host) if origin else None,
         module=ModuleState.from_file(*store.tensors(run.origin, "module"))
         if run.origin and run.init.kind in FROM_ORIGIN + FROM_EXTRACTION else None,
-        change=_logit_change(bench, head), calibration_examples=min(CALIBRATION, len(bench.training)),
+        blocks=_blocks(run, store), change=_logit_change(bench, head),
+        calibration_examples=min(CALIBRATION, len(bench.training)),
     )
     module, done = INITS[run.init.kind](given, run.init.options)
     names = {"host": (origin.teacher or origin.host).name, "data": origin.data.name} if origin else None
-    return Start(module, head, done.report if done else None, names, module if run.init.kind in SUBTRACTED else None)
+    taken = subtracted(run.init.kind, module, given) if run.init.kind in SUBTRACTED else None
+    return Start(module, head, done.report if done else None, names, taken)
+
+
+def _blocks(run: RunSpec, store: Store) -> ModuleState | None:
+    """The cuts behind an extraction's pairs, where the run's method takes these off."""
+    assert run.method is not None
+    if run.origin is None or run.init.kind not in FROM_EXTRACTION or run.method.settings.get("subtract") != "block":
+        return None
+    return ModuleState.from_file(*store.tensors(run.origin, "start"))
 
 
 def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> Head:

@@ -13,7 +13,7 @@ from portability.hosts import check_unchanged, label_ids, load_tokenizer
 from portability.lora import lora_settings
 from portability.module import ModuleState
 from portability.seeds import stream_seed
-from portability.spec import AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
+from portability.spec import PISSA, AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
 from portability.store import Store
 from portability.tasks.encode import encode_answers
 from portability.tasks.examples import Example
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPTIONS = ("seeds", "layers", "structure", "split", "scores")  # of an init that starts from an extraction
+BLOCKLESS = ("extracted_noise", PISSA)  # kinds of init that know pairs alone
 SEEDS = 32  # examples, as in the reference (Zhong et al. 2024, n_sample of its sampling script)
 
 
@@ -37,8 +38,12 @@ def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
     for name in init.options:
         choose(str(name), OPTIONS, f"option of init '{init.name}'")
     settings = lora_settings(method.settings, method.name)
+    blocks = settings.subtract == "block"
+    if blocks and init.kind in BLOCKLESS:
+        raise UserError(f"init '{init.name}' has no block to take off the host, only pairs; leave it out (grid.inits), or set "
+                        f"method.{method.name}.settings.subtract=product")
     values = {name: str(value) for name, value in init.options.items() if name != "seeds"}
-    return ExtractionOptions(rank=settings.r, sites=settings.sites, **values)
+    return ExtractionOptions(rank=settings.r, sites=settings.sites, blocks=blocks, **values)
 
 
 def seed_count(init: InitSpec) -> int:

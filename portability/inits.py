@@ -1,7 +1,7 @@
 """How a receiving module starts: ported, from scratch, sampled from the ported one's law, extracted, and the controls."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Given:
         fresh: a module as the library initialises it, from the run's own seed.
         module: the origin's trained module, or the extraction's, or None where the init needs none.
         origin: the host it was trained on, or cut out of.
+        blocks: the cuts behind an extraction's pairs, where the method takes these off whole.
         change: module -> norm of the logit change it makes against the bare host, on training inputs.
     """
 
@@ -37,6 +38,7 @@ class Given:
     change: Callable[[ModuleState], float] | None = None
     calibration_examples: int = 0
     method: MethodSpec | None = None
+    blocks: ModuleState | None = None
 
 
 Start = tuple[ModuleState, Port | None]
@@ -105,7 +107,8 @@ def extracted(given: Given, options: Mapping[str, Any]) -> Start:
 
 def extracted_shuffled(given: Given, options: Mapping[str, Any]) -> Start:
     """The extracted pairs with each stack's layers in another order (control: does the order matter?)."""
-    return control("layers_shuffled", _extracted(given), given.seed), None
+    assert given.module is not None
+    return _shuffled_layers(given.module, given), None
 
 
 def extracted_noise(given: Given, options: Mapping[str, Any]) -> Start:
@@ -120,10 +123,23 @@ def pissa(given: Given, options: Mapping[str, Any]) -> Start:
     return control("pissa", Extracted(given.fresh, given.receiving, given.receiving, chosen), given.seed), None
 
 
+def subtracted(kind: str, start: ModuleState, given: Given) -> ModuleState:
+    """What is taken off the host all through a run of a kind in SUBTRACTED: the start's own product, as in the released code
+    of Zhong et al. (2024), or the blocks behind its pairs, as in their formula."""
+    if given.blocks is None:
+        return start
+    return _shuffled_layers(given.blocks, given) if kind == "extracted_shuffled" else given.blocks
+
+
 INITS: dict[str, Init] = {
     "scratch": scratch, "ported": ported, "sampled": sampled, "shuffled": shuffled, "extracted": extracted,
     "extracted_shuffled": extracted_shuffled, "extracted_noise": extracted_noise, "pissa": pissa,
 }
+
+
+def _shuffled_layers(state: ModuleState, given: Given) -> ModuleState:
+    """Layers in the order that the seed draws, the same for pairs and blocks."""
+    return control("layers_shuffled", replace(_extracted(given), module=state), given.seed)
 
 
 def _extracted(given: Given) -> Extracted:

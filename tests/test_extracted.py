@@ -152,3 +152,39 @@ def test_rank_and_sites_are_the_methods():
     method = MethodSpec("l", "portability", "LoRA", {"r": 7, "sites": ["ffn"]}, 1e-3)
     found = extraction_options(method, InitSpec("extracted", "extracted", {"seeds": 4, "layers": "first"}))
     assert (found.rank, found.sites, found.layers, found.structure) == (7, ("ffn",), "first", "block")
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "gpt2", "bert"])
+def test_taking_the_whole_block_off_begins_beside_the_student_by_what_lies_outside_the_rank(
+    family, data_folders, make_host, tmp_path
+):
+    arms = inits("extracted", "extracted_random", "extracted_shuffled", "scratch")
+    got = small(data_folders, make_host, *hosts(make_host, family), *QUICK, arms, f"results={tmp_path}", "study=block",
+                "grid.budgets=[2]", "method.lora_all.settings.subtract=block")
+    assert command(got) == 0
+    store, planned = Store(tmp_path / "block"), plan(got.grid)
+    for cut in of_kind(planned, EXTRACTION):
+        pairs, blocks = (ModuleState.from_file(*store.tensors(cut.run_id, name)).tensors for name in ("module", "start"))
+        assert len(pairs) == 2 * len(blocks) and {slot.role for slot in blocks} == {"D"}
+        for slot, block in blocks.items():
+            pair_a, pair_b = (pairs[slot._replace(role=role)] for role in ("A", "B"))
+            size = pair_b[..., 0].numel(), pair_a[0].numel()
+            left, values, right = np.linalg.svd(block.reshape(size).numpy(), full_matrices=False)
+            want = (left[:, :4] * values[:4]) @ right[:4]
+            got_product = pair_b.flatten(0, -2).numpy() @ pair_a.flatten(1).numpy()
+            np.testing.assert_allclose(got_product, want, atol=1e-5)
+    (bare,) = of_kind(planned, "bare")
+    start = store.predictions(bare.run_id)["margin"][0]
+    own = [run for run in planned.runs.values() if run.host.name == "nano-raw-base" and run.train.updates and run.method
+           and (family != "bert" or run.head == "shared")]
+    moved = {run.init.name: float(abs(store.predictions(run.run_id)["margin"][0] - start).max()) for run in own}
+    assert moved["scratch"] < 1e-6 and min(moved["extracted"], moved["extracted_shuffled"]) > 1e-4
+    first = {run.init.name: store.tensors(run.run_id, "start")[0] for run in own if run.init.name != "scratch"}
+    same = {name: torch.equal(first["extracted"][name], tensor) for name, tensor in first["extracted_shuffled"].items()}
+    assert not all(same.values()), "a layer's block goes with its pairs"
+
+
+@pytest.mark.parametrize("init", ["extracted_noise", "pissa"])
+def test_a_start_without_blocks_cannot_take_one_off(init, data_folders, make_host):
+    with pytest.raises(UserError, match=f"init '{init}' has no block to take off"):
+        small(data_folders, make_host, *hosts(make_host), *LORA, inits(init), "method.lora_all.settings.subtract=block")

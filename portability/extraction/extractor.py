@@ -158,6 +158,7 @@ class _Extraction:
         report.shared_tokens = None if self.tokens is None else len(self.tokens[0])
         tensors: dict[Slot, Tensor] = {}
         axes: dict[Slot, Axes] = {}
+        blocks: tuple[dict[Slot, Tensor], dict[Slot, Axes]] = {}, {}
         for place in self.want:
             inside = place.stack != "shared"
             source = place._replace(layer=report.layers[place.stack][place.layer]) if inside else place
@@ -168,9 +169,23 @@ class _Extraction:
             pair_a, pair_b, report.kept[place] = low_rank(matrix, self.options.rank, self.options.split)
             if not inside:
                 pair_a, pair_b = self._all_tokens(place, pair_a, pair_b)
+            if self.options.blocks:
+                slot = Slot(*place, "D")
+                blocks[0][slot], blocks[1][slot] = self._block(place, matrix)
             for role, tensor, labels in pair_parts(place, pair_a, pair_b, self.shapes[1]):
                 tensors[Slot(*place, role)], axes[Slot(*place, role)] = tensor, labels
+        report.blocks = ModuleState(*blocks) if self.options.blocks else None
         return ModuleState(tensors, axes)
+
+    def _block(self, place: Place, matrix: Tensor) -> tuple[Tensor, Axes]:
+        """A cut in the shape of its slot, over all the student's tokens, with its labels."""
+        into, out = LORA_AXES[place.site.removeprefix("cross_")]
+        if place.stack == "shared":
+            assert self.tokens is not None
+            along = 1 if place.site == "embedding" else 0
+            matrix = torch.zeros(self.want[place]).index_copy_(along, self.tokens[1], matrix)
+        sizes = [self.shapes[1].size(axis) or self.want[place][int(axis in into)] for axis in out + into]
+        return matrix.reshape(sizes).clone(), (*out, *into)
 
     def _shared_matrix(self, place: Place, cut: Cut) -> Tensor:
         """The cut of an embedding (hidden, shared tokens) or head (shared tokens, hidden)."""

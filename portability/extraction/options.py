@@ -9,6 +9,7 @@ import torch
 from portability.errors import UserError, choose
 from portability.extraction.cuts import CUTS, LAYER_CHOICES
 from portability.families import FAMILIES, LORA_AXES, SITE_GROUPS
+from portability.module import ModuleState
 
 STRUCTURES = (*CUTS, "aligned")
 SPLITS = ("reference", "balanced")
@@ -59,6 +60,7 @@ class ExtractionOptions:
         sites: groups (families.SITE_GROUPS; a group takes what the family has of it), or single sites such as "query", which
             stands for a decoder's cross-attention query too.
         batch_size: seed examples that go through a layer together; scores do not depend on it.
+        blocks: whether the cuts themselves are given beside their pairs (the formula of section 3.2 takes them off whole).
 
     Raises:
         UserError: an unknown name, a rank or batch below 1, or no site.
@@ -71,6 +73,7 @@ class ExtractionOptions:
     scores: str = "sensitivity"
     sites: tuple[str, ...] = ("attention", "ffn", "embedding", "head")
     batch_size: int = 8
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         known_names = {"layers": LAYER_CHOICES, "structure": STRUCTURES, "split": SPLITS, "scores": SCORES}
@@ -110,6 +113,8 @@ class ExtractReport:
         peak_bytes: memory foreseen beyond what the process held (extraction/sizes.py).
         scratch_bytes: disk foreseen for activations, under TMPDIR.
         seconds: wall-clock time.
+        blocks: the cuts behind the pairs, one matrix a place with role "D" and the axes of what comes out, then of what
+            goes in; None unless the options ask for them.
     """
 
     seed_count: int
@@ -122,6 +127,7 @@ class ExtractReport:
     kept: dict[Place, float] = field(default_factory=dict)
     shared_tokens: int | None = None
     seconds: float = 0.0
+    blocks: ModuleState | None = None
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
@@ -134,7 +140,7 @@ class ExtractReport:
 
     def summary(self) -> dict[str, Any]:
         """The report for a run's record, JSON-ready: everything but what is said place by place."""
-        return {k: v for k, v in vars(self).items() if k not in ("offsets", "captured", "kept")}
+        return {k: v for k, v in vars(self).items() if k not in ("offsets", "captured", "kept", "blocks")}
 
 
 def check_seeds(

@@ -21,7 +21,8 @@ def needs(
       batch's activations;
     - choosing cuts: the layer's scores, and sums over windows of the largest matrix in float64;
     - head and embedding, if extracted: the matrix, its sums, one example's gradient, one answer's logits;
-    - factors: the largest matrix, its cut in fp32 and float64, and a Gram matrix of the cut's smaller side.
+    - factors: the largest matrix, its cut in fp32 and float64, and a Gram matrix of the cut's smaller side; all cuts, if
+      they are asked for.
 
     Disk holds each stack's states at every boundary, the gradients at one and at the embedding, and a T5's at its biases.
     """
@@ -32,7 +33,8 @@ def needs(
     inside = [math.prod(size) for place, size in teacher.places(ExtractionOptions()).items() if place.stack != "shared"]
     largest = max(inside)
     cut = max((math.prod(size) for place, size in wanted.items() if place.stack != "shared"), default=0)
-    stages = [FP32 * max(layers) + 3 * FP64 * cut, _factors(wanted, student_sizes)]
+    blocks = FP32 * sum(map(math.prod, student_sizes.values())) if options.blocks else 0
+    stages = [FP32 * max(layers) + 3 * FP64 * cut, _factors(wanted, student_sizes) + blocks]
     disk = 0
     if options.scores == "sensitivity" and seeds:
         longest, tokens = _lengths(teacher, seeds, options.batch_size)
