@@ -1,4 +1,4 @@
-"""Tables of contrasts: ported against every other start at every level, directions told apart, and tie groups."""
+"""Tables of contrasts: the arm against every other start at every level, directions told apart, and tie groups."""
 
 import pandas as pd
 
@@ -20,7 +20,7 @@ SHOWN = ("all", "method")  # levels that a reader sees; the CSV files hold all
 
 
 def comparisons(found: Evidence) -> pd.DataFrame:
-    """Ported against every other init at every budget, by each of inference.LEVELS: the columns of inference.compare behind
+    """The arm against every other init at every budget, by each of inference.LEVELS: the columns of inference.compare behind
     `level`, with `unit`; "(all)" in a coordinate that a row is pooled over."""
     return by_level(found, found.levels)
 
@@ -170,7 +170,7 @@ TIES = (
 )
 RECIPES: dict[str, Recipe] = {
     "comparisons": Recipe(
-        comparisons, "Comparisons", "{label}: ported minus every other init at every budget.", view=shown_comparisons,
+        comparisons, "Comparisons", "{label}: {arm} minus every other init at every budget.", view=shown_comparisons,
         words=comparison_words,
     ),
     "by_direction": Recipe(

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import captions
+from analysis.arms import PORTED
 from analysis.contrasts import by_level, chance, counted, difference, short, view, with_interval
 from analysis.evidence import Evidence
 from analysis.inference import LEVELS
@@ -16,7 +17,7 @@ from analysis.mixed import Mixed, mixed
 from analysis.published import beside
 from analysis.recipe import Recipe
 from analysis.robust import bootstrap, iqm, scores_of
-from analysis.stats import ARM, apart
+from analysis.stats import apart
 
 FITTED = ["baseline", "budget", "unit", "term", "value", "low", "high", "p", "seed_sd", "run_sd", "rest_sd", "n", "expected",
           "failed", "converged", "words", "paired_mean", "paired_low", "paired_high", "agree", "mark"]
@@ -76,7 +77,7 @@ def mixed_effects(found: Evidence) -> pd.DataFrame:
     paired = found.levels["all"].set_index([*keys, "baseline", "budget"])
     rows: list[dict[str, object]] = []
     for labels, cells in _apart(found):
-        for baseline in [name for name in cells["init"].unique() if name != ARM]:
+        for baseline in [name for name in cells["init"].unique() if name != found.arm]:
             for budget in sorted(cells["budget"].unique()):
                 place = (*labels.values(), baseline, budget)
                 if place in paired.index:
@@ -112,10 +113,10 @@ def agreement(one: tuple[float, float, float], other: tuple[float, float, float]
 
 
 def _apart(found: Evidence) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
-    """The arms for every data set and port that a study has several of; what carries no port of ported's is in each."""
+    """The arms for every data set and port that a study has several of; what carries no port of the arm's is in each."""
     arms, keys = found.arms, apart(found.cells)
-    ports = arms.loc[arms["init"] == ARM, "port"].unique()
-    own = arms[arms["init"] == ARM] if "port" in keys else arms
+    ports = arms.loc[arms["init"] == found.arm, "port"].unique()
+    own = arms[arms["init"] == found.arm] if "port" in keys else arms
     for names in own[keys].drop_duplicates().itertuples(index=False, name=None) if keys else [()]:
         labels, part = dict(zip(keys, names, strict=True)), arms
         for key, name in labels.items():
@@ -209,7 +210,8 @@ def published_words(found: Evidence, frame: pd.DataFrame) -> str:
     none = " None is: what was published is of other hosts and data sets, so nothing here agrees or disagrees with it."
     words = f"{able} of {len(frame)} published figures are comparable with this study.{'' if able else none}"
     budget = found.arms["budget"].max()
-    after = "" if pd.isna(budget) else f" This study's gains are those after {budget} updates, at the level all."
+    what = "gains are those after {} updates, at the level all" if found.arm == PORTED else "scores are those after {} updates"
+    after = "" if pd.isna(budget) else f" This study's {what.format(budget)}."
     return f"{words}{after} {PUBLISHED}"
 
 
@@ -247,7 +249,7 @@ RECIPES: dict[str, Recipe] = {
         words=quartile_words,
     ),
     "mixed": Recipe(
-        mixed_effects, "Mixed-effects models", "{label}: ported's gains once more, by a mixed-effects model of each budget.",
+        mixed_effects, "Mixed-effects models", "{label}: {arm}'s gains once more, by a mixed-effects model of each budget.",
         view=shown_mixed, words=mixed_words,
     ),
     "published": Recipe(

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.arms import arm_of
 from analysis.entries import joined, labelled
 from analysis.evidence import Evidence
 from analysis.inference import Right, pairs_of
 from analysis.judging import LEVELS, by_level, corrected, counted, judged
 from analysis.load import COORDINATES, STATUSES
 from analysis.quantities import SLACK, direction
-from analysis.stats import ARM, apart, summarise
+from analysis.stats import apart, summarise
 
 POINT = [name for name in COORDINATES if name != "budget"]
 UPDATES = "updates"
@@ -20,7 +21,7 @@ UPDATES = "updates"
 
 @dataclass(frozen=True)
 class Curves:
-    """The runs of one method over its B budgets: those at which ported was asked for (without it, any arm).
+    """The runs of one method over its B budgets: those at which its arm was asked for (without it, any init).
 
     `frame` has one row per curve (the columns of load.tidy at the largest budget; `status` is "done" where all budgets
     are, else the first fault in the order of STATUSES); `values` (G, B) in the metric, `runs` and `marks` (G, B) where each
@@ -41,7 +42,8 @@ def curves(arms: pd.DataFrame) -> list[Curves]:
 
 
 def _curves(cells: pd.DataFrame) -> Curves:
-    asked = cells[cells["init"] == ARM] if (cells["init"] == ARM).any() else cells
+    own = cells["init"] == arm_of(cells)
+    asked = cells[own] if own.any() else cells
     budgets = np.sort(asked["budget"].unique())
     cells = cells[cells["budget"].isin(budgets)]
     point = cells.groupby(POINT, sort=False, dropna=False).ngroup()
@@ -63,7 +65,7 @@ def _curves(cells: pd.DataFrame) -> Curves:
 
 
 def area(found: Evidence) -> pd.DataFrame:
-    """The area under the budget curve of every init by method, and ported's gain in it over every other init.
+    """The area under the budget curve of every init by method, and the arm's gain in it over every other init.
 
     The mean height of the curve from its first budget (zero-shot) to its largest, linear in updates between marks, so in
     the unit of the metric (Source: trapezoid rule; our choice: linear in updates, not in their logarithm). A curve
@@ -81,9 +83,9 @@ def area(found: Evidence) -> pd.DataFrame:
     answers = None if found.answers is None else _areas_of_answers(whole, found.answers)
     keys = [*apart(found.cells), "method"]
     means = labelled(counted(summarise(cells, [*keys, "init"])), f"area under {metric.label}", metric.unit)
-    baselines = [name for name in cells["init"].unique() if name != ARM] if (cells["init"] == ARM).any() else []
-    gains = [judged(pairs_of(cells, "init", (ARM, name), metric.scale), keys, answers, metric.scale)
-             .assign(init=ARM, quantity=f"gain over {name}", unit=metric.difference) for name in baselines]
+    baselines = [name for name in cells["init"].unique() if name != found.arm] if (cells["init"] == found.arm).any() else []
+    gains = [judged(pairs_of(cells, "init", (found.arm, name), metric.scale), keys, answers, metric.scale)
+             .assign(init=found.arm, quantity=f"gain over {name}", unit=metric.difference) for name in baselines]
     return joined([means, *([corrected(pd.concat(gains, ignore_index=True))] if gains else [])])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError
 
-from analysis.metrics import METRICS
+from analysis.metrics import shown, value_of
 from portability.errors import UserError, without_places
 from portability.spec import SCHEMA
 from portability.store import Store
@@ -27,7 +27,7 @@ class Details:
 
     A run's `state` is done, failed, missing, broken or foreign; where it is not done, `error` says why. In a run that is
     done `cell`, `marks`, `spec`, `machine` and the like hold places in `parts`, `metrics` a row per mark in the order of
-    METRICS, `cost` the numbers of COSTS. `total` counts the runs; where it is larger than was allowed, `runs` is empty.
+    metrics.shown, `cost` the numbers of COSTS. `total` counts the runs; where it is larger than was allowed, `runs` is empty.
     """
 
     runs: dict[str, dict[str, Any]]
@@ -53,24 +53,25 @@ class _Shared:
         return [json.loads(text) for text in self.places]
 
 
-def details(store: Store, cells: pd.DataFrame, most: int = 3000) -> Details:
+def details(store: Store, cells: pd.DataFrame, metric: str = "eval_accuracy", most: int = 3000) -> Details:
     """Describe every run that the store holds or that a cell names, in one pass over the records.
 
     Args:
         cells: a tidy frame (load.tidy).
+        metric: the study's.
         most: with more runs than this none is described, because the page would open slowly (our choice).
     """
     named = sorted({run_id for name in ("run_id", "native_id", "bare_id") for run_id in cells[name].dropna()})
     if len(named) > most:
         return Details({}, [], len(named))
-    shared = _Shared()
+    shared, metrics = _Shared(), shown(cells, metric)
     runs: dict[str, dict[str, Any]] = {}
     for run_id, record, fault in store.entries():
         unusable = _unusable(run_id, record, fault)
         if unusable or record is None:
             runs[run_id] = unusable or {}
             continue
-        runs[run_id] = _run(store, run_id, record, shared) if len(runs) < most else {}
+        runs[run_id] = _run(store, run_id, record, metrics, shared) if len(runs) < most else {}
     for run_id, failure in store.failures().items():
         runs.setdefault(run_id, _failed(failure))
     for run_id in named:
@@ -105,7 +106,7 @@ def _failed(failure: dict[str, Any]) -> dict[str, Any]:
 # ---- one run
 
 
-def _run(store: Store, run_id: str, record: dict[str, Any], shared: _Shared) -> dict[str, Any]:
+def _run(store: Store, run_id: str, record: dict[str, Any], metrics: list[str], shared: _Shared) -> dict[str, Any]:
     record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # a number that is not finite is no number
     spec, train = record.get("spec") or {}, record["train_info"]
     info, meta = record.get("run_info") or {}, record.get("meta_info") or {}
@@ -117,7 +118,7 @@ def _run(store: Store, run_id: str, record: dict[str, Any], shared: _Shared) -> 
         "origin": spec.get("origin"),
         "spec": {key: shared.place(value) for key, value in spec.items() if key not in ("origin", "seed")},
         "marks": shared.place([mark["updates"] for mark in train["metrics"]]),
-        "metrics": [[mark.get(name) for name in METRICS] for mark in train["metrics"]],
+        "metrics": [[value_of(mark, name) for name in metrics] for mark in train["metrics"]],
         "loss": _loss(train.get("train_loss") or [], shared),
         "port": _port(record.get("port_info"), shared),
         "cost": [train.get(key) for key in COSTS],
@@ -144,17 +145,19 @@ def _port(report: dict[str, Any] | None, shared: _Shared) -> dict[str, Any] | No
 
 
 def _predictions(store: Store, run_id: str, shared: _Shared) -> dict[str, Any]:
-    """Margins of the first test examples at every mark, or why there are none."""
+    """Margins, or scores of answers (of choices both), of the first test examples at every mark, or why there are none."""
     try:
         found = store.predictions(run_id)
     except (UserError, SafetensorError) as error:
         return {"fault": without_places(str(error))}
+    first = {name: [[_short(x) for x in row] for row in found[name][:, :EXAMPLES].tolist()]
+             for name in ("margin", "score") if name in found}
     return {
         "marks": shared.place(found["updates"].tolist()),
-        "labels": shared.place(found["label"][:EXAMPLES].tolist()),
-        "margins": [[_short(x) for x in row] for row in found["margin"][:, :EXAMPLES].tolist()],
+        **({"labels": shared.place(found["label"][:EXAMPLES].tolist())} if "label" in found else {}),
+        **{f"{name}s": values for name, values in first.items()},
         "invalid": shared.place(found["invalid"][:, :EXAMPLES].astype(int).tolist()),
-        "of": len(found["label"]),
+        "of": found["invalid"].shape[1],
     }
 
 

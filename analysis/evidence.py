@@ -7,11 +7,11 @@ from functools import cached_property, wraps
 
 import pandas as pd
 
+from analysis.arms import PORTED, arm_of
 from analysis.inference import LEVELS, Right, compare, init_pairs, right
 from analysis.load import Study, read
-from analysis.metrics import METRICS, Metric
-from analysis.stats import ARM
-from portability.errors import UserError, choose
+from analysis.metrics import METRICS, OVER_EXAMPLES, Metric
+from portability.errors import UserError
 from portability.spec import BARE
 from portability.store import Store
 
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class Evidence:
     """A study with one metric.
 
-    `answers` says which test examples each run gets right, for intervals over seeds and examples; it is None, and `why`
-    says the reason, where intervals are over seeds only.
+    `answers` says which test examples each run gets right, or how well, for intervals over seeds and examples; it is None,
+    and `why` says the reason, where intervals are over seeds only.
     """
 
     study: Study
@@ -43,13 +43,19 @@ class Evidence:
         return self.cells[self.cells["init"] != BARE]
 
     @cached_property
+    def arm(self) -> str:
+        """The init whose gains over all others the study is about (arms.arm_of)."""
+        return arm_of(self.cells)
+
+    @cached_property
     def largest(self) -> pd.DataFrame:
         """The arms at the largest budget."""
         return self.arms[self.arms["budget"] == self.arms["budget"].max()]
 
     @cached_property
     def levels(self) -> dict[str, pd.DataFrame]:
-        """Ported against every other init at every budget, zero-shot included, by each of inference.LEVELS."""
+        """The arm against every other init at every budget, zero-shot included where it is ported, by each of
+        inference.LEVELS."""
         return {name: self.compare(self.cells, keys) for name, keys in LEVELS.items()}
 
     @cached_property
@@ -60,8 +66,10 @@ class Evidence:
 
     @cached_property
     def pairs(self) -> dict[str, pd.DataFrame]:
-        """Ported paired with every other init, made once for all comparisons."""
-        return init_pairs(self.cells, self.metric.scale)
+        """The arm paired with every other init, made once for all comparisons. Before any update extracted is the bare host
+        like all other starts, so nothing is compared there."""
+        cells = self.cells if self.arm == PORTED else self.cells[self.cells["budget"] > 0]
+        return init_pairs(cells, self.metric.scale)
 
     def compare(self, cells: pd.DataFrame, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
         """inference.compare with this study's answers and the metric's scale.
@@ -70,7 +78,7 @@ class Evidence:
             cells: this study's cells of some budgets and some inits, whole.
         """
         inits, budgets = set(cells["init"]), cells["budget"].unique()
-        kept = {name: own[own["budget"].isin(budgets)] for name, own in self.pairs.items() if {name, ARM} <= inits}
+        kept = {name: own[own["budget"].isin(budgets)] for name, own in self.pairs.items() if {name, self.arm} <= inits}
         pairs = {name: own.reset_index(drop=True) for name, own in kept.items() if len(own)}
         return compare(cells, keys, self.answers, self.metric.scale, blocks, pairs)
 
@@ -88,15 +96,18 @@ def once(make: Callable[[Evidence], pd.DataFrame]) -> Callable[[Evidence], pd.Da
     return kept
 
 
-def gather(store: Store, metric: str = "eval_accuracy") -> Evidence:
+def gather(store: Store, metric: str | None = None) -> Evidence:
     """Read a study and its predictions.
+
+    Args:
+        metric: as of load.read.
 
     Raises:
         UserError: no study there, or the metric is unknown.
     """
-    chosen = METRICS[choose(metric, METRICS, "metric")]
     study = read(store, metric)
-    if metric != "eval_accuracy":
+    chosen = METRICS[study.metric]
+    if chosen.name not in OVER_EXAMPLES:
         return Evidence(study, chosen, None, f"{chosen.label} is not a mean over examples that are right or wrong")
     try:
         return Evidence(study, chosen, right(store, study.cells), "")

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from analysis.arms import say
 from analysis.costs import break_even_words
 from analysis.entries import interval, number
 from analysis.evidence import Evidence
+from analysis.extraction import SEEDS, seed_sentences
 from analysis.inference import ALPHA, LEVELS
 from analysis.metrics import UNITS, Metric
 from analysis.predictors import predictors
 from analysis.quantities import lift
-from analysis.stats import ARM
 
 HEADINGS = {
     "all": "Over all methods, directions and relations", "pair": "By direction, over all methods and relations",
@@ -21,7 +22,7 @@ HEADINGS = {
 NOTHING = "No comparison is significant after Holm's correction."
 LIFT = "Before any update, against the bare host"
 PREDICTS = "What goes with the gain"
-PAYS = "What a port saves"
+PAYS = "What {start} saves"
 OPEN = "Left open after {budget:,} updates (no finding that they are equal)"
 
 
@@ -36,7 +37,8 @@ def findings(found: Evidence) -> dict[str, list[str]]:
     said = {HEADINGS[level]: list(_sentences(found, level)) for level in reversed(LEVELS)}
     said = {heading: sentences for heading, sentences in said.items() if sentences}
     said = said or {"Comparisons": [NOTHING]}
-    more = {LIFT: list(_lifts(found)), PREDICTS: list(_predicted(found)), PAYS: break_even_words(found)}
+    more = {SEEDS: seed_sentences(found), LIFT: list(_lifts(found)), PREDICTS: list(_predicted(found)),
+            say(PAYS, found.arm): break_even_words(found)}
     return said | {heading: sentences for heading, sentences in [*more.items(), _left(found)] if sentences}
 
 
@@ -57,7 +59,8 @@ def _predicted(found: Evidence) -> Iterator[str]:
     for _, row in frame[frame["p_holm"] <= ALPHA].iterrows():
         when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
         less = " (a difference in which less is better)" if found.metric.better == "lower" else ""
-        yield (f"{row['method']}: the gain over {row['baseline']} {when}{less} goes with {row['predictor']} "
+        where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
+        yield (f"{where}the gain over {row['baseline']} {when}{less} goes with {row['predictor']} "
                f"(rank correlation {row['spearman']:+.2f}, p {_p(row['p_holm'])}, {row['n']} units).")
 
 
@@ -76,12 +79,12 @@ def _sentences(found: Evidence, level: str) -> Iterator[str]:
     for names, group in rows.groupby([*keys, "baseline"], sort=False):
         where = _where(dict(zip(keys, names, strict=False)))
         parts = [_part(row, found.metric, open_rows) for _, row in group.sort_values("budget").iterrows()]
-        yield _sentence(f"{where}{ARM} against {names[-1]}: {'; '.join(parts)}.")
+        yield _sentence(f"{where}{found.arm} against {names[-1]}: {'; '.join(parts)}.", found.arm)
 
 
-def _sentence(text: str) -> str:
+def _sentence(text: str, arm: str) -> str:
     """A sentence with a capital, unless it begins with the name of a method, host or port."""
-    return text[0].upper() + text[1:] if text.startswith(ARM) else text
+    return text[0].upper() + text[1:] if text.startswith(arm) else text
 
 
 def _left(found: Evidence) -> tuple[str, list[str]]:
@@ -93,9 +96,9 @@ def _left(found: Evidence) -> tuple[str, list[str]]:
         for _, row in rows.iterrows():
             where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
             said.append(_sentence(
-                f"{where}{ARM} against {row['baseline']}: {number(row['mean'], unit)} {unit.symbol} "
+                f"{where}{found.arm} against {row['baseline']}: {number(row['mean'], unit)} {unit.symbol} "
                 f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])}); found four times in five would be "
-                f"{number(row['mdd'], unit).lstrip('+')} {unit.symbol}."))
+                f"{number(row['mdd'], unit).lstrip('+')} {unit.symbol}.", found.arm))
     return OPEN.format(budget=0 if pd.isna(budget) else budget), said
 
 

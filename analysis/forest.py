@@ -1,4 +1,4 @@
-"""Forest plots: ported minus another init with intervals, pooled and by direction, at the largest budget."""
+"""Forest plots: the arm minus another init with intervals, pooled and by direction, at the largest budget."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from analysis.entries import interval, number, stars
 from analysis.evidence import Evidence
 from analysis.look import GREY, STYLE, Figures, budget_words, foot, groups, head, hollow, looks, points, sample
 from analysis.metrics import UNITS
-from analysis.stats import ARM
 
 MOST = 60  # directions and relations that a figure holds; more stand in the tables only
 PLACE = ["origin", "receiving", "relation"]
@@ -80,7 +79,7 @@ def _pooled(levels: dict[str, pd.DataFrame], found: Evidence, words: str, method
             if line.row is not None:
                 text.text(0.0, place, _words(line.row, found), va="center", fontsize=7, transform=text.get_yaxis_transform())
         _title(figure, found, words, levels["all"], hollow_too=any(_lacks(line.row) for line in lines))
-        foot(figure, f"{_note(found)} {COUNTS}", f"{found.metric.label}: {ARM} − {words}, {unit.symbol}")
+        foot(figure, f"{_note(found)} {COUNTS}", f"{found.metric.label}: {found.arm} − {words}, {unit.symbol}")
     return figure
 
 
@@ -135,7 +134,8 @@ def _directions(rows: pd.DataFrame, found: Evidence, words: str, methods: dict[s
         blocks = sorted(set(rows["blocks"]))
         count = f"{blocks[0]} blocks" if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]} blocks"
         unit = UNITS[found.metric.difference].symbol
-        foot(figure, f"{_note(found)} {count} behind a point; {_reach(rows)}", f"{found.metric.label}: {ARM} − {words}, {unit}")
+        label = f"{found.metric.label}: {found.arm} − {words}, {unit}"
+        foot(figure, f"{_note(found)} {count} behind a point; {_reach(rows)}", label)
     return figure
 
 
@@ -187,7 +187,7 @@ def _lacks(row: pd.Series | None) -> bool:
 
 
 def _title(figure: Figure, found: Evidence, words: str, rows: pd.DataFrame, *, hollow_too: bool) -> None:
-    text = f"{found.metric.label.capitalize()}, {ARM} against {words}, {budget_words(int(rows['budget'].max()))}"
+    text = f"{found.metric.label.capitalize()}, {found.arm} against {words}, {budget_words(int(rows['budget'].max()))}"
     head(figure, text, [sample("0.2", "o", "complete"), hollow()] if hollow_too else [])
 
 

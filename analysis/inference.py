@@ -13,10 +13,11 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from analysis.arms import arm_of
 from analysis.intervals import estimate, noncentrality
 from analysis.load import COORDINATES
 from analysis.permutation import Flips, holm, letters, sign_flips
-from analysis.stats import ARM, apart, paired, summarise
+from analysis.stats import apart, paired, summarise
 from portability.errors import UserError, choose
 from portability.spec import BARE
 from portability.store import Store
@@ -32,7 +33,7 @@ AXES = ("init", "method")
 BLOCKS = ("run", "seed")
 PLACES = [name for name in COORDINATES if name not in (*AXES, "seed", "budget")]
 ALPHA = 0.05
-Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) bool, whether each test example is right
+Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) whether each test example is right, or its score
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,25 @@ class Design:
 
 
 def right(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
-    """Which test examples each done cell gets right, by (run id, mark); a tie counts as negative, as in the accuracy.
+    """Which test examples each done cell gets right (a tie counts as negative), or the scores of answers, by (run id, mark).
 
     Raises:
-        UserError: a run has no predictions, none at a mark that its record names, or other labels than the other runs.
+        UserError: a run has no predictions, none at a mark of its record, or other labels or another number of answers.
     """
     found: dict[tuple[str, int], np.ndarray] = {}
-    labels: dict[str, np.ndarray] = {}
-    done = cells[cells["status"] == "done"]
-    for (run_id, data), marks in done.groupby(["run_id", "data"], sort=True)["mark"]:
+    tested: dict[str, np.ndarray] = {}
+    for (run_id, data), marks in cells[cells["status"] == "done"].groupby(["run_id", "data"], sort=True)["mark"]:
         saved = store.predictions(str(run_id))
-        if not np.array_equal(labels.setdefault(data, saved["label"]), saved["label"]):
+        answered = "score" in saved
+        examples = np.arange(saved["score"].shape[1]) if answered else saved["label"]
+        if not np.array_equal(tested.setdefault(data, examples), examples):
             raise UserError(f"run {run_id} was tested on other examples of {data} than other runs; it cannot be compared")
         places = {int(mark): i for i, mark in enumerate(saved["updates"])}
         for mark in map(int, marks.unique()):
             if mark not in places:
                 raise UserError(f"run {run_id} has no predictions at {mark} updates; run the study again without it")
-            found[str(run_id), mark] = (saved["margin"][places[mark]] > 0) == (saved["label"] == 1)
+            at = places[mark]
+            found[str(run_id), mark] = saved["score"][at] if answered else (saved["margin"][at] > 0) == (examples == 1)
     return found
 
 
@@ -69,16 +72,15 @@ def compare(
     cells: pd.DataFrame, keys: Sequence[str], answers: Right | None = None, scale: float = 100.0, blocks: str = "run",
     pairs: Mapping[str, pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
-    """Ported against every other start, in every group of `keys`: one row per group and baseline.
+    """The arm against every other start, in every group of `keys`: one row per group and baseline.
 
     Args:
         cells: a tidy frame (load.tidy).
         keys: LEVELS[...], or other coordinates, the budget among them: runs of one budget after the other are no
             independent replicates. Several data sets or ports are told apart besides.
-        answers: `right(...)` adds the test examples to the interval (accuracy only); None: over seeds only.
+        answers: `right(...)` adds the test examples to the interval (metrics.OVER_EXAMPLES only); None: over seeds only.
         scale: 100 for points.
-        blocks: "run" (pairs that share a run) or "seed" (all of a seed: safe where runs of a seed share more than a
-            baseline, say an origin ported to several hosts, at the price of few blocks).
+        blocks: "run" (pairs that share a run) or "seed" (all of a seed: safe where these share more, but they are few).
         pairs: what `init_pairs(cells, scale)` gives, where several calls share it.
 
     Returns:
@@ -93,7 +95,7 @@ def compare(
     """
     keys = _keys(cells, keys, blocks)
     pairs = init_pairs(cells, scale) if pairs is None else pairs
-    rows = [_rows(own, (ARM, name), keys, answers, scale, blocks) for name, own in pairs.items()]
+    rows = [_rows(own, (arm_of(cells), name), keys, answers, scale, blocks) for name, own in pairs.items()]
     return _finish(rows, keys).astype({name: cells[name].dtype for name in keys})
 
 
@@ -149,14 +151,14 @@ def _finish(rows: list[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
 
 
 def init_pairs(cells: pd.DataFrame, scale: float) -> dict[str, pd.DataFrame]:
-    """Ported paired with every other init: baseline to the frame of `pairs_of`; empty where nothing was ported."""
+    """The arm paired with every other init: baseline to the frame of `pairs_of`; empty where nothing is of the arm."""
     arms = _coded(cells[cells["init"] != BARE])
-    inits = arms["init"].unique()
-    return {str(name): pairs_of(arms, "init", (ARM, str(name)), scale) for name in inits if name != ARM and ARM in inits}
+    arm, inits = arm_of(cells), arms["init"].unique()
+    return {str(name): pairs_of(arms, "init", (arm, str(name)), scale) for name in inits if name != arm and arm in inits}
 
 
 def pairs_of(cells: pd.DataFrame, axis: str, sides: tuple[str, str], scale: float) -> pd.DataFrame:
-    """stats.paired along an axis ("init" or "method"), with the arm's run beside the baseline's.
+    """stats.paired along an axis ("init", "method" or "relation"), with the arm's run beside the baseline's.
 
     Returns:
         The columns of stats.paired, `run_id` and `mark` of the baseline; `arm_id`, `arm_mark`; `task`, the number of
@@ -224,7 +226,7 @@ def _examples(pairs: pd.DataFrame, answers: Right) -> np.ndarray:
 
 
 def _stack(pairs: pd.DataFrame, run: str, mark: str, answers: Right) -> np.ndarray:
-    """(pairs, M) whether each test example is right, as float32."""
+    """(pairs, M) whether each test example is right, or its score, as float32."""
     rows = [answers[key] for key in zip(pairs[run], pairs[mark].astype(int), strict=True)]
     if len({len(row) for row in rows}) > 1:
         raise UserError("runs that are compared were tested on different numbers of examples; tell their data sets apart")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.metrics import METRICS
+from analysis.arms import ARMS
+from analysis.metrics import METRICS, PARTS, SCORE, value_of
 from portability.errors import choose
 from portability.spec import SCHEMA, Cell
 from portability.store import Store
@@ -22,7 +23,7 @@ FACTS = ("run_id", "host", "updates", "seconds", "tokens", "trainable", "bytes",
          "carried", "carried_norm", "origin")  # of a run; seconds and tokens of the whole run, trainable and bytes of its
 # module, origin the run whose module it started from
 PAIR = ("one", "other", "cka", "weight_distance", "compared_fraction", "shape_distance")  # of two hosts
-INITS = ("ported", "sampled", "scratch")  # these first, in this order; other inits follow as they come
+INITS = (*ARMS, "sampled", "scratch")  # these first, in this order; other inits follow as they come
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Problem:
 class Runs:
     """What the run folders of a store hold, each record read once.
 
-    `marks` has one row per run and mark (run_id, mark, and the metrics); `facts` one row per run; `state` names what each
-    known run is, `parts` the distinct hosts and data sets behind the used records,
-    `reason` why it is not done, `records` the parts of each used record that say where it comes from.
+    `marks` has one row per run and mark (run_id, mark, and the metrics); `facts` one row per run; `held` names the metrics that
+    all marks of a used record hold; `state` names what each known run is, `parts` the distinct hosts and data sets behind the
+    used records, `reason` why it is not done, `records` the parts of each used record that say where it comes from.
     """
 
     marks: pd.DataFrame
     facts: pd.DataFrame
+    held: dict[str, set[str]]
     parts: dict[str, list[dict[str, Any]]]
     state: dict[str, str]
     reason: dict[str, str]
@@ -61,6 +63,7 @@ class Study:
     """A study, read: its cells (see `tidy`), what is wrong with it, its manifests' facts, and its runs' origin."""
 
     name: str
+    metric: str  # of METRICS, that of its cells
     cells: pd.DataFrame
     problems: list[Problem]
     facts: list[dict[str, Any]]  # the manifests without their cells
@@ -90,17 +93,35 @@ def problems(store: Store) -> list[Problem]:
     return read(store).problems
 
 
-def read(store: Store, metric: str = "eval_accuracy") -> Study:
-    """Read a study once: its cells, problems and provenance."""
-    choose(metric, METRICS, "metric")
+def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
+    """Read a study once: its cells, problems and provenance.
+
+    Args:
+        metric: one of METRICS; None: accuracy where all runs behind the cells have it, else ROUGE-L where all have that, else
+            the score, which is either (our choice).
+
+    Raises:
+        UserError: no study there, or the metric is unknown.
+    """
+    if metric is not None:
+        choose(metric, METRICS, "metric")
     manifests = store.manifests()
     runs = _runs(store)
-    cells = _resolve(_union(manifests), runs, metric)
+    asked = _union(manifests)
+    metric = _metric(asked, runs) if metric is None else metric
+    cells = _resolve(asked, runs, metric)
     facts = [{key: value for key, value in item.items() if key != "cells"} for item in manifests]
     done = int((cells["status"] == "done").sum())
     log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
     pairs = pd.DataFrame(store.host_pairs(), columns=list(PAIR))
-    return Study(store.root.resolve().name, cells, _problems(cells, runs), facts, runs.records, runs.facts, pairs, runs.parts)
+    name, wrong = store.root.resolve().name, _problems(cells, runs)
+    return Study(name, metric, cells, wrong, facts, runs.records, runs.facts, pairs, runs.parts)
+
+
+def _metric(cells: pd.DataFrame, runs: Runs) -> str:
+    """The metric of a study for which none was chosen."""
+    held = [runs.held[run_id] for run_id in cells["run_id"].unique() if run_id in runs.held]
+    return next((name for name in PARTS if all(name in names for names in held)), SCORE)
 
 
 # ---- manifests
@@ -134,6 +155,7 @@ def _union(manifests: list[dict[str, Any]]) -> pd.DataFrame:
 def _runs(store: Store) -> Runs:
     rows: list[dict[str, Any]] = []
     facts: list[tuple[Any, ...]] = []
+    held: dict[str, set[str]] = {}
     parts: dict[str, dict[str, Any]] = {"host": {}, "data": {}}
     records: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
@@ -149,7 +171,9 @@ def _runs(store: Store) -> Runs:
             broken[run_id] = fault
         else:
             state[run_id] = "done"
-            rows.extend({"run_id": run_id, **mark} for mark in record["train_info"]["metrics"])
+            marks = record["train_info"]["metrics"]
+            rows.extend({"run_id": run_id, **mark, SCORE: value_of(mark, SCORE)} for mark in marks)
+            held[run_id] = set.intersection(*map(set, marks)) if marks else set()
             facts.append(_facts(run_id, record))
             for name, known in parts.items():
                 if part := (record.get("spec") or {}).get(name):
@@ -162,7 +186,7 @@ def _runs(store: Store) -> Runs:
     for run_id, fault in broken.items():
         reason.setdefault(run_id, fault)
     distinct = {name: list(known.values()) for name, known in parts.items()}
-    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), distinct, state, reason, broken, records)
+    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records)
 
 
 def _fault(record: dict[str, Any], run_id: str) -> str | None:
@@ -227,6 +251,8 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
 def _problems(cells: pd.DataFrame, runs: Runs) -> list[Problem]:
     """Failed, missing and foreign runs, duplicate cells, and broken records, in that order, each named."""
     found: list[Problem] = []
+    if cells["data"].nunique() > 1:
+        cells = cells.assign(receiving=cells["receiving"] + " (" + cells["data"] + ")")
     open_cells = cells[~cells["status"].isin(["done", "duplicate"])]
     for (status, run_id, reason), group in open_cells.groupby(["status", "run_id", "reason"], sort=False):
         message = reason or "no record and no failure: not run yet"

@@ -5,27 +5,27 @@ import pandas as pd
 from analysis.entries import joined, labelled
 from analysis.evidence import Evidence
 from analysis.load import COORDINATES, STATUSES
-from analysis.metrics import METRICS
-from analysis.stats import ARM, apart, paired, reference, summarise
+from analysis.metrics import METRICS, shown
+from analysis.stats import apart, paired, reference, summarise
 
 INFERENCE = ("low", "high", "p", "p_holm", "smallest_p", "family", "effect", "mdd", "blocks")  # of a gain
 
 
 def init_by_method(found: Evidence) -> pd.DataFrame:
-    """Every init by method at the largest budget, pooled over pairs and relations, with ported's gains."""
+    """Every init by method at the largest budget, pooled over pairs and relations, with the arm's gains."""
     return _arms_and_gains(found, found.largest, ["method"])
 
 
 def origin_by_receiving(found: Evidence) -> pd.DataFrame:
-    """Ported, and its gain over scratch, for every ordered pair at the largest budget; the diagonal is native."""
+    """The arm, and its gain over scratch, for every ordered pair at the largest budget; the diagonal is native."""
     metric = found.metric
-    top = found.largest[found.largest["init"].isin([ARM, "scratch"])]
+    top = found.largest[found.largest["init"].isin([found.arm, "scratch"])]
     keys = [*apart(found.cells), "method", "relation", "origin", "receiving"]
-    ported = top[top["init"] == ARM]
-    parts = [labelled(summarise(ported, keys), metric.name, metric.unit), *gains(found, top, keys)]
+    arm = top[top["init"] == found.arm]
+    parts = [labelled(summarise(arm, keys), metric.name, metric.unit), *gains(found, top, keys)]
     block = [key for key in keys if key != "origin"]
-    native = labelled(summarise(reference(ported, "native", block), block), metric.name, metric.unit)
-    selves = (ported["origin"] == ported["receiving"]).any()
+    native = labelled(summarise(reference(arm, "native", block), block), metric.name, metric.unit)
+    selves = (arm["origin"] == arm["receiving"]).any()
     return joined([native.assign(origin="(native)" if selves else native["receiving"]), *parts])
 
 
@@ -44,21 +44,22 @@ def zero_shot(found: Evidence) -> pd.DataFrame:
 
 
 def init_by_budget(found: Evidence) -> pd.DataFrame:
-    """Every init by budget, zero-shot included, for each method, with ported's gains."""
+    """Every init by budget, zero-shot included, for each method, with the arm's gains."""
     return _arms_and_gains(found, found.arms, ["method", "budget"])
 
 
 def by_relation(found: Evidence) -> pd.DataFrame:
-    """Every init by relation and origin's data set at the largest budget, with ported's gains."""
+    """Every init by relation and origin's data set at the largest budget, with the arm's gains."""
     return _arms_and_gains(found, found.largest, ["relation", "origin_data", "method"])
 
 
 def all_metrics(found: Evidence) -> pd.DataFrame:
-    """Every metric of every init, zero-shot and at the largest budget: accuracy alone hides a one-sided host."""
+    """Every metric there is of every init, zero-shot and at the largest budget: accuracy alone hides a one-sided host."""
     arms = found.arms[found.arms["budget"].isin({0, found.arms["budget"].max()})]
     keys = [*apart(found.cells), "method", "budget", "init"]
     return joined([
-        labelled(summarise(arms.assign(value=arms[name]), keys), name, item.unit) for name, item in METRICS.items()
+        labelled(summarise(arms.assign(value=arms[name]), keys), name, METRICS[name].unit)
+        for name in shown(found.cells, found.metric.name)
     ])
 
 
@@ -102,15 +103,15 @@ def _arms_and_gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> pd
 
 
 def gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
-    """Ported minus every other init, with interval and test; one family of tests for all of them."""
-    if not (cells["init"] == ARM).any():
+    """The arm minus every other init, with interval and test; one family of tests for all of them."""
+    if not (cells["init"] == found.arm).any():
         return []
     with_budget = list(dict.fromkeys([*keys, "budget"]))
     tests = found.compare(cells, with_budget)
     parts = []
     for baseline in tests["baseline"].unique():
         own = tests.loc[tests["baseline"] == baseline, [*keys, *INFERENCE]]
-        counts = summarise(paired(cells, ARM, baseline, found.metric.scale), keys)
+        counts = summarise(paired(cells, found.arm, baseline, found.metric.scale), keys)
         gain = counts.merge(own, on=keys, how="left", validate="1:1")
-        parts.append(labelled(gain, f"gain over {baseline}", found.metric.difference).assign(init=ARM))
+        parts.append(labelled(gain, f"gain over {baseline}", found.metric.difference).assign(init=found.arm))
     return parts

@@ -1,6 +1,10 @@
 """The metrics a record holds, and how each is shown."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -40,4 +44,32 @@ METRICS: dict[str, Metric] = {
     "eval_loss": Metric("eval_loss", "loss", "loss", "loss difference", 1.0, "lower"),
     "eval_invalid_rate": Metric("eval_invalid_rate", "invalid answers", better="lower"),
     "eval_positive_share": Metric("eval_positive_share", "share predicted positive", better=None),
+    "eval_rougeL": Metric("eval_rougeL", "ROUGE-L"),
+    "eval_score": Metric("eval_score", "score"),
 }
+OF_LABELS = tuple(METRICS)[:6]  # what a record of texts with labels holds
+SCORE, PARTS = "eval_score", ("eval_accuracy", "eval_rougeL")  # a score is the first of its parts that a record holds
+OVER_EXAMPLES = (*PARTS, SCORE)  # means over test examples of a number in [0, 1] that the predictions hold
+
+
+def value_of(mark: Mapping[str, Any], name: str) -> Any:
+    """A metric of one mark of a record, None where it does not hold it.
+
+    Example:
+        >>> value_of({"eval_rougeL": 0.5}, "eval_score"), value_of({"eval_rougeL": 0.5}, "eval_accuracy")
+        (0.5, None)
+    """
+    return next((mark[part] for part in (PARTS if name == SCORE else (name,)) if part in mark), None)
+
+
+def shown(cells: pd.DataFrame, chosen: str) -> list[str]:
+    """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order of METRICS.
+
+    The score is left out where it is the accuracy, or ROUGE-L, of every cell, and not chosen. Without any number: OF_LABELS.
+
+    Args:
+        cells: a tidy frame (load.tidy).
+    """
+    there = [name for name in METRICS if name != SCORE and cells[name].notna().any()] or list(OF_LABELS)
+    mixed = set(PARTS) <= set(there)
+    return [name for name in METRICS if name in there or name == chosen or (name == SCORE and mixed)]

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from analysis.stats import ARM, paired
+from analysis.arms import arm_of
+from analysis.stats import paired
 
 FACTORS = ("method", "direction", "relation")
 DIGITS = 3  # of a fixed effect, points: what the search for the spreads does not settle is left out
@@ -45,7 +46,7 @@ def mixed(cells: pd.DataFrame, baseline: str, budget: int, scale: float = 100.0)
 
     Source: Laird & Ware, Biometrics 38, 1982, as in statsmodels' MixedLM; the model is our choice.
     """
-    gains = paired(cells[cells["budget"] == budget], ARM, baseline, scale)
+    gains = paired(cells[cells["budget"] == budget], arm_of(cells), baseline, scale)
     expected = len(gains)
     gains = gains.assign(direction=gains["origin"] + " -> " + gains["receiving"]).dropna(subset="value")
     used = [name for name in FACTORS if gains[name].nunique() > 1]

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from analysis.details import COSTS, EXAMPLES, POINTS, Details
 from analysis.load import STATUSES, Problem, Study
-from analysis.metrics import METRICS, UNITS, Metric
+from analysis.metrics import METRICS, UNITS, Metric, shown
 from analysis.recipe import Table
 from analysis.render import Entry, grid
 from analysis.report import provenance
@@ -134,10 +134,11 @@ def _sets(study: Study) -> list[dict[str, Any]]:
 def _payload(study: Study, metric: Metric, details: Details) -> Markup:
     """Cells and runs as JSON that no text in it can end: `<`, `>` and `&` are written as escapes."""
     cells = study.cells.assign(reason=study.cells["reason"].map(without_places))
-    columns = _columns(cells, metric)
+    metrics = [METRICS[name] for name in shown(cells, metric.name)]
+    columns = _columns(cells, metric, metrics)
     value = {
         "study": study.name, "metric": metric.name, "columns": columns,
-        "metrics": [_numeric(name, item.label, item.unit) for name, item in METRICS.items()],
+        "metrics": [_numeric(item.name, item.label, item.unit) for item in metrics],
         "cells": {column["key"]: _encoded(cells[column["key"]]) for column in columns},
         "runs": details.runs, "parts": details.parts, "total": details.total, "costs": COSTS, "points": POINTS,
         "examples": EXAMPLES,
@@ -146,13 +147,13 @@ def _payload(study: Study, metric: Metric, details: Details) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _columns(cells: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
+def _columns(cells: pd.DataFrame, metric: Metric, metrics: list[Metric]) -> list[dict[str, Any]]:
     """The table's columns from left to right, and the hidden ones the script needs."""
     several = [name for name, by in MAYBE.items() if (cells.groupby(by)[name] if by else cells[[name]]).nunique().max() > 1]
     keys = [*FILTERS[:4], *several, *FILTERS[4:]]
     texts = [{"key": key, "label": key.replace("_", " "), "kind": "count" if key in ("budget", "seed") else "text",
               "filter": True, "shown": True} for key in keys]
-    others = [_numeric(name, item.label, item.unit) for name, item in METRICS.items() if name != metric.name]
+    others = [_numeric(item.name, item.label, item.unit) for item in metrics if item.name != metric.name]
     chosen = _numeric(metric.name, metric.label, metric.unit)
     references = [_numeric(name, name, metric.unit) for name in ("native", "bare")]
     lift = _numeric("lift", "lift over bare", metric.difference) | {"scale": metric.scale * UNITS[metric.difference].scale}

@@ -1,7 +1,7 @@
 """One function per plot: the tidy frame in, figures out; what is missing is hatched or crossed, never drawn as zero."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import pandas as pd
@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from analysis.arms import WORDS
 from analysis.evidence import Evidence
 from analysis.look import DIVERGING, GREY, STYLE, Figures, foot, head, hollow, looks, sample
 from analysis.metrics import UNITS, Metric, Unit
-from analysis.stats import ARM, apart, paired, reference, summarise
+from analysis.stats import apart, paired, reference, summarise
 
 MOST = 120  # panels of a figure of curves
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -41,12 +42,18 @@ def learning_curves(found: Evidence) -> Figures:
     if len(arms.groupby(["method", "origin", "receiving"])) > MOST:
         arms = arms.assign(origin="all origins")
     return {
-        "-".join(["learning_curves", *map(str, names)]): _curves(part, found.metric, ", ".join(map(str, names)))
+        "-".join(["learning_curves", *map(str, names)]): _curves(part, found.metric, which(found, names))
         for names, part in arms.groupby(by, sort=False)
     }
 
 
-def _curves(cells: pd.DataFrame, metric: Metric, relation: str) -> Figure:
+def which(found: Evidence, names: Sequence[object]) -> str:
+    """A relation, and the data set and port where there are several, in words for a title."""
+    relation, *others = map(str, names)
+    return "; ".join([f"{WORDS[found.arm].of_origin}: {relation}", *others])
+
+
+def _curves(cells: pd.DataFrame, metric: Metric, words: str) -> Figure:
     methods = list(cells["method"].unique())
     pairs = list(cells[["origin", "receiving"]].drop_duplicates().itertuples(index=False, name=None))
     inits, place = looks(cells["init"]), ["method", "origin", "receiving"]
@@ -74,7 +81,7 @@ def _curves(cells: pd.DataFrame, metric: Metric, relation: str) -> Figure:
             low, high = axes[0][0].get_ylim()
             axes[0][0].set_ylim(max(low, -2.0), min(high, 102.0))
         figure.supylabel(f"{metric.label}, {UNITS[metric.unit].symbol}", fontsize=8)
-        head(figure, f"{metric.label.capitalize()} by updates (origin data: {relation})", _legend(inits))
+        head(figure, f"{metric.label.capitalize()} by updates ({words})", _legend(inits))
         foot(figure, CURVE_NOTE, "updates on the receiving host")
     return figure
 
@@ -121,10 +128,10 @@ def _legend(inits: dict[str, tuple[str, str]]) -> list[Line2D]:
 
 
 def gain_heat_map(found: Evidence) -> Figures:
-    """Gain of ported over scratch by origin (down) and receiving host (across), one panel per method, one figure per
+    """Gain of the arm over scratch by origin (down) and receiving host (across), one panel per method, one figure per
     relation, at the largest budget. Hatched: no number; grey: not asked for; † incomplete; in brackets: baselines."""
     top = found.largest
-    pairs = paired(top, ARM, "scratch", found.metric.scale)
+    pairs = paired(top, found.arm, "scratch", found.metric.scale)
     by = ["relation", *apart(found.cells)]
     gains = summarise(pairs, [*by, "method", "origin", "receiving"])
     hosts = list(dict.fromkeys([*top["origin"], *top["receiving"]]))
@@ -134,8 +141,7 @@ def gain_heat_map(found: Evidence) -> Figures:
     figures = {}
     for names, part in gains.groupby(by, sort=False):
         figure = _heat(part, hosts, limit, unit)
-        which = ", ".join(map(str, names))
-        title = f"Gain of ported over scratch, {unit.symbol}, after {updates:,} updates (origin data: {which})"
+        title = f"Gain of {found.arm} over scratch, {unit.symbol}, after {updates:,} updates ({which(found, names)})"
         figure.suptitle(title, fontsize=9)
         figures["-".join(["gain_heat_map", *map(str, names)])] = figure
     return figures

@@ -13,7 +13,7 @@ from analysis.entries import joined
 from analysis.evidence import Evidence, once
 from analysis.judging import POOLED
 from analysis.permutation import holm
-from analysis.stats import ARM, apart
+from analysis.stats import apart
 
 SIMILARITIES = ("cka", "weight_distance", "shape_distance")  # of two hosts, the same in both directions
 CARRIED = ("carried", "carried_norm")  # of a method's port in one direction
@@ -41,12 +41,12 @@ class Correlation:
 
 
 def gain_and_similarity(found: Evidence) -> pd.DataFrame:
-    """Ported's gain over every other init in every direction, beside what could predict it: the points of a plot.
+    """The arm's gain over every other init in every direction, beside what could predict it: the points of a plot.
 
     Returns:
         One row per method, direction, relation, budget and baseline: `gain` with `low`, `high` (inference.compare), the counts;
         SIMILARITIES of the two hosts (mean over what is recorded of them, NaN where nothing is), and CARRIED (mean over the
-        direction's ported runs).
+        direction's runs of the arm).
     """
     gains = found.levels["direction"].rename(columns={"mean": "gain"})
     gains = gains.assign(quantity="gain over " + gains["baseline"], unit=found.metric.difference)
@@ -57,8 +57,8 @@ def gain_and_similarity(found: Evidence) -> pd.DataFrame:
     facts = found.study.runs[["run_id", *CARRIED]]
     facts = facts.assign(**{name: pd.to_numeric(facts[name], errors="coerce") for name in CARRIED})
     keys = [*apart(found.cells), "method", "origin", "receiving", "relation"]
-    ported = found.arms[found.arms["init"] == ARM][[*keys, "run_id"]].drop_duplicates()
-    carried = ported.merge(facts, on="run_id", how="left").groupby(keys, sort=False, dropna=False)[[*CARRIED]].mean()
+    own = found.arms[found.arms["init"] == found.arm][[*keys, "run_id"]].drop_duplicates()
+    carried = own.merge(facts, on="run_id", how="left").groupby(keys, sort=False, dropna=False)[[*CARRIED]].mean()
     gains["pair"] = _pair(gains["origin"], gains["receiving"])
     gains = gains.join(hosts.groupby("pair").mean(), on="pair").join(carried, on=keys).drop(columns="pair")
     columns = ["arm", "baseline", "gain", "low", "high", "expected", "n", "failed", "missing", "blocks", "mark"]
@@ -73,7 +73,7 @@ def _pair(one: pd.Series, other: pd.Series) -> pd.Series:
 
 @once
 def predictors(found: Evidence) -> pd.DataFrame:
-    """Correlation of ported's mean gain with each predictor, by method and over all of them, budget and baseline.
+    """Correlation of the arm's mean gain with each predictor, by method and over all of them, budget and baseline.
 
     The units are pairs of hosts (similarity, which has no direction; gains are averaged over both) or directions (carried),
     never runs; relations are averaged. Over all methods, ranks and values are centred within each method. Gains are in the
@@ -95,7 +95,7 @@ def predictors(found: Evidence) -> pd.DataFrame:
     rows = [row for names in (SIMILARITIES, CARRIED) for row in _rows(points, keys, names)]
     columns = [*keys, "method", "predictor", *(item.name for item in fields(Correlation)), "expected"]
     frame = pd.DataFrame(rows, columns=columns)
-    frame = frame.assign(p_holm=holm(frame["p"].to_numpy(float)), family=int(frame["p"].notna().sum()), arm=ARM,
+    frame = frame.assign(p_holm=holm(frame["p"].to_numpy(float)), family=int(frame["p"].notna().sum()), arm=found.arm,
                          quantity="correlation with the gain", unit="correlation")
     missing = frame["expected"] - frame["n"]
     state = np.where(missing == 0, "complete", np.where(frame["n"] > 0, "incomplete", "missing"))

@@ -1,18 +1,19 @@
 """What the two papers behind this project state, and how a study compares with it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.arms import EXTRACTED, PORTED
 from analysis.evidence import Evidence
 from analysis.inference import LEVELS, designs
 from analysis.inference import compare as compare_blocks
 from analysis.intervals import estimate
 from analysis.load import COORDINATES
-from analysis.stats import ARM
 from portability.errors import UserError
 
 FILE = Path(__file__).with_name("published.csv")
@@ -27,8 +28,9 @@ UNITS = {  # unit -> which values it has
 READS = ("table", "image of a table", "pixels of a chart", "text", "second-hand text")
 HOSTS = {"receiving": "receiving host", "origin": "origin host"}
 INTO_PERCENT = {"percent": 1.0, "fraction": 100.0}
-EXTRACTED = "extracted"  # the init that the second paper is about
-ARMS = ("ported", "sampled", "scratch")  # those of the first
+ARMS = (PORTED, "sampled", "scratch")  # inits of the first paper
+OF_SECOND = (EXTRACTED, "scratch")  # of the second, which states scores, by task
+SCORES = {"eval_accuracy": ("accuracy 0-shot", "exact match"), "eval_rougeL": ("ROUGE-L",)}  # as it names ours
 
 
 def load(path: Path = FILE) -> pd.DataFrame:
@@ -158,15 +160,16 @@ def _why(row: dict[str, Any], study: pd.DataFrame) -> str:
 
 
 def beside(found: Evidence) -> pd.DataFrame:
-    """`compare` for a study: of the second paper only what a study with extracted modules could answer."""
-    figures = load()
-    if EXTRACTED not in set(found.arms["init"]):
-        figures = figures[figures["init"].str.split(";").map(lambda names: EXTRACTED not in names and "ported" in names)]
-    return compare(of_study(found), figures.reset_index(drop=True))
+    """`compare` for a study: of each paper only what a study with ported, or with extracted, could answer."""
+    figures, inits = load(), set(found.arms["init"])
+    first = figures["init"].str.split(";").map(lambda names: PORTED in names)
+    kept = (first & (found.arm == PORTED)) | (~first & (EXTRACTED in inits))
+    return compare(of_study(found), figures[kept].reset_index(drop=True))
 
 
 def of_study(found: Evidence) -> pd.DataFrame:
-    """What a study has of the quantities that were published, pooled over all its hosts, methods and data sets.
+    """What a study has of the quantities that were published: of the first paper's pooled over all its hosts, methods and data
+    sets, of the second's (`_scores`) by teacher, student, data set and method.
 
     Returns:
         As `compare` takes it. "train/test runs": done cells of ARMS at the largest budget; gains: the level "all" at the
@@ -175,11 +178,10 @@ def of_study(found: Evidence) -> pd.DataFrame:
         Several ports: each by itself, named in `variant`; several receiving sets are pooled over seeds only.
     """
     columns = [*SETTING, "quantity", "value", "unit", "low", "high"]
+    rows = list(_scores(found)) if EXTRACTED in set(found.arms["init"]) else []
     arms = found.arms[found.arms["init"].isin(ARMS)]
-    if not len(arms):
-        return pd.DataFrame(columns=columns)
-    ports, rows = arms.loc[arms["init"] == ARM, "port"].unique(), []
-    for port in ports if len(ports) else [None]:
+    ports = arms.loc[arms["init"] == PORTED, "port"].unique()
+    for port in () if found.arm != PORTED or arms.empty else ports if len(ports) else [None]:
         part = arms[(arms["port"] == port) | ~arms["port"].isin(ports)]
         names = {name: part[name] for name in ("receiving", "origin", "method")} | {"data": pd.concat([part["data"],
                                                                                                       part["origin_data"]])}
@@ -187,6 +189,22 @@ def of_study(found: Evidence) -> pd.DataFrame:
         setting["variant"] = f"port: {port}" if len(ports) > 1 else ""
         rows += [setting | row for row in _quantities(found, part)]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _scores(found: Evidence) -> Iterator[dict[str, Any]]:
+    """Scores of extracted and of scratch at the largest budget, with t intervals over distinct runs (new seeds only); prompts
+    have no examples in them. Where the seed examples are the task's own it is the main result too, which has no variant."""
+    top = found.largest[found.largest["init"].isin(OF_SECOND) & (found.largest["status"] == "done")]
+    keys = ["init", "method", "receiving", "data", "origin", "origin_data"]
+    lone = top.assign(**{name: top[name].mask(top["init"] == "scratch", "") for name in keys[-2:]})
+    for names, own in lone.drop_duplicates([*keys, "run_id"]).groupby(keys, sort=False):
+        setting = dict(zip(keys, names, strict=True))
+        seeds, init = setting.pop("origin_data"), setting.pop("init")
+        variants = {"", f"seeds of {seeds}"} if seeds == setting["data"] else {f"seeds of {seeds}" if seeds else ""}
+        for name, quantities in SCORES.items():
+            mean = estimate(own[name].dropna().to_numpy(float))
+            for quantity, variant in product(quantities if mean.blocks else (), sorted(variants)):
+                yield setting | {"variant": variant} | _row(init, quantity, "fraction", mean.mean, mean.low, mean.high)
 
 
 def _quantities(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
@@ -197,12 +215,12 @@ def _quantities(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
         return rows
     whole, methods = (_level(found, top, name) for name in ("all", "method"))
     for row in whole.itertuples():
-        rows.append(_row(ARM, f"gain over {row.baseline}", found.metric.difference, row.mean, row.low, row.high))
+        rows.append(_row(PORTED, f"gain over {row.baseline}", found.metric.difference, row.mean, row.low, row.high))
     methods = methods[(methods["baseline"] == "scratch") & methods["low"].notna()]
     for row in methods.itertuples():
         rank, first = 1 + (methods["mean"] > row.mean).sum(), 1 + (methods["low"] > row.high).sum()
         last = (methods["high"] > row.low).sum()  # its own is among them
-        rows.append(_row(ARM, "rank of gain over scratch", "rank", rank, first, last) | {"method": row.method})
+        rows.append(_row(PORTED, "rank of gain over scratch", "rank", rank, first, last) | {"method": row.method})
     return rows + _lift(found, arms)
 
 
@@ -213,19 +231,19 @@ def _level(found: Evidence, top: pd.DataFrame, name: str) -> pd.DataFrame:
         return compare_blocks(pooled, LEVELS[name], None, found.metric.scale)
     frame = found.levels[name]
     frame = frame[(frame["budget"] == top["budget"].max()) & frame["baseline"].isin(ARMS)]
-    return frame[frame["port"].isin(top.loc[top["init"] == ARM, "port"])] if "port" in frame else frame
+    return frame[frame["port"].isin(top.loc[top["init"] == PORTED, "port"])] if "port" in frame else frame
 
 
 def _lift(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
     """Ported before any update minus the bare host; blocks are its runs."""
-    start = arms[(arms["init"] == ARM) & (arms["budget"] == 0)]
+    start = arms[(arms["init"] == PORTED) & (arms["budget"] == 0)]
     if not len(start):
         return []
     task = start.groupby([name for name in COORDINATES if name != "seed"], dropna=False).ngroup()
     pairs = start.assign(arm_id=start["run_id"], task=task, value=found.metric.scale * start["lift"])
     design = next(designs(pairs, ["budget"], None, 1.0, "run"))
     lift = estimate(design.differences, design.strata)
-    return [_row(ARM, "zero-shot lift", found.metric.difference, lift.mean, lift.low, lift.high)]
+    return [_row(PORTED, "zero-shot lift", found.metric.difference, lift.mean, lift.low, lift.high)]
 
 
 def _row(init: str, quantity: str, unit: str, value: float, low: float, high: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from analysis.judging import LEVELS, blocks_of, by_level, corrected, counted, ju
 from analysis.load import COORDINATES
 from analysis.metrics import Metric
 from analysis.ratios import Ratio, ratio
-from analysis.stats import ARM, apart, summarise
+from analysis.stats import apart, summarise
 
 SAME = "native is the scratch run itself at the same mark"
 BARE_MARK = -1  # in place of a mark: the bare host under a name of each run, so that it joins no blocks
@@ -66,7 +66,7 @@ def _with_bare(start: pd.DataFrame, answers: Right | None) -> Right | None:
 
 
 def recovered(found: Evidence) -> pd.DataFrame:
-    """The part of what native has over scratch that ported has at each budget: (ported - scratch) / (native - scratch).
+    """The part of what native has over scratch that the arm has at each budget: (arm - scratch) / (native - scratch).
 
     A ratio of means over blocks (pairs that share a scratch or a native run), with Fieller's 95 % interval over new seeds;
     1.0 is all of it. Native is the receiving host's own training at its largest mark.
@@ -84,20 +84,20 @@ def recovered(found: Evidence) -> pd.DataFrame:
         rows = [asdict(item) for item in _ratios(pairs, keys, direction(found.metric))]
         ratios = pd.DataFrame(rows, columns=[item.name for item in fields(Ratio)])
         parts[level] = counted(pd.concat([counts, ratios], axis=1))
-    frame = by_level(parts).assign(init=ARM, unit_of_means=found.metric.difference)
+    frame = by_level(parts).assign(init=found.arm, unit_of_means=found.metric.difference)
     return joined([labelled(frame, "recovered fraction", "fraction")])
 
 
 def _native_pairs(found: Evidence) -> pd.DataFrame:
-    """Ported and scratch in pairs, `value` their gain, with `lead`, native minus scratch, and `same`."""
+    """The arm and scratch in pairs, `value` their gain, with `lead`, native minus scratch, and `same`."""
     arms = found.arms if found.metric.better else found.arms[:0]
-    pairs = pairs_of(arms, "init", (ARM, "scratch"), 1.0)
-    native = arms[arms["init"] == ARM][[*COORDINATES, "value", "native", "native_id", "native_status"]]
-    native = native.rename(columns={"value": "ported"})
+    pairs = pairs_of(arms, "init", (found.arm, "scratch"), 1.0)
+    native = arms[arms["init"] == found.arm][[*COORDINATES, "value", "native", "native_id", "native_status"]]
+    native = native.rename(columns={"value": "own"})
     pairs = pairs.merge(native, on=COORDINATES, how="left", validate="1:1")
     updates = pd.to_numeric(found.study.runs.set_index("run_id")["updates"], errors="coerce")
     same = (pairs["native_id"] == pairs["run_id"]) & (pairs["mark"] == pairs["native_id"].map(updates))
-    lead = found.metric.scale * (pairs["native"] - (pairs["ported"] - pairs["value"]))
+    lead = found.metric.scale * (pairs["native"] - (pairs["own"] - pairs["value"]))
     value = found.metric.scale * pairs["value"].mask(lead.isna())
     status = pairs["status"].where(pairs["status"] != "done", pairs["native_status"].fillna("missing"))
     return pairs.assign(same=same, lead=lead.mask(value.isna()), value=value, status=status, arm_id=pairs["native_id"])

@@ -32,11 +32,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a table is made and laid out; `{label}` in the lead is the metric, `{budget}` the study's largest.
+    """How a table is made and laid out; `{label}` in the lead is the metric, `{budget}` the study's largest, and the arm's
+    words (arms.say) may stand in it and in the names of columns that a view gives.
 
     Without a `column`, `view` gives the rows and columns that a reader sees of the frame; all of it stands in the CSV file.
     `behind` gives the cells whose replicates the caption tells of, and `words`, where it is given, writes the caption behind
-    the lead instead of captions.caption.
+    the lead instead of captions.caption. `of` says which studies have the table; by default all.
     """
 
     make: Callable[[Evidence], pd.DataFrame]
@@ -49,3 +50,4 @@ class Recipe:
     behind: Callable[[Evidence], pd.DataFrame] = lambda found: found.largest
     view: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     words: Callable[[Evidence, pd.DataFrame], str] | None = None
+    of: Callable[[Evidence], bool] = lambda _: True

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from analysis import captions, curves, quantities
+from analysis.arms import say
 from analysis.costs import break_even, cost
 from analysis.entries import interval, number, stars
 from analysis.evidence import Evidence
@@ -13,6 +14,7 @@ from analysis.means import start
 from analysis.metrics import UNITS, Unit
 from analysis.predictors import predictors
 from analysis.recipe import Recipe
+from analysis.stats import apart
 
 NOTHING = "–"
 ITSELF = "itself"  # status of a diagonal entry, of the view alone
@@ -101,7 +103,7 @@ def _recovered_view(frame: pd.DataFrame) -> pd.DataFrame:
     rows = [row for _, row in own.iterrows()]
     units = [UNITS[row["unit_of_means"]] for row in rows]
     nan = float("nan")
-    shown["ported − scratch"] = [_between(row["numerator"], nan, nan, unit) for row, unit in zip(rows, units, strict=True)]
+    shown["{arm} − scratch"] = [_between(row["numerator"], nan, nan, unit) for row, unit in zip(rows, units, strict=True)]
     shown["native − scratch"] = [_between(row["denominator"], row["denominator_low"], row["denominator_high"], unit)
                                  for row, unit in zip(rows, units, strict=True)]
     shown["recovered, %"] = [row["note"] or _between(row["mean"], row["low"], row["high"], SHARE) for row in rows]
@@ -131,7 +133,7 @@ def _break_even_view(frame: pd.DataFrame) -> pd.DataFrame:
     shown["updates saved"] = [_saved(row, "saved") for row in rows]
     shown = shown.join(tokens.set_index(names)["saved"].map(_plain).rename("tokens saved"), on=names)
     shown["origin, updates"] = own["origin_cost"].map(_plain)
-    shown["ports to pay back"] = [_ports(row) for row in rows]
+    shown["{starts} to pay back"] = [_ports(row) for row in rows]
     shown["not reached"] = [f"{row['censored']:.0f} of {row['reached'] + row['censored']:.0f}" if row["n"] else NOTHING
                             for row in rows]
     shown["pairs"] = [_counts(row) for row in rows]
@@ -181,9 +183,9 @@ def _under(text: str, cells: Callable[[Evidence], pd.DataFrame], *keys: str, bet
     def words(found: Evidence, frame: pd.DataFrame) -> str:
         if better and found.metric.better is None:
             return NOT_DEFINED.format(label=found.metric.label)
-        behind = cells(found)
+        behind, told = cells(found), [*apart(found.cells), *keys]
         faults = captions.faults(frame) if "unpaired" in frame else None
-        said = [text, captions.replicates(behind, [*keys]), *([faults] if faults else [])]
+        said = [say(text, found.arm), captions.replicates(behind, told), *([faults] if faults else [])]
         return " ".join([*said, *captions.ahead(behind)])
 
     return words
@@ -232,11 +234,11 @@ RECOVERED = (
 )
 SPENT = (
     "Seconds are a run's share of its stack's wall time: they depend on how many runs were trained together and on the "
-    "machine, so compare tokens and updates. The training of the origins stands beside ported."
+    "machine, so compare tokens and updates. {origins} beside {arm}."
 )
 PAID = (
-    "Saved as in updates to match scratch; origin over saved, rounded up, at both ends of the interval. Where ports do not get "
-    "there within the largest budget, less is saved than stands here (≤, ≥). Tuning and porting itself are not counted."
+    "Saved as in updates to match scratch; origin over saved, rounded up, at both ends of the interval. Where {starts} do not "
+    "get there within the largest budget, less is saved than stands here (≤, ≥). Tuning and {itself} itself are not counted."
 )
 EXCHANGED = (
     "Units are pairs of hosts (similarity: gains are averaged over both directions) or directions (what was carried), never "
@@ -267,7 +269,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "recovered": Recipe(
         quantities.recovered, "Recovered fraction of native",
-        "{label}: (ported − scratch) / (native − scratch), native at its largest mark.",
+        "{label}: ({arm} − scratch) / (native − scratch), native at its largest mark.",
         view=_recovered_view, words=_under(RECOVERED, _arms, "method", "init", "budget"),
     ),
     "cost": Recipe(
@@ -276,11 +278,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "break_even": Recipe(
         break_even, "Break-even",
-        "What a port saves against scratch when the module is there already, and how many ports pay its origin back.",
+        "What {start} saves against scratch when the module is there already, and how many {starts} pay {its} back.",
         view=_break_even_view, words=_under(PAID, _arms, "method", "init", "budget"),
     ),
     "predictors": Recipe(
-        predictors, "What goes with a gain", "{label}: correlation of ported's mean gain after {budget} updates with the "
+        predictors, "What goes with a gain", "{label}: correlation of {arm}'s mean gain after {budget} updates with the "
         "similarity of the hosts and with what was carried.", view=_predictors_view, words=_predictor_words,
     ),
     "win_rate_inits": Recipe(

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from analysis.load import COORDINATES, INITS, STATUSES
+from analysis.arms import arm_of
+from analysis.load import COORDINATES, STATUSES
 from portability.spec import BARE
 
 PAIR = [name for name in COORDINATES if name != "init"]
-ARM = INITS[0]  # the treatment; every other init of a study is a baseline of a gain
 FAULTS = (*STATUSES[1:], "unpaired")  # what keeps a cell, or a pair of cells, from giving a number
 
 
@@ -104,7 +104,7 @@ def reference(cells: pd.DataFrame, name: str, keys: list[str]) -> pd.DataFrame:
 
 def apart(cells: pd.DataFrame) -> list[str]:
     """Which of receiving data and port a study has several of: these are told apart everywhere, never pooled."""
-    sides = {"data": cells[cells["init"] != BARE], "port": cells[cells["init"] == ARM]}
+    sides = {"data": cells[cells["init"] != BARE], "port": cells[cells["init"] == arm_of(cells)]}
     return [key for key, rows in sides.items() if rows[key].nunique() > 1]
 
 

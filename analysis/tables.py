@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis import captions, contrasts, crosschecks, means, shows
+from analysis import captions, contrasts, crosschecks, extraction, means, shows
+from analysis.arms import say
 from analysis.evidence import Evidence
 from analysis.recipe import Recipe, Table
 
@@ -29,7 +30,7 @@ TABLES: dict[str, Recipe] = {
         ("method", "quantity", "init"), "budget", best=True, behind=lambda found: found.arms,
     ),
     "by_relation": Recipe(
-        means.by_relation, "By relation", "{label} after {budget} updates, by whether the origin saw the receiving data set.",
+        means.by_relation, "By relation", "{label} after {budget} updates, by {saw}.",
         ("relation", "origin_data", "quantity", "init"), "method", best=True,
     ),
     "all_metrics": Recipe(
@@ -40,23 +41,25 @@ TABLES: dict[str, Recipe] = {
         means.completeness, "Completeness", "Cells asked for and what became of them; seeds are counted, not listed.",
         view=means.not_whole, words=means.whole_words,
     ),
+    **extraction.RECIPES,
     **contrasts.RECIPES,
     **shows.RECIPES,
     **crosschecks.RECIPES,
 }
 
 
-def build(found: Evidence, names: Iterable[str] = tuple(TABLES)) -> list[Table]:
-    """The named tables of a study; all of them by default."""
+def build(found: Evidence, names: Iterable[str] | None = None) -> list[Table]:
+    """The named tables of a study; by default all that are of such a study."""
+    names = [name for name, recipe in TABLES.items() if recipe.of(found)] if names is None else names
     return [_build(name, TABLES[name], found) for name in names]
 
 
 def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
     frame = recipe.make(found)
     budget = found.arms["budget"].max()
-    lead = recipe.lead.format(label=found.metric.label.capitalize(), budget="no" if pd.isna(budget) else budget)
+    lead = say(recipe.lead, found.arm).format(label=found.metric.label.capitalize(), budget="no" if pd.isna(budget) else budget)
     rows = (*(key for key in ("data", "port") if key in frame and recipe.column), *recipe.rows)
-    shown = frame if recipe.view is None else recipe.view(frame)
+    shown = frame if recipe.view is None else recipe.view(frame).rename(columns=lambda name: say(name, found.arm))
     best = recipe.best and found.metric.better is not None
     text = " ".join([_caption(recipe, found, frame, rows, lead), *([captions.BEST] if best else [])])
     return Table(name, recipe.title, text, frame, rows, recipe.column, best, found.metric, shown, recipe.show)

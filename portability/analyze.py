@@ -27,7 +27,7 @@ from portability.store import Store, studies
 
 PLOTS = {**plots.PLOTS, **figures.PLOTS_MORE}
 DPI = 150
-PRINTED = ("init_by_method", "zero_shot")
+PRINTED = ("init_by_method", "zero_shot", "extraction")
 _GIVEN: list[Evidence] = []  # what a drawing process was given at its start: a fork inherits it, nothing is copied
 NAMED = 10  # problems of one kind that the terminal names; the report names all
 
@@ -36,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Analyse every study below a results folder; 0 when tables were written, 2 when the user must change something."""
     parser = argparse.ArgumentParser(prog="python -m portability.analyze", description=__doc__)
     parser.add_argument("results", nargs="?", default="results", help="results folder, or one study's folder")
-    parser.add_argument("--metric", default="eval_accuracy", help=f"one of: {', '.join(METRICS)}")
+    parser.add_argument("--metric", help=f"one of: {', '.join(METRICS)}; by default accuracy where all runs have it, else "
+                        "ROUGE-L where all have that, else the score, which is either")
     parser.add_argument("--quiet", action="store_true", help="write the files and print only where they are")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        choose(options.metric, METRICS, "metric")
+        if options.metric is not None:
+            choose(options.metric, METRICS, "metric")
         for store in studies(options.results):
             _analyse(store, options.metric, quiet=options.quiet)
     except UserError as error:
@@ -50,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _analyse(store: Store, metric: str, *, quiet: bool) -> None:
+def _analyse(store: Store, metric: str | None, *, quiet: bool) -> None:
     """One study: read, build, write, and say where."""
     found = gather(store, metric)
     with ProcessPoolExecutor(1, initializer=_GIVEN.append, initargs=(found,)) as others:  # drawing is half of the work
         drawing = others.map(_draw_given, PLOTS)
         study, tables, said, limits = found.study, build(found), findings(found), caveats(found)
-        each = details(store, found.cells)
+        each = details(store, found.cells, found.metric.name)
         drawn = {name: pair for figures_of_one in drawing for name, pair in figures_of_one.items()}
     root = store.root
     pictures = write_plots(drawn, root)

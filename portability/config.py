@@ -15,7 +15,7 @@ from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, HostSpec, describe
-from portability.plan import Grid
+from portability.plan import Grid, origins
 from portability.sources import answer_spec
 from portability.spec import (
     FROM_EXTRACTION,
@@ -35,7 +35,6 @@ MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
 UPDATES = " of updates from 1 on (0 comes on top)"
-SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,9 @@ def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
 def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     evaluation = build(EvalSpec, raw["eval"], "eval")
     received = distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")
-    relations = {name: _origins(name, str(value), received) for name, value in conf.relations.items()}
-    for name in (*received, *(source for origins in relations.values() for source in origins.values())):
+    relations = {name: origins(name, str(value), received) for name, value in conf.relations.items()}
+    used = dict.fromkeys([*received, *(source for sources in relations.values() for source in sources.values())])
+    for name in used:
         choose(str(name), conf.study_data, "data set of grid.study_data")
     train = build(TrainConf, raw["train"], "train")
     budgets = sorted(whole(conf.budgets, "grid.budgets", 1, UPDATES))
@@ -181,7 +181,6 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     pairs = [[_host(raw, name) for name in _pair(pair)] for pair in conf.pairs or [[raw["origin"], raw["receiving"]]]]
     hosts = {name: describe(build(HostSource, {"name": name} | _known(raw, "host", name), f"host.{name}"))
              for name in dict.fromkeys(name for pair in pairs for name in pair)}
-    used = dict.fromkeys([*received, *(source for origins in relations.values() for source in origins.values())])
     specs = {name: data_spec(data, name, evaluation) for name in used}
     task = TaskSpec(**_task(raw["task"]))
     answers = {name: spec for name in used if (spec := answer_spec(data.sources[name], task.max_length)) is not None}
@@ -191,7 +190,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     return Grid(
         methods=methods,
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
-        relations={name: {own: specs[source] for own, source in origins.items()} for name, origins in relations.items()},
+        relations={name: {own: specs[source] for own, source in sources.items()} for name, sources in relations.items()},
         data=[specs[name] for name in received],
         inits=inits,
         ports=[build(PortSpec, {"name": name} | _known(raw, "port", name), f"port.{name}")
@@ -206,15 +205,6 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         precision=choose(str(raw["precision"]), PRECISIONS, "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
     )
-
-
-def _origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:
-    """By receiving set, the set that its origin is trained on: the one named, or `self`, or the `next` receiving set."""
-    if value == NEXT and len(received) < 2:
-        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in grid.data, which names one "
-                        "set only; name another set there, or a set here")
-    following = dict(zip(received, [*received[1:], received[0]], strict=True))
-    return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
 
 
 def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TypeVar
 
+from portability.errors import UserError
 from portability.families import FAMILIES
 from portability.spec import (
     BARE,
@@ -30,6 +31,7 @@ from portability.spec import (
 T = TypeVar("T")
 SCRATCH = InitSpec("scratch", "scratch")
 BARE_INIT = InitSpec(BARE, BARE)
+SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,23 @@ class Grid:
         for axis in axes:
             count *= len(axis)
         return count
+
+
+def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:
+    """By receiving set, the set that its origin is trained on: the one named, or `self`, or the `next` receiving set.
+
+    Raises:
+        UserError: there is no next one.
+
+    Example:
+        >>> origins("different", "next", ["sums", "quiz"])
+        {'sums': 'quiz', 'quiz': 'sums'}
+    """
+    if value == NEXT and len(received) < 2:
+        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in grid.data, which names one "
+                        "set only; name another set there, or a set here")
+    following = dict(zip(received, [*received[1:], received[0]], strict=True))
+    return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
 
 
 @dataclass

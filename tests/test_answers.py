@@ -63,8 +63,9 @@ def tasks(sets, make_host, family, *more):
         f"host.nano-raw-large.path={teacher.source}", f"host.nano-raw-base.path={student.source}",
         "+sweep=extract", "host_set=nano", f"data.sums.path={sets}/written", f"data.quiz.path={sets}/chosen",
         "grid.study_data=[sums,quiz]", "grid.data=[sums,quiz]", "grid.seeds=[0]", "grid.budgets=[3]", INITS,
-        "task.max_length=24", "init.extracted.options.seeds=8", "init.extracted_noise.options.seeds=8", "method.lora_all.settings.r=4",
-        "method.lora_all.settings.alpha=4", "method.lora_all.learning_rate=0.01", "tracking.wandb=disabled", "yes=true",
+        "task.max_length=24", "init.extracted.options.seeds=8", "init.extracted_noise.options.seeds=8",
+        "method.lora_all.settings.r=4", "method.lora_all.settings.alpha=4", "method.lora_all.learning_rate=0.01",
+        "tracking.wandb=disabled", "yes=true",
         "engine.workers=1", "engine.device=cpu", "similarity=false", *more)
 
 

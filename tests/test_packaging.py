@@ -37,6 +37,6 @@ def test_a_wheel_plans_the_demo_and_runs_from_an_empty_folder(tmp_path):
     for kind in ("method", "host", "data", "init", "port"):
         assert len([name for name in names if name.startswith(f"portability/conf/{kind}/")]) == len(
             list((ROOT / "conf" / kind).glob("*.yaml")))
-    assert len([name for name in names if name.endswith("model.safetensors")]) == 5
+    assert len([name for name in names if name.endswith("model.safetensors")]) == 7
     nothing = run("portability.analyze", "results/")
     assert nothing.returncode == 2 and "nothing was run there yet" in nothing.stderr

@@ -104,7 +104,8 @@ function drawHead() {
 
 function label(i) {
   const seed = get('seed', i) === null ? 'no seed' : `seed ${get('seed', i)}`;
-  const pair = `${get('origin', i)} → ${get('receiving', i)}`;
+  const set = data.cells.data.words.length > 1 ? ` (${get('data', i)})` : '';
+  const pair = `${get('origin', i)} → ${get('receiving', i)}${set}`;
   return [get('method', i), pair, get('relation', i), get('init', i), seed, `${get('budget', i)} updates`].join(', ');
 }
 

@@ -147,8 +147,16 @@ function facts(pairs) {
   return el('dl', { class: 'facts' }, ...pairs.map(([key, value]) => el('div', {}, el('dt', {}, key), el('dd', {}, value))));
 }
 
+function extraction(found) {
+  const lists = (at) => Object.entries(part(at)).map(([stack, layers]) => `${stack} ${layers.join(', ')}`).join('; ');
+  return section('What was cut out of the other host', facts([['seed examples', count(found.seed_count)],
+    ['layers it comes from', lists(found.layers)], ['shared tokens', exact(found.shared_tokens, 9)],
+    ['seconds', exact(found.seconds)]]));
+}
+
 function port(run) {
   if (!run.port) return null;
+  if ('seed_count' in run.port) return extraction(run.port);
   const { layer_map: map, actions, name, strategy, seconds, calibration_examples: examples, ...rest } = run.port;
   const shares = Object.entries(SHARES).filter(([key]) => key in rest).map(([key, words]) => el('div', {},
     el('span', {}, words),
@@ -169,6 +177,7 @@ function port(run) {
 function predictions(run) {
   const found = run.predictions;
   if (found.fault) return section('Predictions', el('p', { class: 'quiet' }, found.fault));
+  if (found.scores) return answers(run, found);
   const [labels, invalid] = [part(found.labels), part(found.invalid)];
   const words = run.spec.task === undefined ? ['negative', 'positive'] : part(run.spec.task).label_words;
   const body = labels.map((gold, i) => [`${i}`, el('td', {}, words[gold]), ...found.margins.map((row, mark) => {
@@ -183,6 +192,24 @@ function predictions(run) {
     `The probability of “${words[1]}” for the first ${labels.length} of ${count(found.of)} test examples; `
       + `the texts are not kept.${star}`),
     table('Predictions', head, body));
+}
+
+function answers(run, found) { // a score from 0 to 1, and of choices a margin
+  const invalid = part(found.invalid);
+  const body = found.scores[0].map((_, i) => [`${i}`, ...found.scores.map((row, mark) => {
+    const look = { 1: 'right', 0: 'wrong' }[row[i]];
+    const margin = found.margins?.[mark][i] ?? null;
+    const more = found.margins ? ` (${margin > 0 ? '+' : ''}${exact(margin).replace('-', '−')})` : '';
+    return el('td', { class: look }, exact(row[i]), more, invalid[mark][i] ? '*' : '', ' ',
+      look ? el('span', { role: 'img', 'aria-label': look }, look === 'right' ? '✓' : '✗') : null);
+  })]);
+  const star = invalid.flat().some(Boolean) ? ' * The answer did not end within its limit of tokens.' : '';
+  const scoring = run.spec.task === undefined ? null : part(run.spec.task).scoring;
+  const brackets = found.margins ? ', in brackets how much likelier the right choice is than the best wrong one, in nats' : '';
+  return section('Predictions', el('p', { class: 'quiet' },
+    `The score${scoring ? ` (${scoring.replaceAll('_', ' ')})` : ''} of the first ${body.length} of ${count(found.of)} test `
+      + `examples, from 0 to 1${brackets}; the texts are not kept.${star}`),
+    table('Predictions', ['test example', ...part(found.marks).map(atMark)], body));
 }
 
 function cost(run) {

@@ -107,9 +107,8 @@ class Store:
         return tensors, header.get("__metadata__", {})
 
     def predictions(self, run_id: str) -> dict[str, "np.ndarray"]:
-        """Per-example predictions: `updates` (M,) and `invalid` (M, N) bool, for M marks and N test examples; of texts with
-        labels `margin` (M, N) log p(positive) - log p(negative) and `label` (N,) 0 or 1; of prompts `score` (M, N) in [0, 1],
-        and of choices `margin` (M, N), how much likelier the right one is than the best wrong one.
+        """Per-example predictions, of M marks and N test examples: `updates` (M,), `invalid` (M, N) bool; of texts with labels
+        `margin` (M, N) (see scorer.Predictions) and `label` (N,) 0 or 1; of prompts `score` (M, N), of choices `margin` too.
 
         Raises:
             UserError: the run has none, or they differ from its record's digest.

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from portability.spec import SCHEMA, Cell, digest
 from portability.store import Store
 
-ORIGIN_DATA = {"same": "sst2", "different": "rt"}
+SHARED = ("scratch", "pissa", "extracted_random")  # inits that look at none of the origin's data
 FACTS = {
     "study": "synthetic", "sweep": "toy", "overlap": "drop",
     "data": [{"name": "sst2", "train": 67349, "eval": 872, "dropped": 0},
@@ -28,6 +29,8 @@ class Axes:
     budgets: tuple[int, ...] = (0, 100, 500)
     seeds: tuple[int, ...] = (0, 1, 2)
     port: str = "pad"
+    data: tuple[str, ...] = ("sst2",)
+    other: str = "rt"  # the origin's data in relation "different", where there is one receiving set; else the next one
 
 
 @dataclass
@@ -45,8 +48,7 @@ class Synthetic:
 
     def remove(self, run_id: str) -> None:
         """Make a run missing."""
-        self.path(run_id).unlink()
-        self.path(run_id).parent.rmdir()
+        shutil.rmtree(self.store.folder(run_id))
 
     def pick(self, **coordinates: Any) -> list[Cell]:
         """The cells with these coordinates."""
@@ -94,14 +96,17 @@ def write(store: Store, run_id: str, value: dict[str, Any]) -> None:
 def grid(axes: Axes) -> list[Cell]:
     """The cells of a grid, with the sharing that the planner does."""
     cells = []
-    points = itertools.product(axes.methods, axes.pairs, axes.relations, axes.inits, axes.seeds, axes.budgets)
-    for method, (origin, receiving), relation, init, seed, budget in points:
-        source = (origin, ORIGIN_DATA[relation], axes.port)
-        run_id = run_name("run", method, receiving, init, seed, *(() if init == "scratch" else source))
-        native = run_name("run", method, receiving, "native", seed)
-        bare = run_name("bare", receiving)
-        cells.append(Cell(method, origin, receiving, relation, ORIGIN_DATA[relation], "sst2", init, axes.port, seed,
-                          budget, run_id, budget, native, bare))
+    points = itertools.product(
+        axes.data, axes.methods, axes.pairs, axes.relations, axes.inits, axes.seeds, axes.budgets)
+    following = dict(zip(axes.data, [*axes.data[1:], axes.data[0]], strict=True)) if len(axes.data) > 1 else {}
+    for data, method, (origin, receiving), relation, init, seed, budget in points:
+        known = data if relation == "same" else following.get(data, axes.other)
+        source, own = (origin, known, axes.port), (data,) if following else ()
+        run_id = run_name("run", method, receiving, init, seed, *own, *(() if init in SHARED else source))
+        native = run_name("run", method, receiving, "native", seed, *own)
+        bare = run_name("bare", receiving, *own)
+        cells.append(Cell(method, origin, receiving, relation, known, data, init, axes.port, seed, budget, run_id, budget,
+                          native, bare))
     return cells
 
 

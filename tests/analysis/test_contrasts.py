@@ -13,6 +13,7 @@ from scipy.stats import trim_mean
 from synthetic import Axes, build
 
 from analysis import captions, contrasts, crosschecks
+from analysis.arms import say
 from analysis.evidence import Evidence, gather
 from analysis.inference import LEVELS, compare, ties
 from analysis.mixed import mixed
@@ -42,7 +43,7 @@ def made(found: Evidence, name: str) -> Table:
     """A table by its recipe."""
     recipe = RECIPES[name]
     frame = recipe.make(found)
-    lead = recipe.lead.format(label="accuracy", budget=1)
+    lead = say(recipe.lead, found.arm).format(label="accuracy", budget=1)
     keys = [key for key in (*recipe.rows, recipe.column) if key != "quantity"]
     text = (recipe.words(found, frame) if recipe.words else
             captions.caption(lead, frame, recipe.behind(found), keys, found.study.facts, found.why))

@@ -211,7 +211,7 @@ def test_a_port_that_saves_nothing_never_pays_back_and_censored_ports_make_bound
     words = break_even_words(gather(study.store))[0]
     assert "saves at most 333 updates [−384, 1,050]" in words and "at least 2 ports (from 1 to never" in words
     shown = RECIPES["break_even"].view(break_even(gather(study.store)))
-    assert shown["ports to pay back"].tolist() == ["≥2 [1, never]"] and shown["not reached"].tolist() == ["2 of 6"]
+    assert shown["{starts} to pay back"].tolist() == ["≥2 [1, never]"] and shown["not reached"].tolist() == ["2 of 6"]
 
 
 def test_what_is_not_recorded_or_not_there_is_said(tmp_path: Path):

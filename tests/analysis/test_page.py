@@ -20,7 +20,7 @@ from analysis import tables
 from analysis.details import EXAMPLES, POINTS, Details, details
 from analysis.evidence import gather
 from analysis.load import Study
-from analysis.metrics import METRICS
+from analysis.metrics import METRICS, OF_LABELS
 from analysis.page import page
 from analysis.plots import PLOTS
 from analysis.render import grid
@@ -204,7 +204,7 @@ def test_the_cells_in_the_page_are_those_of_the_study(nano):
     data, cells = payload(nano.html), nano.study.cells
     for key in ("method", "origin", "receiving", "relation", "init", "seed", "budget", "run_id", "status", "native_id"):
         assert column(data, key) == cells[key].tolist(), key
-    for key in (*METRICS, "native", "bare", "lift"):
+    for key in (*OF_LABELS, "native", "bare", "lift"):
         assert column(data, key) == [None if pd.isna(value) else value for value in cells[key]], key
 
 
@@ -228,7 +228,7 @@ def test_details_say_what_the_record_says(nano):
     kept, parts = store.read(run_id), nano.details.parts
     train, info = kept["train_info"], kept["port_info"]
     assert parts[run["marks"]] == [mark["updates"] for mark in train["metrics"]]
-    assert run["metrics"] == [[mark[name] for name in METRICS] for mark in train["metrics"]]
+    assert run["metrics"] == [[mark[name] for name in OF_LABELS] for mark in train["metrics"]]
     assert parts[run["loss"]["updates"]] == [update for update, _ in train["train_loss"]]
     assert run["loss"]["values"] == pytest.approx([loss for _, loss in train["train_loss"]], rel=1e-3)
     assert {key: parts[at] for key, at in run["spec"].items()} == {
