@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.answers import Right
 from analysis.arms import arm_of
 from analysis.entries import joined, labelled
 from analysis.evidence import Evidence
-from analysis.inference import Right, pairs_of
+from analysis.inference import pairs_of
 from analysis.judging import LEVELS, by_level, corrected, counted, judged
 from analysis.load import COORDINATES, STATUSES
 from analysis.quantities import SLACK, direction

@@ -7,8 +7,9 @@ from functools import cached_property, wraps
 
 import pandas as pd
 
+from analysis.answers import Right, right
 from analysis.arms import PORTED, arm_of
-from analysis.inference import LEVELS, Right, compare, init_pairs, right
+from analysis.inference import LEVELS, compare, init_pairs
 from analysis.load import Study, read
 from analysis.metrics import METRICS, OVER_EXAMPLES, Metric
 from portability.errors import UserError

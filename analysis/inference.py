@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from analysis.answers import Right
 from analysis.arms import arm_of
 from analysis.intervals import estimate, noncentrality
 from analysis.load import COORDINATES
@@ -20,7 +21,6 @@ from analysis.permutation import Flips, holm, letters, sign_flips
 from analysis.stats import apart, paired, summarise
 from portability.errors import UserError, choose
 from portability.spec import BARE
-from portability.store import Store
 
 LEVELS: dict[str, list[str]] = {  # what a comparison is told apart by; the rest is pooled
     "direction": ["method", "origin", "receiving", "relation", "budget"],
@@ -33,7 +33,6 @@ AXES = ("init", "method")
 BLOCKS = ("run", "seed")
 PLACES = [name for name in COORDINATES if name not in (*AXES, "seed", "budget")]
 ALPHA = 0.05
-Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) whether each test example is right, or its score
 
 
 @dataclass(frozen=True)
@@ -43,29 +42,6 @@ class Design:
     differences: np.ndarray
     strata: np.ndarray
     examples: np.ndarray | None
-
-
-def right(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
-    """Which test examples each done cell gets right (a tie counts as negative), or the scores of answers, by (run id, mark).
-
-    Raises:
-        UserError: a run has no predictions, none at a mark of its record, or other labels or another number of answers.
-    """
-    found: dict[tuple[str, int], np.ndarray] = {}
-    tested: dict[str, np.ndarray] = {}
-    for (run_id, data), marks in cells[cells["status"] == "done"].groupby(["run_id", "data"], sort=True)["mark"]:
-        saved = store.predictions(str(run_id))
-        answered = "score" in saved
-        examples = np.arange(saved["score"].shape[1]) if answered else saved["label"]
-        if not np.array_equal(tested.setdefault(data, examples), examples):
-            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs; it cannot be compared")
-        places = {int(mark): i for i, mark in enumerate(saved["updates"])}
-        for mark in map(int, marks.unique()):
-            if mark not in places:
-                raise UserError(f"run {run_id} has no predictions at {mark} updates; run the study again without it")
-            at = places[mark]
-            found[str(run_id), mark] = saved["score"][at] if answered else (saved["margin"][at] > 0) == (examples == 1)
-    return found
 
 
 def compare(

@@ -6,7 +6,8 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 
-from analysis.inference import Design, Right, designs, tested
+from analysis.answers import Right
+from analysis.inference import Design, designs, tested
 from analysis.intervals import Estimate
 from analysis.permutation import holm
 from analysis.stats import summarise

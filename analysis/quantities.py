@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.answers import Right
 from analysis.entries import joined, labelled
 from analysis.evidence import Evidence, once
-from analysis.inference import Right, pairs_of
+from analysis.inference import pairs_of
 from analysis.intervals import LEVEL
 from analysis.judging import LEVELS, blocks_of, by_level, corrected, counted, judged
 from analysis.load import COORDINATES

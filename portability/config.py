@@ -15,7 +15,7 @@ from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, HostSpec, describe
-from portability.plan import Grid, origins
+from portability.plan import Grid, check_relations, origins
 from portability.sources import answer_spec
 from portability.spec import (
     FROM_EXTRACTION,
@@ -187,6 +187,8 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     _check_tasks(hosts.values(), answers)
     methods, inits = _methods(raw), [_init(raw, name) for name in distinct(conf.inits, "grid.inits")]
     _check_extractions(methods, inits)
+    if any(init.kind in FROM_EXTRACTION for init in inits):
+        check_relations(relations, received)
     return Grid(
         methods=methods,
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],

@@ -10,7 +10,7 @@ from portability.errors import UserError
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-VERSION = 1  # raise it when the panels change: the workspace is then saved as a new view
+VERSION = 2  # raise it when the panels change: the workspace is then saved as a new view
 NAME = "Porting: comparisons"
 COLUMNS = ("config:method.value", "config:init.value", "config:pair.value", "config:relation.value", "config:seed.value",
            "summary:eval_accuracy", "summary:zero_shot_lift", "summary:gain_over_scratch", "summary:gain_over_sampled",
@@ -59,9 +59,9 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
             line("Accuracy, by method", "eval_accuracy", "method"),
         ],
         "Gain by pair": [
-            bars("Ported over scratch, by origin -> receiving", "gain_over_scratch", "pair"),
-            bars("Ported over sampled, by origin -> receiving", "gain_over_sampled", "pair"),
-            bars("Ported over scratch, by method", "gain_over_scratch", "method"),
+            bars("Gain over scratch, by origin -> receiving", "gain_over_scratch", "pair"),
+            bars("Gain over sampled, by origin -> receiving", "gain_over_sampled", "pair"),
+            bars("Gain over scratch, by method", "gain_over_scratch", "method"),
         ],
         "Zero-shot": [
             bars("Lift over the bare host, by pair", "zero_shot_lift", "pair"),

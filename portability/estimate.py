@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from portability.devices import Place
 from portability.errors import FAULTS, UserError
 from portability.plan import Plan, cost
-from portability.spec import RunSpec
+from portability.spec import AnswerSpec, RunSpec
 from portability.status import duration
 from portability.store import Store
 from portability.worker import ENVIRONMENT, Setup, Worker
@@ -23,6 +23,7 @@ ASK_SECONDS = 3600.0
 UPDATES = 6  # of a calibration, the first of which is not counted
 HOSTS = 3  # that a calibration measures: the ones that the most work is on
 WORST = 1.5e-8, 0.03  # seconds per unit of work, and per update: slower than any CPU we saw (our choice, DECISIONS D-46)
+CHOICES = 4  # that a question is taken to have
 RECORD_BYTES = 16_384  # a record, its report and the tracker's file, roughly
 
 
@@ -48,9 +49,11 @@ class Estimate:
 
 def work(run: RunSpec, marks: int) -> float:
     """Units of work of a run: examples times the parameters they pass; an evaluated example is a third of a trained one,
-    because it has no backward pass."""
-    trained = max(1, run.train.updates * run.train.batch_size)
-    return cost(run) * (1 + marks * run.data.counts["eval"] / (3 * trained))
+    because it has no backward pass, a written answer that again for each token, and a choice for each of CHOICES."""
+    trained, passes = max(1, run.train.updates * run.train.batch_size), 1
+    if isinstance(run.task, AnswerSpec):
+        passes = CHOICES if run.task.new_tokens is None else 1 + run.task.new_tokens
+    return cost(run) * (1 + marks * run.data.counts["eval"] * passes / (3 * trained))
 
 
 def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: int) -> Estimate | None:

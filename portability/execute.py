@@ -78,23 +78,29 @@ def _attempt(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
 def _explained(error: Exception) -> Exception:
     if not isinstance(error, torch.OutOfMemoryError):
         return error
-    return UserError("one module alone does not fit into the device's memory; use a smaller train.batch_size or "
-                     "task.max_length, or fewer engine.workers a device")
+    return UserError("one module alone does not fit into the device's memory; use a smaller train.batch_size, eval.batch_size "
+                     "or task.max_length (of prompts: data.NAME.answers.max_length), or fewer engine.workers a device")
 
 
 def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> None:
     started = time.perf_counter()
     first = runs[0]
-    host = desk.host(first)
-    scorer, test = scorer_of(host, first), desk.test(host, first)
-    if first.init.kind == BARE:
+    try:  # what is wrong here is wrong for all of them
+        host = desk.host(first)
+        scorer, test = scorer_of(host, first), desk.test(host, first)
+        training = None if first.init.kind == BARE else desk.training(host, first)
+    except UserError as error:
+        for run in runs:
+            desk.fail(run, error)
+        return
+    if training is None:
         for run in runs:
             _score_bare(run, scorer, test, desk)
         return
     assert first.method is not None
     mounted = Mounted(host, first.method)
     try:
-        bench = Bench(mounted, scorer, desk.training(host, first), test)
+        bench = Bench(mounted, scorer, training, test)
         starts = _starts(runs, bench, desk)
         runs = [run for run in runs if run.run_id in starts]
         size = _most(runs, starts, bench, desk) if len(runs) > 1 else 1
@@ -145,7 +151,8 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, de
         picks = np.argsort(lengths, kind="stable")[-run.train.batch_size :]
         rows = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
-        desk.member_bytes[key] = member_bytes(bench.scorer, bench.parameters(start.module, start.head), rows, frozen)
+        training = member_bytes(bench.scorer, bench.parameters(start.module, start.head), rows, frozen)
+        desk.member_bytes[key] = max(training, bench.scorer.scoring_bytes(bench.test, run.eval.batch_size))
     return most_members(desk.member_bytes[key], desk.device, desk.place.share)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters")
 
@@ -79,7 +80,7 @@ def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
     if not hub or not revision or len(revision) != 40:
         raise UserError(f"host '{name}': give a path, or a hub id with its 40-digit revision (got {hub}@{revision})")
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
@@ -109,7 +110,8 @@ def describe(source: HostSource) -> HostSpec:
     if not tokenizer:
         raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of {', '.join(TOKENIZER_FILES)})")
     settings = {name: _settings(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
-    mark = combined_digest([*weights, *tokenizer], json.dumps(settings, sort_keys=True))
+    templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
+    mark = combined_digest([*weights, *tokenizer, *templates], json.dumps(settings, sort_keys=True))
     revision = None if source.path else source.revision
     return HostSpec(source.name, source.path or str(source.hub), revision, mark, host_shape(config))
 

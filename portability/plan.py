@@ -86,9 +86,25 @@ def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str
     """
     if value == NEXT and len(received) < 2:
         raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in grid.data, which names one "
-                        "set only; name another set there, or a set here")
+                        f"set only; name another set there, or a set here, or leave it out: '~grid.relations.{relation}'")
     following = dict(zip(received, [*received[1:], received[0]], strict=True))
     return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
+
+
+def check_relations(relations: Mapping[str, Mapping[str, str]], received: Sequence[str]) -> None:
+    """Refuse two relations that are one: seed examples would be compared with themselves.
+
+    Args:
+        relations: what `origins` gives, by relation.
+
+    Raises:
+        UserError: two of them name one set for a receiving set.
+    """
+    for own in received:
+        sources = [given[own] for given in relations.values()]
+        if len(set(sources)) < len(sources):
+            raise UserError(f"grid.relations takes the seed examples of '{own}' twice from the same set "
+                            f"({', '.join(f'{name}: {given[own]}' for name, given in relations.items())}); name different ones")
 
 
 @dataclass

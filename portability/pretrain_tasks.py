@@ -99,6 +99,7 @@ def sampled_rows(teacher: PreTrainedModel, count: int, length: int, together: in
             part = rows[at : at + together]
             asked = torch.full((len(part), 1), begin)
             found = teacher.generate(asked, attention_mask=torch.ones_like(asked), do_sample=True, temperature=1.0, top_k=0,
+                                     top_p=1.0, repetition_penalty=1.0,
                                      max_new_tokens=length - 1, pad_token_id=int(ends.flatten()[0]))
             ended = torch.isin(found[:, 1:], ends).long()
             part[:, : found.shape[1]] = found
@@ -150,7 +151,8 @@ def loss_on(host: PreTrainedModel, rows: Tensor, size: int = 50) -> float:
     host.eval()
     for part in rows.split(size):
         count = int((part[:, 1:] != NONE).sum())
-        total += float(host(**batch_of(part), use_cache=False).loss) * count
+        if count:
+            total += float(host(**batch_of(part), use_cache=False).loss) * count
         tokens += count
     return total / tokens
 

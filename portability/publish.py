@@ -16,9 +16,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.load import COORDINATES, tidy
-from analysis.stats import ARM, paired
+from analysis.arms import arm_of
+from analysis.load import COORDINATES, read
+from analysis.stats import paired
 from portability.errors import UserError, without_places
+from portability.spec import BARE
 from portability.store import Store, studies
 from portability.store.soundness import check
 from portability.tracking import Entry, Module, Tracker, TrackingSpec, entry_of, has_key, resolve_mode
@@ -26,7 +28,6 @@ from portability.tracking import Entry, Module, Tracker, TrackingSpec, entry_of,
 log = logging.getLogger(__name__)
 TARGETS = ("wandb",)
 IN_A_ROW = 5  # entries that W&B refuses one after the other before a study is given up (our choice): each may take 20 s
-BASELINES = ("scratch", "sampled")
 FILE = "module.safetensors"
 CELLS = [*COORDINATES, "run_id", "mark", "status", "value", "bare", "native", "lift"]
 
@@ -140,7 +141,7 @@ def _summary(store: Store, spec: TrackingSpec, count: Count) -> str:
 
 def _entries(store: Store) -> Iterator[tuple[str, Callable[[], Entry]]]:
     """Run id and what makes its entry (and may fail), origins first; last the study's own."""
-    cells = tidy(store)
+    cells = read(store, None).cells
     origins, faults = _origins(store)
     depths = {run_id: _depth(run_id, origins) for run_id in origins}
     notes, modules = comparisons(cells), Modules(store)
@@ -225,12 +226,12 @@ def _sweeps(store: Store, origins: Sequence[tuple[str, str | None]]) -> dict[str
 
 def comparisons(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Run id -> what its summary says of it beside others, as fractions: zero_shot_lift over the bare host, and gain_over_X
-    for X of BASELINES, paired by seed, at the run's largest budget."""
+    for each other init X, paired by seed, at the run's largest budget."""
     found: dict[str, dict[str, float]] = {}
     lifts = cells[(cells["budget"] == 0) & cells["lift"].notna()]
     for run_id, lift in zip(lifts["run_id"], lifts["lift"], strict=True):
         found.setdefault(run_id, {})["zero_shot_lift"] = float(lift)
-    for baseline in BASELINES:
+    for baseline in _baselines(cells):
         gains = _gains(cells, baseline)
         last = gains.sort_values("budget").drop_duplicates("run_id", keep="last")
         for run_id, gain in zip(last["run_id"], last["gain"], strict=True):
@@ -238,9 +239,14 @@ def comparisons(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
     return found
 
 
+def _baselines(cells: pd.DataFrame) -> list[str]:
+    """The inits over which the study's arm may have a gain."""
+    return [str(init) for init in cells["init"].unique() if init not in (arm_of(cells), BARE)]
+
+
 def _gains(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Every pair's gain (a fraction) with the coordinates and run of the ported one; zero-shot is no pair's."""
-    pairs = paired(cells, ARM, baseline, scale=1.0)
+    """Every pair's gain (a fraction) with the coordinates and run of the study's arm; zero-shot is no pair's."""
+    pairs = paired(cells, arm_of(cells), baseline, scale=1.0)
     pairs = pairs[pairs["value"].notna() & (pairs["budget"] > 0)]
     own = cells[[*COORDINATES, "run_id"]]
     return pairs[[*COORDINATES, "value"]].rename(columns={"value": "gain"}).merge(own, on=COORDINATES, how="left")
@@ -249,7 +255,8 @@ def _gains(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
 def study_entry(store: Store, cells: pd.DataFrame) -> Entry:
     """The study as a run of its own, replaced whole when it grows: a table of cells and one of gains by pair."""
     keys = ["method", "origin", "receiving", "relation", "data", "port", "budget", "baseline"]
-    pairs = pd.concat([_gains(cells, baseline).assign(baseline=baseline) for baseline in BASELINES], ignore_index=True)
+    parts = [_gains(cells, baseline).assign(baseline=baseline) for baseline in _baselines(cells)]
+    pairs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*keys, "gain"])
     gains = pairs.groupby(keys, sort=True)["gain"].agg(["mean", "count"]).reset_index()
     name = store.root.resolve().name
     counts = {f"cells_{status}": int(number) for status, number in cells["status"].value_counts().items()}

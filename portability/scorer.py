@@ -137,6 +137,10 @@ class Scorer(nn.Module):
             return self.logits({}, ids, mask)[None]
         return vmap(lambda p, i, m: self.logits(p, i, m), in_dims=(0, None, None))(dict(parameters), ids, mask)
 
+    def scoring_bytes(self, test: Encoded, batch_size: int) -> int:
+        """Bytes that scoring one member takes at most: its logits, twice, which training takes more than (our choice)."""
+        return 4 * 2 * batch_size * (2 if self.has_head else self.model.config.vocab_size)
+
     @torch.inference_mode()
     def predict(self, parameters: Parameters, encoded: Encoded, batch_size: int) -> Predictions:
         """Score every example with every member, in the order of the examples.

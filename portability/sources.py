@@ -104,6 +104,9 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     )
     choose(spec.normaliser or "squad", NORMALISERS, f"{where}.normaliser")
     choose(spec.likelihood or "sum", LIKELIHOODS, f"{where}.likelihood")
+    if written and spec.max_length <= (spec.new_tokens or 0):
+        raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt in max_length {spec.max_length}; "
+                        "raise max_length")
     return spec
 
 
@@ -182,11 +185,17 @@ def _examples(source: DataSource, path: Path | None, split: str, where: str) -> 
         if not found:
             raise UserError(f"{where} holds no examples")
         check_kinds(found, f"{where} row")
-    scoring = (source.answers or {}).get("scoring")
+    answers = source.answers or {}
+    scoring = answers.get("scoring")
     if (kind(found) == "choice") != (scoring == "choice"):
         have = "choices" if scoring != "choice" else "no choices"
         raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {scoring}; answers to write are scored "
                         "by exact_match or rouge_l, choices by choice")
+    normalise = NORMALISERS.get(str(answers.get("normaliser", "squad")))
+    for number, example in enumerate(found, start=1):
+        if scoring == "exact_match" and normalise is not None and not normalise(example.answer):
+            raise UserError(f"{where}, example {number}: the normaliser leaves nothing of the answer {example.answer[:60]!r}; "
+                            f"choose another one (data.{source.name}.answers.normaliser)")
     return list(found)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from portability.errors import choose
-from portability.spec import digest
+from portability.spec import BARE, EXTRACTION, digest
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "offline", "online", "disabled")
@@ -101,9 +101,10 @@ def describe_run(record: dict[str, Any], sweeps: Iterable[str]) -> dict[str, Any
     place = f"{origin['host']}->{cell['host']}" if origin else cell["host"]
     data = f"{origin['data']}->{cell['data']}" if origin else cell["data"]
     method = cell["method"] or "none"
-    port = f"__{record['port_info']['name']}" if record["port_info"] else ""
+    kind, report = record["spec"]["init"]["kind"], record["port_info"] or {}
+    port = f"__{report['name']}" if "name" in report else ""
     group = f"{method}__{place}__{data}__{cell['init']}{port}"
-    stage = "bare" if cell["init"] == "bare" else "port" if record["port_info"] else "scratch"
+    stage = kind if kind in (BARE, EXTRACTION, "scratch") else "port" if "name" in report else "extracted"
     return {
         "group": group, "job_type": stage, "name": f"{group}__{cell['seed']}",
         "tags": [tag for tag in (method, cell["init"], cell["host"], *sweeps) if tag],

@@ -1,7 +1,6 @@
 """Tasks of prompts and answers as data sets of a study: scored as by hand, shared by stacks, kept, refused."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -11,13 +10,11 @@ from test_lora_mount import KINDS
 from tiny import BAD, GOOD, PLAIN
 
 from portability.data import examples
-from portability.errors import UserError
 from portability.extracted import seed_examples
 from portability.hosts import load_plain, load_tokenizer
 from portability.overlap import guard
 from portability.plan import plan
 from portability.run import command
-from portability.sources import DataSource, answer_spec, read_split
 from portability.spec import EXTRACTION, RunSpec, from_dict
 from portability.store import Store
 from portability.store.packing import pack
@@ -235,66 +232,3 @@ def test_prompts_that_ask_the_same_are_dropped_from_training():
     assert guard({"sums": found}, "drop")["sums"].dropped == (0,)
     asked = [Example("which ?", "a", ("a", "b"), 0), Example("which ?", "c", ("c", "d"), 0)]
     assert guard({"quiz": {"train": asked, "test": [Example("which ?", "b", ("b", "a"), 0)]}}, "drop")["quiz"].dropped == (0,)
-
-
-SPECS = {
-    "scoring: exact": "unknown data.set.answers.scoring",
-    "scoring: exact_match": "new_tokens must be a whole number of tokens",
-    "scoring: exact_match, new_tokens: 0": "new_tokens must be a whole number of tokens",
-    "scoring: exact_match, new_tokens: 4, normaliser: none": "unknown data.set.answers.normaliser",
-    "scoring: choice, new_tokens: 4": "unknown key in data.set.answers, scored by choice",
-    "scoring: choice, likelihood: product": "unknown data.set.answers.likelihood",
-    "scoring: choice, max_length: many": "max_length must be a whole number of tokens",
-}
-
-
-@pytest.mark.parametrize("text", SPECS)
-def test_a_type_of_task_that_is_not_known_is_one_sentence(text):
-    given = dict(part.split(": ") for part in text.split(", "))
-    answers = {key: int(value) if value.isdigit() else value for key, value in given.items()}
-    with pytest.raises(UserError, match=SPECS[text]) as error:
-        answer_spec(DataSource("set", path="x", answers=answers), 64)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(("lines", "says"), [
-    ("", "is empty: it must hold at least one example"), ('{"prompt": "a"}\n', "line 1 must be .* exactly the keys"),
-    ('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n', "has choices, but .*scoring is exact_match"),
-])
-def test_a_bad_file_is_one_sentence(lines, says, tmp_path):
-    for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text(lines)
-    source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
-                        answers={"scoring": "exact_match", "new_tokens": 4})
-    with pytest.raises(UserError, match=says):
-        read_split(source, "train")
-
-
-def test_columns_of_other_names_are_read_and_others_passed_over(tmp_path):
-    line = {"question": "1 + 1 ?", "answer": "2", "level": 3}
-    for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
-    source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
-                        answers={"scoring": "exact_match", "new_tokens": 4}, columns={"prompt": "question", "answer": "answer"})
-    assert read_split(source, "train") == [Example("1 + 1 ?", "2")]
-
-
-@pytest.mark.parametrize(("words", "says"), [
-    (("grid.data=[sums]",), "names one set only"),
-    (("grid.relations.different=films",), "unknown data set of grid.study_data 'films'"),
-    (("task.max_length=3",), "too few for a prompt|leave no room"),
-])
-def test_what_cannot_be_planned_or_asked_is_one_sentence(words, says, sets, make_host, tmp_path):
-    try:
-        got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=bad", *words)
-    except UserError as error:
-        assert re.search(says, str(error))
-        return
-    assert command(got) == 1
-    failures = Store(tmp_path / "bad").failures().values()
-    assert re.search(says, next(iter(failures))["error"])
-
-
-def test_an_encoder_cannot_answer(sets, make_host):
-    with pytest.raises(UserError, match="is an encoder and can neither write an answer"):
-        tasks(sets, make_host, "bert")

@@ -21,7 +21,7 @@ from portability.tracking import TrackingSpec
 def sized():
     """A plan whose data sets say how many examples they have."""
     one = grid()
-    for data in (one.data, *one.relations.values()):
+    for data in (*one.data, *(data for origins in one.relations.values() for data in origins.values())):
         data.counts["eval"] = 400
     return plan(one)
 

@@ -9,7 +9,7 @@ from store_parts import contents, flip, ported, study
 from test_tracking import _no_home, files, inspect  # noqa: F401  (W&B's own folders and keys are those of nobody)
 
 from analysis.load import tidy
-from portability.dashboards import save, workspace
+from portability.dashboards import VERSION, save, workspace
 from portability.errors import UserError
 from portability.publish import comparisons, main
 from portability.spec import RunSpec, from_dict
@@ -235,7 +235,7 @@ def test_a_workspace_is_saved_once_and_what_wandb_refuses_is_said(tmp_path):
     assert not (tmp_path / "wandb").exists()
     path = tmp_path / "wandb" / "sent" / "dashboard.json"
     path.parent.mkdir(parents=True)
-    path.write_text('{"online: /mine": {"version": 1, "url": "https://somewhere"}}')
+    path.write_text(json.dumps({"online: /mine": {"version": VERSION, "url": "https://somewhere"}}))
     assert save("mine", "online: /mine", tmp_path) == "https://somewhere"
 
 

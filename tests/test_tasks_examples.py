@@ -35,6 +35,15 @@ def test_an_answer_to_choose_is_an_index_or_a_text(file, answer):
     assert read_examples(path) == [Example("2 + 2 =", "four", ("three", "four"), 1)]
 
 
+@pytest.mark.parametrize(("choices", "answer", "kept", "place"), [
+    (["a", "b", "b", "c"], 3, ("a", "b", "c"), 2), (["a", "b ", "b", "c"], 2, ("a", "b ", "c"), 1),
+    (["a", "b", "a"], "a", ("a", "b"), 0),
+])
+def test_a_choice_that_stands_twice_counts_once(choices, answer, kept, place, file):
+    (example,) = read_examples(file({"prompt": "?", "choices": choices, "answer": answer}))
+    assert (example.choices, example.right, example.answer) == (kept, place, kept[place])
+
+
 def test_of_a_chat_the_last_turn_is_the_answer(file):
     (example,) = read_examples(file({"messages": CHAT}))
     assert example.answer == "7" and example.choices is None
@@ -61,7 +70,7 @@ BAD = {
     "half a character": ('{"prompt": "a", "answer": "\\ud800"}', "surrogate"),
     "one choice": (CHOICE | {"choices": ["4"], "answer": 0}, "at least two"),
     "no list of choices": (CHOICE | {"choices": "34"}, "at least two"),
-    "a choice twice": (CHOICE | {"choices": ["4", "3", "4 "]}, "twice"),
+    "one choice, twice": (CHOICE | {"choices": ["4", "4 "]}, "one answer only, more than once"),
     "a blank choice": (CHOICE | {"choices": ["4", " "]}, "a choice must be a text"),
     "an answer that is no choice": (CHOICE | {"answer": "5"}, "from 0 to 1, got '5'"),
     "an index too large": (CHOICE | {"answer": 2}, "from 0 to 1, got 2"),

@@ -13,7 +13,8 @@ from portability.tracking import Tracker, TrackingSpec, describe_run, entry_of, 
 
 ID = "0123456789abcdef"
 RECORD = {
-    "run_id": ID, "spec": {"seed": 3, "method": {"name": "lora", "settings": {"r": 8}}, "origin": "fedc"},
+    "run_id": ID, "spec": {"seed": 3, "method": {"name": "lora", "settings": {"r": 8}}, "origin": "fedc",
+                              "init": {"kind": "ported"}},
     "cell": {"method": "lora", "host": "b", "data": "films", "init": "ported", "seed": 3,
              "origin": {"host": "a", "data": "meals"}},
     "port_info": {"name": "pad", "strategy": "pad", "carried_fraction": 1.0},
@@ -56,6 +57,16 @@ def test_a_run_is_filed_under_its_cell_without_the_seed():
     how = describe_run(RECORD, ["demo"])
     assert how["group"] == "lora__a->b__meals->films__ported__pad" and how["job_type"] == "port"
     assert how["name"].endswith("__3") and set(how["tags"]) == {"lora", "ported", "b", "demo"}
+
+
+@pytest.mark.parametrize(("kind", "report", "stage"), [
+    ("extraction", {"seed_count": 32, "seconds": 1.0}, "extraction"), ("extracted", None, "extracted"),
+    ("pissa", None, "extracted"), ("scratch", None, "scratch"), ("bare", None, "bare"), ("sampled", {"name": "pad"}, "port"),
+])
+def test_the_stage_is_that_of_the_init(kind, report, stage):
+    record = RECORD | {"spec": RECORD["spec"] | {"init": {"kind": kind}}, "port_info": report}
+    how = describe_run(record, [])
+    assert how["job_type"] == stage and how["group"].endswith("__pad") == (stage == "port")
 
 
 def test_what_was_logged_offline_is_read_back(tmp_path):

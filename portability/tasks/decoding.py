@@ -34,7 +34,7 @@ def answer_loss(of: Reader, parameters: Parameters, rows: Batch) -> Tensor:
 
 def _nll(logits: Tensor, rows: Batch) -> Tensor:
     """Negative log-likelihood of each answer token, (B, A), 0 for padding."""
-    scores = logits.log_softmax(-1).gather(-1, rows.answers[..., None]).squeeze(-1)
+    scores = logits.gather(-1, rows.answers[..., None]).squeeze(-1) - logits.logsumexp(-1)  # no second (B, A, V)
     return torch.where(rows.answer_mask > 0, -scores, 0.0)
 
 
@@ -84,7 +84,7 @@ def greedy(
     """
     if of.positions is not None and ids.shape[1] + new_tokens > of.positions:
         raise UserError(f"prompts of {ids.shape[1]} tokens and answers of {new_tokens} exceed the {of.positions} positions of "
-                        f"host '{of.name}'; lower task.max_length or the number of new tokens")
+                        f"host '{of.name}'; lower max_length or new_tokens of the data set's answers")
     run, ends = _each(of, parameters), torch.tensor(list(stops), device=ids.device)
     logits, past = run("begin", (ids, mask))
     written = torch.full((*logits.shape[:2], new_tokens), stops[0], device=ids.device)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+OF_SET = "of the data set's answers (data.NAME.answers.max_length, else task.max_length)"
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Token ids of N rows, one after another: an example each, or a choice of an example each.
@@ -130,7 +133,7 @@ def encode_prompts(
     work, count = _Encoder(tokenizer, family), len(examples)
     room = max_length if work.seq2seq else max_length - new_tokens
     if room < 1:
-        raise UserError(f"{new_tokens} new tokens leave no room for a prompt in task.max_length {max_length}; raise it")
+        raise UserError(f"{new_tokens} new tokens leave no room for a prompt in {max_length} tokens; raise max_length {OF_SET}")
     return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
 
 
@@ -164,6 +167,9 @@ class _Encoder:
             return example.prompt.rstrip(" "), False
         from jinja2 import TemplateError
 
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            raise UserError("the host's chat template writes today's date, so a study could not be repeated; put a fixed date "
+                            "into it (chat_template in its tokenizer_config.json, or chat_template.jinja)")
         turns = [{"role": role, "content": content} for role, content in example.turns]
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)).rstrip(" "), True
@@ -202,8 +208,8 @@ class _Encoder:
             after = [self.end] if self.seq2seq else []
             taken = len(row.before) + (len(after) if self.seq2seq else int(longest[example]))
             if max_length <= taken or (self.seq2seq and longest[example] > max_length):
-                raise UserError(f"example {example} (from 0): {max_length} tokens are too few for a prompt and an answer of "
-                                f"{longest[example]} tokens, its end token included; raise task.max_length")
+                raise UserError(f"example {example} (from 0, of those used): {max_length} tokens are too few for a prompt and "
+                                f"an answer of {longest[example]} with its end token; raise max_length {OF_SET}")
             kept = row.prompt[-(max_length - taken) :]
             cut += len(kept) < len(row.prompt)
             heads.append([*row.before, *kept, *after])

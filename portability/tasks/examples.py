@@ -28,7 +28,7 @@ class Example:
     Attributes:
         prompt: what is asked; of a chat, its turns before the answer in plain words (`render`).
         answer: the right answer's text.
-        choices: all answers to choose from, at least two, or None where the answer is to be written.
+        choices: all answers to choose from, at least two and none twice, or None where the answer is to be written.
         right: index of `answer` in `choices`, or None.
         turns: of a chat, (role, content) before the answer, for a tokenizer that has a template of its own.
     """
@@ -43,7 +43,8 @@ class Example:
 def read_examples(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> list[Example]:
     """The examples of a file, a JSON object a line, in its order.
 
-    A line is ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the answer as index or text, or
+    A line is ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the answer as index or text (a choice that
+    stands there twice, as in some questions of MMLU, counts once), or
     ``{"messages": [{"role", "content"}, ...]}`` with the answer as last turn. A file may mix chats and prompts, but not
     answers to write and answers to choose.
 
@@ -174,14 +175,17 @@ def _choice(prompt: str, choices: Any, answer: Any, where: str) -> Example:
     if not isinstance(choices, list) or len(choices) < 2:
         raise UserError(f"{where}: 'choices' must list at least two answers, got {reprlib.repr(choices)}")
     texts = tuple(_text(choice, f"{where}: a choice") for choice in choices)
-    if len({text.strip() for text in texts}) < len(texts):
-        raise UserError(f"{where}: 'choices' holds an answer twice: {reprlib.repr(choices)}")
     if isinstance(answer, str) and answer in texts:
         answer = texts.index(answer)
     if type(answer) is not int or not 0 <= answer < len(texts):
         raise UserError(f"{where}: 'answer' must be one of the choices, or its index from 0 to {len(texts) - 1}, "
                         f"got {reprlib.repr(answer)}")
-    return Example(prompt, texts[answer], texts, answer)
+    right, once = texts[answer].strip(), dict[str, str]()
+    for text in texts:
+        once.setdefault(text.strip(), text)
+    if len(once) < 2:
+        raise UserError(f"{where}: 'choices' holds one answer only, more than once: {reprlib.repr(choices)}")
+    return Example(prompt, once[right], tuple(once.values()), list(once).index(right))
 
 
 def _chat(messages: Any, where: str) -> Example:

@@ -2,8 +2,9 @@
 
 `sums` asks for the result of a sum (generated answer), `quiz` for a fact of the world (one of four choices); `corpus` states
 facts and sums in other words than the questions, so that a host pretrained on it knows them in part and a module has to
-learn how they are asked for. A sum, a fact or a comparison is asked for in one split only, whatever the wording. Everything
-is our choice; words, numbers and marks stand apart, so a tokenizer of whole words covers all of it.
+learn how they are asked for. A sum, a fact or a comparison is asked for in one split only, whatever the wording; but 3 + 5,
+5 + 3 and 8 - 5 are sums of their own, and may stand in different splits. Everything is our choice; words, numbers and marks
+stand apart, so a tokenizer of whole words covers all of it.
 """
 
 import functools

@@ -69,6 +69,8 @@ class AnswerScorer:
         check_length(host, task)
         self.reader, self.tokenizer, self.task = reader(host), host.tokenizer, task
         self.model, self.device = host.model, host.model.device
+        shape = host.spec.shape
+        self.depth_times_width = sum(shape.layers.values()) * shape.kv_heads * shape.head_dim  # of keys, and of values
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The host's."""
@@ -99,6 +101,17 @@ class AnswerScorer:
         """Mean loss of one member's batch, in nats (see decoding.answer_loss)."""
         return answer_loss(self.reader, parameters, Batch(*rows))
 
+    def scoring_bytes(self, test: Questions, batch_size: int) -> int:
+        """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for their sums, or keys
+        and values of its prompts and answers (our choice: counted, not measured)."""
+        config, spec = self.model.config, self.task
+        rows = test.asked if test.right is None else test.right
+        count = min(len(rows), batch_size) + SCORE_ROWS
+        logits = 2 * count * int(rows.answer_lengths.max()) * config.vocab_size
+        tokens = int(test.asked.lengths.max()) + (spec.new_tokens or 0)
+        kept = 2 * count * tokens * self.depth_times_width if spec.new_tokens else 0
+        return 4 * max(logits, kept)
+
     def predict(self, parameters: Parameters, test: Questions, batch_size: int) -> Predictions:
         """Score every example with every member, in the order of the examples.
 
@@ -122,10 +135,14 @@ class AnswerScorer:
     def _chosen(self, parameters: Parameters, test: Questions, batch_size: int) -> Predictions:
         rows = test.asked
         sums = self._likelihoods(parameters, rows, batch_size)
-        margin = margins(sums, rows.answer_lengths, rows.group, rows.right, str(self.task.likelihood))
         nll = -(sums / rows.answer_lengths)[:, rows.right]  # one row an example, in order
+        wrong = ~np.isfinite(sums).all(1)  # a member that diverged: its own run fails, its neighbours' stand
+        sums[wrong] = 0.0
+        margin = margins(sums, rows.answer_lengths, rows.group, rows.right, str(self.task.likelihood))
+        score = choice(margin)
+        nll[wrong], margin[wrong], score[wrong] = np.nan, np.nan, np.nan
         whole = np.zeros(margin.shape, dtype=bool)
-        return Predictions(nll.astype(np.float32), whole, margin.astype(np.float32), choice(margin).astype(np.float32))
+        return Predictions(nll.astype(np.float32), whole, margin.astype(np.float32), score.astype(np.float32))
 
     def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int) -> np.ndarray:
         """Summed log-probability of each row's answer, (K, R) float64, nats."""

@@ -11,7 +11,8 @@ from calibrate import SETTINGS, World, coverage, draw, family_errors
 from scipy import stats
 from synthetic import Axes, build
 
-from analysis.inference import LEVELS, compare, design_of, designs, pairs_of, right, ties
+from analysis.answers import right
+from analysis.inference import LEVELS, compare, design_of, designs, pairs_of, ties
 from analysis.load import read
 from analysis.stats import paired, summarise
 from portability.errors import UserError

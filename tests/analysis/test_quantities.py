@@ -11,10 +11,10 @@ from scipy import stats
 from synthetic import FACTS, build
 from written import SMALL, change, entry, rewrite
 
+from analysis.answers import right
 from analysis.costs import break_even, break_even_words
 from analysis.curves import updates_to_match
 from analysis.evidence import Evidence, gather
-from analysis.inference import right
 from analysis.quantities import SAME, jeffreys, lift, recovered, win_rate
 from analysis.ratios import NOISE, WORSE, ratio
 from analysis.recipe import Recipe

@@ -1,0 +1,38 @@
+"""Which test examples each run gets right, or how well it answers them, out of its predictions."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from portability.errors import UserError
+from portability.store import Store
+
+Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) whether each test example is right, or its score
+
+
+def right(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
+    """Which test examples each done cell gets right (a tie counts as negative), or the scores of answers, by (run id, mark).
+
+    Raises:
+        UserError: a run has no predictions, none at a mark of its record, or other labels or another number of answers.
+    """
+    found: dict[tuple[str, int], np.ndarray] = {}
+    tested: dict[str, np.ndarray] = {}
+    for (run_id, data), marks in cells[cells["status"] == "done"].groupby(["run_id", "data"], sort=True)["mark"]:
+        saved = store.predictions(str(run_id))
+        examples = saved["label"] if "label" in saved else _questions(store, str(run_id), saved["score"].shape[1])
+        if not np.array_equal(tested.setdefault(data, examples), examples):
+            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs; it cannot be compared")
+        places = {int(mark): i for i, mark in enumerate(saved["updates"])}
+        for mark in map(int, marks.unique()):
+            if mark not in places:
+                raise UserError(f"run {run_id} has no predictions at {mark} updates; run the study again without it")
+            at = places[mark]
+            found[str(run_id), mark] = saved["score"][at] if "score" in saved else (saved["margin"][at] > 0) == (examples == 1)
+    return found
+
+
+def _questions(store: Store, run_id: str, count: int) -> np.ndarray:
+    """What tells one test set of prompts from another: how many there are, and the digest that a run was planned with."""
+    return np.array([str(count), str((store.read(run_id) or {}).get("spec", {}).get("data", {}).get("eval_digest"))])

@@ -1,0 +1,149 @@
+"""What is wrong with a task of prompts is said in one sentence, and costs nobody else."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_answers import of_data, tasks
+from test_answers import sets as sets  # a fixture
+from test_lora_mount import method
+
+from portability import engine
+from portability.data import examples
+from portability.errors import UserError
+from portability.hosts import HostSource, describe, load_host
+from portability.methods import Mounted
+from portability.plan import plan
+from portability.run import command
+from portability.sources import DataSource, answer_spec, read_split
+from portability.store import Store
+from portability.tasks.encode import encode_answers
+from portability.tasks.examples import Example
+from portability.tasks.scorer import AnswerScorer, questions
+
+SPECS = {
+    "scoring: exact": "unknown data.set.answers.scoring",
+    "scoring: exact_match": "new_tokens must be a whole number of tokens",
+    "scoring: exact_match, new_tokens: 0": "new_tokens must be a whole number of tokens",
+    "scoring: exact_match, new_tokens: 4, normaliser: none": "unknown data.set.answers.normaliser",
+    "scoring: choice, new_tokens: 4": "unknown key in data.set.answers, scored by choice",
+    "scoring: choice, likelihood: product": "unknown data.set.answers.likelihood",
+    "scoring: choice, max_length: many": "max_length must be a whole number of tokens",
+}
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_a_type_of_task_that_is_not_known_is_one_sentence(text):
+    given = dict(part.split(": ") for part in text.split(", "))
+    answers = {key: int(value) if value.isdigit() else value for key, value in given.items()}
+    with pytest.raises(UserError, match=SPECS[text]) as error:
+        answer_spec(DataSource("set", path="x", answers=answers), 64)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("lines", "says"), [
+    ("", "is empty: it must hold at least one example"), ('{"prompt": "a"}\n', "line 1 must be .* exactly the keys"),
+    ('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n', "has choices, but .*scoring is exact_match"),
+])
+def test_a_bad_file_is_one_sentence(lines, says, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
+                        answers={"scoring": "exact_match", "new_tokens": 4})
+    with pytest.raises(UserError, match=says):
+        read_split(source, "train")
+
+
+def test_columns_of_other_names_are_read_and_others_passed_over(tmp_path):
+    line = {"question": "1 + 1 ?", "answer": "2", "level": 3}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
+    source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
+                        answers={"scoring": "exact_match", "new_tokens": 4}, columns={"prompt": "question", "answer": "answer"})
+    assert read_split(source, "train") == [Example("1 + 1 ?", "2")]
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (("grid.data=[sums]",), "names one set only"),
+    (("grid.relations.different=films",), "unknown data set of grid.study_data 'films'"),
+    (("task.max_length=3",), "too few for a prompt|leave no room"),
+])
+def test_what_cannot_be_planned_or_asked_is_one_sentence(words, says, sets, make_host, tmp_path):
+    try:
+        got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=bad", *words)
+    except UserError as error:
+        assert re.search(says, str(error))
+        return
+    assert command(got) == 1
+    failures = Store(tmp_path / "bad").failures().values()
+    assert re.search(says, next(iter(failures))["error"])
+
+
+def test_an_encoder_cannot_answer(sets, make_host):
+    with pytest.raises(UserError, match="is an encoder and can neither write an answer"):
+        tasks(sets, make_host, "bert")
+
+
+def test_a_member_that_diverged_leaves_its_neighbours_scores(sets, make_host):
+    got = tasks(sets, make_host, "llama")
+    for name in ("sums", "quiz"):
+        (run,) = of_data(plan(got.grid), name, "bare")
+        host = load_host(run.host)
+        mounted, scorer = Mounted(host, method()), AnswerScorer(host, run.task)
+        fresh = mounted.to_parameters(mounted.fresh(0))
+        stacked = {f"model.{key}": torch.stack([value, torch.full_like(value, float("nan"))]) for key, value in fresh.items()}
+        test = questions(examples(got.data, name, "test", 0), host.tokenizer, "llama", run.task)
+        both = engine.predict(scorer, stacked, test, 64)
+        alone = engine.predict(scorer, {key: value[:1] for key, value in stacked.items()}, test, 64)
+        for column, value in alone.columns.items():
+            assert (both.columns[column][0] == value[0]).all(), column
+        assert torch.from_numpy(both.nll[1]).isnan().all()
+
+
+def test_what_no_run_of_a_stack_can_do_fails_each_once(sets, make_host, tmp_path, caplog):
+    words = ("grid.inits=[scratch,pissa]", "grid.seeds=[0,1]", "~grid.relations.different",
+             "+data.sums.answers.max_length=3", "data.sums.answers.new_tokens=2")
+    got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=bad", *words)
+    assert command(got) == 1
+    store = Store(tmp_path / "bad")
+    for run in plan(got.grid).runs.values():
+        fails = run.data.name == "sums"
+        assert (store.read(run.run_id) is None) == fails == (run.run_id in store.failures())
+    errors = {failure["error"] for failure in store.failures().values()}
+    assert len(errors) == 1 and "raise max_length of the data set's answers" in errors.pop()
+    assert {failure["attempt"] for failure in store.failures().values()} == {1}
+
+
+def test_two_relations_to_one_set_are_refused(sets, make_host):
+    with pytest.raises(UserError, match="takes the seed examples of 'sums' twice from the same set"):
+        tasks(sets, make_host, "llama", "grid.relations.different=sums")
+
+
+def test_a_chat_template_is_part_of_the_host_and_must_not_tell_the_date(make_host, tmp_path):
+    spec = make_host("llama")
+    found = []
+    for text in ("", "{{ messages[0].content }}", "{{ strftime_now('%d') }}{{ messages[0].content }}"):
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        for path in Path(spec.source).iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        if text:
+            (folder / "chat_template.jinja").write_text(text)
+        found.append(describe(HostSource("a", path=str(folder))))
+    assert found[0].fingerprint == spec.fingerprint and len({host.fingerprint for host in found}) == 3
+    chat = [Example("user: fine\nassistant:", "dull", turns=(("user", "fine"),))]
+    plain, templated = (encode_answers(chat, load_host(host).tokenizer, "llama", 16) for host in found[:2])
+    assert len(templated.ids) < len(plain.ids)
+    with pytest.raises(UserError, match="writes today's date"):
+        encode_answers(chat, load_host(found[2]).tokenizer, "llama", 16)
+
+
+def test_a_normaliser_that_leaves_nothing_is_found_before_anything_runs(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "so ?", "answer": "yes"}\n')
+    source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
+                        answers={"scoring": "exact_match", "new_tokens": 4, "normaliser": "last_number"})
+    with pytest.raises(UserError, match="example 2: the normaliser leaves nothing of the answer 'yes'"):
+        read_split(source, "test")
