@@ -10,8 +10,9 @@ from test_answers import of_data, tasks
 from test_answers import sets as sets  # a fixture
 from test_lora_mount import method
 
-from portability import engine
+from portability import engine, execute
 from portability.data import examples
+from portability.desk import Desk
 from portability.errors import UserError
 from portability.hosts import HostSource, describe, load_host
 from portability.methods import Mounted
@@ -147,3 +148,31 @@ def test_a_normaliser_that_leaves_nothing_is_found_before_anything_runs(tmp_path
                         answers={"scoring": "exact_match", "new_tokens": 4, "normaliser": "last_number"})
     with pytest.raises(UserError, match="example 2: the normaliser leaves nothing of the answer 'yes'"):
         read_split(source, "test")
+
+
+class Killed(BaseException):
+    """What a kill is to the code: nothing catches it."""
+
+
+@pytest.mark.parametrize("name", ["sums", "quiz"])
+def test_a_killed_run_of_answers_goes_on_to_the_same_bits(name, sets, make_host, tmp_path):
+    got = tasks(sets, make_host, "llama", "grid.inits=[scratch,pissa]", "grid.budgets=[2,4,6]", "~grid.relations.different")
+    planned, done = plan(got.grid), []
+    runs = [run for run in planned.runs.values() if run.data.name == name and run.method]
+    marks = {run.run_id: sorted(planned.marks[run.run_id]) for run in runs}
+    whole, again = Store(tmp_path / "whole"), Store(tmp_path / "again")
+    execute.execute(runs, marks, Desk(whole, got.data))
+
+    def dies(members):
+        done.append(members)
+        if len(done) == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute.execute(runs, marks, Desk(again, got.data, dies, checkpoint_seconds=0))
+    told = []
+    execute.execute(runs, marks, Desk(again, got.data, told.append))
+    assert told[0] == 4 * len(runs), "what was kept at the mark of four updates is not done again"
+    for run in runs:
+        one, two = whole.predictions(run.run_id), again.predictions(run.run_id)
+        assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)
