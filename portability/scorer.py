@@ -131,7 +131,7 @@ class Scorer(nn.Module):
         """Mean loss of one member's batch, in nats."""
         return F.cross_entropy(self.logits(parameters, *rows), rows[2])
 
-    def _stacked_logits(self, parameters: Parameters, ids: Tensor, mask: Tensor) -> Tensor:
+    def stacked_logits(self, parameters: Parameters, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (K, B, V) of all members on the same batch."""
         if not parameters:
             return self.logits({}, ids, mask)[None]
@@ -158,7 +158,7 @@ class Scorer(nn.Module):
             picks = order[first : first + batch_size]
             batch = pad(encoded, fill(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
             ids, mask = (part.to(self.device) for part in batch)
-            logits = self._stacked_logits(parameters, ids, mask)[:, : len(picks)]
+            logits = self.stacked_logits(parameters, ids, mask)[:, : len(picks)]
             scores = logits.float().log_softmax(-1)
             target = targets[labels[picks]].to(self.device).expand(len(scores), -1)
             nll = -scores.gather(-1, target[..., None]).squeeze(-1)

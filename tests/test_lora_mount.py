@@ -178,7 +178,7 @@ def test_a_subtracted_start_is_the_host_to_the_bit(make_host, family, precision)
     for start in starts:
         assert torch.equal(logits(scorer, mounted, start, start), bare)
     held = [named(mounted.to_parameters(one) | mounted.to_frozen(one)) | scorer.fresh_head(3) for one in starts]
-    both = engine._stacked_logits(scorer, {name: torch.stack([one[name] for one in held]) for name in held[0]}, *inputs())
+    both = scorer.stacked_logits({name: torch.stack([one[name] for one in held]) for name in held[0]}, *inputs())
     assert torch.allclose(both, bare.expand_as(both), atol=1e-6 if precision == "fp32" else 1e-2)
     assert torch.equal(both[0], both[1])  # two starts, one function
 

@@ -62,7 +62,7 @@ def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, mak
     mask[1, 4:] = 0
     values = {f"model.{name}": value[None] for name, value in parameters.items()}
     with torch.no_grad():
-        ours = engine._stacked_logits(scorer, values | {n: v[None] for n, v in head.items()}, ids, mask)[0]
+        ours = scorer.stacked_logits(values | {n: v[None] for n, v in head.items()}, ids, mask)[0]
     kind = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM, "llama": AutoModelForCausalLM}.get(family, AutoModel)
 
     def plain():

@@ -103,7 +103,9 @@ def knows(tok, text):
 
 def test_what_is_trained_on_begins_with_what_is_continued(known):
     for name, (tok, family) in known.items():
-        examples = [one for one in EXAMPLES if knows(tok, one.prompt + one.answer)] or [Example("the film was", "great")]
+        plain = (Example("the film was", "great"), Example("12 + 3 =", "15"))  # for hosts of few words
+        examples = [one for one in EXAMPLES if knows(tok, one.prompt + one.answer)] or [
+            next(one for one in plain if knows(tok, f"{one.prompt} {one.answer}"))]
         trained, asked = (f(examples, tok, family, 64, *more) for f, more in ((encode_answers, ()), (encode_prompts, (16,))))
         assert trained.cut == asked.cut == 0 and len(trained) == len(examples), name
         for one, row, start, prompt, answer in zip(
@@ -210,7 +212,8 @@ def test_an_answer_that_leaves_no_room_is_named(encode, family):
     tok = tokenizer()
     good, bad = (Example("the plot", text, ("fine", text), 1) for text in ("dull", "dull and grim and cold"))
     encode([good, bad], tok, family, 7)
-    with pytest.raises(UserError, match=r"example 1 \(from 0\): 5 tokens are too few .* answer of 6 tokens"):
+    says = r"example 1 \(from 0, of those used\): 5 tokens are too few .* answer of 6 with its end token"
+    with pytest.raises(UserError, match=says):
         encode([good, bad], tok, family, 5)
 
 
