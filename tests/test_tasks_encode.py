@@ -81,7 +81,8 @@ def known(tmp_path_factory):
     """Name -> (tokenizer, family): of decoder-only kinds, of the shipped hosts, and of those given beside the project."""
     found = {"words": (tokenizer(), "gpt2"), "gpt2": (gpt2_like(), "gpt2"),
              "llama": (llama_like(tmp_path_factory.mktemp("llama")), "llama")}
-    found |= {path.name: (AutoTokenizer.from_pretrained(path), "t5") for path in NANO}
+    family = {path: json.loads((path / "config.json").read_text())["model_type"] for path in NANO}
+    found |= {path.name: (AutoTokenizer.from_pretrained(path), family[path]) for path in NANO}
     for name in ("stories260k", "aidreams260k"):
         if (GIVEN / name).is_dir():
             found[name] = (AutoTokenizer.from_pretrained(GIVEN / name), "llama")
