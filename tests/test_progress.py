@@ -13,7 +13,7 @@ from portability.worker import TimedOut, overdue
 
 def ledger(tmp_path, seeds=8, **how):
     planned = plan(grid(seeds=list(range(seeds)), methods=grid().methods[:1], pairs=grid().pairs[:1], budgets=[200],
-                        relations={"same": grid().data}))
+                        relations={"same": grid().data[0]}))
     return Ledger(planned, Store(tmp_path), 8, 1, **how)
 
 
@@ -217,7 +217,7 @@ def test_runs_that_no_other_needs_wait_for_those_they_may_train_with(tmp_path):
 
 def test_an_idle_worker_takes_one_kind_of_the_runs_that_wait_for_company(tmp_path):
     planned = plan(grid(seeds=[0, 1], methods=grid().methods[:2], pairs=grid().pairs[:1], budgets=[200],
-                        relations={"same": grid().data}))
+                        relations={"same": grid().data[0]}))
     book = Ledger(planned, Store(tmp_path), 8, 1)
     book.ready(False)
     for method in ("adapter", "prefix"):

@@ -14,7 +14,7 @@ from portability.store import Result, Store
 
 
 def planned():
-    return plan(grid(methods=grid().methods[:1], pairs=grid().pairs[:1], relations={"same": grid().data}, seeds=[0, 1]))
+    return plan(grid(methods=grid().methods[:1], pairs=grid().pairs[:1], relations={"same": grid().data[0]}, seeds=[0, 1]))
 
 
 def record(run_id, marks, seconds=2.0):
