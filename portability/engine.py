@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import fsum
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,16 @@ from torch import Tensor
 from torch.func import vmap
 
 from portability.batches import Schedule, fill
+from portability.encoding import Encoded
 from portability.graphs import Replayer
 from portability.scorer import HEAD, Parameters, Predictions, Scorer
 from portability.spec import TrainSpec
-from portability.tasks.scorer import AnswerScorer
+from portability.tasks.encode import Sequences
+from portability.tasks.scorer import AnswerScorer, Questions
 
-AnyScorer = Scorer | AnswerScorer
+AnyScorer = Scorer | AnswerScorer  # each with its own kinds of token ids:
+Training = Encoded | Sequences
+Test = Encoded | Questions
 LOSS_EVERY = 10  # updates between two points of the stored training loss
 TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (batches.fill)
 
@@ -141,7 +144,7 @@ class Trainer:
         """Whether any member is still finite; waits for the device."""
         return bool((self.failed_at == 0).any())
 
-    def update(self, step: int, schedule: Schedule, encoded: Any) -> None:
+    def update(self, step: int, schedule: Schedule, encoded: Training) -> None:
         """One optimiser update of every member, on its own batch from the step's bucket."""
         batch = self._batch(step, schedule, encoded)
         warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
@@ -153,7 +156,7 @@ class Trainer:
         self._replayer(self._step, *batch)
         self.done = step + 1
 
-    def _batch(self, step: int, schedule: Schedule, encoded: Any) -> tuple[Tensor, ...]:
+    def _batch(self, step: int, schedule: Schedule, encoded: Training) -> tuple[Tensor, ...]:
         """The scorer's rows, (K, B, ...) each, on the device (or on their way to it)."""
         picks = np.stack([schedule.examples(step, member.seed) for member in self.members])
         size, bucket = picks.shape[1], schedule.buckets[schedule.bucket(step)[0]]
@@ -217,7 +220,7 @@ class Trainer:
             self.optimizer.state[group["params"][0]] = {"step": step, **moments}
 
 
-def train(trainer: Trainer, schedule: Schedule, encoded: Any, marks: Sequence[int],
+def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequence[int],
           on_mark: Callable[[int, dict[str, Tensor]], None], on_update: Callable[[], None] = lambda: None) -> None:
     """Carry a stack through the updates it still lacks, and call `on_mark(updates, parameters)` with the averages, and what
     is frozen beside them, at each mark that it passes.
@@ -236,6 +239,6 @@ def train(trainer: Trainer, schedule: Schedule, encoded: Any, marks: Sequence[in
             on_update()
 
 
-def predict(scorer: AnyScorer, parameters: Parameters, test: Any, batch_size: int) -> Predictions:
+def predict(scorer: AnyScorer, parameters: Parameters, test: Test, batch_size: int) -> Predictions:
     """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers)."""
     return scorer.predict(parameters, test, batch_size)

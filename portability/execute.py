@@ -16,7 +16,6 @@ from torch import Tensor
 
 from portability import engine
 from portability.batches import Bucket
-from portability.data import Encoded
 from portability.desk import Desk
 from portability.errors import FAULTS, UserError
 from portability.extracted import extraction
@@ -32,7 +31,7 @@ from portability.seeds import stream_seed
 from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, TaskSpec, from_dict
 from portability.stack import Bench, Head, Stack, Start, count_parameters, parts
 from portability.store import Store
-from portability.tasks.scorer import AnswerScorer, Questions
+from portability.tasks.scorer import AnswerScorer
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
@@ -251,7 +250,7 @@ def _there(parameters: Mapping[str, Tensor], scorer: engine.AnyScorer) -> dict[s
     return {name: value.to(scorer.device) for name, value in parameters.items()}
 
 
-def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: Encoded | Questions, desk: Desk) -> None:
+def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk: Desk) -> None:
     """The host as it is, on the test set."""
     started = time.perf_counter()
     head = start_head(run, scorer, desk.store)

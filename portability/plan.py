@@ -137,8 +137,8 @@ def plan(grid: Grid) -> Plan:
     """
     out = Plan()
     axes = product(grid.methods, grid.pairs, grid.data, grid.relations.items(), grid.seeds)
-    for method, pair, data, (relation, origins), seed in axes:
-        arm = _Arm(grid, method, *pair, data, relation, origins[data.name], seed)
+    for method, pair, data, (relation, sources), seed in axes:
+        arm = _Arm(grid, method, *pair, data, relation, sources[data.name], seed)
         out.cells.extend(arm.cells(out))
     def depth(run: RunSpec) -> int:
         return 0 if run.origin is None else 1 + depth(out.runs[run.origin])

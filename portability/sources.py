@@ -1,6 +1,5 @@
 """Data sets as they stand in local files or on the hub: read and checked row by row, never trusted."""
 
-import json
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from portability.hub import INSTEAD, look_for_hub
 from portability.overlap import LabelledText, Rows
 from portability.paths import EMBEDDED
 from portability.spec import SCORINGS, AnswerSpec
-from portability.tasks.examples import FORMS, Example, check_kinds, example_of, kind, read_examples
+from portability.tasks.examples import FORMS, Example, check_kinds, example_of, kind, parsed, read_examples
 from portability.tasks.scoring import LIKELIHOODS, NORMALISERS
 
 if TYPE_CHECKING:
@@ -186,7 +185,7 @@ def _examples(source: DataSource, path: Path | None, split: str, where: str) -> 
             raise UserError(f"{where} holds no examples")
         check_kinds(found, f"{where} row")
     answers = source.answers or {}
-    scoring = answers.get("scoring")
+    scoring = choose(str(answers.get("scoring")), SCORINGS, f"data.{source.name}.answers.scoring (the type of task)")
     if (kind(found) == "choice") != (scoring == "choice"):
         have = "choices" if scoring != "choice" else "no choices"
         raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {scoring}; answers to write are scored "
@@ -208,12 +207,7 @@ def _file_rows(source: DataSource, path: Path) -> list[LabelledText]:
 
 
 def _line(line: bytes, source: DataSource, where: str) -> tuple[str, int]:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line)") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
+    value = parsed(line, where)
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a JSON object with {source.text_column!r} and {source.label_column!r}")
     return _row(value, source, where)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from portability import engine
 from portability.batches import Schedule
-from portability.data import Encoded
 from portability.desk import Desk
 from portability.errors import FAULTS, Drained, UserError
 from portability.methods import Mounted
@@ -21,8 +20,6 @@ from portability.records import Evidence, packages
 from portability.scorer import Predictions
 from portability.spec import RunSpec, digest
 from portability.store import Store
-from portability.tasks.encode import Sequences
-from portability.tasks.scorer import Questions
 
 Head = dict[str, Tensor]
 Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per mark "nll.50" and so on
@@ -47,8 +44,8 @@ class Bench:
 
     mounted: Mounted
     scorer: engine.AnyScorer
-    training: Encoded | Sequences
-    test: Encoded | Questions
+    training: engine.Training
+    test: engine.Test
 
     def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A module and head under the names by which the scorer knows them; the head comes last."""

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_answers import of_data, tasks
@@ -11,6 +12,7 @@ from test_answers import sets as sets  # a fixture
 from test_lora_mount import method
 
 from portability import engine, execute
+from portability.batches import Bucket, fill
 from portability.data import examples
 from portability.desk import Desk
 from portability.errors import UserError
@@ -103,15 +105,41 @@ def test_a_member_that_diverged_leaves_its_neighbours_scores(sets, make_host):
         assert torch.from_numpy(both.nll[1]).isnan().all()
 
 
+def test_what_fills_a_batch_up_has_no_loss(sets, make_host):
+    got = tasks(sets, make_host, "llama")
+    for name in ("sums", "quiz"):
+        (run,) = of_data(plan(got.grid), name, "bare")
+        host, desk = load_host(run.host), Desk(Store("."), got.data)
+        scorer, training = AnswerScorer(host, run.task), desk.training(host, run)
+        bucket, picks = Bucket(np.arange(len(training)), int(training.lengths.max())), np.array([3, 1, 2])
+        plain, filled = (scorer.loss({}, *scorer.rows(training, part, 3, bucket)) for part in (picks, fill(picks, 4)))
+        each = [scorer.loss({}, *scorer.rows(training, picks[i : i + 1], 1, bucket)) for i in range(3)]
+        assert float(plain) == pytest.approx(float(filled), abs=1e-6) == pytest.approx(float(sum(each)) / 3, abs=1e-6)
+
+
+def test_a_stack_is_cut_to_what_scoring_takes(sets, make_host, tmp_path, monkeypatch):
+    got = tasks(sets, make_host, "llama", "grid.inits=[scratch,pissa]", "~grid.relations.different")
+    planned, asked = plan(got.grid), []
+    runs = [run for run in planned.runs.values() if run.data.name == "sums" and run.method]
+    monkeypatch.setattr(execute, "most_members", lambda one, device, share: asked.append(one) or 8)
+    for batch in (1, 100_000):
+        monkeypatch.setattr(AnswerScorer, "scoring_bytes", lambda self, test, size, batch=batch: 1_000_000 * batch)
+        execute.execute(runs, {run.run_id: [0, 3] for run in runs}, Desk(Store(tmp_path / str(batch)), got.data))
+    assert asked[0] != 1_000_000 and asked[1] == 1_000_000 * 100_000
+    scorer = AnswerScorer(load_host(runs[0].host), runs[0].task)
+    monkeypatch.undo()
+    test = Desk(Store("."), got.data).test(load_host(runs[0].host), runs[0])
+    assert scorer.scoring_bytes(test, 16) < scorer.scoring_bytes(test, 1000), "it grows with the batch"
+
+
 def test_what_no_run_of_a_stack_can_do_fails_each_once(sets, make_host, tmp_path, caplog):
     words = ("grid.inits=[scratch,pissa]", "grid.seeds=[0,1]", "~grid.relations.different",
              "+data.sums.answers.max_length=3", "data.sums.answers.new_tokens=2")
-    got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=bad", *words)
-    assert command(got) == 1
-    store = Store(tmp_path / "bad")
-    for run in plan(got.grid).runs.values():
-        fails = run.data.name == "sums"
-        assert (store.read(run.run_id) is None) == fails == (run.run_id in store.failures())
+    got, store = tasks(sets, make_host, "llama", *words), Store(tmp_path / "bad")
+    runs = [run for run in plan(got.grid).runs.values() if run.data.name == "sums" and run.method]
+    execute.execute(runs, {run.run_id: [0, 3] for run in runs}, Desk(store, got.data))
+    assert set(store.failures()) == {run.run_id for run in runs} and len(runs) == 4
+    assert "halving" not in caplog.text, "no smaller stack could do it"
     errors = {failure["error"] for failure in store.failures().values()}
     assert len(errors) == 1 and "raise max_length of the data set's answers" in errors.pop()
     assert {failure["attempt"] for failure in store.failures().values()} == {1}

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from test_config import small
@@ -14,6 +15,7 @@ from portability.estimate import Estimate, agree, estimate, work
 from portability.plan import plan
 from portability.progress import carry_out
 from portability.run import command
+from portability.spec import AnswerSpec
 from portability.store import Result, Store
 from portability.tracking import TrackingSpec
 
@@ -92,3 +94,11 @@ def test_a_queue_elsewhere_is_not_calibrated_from_here(data_folders, make_host, 
     planned, store = plan(study.grid), Store(tmp_path / "far")
     with pytest.raises(UserError, match="run a part first .only=...., or repeat the command with yes=true"):
         carry_out(planned, planned.runs, store, study, TrackingSpec("disabled", "x", tmp_path))
+
+
+def test_written_answers_and_choices_are_more_work_than_labels():
+    run = next(run for run in sized().runs.values() if run.method)
+    spec = AnswerSpec("exact_match", "squad", None, 10, 64)
+    written, chosen = (replace(run, task=task) for task in (spec, replace(spec, scoring="choice", new_tokens=None)))
+    scoring = [work(one, 1) - work(one, 0) for one in (run, written, chosen)]
+    assert scoring[1] == pytest.approx(11 * scoring[0]) and scoring[2] == pytest.approx(4 * scoring[0])

@@ -58,11 +58,26 @@ def read_examples(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> list[E
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    found = [_example(line, f"{path} line {number}", columns) for number, line in enumerate(lines, start=1)]
+    places = [f"{path} line {number}" for number in range(1, len(lines) + 1)]
+    found = [example_of(parsed(line, where), where, columns) for line, where in zip(lines, places, strict=True)]
     if not found:
         raise UserError(f"{path} is empty: it must hold at least one example, a JSON object a line")
     check_kinds(found, f"{path} line")
     return found
+
+
+def parsed(line: bytes, where: str) -> Any:
+    """What a line of JSON holds.
+
+    Raises:
+        UserError: names `where` it stands, if it is not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line)") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
 
 
 def check_kinds(found: Sequence[Example], where: str) -> None:
@@ -151,16 +166,6 @@ def example_of(value: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS) 
     if "choices" in value:
         return _choice(prompt, value["choices"], value["answer"], where)
     return Example(prompt, _text(value["answer"], f"{where}: 'answer'"))
-
-
-def _example(line: bytes, where: str, columns: Mapping[str, str]) -> Example:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line)") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    return example_of(value, where, columns)
 
 
 def _text(value: Any, what: str) -> str:

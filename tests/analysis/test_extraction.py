@@ -128,6 +128,12 @@ def test_seed_examples_of_the_task_are_set_against_those_of_another_by_seed(stud
     assert [value for value, _ in p.values()] == pytest.approx(adjusted)
 
 
+def test_nothing_is_compared_before_the_first_update_nor_counted_in_a_family(found):
+    for name, frame in found.levels.items():
+        assert set(frame["budget"]) == {50, 100}, name
+        assert set(frame["family"]) == {int(frame["p"].notna().sum())}, name
+
+
 def test_over_seeds_alone_the_intervals_are_those_of_a_paired_t_test(study, found):
     alone = Evidence(found.study, found.metric)
     row = entry(extraction(alone), data="sums", budget=50, quantity="seed examples: same − different")

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic import Synthetic
+from test_extraction import found as found  # two tasks, six seeds, three baselines
+from test_extraction import study as study
 from written import CUT, EXAMPLES, answer, answered, crossed, entry, scores
 
 from analysis.evidence import Evidence, gather
@@ -18,21 +19,6 @@ from analysis.load import read
 from analysis.published import beside, of_study
 from analysis.tables import build as tables
 from portability.analyze import main
-
-SIX = replace(CUT, seeds=(0, 1, 2, 3, 4, 5))
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Synthetic:
-    """Two tasks, six seeds, extracted and three baselines."""
-    return answered(tmp_path_factory.mktemp("cut") / "cut", SIX)
-
-
-@pytest.fixture(scope="module")
-def found(study) -> Evidence:
-    """The same, read."""
-    return gather(study.store)
-
 
 # ---- metrics
 
@@ -69,6 +55,19 @@ def test_runs_with_other_numbers_of_answers_are_not_compared_over_examples(tmp_p
     study = answered(tmp_path / "s", replace(CUT, data=("sums",)))
     answer(study, study.pick(init="pissa", seed=1)[0].run_id, "exact_match", {m: np.ones(7, np.float32) for m in (0, 50, 100)})
     assert gather(study.store).answers is None and "tested on other examples of sums" in caplog.text
+
+
+def test_runs_on_other_questions_are_not_compared_over_examples(tmp_path, caplog):
+    study = answered(tmp_path / "s", replace(CUT, data=("sums",)))
+    odd = study.pick(init="pissa", seed=1)[0].run_id
+    for other in ("one", "another"):
+        for run_id in study.runs:
+            path = study.store.folder(run_id) / "record.json"
+            whole = json.loads(path.read_text())
+            whole["spec"]["data"] = {"eval_digest": other if run_id == odd else "one"}
+            path.write_text(json.dumps(whole))
+        assert (gather(study.store).answers is None) == (other == "another")
+    assert "tested on other examples of sums" in caplog.text
 
 
 # ---- the papers
