@@ -186,7 +186,8 @@ function change(changes) {
 function open(run) {
   clearTimeout(waiting);
   view.run = run;
-  location.hash = address(run); // a new place in the history: the browser's Back returns to the run before
+  history.pushState(null, '', `#${address(run)}`); // a new place in the history: the browser's Back returns to the run before
+  showRun(run); // at once: a place put there by the page itself tells nobody
 }
 
 // ---- CSV

@@ -173,6 +173,15 @@ def test_a_run_opens_by_keyboard_says_what_its_record_says_and_gives_focus_back(
     tab.wait_for_url(lambda url: "run=" not in url)
 
 
+def test_a_run_is_there_as_soon_as_it_is_opened(reader):
+    tab = reader.open("#method=lora")
+    assert tab.evaluate("""() => { const button = document.querySelector('#grid tbody button'); button.click();
+        return [document.getElementById('run').open, document.querySelector('#sheet .eyebrow code').textContent === button.dataset.run,
+            location.hash.endsWith(`&run=${button.dataset.run}`), history.length]; }""") == [True, True, True, 3]
+    tab.go_back()
+    tab.locator("#run").wait_for(state="hidden")
+
+
 def test_predictions_are_marked_right_or_wrong_as_the_store_has_them(reader):
     tab, found = reader.open(f"#run={RUN}"), Store(NANO).predictions(RUN)
     shown = tab.locator("#sheet table[aria-label=Predictions] tbody tr").all_inner_texts()
@@ -197,6 +206,7 @@ def test_runs_lead_to_the_runs_they_rest_on_and_back(reader):
         cells = reader.nano.study.cells
         assert cells[cells["run_id"] == RUN].iloc[0][column] in tab.inner_text("#sheet .eyebrow")
         tab.go_back()
+        tab.locator("#sheet .eyebrow", has_text=RUN).wait_for()
     assert tab.said == []
 
 
