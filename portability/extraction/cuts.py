@@ -44,12 +44,11 @@ def window_sums(scores: np.ndarray, size: int, axis: int) -> np.ndarray:
         >>> window_sums(np.array([1, 2, 4]), 2, 0).tolist()
         [3.0, 6.0]
     """
-    if size == scores.shape[axis]:
-        return scores.sum(axis, dtype=np.float64, keepdims=True)
-    sums = np.moveaxis(np.cumsum(scores, axis, dtype=np.float64), axis, 0)
-    windows = np.empty((len(sums) - size + 1, *sums.shape[1:]))
-    windows[0] = sums[size - 1]
-    np.subtract(sums[size:], sums[:-size], out=windows[1:])
+    lines = np.moveaxis(scores, axis, 0)
+    windows = np.empty((len(lines) - size + 1, *lines.shape[1:]))
+    windows[0] = lines[:size].sum(0, dtype=np.float64)
+    np.subtract(lines[size:], lines[:-size], out=windows[1:], dtype=np.float64)  # each window's new line less its lost one
+    np.cumsum(windows, 0, out=windows)
     return np.moveaxis(windows, 0, axis)
 
 

@@ -10,23 +10,26 @@ from transformers.pytorch_utils import Conv1D
 
 from portability.errors import UserError
 
-Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+Product = tuple[Tensor, Tensor]  # (T, M) and (T, N), for the matrix (M, N) that they make summed over T
+Gradients = dict[str, Tensor | Product]
+Rule = Callable[[nn.Module, Tensor, Tensor], Gradients]
+PIECE = 1 << 20  # entries of a product that are made at a time: added before they leave the cache (DECISIONS, D-103)
 
 
-def _linear(part: nn.Module, into: Tensor, out: Tensor) -> dict[str, Tensor]:
-    return {"weight": out.T @ into, "bias": out.sum(0)}
+def _linear(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
+    return {"weight": (out, into), "bias": out.sum(0)}
 
 
-def _conv1d(part: nn.Module, into: Tensor, out: Tensor) -> dict[str, Tensor]:
-    return {"weight": into.T @ out, "bias": out.sum(0)}
+def _conv1d(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
+    return {"weight": (into, out), "bias": out.sum(0)}
 
 
-def _layer_norm(part: nn.Module, into: Tensor, out: Tensor) -> dict[str, Tensor]:
+def _layer_norm(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
     normed = nn.functional.layer_norm(into, into.shape[-1:], eps=part.eps)  # type: ignore[arg-type]
     return {"weight": (out * normed).sum(0), "bias": out.sum(0)}
 
 
-def _rms_norm(part: nn.Module, into: Tensor, out: Tensor) -> dict[str, Tensor]:
+def _rms_norm(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
     root = torch.rsqrt(into.square().mean(-1, keepdim=True) + part.variance_epsilon)  # type: ignore[operator]
     return {"weight": (out * into * root).sum(0)}
 
@@ -40,7 +43,7 @@ class AbsoluteGradients:
     """Watches a layer: each backward pass adds |dL/dtheta| of every example, made absolute before it is added.
 
     A layer's gradients are never whole in memory: a matrix's gradient for one example, dY^T X, is made where backward passes
-    it, added and freed (our choice; with per-example gradients from `vmap` a batch would hold them all).
+    it, some rows at a time, and added (our choice; with per-example gradients from `vmap` a batch would hold them all).
 
     Args:
         layer: weights without gradients; every part with parameters of its own must have a rule.
@@ -75,15 +78,23 @@ class AbsoluteGradients:
         for place, number in enumerate(self.numbers):
             found = rule(part, into[place], gradient[place])
             for short in [s for s in found if f"{name}.{s}" in self.sums]:
-                add_absolute(self.sums[f"{name}.{short}"], found.pop(short), number, self.where)
+                add_absolute(self.sums[f"{name}.{short}"], found[short], number, self.where)
 
 
-def add_absolute(total: Tensor, gradient: Tensor, number: int, where: str) -> None:
-    """Add a gradient's absolute values to `total`; the gradient is used up.
+def add_absolute(total: Tensor, gradient: Tensor | Product, number: int, where: str) -> None:
+    """Add a gradient's absolute values to `total`; a gradient that is whole is used up.
 
     Raises:
         UserError: the gradient of this seed example is not finite.
     """
-    if not torch.isfinite(gradient.sum()):
-        raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, or check the weights")
-    total.add_(gradient.abs_())
+    if isinstance(gradient, Tensor):
+        if not torch.isfinite(gradient.sum()):
+            raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, or check the "
+                            f"weights")
+        total.add_(gradient.abs_())
+        return
+    left, right = gradient
+    count = max(1, PIECE // total.shape[1])
+    piece = total.new_empty(min(count, len(total)), total.shape[1])
+    for rows, columns in zip(total.split(count), left.split(count, 1), strict=True):
+        add_absolute(rows, torch.mm(columns.T, right, out=piece[: len(rows)]), number, where)

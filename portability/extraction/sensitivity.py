@@ -135,7 +135,7 @@ class _Pass:
                 for row, (into, out) in enumerate(_answers(last.detach(), matrix, batch)):
                     at_last[row, batch.first[row] : batch.first[row] + len(into)] = out @ matrix
                     if total is not None:
-                        add_absolute(total, out.T @ into, batch.numbers[row], "the head")
+                        add_absolute(total, (out, into), batch.numbers[row], "the head")
                 (gradient,) = torch.autograd.grad(last, states, at_last)
             _check(gradient, batch, "the head")
             self.spill.put(f"{stack}.gradient.{place}", {"states": gradient})

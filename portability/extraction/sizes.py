@@ -17,8 +17,8 @@ def needs(
 
     The stages come one after another, so the largest counts:
 
-    - a layer's backward pass: its weights and the sums of its gradients, one example's gradient of its largest matrix, and a
-      batch's activations;
+    - a layer's backward pass: its weights and the sums of its gradients, its largest matrix twice more (its absolute values,
+      and what the allocator keeps), and a batch's activations;
     - choosing cuts: the layer's scores, and sums over windows of the largest matrix in float64;
     - head and embedding, if extracted: the matrix, its sums, one example's gradient, one answer's logits;
     - factors: the largest matrix, its cut in fp32 and float64, and a Gram matrix of the cut's smaller side; all cuts, if
