@@ -1,5 +1,6 @@
 """Fixtures: tiny hosts and data sets in temporary folders; caches there too, no tracker, no hub."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet(tmp_path_factory: pytest.TempPathFactory):
-    """Caches in a temporary folder, no tracker, no hub."""
+    """Caches in a temporary folder, no tracker, no hub, and Ctrl-C for the commands that tests start."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what ends with `&`; commands would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     patch = pytest.MonkeyPatch()
     patch.setenv("PORTABILITY_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setenv("HF_HUB_OFFLINE", "1")
