@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from analysis.arms import ARMS
 from analysis.metrics import METRICS, PARTS, SCORE, value_of
 from portability.errors import choose
-from portability.spec import SCHEMA, Cell
+from portability.spec import PROTOCOLS, Cell
 from portability.store import Store
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Runs:
     reason: dict[str, str]
     broken: dict[str, str]
     records: list[dict[str, Any]]
+    schema: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Study:
     runs: pd.DataFrame  # the columns of FACTS, one row per record that is used
     pairs: pd.DataFrame  # the columns of PAIR, one row per two hosts whose similarity is recorded
     parts: dict[str, list[dict[str, Any]]]  # "host", "data": the distinct ones behind the records that are used, as in specs
+    schema: int  # of the records that are used, a key of spec.PROTOCOLS
 
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
@@ -115,7 +118,7 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
     log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
     pairs = pd.DataFrame(store.host_pairs(), columns=list(PAIR))
     name, wrong = store.root.resolve().name, _problems(cells, runs)
-    return Study(name, metric, cells, wrong, facts, runs.records, runs.facts, pairs, runs.parts)
+    return Study(name, metric, cells, wrong, facts, runs.records, runs.facts, pairs, runs.parts, runs.schema)
 
 
 def _metric(cells: pd.DataFrame, runs: Runs) -> str:
@@ -161,12 +164,13 @@ def _runs(store: Store) -> Runs:
     broken: dict[str, str] = {}
     state: dict[str, str] = {}
     reason: dict[str, str] = {}
-    for run_id, record, fault in store.entries():
+    entries = list(store.entries())
+    schema = protocol(record for _, record, _ in entries)
+    for run_id, record, fault in entries:
         if record is None:
             broken[run_id] = str(fault)
-        elif fault or record.get("schema") != SCHEMA:
-            state[run_id] = "foreign"
-            reason[run_id] = fault or f"schema {record.get('schema')}, this version reads {SCHEMA}"
+        elif foreign := fault or other_protocol(record, schema):
+            state[run_id], reason[run_id] = "foreign", foreign
         elif fault := _fault(record, run_id):
             broken[run_id] = fault
         else:
@@ -186,7 +190,20 @@ def _runs(store: Store) -> Runs:
     for run_id, fault in broken.items():
         reason.setdefault(run_id, fault)
     distinct = {name: list(known.values()) for name, known in parts.items()}
-    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records)
+    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records, schema)
+
+
+def protocol(records: Iterable[dict[str, Any] | None]) -> int:
+    """The schema of the records that are used: the newest one there that can be read."""
+    return max((own for record in records if record and (own := record.get("schema")) in PROTOCOLS), default=max(PROTOCOLS))
+
+
+def other_protocol(record: dict[str, Any], schema: int) -> str | None:
+    """Why a record of another schema is not pooled with those of this one, or None."""
+    if (own := record.get("schema")) == schema:
+        return None
+    return f"schema {own}, and the study's others are of schema {schema}" if own in PROTOCOLS else (
+        f"schema {own}, this version reads {', '.join(map(str, PROTOCOLS))}")
 
 
 def _fault(record: dict[str, Any], run_id: str) -> str | None:

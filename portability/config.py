@@ -34,6 +34,7 @@ from portability.typed import build, distinct, typed, whole
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
+LONGEST_TAIL = 0.5  # our choice: at most the second half of a mark's updates
 UPDATES = " of updates from 1 on (0 comes on top)"
 
 
@@ -95,7 +96,7 @@ class TrainConf:
     betas: list
     eps: float
     clip: float
-    ema_decay: float
+    tail: float
     bucket_batches: int
     head_learning_rate: float
 
@@ -271,12 +272,12 @@ def _pair(pair: Any) -> tuple[str, str]:
 
 
 def _check_train(train: TrainConf) -> None:
-    limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "ema_decay": 0, "bucket_batches": 1}
+    limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "tail": 0, "bucket_batches": 1}
     for key, low in limits.items():
         if getattr(train, key) < low:
             raise UserError(f"train.{key} must be at least {low}, got {getattr(train, key)}")
-    if train.ema_decay >= 1:
-        raise UserError(f"train.ema_decay must be below 1, got {train.ema_decay}")
+    if train.tail > LONGEST_TAIL:
+        raise UserError(f"train.tail must be at most {LONGEST_TAIL}, got {train.tail}: a mark must not average its first updates")
 
 
 def facts(study: Study, sweep: str | None) -> dict[str, Any]:

@@ -175,10 +175,10 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
         assert run.teacher is not None
         cut, report = extraction(run, desk.data, store)
         return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
-    fresh = bench.mounted.fresh(stream_seed(run.seed, "module"))
+    fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
     given = Given(
-        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), port=run.port, method=run.method,
+        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, port=run.port, method=run.method,
         origin=(origin.teacher or origin.host) if origin else None,
         module=ModuleState.from_file(*store.tensors(run.origin, "module"))
         if run.origin and run.init.kind in FROM_ORIGIN + FROM_EXTRACTION else None,
@@ -256,8 +256,8 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     head = start_head(run, scorer, desk.store)
     stacked = {name: value[None] for name, value in _there(head, scorer).items()}
     scorer.model.set_active_adapters(None)
-    found = engine.predict(scorer, stacked, test, run.eval.batch_size)
+    found = {0: engine.predict(scorer, stacked, test, run.eval.batch_size).of(0)}
     desk.commit(Evidence(
-        run=run, labels=test.labels, predictions={0: found.of(0)}, head=head,
+        run=run, labels=test.labels, predictions=found, last_predictions=found, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
     ))

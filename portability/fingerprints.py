@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,8 @@ def file_digest(path: Path) -> str:
     return found
 
 
-def combined_digest(paths: Iterable[Path], *extra: str) -> str:
-    """First 16 hex digits over the files' names and bytes and any `extra` text; folders do not count."""
-    total = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
-        total.update(f"{path.name}:{file_digest(path)};".encode())
-    for text in extra:
-        total.update(text.encode())
-    return total.hexdigest()[:16]
+def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+    """SHA-256, 64 hex digits, of a host: of its files' names and SHA-256 and of its settings, as canonical JSON; folders do not
+    count. A hub knows the files' SHA-256 without a download."""
+    content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -25,11 +25,12 @@ PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "dataset
 @dataclass
 class Evidence:
     """Everything measured about one finished run; `predictions` by mark, for the N test examples, with `labels` where these
-    are texts with labels."""
+    are texts with labels, and `last_predictions` of each mark's last iterate, of which records hold the metrics alone."""
 
     run: RunSpec
     labels: np.ndarray | None
     predictions: dict[int, Predictions]
+    last_predictions: dict[int, Predictions]
     host_parameters: int
     seconds: float  # share of the stack's wall time
     device: str = "cpu"
@@ -72,8 +73,9 @@ def build_result(evidence: Evidence) -> Result:
             "padded_tokens": evidence.outcome.padded_tokens,
             "stack": evidence.stack,
             "train_loss": [list(point) for point in evidence.outcome.losses],
-            "metrics": [{"updates": mark} | _metrics(found, evidence)
-                        for mark, found in sorted(evidence.predictions.items())],
+            "metrics": [{"updates": mark} | _metrics(found, evidence) | {
+                name.replace("eval_", "last_"): value for name, value in _metrics(last, evidence).items()
+            } for mark, found, last in _marks(evidence)],
         },
         "port_info": evidence.report.summary() if evidence.report else None,
         "meta_info": {"package_info": packages(), "system_info": system(evidence.device)},
@@ -88,6 +90,11 @@ def build_result(evidence: Evidence) -> Result:
         tensors["head"] = evidence.head
     report = {"tensors": evidence.report.tensors} | evidence.report.summary() if evidence.report else None
     return Result(record, tensors, metadata, report)
+
+
+def _marks(evidence: Evidence) -> list[tuple[int, Predictions, Predictions]]:
+    """Each mark, with what its average predicts and what its last iterate does."""
+    return [(mark, found, evidence.last_predictions[mark]) for mark, found in sorted(evidence.predictions.items())]
 
 
 def _metrics(found: Predictions, evidence: Evidence) -> dict[str, float]:

@@ -14,7 +14,11 @@ SUBTRACTED = (EXTRACTION, *FROM_EXTRACTION, PISSA)  # kinds whose start is taken
 BARE = "bare"  # no module at all: the host as it is
 MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
 KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
-SCHEMA = 1  # raise it when a change of the protocol changes numbers: every run is then named anew
+SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
+PROTOCOLS = {  # the schemas whose records can be read; records of two of them are never pooled
+    1: "old protocol (schema 1): marks evaluate a moving average that still holds the start",
+    SCHEMA: "marks evaluate the mean of their last iterates",
+}
 
 
 def digest(value: Any) -> str:
@@ -152,7 +156,7 @@ class TrainSpec:
     betas: tuple[float, float]
     eps: float
     clip: float  # gradient norm of one member
-    ema_decay: float
+    tail: float  # share of a mark's updates whose iterates the mark averages; 0: the last iterate alone
     bucket_batches: int  # at least so many batches share a length bucket
     head_learning_rate: float  # of a classification head, where the host needs one
 
@@ -191,7 +195,7 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the run's numbers, and nothing else: no path, no display name."""
-        whole = {
+        return {
             "schema": SCHEMA,
             "host": self.host.fingerprint,
             "data": [self.data.train_digest, self.data.eval_digest],
@@ -205,13 +209,22 @@ class RunSpec:
             "train": asdict(self.train),
             "eval": {"split": self.eval.split, "limit": self.eval.limit},
             "precision": self.precision,
+            "teacher": self.teacher.fingerprint if self.teacher else None,
         }
-        return whole if self.teacher is None else whole | {"teacher": self.teacher.fingerprint}  # as before there were any
 
     @property
     def run_id(self) -> str:
         """Name of the run: hash of its identity."""
         return digest(self.identity())
+
+    @property
+    def stream(self) -> tuple[object, ...]:
+        """First names of what the run draws for its module (seeds.stream): its seed, role, method and the run it starts from, so
+        that no two starts of a seed are made of the same numbers. Batches and heads are named by seed and data alone: all
+        arms of a seed share them.
+        """
+        method = digest(_without(self.method, "name", "learning_rate"))
+        return self.seed, "receiving" if self.origin else "origin", method, self.origin
 
     def with_updates(self, updates: int) -> "RunSpec":
         """The same run with another number of updates."""

@@ -131,7 +131,7 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("grid.origin_updates=-5", "grid.origin_updates must be whole numbers"),
     ("method=[]", "no method is chosen; choose of: adapter, "),
     ("train.batch_size=many", "train.batch_size must be int, got 'many'"),
-    ("train.ema_decay=1.0", "below 1"),
+    ("train.tail=0.6", "at most 0.5"),
     ("grid.pairs=[[nano-raw-base]]", "pairs"),
     ("+grid.rounds=3", "unknown key in grid 'rounds'"),
     ("+method.lora.rate=3", "unknown key in method.lora 'rate'"),
