@@ -15,7 +15,7 @@ from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, HostSpec, describe
-from portability.plan import Grid, check_relations, origins
+from portability.plan import Grid, check_relations, origins, rated
 from portability.sources import answer_spec
 from portability.spec import (
     FROM_EXTRACTION,
@@ -63,6 +63,8 @@ class GridConf:
     seeds: list
     budgets: list
     origin_updates: int | None
+    rates: list
+    origin_seeds: str
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,16 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         eval=evaluation,
         precision=choose(str(raw["precision"]), PRECISIONS, "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
+        rates=_rates(conf.rates),
+        origin_seeds=choose(conf.origin_seeds, ("same", "other"), "grid.origin_seeds"),
     )
+
+
+def _rates(values: Sequence[Any]) -> list[float]:
+    for value in distinct(values, "grid.rates"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise UserError(f"grid.rates must be factors above 0 on the methods' learning rates, got {value!r}")
+    return [float(value) for value in values]
 
 
 def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -> None:
@@ -292,6 +303,8 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
         "eval_split": grid.eval.split,
         "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
         "origin_updates": grid.origin_updates,
+        "origin_seeds": grid.origin_seeds,
+        "rates": {rated(method, rate).name: [method.name, rate] for method in grid.methods for rate in grid.rates},
         "task": json.loads(json.dumps(vars(grid.task))),
         "answers": {name: vars(spec) for name, spec in grid.answers.items()},
     }
