@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from portability.attention import causal_mask, text_mask
 from portability.encoding import tokenise_within
 from portability.errors import UserError
-from portability.hosts import Host, HostSpec, folder_of, load_host
+from portability.hosts import Host, HostSpec, folder_of, load_host, weight_files
 from portability.layers import stretch
 from portability.scorer import check_length
 from portability.spec import HostShape, TaskSpec
@@ -195,9 +195,8 @@ def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float
 def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[str, int, str], _Matrix], int]:
     """A host's matrices by stack, layer and name within the layer, and the number of all its entries."""
     folder, found, total = folder_of(spec), {}, 0
-    whole = folder / "model.safetensors"
     stacks = list(spec.shape.layers)
-    for path in [whole] if whole.exists() else sorted(folder.glob("model-*.safetensors")):
+    for path in weight_files(spec.name, folder):
         file = files.enter_context(safe_open(path, "pt"))
         for name in file.keys():
             shape = tuple(file.get_slice(name).get_shape())

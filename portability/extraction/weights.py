@@ -1,6 +1,5 @@
 """A host's weights read from its safetensors, one layer or one matrix at a time, always in fp32."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from portability.errors import UserError
 from portability.extraction.options import ExtractionOptions, Place
 from portability.families import SITE_GROUPS, locate
-from portability.hosts import folder_of
+from portability.hosts import HEAD, check_weights, folder_of, model_class, weight_files
 from portability.spec import HostSpec
 
 PREFIX = {"t5": "", "bert": "bert.", "roberta": "roberta.", "gpt2": "transformer.", "llama": "model."}
@@ -27,8 +26,8 @@ EMBEDDING = {
     "t5": "shared.weight", "bert": "embeddings.word_embeddings.weight", "roberta": "embeddings.word_embeddings.weight",
     "gpt2": "wte.weight", "llama": "embed_tokens.weight",
 }
-HEAD = "lm_head.weight"
-NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "EncDecAttention.relative_attention_bias.weight")
+NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids",
+              "EncDecAttention.relative_attention_bias.weight")
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # BERTs of 2018
 
 
@@ -36,7 +35,7 @@ class Weights:
     """Names and shapes of a host's parameters, and the parameters on demand.
 
     Raises:
-        UserError: no safetensors, a damaged file, or no embedding in it.
+        UserError: no safetensors, a damaged file, or other weights than the config.json asks for.
     """
 
     def __init__(self, spec: HostSpec):
@@ -48,7 +47,7 @@ class Weights:
             self.folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager")
         self.stored: dict[str, tuple[Path, str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in _files(self.folder, spec.name):
+        for path in weight_files(spec.name, self.folder):
             try:
                 with safe_open(path, "pt") as file:
                     for key in file.keys():
@@ -62,6 +61,19 @@ class Weights:
         if EMBEDDING[self.family] not in self.stored:
             raise UserError(f"host '{spec.name}': no {EMBEDDING[self.family]} in the safetensors of {self.folder}")
         self.tied = bool(self.config.tie_word_embeddings)
+        self._check()
+
+    def _check(self) -> None:
+        """Hold the file's names and shapes against those of the model, which is built without memory."""
+        with torch.device("meta"):
+            blank = model_class(self.family).from_config(self.config)
+        wanted = {_plain(name, PREFIX[self.family]): weight for name, weight in blank.named_parameters(remove_duplicate=False)}
+        there = {id(weight) for name, weight in wanted.items() if name in self.stored}  # of tied weights one name is enough
+        check_weights(
+            self.spec.name, self.family, self.folder,
+            missing=[name for name, weight in wanted.items() if id(weight) not in there],
+            unexpected=self.stored.keys() - wanted.keys(),
+            mismatched=[n for n, weight in wanted.items() if n in self.stored and self.shapes[n] != tuple(weight.shape)])
 
     def read(self, name: str, rows: Tensor | None = None) -> Tensor:
         """A parameter in fp32, or some of its rows (any shape of indices), read without the others.
@@ -152,20 +164,6 @@ def _sites(family: str, stack: str, layer: int, short: str) -> list[str]:
         return locate(family, f".{name}loras.")[2].split("+")
     except KeyError:
         return []
-
-
-def _files(folder: Path, host: str) -> list[Path]:
-    """The files that transformers would load: model.safetensors, else those in the index.
-
-    Raises:
-        UserError: neither is there.
-    """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        raise UserError(f"host '{host}': neither model.safetensors nor its index in {folder}")
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def _plain(key: str, prefix: str) -> str:
