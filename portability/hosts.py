@@ -252,7 +252,7 @@ def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTra
         model, found = model_class(family).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True, **options)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"host '{name}' cannot be loaded from {folder}: {error}") from error
     check_weights(name, family, folder, *(found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")))
     return model
