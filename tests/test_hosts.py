@@ -109,8 +109,8 @@ def test_tables_that_older_files_hold_are_passed_over(spoil, make_host, family):
     }
     more = tables.get(family, {"embeddings.position_ids": torch.arange(64)[None]})
     spec = describe(spoil(family, lambda found: found | more))
-    assert all(torch.equal(one, two) for one, two in zip(load_plain(spec).parameters(), load_plain(make_host(family)).parameters(),
-                                                         strict=True))
+    ours, plain = (load_plain(one).parameters() for one in (spec, make_host(family)))
+    assert all(torch.equal(one, two) for one, two in zip(ours, plain, strict=True))
     Weights(spec)
 
 
