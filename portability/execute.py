@@ -29,8 +29,8 @@ from portability.records import Evidence
 from portability.scorer import Scorer
 from portability.seeds import stream_seed
 from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, TaskSpec, from_dict
-from portability.stages import SCORING, Stage
 from portability.stack import Bench, Head, Stack, Start, count_parameters, parts
+from portability.stages import SCORING, Stage
 from portability.store import Store
 from portability.tasks.scorer import AnswerScorer
 
@@ -260,7 +260,7 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     scorer.model.set_active_adapters(None)
     stage = Stage([run.run_id], SCORING)
     desk.report(stage)
-    found = engine.predict(scorer, stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, scored=part)))
+    found = engine.predict(scorer, stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, part=part)))
     desk.commit(Evidence(
         run=run, labels=test.labels, predictions={0: found.of(0)}, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,

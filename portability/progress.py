@@ -202,7 +202,7 @@ class Meter:
 
     def hear(self, stage: Stage) -> None:
         """Move the bar to where runs are: back, too, where a run begins anew after its worker's death."""
-        self._move({run_id: (stage.updates, work(self.runs[run_id], stage.updates, stage.scored))
+        self._move({run_id: (stage.updates, work(self.runs[run_id], stage.updates, stage.scored + stage.part))
                     for run_id in stage.runs if run_id in self.runs and run_id not in self.settled})
 
     def settle(self) -> None:

@@ -118,8 +118,8 @@ class Stack:
                 **{column: np.stack([one[f"{column}.{mark}"].numpy() for one in found]) for column in columns})
 
     def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
-        """What the members are at; `part` of the test set is scored at this mark."""
-        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.evidence) + part)
+        """What the members are at."""
+        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.evidence), part)
 
     def train(self, desk: Desk) -> None:
         """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints.

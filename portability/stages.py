@@ -13,10 +13,12 @@ class Stage:
     Attributes:
         runs: their ids.
         updates: that each of them has made, those of earlier attempts among them.
-        scored: marks that were scored, and the part in [0, 1) of the test set that is done of the mark at hand.
+        scored: marks that were scored before.
+        part: in [0, 1], how much of the scoring at hand is done.
     """
 
     runs: Sequence[str]
     doing: str = PREPARING
     updates: int = 0
-    scored: float = 0.0
+    scored: int = 0
+    part: float = 0.0

@@ -63,12 +63,12 @@ def _at(run: RunSpec, stage: Stage) -> str:
         return stage.doing
     updates = f"update {stage.updates:,} of {run.train.updates:,}"
     if stage.doing == SCORING:
-        return f"scoring at {updates} ({stage.scored % 1:.0%} of the test set)"
+        return f"scoring at {updates} ({stage.part:.0%} of the test set)"
     return f"{stage.doing} at {updates}"
 
 
 def _done(run: RunSpec, stage: Stage) -> float:
-    return work(run, stage.updates, stage.scored) if run.run_id in stage.runs else 0.0
+    return work(run, stage.updates, stage.scored + stage.part) if run.run_id in stage.runs else 0.0
 
 
 def _failed(run_id: str, failure: Mapping[str, Any], store: Store) -> State:

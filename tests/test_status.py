@@ -43,7 +43,7 @@ def test_every_state_is_told_apart_and_named(tmp_path):
     assert f"running {running}" in lines and f"by process {os.getpid()} on {os.uname().nodename}" in lines
     assert f"stale {stale}" in lines and "heartbeat" in lines
     assert "at attempt 1: boom" in lines and str(store.root / "failures" / f"{failed}-1.json") in lines
-    assert f"blocked: 1 runs by its origin run {failed}" in lines and f"slowest: {done}" in lines
+    assert f"blocked: 1 run by its origin run {failed}" in lines and f"slowest: {done}" in lines
     assert "1 done, 1 running, 1 stale, 1 failed, 1 blocked" in lines
 
 

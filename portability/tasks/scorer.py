@@ -113,7 +113,9 @@ class AnswerScorer:
         kept = 2 * count * tokens * self.depth_times_width if spec.new_tokens else 0
         return 4 * max(logits, kept)
 
-    def predict(self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told = lambda part: None) -> Predictions:
+    def predict(
+        self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told = lambda part: None
+    ) -> Predictions:
         """Score every example with every member, in the order of the examples.
 
         Args:
