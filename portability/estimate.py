@@ -17,6 +17,7 @@ from portability.plan import Plan, cost, work
 from portability.spec import RunSpec
 from portability.status import duration
 from portability.store import Store
+from portability.wording import counted
 from portability.worker import ENVIRONMENT, Setup, Worker
 
 ASK_SECONDS = 3600.0
@@ -43,7 +44,8 @@ class Estimate:
     def __str__(self) -> str:
         disk = "" if self.megabytes is None else f", {self.megabytes:,.0f} MB of disk"
         about = "less than" if self.worst else "about"
-        return f"{self.runs} runs to do: {about} {duration(self.seconds)} on {self.workers} workers{disk} ({self.source})"
+        runs, workers = counted(self.runs, "run"), counted(self.workers, "worker")
+        return f"{runs} to do: {about} {duration(self.seconds)} on {workers}{disk} ({self.source})"
 
 
 def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: int) -> Estimate | None:
@@ -144,7 +146,8 @@ def calibrate(
     rates[()] = statistics.mean(rates.values())
     seconds = sum(work(run, run.train.updates, len(planned.marks[i])) * _rate(rates, run) for i, run in todo.items())
     size = statistics.mean(size for _, size in answer) + RECORD_BYTES
-    return Estimate(len(todo), seconds / workers, workers, len(todo) * size / 1e6, f"calibrated on {len(samples)} hosts")
+    source = f"calibrated on {counted(len(samples), 'host')}"
+    return Estimate(len(todo), seconds / workers, workers, len(todo) * size / 1e6, source)
 
 
 def _measure(pipe: Connection, setup: Setup, place: Place, samples: Sequence[tuple[RunSpec, int]]) -> None:

@@ -36,8 +36,6 @@ def remedy(error: BaseException, repository: str) -> str:
         errors.RevisionNotFoundError: "it has no such revision: copy the 40 digits of a commit from its page on the hub",
         errors.RepositoryNotFoundError: f"there is no such repository, or it is private: check its name, or {login}",
     }
-    if type(error).__name__ == "DatasetNotFoundError":  # of datasets, which drops the hub's own error
-        return remedies[errors.GatedRepoError if "gated" in str(error) else errors.RepositoryNotFoundError]
     seen: BaseException | None = error
     while seen is not None:
         for kind, advice in remedies.items():
@@ -46,6 +44,8 @@ def remedy(error: BaseException, repository: str) -> str:
         if isinstance(seen, errors.HfHubHTTPError) and seen.response is not None and seen.response.status_code == 401:
             return f"the hub does not take your token: {login}"
         seen = seen.__cause__ or seen.__context__
+    if type(error).__name__ == "DatasetNotFoundError":  # of datasets, which drops most of the hub's own errors
+        return remedies[errors.GatedRepoError if "gated" in str(error) else errors.RepositoryNotFoundError]
     said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if os.environ.get("HF_HUB_OFFLINE"):
         return f"it is not in the local cache, and the hub does not answer or HF_HUB_OFFLINE is set ({said}); {INSTEAD}"

@@ -21,6 +21,7 @@ from portability.spec import RunSpec
 from portability.stages import Stage
 from portability.store import Store
 from portability.tracking import TrackingSpec
+from portability.wording import counted
 from portability.worker import Job, Setup, TimedOut
 
 log = logging.getLogger(__name__)
@@ -261,10 +262,10 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
     gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
     stack = conf.stack or STACKS["cuda" if gpu else "cpu"]
     book = Ledger(planned, store, stack, _workers(conf), chosen, study.part.retry)
-    log.info("%d of %d runs to do in study %s", len(book.todo) - book.earlier, len(planned.runs), study.name)
+    log.info("%d of %s to do in study %s", len(book.todo) - book.earlier, counted(len(planned.runs), "run"), study.name)
     if book.earlier:
-        log.warning("%d runs failed before and are not tried again, or wait for one that is not; retry=failed tries them",
-                    book.earlier)
+        log.warning("%s failed before and not tried again, or waiting for one that is not; retry=failed tries them",
+                    counted(book.earlier, "run"))
     todo = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds)
     if todo:

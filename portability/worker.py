@@ -14,6 +14,7 @@ from portability.devices import Place
 from portability.spec import RunSpec
 from portability.stages import Stage
 from portability.tracking import TrackingSpec
+from portability.wording import counted
 
 ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -53,7 +54,7 @@ def overdue(job: Job, seconds: float, timeout_minutes: float | None) -> TimedOut
     """What to say of a job that has run for `seconds`, if that is more than its runs may take together."""
     if timeout_minutes is None or seconds <= timeout_minutes * 60 * len(job.runs):
         return None
-    return TimedOut(f"timed out after {seconds / 60:.1f} min with {len(job.runs)} runs (engine.timeout_minutes is "
+    return TimedOut(f"timed out after {seconds / 60:.1f} min with {counted(len(job.runs), 'run')} (engine.timeout_minutes is "
                     f"{timeout_minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")
 
 

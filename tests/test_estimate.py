@@ -98,3 +98,7 @@ def test_written_answers_and_choices_are_more_work_than_labels():
     written, chosen = (replace(run, task=task) for task in (spec, replace(spec, scoring="choice", new_tokens=None)))
     scoring = [work(one, 0, 1) for one in (run, written, chosen)]
     assert scoring[1] == pytest.approx(11 * scoring[0]) and scoring[2] == pytest.approx(4 * scoring[0])
+
+
+def test_one_worker_is_no_workers():
+    assert str(Estimate(1, 30.0, 1, None, "a bound")) == "1 run to do: about 30 s on 1 worker (a bound)"

@@ -31,14 +31,12 @@ ANSWERS = {  # of the repository's page and of its files: status, and what the h
     "missing": ((401, "RepoNotFound"), (401, "RepoNotFound")),
     "no revision": ((404, "RevisionNotFound"), (404, "RevisionNotFound")),
     "bad token": ((401, None), (401, None)),
-    "broken": ((500, None), (500, None)),
 }
 SAYS = {
     "gated": "it is gated: accept its licence on the page of {}them/it on the hub, and log in with a token that may read it",
     "missing": "there is no such repository, or it is private: check its name, or log in with a token",
     "no revision": "it has no such revision: copy the 40 digits of a commit",
     "bad token": "the hub does not take your token: log in",
-    "broken": "without the hub use the embedded hosts",
 }
 SAYS["gated page"] = SAYS["gated"]
 
