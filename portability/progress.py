@@ -27,7 +27,8 @@ from portability.worker import Job, Setup, TimedOut
 log = logging.getLogger(__name__)
 RETRIES = 2  # a run that was alone when its worker died is tried so many times again; stacks are halved until then
 TRIED_AGAIN = ("WorkerDied", "Blocked")  # kinds of failure that a repeated command tries again by itself
-BAR = "{desc}{percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}"  # tqdm's own counts no unit that people know
+STEPS = 1_000_000  # of the bar
+BAR = "{desc}: {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}"  # tqdm's own counts no unit that people know
 LOOK_SECONDS = 2.0  # between looks at the runs that another command has in hand
 
 
@@ -188,7 +189,7 @@ class Meter:
     """The bar of the runs that are to do: of all their work, evaluations among it, the part that is done.
 
     Args:
-        bar: its total is 1.
+        bar: of STEPS.
     """
 
     def __init__(self, book: Ledger, bar: tqdm):
@@ -197,7 +198,7 @@ class Meter:
         self.whole = {i: work(run, run.train.updates, len(book.planned.marks[i])) for i, run in self.runs.items()}
         self.total = sum(self.whole.values())
         self.asked = sum(run.train.updates for run in self.runs.values())
-        self.done = dict.fromkeys(self.runs, 0.0)  # units of work
+        self.done, self.all_done = dict.fromkeys(self.runs, 0.0), 0.0  # units of work
         self.updates, self.made = dict.fromkeys(self.runs, 0), 0
         self.settled: set[str] = set()
 
@@ -214,17 +215,16 @@ class Meter:
 
     def _move(self, there: Mapping[str, tuple[int, float]]) -> None:
         """Set the bar by the updates that runs have made, and the units of work."""
-        moved = 0.0
         for run_id, (updates, done) in there.items():
             done = min(done, self.whole[run_id])  # one that was evaluated at other marks before is evaluated at those too
-            moved += done - self.done[run_id]
+            self.all_done += done - self.done[run_id]
             self.made += updates - self.updates[run_id]
             self.updates[run_id], self.done[run_id] = updates, done
         book = self.book
         text = (f"{self.made:,}/{self.asked:,} updates, {len(book.done)}/{len(book.todo)} runs, {len(book.failed)} failed"
                 + (f", {len(book.elsewhere)} elsewhere" if book.elsewhere else ""))
         self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(moved / self.total)
+        self.bar.update(int(STEPS * self.all_done / self.total + 1e-3) - self.bar.n)  # whole steps, so that it ends at the end
 
 
 def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str, RunSpec], dict[str, str]]:
@@ -278,7 +278,7 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
                     store.set_aside(run_id))
     every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
     if len(book.todo) > book.earlier:
-        with tqdm(total=1.0, desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0, bar_format=BAR) as bar:
+        with tqdm(total=STEPS, desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0, bar_format=BAR) as bar:
             meter = Meter(book, bar)
             for _ in _rounds(book, setup, study, meter):
                 meter.settle()

@@ -61,10 +61,8 @@ def _at(run: RunSpec, stage: Stage) -> str:
         return "waiting for others of its stack"
     if stage.doing == PREPARING:
         return stage.doing
-    updates = f"update {stage.updates:,} of {run.train.updates:,}"
-    if stage.doing == SCORING:
-        return f"scoring at {updates} ({stage.part:.0%} of the test set)"
-    return f"{stage.doing} at {updates}"
+    where = f" at update {stage.updates:,} of {run.train.updates:,}" if run.train.updates else ""
+    return stage.doing + where + (f" ({stage.part:.0%} of the test set)" if stage.doing == SCORING else "")
 
 
 def _done(run: RunSpec, stage: Stage) -> float:
