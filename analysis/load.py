@@ -13,6 +13,7 @@ from analysis.metrics import METRICS, PARTS, SCORE, value_of
 from portability.errors import choose
 from portability.spec import SCHEMA, Cell
 from portability.store import Store
+from portability.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Problem:
     cells: int = 0  # how many cells read this run
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.where}: {self.message} ({self.cells} cells)"
+        return f"{self.kind}: {self.where}: {self.message} ({counted(self.cells, 'cell')})"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from portability.scorer import Scorer
 from portability.seeds import stream_seed
 from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, TaskSpec, from_dict
 from portability.stack import Bench, Head, Stack, Start, count_parameters, parts
+from portability.stages import SCORING, Stage
 from portability.store import Store
 from portability.tasks.scorer import AnswerScorer
 
@@ -106,7 +107,8 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
         overhead = (time.perf_counter() - started) / max(1, len(runs))
         for part in parts(runs, marks, desk.store, size):
             stack = Stack(part, [starts[run.run_id] for run in part], bench, marks)
-            desk.on_update(stack.resume(desk.store))
+            stack.resume(desk.store)
+            desk.report(stack.stage())  # the bar counts what this spares
             stack.train(desk)
             stack.commit(desk, overhead * len(part))
             del stack  # before the next one is built
@@ -256,7 +258,9 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     head = start_head(run, scorer, desk.store)
     stacked = {name: value[None] for name, value in _there(head, scorer).items()}
     scorer.model.set_active_adapters(None)
-    found = engine.predict(scorer, stacked, test, run.eval.batch_size)
+    stage = Stage([run.run_id], SCORING)
+    desk.report(stage)
+    found = engine.predict(scorer, stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, part=part)))
     desk.commit(Evidence(
         run=run, labels=test.labels, predictions={0: found.of(0)}, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,

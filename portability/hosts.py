@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.fingerprints import combined_digest
-from portability.hub import INSTEAD, look_for_hub
+from portability.hub import look_for_hub, remedy
 from portability.paths import EMBEDDED
 from portability.spec import HostShape, HostSpec
 
@@ -85,9 +85,7 @@ def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"host '{name}': cannot fetch {hub}@{revision[:8]} ({type(error).__name__}); {INSTEAD}"
-        ) from error
+        raise UserError(f"host '{name}': cannot fetch {hub}@{revision[:8]}: {remedy(error, hub)}") from error
 
 
 def describe(source: HostSource) -> HostSpec:

@@ -31,6 +31,7 @@ from portability.spec import (
 T = TypeVar("T")
 SCRATCH = InitSpec("scratch", "scratch")
 BARE_INIT = InitSpec(BARE, BARE)
+CHOICES = 4  # that a question is taken to have
 SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
 
@@ -278,6 +279,21 @@ def evenly(ids: list[T], size: int) -> Iterator[list[T]]:
 
 def cost(run: RunSpec) -> float:
     """Relative cost of a run: updates times the host's parameters in its layers (an order, not a time)."""
+    return (run.train.updates * run.train.batch_size + 1) * _weight(run)
+
+
+def _weight(run: RunSpec) -> int:
+    """Parameters of the host's layers, about."""
     shape = run.host.shape
     per_layer = 4 * shape.hidden * shape.heads * shape.head_dim + 3 * shape.hidden * shape.ffn
-    return (run.train.updates * run.train.batch_size + 1) * sum(shape.layers.values()) * per_layer
+    return sum(shape.layers.values()) * per_layer
+
+
+def work(run: RunSpec, updates: int, marks: float) -> float:
+    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated example is a
+    third of a trained one, because it has no backward pass, a written answer that again for each token, and a choice for each
+    of CHOICES."""
+    passes = 1
+    if isinstance(run.task, AnswerSpec):
+        passes = CHOICES if run.task.new_tokens is None else 1 + run.task.new_tokens
+    return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * passes / 3)

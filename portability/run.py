@@ -22,6 +22,7 @@ from portability.progress import carry_out
 from portability.status import status_lines
 from portability.store import Store
 from portability.tracking import TrackingSpec, resolve_mode
+from portability.wording import counted
 
 log = logging.getLogger(__name__)
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -135,8 +136,8 @@ def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
     done = sum(planned.marks[run_id] <= marks.get(run_id, frozenset()) for run_id in planned.runs)
     updates, alone = updates_of(planned)
     return [
-        f"study {study.name}: {len(cells)} cells (zero-shot and bare hosts: {len(planned.cells) - len(cells)} more)",
-        *(f"  {init}: {len(ids)} cells are {len(set(ids))} runs" for init, ids in behind.items()),
+        f"study {study.name}: {counted(len(cells), 'cell')} (zero-shot and bare hosts: {len(planned.cells) - len(cells)} more)",
+        *(f"  {init}: {counted(len(ids), 'cell')} of {counted(len(set(ids)), 'run')}" for init, ids in behind.items()),
         f"runs: {len(planned.runs)} distinct, {done} done, {len(planned.runs) - done} to do",
         f"updates: {updates} planned, {alone} if every cell and its origin were trained for themselves"
         + (f" (saving {1 - updates / alone:.0%})" if alone > updates else ""),

@@ -1,7 +1,7 @@
 """From a batch of texts to logits, losses and predictions: one forward pass for every host family, for all training and
 evaluation of texts with labels. What `tasks.scorer.AnswerScorer` does for prompts with answers has the same four methods."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,13 +138,16 @@ class Scorer(nn.Module):
         return 4 * 2 * batch_size * (2 if self.has_head else self.model.config.vocab_size)
 
     @torch.inference_mode()
-    def predict(self, parameters: Parameters, encoded: Encoded, batch_size: int) -> Predictions:
+    def predict(
+        self, parameters: Parameters, encoded: Encoded, batch_size: int, on_part: Callable[[float], None] = lambda part: None
+    ) -> Predictions:
         """Score every example with every member, in the order of the examples.
 
         What stands before the first of a module's sites is the same for all members, and `vmap` does it once a batch.
 
         Args:
             parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
+            on_part: see engine.predict.
         """
         order = np.argsort(encoded.lengths, kind="stable")
         labels = torch.from_numpy(encoded.labels)
@@ -160,6 +163,7 @@ class Scorer(nn.Module):
             nll = -scores.gather(-1, target[..., None]).squeeze(-1)
             best = scores.argmax(-1)
             out.append((scores[..., positive] - scores[..., negative], nll, (best != negative) & (best != positive)))
+            on_part((first + len(picks)) / len(order))
         back = np.argsort(order)
         margin, nll, invalid = (torch.cat(part, 1).cpu().numpy()[:, back] for part in zip(*out, strict=True))
         return Predictions(nll, invalid, margin)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError, choose
-from portability.hub import INSTEAD, look_for_hub
+from portability.hub import look_for_hub, remedy
 from portability.overlap import LabelledText, Rows
 from portability.paths import EMBEDDED
 from portability.spec import SCORINGS, AnswerSpec
@@ -242,10 +242,8 @@ def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> l
     try:
         found = datasets.load_dataset(str(source.hub), source.config, revision=source.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise UserError(
-            f"data set '{source.name}': cannot fetch {source.hub} from the hub, no network or no such data set "
-            f"({type(error).__name__}: {_first_line(error)}); {INSTEAD}, or a local folder (path in conf/data)"
-        ) from error
+        raise UserError(f"data set '{source.name}': cannot fetch {source.hub}@{str(source.revision)[:8]}: "
+                        f"{remedy(error, f'datasets/{source.hub}')}, or a local folder (path in conf/data)") from error
     choose(split, found, f"split of {source.hub}")
     for column in columns:
         choose(column, found[split].column_names, f"column of {source.hub}")
@@ -255,7 +253,3 @@ def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> l
 def embedded() -> list[str]:
     """Names of the sets shipped with the package."""
     return sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -1,7 +1,7 @@
 """Runs in training together: their members, what was measured at their marks, and where they go on after a kill."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from portability.port import PortReport
 from portability.records import Evidence, packages
 from portability.scorer import Predictions
 from portability.spec import RunSpec, digest
+from portability.stages import SCORING, TRAINING, Stage
 from portability.store import Store
 
 Head = dict[str, Tensor]
@@ -103,19 +104,22 @@ class Stack:
         self.evidence: dict[int, Predictions] = {}
         self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
 
-    def resume(self, store: Store) -> int:
-        """Go on from the members' checkpoints, where all have one (see `parts`); gives back the module-updates this spares."""
+    def resume(self, store: Store) -> None:
+        """Go on from the members' checkpoints, where all have one (see `parts`)."""
         saved = [usable(store.checkpoint(run.run_id), self.marks[run.run_id]) for run in self.runs]
         found = [one for one in saved if one is not None]
         if len(found) < len(self.runs):
-            return 0
+            return
         self.trainer.restore([{name: one[name] for name in one if "." not in name and name not in OURS} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
         for mark in scored(found[0]):
             columns = [name.partition(".")[0] for name in found[0] if name.endswith(f".{mark}")]
             self.evidence[mark] = Predictions(
                 **{column: np.stack([one[f"{column}.{mark}"].numpy() for one in found]) for column in columns})
-        return self.trainer.done * len(self.runs)
+
+    def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
+        """What the members are at."""
+        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.evidence), part)
 
     def train(self, desk: Desk) -> None:
         """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints.
@@ -138,18 +142,19 @@ class Stack:
                     raise Drained
 
         def mark(updates: int, parameters: dict[str, Tensor]) -> None:
-            self.evidence[updates] = self._score(updates, parameters)
+            desk.report(self.stage(SCORING))
+            self.evidence[updates] = self._score(updates, parameters, lambda part: desk.report(self.stage(SCORING, part)))
             keep_if_due()
 
         def update() -> None:
-            desk.on_update(len(self.runs))
+            desk.report(self.stage())
             if self.trainer.done not in left:  # a mark is kept once it is scored
                 keep_if_due()
 
         engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
-    def _score(self, updates: int, parameters: dict[str, Tensor]) -> Predictions:
+    def _score(self, updates: int, parameters: dict[str, Tensor], on_part: Callable[[float], None]) -> Predictions:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
         if updates == 0:
@@ -159,7 +164,7 @@ class Stack:
                     for row in zip(*held, strict=True)]
             firsts = [each.index(place) for place in range(len(seen))]
             parameters = {name: value[firsts] for name, value in parameters.items()}
-        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size).of(each)
+        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size, on_part).of(each)
 
     def keep(self, store: Store) -> None:
         """Write a checkpoint of every member that is still finite."""

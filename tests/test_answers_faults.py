@@ -191,16 +191,17 @@ def test_a_killed_run_of_answers_goes_on_to_the_same_bits(name, sets, make_host,
     whole, again = Store(tmp_path / "whole"), Store(tmp_path / "again")
     execute.execute(runs, marks, Desk(whole, got.data))
 
-    def dies(members):
-        done.append(members)
-        if len(done) == 6:
+    def dies(stage):
+        done.append(stage.updates)
+        if done[-1] == 5:
             raise Killed
 
     with pytest.raises(Killed):
         execute.execute(runs, marks, Desk(again, got.data, dies, checkpoint_seconds=0))
     told = []
     execute.execute(runs, marks, Desk(again, got.data, told.append))
-    assert told[0] == 4 * len(runs), "what was kept at the mark of four updates is not done again"
+    begun = (told[0].updates, set(told[0].runs))
+    assert begun == (4, {run.run_id for run in runs}), "what was kept at the mark of four updates is not done again"
     for run in runs:
         one, two = whole.predictions(run.run_id), again.predictions(run.run_id)
         assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)

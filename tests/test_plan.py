@@ -26,7 +26,7 @@ def host(name, family="t5", hidden=64):
 
 
 def data(name):
-    return DataSpec(name, f"/somewhere/{name}", None, f"train-{name}", f"eval-{name}", {"train": 1})
+    return DataSpec(name, f"/somewhere/{name}", None, f"train-{name}", f"eval-{name}", {"train": 1, "eval": 400})
 
 
 def grid(**changes):

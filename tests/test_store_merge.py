@@ -56,7 +56,7 @@ def test_a_merged_study_holds_the_runs_of_all_and_a_second_merge_copies_nothing(
     wanted = {**target.marks(), **shard.marks(), **third.marks()}
     assert merge(target, shard, third) == 0
     out = capsys.readouterr().out
-    assert "shard: 2 runs copied, 5 already there; 1 manifests and 0 failures copied" in out
+    assert "shard: 2 runs copied, 5 already there; 1 manifest and 0 failures copied" in out
     assert "third: 2 runs copied, 1 already there" in out
     assert target.marks() == wanted and set(tidy(target)["status"]) == {"done"}
     assert all(target.sound(run_id) is None for run_id in wanted)

@@ -14,6 +14,7 @@ import torch
 from test_config import small
 from tiny import CONF, noisy  # noqa: F401
 
+from analysis.load import problems, tidy
 from portability import engine, execute
 from portability.errors import UserError
 from portability.plan import plan
@@ -348,3 +349,24 @@ def test_running_out_of_an_origin_is_named(data_folders, make_host, tmp_path):
     run = next(run for run in planned.runs.values() if run.init.kind == "ported")
     with pytest.raises(UserError, match="which is not in the store"):
         execute._record(run, Store(tmp_path))
+
+
+def test_a_port_that_failed_for_want_of_a_setting_is_asked_for_anew_with_it(data_folders, make_host, tmp_path, capsys):
+    other = make_host("gpt2", 32, 2, 4, 1)
+    words = (f"results={tmp_path}", "study=anew", *OFF, "method=lora", "grid.seeds=[0]", "grid.inits=[ported]",
+             f"host.nano-tuned-base.path={other.source}")
+    first = small(data_folders, make_host, *words)
+    assert command(first) == 1
+    store, old = Store(tmp_path / "anew"), plan(first.grid)
+    (failed,) = store.failures()
+    again = small(data_folders, make_host, *words, "port.pad.partial=true")
+    capsys.readouterr()
+    assert command(again) == 0
+    assert "2 done, 0 failed, 0 missing" in capsys.readouterr().out
+    cells = tidy(store)
+    assert set(cells["status"]) == {"done"} and failed not in set(cells["run_id"]) and problems(store) == []
+    with pytest.raises(UserError, match="already holds the cell .*choose another study=NAME"):  # now there is a result
+        command(first)
+    assert {old.runs[failed].origin} <= set(plan(again.grid).runs), "the origin was trained for nothing"
+
+

@@ -76,7 +76,7 @@ def run_task(jobs: Sequence[Job], setup: Setup, device: str, timeout_minutes: fl
     for number in STOPS:
         signal.signal(number, stop)
     diary.write()
-    workers.append(Worker(setup, _place(device), lambda made: None))
+    workers.append(Worker(setup, _place(device), lambda stage: None))
     if asked.is_set():
         workers[0].stop()
     try:

@@ -14,6 +14,7 @@ from portability.store.records import canonical, evaluated
 from portability.store.soundness import KNOWN, Checked, check
 from portability.store.study import Store
 from portability.store.writing import draft_folder, place, sealed, write_json
+from portability.wording import counted
 
 REPORT = "port_report.json"
 NAMED = 5  # runs that an error names; `verify` names all
@@ -31,8 +32,9 @@ class Merged:
     pairs: int = 0
 
     def __str__(self) -> str:
-        return (f"{self.name}: {self.runs:,} runs copied, {self.there:,} already there; {self.manifests:,} manifests and "
-                f"{self.failures:,} failures copied" + (f", {self.pairs:,} pairs of hosts" if self.pairs else ""))
+        return (f"{self.name}: {counted(self.runs, 'run')} copied, {self.there:,} already there; "
+                f"{counted(self.manifests, 'manifest')} and {counted(self.failures, 'failure')} copied"
+                + (f", {counted(self.pairs, 'pair')} of hosts" if self.pairs else ""))
 
 
 def merge(target: Store, shards: Sequence[Store]) -> Iterator[Merged]:

@@ -11,6 +11,7 @@ from portability.store import failures, index, manifests, pairs
 from portability.store.leftovers import leftovers, set_aside
 from portability.store.soundness import Checked, check
 from portability.store.study import Store
+from portability.wording import counted
 
 AGAIN = "discard it (--discard) and repeat the command that ran it"
 DAY = 86400  # seconds; a younger draft may be of a process that is alive
@@ -187,4 +188,4 @@ def lines(stores: Iterable[Store], tally: Tally, away: bool) -> Iterator[str]:
         count += len(found)
         for old, new in discard(store, found) if away else []:
             yield f"{store.root.name}: moved {old.relative_to(store.root)} to {new.relative_to(store.root)}"
-    yield f"{tally.runs:,} runs, {tally.files:,} files checked: {count:,} finding{'s' * (count != 1)}"
+    yield f"{counted(tally.runs, 'run')}, {counted(tally.files, 'file')} checked: {counted(count, 'finding')}"
