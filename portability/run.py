@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from portability.choice import chosen
 from portability.config import Study, to_study
 from portability.errors import UserError, without_places
+from portability.measures import own
 from portability.paths import bundled
 from portability.plan import Plan, plan, updates_of
 from portability.progress import carry_out
@@ -118,11 +119,21 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     if study.mode == "status":
         _say(status_lines(part, store))
         return 0
+    _try_metrics(study)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
     failed = carry_out(planned, ids, store, study, tracking, asked)
     _say(status_lines(part, store))
     return 1 if failed else 0
+
+
+def _try_metrics(study: Study) -> None:
+    """Refuse a metric of the user's own that does not work, before any work is done."""
+    if files := own(study.grid.eval.metrics):
+        from portability.metrics import own_metric  # with evaluate, which takes seconds
+
+        for path in files:
+            own_metric(path)
 
 
 def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:

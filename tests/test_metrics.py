@@ -104,6 +104,6 @@ def test_what_cannot_be_scored_raises_instead_of_giving_a_number(given, message)
 def test_every_metric_is_local_and_says_what_it_is(name):
     metric = METRICS[name](keep_in_memory=True)
     assert metric.description and metric.module_type == "metric"
-    column = {"margin": MARGIN, "nll": NLL, "invalid": INVALID}[metric.column]
+    column = {"margin": MARGIN, "nll": NLL, "invalid": INVALID}[metric.measure.column]
     value = metric.compute(predictions=[column], references=[LABEL])["value"]
-    assert isinstance(value, float) and value == score(MARGIN, NLL, INVALID, LABEL)[f"eval_{name}"]
+    assert isinstance(value, float) and value == score(MARGIN, NLL, INVALID, LABEL, [name])[f"eval_{name}"]
