@@ -38,6 +38,11 @@ class Metric:
     scale: float = 100.0
     better: str | None = "higher"  # "lower", or None where neither is better
 
+    @property
+    def title(self) -> str:
+        """The label at the head of a figure or sentence."""
+        return self.label[0].upper() + self.label[1:]
+
 
 METRICS: dict[str, Metric] = {
     "eval_accuracy": Metric("eval_accuracy", "accuracy"),
@@ -47,7 +52,8 @@ METRICS: dict[str, Metric] = {
     "eval_invalid_rate": Metric("eval_invalid_rate", "invalid answers", better="lower"),
     "eval_positive_share": Metric("eval_positive_share", "share predicted positive", better=None),
     "eval_auc": Metric("eval_auc", "AUC"),
-    "eval_matthews_correlation": Metric("eval_matthews_correlation", "Matthews correlation", "number", "number difference", 1.0),
+    "eval_matthews_correlation": Metric(
+        "eval_matthews_correlation", "Matthews correlation", "number", "number difference", 1.0),
     "eval_rougeL": Metric("eval_rougeL", "ROUGE-L"),
     "eval_score": Metric("eval_score", "score"),
 }
@@ -83,7 +89,8 @@ def value_of(mark: Mapping[str, Any], name: str) -> Any:
 
 
 def shown(cells: pd.DataFrame, chosen: str) -> list[str]:
-    """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order of METRICS, its own last.
+    """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order of METRICS, and
+    its own last.
 
     The score is left out where it is the accuracy, or ROUGE-L, of every cell, and not chosen. Without any number: OF_LABELS.
 
