@@ -122,7 +122,8 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
         _say(status_lines(part, store))
         return 0
     _try_metrics(study)
-    _say(lacking(study, part, store))
+    for line in lacking(study, part, store):
+        log.info(line)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
     failed = carry_out(planned, ids, store, study, tracking, asked)
@@ -170,10 +171,11 @@ def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
     found = []
     for metric in asked:
         name = f"eval_{name_of(metric)}"
-        heads = (name,) if metric in MEASURES else (name, f"{name}_")
-        hint = "`python -m portability.analyze` computes it from their predictions" if metric in MEASURES else \
-            "it is computed for new runs only; name a new study (study=NAME) to have it for all"
-        if count := sum(not any(key == name or key.startswith(heads[1:]) for key in held) for held in names):
+        hint = "it is computed for new runs only; name a new study (study=NAME) to have it for all"
+        others: tuple[str, ...] = (f"{name}_",)  # one of the user's own may give several numbers
+        if metric in MEASURES:
+            hint, others = f"`python -m portability.analyze --metric {name}` computes it from their predictions", ()
+        if count := sum(not any(key == name or key.startswith(others) for key in held) for held in names):
             found.append(f"metric {name_of(metric)}: {count} done runs were stored without it; {hint}")
     return found
 
