@@ -57,7 +57,7 @@ def build(found: Evidence, names: Iterable[str] | None = None) -> list[Table]:
 def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
     frame = recipe.make(found)
     budget = found.arms["budget"].max()
-    lead = say(recipe.lead, found.arm).format(label=found.metric.label.capitalize(), budget="no" if pd.isna(budget) else budget)
+    lead = say(recipe.lead, found.arm).format(label=found.metric.title, budget="no" if pd.isna(budget) else budget)
     rows = (*(key for key in ("data", "port") if key in frame and recipe.column), *recipe.rows)
     shown = frame if recipe.view is None else recipe.view(frame).rename(columns=lambda name: say(name, found.arm))
     best = recipe.best and found.metric.better is not None

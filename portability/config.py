@@ -15,11 +15,13 @@ from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, HostSpec, describe
+from portability.measures import metric_names, name_of
 from portability.plan import Grid, check_relations, origins
 from portability.sources import answer_spec
 from portability.spec import (
     FROM_EXTRACTION,
     KINDS,
+    METRICS,
     PISSA,
     AnswerSpec,
     EvalSpec,
@@ -165,7 +167,7 @@ def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
 
 
 def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
-    evaluation = build(EvalSpec, raw["eval"], "eval")
+    evaluation = _evaluation(raw["eval"])
     received = distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")
     relations = {name: origins(name, str(value), received) for name, value in conf.relations.items()}
     used = dict.fromkeys([*received, *(source for sources in relations.values() for source in sources.values())])
@@ -174,8 +176,6 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     train = build(TrainConf, raw["train"], "train")
     budgets = sorted(whole(conf.budgets, "grid.budgets", 1, UPDATES))
     _check_train(train)
-    if evaluation.batch_size < 1:
-        raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
     if conf.origin_updates is not None:
         whole([conf.origin_updates], "grid.origin_updates", 1, UPDATES)
     pairs = [[_host(raw, name) for name in _pair(pair)] for pair in conf.pairs or [[raw["origin"], raw["receiving"]]]]
@@ -185,6 +185,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     task = TaskSpec(**_task(raw["task"]))
     answers = {name: spec for name in used if (spec := answer_spec(data.sources[name], task.max_length)) is not None}
     _check_tasks(hosts.values(), answers)
+    _check_metrics(evaluation, received, answers)
     methods, inits = _methods(raw), [_init(raw, name) for name in distinct(conf.inits, "grid.inits")]
     _check_extractions(methods, inits)
     if any(init.kind in FROM_EXTRACTION for init in inits):
@@ -215,6 +216,22 @@ def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -
     if encoders and answers:
         raise UserError(f"host '{encoders[0]}' is an encoder and can neither write an answer nor rate choices token by token, "
                         f"as data set '{next(iter(answers))}' asks for; choose a gpt2, llama or t5 host")
+
+
+def _evaluation(value: Mapping[str, Any]) -> EvalSpec:
+    asked = typed(value.get("metrics", list(METRICS)), list, "eval.metrics")
+    evaluation = build(EvalSpec, {**value, "metrics": metric_names(asked)}, "eval")
+    if evaluation.batch_size < 1:
+        raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
+    return evaluation
+
+
+def _check_metrics(evaluation: EvalSpec, received: Sequence[str], answers: Mapping[str, AnswerSpec]) -> None:
+    """Refuse metrics of labels where no set has labels."""
+    if evaluation.metrics != METRICS and all(name in answers for name in received):
+        raise UserError(f"eval.metrics ({', '.join(map(name_of, evaluation.metrics))}) are of texts with labels, and no set of "
+                        f"grid.data has them: answers to prompts are measured as data.{received[0]}.answers.scoring says; "
+                        "leave eval.metrics out")
 
 
 def _host(raw: Mapping[str, Any], name: str) -> str:

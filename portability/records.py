@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from portability.engine import Outcome, Predictions
+from portability.errors import without_places
 from portability.metrics import score, score_answers
 from portability.module import ModuleState
 from portability.port import PortReport
@@ -72,8 +74,7 @@ def build_result(evidence: Evidence) -> Result:
             "padded_tokens": evidence.outcome.padded_tokens,
             "stack": evidence.stack,
             "train_loss": [list(point) for point in evidence.outcome.losses],
-            "metrics": [{"updates": mark} | _metrics(found, evidence)
-                        for mark, found in sorted(evidence.predictions.items())],
+            **_metrics(evidence),
         },
         "port_info": evidence.report.summary() if evidence.report else None,
         "meta_info": {"package_info": packages(), "system_info": system(evidence.device)},
@@ -90,12 +91,22 @@ def build_result(evidence: Evidence) -> Result:
     return Result(record, tensors, metadata, report)
 
 
-def _metrics(found: Predictions, evidence: Evidence) -> dict[str, float]:
+def _metrics(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+    """The numbers by mark; and, where a metric has no number at a mark, why."""
+    found = {mark: _measured(predictions, evidence) for mark, predictions in sorted(evidence.predictions.items())}
+    numbers = [{"updates": mark} | {name: value for name, value in one.items() if not isinstance(value, str)}
+               for mark, one in found.items()]
+    holes = [{"updates": mark, "metric": name, "reason": without_places(value)}
+             for mark, one in found.items() for name, value in one.items() if isinstance(value, str)]
+    return {"metrics": numbers} | ({"unmeasured": holes} if holes else {})
+
+
+def _measured(found: Predictions, evidence: Evidence) -> Mapping[str, float | str]:
     if isinstance(evidence.run.task, AnswerSpec):
         assert found.score is not None
         return score_answers(found.score, found.nll, found.invalid, evidence.run.task.scoring)
     assert found.margin is not None
-    return score(found.margin, found.nll, found.invalid, np.asarray(evidence.labels))
+    return score(found.margin, found.nll, found.invalid, np.asarray(evidence.labels), evidence.run.eval.metrics)
 
 
 def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
@@ -109,6 +120,7 @@ def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
 
 
 def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
+    del spec["eval"]["metrics"]  # the record's numbers show them
     for part in (spec["host"], spec["data"], *([spec["teacher"]] if spec["teacher"] else [])):
         source = part["source"] or ""
         if part["revision"] is None and not source.startswith("embedded:"):

@@ -16,11 +16,14 @@ from omegaconf import DictConfig
 from portability.choice import chosen
 from portability.config import Study, to_study
 from portability.errors import UserError, without_places
+from portability.measures import MEASURES, name_of, own
 from portability.paths import bundled
 from portability.plan import Plan, plan, updates_of
 from portability.progress import carry_out
+from portability.spec import METRICS
 from portability.status import status_lines
 from portability.store import Store
+from portability.store.records import measured
 from portability.tracking import TrackingSpec, resolve_mode
 from portability.wording import counted
 
@@ -119,11 +122,23 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     if study.mode == "status":
         _say(status_lines(part, store))
         return 0
+    _try_metrics(study)
+    for line in lacking(study, part, store):
+        log.info(line)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
     failed = carry_out(planned, ids, store, study, tracking, asked)
     _say(status_lines(part, store))
     return 1 if failed else 0
+
+
+def _try_metrics(study: Study) -> None:
+    """Refuse a metric of the user's own that does not work, before any work is done."""
+    if files := own(study.grid.eval.metrics):
+        from portability.metrics import own_metric  # with evaluate, which takes seconds
+
+        for path in files:
+            own_metric(path)
 
 
 def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
@@ -143,7 +158,27 @@ def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
         + (f" (saving {1 - updates / alone:.0%})" if alone > updates else ""),
         *(f"data {name}: " + ", ".join(f"{counts[key]} {key}" for key in ("train", "validation", "test", "dropped"))
           for name, counts in study.data.counts.items()),
+        *lacking(study, planned, store),
     ]
+
+
+def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
+    """Which of the metrics that are asked for done runs were stored without: what is done is not done again for them."""
+    asked = study.grid.eval.metrics
+    if asked == METRICS:
+        return []
+    names = [measured(record) for run_id in store.marks() if run_id in planned.runs and (record := store.read(run_id))]
+    names = [held for held in names if "eval_positive_share" in held]  # of texts with labels
+    found = []
+    for metric in asked:
+        name = f"eval_{name_of(metric)}"
+        hint = "it is computed for new runs only; name a new study (study=NAME) to have it for all"
+        others: tuple[str, ...] = (f"{name}_",)  # one of the user's own may give several numbers
+        if metric in MEASURES:
+            hint, others = f"`python -m portability.analyze --metric {name}` computes it from their predictions", ()
+        if count := sum(not any(key == name or key.startswith(others) for key in held) for held in names):
+            found.append(f"metric {name_of(metric)}: {count} done runs were stored without it; {hint}")
+    return found
 
 
 def _say(lines: Sequence[str]) -> None:

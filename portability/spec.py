@@ -14,6 +14,7 @@ SUBTRACTED = (EXTRACTION, *FROM_EXTRACTION, PISSA)  # kinds whose start is taken
 BARE = "bare"  # no module at all: the host as it is
 MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
 KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
+METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked for
 SCHEMA = 1  # raise it when a change of the protocol changes numbers: every run is then named anew
 
 
@@ -159,11 +160,13 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """Which split serves as test, and how many of its examples (0: all of them)."""
+    """Which split serves as test, how many of its examples (0: all of them), and what is computed of the predictions: names
+    of measures.metric_names, which change no prediction and are no part of a run's identity."""
 
     split: str
     limit: int
     batch_size: int
+    metrics: tuple[str, ...] = METRICS
 
 
 @dataclass(frozen=True)

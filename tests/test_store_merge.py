@@ -85,6 +85,12 @@ def test_times_machine_and_versions_may_differ(target, shard):
     assert (target.folder(run_id) / "record.json").read_bytes() == kept
 
 
+def test_metrics_that_only_one_of_them_was_asked_for_may_differ(target, shard):
+    run_id = grow(target, range(2, 3))[0]
+    edit(shard, run_id, lambda record: [mark.update(eval_auc=0.5) for mark in record["train_info"]["metrics"]])
+    assert merge(target, shard) == 0
+
+
 def test_a_port_that_took_another_time_is_the_same(target, shard):
     base = shard.read(grow(target, range(2, 3))[0])
     tensors = {name: shard.tensors(base["run_id"], name)[0] for name in ("module", "predictions")}
