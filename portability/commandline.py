@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import portability
+from portability.config import KEYS
 from portability.errors import UserError, choose
 from portability.paths import bundled
 
@@ -149,7 +150,9 @@ def _check_word(word: Override, groups: Mapping[str, Sequence[str]]) -> None:
         raise UserError(f"'{line}' names several values: {SEVERAL}")
     if word.is_hydra_override():
         raise UserError(f"'{line}' is a setting of Hydra, which only puts the configuration together here: leave it out; "
-                        "folders of your own files are given with --config-dir DIR, and a command does one study")
+                        f"your own files lie in a folder given with --config-dir, and {SEVERAL}")
+    if word.is_add() or word.is_force_add():  # Hydra would add a key that nothing reads
+        choose(group.partition(".")[0], {*KEYS, *groups}, "key")
     if group not in groups or word.is_delete():
         return
     if group in CATALOGUES:

@@ -29,14 +29,14 @@ from portability.spec import (
     TaskSpec,
     TrainSpec,
 )
-from portability.typed import build, distinct, typed, whole
+from portability.typed import build, distinct, mapping, typed, whole
 
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
 KEYS = ("method", "known_methods", "engine", "study", "mode", "only", "shard", "retry", "similarity", "yes", "results",
-        "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking", "host_set",
-        "host", "data", "init", "port")  # all of a configuration: conf/config.yaml and its groups
+        "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking",
+        "host_set", "host", "data", "init", "port")  # all of a configuration: conf/config.yaml and its groups
 UPDATES = " of updates from 1 on (0 comes on top)"
 
 
@@ -169,7 +169,7 @@ def _engine(value: Any) -> EngineConf:
 def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
     catalogue = raw.get(group) or {}
     choose(name, catalogue, group)
-    return dict(catalogue[name] or {})
+    return mapping(catalogue[name] or {}, f"{group}.{name}")
 
 
 def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
@@ -246,7 +246,8 @@ def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:
         raise UserError(f"no method is chosen; choose of: {', '.join(raw['known_methods'])}")
     for name in raw["method"]:
         choose(name, raw["known_methods"], "method")
-    chosen = {name: value for name, value in raw["method"].items() if not isinstance(value, Mapping) or "library" in value}
+    entries = {name: mapping(value, f"method.{name}") for name, value in raw["method"].items()}
+    chosen = {name: value for name, value in entries.items() if "library" in value}
     return [build(MethodSpec, {"name": name, **value}, f"method.{name}") for name, value in chosen.items()]
 
 
@@ -269,6 +270,7 @@ def _check_extractions(methods: Sequence[MethodSpec], inits: Sequence[InitSpec])
 
 
 def _task(value: Any) -> dict[str, Any]:
+    value = mapping(value, "task")
     task = build(TaskSpec, {**value, "label_words": tuple(value.get("label_words", ()))}, "task")
     if task.template.count("{text}") != 1:
         raise UserError(f"task.template must hold {{text}} exactly once, got {task.template!r}")
