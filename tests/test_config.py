@@ -203,13 +203,19 @@ def test_several_values_are_refused_and_an_axis_is_named(words, tmp_path):
     (["--cfg", "job", "-p", "grid.data", "--resolve"], 0, "nano_films\n"),
 ])
 def test_options_work_or_are_refused_in_one_sentence(words, code, told, monkeypatch, capsys):
+    out, err = said(monkeypatch, capsys, code, *words)
+    assert told in (err if code else out)
+    assert (out, err.count("\n"), err[:13]) == ("", 1, "portability: ") if code else err == ""
+
+
+def said(monkeypatch, capsys, code, *words):
+    """What the command prints and complains of, in this process."""
     monkeypatch.setattr(sys, "argv", ["run", *words])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as end:
         main()
-    out, err = capsys.readouterr()
-    assert end.value.code == code and told in (err if code else out)
-    assert (out, err.count("\n"), err[:13]) == ("", 1, "portability: ") if code else err == ""
+    assert (end.value.code or 0) == code
+    return capsys.readouterr()
 
 
 def sources(*words):
@@ -244,15 +250,15 @@ def test_the_sets_of_a_study_follow_from_data_and_relations_unless_they_are_give
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("foo: {library: adapters}", "and holds foo"), ("lora: {learning_rate: 1.0}", "and holds lora"), ("", "and holds nothing"),
-    ("mine: {library: [", "mine.yaml"), ("mine: {library: a}\nother: {library: a}", "and holds mine, other"),
+    ("foo: {library: adapters}", "and holds foo"), ("", "and holds nothing"), ("mine: {library: [", "expected the node content"),
+    ("lora: {library: adapters, config: LoRAConfig, settings: {r: 4}, learning_rate: 1.0}", "and holds lora"),
+    ("mine: {library: a}\nother: {library: a}", "and holds mine, other"),
 ])
-def test_a_methods_file_holds_a_method_of_its_own_name(tmp_path, text, words):
+def test_a_methods_file_holds_a_method_of_its_own_name(tmp_path, monkeypatch, capsys, text, words):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text(text)
-    with pytest.raises(UserError, match=words) as raised:
-        study("method=mine", "--config-dir", str(tmp_path))
-    assert "method/mine.yaml" in str(raised.value) and "\n" not in str(raised.value)
+    err = said(monkeypatch, capsys, 2, "--config-dir", str(tmp_path), "method=mine", "mode=plan")[1]
+    assert words in err and "method/mine.yaml" in err and err.count("\n") == 1
 
 
 def test_a_sweep_cannot_smuggle_in_an_unknown_key(tmp_path):
