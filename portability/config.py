@@ -1,4 +1,4 @@
-"""The one place where YAML becomes values; with run.py the only code that knows Hydra."""
+"""The one place where YAML becomes values; with commandline.py the only code that knows Hydra."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,11 +31,14 @@ from portability.spec import (
     TaskSpec,
     TrainSpec,
 )
-from portability.typed import build, distinct, typed, whole
+from portability.typed import build, distinct, mapping, typed, whole
 
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
+KEYS = ("method", "known_methods", "engine", "study", "mode", "only", "shard", "retry", "similarity", "yes", "results",
+        "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking",
+        "host_set", "host", "data", "init", "port")  # all of a configuration: conf/config.yaml and its groups
 UPDATES = " of updates from 1 on (0 comes on top)"
 
 
@@ -57,7 +60,7 @@ class GridConf:
     pairs: list | None
     data: str | list | None
     relations: dict
-    study_data: list
+    study_data: list | None
     overlap: str
     inits: list
     ports: list
@@ -130,13 +133,18 @@ def to_study(cfg: DictConfig) -> Study:
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
     assert isinstance(raw, dict)
+    for key in raw:
+        choose(str(key), KEYS, "key")
+    if missing := [key for key in KEYS if key not in raw and key != "method"]:
+        raise UserError(f"{missing[0]} is missing")
     hosts = build(HostSetConf, raw["host_set"], "host_set")
     conf = build(GridConf, raw["grid"], "grid")
     if conf.data is None or None in conf.relations.values():
         raise UserError(f"host set '{hosts.name}' names no data set for one of this sweep's relations; name one "
                         "(host_set.sets.ROLE=SET) or leave the relation out (grid.relations)")
+    names = conf.study_data if conf.study_data is not None else dict.fromkeys([*hosts.study_data, *_sets(conf)[2]])
     sources = [build(DataSource, {"name": name} | _known(raw, "data", name), f"data.{name}")
-               for name in distinct(conf.study_data, "grid.study_data")]
+               for name in distinct(list(names), "grid.study_data")]
     choose(conf.overlap, ("drop", "keep"), "grid.overlap")
     data = study_data(sources, conf.overlap)
     grid = _grid(raw, conf, data)
@@ -163,16 +171,14 @@ def _engine(value: Any) -> EngineConf:
 def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
     catalogue = raw.get(group) or {}
     choose(name, catalogue, group)
-    return dict(catalogue[name] or {})
+    return mapping(catalogue[name] or {}, f"{group}.{name}")
 
 
 def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     evaluation = _evaluation(raw["eval"])
-    received = distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")
-    relations = {name: origins(name, str(value), received) for name, value in conf.relations.items()}
-    used = dict.fromkeys([*received, *(source for sources in relations.values() for source in sources.values())])
+    received, relations, used = _sets(conf)
     for name in used:
-        choose(str(name), conf.study_data, "data set of grid.study_data")
+        choose(name, data.sources, "data set of grid.study_data")
     train = build(TrainConf, raw["train"], "train")
     budgets = sorted(whole(conf.budgets, "grid.budgets", 1, UPDATES))
     _check_train(train)
@@ -208,6 +214,13 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         precision=choose(str(raw["precision"]), PRECISIONS, "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
     )
+
+
+def _sets(conf: GridConf) -> tuple[list[str], dict[str, dict[str, str]], list[str]]:
+    """The receiving sets, the origins' sets by relation and receiving set, and all of them, each once."""
+    received = [str(name) for name in distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")]
+    relations = {name: origins(name, str(value), received) for name, value in conf.relations.items()}
+    return received, relations, list(dict.fromkeys([*received, *(one for own in relations.values() for one in own.values())]))
 
 
 def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -> None:
@@ -250,7 +263,8 @@ def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:
         raise UserError(f"no method is chosen; choose of: {', '.join(raw['known_methods'])}")
     for name in raw["method"]:
         choose(name, raw["known_methods"], "method")
-    chosen = {name: value for name, value in raw["method"].items() if "library" in value}
+    entries = {name: mapping(value, f"method.{name}") for name, value in raw["method"].items()}
+    chosen = {name: value for name, value in entries.items() if "library" in value}
     return [build(MethodSpec, {"name": name, **value}, f"method.{name}") for name, value in chosen.items()]
 
 
@@ -273,6 +287,7 @@ def _check_extractions(methods: Sequence[MethodSpec], inits: Sequence[InitSpec])
 
 
 def _task(value: Any) -> dict[str, Any]:
+    value = mapping(value, "task")
     task = build(TaskSpec, {**value, "label_words": tuple(value.get("label_words", ()))}, "task")
     if task.template.count("{text}") != 1:
         raise UserError(f"task.template must hold {{text}} exactly once, got {task.template!r}")

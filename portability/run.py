@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import hydra
-from omegaconf import DictConfig
-
 from portability.choice import chosen
+from portability.commandline import composed, options, shown
 from portability.config import Study, to_study
 from portability.errors import UserError, without_places
 from portability.measures import MEASURES, name_of, own
-from portability.paths import bundled
 from portability.plan import Plan, plan, updates_of
 from portability.progress import carry_out
 from portability.spec import METRICS
@@ -29,53 +26,13 @@ from portability.wording import counted
 
 log = logging.getLogger(__name__)
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-HOW = ("mode", "only", "shard", "retry", "yes", "similarity", "results", "study", "engine", "tracking", "hydra",
+HOW = ("mode", "only", "shard", "retry", "yes", "similarity", "results", "study", "engine", "tracking",
        "known_methods")  # keys that say how, where and under which name, and not what
-CATALOGUES = ("host", "data", "init", "port")  # conf groups that are loaded whole; the axes name their entries
-
-
-def prepare(arguments: Sequence[str]) -> list[str]:
-    """Hydra's arguments for ours: every catalogue is loaded whole, so that the axes can name any of its entries.
-
-    Example:
-        >>> prepare(["study=mine"])[-1], any(a.startswith("+host=[") for a in prepare([]))
-        ('study=mine', True)
-    """
-    folders = [bundled("conf"), *_config_dirs(arguments)]
-    known = {group: ",".join(sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")}))
-             for group in (*CATALOGUES, "method")}
-    ours = [*(f"+{group}=[{known[group]}]" for group in CATALOGUES), f"known_methods=[{known['method']}]"]
-    first = next((i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")), len(arguments))
-    return [*arguments[:first], *ours, *arguments[first:]]  # side by side with the user's: argparse wants them together
-
-
-def _config_dirs(arguments: Sequence[str]) -> list[Path]:
-    """Folders given with ``--config-dir`` (or -cd)."""
-    found = []
-    for place, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            found.append(Path(value or (arguments[place + 1] if place + 1 < len(arguments) else ".")))
-    return found
-
-
-@hydra.main(config_path=str(bundled("conf")), config_name="config", version_base="1.3")
-def _composed(cfg: DictConfig) -> None:
-    try:
-        sys.exit(command(to_study(cfg), asked_for(sys.argv[1:])))
-    except UserError as error:
-        _stop(str(error), 2)
-    except OSError as error:
-        _stop(f"{error}; finished runs are kept, repeat the command when it is put right", 2)
-    except KeyboardInterrupt as stop:
-        number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
-        _stop(f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on", 128 + number)
 
 
 def compose(arguments: Sequence[str]) -> Study:
     """The study that these words on the command line ask for, without carrying it out."""
-    with hydra.initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-        return to_study(hydra.compose("config", overrides=prepare(arguments)))
+    return to_study(composed(options(arguments)))
 
 
 def _terminate(number: int, _: object) -> NoReturn:
@@ -92,14 +49,13 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
     """The overrides that say what a study is made of, for the manifest; folders stand as PATH.
 
     Example:
-        >>> asked_for(["+host=[a,b]", "+sweep=full", "mode=plan", "grid.seeds=[0]", "host.a={path: /home/me/a}"])
+        >>> asked_for(["+sweep=full", "mode=plan", "grid.seeds=[0]", "host.a={path: /home/me/a}"])
         ['+sweep=full', 'grid.seeds=[0]', 'host.a=PATH']
     """
-    ours = tuple(f"+{group}=[" for group in CATALOGUES)
     found = []
     for word in arguments:
         name, equals, value = word.partition("=")
-        if not equals or word.startswith(("-", *ours)) or name.lstrip("+~").split(".")[0] in HOW:
+        if not equals or name.lstrip("+~").split(".")[0] in HOW:
             continue
         place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
         found.append(f"{name}=PATH" if place or without_places(value) != value or Path(value).is_absolute() else word)
@@ -189,8 +145,19 @@ def main() -> None:
     """Entry point."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, _terminate)
-    sys.argv[1:] = prepare(sys.argv[1:])
-    _composed()
+    try:
+        asked = options(sys.argv[1:])
+        if text := shown(asked):
+            _say([text])
+            sys.exit(0)
+        sys.exit(command(to_study(composed(asked)), asked_for(asked.words)))
+    except UserError as error:
+        _stop(str(error), 2)
+    except OSError as error:
+        _stop(f"{error}; finished runs are kept, repeat the command when it is put right", 2)
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
+        _stop(f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on", 128 + number)
 
 
 if __name__ == "__main__":
