@@ -1,4 +1,5 @@
-"""What a worker is, whichever engine starts it: one single-threaded process that takes jobs and leaves records in the store."""
+"""What a worker is, whichever engine starts it: one process that takes jobs and leaves records in the store. It trains with
+one thread, because bits depend on torch's threads; an extraction's do not (extraction/threads.py), so it takes what is free."""
 
 import logging
 import platform
@@ -81,8 +82,8 @@ class Worker:
         self.stopped = threading.Event()
         self.desk: Desk = Desk(
             Store(setup.store), study_data(setup.sources, setup.overlap), report, Tracker(setup.tracking).log_run, place,
-            setup.checkpoint_seconds, stopped=self.stopped)
-        self.claims = Claims(setup.store)
+            setup.checkpoint_seconds, stopped=self.stopped, free=self.free)
+        self.claims, self.cores = Claims(setup.store), place.cores
 
     def run(self, job: Job) -> None:
         """Carry out those runs of a job that nobody else has in hand, has done or has seen fail. A run that was evaluated at
@@ -105,6 +106,10 @@ class Worker:
                     marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
             if runs:
                 execute(runs, marks, self.desk)
+
+    def free(self) -> int:
+        """This worker's even part of its machine's cores, among the workers of the study that have something in hand."""
+        return max(1, self.cores // (1 + self.claims.neighbours()))
 
     def stop(self) -> None:
         """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""

@@ -12,7 +12,7 @@ from tiny import FAMILIES
 from torch import nn
 
 from portability.errors import UserError
-from portability.extraction import ExtractionOptions, Seed, extract, gradients, peak_bytes
+from portability.extraction import ExtractionOptions, Seed, extract, peak_bytes, threads
 from portability.extraction.gradients import AbsoluteGradients, add_absolute
 from portability.extraction.sensitivity import ones, sensitivity
 from portability.extraction.spill import Spill
@@ -84,13 +84,13 @@ def test_a_wrong_answer_token_or_a_sum_of_gradients_would_show(family, make_host
 @pytest.mark.parametrize("piece", [1, 7 * 32])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_gradients_that_are_made_in_pieces_are_whole(family, piece, make_host, monkeypatch):
-    monkeypatch.setattr(gradients, "PIECE", piece)
+    monkeypatch.setattr(threads, "PIECE", piece)
     spec, seeds = make_host(family, 32, 3, 4), seeds_of(family)
     check(spec, ExtractionOptions(batch_size=2), seeds, None, slow(spec, seeds, None))
 
 
 def test_a_piece_that_is_not_finite_is_refused(monkeypatch):
-    monkeypatch.setattr(gradients, "PIECE", 4)
+    monkeypatch.setattr(threads, "PIECE", 4)
     left, right = torch.ones(2, 5), torch.ones(2, 2)
     left[1, 4] = float("nan")
     with pytest.raises(UserError, match="seed example 3 has a gradient that is not finite at the head"):
