@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 from extraction_slow import NAMES, WORD, best_block, head_of, plain_model, seeds_of, slow, truncated
+from safetensors.torch import load_file
 from tiny import FAMILIES
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from portability.errors import UserError
-from portability.extraction import ExtractionOptions, cuts, extract, gradients, threads
+from portability.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
 from portability.extraction.options import Place
 from portability.families import LORA_AXES, Slot
 from portability.hosts import HostSource, describe
@@ -180,7 +185,7 @@ def test_the_residual_cut_is_the_best_of_the_chosen_layers(seed, make_host):
 # ---- threads and devices
 
 
-SHAPES = [("llama", (64, 3, 8), (48, 2, 4)), ("llama", (96, 2, 4), (96, 2, 4)), ("gpt2", (64, 3, 8), (32, 2, 4)),
+SHAPES = [("llama", (64, 3, 8), (48, 2, 6)), ("llama", (96, 2, 4), (96, 2, 4)), ("gpt2", (64, 3, 8), (32, 2, 4)),
           ("t5", (48, 3, 4), (32, 2, 4)), ("bert", (64, 3, 8), (32, 3, 4)), ("roberta", (32, 2, 4), (16, 1, 2))]
 
 
@@ -254,3 +259,18 @@ class SecondDevice(TorchDispatchMode):
                 self.there[one] = True
                 self.made += 1
         return out
+
+
+@pytest.mark.parametrize("structure", ["block", "aligned", "random_block"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_device_everything_is_made_there(family, structure, make_host, monkeypatch):
+    """No GPU needed: ordinary memory plays one, and what is mixed is refused. Numbers are those without it."""
+    hosts, head = (make_host(family, 64, 3, 8), make_host(family, 32, 2, 4)), head_of(family, 64)
+    options = ExtractionOptions(rank=3, structure=structure, blocks=True)
+    plain = extract(*hosts, seeds_of(family), options, 0, head)
+    monkeypatch.setattr(spill, "load_file", lambda path, device: {
+        name: tensor.to(device) for name, tensor in load_file(path).items()})
+    with SecondDevice() as second:
+        module, report = extract(*hosts, seeds_of(family), options, 0, head, device="xla:0")
+    assert second.made > 1000 and equal(module, plain[0]) and equal(report.blocks, plain[1].blocks)
+    assert not any(tensor in second.there for tensor in module.tensors.values())

@@ -24,7 +24,7 @@ class _Threads:
 
     def __init__(self, free: Callable[[], int]):
         self.free, self.asked, self.count = free, -math.inf, 1
-        self.pool = ThreadPoolExecutor(MOST, "extraction")
+        self.pool = ThreadPoolExecutor(MOST, "extraction", torch.set_num_threads, (1,))  # new ones have MKL's own number
 
     def now(self) -> int:
         """How many may work, asked again every ASK_SECONDS."""
