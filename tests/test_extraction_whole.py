@@ -11,9 +11,9 @@ from extraction_slow import NAMES, WORD, best_block, head_of, plain_model, seeds
 from safetensors.torch import load_file
 from tiny import FAMILIES
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from portability.errors import UserError
 from portability.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
@@ -240,25 +240,54 @@ class SecondDevice(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.there, self.made = WeakIdKeyDictionary(), 0
+        self.memory, self.made = set(), 0  # addresses: a parameter is another tensor in the same place
+
+    def has(self, tensor):
+        return tensor.untyped_storage().data_ptr() in self.memory
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), function._schema.name
         named = kwargs.get("device")
         given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        places = {one in self.there for one in given if one.ndim}
+        places = {self.has(one) for one in given if one.ndim}
         if named is not None:
             target, kwargs["device"] = str(named).startswith("xla"), "cpu" if str(named).startswith("xla") else named
-        else:
-            target = True in places or any(one in self.there for one in given)
+        if named is None or name == "aten::_to_copy" and not str(named).startswith("xla"):
+            target = any(map(self.has, given))
         mixes = name in ("aten::copy_", "aten::index.Tensor", "aten::index", "aten::_to_copy", "aten::index_put_")
         assert len(places) < 2 or mixes, f"{name} of two devices"
         out = function(*args, **kwargs)
         for one in pytree.tree_leaves(out):
-            if isinstance(one, Tensor) and not any(one is old for old in given) and target:
-                self.there[one] = True
-                self.made += 1
+            if isinstance(one, Tensor):
+                (self.memory.add if target else self.memory.discard)(one.untyped_storage().data_ptr())
+                self.made += target
         return out
+
+
+def padded(parts, batch_first):
+    """torch's `pad_sequence`, whose C++ would make its result in ordinary memory, where the second device's is."""
+    out = parts[0].new_zeros(len(parts), max(map(len, parts)))
+    for row, part in zip(out, parts, strict=True):
+        row[: len(part)] = part
+    return out
+
+
+class Calls(TorchFunctionMode):
+    """What a dispatch mode does not see: `torch.tensor` looks for the device before, `cpu` and `numpy` find nothing to do."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.second = second
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        device = kwargs.pop("device", None) if function is torch.tensor else None
+        assert function is not Tensor.numpy or not self.second.has(args[0]), "numpy cannot read another device"
+        out = function(*args, **kwargs)
+        if function is Tensor.cpu and self.second.has(out):
+            out = out.clone()
+            self.second.memory.discard(out.untyped_storage().data_ptr())
+        return out if device is None else out.to(device)
 
 
 @pytest.mark.parametrize("structure", ["block", "aligned", "random_block"])
@@ -270,7 +299,8 @@ def test_on_a_device_everything_is_made_there(family, structure, make_host, monk
     plain = extract(*hosts, seeds_of(family), options, 0, head)
     monkeypatch.setattr(spill, "load_file", lambda path, device: {
         name: tensor.to(device) for name, tensor in load_file(path).items()})
-    with SecondDevice() as second:
+    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", padded)
+    with SecondDevice() as second, Calls(second):
         module, report = extract(*hosts, seeds_of(family), options, 0, head, device="xla:0")
     assert second.made > 1000 and equal(module, plain[0]) and equal(report.blocks, plain[1].blocks)
-    assert not any(tensor in second.there for tensor in module.tensors.values())
+    assert not any(map(second.has, module.tensors.values()))

@@ -42,7 +42,9 @@ def sensitivity(
     """
     circuit = CIRCUITS[weights.family](weights)
     check_seeds(seeds, weights.family, weights.shapes[EMBEDDING[weights.family]][0], circuit.positions, head)
-    return _scores(circuit, seeds, options, head if FAMILIES[weights.family].scoring == "head" else None)
+    scored = FAMILIES[weights.family].scoring == "head"
+    there = {name: part.to(weights.device) for name, part in (head or {}).items()} if scored else None
+    return _scores(circuit, seeds, options, there)
 
 
 def _scores(circuit: Circuit, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None) -> Iterator[Scores]:
