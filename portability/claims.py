@@ -152,6 +152,12 @@ class Claims:
         found = (_parse(path, path.stem) for path in sorted(self.folder.glob("*.json")))
         return {claim.run_id: claim for claim in found if claim is not None}
 
+    def neighbours(self) -> int:
+        """How many other processes of this machine have runs of the study in hand, of those that share a core with this
+        one."""
+        here = {claim.pid for claim in self.all().values() if claim.machine == machine() and self.lives(claim)}
+        return sum(_share_cores(pid) for pid in here - {os.getpid()})
+
     def lives(self, claim: Claim) -> bool:
         """Whether the claim's owner still works on it."""
         if claim.machine == machine() and claim.started:
@@ -187,6 +193,16 @@ def _parse(path: Path, run_id: str) -> Claim | None:
         return None
     except (ValueError, TypeError):  # torn by a crash of the machine
         return Claim(run_id, "unknown", 0, "", "", "", "")
+
+
+def _share_cores(pid: int) -> bool:
+    """Whether a process may use a core that this one may use too."""
+    try:
+        return bool(os.sched_getaffinity(pid) & os.sched_getaffinity(0))
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # no such thing on this system, or somebody else's process
+        return True
 
 
 def machine() -> str:

@@ -35,6 +35,7 @@ class Desk:
         checkpoint_seconds: runs in training are kept whenever that much work would be lost.
         settled: runs of the stack at hand that were committed or failed.
         stopped: set when the worker is to keep its checkpoints and end.
+        free: gives the threads that an extraction may use now.
     """
 
     store: Store
@@ -48,6 +49,7 @@ class Desk:
     member_bytes: dict[tuple, int] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
+    free: Callable[[], int] = lambda: 1
 
     @property
     def device(self) -> torch.device:

@@ -175,7 +175,7 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
     store, head = desk.store, start_head(run, bench.scorer, desk.store)
     if run.init.kind == EXTRACTION:
         assert run.teacher is not None
-        cut, report = extraction(run, desk.data, store)
+        cut, report = extraction(run, desk.data, store, desk.place.device, desk.free)
         return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
     fresh = bench.mounted.fresh(stream_seed(run.seed, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None

@@ -1,6 +1,6 @@
 """The extraction behind a run: seed examples of the run's data in the teacher's tokens, and what is cut out by them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,8 +58,14 @@ def seed_count(init: InitSpec) -> int:
     return count
 
 
-def extraction(run: RunSpec, data: StudyData, store: Store) -> tuple[ModuleState, ExtractReport]:
+def extraction(
+    run: RunSpec, data: StudyData, store: Store, device: str = "cpu", free: Callable[[], int] = lambda: 1
+) -> tuple[ModuleState, ExtractReport]:
     """The module of a run of kind `extraction`.
+
+    Args:
+        device: where it is computed.
+        free: gives the threads that it may use now.
 
     Raises:
         UserError: what `extract` raises.
@@ -70,7 +76,7 @@ def extraction(run: RunSpec, data: StudyData, store: Store) -> tuple[ModuleState
     options = extraction_options(run.method, run.init)
     seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, data)
     head = store.tensors(run.origin, "head")[0] if run.origin else None
-    return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head)
+    return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head, device, free)
 
 
 def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed]:

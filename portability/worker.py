@@ -1,4 +1,5 @@
-"""What a worker is, whichever engine starts it: one single-threaded process that takes jobs and leaves records in the store."""
+"""What a worker is, whichever engine starts it: one process that takes jobs and leaves records in the store. It trains with
+one thread, because bits depend on torch's threads; an extraction's do not (extraction/threads.py), so it takes what is free."""
 
 import logging
 import platform
@@ -83,8 +84,8 @@ class Worker:
         self.stopped = threading.Event()
         self.desk: Desk = Desk(
             Store(setup.store), study_data(setup.sources, setup.overlap), self._tell, Tracker(setup.tracking).log_run, place,
-            setup.checkpoint_seconds, stopped=self.stopped)
-        self.claims, self.report = Claims(setup.store), report
+            setup.checkpoint_seconds, stopped=self.stopped, free=self.free)
+        self.claims, self.report, self.cores = Claims(setup.store), report, place.cores
 
     def _tell(self, stage: Stage) -> None:
         self.claims.say(stage)
@@ -112,6 +113,10 @@ class Worker:
             if runs:
                 self._tell(Stage([run.run_id for run in runs]))
                 execute(runs, marks, self.desk)
+
+    def free(self) -> int:
+        """This worker's even part of its machine's cores, among the workers of the study that have something in hand."""
+        return max(1, self.cores // (1 + self.claims.neighbours()))
 
     def stop(self) -> None:
         """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""

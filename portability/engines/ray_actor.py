@@ -93,4 +93,5 @@ def _place(start: Start) -> Place:
 
     here = ray.get_runtime_context().get_node_id()
     fit = next(start.need.room(node["Resources"]) for node in ray.nodes() if node["NodeID"] == here)
-    return Place("cpu", 1 / max(1, min(fit, start.workers or fit)))
+    count = max(1, min(fit, start.workers or fit))
+    return Place("cpu", 1 / count, max(1, int(count * start.need.cpus)))

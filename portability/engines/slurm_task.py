@@ -146,4 +146,5 @@ def _place(device: str) -> Place:
     cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
     given = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) or cpus * int(os.environ.get("SLURM_MEM_PER_CPU", "0"))
-    return Place("cpu", min(1.0, given / whole if given else cpus / (os.cpu_count() or cpus)))
+    share = min(1.0, given / whole if given else cpus / (os.cpu_count() or cpus))
+    return Place("cpu", share, min(cpus, place.cores))

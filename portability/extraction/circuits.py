@@ -1,6 +1,7 @@
 """A host's forward pass taken apart at its layers, with transformers' own layers, loaded one at a time."""
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,19 @@ from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 from transformers.models.roberta import modeling_roberta
 from transformers.models.t5 import modeling_t5
+from transformers.pytorch_utils import Conv1D
 
 from portability.attention import causal_mask, padding_mask
 from portability.errors import UserError
 from portability.extraction.options import Seed
+from portability.extraction.threads import times
 from portability.extraction.weights import EMBEDDING, Weights
+
+
+def _linear(matrix: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+    """What a linear part with a matrix (in, out) makes of states, on all threads."""
+    out = times(states, matrix)
+    return out if bias is None else out + bias
 
 
 class Batch:
@@ -89,8 +98,11 @@ class Circuit(ABC):
         except RuntimeError as error:
             raise UserError(f"host '{self.weights.spec.name}': the parameters of {stack} layer {index} are not those of its "
                             f"config.json: {error}") from error
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+        module.requires_grad_(False)
+        for part in module.modules():
+            if isinstance(part, nn.Linear | Conv1D):
+                matrix = part.weight if isinstance(part, Conv1D) else part.weight.T
+                part.forward = functools.partial(_linear, matrix, part.bias)
         return module.eval()
 
     @abstractmethod
