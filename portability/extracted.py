@@ -94,7 +94,7 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
     encoded = encode(chosen, tokenizer, run.task, labelled, teacher.fingerprint)
     if not labelled:
         return [Seed(encoded.row(i).tolist(), label=int(encoded.labels[i])) for i in range(count)]
-    answers = label_ids(tokenizer, run.task.label_words, seq2seq=family == "t5")
+    answers = label_ids(tokenizer, run.task.label_words, family == "t5", run.task.template)
     out = []
     for i in range(count):
         ids, answer = encoded.row(i).tolist(), answers[int(encoded.labels[i])]

@@ -27,6 +27,22 @@ if TYPE_CHECKING:
 OF_SET = "of the data set's answers (data.NAME.answers.max_length, else task.max_length)"
 
 
+def joined(text: str, word: str) -> str:
+    """What follows a text: the word, with a blank before it unless text or word has one there.
+
+    Example:
+        >>> joined("answer :", "yes"), joined("answer :", " yes"), joined("answer:\\n", "yes")
+        (' yes', ' yes', 'yes')
+    """
+    return word if text[-1:].isspace() or word[:1].isspace() else f" {word}"
+
+
+def after(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """Tokens of an answer: what the `whole` text has after the prompt's, or, where the tokenizer merges across the border,
+    those of the answer `alone`."""
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Token ids of N rows, one after another: an example each, or a choice of an example each.
@@ -137,6 +153,18 @@ def encode_prompts(
     return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
 
 
+def shown(example: Example, tokenizer: "PreTrainedTokenizerBase", family: str) -> tuple[str, str, list[int]]:
+    """The text that a host reads, the right answer as it follows it, and the answer's tokens.
+
+    Raises:
+        UserError: as `encode_answers`.
+    """
+    work, answer = _Encoder(tokenizer, family), example.answer.strip()
+    text, _ = work.prompt(example)
+    (row,) = work.rows([example], [answer])
+    return text, answer if work.seq2seq else joined(text, answer), row.answer
+
+
 class _Encoder:
     """A host's tokenizer, and how prompts and answers go through it."""
 
@@ -151,7 +179,7 @@ class _Encoder:
 
     def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
         """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts alone."""
-        texts = [self._prompt(example) for example in examples]
+        texts = [self.prompt(example) for example in examples]
         prompts = self._tokens([text for text, _ in texts])
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
         if empty:
@@ -161,7 +189,7 @@ class _Encoder:
         parts = zip(texts, prompts, tails, strict=True)
         return [_Row([] if templated else front, prompt, tail) for (_, templated), prompt, tail in parts]
 
-    def _prompt(self, example: Example) -> tuple[str, bool]:
+    def prompt(self, example: Example) -> tuple[str, bool]:
         """The text before the answer, and whether the host's chat template made it, with its special tokens in the text."""
         if not example.turns or not self.tokenizer.chat_template:
             return example.prompt.rstrip(" "), False
@@ -187,9 +215,8 @@ class _Encoder:
         tails = alone
         if not self.seq2seq:
             pairs = zip(texts, answers, strict=True)
-            joined = self._tokens([text + ("" if text[-1:].isspace() else " ") + answer.strip() for text, answer in pairs])
-            tails = [whole[len(prompt) :] if whole[: len(prompt)] == prompt else own
-                     for whole, prompt, own in zip(joined, prompts, alone, strict=True)]
+            whole = self._tokens([text + joined(text, answer.strip()) for text, answer in pairs])
+            tails = [after(*parts) for parts in zip(prompts, whole, alone, strict=True)]
         for answer, tail in zip(answers, tails, strict=True):
             if not set(tail) - {self.tokenizer.unk_token_id}:
                 raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer, so it can neither be learnt "
