@@ -58,7 +58,8 @@ class Rehearsal:
                 fit_head(_head(origin.host), run.host.shape.hidden, run.port)
         if run.method is not None:
             fresh = self._module(run.host, run.method)
-            with _said(f"init '{run.init.name}'", f"method '{run.method.name}'"):
+            pair = [f"from '{origin.host.name}' to '{run.host.name}'"] if origin else []
+            with _said(f"init '{run.init.name}'", f"method '{run.method.name}'", *pair):
                 self._start(run, run.method, origin, fresh)
         return asked
 
