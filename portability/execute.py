@@ -31,7 +31,7 @@ from portability.seeds import stream_seed
 from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, TaskSpec, from_dict
 from portability.stack import Bench, Head, Stack, Start, count_parameters, parts
 from portability.store import Store
-from portability.tasks.scorer import AnswerScorer
+from portability.tasks.scorer import AnswerScorer, too_long
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
@@ -260,4 +260,5 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     desk.commit(Evidence(
         run=run, labels=test.labels, predictions={0: found.of(0)}, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
+        too_long=too_long(run.task, None, test),
     ))

@@ -18,7 +18,7 @@ from portability.devices import Place
 from portability.errors import UserError
 from portability.fingerprints import combined_digest, remember, remembered
 from portability.plan import Plan
-from portability.spec import RunSpec, digest
+from portability.spec import RunSpec, digest, too_long_words
 from portability.store import Store
 from portability.worker import ENVIRONMENT, Setup, Worker, end_of, end_with_parent
 
@@ -111,15 +111,20 @@ def _answers(questions: Sequence[Question], desk: "Desk") -> Iterator[Facts]:
 
 
 def example_lines(planned: Plan, found: Mapping[str, Facts]) -> list[str]:
-    """What is asked, in the first test example of each receiving set: once for all hosts that read and answer it alike."""
-    asked: dict[str, dict[str, tuple[Facts, list[str]]]] = {}
-    for cell in planned.cells:
-        for run_id in (cell.run_id, planned.runs[cell.run_id].origin):
-            facts, run = found.get(str(run_id)), planned.runs.get(str(run_id))
-            if facts and run and run.data.name == cell.data:
-                _, hosts = asked.setdefault(cell.data, {}).setdefault(digest(facts), (facts, []))
-                hosts += [run.host.name] if run.host.name not in hosts else []
-    return [line for data, kinds in asked.items() for facts, hosts in kinds.values() for line in _said(data, hosts, facts)]
+    """What is asked, in the first test example of each receiving set: once for all hosts that read and answer it alike; and
+    how many answers are too long for a host."""
+    asked: dict[str, dict[str, tuple[Facts, dict[str, None]]]] = {}
+    cut: dict[str, None] = {}
+    received = {cell.data for cell in planned.cells}
+    for run_id in dict.fromkeys(i for cell in planned.cells for i in (cell.run_id, str(planned.runs[cell.run_id].origin))):
+        if run_id in found and (run := planned.runs[run_id]).data.name in received:
+            facts = {name: value for name, value in found[run_id].items() if name != "too_long"}
+            asked.setdefault(run.data.name, {}).setdefault(digest(facts), (facts, {}))[1][run.host.name] = None
+            counts = found[run_id].get("too_long") or {}
+            if "train_dropped" in counts:
+                cut[f"answers of {run.data.name} too long for {run.host.name}: {too_long_words(counts)}"] = None
+    lines = [line for data, kinds in asked.items() for facts, hosts in kinds.values() for line in _said(data, [*hosts], facts)]
+    return [*lines, *cut]
 
 
 def _said(data: str, hosts: Sequence[str], facts: Facts) -> list[str]:

@@ -26,8 +26,9 @@ from portability.port import fit_head
 from portability.scorer import HEAD
 from portability.spec import EXTRACTION, FROM_ORIGIN, AnswerSpec, HostSpec, MethodSpec, RunSpec
 from portability.tasks.encode import joined, shown
+from portability.tasks.scorer import too_long
 
-SHOWN = 80  # characters of a text or prompt in an example that is shown
+SHOWN, TOKENS = 80, 12  # characters of a text, prompt or answer in an example that is shown, and tokens of an answer
 
 
 class Rehearsal:
@@ -94,16 +95,18 @@ class Rehearsal:
 
     def _asked(self, run: RunSpec) -> dict[str, Any]:
         """What the host reads of the first test example, `text`; the `answers` it may give, as they follow the text; and
-        their `tokens`. A host with a head gives none."""
+        their `tokens`. A host with a head gives none. Of prompts also how many answers are `too_long`."""
         host, task = self._host(run.host), run.task
         scorer = scorer_of(host, run)
-        self.desk.test(host, run)
-        if run.method is not None:
-            self.desk.training(host, run)
+        with _said("training examples"):
+            training = None if run.method is None else self.desk.training(host, run)
+        with _said(f"{run.eval.split} examples"):
+            test = self.desk.test(host, run)
         if isinstance(task, AnswerSpec):
             first = examples(self.desk.data, run.data.name, run.eval.split, run.eval.limit)[0]
             text, answer, ids = shown(first, host.tokenizer, host.family)
-            return _example(f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids], host)
+            example = _example(f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids], host)
+            return example | {"too_long": too_long(task, training, test)}
         text = rows(self.desk.data, run.data.name, run.eval.split, run.eval.limit)[0]["text"]
         text = f"{text[:SHOWN]} ..." if len(text) > SHOWN else text
         if scorer.has_head:
@@ -114,7 +117,8 @@ class Rehearsal:
 
 
 def _example(text: str, answers: list[str], ids: list[list[int]], host: Host) -> dict[str, Any]:
-    return {"text": text, "answers": answers, "tokens": [host.tokenizer.convert_ids_to_tokens(one) for one in ids]}
+    tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]] for one in ids]
+    return {"text": text, "answers": [f"{one[:SHOWN]} ..." if len(one) > SHOWN else one for one in answers], "tokens": tokens}
 
 
 def skeleton(spec: HostSpec) -> Host:

@@ -6,11 +6,12 @@ the answer, because "word" and " word" are different tokens for most hosts. The 
 after the prompt's, and the host's end token follows. Where the tokenizer merges across the border, the answer is tokenised by
 itself. (The same rule as lm-evaluation-harness, `TemplateLM._encode_pair`, but for such merges: it cuts there all the same.)
 
-Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is never cut.
+Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is cut only where that is
+asked for (`encode_answers`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ class Sequences:
         cut: number of rows whose prompt lost its beginning.
         target_ids: (S,) int32, of t5 the answers, without a start token; else None.
         target_offsets: (N + 1,) int64, likewise.
+        dropped: number of examples that were left out, because their answers are too long.
+        truncated: number of rows whose answer lost its end.
     """
 
     ids: np.ndarray
@@ -66,6 +69,8 @@ class Sequences:
     cut: int
     target_ids: np.ndarray | None = None
     target_offsets: np.ndarray | None = None
+    dropped: int = 0
+    truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -98,14 +103,21 @@ class _Row:
 
 
 def encode_answers(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
+    too_long: str = "refuse", new_tokens: int = 1,
 ) -> Sequences:
     """Prompts with their right answers, to train on; one row an example.
+
+    An answer is too long where it leaves no room for a token of the prompt (of t5: where it has more than `max_length`).
 
     Args:
         family: the host's, a key of families.FAMILIES.
         max_length: most tokens of a row, special ones and the end token included; of t5, of the encoder's input and of the
             target each.
+        too_long: what becomes of answers that are: "refuse"; "drop" leaves their examples out; "truncate" keeps their first
+            tokens, without an end token, because the answer does not end there (our choice).
+        new_tokens: a truncated answer has at least so many, as far as the prompt's last token leaves room, and more where the
+            whole prompt leaves room for more: the prompt is cut no shorter than where an answer is to be written.
 
     Raises:
         UserError: an encoder host, a tokenizer without an end token, an answer that does not fit or that the tokenizer does
@@ -113,7 +125,17 @@ def encode_answers(
     """
     work, count = _Encoder(tokenizer, family), len(examples)
     rows = work.rows(examples, [example.answer for example in examples])
-    return work.flat(rows, np.arange(count), np.ones(count, dtype=bool), max_length)
+    long = [index for index, row in enumerate(rows) if len(row.answer) > work.room(row, max_length)]
+    kept = np.setdiff1d(np.arange(count), long if too_long == "drop" else [])
+    if long and (too_long == "refuse" or not len(kept)):
+        raise UserError(f"{len(long)} of {count} answers are too long, first in example {long[0]} (from 0, of those used): "
+                        f"{max_length} tokens are too few for a prompt and an answer of {len(rows[long[0]].answer)} with its "
+                        f"end token; raise max_length {OF_SET}, or set too_long beside it to drop or truncate")
+    if too_long == "truncate":
+        for index in long:
+            rows[index] = work.truncated(rows[index], max_length, new_tokens)
+    found = work.flat([rows[index] for index in kept], kept, np.ones(len(kept), dtype=bool), max_length)
+    return replace(found, dropped=count - len(kept), truncated=len(long) if too_long == "truncate" else 0)
 
 
 def encode_choices(
@@ -225,6 +247,16 @@ class _Encoder:
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    def room(self, row: _Row, max_length: int) -> int:
+        """Most tokens of an answer, beside the last one of its prompt."""
+        return max_length if self.seq2seq else max_length - len(row.before) - 1
+
+    def truncated(self, row: _Row, max_length: int, least: int) -> _Row:
+        """The row with the beginning of its answer, which is too long: at least so many tokens, if there is room for them."""
+        room = self.room(row, max_length)
+        beside = room if self.seq2seq else room + 1 - len(row.prompt)
+        return replace(row, answer=row.answer[: max(min(least, room), beside)])
 
     def flat(self, rows: Sequence[_Row], group: np.ndarray, right: np.ndarray, max_length: int) -> Sequences:
         """The rows one after another, prompts cut from the left where they have to be."""
