@@ -1,7 +1,6 @@
 """What is wrong with a task of prompts is said in one sentence, and costs nobody else."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np

@@ -223,7 +223,7 @@ LONG = "dull and grim and cold and warm"  # 7 tokens, 8 with the end token
 
 def test_how_many_answers_are_too_long_is_said():
     found = [Example("the plot", text) for text in ("fine", LONG, LONG)]
-    with pytest.raises(UserError, match="2 of 3 answers are too long, first in example 1 .* set too_long .* to drop or truncate"):
+    with pytest.raises(UserError, match="2 of 3 answers are too long, first in example 1 .* set too_long .* drop or truncate"):
         encode_answers(found, tokenizer(), "gpt2", 8)
 
 
@@ -233,7 +233,8 @@ def test_dropped_answers_leave_the_others_as_they_are(family):
     short = [Example("the plot", "fine"), Example("a story", "dull")]
     mixed = encode_answers([short[0], Example("the film", LONG), short[1]], tok, family, 7, "drop", 2)
     alone = encode_answers(short, tok, family, 7)
-    assert (mixed.dropped, mixed.truncated, mixed.group.tolist()) == (1, 0, [0, 2]) and (alone.dropped, alone.truncated) == (0, 0)
+    assert (mixed.dropped, mixed.truncated, mixed.group.tolist()) == (1, 0, [0, 2])
+    assert (alone.dropped, alone.truncated) == (0, 0)
     assert rows(mixed) == rows(alone) and answers(mixed) == answers(alone)
     with pytest.raises(UserError, match="1 of 1 answers are too long"):  # nothing would be left
         encode_answers([Example("the film", LONG)], tok, family, 7, "drop")
