@@ -73,7 +73,12 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
         from portability.desk import Desk
 
         yield from _answers(questions, Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
-        return
+    else:
+        yield from _aside(questions, setup)
+
+
+def _aside(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
+    """The same, by a process of its own."""
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

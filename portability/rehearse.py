@@ -43,8 +43,9 @@ class Rehearsal:
         self.hosts: dict[str, Host] = {}
         self.modules: dict[tuple[str, str], ModuleState] = {}
 
+    @torch.random.fork_rng(devices=[])  # meta tensors, too, take numbers from the one generator
     def of(self, run: RunSpec, origin: RunSpec | None) -> dict[str, Any]:
-        """What is asked in a run and how long it is (`_asked`), if nothing stands in its way.
+        """What is asked in a run (`_asked`), if nothing stands in its way.
 
         Args:
             origin: the run that it starts from, if there is one.

@@ -193,16 +193,10 @@ def test_without_torch_the_plan_says_what_was_not_looked_at(make_host, data_fold
 def test_a_process_that_dies_is_one_sentence(make_host, data_folders, tmp_path):
     got = small(data_folders, make_host, f"results={tmp_path}", "mode=plan")
     run = next(iter(plan(got.grid).runs.values()))
-
-    class Torchless(dict):
-        def __contains__(self, name):
-            return name != "torch" and super().__contains__(name)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preview.sys, "modules", Torchless(sys.modules))
         patch.setattr(preview, "_rehearse", _dies)
         with pytest.raises(UserError, match="could not be looked at: the process ended with exit code 7"):
-            list(preview._rehearsed([(run, None)], None))
+            list(preview._aside([(run, None)], None))
 
 
 def _dies(*_):
@@ -268,10 +262,10 @@ def test_the_plan_shows_an_example_with_its_blanks(make_host, data_folders, tmp_
     for labels in ("negative,positive", "' negative',' positive'"):
         assert command(small(data_folders, make_host, *words, f"task.label_words=[{labels}]")) == 0
         lines = capsys.readouterr().out.splitlines()
-        (place,) = [at for at, line in enumerate(lines) if "on nano-tuned-base:" in line]
-        assert lines[place] == f"example of nano_films on nano-tuned-base: {first + ' answer :'!r} -> {shown}"
+        (place,) = [at for at, line in enumerate(lines) if line.startswith("example of nano_films on nano-tuned-base")]
+        assert lines[place].endswith(f": {first + ' answer :'!r} -> {shown}")
         assert lines[place + 1] == "  tokens: ['negative'] or ['positive'] (the first ones are scored)"
-        assert any(line.startswith("example of nano_films on nano-raw-base: ") for line in lines)  # a label alone
+        assert any(line.startswith("example of ") and "nano-raw-base" in line for line in lines)  # a label alone
     assert list(tmp_path.iterdir()) == []
 
 
