@@ -87,7 +87,8 @@ class Study:
     records: list[dict[str, Any]]  # run_id, run_info, meta_info of every record that is used
     runs: pd.DataFrame  # the columns of FACTS, one row per record that is used
     pairs: pd.DataFrame  # the columns of PAIR, one row per two hosts whose similarity is recorded
-    parts: dict[str, list[dict[str, Any]]]  # "host", "data": the distinct ones behind the records that are used, as in specs
+    parts: dict[str, list[dict[str, Any]]]  # "host", "data": the distinct ones behind the records that are used, as in specs;
+    # "too_long": of hosts (their names) and data sets for which answers were, how many
 
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
@@ -175,7 +176,7 @@ def _runs(store: Store, metric: str | None) -> Runs:
     rows: list[dict[str, Any]] = []
     facts: list[tuple[Any, ...]] = []
     held: dict[str, set[str]] = {}
-    parts: dict[str, dict[str, Any]] = {"host": {}, "data": {}}
+    parts: dict[str, dict[str, Any]] = {"host": {}, "data": {}, "too_long": {}}
     records: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
     state: dict[str, str] = {}
@@ -198,9 +199,8 @@ def _runs(store: Store, metric: str | None) -> Runs:
                 unmeasured.setdefault(run_id, {}).setdefault(hole["metric"], {})[hole["updates"]] = hole["reason"]
             held[run_id] = set.intersection(*map(set, marks)) if marks else set()
             facts.append(_facts(run_id, record))
-            for name, known in parts.items():
-                if part := (record.get("spec") or {}).get(name):
-                    known.setdefault(json.dumps(part, sort_keys=True), part)
+            for name, part in _parts(record).items():
+                parts[name].setdefault(json.dumps(part, sort_keys=True), part)
             records.append({key: record.get(key) or {} for key in ("run_info", "meta_info")} | {"run_id": run_id})
     for run_id, failure in store.failures().items():
         if run_id not in state:
@@ -211,6 +211,15 @@ def _runs(store: Store, metric: str | None) -> Runs:
     distinct = {name: list(known.values()) for name, known in parts.items()}
     return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records,
                 unmeasured)
+
+
+def _parts(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a record adds to `Study.parts`."""
+    spec, counts = record.get("spec") or {}, record["train_info"].get("too_long") or {}
+    found = {name: spec[name] for name in ("host", "data") if spec.get(name)}
+    if "train_dropped" not in counts:  # a bare host is not trained
+        return found
+    return found | {"too_long": {"host": record["cell"]["host"], "data": record["cell"]["data"], **counts}}
 
 
 def _fault(record: dict[str, Any], run_id: str) -> str | None:

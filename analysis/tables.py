@@ -66,8 +66,8 @@ def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
 
 
 def _caption(recipe: Recipe, found: Evidence, frame: pd.DataFrame, rows: tuple[str, ...], lead: str) -> str:
-    facts = found.study.facts
+    facts, cut = found.study.facts, captions.too_long(found.study.parts["too_long"])
     if recipe.words is not None:
-        return " ".join([lead, recipe.words(found, frame), *captions.leak_guard(facts)])
+        return " ".join([lead, recipe.words(found, frame), *captions.leak_guard(facts), *cut])
     keys = [key for key in (*rows, recipe.column) if key is not None and key != "quantity"]
-    return captions.caption(lead, frame, recipe.behind(found), keys, facts, found.why)
+    return " ".join([captions.caption(lead, frame, recipe.behind(found), keys, facts, found.why), *cut])

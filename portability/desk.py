@@ -70,7 +70,7 @@ class Desk:
         if isinstance(run.task, TaskSpec):
             return self.encoded(host, run, "train", 0)
         return self._kept(run, "train", 0, lambda found, task: encode_answers(
-            found, host.tokenizer, host.family, task.max_length))
+            found, host.tokenizer, host.family, task.max_length, task.too_long, task.new_tokens or 1))
 
     def test(self, host: Host, run: RunSpec) -> Encoded | Questions:
         """What the run is scored on, as token ids."""

@@ -32,7 +32,7 @@ from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUB
 from portability.stack import Bench, Head, Stack, Start, count_parameters, parts
 from portability.stages import SCORING, Stage
 from portability.store import Store
-from portability.tasks.scorer import AnswerScorer
+from portability.tasks.scorer import AnswerScorer, too_long
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
@@ -264,4 +264,5 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     desk.commit(Evidence(
         run=run, labels=test.labels, predictions={0: found.of(0)}, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
+        too_long=too_long(run.task, None, test),
     ))

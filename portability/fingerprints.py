@@ -1,4 +1,5 @@
-"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes."""
+"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes; and other values that are
+kept by the content they follow from."""
 
 import hashlib
 import json
@@ -6,6 +7,9 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from portability.spec import digest
 
 log = logging.getLogger(__name__)
 
@@ -46,3 +50,25 @@ def combined_digest(paths: Iterable[Path], *extra: str) -> str:
     for text in extra:
         total.update(text.encode())
     return total.hexdigest()[:16]
+
+
+def remembered(kind: str, entry: str) -> Any:
+    """A value kept under a name in the folder of its kind, or None where there is none that is intact."""
+    try:
+        found = json.loads((cache_folder() / kind / f"{entry}.json").read_text())
+        value, mark = found["value"], found["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if digest(value) == mark else None
+
+
+def remember(kind: str, entry: str, value: Any) -> None:
+    """Keep a value; a cache that cannot be written costs time, not the study."""
+    path = cache_folder() / kind / f"{entry}.json"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps({"digest": digest(value), "value": value}))
+        draft.replace(path)
+    except OSError as error:
+        log.warning("cannot keep what was derived in %s (%s)", path.parent, error.strerror)

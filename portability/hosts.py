@@ -14,6 +14,7 @@ from portability.fingerprints import combined_digest
 from portability.hub import look_for_hub, remedy
 from portability.paths import EMBEDDED
 from portability.spec import HostShape, HostSpec
+from portability.tasks.encode import after, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -325,22 +326,40 @@ def narrow(model: "PreTrainedModel") -> None:
             part.to(torch.bfloat16)
 
 
-def label_ids(tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool) -> tuple[int, int]:
-    """First token of each label word (negative, positive).
+def label_tokens(
+    tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
+) -> list[list[int]]:
+    """Tokens of each label word (negative, positive), as they follow a question (tasks.encode.joined): a word that begins
+    with a blank is taken as it is written.
 
     Args:
-        seq2seq: True where the label stands alone (T5 decoder); False where it continues the prompt.
-
-    Raises:
-        UserError: the two words begin with the same token or with the unknown one, so scoring could not tell them apart.
+        seq2seq: True where the label stands alone (T5 decoder); False where it continues the question.
+        template: of the question; it ends as the question does.
     """
     def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    before = [] if seq2seq else tokens("it is")  # a label that continues a prompt: the first token after it
-    first = [tokens(word if seq2seq else f"it is {word}")[len(before)] for word in words]
-    if first[0] == first[1]:
-        raise UserError(f"label words {words} begin with the same token {first[0]}; choose others (task.label_words)")
-    if tokenizer.unk_token_id in first:
+    asked = template.replace("{text}", "it is")
+    if seq2seq:
+        return [tokens(word) for word in words]
+    return [after(tokens(asked), tokens(asked + joined(asked, word)), tokens(word)) for word in words]
+
+
+def label_ids(
+    tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
+) -> tuple[int, int]:
+    """First token of each label word (negative, positive); arguments as of `label_tokens`.
+
+    Raises:
+        UserError: the two words begin with the same token, with the unknown one or with none, so scoring could not tell them
+            apart.
+    """
+    found = label_tokens(tokenizer, words, seq2seq, template)
+    if [] in found:
+        raise UserError(f"label word {words[found.index([])]!r} has no token; choose others (task.label_words)")
+    negative, positive = (tokens[0] for tokens in found)
+    if negative == positive:
+        raise UserError(f"label words {words} begin with the same token {negative}; choose others (task.label_words)")
+    if tokenizer.unk_token_id in (negative, positive):
         raise UserError(f"a label word of {words} is unknown to the host's tokenizer; choose others (task.label_words)")
-    return first[0], first[1]
+    return negative, positive

@@ -17,6 +17,7 @@ from portability.errors import UserError
 from portability.estimate import agree, calibrate, estimate
 from portability.pairs import compare_pairs
 from portability.plan import Plan, alike, stacks, work
+from portability.preview import preview
 from portability.spec import RunSpec
 from portability.stages import Stage
 from portability.store import Store
@@ -268,6 +269,7 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
                     counted(book.earlier, "run"))
     todo = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds)
+    preview(planned, todo, setup)
     if todo:
         _weigh(book, todo, study, setup)
     store.expect(planned.cells, facts(study, tracking.sweep) | ({"overrides": list(asked)} if asked else {}))

@@ -43,6 +43,7 @@ class Evidence:
     report: PortReport | None = None
     outcome: Outcome = field(default_factory=Outcome)
     origin: dict[str, str] | None = None  # names of the origin's host and data
+    too_long: dict[str, int] = field(default_factory=dict)  # answers that were (tasks.scorer.too_long)
 
 
 def build_result(evidence: Evidence) -> Result:
@@ -73,6 +74,7 @@ def build_result(evidence: Evidence) -> Result:
             "tokens": evidence.outcome.tokens,
             "padded_tokens": evidence.outcome.padded_tokens,
             "stack": evidence.stack,
+            **({"too_long": evidence.too_long} if evidence.too_long else {}),
             "train_loss": [list(point) for point in evidence.outcome.losses],
             **_metrics(evidence),
         },

@@ -16,13 +16,15 @@ from portability.config import Study, to_study
 from portability.errors import UserError, without_places
 from portability.measures import MEASURES, name_of, own
 from portability.plan import Plan, plan, updates_of
-from portability.progress import carry_out
+from portability.preview import example_lines, preview
+from portability.progress import carry_out, to_do
 from portability.spec import METRICS
 from portability.status import status_lines
 from portability.store import Store
 from portability.store.records import measured
 from portability.tracking import TrackingSpec, resolve_mode
 from portability.wording import counted
+from portability.worker import Setup
 
 log = logging.getLogger(__name__)
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -73,7 +75,9 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     ids = chosen(planned, study.part)
     part = planned if len(ids) == len(planned.runs) else planned.part(ids)
     if study.mode == "plan":
-        _say(plan_lines(study, part, store))
+        untracked = TrackingSpec("disabled", study.tracking.project, store.root)
+        found = preview(part, to_do(part, store, part.runs)[0], Setup(store.root, study.sources, study.overlap, untracked))
+        _say([*plan_lines(study, part, store), *example_lines(part, found)])
         return 0
     if study.mode == "status":
         _say(status_lines(part, store))

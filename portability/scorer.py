@@ -75,7 +75,7 @@ class Scorer(nn.Module):
             self.head.requires_grad_(False)
             self.label_ids = (0, 1)
         else:
-            self.label_ids = label_ids(host.tokenizer, task.label_words, seq2seq=self.family == "t5")
+            self.label_ids = label_ids(host.tokenizer, task.label_words, self.family == "t5", task.template)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, V) or (B, 2), always in fp32.

@@ -11,7 +11,7 @@ from portability.errors import UserError, choose
 from portability.hub import look_for_hub, remedy
 from portability.overlap import LabelledText, Rows
 from portability.paths import EMBEDDED
-from portability.spec import SCORINGS, AnswerSpec
+from portability.spec import SCORINGS, TOO_LONG, AnswerSpec
 from portability.tasks.examples import FORMS, Example, check_kinds, example_of, kind, parsed, read_examples
 from portability.tasks.scoring import LIKELIHOODS, NORMALISERS
 
@@ -89,7 +89,8 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     given, where = dict(source.answers), f"data.{source.name}.answers"
     scoring = choose(str(given.pop("scoring", None)), SCORINGS, f"{where}.scoring (the type of task)")
     written = scoring != "choice"
-    known = {"exact_match": ("normaliser", "new_tokens"), "rouge_l": ("new_tokens",), "choice": ("likelihood",)}[scoring]
+    known = {"exact_match": ("normaliser", "new_tokens", "too_long"), "rouge_l": ("new_tokens", "too_long"),
+             "choice": ("likelihood",)}[scoring]
     for key in given:
         choose(str(key), (*known, "max_length"), f"key in {where}, scored by {scoring},")
     numbers = {"max_length": given.get("max_length", max_length)} | ({"new_tokens": given.get("new_tokens")} if written else {})
@@ -100,6 +101,7 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
         scoring=scoring, new_tokens=numbers.get("new_tokens"), max_length=numbers["max_length"],
         normaliser=str(given.get("normaliser", "squad")) if scoring == "exact_match" else None,
         likelihood=None if written else str(given.get("likelihood", "sum")),
+        too_long=choose(str(given.get("too_long", TOO_LONG[0])), TOO_LONG, f"{where}.too_long"),
     )
     choose(spec.normaliser or "squad", NORMALISERS, f"{where}.normaliser")
     choose(spec.likelihood or "sum", LIKELIHOODS, f"{where}.likelihood")

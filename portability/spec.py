@@ -130,6 +130,8 @@ class AnswerSpec:
         likelihood: of choice, a name in tasks.scoring.LIKELIHOODS.
         new_tokens: most tokens of a written answer, its end token included; None for choice.
         max_length: tokens of prompt and answer (of t5: of the prompt, and of the answer).
+        too_long: what becomes of answers to write that leave no room for a prompt in it, one of TOO_LONG
+            (tasks.encode.encode_answers).
     """
 
     scoring: str
@@ -137,9 +139,22 @@ class AnswerSpec:
     likelihood: str | None
     new_tokens: int | None
     max_length: int
+    too_long: str = "refuse"
 
 
+TOO_LONG = ("refuse", "drop", "truncate")
 SCORINGS = ("exact_match", "rouge_l", "choice")
+
+
+def too_long_words(counts: Mapping[str, int]) -> str:
+    """Numbers of answers that were too long, in words.
+
+    Example:
+        >>> too_long_words({"train_dropped": 2, "train_truncated": 0, "test_truncated": 1})
+        '2 training examples left out, 0 training answers cut, 1 test answers cut in their likelihood'
+    """
+    return (f"{counts['train_dropped']} training examples left out, {counts['train_truncated']} training answers cut, "
+            f"{counts['test_truncated']} test answers cut in their likelihood")
 
 
 @dataclass(frozen=True)
@@ -198,7 +213,7 @@ class RunSpec:
             "schema": SCHEMA,
             "host": self.host.fingerprint,
             "data": [self.data.train_digest, self.data.eval_digest],
-            "task": asdict(self.task),
+            "task": _as_before(self.task),
             "method": _without(self.method, "name"),
             "init": _without(self.init, "name"),
             "port": _without(self.port, "name"),
@@ -219,6 +234,11 @@ class RunSpec:
     def with_updates(self, updates: int) -> "RunSpec":
         """The same run with another number of updates."""
         return replace(self, train=replace(self.train, updates=updates))
+
+
+def _as_before(task: TaskSpec | AnswerSpec) -> dict[str, Any]:
+    """A task as it is hashed: `too_long` counts where it is not its default, which all sets had before there was a choice."""
+    return {key: value for key, value in asdict(task).items() if (key, value) != ("too_long", TOO_LONG[0])}
 
 
 def _without(value: Any, *names: str) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from portability.scorer import Predictions
 from portability.spec import RunSpec, digest
 from portability.stages import SCORING, TRAINING, Stage
 from portability.store import Store
+from portability.tasks.scorer import too_long
 
 Head = dict[str, Tensor]
 Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per mark "nll.50" and so on
@@ -199,6 +200,7 @@ class Stack:
                 module=module, start=start.frozen, head=head, host_parameters=count_parameters(self.bench.scorer),
                 seconds=float(self.seconds[index]) + overhead / len(self.runs), train_seconds=float(self.seconds[index]),
                 device=desk.place.device, stack=len(self.runs),
+                too_long=too_long(run.task, self.bench.training, self.bench.test),
             )
             try:
                 desk.commit(evidence)

@@ -2,11 +2,16 @@
 one thread, because bits depend on torch's threads; an extraction's do not (extraction/threads.py), so it takes what is free."""
 
 import logging
+import multiprocessing
+import os
 import platform
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from portability.claims import Claims
@@ -121,3 +126,28 @@ class Worker:
     def stop(self) -> None:
         """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""
         self.stopped.set()
+
+
+# ---- processes that answer a command's questions
+
+
+def end_with_parent() -> None:
+    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_of(child: BaseProcess, error: Exception) -> str:
+    """How such a process ended before it had answered."""
+    if child.pid is None:
+        return f"no process could be started ({error})"
+    child.join()
+    why = ", perhaps for want of memory" if child.exitcode == -signal.SIGKILL else ""
+    return f"the process ended with exit code {child.exitcode}{why}"

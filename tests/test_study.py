@@ -17,7 +17,7 @@ from test_tracking import files, inspect
 from tiny import CONF, noisy  # noqa: F401
 
 from analysis.load import problems, tidy
-from portability import engine, execute
+from portability import engine, execute, progress
 from portability.errors import UserError
 from portability.plan import plan
 from portability.run import command
@@ -158,10 +158,14 @@ def test_a_diverging_run_fails_with_its_update_and_blocks_what_needs_it(data_fol
             assert "blocked: its origin" in store.failures()[run_id]["error"]
 
 
-def test_an_impossible_port_fails_alone_and_says_why(data_folders, make_host, tmp_path):
+def test_an_impossible_port_is_refused_before_work_and_fails_alone_in_it(data_folders, make_host, tmp_path, monkeypatch):
     other = make_host("gpt2", 32, 2, 4, 1)
     study = small(data_folders, make_host, f"results={tmp_path}", "study=far", *OFF, "method=lora", "grid.seeds=[0]",
                   f"host.nano-tuned-base.path={other.source}")
+    with pytest.raises(UserError, match="from 'nano-raw-base' to 'nano-tuned-base' would lose .* partial carry"):
+        command(study)
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    monkeypatch.setattr(progress, "preview", lambda *_: {})  # as if the rehearsal had not seen it
     assert command(study) == 1
     store = Store(tmp_path / "far")
     errors = [failure["error"] for failure in store.failures().values()]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from portability.batches import Bucket, fill
+from portability.encoding import Encoded
 from portability.hosts import Host
 from portability.scorer import SCORE_ROWS, Parameters, Predictions, check_length
-from portability.spec import AnswerSpec
+from portability.spec import AnswerSpec, TaskSpec
 from portability.tasks.decoding import answer_loss, answer_scores, greedy, texts
 from portability.tasks.encode import Sequences, encode_answers, encode_choices, encode_prompts
 from portability.tasks.examples import Example
@@ -49,7 +50,8 @@ class Questions:
 
 
 def questions(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, spec: AnswerSpec) -> Questions:
-    """A test set as a host reads it.
+    """A test set as a host reads it: all of its examples, whatever is too long in training. What an answer is worth is said by
+    its text; where answers may be too long, the likelihood of the right one is that of its beginning.
 
     Raises:
         UserError: what `encode_choices`, `encode_prompts` and `encode_answers` raise.
@@ -58,7 +60,18 @@ def questions(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase",
     if spec.new_tokens is None:
         return Questions(encode_choices(examples, tokenizer, family, length), None, answers)
     asked = encode_prompts(examples, tokenizer, family, length, spec.new_tokens)
-    return Questions(asked, encode_answers(examples, tokenizer, family, length), answers)
+    too_long = spec.too_long if spec.too_long == "refuse" else "truncate"
+    return Questions(asked, encode_answers(examples, tokenizer, family, length, too_long, spec.new_tokens), answers)
+
+
+def too_long(task: TaskSpec | AnswerSpec, training: Encoded | Sequences | None, test: Encoded | Questions) -> dict[str, int]:
+    """How many answers were too long for a host, where they may be: of training, left out or cut; of the test, cut for their
+    likelihood; nothing where they may not."""
+    if isinstance(task, TaskSpec) or task.too_long == "refuse":
+        return {}
+    assert isinstance(training, Sequences | None) and isinstance(test, Questions) and test.right is not None
+    own = {} if training is None else {"train_dropped": training.dropped, "train_truncated": training.truncated}
+    return own | {"test_truncated": test.right.truncated}
 
 
 class AnswerScorer:
