@@ -17,8 +17,7 @@ from portability.errors import FAULTS, UserError
 from portability.execute import scorer_of
 from portability.extracted import extraction_options, seed_examples
 from portability.extraction import peak_bytes
-from portability.families import FAMILIES
-from portability.hosts import Host, folder_of, label_tokens, load_tokenizer
+from portability.hosts import Host, folder_of, label_tokens, load_tokenizer, model_class
 from portability.inits import INITS, Given
 from portability.methods import Mounted
 from portability.module import ModuleState
@@ -129,12 +128,11 @@ def skeleton(spec: HostSpec) -> Host:
         UserError: its tokenizer cannot be loaded.
     """
     import adapters
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder_of(spec), local_files_only=True, trust_remote_code=False)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = (AutoModel if FAMILIES[spec.shape.family].scoring == "head" else kind).from_config(config)
+        model = model_class(spec.shape.family).from_config(config)
         adapters.init(model)
     return Host(spec, model.requires_grad_(False).eval(), load_tokenizer(spec))
 
