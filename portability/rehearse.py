@@ -17,6 +17,7 @@ from portability.errors import FAULTS, UserError
 from portability.execute import scorer_of
 from portability.extracted import extraction_options, seed_examples
 from portability.extraction import peak_bytes
+from portability.extraction.weights import Weights
 from portability.hosts import Host, folder_of, label_tokens, load_tokenizer, model_class
 from portability.inits import INITS, Given
 from portability.methods import Mounted
@@ -125,11 +126,12 @@ def skeleton(spec: HostSpec) -> Host:
     """A host without weights, on the meta device, with its tokenizer.
 
     Raises:
-        UserError: its tokenizer cannot be loaded.
+        UserError: its files hold other weights than its config.json asks for, or its tokenizer cannot be loaded.
     """
     import adapters
     from transformers import AutoConfig
 
+    Weights(spec)  # holds names and shapes in the files' headers against the model's
     config = AutoConfig.from_pretrained(folder_of(spec), local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = model_class(spec.shape.family).from_config(config)

@@ -11,6 +11,7 @@ from tiny import FAMILIES
 from portability.errors import UserError
 from portability.extraction.weights import Weights
 from portability.hosts import HostSource, describe, load_plain
+from portability.rehearse import skeleton
 
 ENCODERS = ("bert", "roberta")
 SOME = {  # a matrix in the middle of each family
@@ -39,8 +40,8 @@ def without(*names):
 
 
 def refusals(source):
-    """What loading and reading for an extraction say."""
-    for read in (load_plain, Weights):
+    """What loading, reading for an extraction, and looking at a host before work say."""
+    for read in (load_plain, Weights, skeleton):
         with pytest.raises(UserError) as said:
             read(describe(source))
         yield str(said.value)

@@ -3,7 +3,6 @@
 import json
 import sys
 
-import hydra
 import pytest
 import tiny
 import torch
@@ -14,13 +13,11 @@ from test_config import small
 from test_tasks_encode import gpt2_like
 
 from portability import preview, progress
-from portability.config import to_study
 from portability.errors import UserError
 from portability.hosts import label_ids, label_tokens, load_tokenizer
 from portability.methods import Mounted
-from portability.paths import bundled
 from portability.plan import plan
-from portability.run import command, prepare
+from portability.run import command, compose
 from portability.spec import MethodSpec
 from portability.store import Store
 
@@ -52,10 +49,8 @@ def with_method(folder, library, config, settings):
     (folder / "method" / "mine.yaml").write_text(json.dumps({"mine": value}))
 
     def composed(data_folders, make_host, *more):
-        with hydra.initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-            words = prepare(["--config-dir", str(folder), f"data.nano_films.path={data_folders['one']}", "method=[mine]",
-                             "task.template='{text} answer :'", "task.max_length=48", "similarity=false", *more])[2:]
-            return to_study(hydra.compose("config", overrides=[*words, f"hydra.searchpath=[file://{folder}]"]))
+        return compose(["--config-dir", str(folder), f"data.nano_films.path={data_folders['one']}", "method=[mine]",
+                        "task.template='{text} answer :'", "task.max_length=48", "similarity=false", *more])
 
     return composed
 
