@@ -155,7 +155,8 @@ class Stack:
         engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
-    def _score(self, updates: int, parameters: dict[str, Tensor], on_part: Callable[[float], None]) -> Predictions:
+    def _score(self, updates: int, parameters: dict[str, Tensor], on_part: Callable[[float], None] = lambda part: None
+               ) -> Predictions:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
         if updates == 0:
