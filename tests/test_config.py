@@ -250,7 +250,7 @@ def test_the_sets_of_a_study_follow_from_data_and_relations_unless_they_are_give
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("foo: {library: adapters}", "and holds foo"), ("", "and holds nothing"), ("mine: {library: [", "expected the node content"),
+    ("foo: {library: adapters}", "and holds foo"), ("", "and holds nothing"), ("mine: {library: [", "expected the node"),
     ("lora: {library: adapters, config: LoRAConfig, settings: {r: 4}, learning_rate: 1.0}", "and holds lora"),
     ("mine: {library: a}\nother: {library: a}", "and holds mine, other"),
 ])
