@@ -1,11 +1,15 @@
 """Which test examples each run gets right, or how well it answers them, out of its predictions."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 
+from analysis.metrics import PREFIX
 from portability.errors import UserError
+from portability.measures import MEASURES, Measure, Undefined
 from portability.store import Store
 
 Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) whether each test example is right, or its score
@@ -31,6 +35,33 @@ def right(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray
             at = places[mark]
             found[str(run_id), mark] = saved["score"][at] if "score" in saved else (saved["margin"][at] > 0) == (examples == 1)
     return found
+
+
+def marks_of(store: Store, record: Mapping[str, Any], metric: str | None) -> list[dict[str, Any]]:
+    """The marks of a record; a shipped metric of margins that they lack is computed where margins and labels are stored.
+
+    Args:
+        metric: the one that is looked at, if any.
+    """
+    train = record["train_info"]
+    marks, measure = train["metrics"], MEASURES.get(str(metric).removeprefix(PREFIX))
+    if measure is None or measure.column != "margin" or all(metric in mark for mark in marks):
+        return marks
+    try:
+        saved = store.predictions(record["run_id"])
+    except (UserError, SafetensorError, OSError):
+        return marks
+    if "label" not in saved:
+        return marks
+    margins = dict(zip(saved["updates"].tolist(), saved["margin"].astype(float), strict=True))
+    return [mark | _computed(metric, measure, margins.get(mark["updates"]), saved["label"]) for mark in marks]
+
+
+def _computed(name: str, measure: Measure, margin: np.ndarray | None, labels: np.ndarray) -> dict[str, float]:
+    try:
+        return {} if margin is None else {name: float(measure.value(margin, labels))}
+    except Undefined:
+        return {}
 
 
 def _questions(store: Store, run_id: str, count: int) -> np.ndarray:

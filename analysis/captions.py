@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.judging import POOLED
 from analysis.load import COORDINATES
 from analysis.stats import FAULTS, varying
+from portability.spec import too_long_words
 
 COUNTS = "In brackets: cells done/asked for, distinct runs (for a gain: blocks)."
 SPREAD = "Mean ± standard deviation (ddof 1) over distinct runs; one run has no ±."
@@ -162,3 +163,18 @@ def leak_guard(facts: list[dict[str, Any]]) -> list[str]:
         some = " in some of the study's commands" if len(kept) > 1 else ""
         sentences.append(f"Sentences shared between data sets were kept{some} (overlap: keep).")
     return sentences
+
+
+def too_long(found: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence on answers that were too long for a host, where the study let them be.
+
+    Args:
+        found: Study.parts["too_long"].
+
+    Example:
+        >>> too_long([{"host": "h", "data": "d", "train_dropped": 1, "train_truncated": 0, "test_truncated": 0}])
+        ['Answers too long for a host: d on h 1 training examples left out, 0 training answers cut, 0 test answers cut in \
+their likelihood.']
+    """
+    words = [f"{one['data']} on {one['host']} {too_long_words(one)}" for one in found]
+    return [f"Answers too long for a host: {'; '.join(words)}."] if words else []

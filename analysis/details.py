@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError
 
+from analysis.answers import marks_of
 from analysis.load import other_protocol, protocol
 from analysis.metrics import shown, value_of
 from portability.errors import UserError, without_places
@@ -73,7 +74,7 @@ def details(store: Store, cells: pd.DataFrame, metric: str = "eval_accuracy", mo
         if unusable or record is None:
             runs[run_id] = unusable or {}
             continue
-        runs[run_id] = _run(store, run_id, record, metrics, shared) if len(runs) < most else {}
+        runs[run_id] = _run(store, run_id, record, metrics, shared, metric) if len(runs) < most else {}
     for run_id, failure in store.failures().items():
         runs.setdefault(run_id, _failed(failure))
     for run_id in named:
@@ -107,7 +108,8 @@ def _failed(failure: dict[str, Any]) -> dict[str, Any]:
 # ---- one run
 
 
-def _run(store: Store, run_id: str, record: dict[str, Any], metrics: list[str], shared: _Shared) -> dict[str, Any]:
+def _run(store: Store, run_id: str, record: dict[str, Any], metrics: list[str], shared: _Shared,
+         chosen: str) -> dict[str, Any]:
     record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # a number that is not finite is no number
     spec, train = record.get("spec") or {}, record["train_info"]
     info, meta = record.get("run_info") or {}, record.get("meta_info") or {}
@@ -119,7 +121,7 @@ def _run(store: Store, run_id: str, record: dict[str, Any], metrics: list[str], 
         "origin": spec.get("origin"),
         "spec": {key: shared.place(value) for key, value in spec.items() if key not in ("origin", "seed")},
         "marks": shared.place([mark["updates"] for mark in train["metrics"]]),
-        "metrics": [[value_of(mark, name) for name in metrics] for mark in train["metrics"]],
+        "metrics": [[value_of(mark, name) for name in metrics] for mark in marks_of(store, record, chosen)],
         "loss": _loss(train.get("train_loss") or [], shared),
         "port": _port(record.get("port_info"), shared),
         "cost": [train.get(key) for key in COSTS],

@@ -11,7 +11,7 @@ from analysis.answers import Right, right
 from analysis.arms import PORTED, arm_of
 from analysis.inference import LEVELS, compare, init_pairs
 from analysis.load import Study, read
-from analysis.metrics import METRICS, OVER_EXAMPLES, Metric
+from analysis.metrics import OVER_EXAMPLES, Metric, metric_of
 from portability.errors import UserError
 from portability.spec import BARE
 from portability.store import Store
@@ -107,7 +107,7 @@ def gather(store: Store, metric: str | None = None) -> Evidence:
         UserError: no study there, or the metric is unknown.
     """
     study = read(store, metric)
-    chosen = METRICS[study.metric]
+    chosen = metric_of(study.metric)
     if chosen.name not in OVER_EXAMPLES:
         return Evidence(study, chosen, None, f"{chosen.label} is not a mean over examples that are right or wrong")
     try:

@@ -185,7 +185,7 @@ def _pareto(panels: dict[str, pd.DataFrame], found: Evidence, labels: Sequence[s
         handles += [sample("0.35", marker, name) for name, marker in methods.items()]
         handles += [sample("0.2", "", "front", line="-")] if sign else []
         handles += [hollow()] if (every["status"] != "complete").any() else []
-        head(figure, title(f"{found.metric.label.capitalize()} against cost", *labels), handles)
+        head(figure, title(f"{found.metric.title} against cost", *labels), handles)
         foot(figure, COST_NOTE)
     return figure
 

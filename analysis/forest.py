@@ -187,7 +187,7 @@ def _lacks(row: pd.Series | None) -> bool:
 
 
 def _title(figure: Figure, found: Evidence, words: str, rows: pd.DataFrame, *, hollow_too: bool) -> None:
-    text = f"{found.metric.label.capitalize()}, {found.arm} against {words}, {budget_words(int(rows['budget'].max()))}"
+    text = f"{found.metric.title}, {found.arm} against {words}, {budget_words(int(rows['budget'].max()))}"
     head(figure, text, [sample("0.2", "o", "complete"), hollow()] if hollow_too else [])
 
 

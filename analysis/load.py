@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.answers import marks_of
 from analysis.arms import ARMS
-from analysis.metrics import METRICS, PARTS, SCORE, value_of
+from analysis.metrics import OF_LABELS, PARTS, SCORE, names_of, value_of
 from portability.errors import choose
 from portability.spec import PROTOCOLS, Cell
 from portability.store import Store
+from portability.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +33,13 @@ INITS = (*ARMS, "sampled", "scratch")  # these first, in this order; other inits
 class Problem:
     """Something wrong with a study: its kind, the run or cell it is about, and what happened, in words."""
 
-    kind: str  # a status other than "done", or "broken"
+    kind: str  # a status other than "done", "broken", or "unmeasured"
     where: str
     message: str
     cells: int = 0  # how many cells read this run
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.where}: {self.message} ({self.cells} cells)"
+        return f"{self.kind}: {self.where}: {self.message} ({counted(self.cells, 'cell')})"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Runs:
 
     `marks` has one row per run and mark (run_id, mark, and the metrics); `facts` one row per run; `held` names the metrics that
     all marks of a used record hold; `state` names what each known run is, `parts` the distinct hosts and data sets behind the
-    used records, `reason` why it is not done, `records` the parts of each used record that say where it comes from.
+    used records, `reason` why it is not done, `records` the parts of each used record that say where it comes from,
+    `unmeasured` why a metric has no number, by run, metric and mark.
     """
 
     marks: pd.DataFrame
@@ -58,6 +61,20 @@ class Runs:
     broken: dict[str, str]
     records: list[dict[str, Any]]
     schema: int
+    unmeasured: dict[str, dict[str, dict[int, str]]]
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics that are known, and the study's own."""
+        return names_of(self.marks.columns)
+
+    def hole(self, run_id: str, metric: str, mark: int | None = None) -> str:
+        """Why a run that is done has no number at a mark, or at one of its marks."""
+        reasons = self.unmeasured.get(run_id, {}).get(metric, {})
+        if mark is None:
+            mark = next(iter(reasons), -1)
+        return f"no {metric}: " + reasons.get(
+            mark, "the run was stored without it, and its predictions do not give it (see eval.metrics)")
 
 
 @dataclass(frozen=True)
@@ -65,14 +82,15 @@ class Study:
     """A study, read: its cells (see `tidy`), what is wrong with it, its manifests' facts, and its runs' origin."""
 
     name: str
-    metric: str  # of METRICS, that of its cells
+    metric: str  # that of its cells
     cells: pd.DataFrame
     problems: list[Problem]
     facts: list[dict[str, Any]]  # the manifests without their cells
     records: list[dict[str, Any]]  # run_id, run_info, meta_info of every record that is used
     runs: pd.DataFrame  # the columns of FACTS, one row per record that is used
     pairs: pd.DataFrame  # the columns of PAIR, one row per two hosts whose similarity is recorded
-    parts: dict[str, list[dict[str, Any]]]  # "host", "data": the distinct ones behind the records that are used, as in specs
+    parts: dict[str, list[dict[str, Any]]]  # "host", "data": the distinct ones behind the records that are used, as in specs;
+    # "too_long": of hosts (their names) and data sets for which answers were, how many
     schema: int  # of the records that are used, a key of spec.PROTOCOLS
 
 
@@ -100,16 +118,17 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
     """Read a study once: its cells, problems and provenance.
 
     Args:
-        metric: one of METRICS; None: accuracy where all runs behind the cells have it, else ROUGE-L where all have that, else
-            the score, which is either (our choice).
+        metric: one of METRICS, or of the study's own, computed from predictions where a record lacks it and these give it;
+            None: accuracy where all runs behind the cells have it, else ROUGE-L where all have that, else the score, which is
+            either, else what else all have (our choice).
 
     Raises:
         UserError: no study there, or the metric is unknown.
     """
-    if metric is not None:
-        choose(metric, METRICS, "metric")
     manifests = store.manifests()
-    runs = _runs(store)
+    runs = _runs(store, metric)
+    if metric is not None:
+        choose(metric, runs.names, "metric")
     asked = _union(manifests)
     metric = _metric(asked, runs) if metric is None else metric
     cells = _resolve(asked, runs, metric)
@@ -117,14 +136,15 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
     done = int((cells["status"] == "done").sum())
     log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
     pairs = pd.DataFrame(store.host_pairs(), columns=list(PAIR))
-    name, wrong = store.root.resolve().name, _problems(cells, runs)
+    name, wrong = store.root.resolve().name, _problems(cells, runs, metric)
     return Study(name, metric, cells, wrong, facts, runs.records, runs.facts, pairs, runs.parts, runs.schema)
 
 
 def _metric(cells: pd.DataFrame, runs: Runs) -> str:
     """The metric of a study for which none was chosen."""
     held = [runs.held[run_id] for run_id in cells["run_id"].unique() if run_id in runs.held]
-    return next((name for name in PARTS if all(name in names for names in held)), SCORE)
+    others = [name for name in runs.names if name not in (*OF_LABELS, *PARTS)]
+    return next((name for name in (*PARTS, SCORE, "eval_f1", *others) if all(name in names for names in held)), SCORE)
 
 
 # ---- manifests
@@ -155,15 +175,16 @@ def _union(manifests: list[dict[str, Any]]) -> pd.DataFrame:
 # ---- runs
 
 
-def _runs(store: Store) -> Runs:
+def _runs(store: Store, metric: str | None) -> Runs:
     rows: list[dict[str, Any]] = []
     facts: list[tuple[Any, ...]] = []
     held: dict[str, set[str]] = {}
-    parts: dict[str, dict[str, Any]] = {"host": {}, "data": {}}
+    parts: dict[str, dict[str, Any]] = {"host": {}, "data": {}, "too_long": {}}
     records: list[dict[str, Any]] = []
     broken: dict[str, str] = {}
     state: dict[str, str] = {}
     reason: dict[str, str] = {}
+    unmeasured: dict[str, dict[str, dict[int, str]]] = {}
     entries = list(store.entries())
     schema = protocol(record for _, record, _ in entries)
     for run_id, record, fault in entries:
@@ -175,13 +196,15 @@ def _runs(store: Store) -> Runs:
             broken[run_id] = fault
         else:
             state[run_id] = "done"
-            marks = record["train_info"]["metrics"]
-            rows.extend({"run_id": run_id, **mark, SCORE: value_of(mark, SCORE)} for mark in marks)
+            marks = [{**mark, SCORE: value_of(mark, SCORE)} for mark in marks_of(store, record, metric)]
+            marks = [{name: value for name, value in mark.items() if value is not None} for mark in marks]
+            rows.extend({"run_id": run_id, **mark} for mark in marks)
+            for hole in record["train_info"].get("unmeasured") or []:
+                unmeasured.setdefault(run_id, {}).setdefault(hole["metric"], {})[hole["updates"]] = hole["reason"]
             held[run_id] = set.intersection(*map(set, marks)) if marks else set()
             facts.append(_facts(run_id, record))
-            for name, known in parts.items():
-                if part := (record.get("spec") or {}).get(name):
-                    known.setdefault(json.dumps(part, sort_keys=True), part)
+            for name, part in _parts(record).items():
+                parts[name].setdefault(json.dumps(part, sort_keys=True), part)
             records.append({key: record.get(key) or {} for key in ("run_info", "meta_info")} | {"run_id": run_id})
     for run_id, failure in store.failures().items():
         if run_id not in state:
@@ -190,7 +213,8 @@ def _runs(store: Store) -> Runs:
     for run_id, fault in broken.items():
         reason.setdefault(run_id, fault)
     distinct = {name: list(known.values()) for name, known in parts.items()}
-    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records, schema)
+    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records, schema,
+                unmeasured)
 
 
 def protocol(records: Iterable[dict[str, Any] | None]) -> int:
@@ -204,6 +228,15 @@ def other_protocol(record: dict[str, Any], schema: int) -> str | None:
         return None
     return f"schema {own}, and the study's others are of schema {schema}" if own in PROTOCOLS else (
         f"schema {own}, this version reads {', '.join(map(str, PROTOCOLS))}")
+
+
+def _parts(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a record adds to `Study.parts`."""
+    spec, counts = record.get("spec") or {}, record["train_info"].get("too_long") or {}
+    found = {name: spec[name] for name in ("host", "data") if spec.get(name)}
+    if "train_dropped" not in counts:  # a bare host is not trained
+        return found
+    return found | {"too_long": {"host": record["cell"]["host"], "data": record["cell"]["data"], **counts}}
 
 
 def _fault(record: dict[str, Any], run_id: str) -> str | None:
@@ -228,8 +261,9 @@ def _facts(run_id: str, record: dict[str, Any]) -> tuple[Any, ...]:
 
 def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One row per run and mark; what is absent, or no finite number, is NaN."""
-    frame = pd.DataFrame(rows, columns=["run_id", "updates", *METRICS]).rename(columns={"updates": "mark"})
-    frame[list(METRICS)] = frame[list(METRICS)].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    names = names_of({name for row in rows for name in row})
+    frame = pd.DataFrame(rows, columns=["run_id", "updates", *names]).rename(columns={"updates": "mark"})
+    frame[names] = frame[names].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     frame["mark"] = frame["mark"].astype("int64")
     return frame.drop_duplicates(["run_id", "mark"], keep="last", ignore_index=True)
 
@@ -249,8 +283,12 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
     doubled = cells["others"] != ""
     cells.loc[doubled, "status"] = "duplicate"
     cells.loc[doubled, "reason"] = "several runs claim this cell: " + cells["others"]
-    cells.loc[cells["status"] != "done", list(METRICS)] = np.nan
+    cells.loc[cells["status"] != "done", runs.names] = np.nan
     cells["value"] = cells[metric]
+    empty = (cells["status"] == "done") & cells["value"].isna()
+    holes = [runs.hole(run_id, metric, mark) for run_id, mark in cells.loc[empty, ["run_id", "mark"]].to_numpy(object)]
+    cells.loc[empty, "reason"] = pd.Series(holes, index=cells.index[empty], dtype=object)
+    cells.loc[empty, "status"] = "missing"
 
     last = marks.sort_values("mark").drop_duplicates("run_id", keep="last").set_index("run_id")[metric]
     start = marks[marks["mark"] == 0].set_index("run_id")[metric]
@@ -265,8 +303,9 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
     return cells.drop(columns=["found", "others"])
 
 
-def _problems(cells: pd.DataFrame, runs: Runs) -> list[Problem]:
-    """Failed, missing and foreign runs, duplicate cells, and broken records, in that order, each named."""
+def _problems(cells: pd.DataFrame, runs: Runs, metric: str) -> list[Problem]:
+    """Failed, missing and foreign runs, duplicate cells, broken records, and metrics without a number, in that order, each
+    named. Of the chosen metric each such cell is missing."""
     found: list[Problem] = []
     if cells["data"].nunique() > 1:
         cells = cells.assign(receiving=cells["receiving"] + " (" + cells["data"] + ")")
@@ -277,7 +316,7 @@ def _problems(cells: pd.DataFrame, runs: Runs) -> list[Problem]:
     for _, row in cells[cells["status"] == "duplicate"].iterrows():
         found.append(Problem("duplicate", f"cell {describe(row)}, {row['budget']} updates", row["reason"], 1))
     for name in ("native", "bare"):
-        found.extend(_reference_problems(cells, name, runs))
+        found.extend(_reference_problems(cells, name, runs, metric))
     named = set(cells["run_id"]) | set(cells["native_id"]) | set(cells["bare_id"])
     for run_id in sorted(set(runs.state) - named):
         if runs.state[run_id] != "done":
@@ -285,11 +324,13 @@ def _problems(cells: pd.DataFrame, runs: Runs) -> list[Problem]:
             found.append(Problem(runs.state[run_id], f"run {run_id}", message))
     count = cells["run_id"].value_counts()
     found.extend(Problem("broken", f"run {i}", text, int(count.get(i, 0))) for i, text in runs.broken.items())
-    order = {kind: i for i, kind in enumerate((*STATUSES[1:], "broken"))}
+    found.extend(Problem("unmeasured", f"run {i}", runs.hole(i, name, mark) + f" at {mark} updates", int(count.get(i, 0)))
+                 for i, names in runs.unmeasured.items() for name, marks in names.items() if name != metric for mark in marks)
+    order = {kind: i for i, kind in enumerate((*STATUSES[1:], "broken", "unmeasured"))}
     return sorted(found, key=lambda problem: order[problem.kind])
 
 
-def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs) -> list[Problem]:
+def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs, metric: str) -> list[Problem]:
     """Native or bare runs that are not done and that no cell reads as its own result."""
     ids, status = cells[f"{name}_id"], cells[f"{name}_status"]
     found = []
@@ -297,6 +338,8 @@ def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs) -> list[Prob
         [ids, status], sort=False, dropna=False
     ):
         where, message = f"{name} run {run_id}", runs.reason.get(str(run_id), "not run yet")
+        if runs.state.get(str(run_id)) == "done":
+            message = runs.hole(str(run_id), metric)
         if state == "duplicate":
             where, message = f"{name} of {describe(group.iloc[0])}", "the study's commands name different runs"
         found.append(Problem(str(state), where, message, len(group)))

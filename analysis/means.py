@@ -5,7 +5,7 @@ import pandas as pd
 from analysis.entries import joined, labelled
 from analysis.evidence import Evidence
 from analysis.load import COORDINATES, STATUSES
-from analysis.metrics import METRICS, shown
+from analysis.metrics import metric_of, shown
 from analysis.stats import apart, paired, reference, summarise
 
 INFERENCE = ("low", "high", "p", "p_holm", "smallest_p", "family", "effect", "mdd", "blocks")  # of a gain
@@ -58,7 +58,7 @@ def all_metrics(found: Evidence) -> pd.DataFrame:
     arms = found.arms[found.arms["budget"].isin({0, found.arms["budget"].max()})]
     keys = [*apart(found.cells), "method", "budget", "init"]
     return joined([
-        labelled(summarise(arms.assign(value=arms[name]), keys), name, METRICS[name].unit)
+        labelled(summarise(arms.assign(value=arms[name]), keys), name, metric_of(name).unit)
         for name in shown(found.cells, found.metric.name)
     ])
 

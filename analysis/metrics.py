@@ -1,7 +1,7 @@
 """The metrics a record holds, and how each is shown."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -22,6 +22,8 @@ UNITS: dict[str, Unit] = {
     "pp": Unit(1.0, 1, "pp", signed=True),
     "loss": Unit(1.0, 3, "nats"),
     "loss difference": Unit(1.0, 3, "nats", signed=True),
+    "number": Unit(1.0, 3, "no unit"),
+    "number difference": Unit(1.0, 3, "no unit", signed=True),
 }
 
 
@@ -36,6 +38,11 @@ class Metric:
     scale: float = 100.0
     better: str | None = "higher"  # "lower", or None where neither is better
 
+    @property
+    def title(self) -> str:
+        """The label at the head of a figure or sentence."""
+        return self.label[0].upper() + self.label[1:]
+
 
 METRICS: dict[str, Metric] = {
     "eval_accuracy": Metric("eval_accuracy", "accuracy"),
@@ -44,12 +51,37 @@ METRICS: dict[str, Metric] = {
     "eval_loss": Metric("eval_loss", "loss", "loss", "loss difference", 1.0, "lower"),
     "eval_invalid_rate": Metric("eval_invalid_rate", "invalid answers", better="lower"),
     "eval_positive_share": Metric("eval_positive_share", "share predicted positive", better=None),
+    "eval_auc": Metric("eval_auc", "AUC"),
+    "eval_matthews_correlation": Metric(
+        "eval_matthews_correlation", "Matthews correlation", "number", "number difference", 1.0),
     "eval_rougeL": Metric("eval_rougeL", "ROUGE-L"),
     "eval_score": Metric("eval_score", "score"),
 }
-OF_LABELS = tuple(METRICS)[:6]  # what a record of texts with labels holds
+OF_LABELS = tuple(METRICS)[:6]  # what a record of texts with labels holds unless other metrics are asked for
+PREFIX, LAST = "eval_", "last_"  # of a metric in a record: of what a mark averages, and of its last iterate alone
 SCORE, PARTS = "eval_score", ("eval_accuracy", "eval_rougeL")  # a score is the first of its parts that a record holds
 OVER_EXAMPLES = (*PARTS, SCORE)  # means over test examples of a number in [0, 1] that the predictions hold
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric is shown. Of one that was the study's own nobody knows whether more of it is better.
+
+    Example:
+        >>> metric_of("eval_auc").label, metric_of("eval_mine").label, metric_of("eval_mine").better
+        ('AUC', 'mine', None)
+        >>> metric_of("last_accuracy").label
+        'accuracy of the last iterate'
+    """
+    if name.startswith(LAST):
+        averaged = metric_of(PREFIX + name.removeprefix(LAST))
+        return replace(averaged, name=name, label=f"{averaged.label} of the last iterate")
+    return METRICS.get(name) or Metric(name, name.removeprefix(PREFIX), "number", "number difference", 1.0, None)
+
+
+def names_of(held: Iterable[str]) -> list[str]:
+    """The metrics that are known and those of the study's own among what its records, or its cells, hold."""
+    others = sorted(set(held) - set(METRICS))
+    return [*METRICS, *(name for prefix in (PREFIX, LAST) for name in others if name.startswith(prefix))]
 
 
 def value_of(mark: Mapping[str, Any], name: str) -> Any:
@@ -63,13 +95,15 @@ def value_of(mark: Mapping[str, Any], name: str) -> Any:
 
 
 def shown(cells: pd.DataFrame, chosen: str) -> list[str]:
-    """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order of METRICS.
+    """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order of METRICS, and
+    its own last; of the last iterate only where that is chosen.
 
     The score is left out where it is the accuracy, or ROUGE-L, of every cell, and not chosen. Without any number: OF_LABELS.
 
     Args:
         cells: a tidy frame (load.tidy).
     """
-    there = [name for name in METRICS if name != SCORE and cells[name].notna().any()] or list(OF_LABELS)
+    names = [name for name in names_of(cells.columns) if not name.startswith(LAST) or name == chosen]
+    there = [name for name in names if name != SCORE and cells[name].notna().any()] or list(OF_LABELS)
     mixed = set(PARTS) <= set(there)
-    return [name for name in METRICS if name in there or name == chosen or (name == SCORE and mixed)]
+    return [name for name in names if name in there or name == chosen or (name == SCORE and mixed)]

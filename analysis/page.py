@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from analysis.details import COSTS, EXAMPLES, POINTS, Details
 from analysis.load import STATUSES, Problem, Study
-from analysis.metrics import METRICS, UNITS, Metric, shown
+from analysis.metrics import UNITS, Metric, metric_of, shown
 from analysis.recipe import Table
 from analysis.render import Entry, grid
 from analysis.report import provenance
@@ -134,7 +134,7 @@ def _sets(study: Study) -> list[dict[str, Any]]:
 def _payload(study: Study, metric: Metric, details: Details) -> Markup:
     """Cells and runs as JSON that no text in it can end: `<`, `>` and `&` are written as escapes."""
     cells = study.cells.assign(reason=study.cells["reason"].map(without_places))
-    metrics = [METRICS[name] for name in shown(cells, metric.name)]
+    metrics = [metric_of(name) for name in shown(cells, metric.name)]
     columns = _columns(cells, metric, metrics)
     value = {
         "study": study.name, "metric": metric.name, "columns": columns,

@@ -81,7 +81,7 @@ def _curves(cells: pd.DataFrame, metric: Metric, words: str) -> Figure:
             low, high = axes[0][0].get_ylim()
             axes[0][0].set_ylim(max(low, -2.0), min(high, 102.0))
         figure.supylabel(f"{metric.label}, {UNITS[metric.unit].symbol}", fontsize=8)
-        head(figure, f"{metric.label.capitalize()} by updates ({words})", _legend(inits))
+        head(figure, f"{metric.title} by updates ({words})", _legend(inits))
         foot(figure, CURVE_NOTE, "updates on the receiving host")
     return figure
 

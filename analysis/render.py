@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.captions import BEST
-from analysis.metrics import METRICS, UNITS
+from analysis.metrics import PREFIX, UNITS, metric_of
 from analysis.recipe import Table
 from portability.spec import BARE
 
@@ -70,7 +70,7 @@ def _label(key: str, value: object, units: pd.Series | None = None) -> str:
     if key == "budget":
         return "zero-shot" if value == 0 else f"{value} updates"
     if key == "quantity" and units is not None:
-        name = METRICS[str(value)].label if value in METRICS else value
+        name = metric_of(str(value)).label if str(value).startswith(PREFIX) else value
         return f"{name}, {UNITS[units[value]].symbol}"
     return _clean(str(value))
 

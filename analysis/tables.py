@@ -57,7 +57,7 @@ def build(found: Evidence, names: Iterable[str] | None = None) -> list[Table]:
 def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
     frame = recipe.make(found)
     budget = found.arms["budget"].max()
-    lead = say(recipe.lead, found.arm).format(label=found.metric.label.capitalize(), budget="no" if pd.isna(budget) else budget)
+    lead = say(recipe.lead, found.arm).format(label=found.metric.title, budget="no" if pd.isna(budget) else budget)
     rows = (*(key for key in ("data", "port") if key in frame and recipe.column), *recipe.rows)
     shown = frame if recipe.view is None else recipe.view(frame).rename(columns=lambda name: say(name, found.arm))
     best = recipe.best and found.metric.better is not None
@@ -66,8 +66,8 @@ def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
 
 
 def _caption(recipe: Recipe, found: Evidence, frame: pd.DataFrame, rows: tuple[str, ...], lead: str) -> str:
-    facts = found.study.facts
+    facts, cut = found.study.facts, captions.too_long(found.study.parts["too_long"])
     if recipe.words is not None:
-        return " ".join([lead, recipe.words(found, frame), *captions.leak_guard(facts)])
+        return " ".join([lead, recipe.words(found, frame), *captions.leak_guard(facts), *cut])
     keys = [key for key in (*rows, recipe.column) if key is not None and key != "quantity"]
-    return captions.caption(lead, frame, recipe.behind(found), keys, facts, found.why)
+    return " ".join([captions.caption(lead, frame, recipe.behind(found), keys, facts, found.why), *cut])

@@ -22,7 +22,7 @@ from analysis.page import page
 from analysis.render import FORMS, terminal
 from analysis.report import counts, report
 from analysis.tables import Table, build
-from portability.errors import UserError, choose
+from portability.errors import UserError
 from portability.store import Store, studies
 
 PLOTS = {**plots.PLOTS, **figures.PLOTS_MORE}
@@ -36,14 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Analyse every study below a results folder; 0 when tables were written, 2 when the user must change something."""
     parser = argparse.ArgumentParser(prog="python -m portability.analyze", description=__doc__)
     parser.add_argument("results", nargs="?", default="results", help="results folder, or one study's folder")
-    parser.add_argument("--metric", help=f"one of: {', '.join(METRICS)}; by default accuracy where all runs have it, else "
-                        "ROUGE-L where all have that, else the score, which is either")
+    parser.add_argument("--metric", help=f"one of: {', '.join(METRICS)}, or eval_NAME of a study's own; by default accuracy "
+                        "where all runs have it, else ROUGE-L where all have that, else the score, which is either, else the "
+                        "first that all have; what a record lacks is computed from its predictions where they give it")
     parser.add_argument("--quiet", action="store_true", help="write the files and print only where they are")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        if options.metric is not None:
-            choose(options.metric, METRICS, "metric")
         for store in studies(options.results):
             _analyse(store, options.metric, quiet=options.quiet)
     except UserError as error:

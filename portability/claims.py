@@ -1,7 +1,8 @@
 """Who works on what: a file a run while it is executed, so that several commands on one store share the work.
 
 `<study>/running/<run_id>.json` names host, process and time; its modification time is the heartbeat. A claim is stale when
-its process is gone (seen on the same machine at once) or its heartbeat is older than STALE_SECONDS.
+its process is gone (seen on the same machine at once) or its heartbeat is older than STALE_SECONDS. With each heartbeat a
+process also writes what its runs are at (stages.Stage), in `<study>/running/<owner>.stage`.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from portability.spec import digest
+from portability.stages import Stage
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
@@ -45,6 +47,7 @@ class Claims:
         self.folder = Path(root) / "running"
         self.owner = uuid.uuid4().hex
         self.mine: set[str] = set()
+        self.stage: Stage | None = None
 
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
@@ -53,6 +56,7 @@ class Claims:
         Raises:
             OSError: the study's folder cannot be written.
         """
+        self.stage = None
         self.mine = {run_id for run_id in run_ids if self._take(run_id)}
         over = threading.Event()
         beat = threading.Thread(target=self._beat, args=(over,), daemon=True)
@@ -62,6 +66,7 @@ class Claims:
         finally:
             over.set()
             beat.join()
+            self._stage_path(self.owner).unlink(missing_ok=True)
             for run_id in self.mine:
                 if (claim := self.read(run_id)) is not None and claim.owner == self.owner:
                     self._path(run_id).unlink(missing_ok=True)
@@ -71,6 +76,26 @@ class Claims:
             for run_id in self.mine:
                 with contextlib.suppress(OSError):  # taken over as stale, or the disk is away for a moment
                     os.utime(self._path(run_id))
+            with contextlib.suppress(OSError):
+                self._write_stage()
+
+    def say(self, stage: Stage) -> None:
+        """Note what runs that are held are at; it is written with the next heartbeat."""
+        self.stage = stage
+
+    def _write_stage(self) -> None:
+        if self.stage is not None:
+            draft = self.folder / f".{self.owner}.stage"
+            draft.write_text(json.dumps(asdict(self.stage)))
+            draft.rename(self._stage_path(self.owner))
+
+    def stages(self) -> dict[str, Stage]:
+        """What the processes that hold runs were at, at their last heartbeats, by owner."""
+        found = {}
+        for path in self.folder.glob("[!.]*.stage"):
+            with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # its owner let go, or a crash tore it
+                found[path.stem] = Stage(**json.loads(path.read_text()))
+        return found
 
     def _take(self, run_id: str) -> bool:
         path, draft = self._path(run_id), self.folder / f".{self.owner}"
@@ -104,6 +129,7 @@ class Claims:
             return True
         found = _parse(away, run_id)
         if found == seen:
+            self._stage_path(found.owner).unlink(missing_ok=True)
             log.info("run %s was left behind by a process that is gone", run_id)
         else:  # another took it over in this very moment: give it back
             with contextlib.suppress(FileExistsError):
@@ -125,6 +151,12 @@ class Claims:
         """Every claim by run id, stale ones too."""
         found = (_parse(path, path.stem) for path in sorted(self.folder.glob("*.json")))
         return {claim.run_id: claim for claim in found if claim is not None}
+
+    def neighbours(self) -> int:
+        """How many other processes of this machine have runs of the study in hand, of those that share a core with this
+        one."""
+        here = {claim.pid for claim in self.all().values() if claim.machine == machine() and self.lives(claim)}
+        return sum(_share_cores(pid) for pid in here - {os.getpid()})
 
     def lives(self, claim: Claim) -> bool:
         """Whether the claim's owner still works on it."""
@@ -150,6 +182,9 @@ class Claims:
     def _path(self, run_id: str) -> Path:
         return self.folder / f"{run_id}.json"
 
+    def _stage_path(self, owner: str) -> Path:
+        return self.folder / f"{owner}.stage"
+
 
 def _parse(path: Path, run_id: str) -> Claim | None:
     try:
@@ -158,6 +193,16 @@ def _parse(path: Path, run_id: str) -> Claim | None:
         return None
     except (ValueError, TypeError):  # torn by a crash of the machine
         return Claim(run_id, "unknown", 0, "", "", "", "")
+
+
+def _share_cores(pid: int) -> bool:
+    """Whether a process may use a core that this one may use too."""
+    try:
+        return bool(os.sched_getaffinity(pid) & os.sched_getaffinity(0))
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # no such thing on this system, or somebody else's process
+        return True
 
 
 def machine() -> str:

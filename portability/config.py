@@ -1,4 +1,4 @@
-"""The one place where YAML becomes values; with run.py the only code that knows Hydra."""
+"""The one place where YAML becomes values; with commandline.py the only code that knows Hydra."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,13 @@ from portability.devices import DEVICES
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, HostSpec, describe
+from portability.measures import metric_names, name_of
 from portability.plan import Grid, check_relations, origins, rated
 from portability.sources import answer_spec
 from portability.spec import (
     FROM_EXTRACTION,
     KINDS,
+    METRICS,
     PISSA,
     AnswerSpec,
     EvalSpec,
@@ -29,11 +31,14 @@ from portability.spec import (
     TaskSpec,
     TrainSpec,
 )
-from portability.typed import build, distinct, typed, whole
+from portability.typed import build, distinct, mapping, typed, whole
 
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
+KEYS = ("method", "known_methods", "engine", "study", "mode", "only", "shard", "retry", "similarity", "yes", "results",
+        "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking",
+        "host_set", "host", "data", "init", "port")  # all of a configuration: conf/config.yaml and its groups
 LONGEST_TAIL = 0.5  # our choice: at most the second half of a mark's updates
 UPDATES = " of updates from 1 on (0 comes on top)"
 
@@ -56,7 +61,7 @@ class GridConf:
     pairs: list | None
     data: str | list | None
     relations: dict
-    study_data: list
+    study_data: list | None
     overlap: str
     inits: list
     ports: list
@@ -131,13 +136,18 @@ def to_study(cfg: DictConfig) -> Study:
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
     assert isinstance(raw, dict)
+    for key in raw:
+        choose(str(key), KEYS, "key")
+    if missing := [key for key in KEYS if key not in raw and key != "method"]:
+        raise UserError(f"{missing[0]} is missing")
     hosts = build(HostSetConf, raw["host_set"], "host_set")
     conf = build(GridConf, raw["grid"], "grid")
     if conf.data is None or None in conf.relations.values():
         raise UserError(f"host set '{hosts.name}' names no data set for one of this sweep's relations; name one "
                         "(host_set.sets.ROLE=SET) or leave the relation out (grid.relations)")
+    names = conf.study_data if conf.study_data is not None else dict.fromkeys([*hosts.study_data, *_sets(conf)[2]])
     sources = [build(DataSource, {"name": name} | _known(raw, "data", name), f"data.{name}")
-               for name in distinct(conf.study_data, "grid.study_data")]
+               for name in distinct(list(names), "grid.study_data")]
     choose(conf.overlap, ("drop", "keep"), "grid.overlap")
     data = study_data(sources, conf.overlap)
     grid = _grid(raw, conf, data)
@@ -164,21 +174,17 @@ def _engine(value: Any) -> EngineConf:
 def _known(raw: Mapping[str, Any], group: str, name: str) -> dict[str, Any]:
     catalogue = raw.get(group) or {}
     choose(name, catalogue, group)
-    return dict(catalogue[name] or {})
+    return mapping(catalogue[name] or {}, f"{group}.{name}")
 
 
 def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
-    evaluation = build(EvalSpec, raw["eval"], "eval")
-    received = distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")
-    relations = {name: origins(name, str(value), received) for name, value in conf.relations.items()}
-    used = dict.fromkeys([*received, *(source for sources in relations.values() for source in sources.values())])
+    evaluation = _evaluation(raw["eval"])
+    received, relations, used = _sets(conf)
     for name in used:
-        choose(str(name), conf.study_data, "data set of grid.study_data")
+        choose(name, data.sources, "data set of grid.study_data")
     train = build(TrainConf, raw["train"], "train")
     budgets = sorted(whole(conf.budgets, "grid.budgets", 1, UPDATES))
     _check_train(train)
-    if evaluation.batch_size < 1:
-        raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
     if conf.origin_updates is not None:
         whole([conf.origin_updates], "grid.origin_updates", 1, UPDATES)
     pairs = [[_host(raw, name) for name in _pair(pair)] for pair in conf.pairs or [[raw["origin"], raw["receiving"]]]]
@@ -188,6 +194,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     task = TaskSpec(**_task(raw["task"]))
     answers = {name: spec for name in used if (spec := answer_spec(data.sources[name], task.max_length)) is not None}
     _check_tasks(hosts.values(), answers)
+    _check_metrics(evaluation, received, answers)
     methods, inits = _methods(raw), [_init(raw, name) for name in distinct(conf.inits, "grid.inits")]
     _check_extractions(methods, inits)
     if any(init.kind in FROM_EXTRACTION for init in inits):
@@ -219,6 +226,11 @@ def _rates(values: Sequence[Any]) -> list[float]:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
             raise UserError(f"grid.rates must be factors above 0 on the methods' learning rates, got {value!r}")
     return [float(value) for value in values]
+def _sets(conf: GridConf) -> tuple[list[str], dict[str, dict[str, str]], list[str]]:
+    """The receiving sets, the origins' sets by relation and receiving set, and all of them, each once."""
+    received = [str(name) for name in distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")]
+    relations = {name: origins(name, str(value), received) for name, value in conf.relations.items()}
+    return received, relations, list(dict.fromkeys([*received, *(one for own in relations.values() for one in own.values())]))
 
 
 def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -> None:
@@ -227,6 +239,22 @@ def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -
     if encoders and answers:
         raise UserError(f"host '{encoders[0]}' is an encoder and can neither write an answer nor rate choices token by token, "
                         f"as data set '{next(iter(answers))}' asks for; choose a gpt2, llama or t5 host")
+
+
+def _evaluation(value: Mapping[str, Any]) -> EvalSpec:
+    asked = typed(value.get("metrics", list(METRICS)), list, "eval.metrics")
+    evaluation = build(EvalSpec, {**value, "metrics": metric_names(asked)}, "eval")
+    if evaluation.batch_size < 1:
+        raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
+    return evaluation
+
+
+def _check_metrics(evaluation: EvalSpec, received: Sequence[str], answers: Mapping[str, AnswerSpec]) -> None:
+    """Refuse metrics of labels where no set has labels."""
+    if evaluation.metrics != METRICS and all(name in answers for name in received):
+        raise UserError(f"eval.metrics ({', '.join(map(name_of, evaluation.metrics))}) are of texts with labels, and no set of "
+                        f"grid.data has them: answers to prompts are measured as data.{received[0]}.answers.scoring says; "
+                        "leave eval.metrics out")
 
 
 def _host(raw: Mapping[str, Any], name: str) -> str:
@@ -245,7 +273,8 @@ def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:
         raise UserError(f"no method is chosen; choose of: {', '.join(raw['known_methods'])}")
     for name in raw["method"]:
         choose(name, raw["known_methods"], "method")
-    chosen = {name: value for name, value in raw["method"].items() if "library" in value}
+    entries = {name: mapping(value, f"method.{name}") for name, value in raw["method"].items()}
+    chosen = {name: value for name, value in entries.items() if "library" in value}
     return [build(MethodSpec, {"name": name, **value}, f"method.{name}") for name, value in chosen.items()]
 
 
@@ -268,6 +297,7 @@ def _check_extractions(methods: Sequence[MethodSpec], inits: Sequence[InitSpec])
 
 
 def _task(value: Any) -> dict[str, Any]:
+    value = mapping(value, "task")
     task = build(TaskSpec, {**value, "label_words": tuple(value.get("label_words", ()))}, "task")
     if task.template.count("{text}") != 1:
         raise UserError(f"task.template must hold {{text}} exactly once, got {task.template!r}")
@@ -288,7 +318,8 @@ def _check_train(train: TrainConf) -> None:
         if getattr(train, key) < low:
             raise UserError(f"train.{key} must be at least {low}, got {getattr(train, key)}")
     if train.tail > LONGEST_TAIL:
-        raise UserError(f"train.tail must be at most {LONGEST_TAIL}, got {train.tail}: a mark must not average its first updates")
+        raise UserError(f"train.tail must be at most {LONGEST_TAIL}, got {train.tail}: a mark must not average its first "
+                        "updates")
 
 
 def facts(study: Study, sweep: str | None) -> dict[str, Any]:

@@ -5,8 +5,6 @@
 
 import hashlib
 import json
-import logging
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from portability.encoding import Encoded, encode
 from portability.errors import UserError, choose
-from portability.fingerprints import cache_folder
+from portability.fingerprints import remember, remembered
 from portability.overlap import EVAL_SPLITS, OVERLAPS, Rows, guard, kept
 from portability.seeds import stream_seed
 from portability.sources import DataSource, as_columns, check, files, read, read_split
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DataSource", "Encoded", "StudyData", "data_spec", "encode", "examples", "read", "rows", "rows_digest", "study_data",
 ]
-log = logging.getLogger(__name__)
 GUARD_RULE = 1  # raise it when the leak guard or the digests change, so that kept results are not used
 
 
@@ -66,10 +63,10 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
     if not sources or len(by_name) < len(sources):
         raise UserError(f"a study needs distinct data sets, got {[source.name for source in sources]}")
     entry = digest(["study", GUARD_RULE, overlap, [_stamp(source) for source in sources]])
-    facts = _remembered(entry)
+    facts = remembered("data", entry)
     if facts is None:
         facts = _facts(by_name, overlap)
-        _remember(entry, facts)
+        remember("data", entry, facts)
     parts = {part: {name: facts[name][part] for name in by_name} for part in ("counts", "digests", "dropped")}
     return StudyData(by_name, overlap, **parts)
 
@@ -136,10 +133,10 @@ def _eval_digest(study: StudyData, name: str, eval_spec: EvalSpec, size: int) ->
     if size == study.counts[name][split]:
         return full
     entry = digest(["subset", GUARD_RULE, full, split, eval_spec.limit])
-    facts = _remembered(entry)
+    facts = remembered("data", entry)
     if facts is None:
         facts = {"digest": rows_digest(_subset(_kept_rows(study, name, split), split, eval_spec.limit))}
-        _remember(entry, facts)
+        remember("data", entry, facts)
     return facts["digest"]
 
 
@@ -192,25 +189,3 @@ def _stamp(source: DataSource) -> list[Any]:
     """What tells whether a source is as it was: path, size and time of its files, or the pinned revision."""
     stats = [(str(path.resolve()), path.stat()) for path in files(source).values()]
     return [asdict(source), [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]]
-
-
-def _remembered(entry: str) -> Any:
-    """A kept value, or None where there is none that is intact."""
-    try:
-        found = json.loads((cache_folder() / "data" / f"{entry}.json").read_text())
-        value, mark = found["value"], found["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value if digest(value) == mark else None
-
-
-def _remember(entry: str, value: Any) -> None:
-    """Keep a value; a cache that cannot be written costs time, not the study."""
-    path = cache_folder() / "data" / f"{entry}.json"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps({"digest": digest(value), "value": value}))
-        draft.replace(path)
-    except OSError as error:
-        log.warning("cannot keep what was derived from the data in %s (%s)", path.parent, error.strerror)

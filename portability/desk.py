@@ -16,6 +16,7 @@ from portability.hosts import Host, load_host
 from portability.memory import free_bytes
 from portability.records import Evidence, build_result
 from portability.spec import AnswerSpec, RunSpec, TaskSpec
+from portability.stages import Stage
 from portability.store import Store
 from portability.tasks.encode import Sequences, encode_answers
 from portability.tasks.examples import Example
@@ -29,16 +30,17 @@ class Desk:
     """The store, the study's data, where to compute, and what was loaded for earlier stacks.
 
     Attributes:
-        on_update: called with the number of module-updates that were made.
+        report: called with what the runs at hand are at, after each update and each batch that was scored.
         on_commit: called with the record of each finished run.
         checkpoint_seconds: runs in training are kept whenever that much work would be lost.
         settled: runs of the stack at hand that were committed or failed.
         stopped: set when the worker is to keep its checkpoints and end.
+        free: gives the threads that an extraction may use now.
     """
 
     store: Store
     data: StudyData
-    on_update: Callable[[int], None] = lambda members: None
+    report: Callable[[Stage], None] = lambda stage: None
     on_commit: Callable[[dict], None] = lambda record: None
     place: Place = Place("cpu", 0.5)
     checkpoint_seconds: float = 60.0
@@ -47,6 +49,7 @@ class Desk:
     member_bytes: dict[tuple, int] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
+    free: Callable[[], int] = lambda: 1
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +70,7 @@ class Desk:
         if isinstance(run.task, TaskSpec):
             return self.encoded(host, run, "train", 0)
         return self._kept(run, "train", 0, lambda found, task: encode_answers(
-            found, host.tokenizer, host.family, task.max_length))
+            found, host.tokenizer, host.family, task.max_length, task.too_long, task.new_tokens or 1))
 
     def test(self, host: Host, run: RunSpec) -> Encoded | Questions:
         """What the run is scored on, as token ids."""

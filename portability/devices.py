@@ -1,4 +1,4 @@
-"""Where workers compute: one single-threaded process a CPU core, or processes spread over the GPUs."""
+"""Where workers compute: one process a CPU core, or processes spread over the GPUs."""
 
 import os
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ STACKS = {"cpu": 16, "cuda": 32}  # most modules trained at once where the confi
 
 @dataclass(frozen=True)
 class Place:
-    """A worker's device ("cpu" or "cuda:N"), and the share of its memory that the worker may use."""
+    """A worker's device ("cpu" or "cuda:N"), the share of its memory that the worker may use, and the cores that it has
+    together with the other workers of its machine."""
 
     device: str
     share: float
+    cores: int = 1
 
 
 def places(wanted: str, workers: int | None) -> list[Place]:
@@ -29,8 +31,8 @@ def places(wanted: str, workers: int | None) -> list[Place]:
         UserError: cuda was asked for and there is none.
 
     Example:
-        >>> places("cpu", 2)
-        [Place(device='cpu', share=0.5), Place(device='cpu', share=0.5)]
+        >>> [place.share for place in places("cpu", 2)]
+        [0.5, 0.5]
     """
     choose(wanted, DEVICES, "engine.device")
     gpus = 0 if wanted == "cpu" else count_gpus()
@@ -38,10 +40,10 @@ def places(wanted: str, workers: int | None) -> list[Place]:
         raise UserError("engine.device is cuda, but torch finds no GPU here; use engine.device=auto or cpu")
     if not gpus:
         count = workers or cores()
-        return [Place("cpu", 1 / count)] * count
+        return [Place("cpu", 1 / count, cores())] * count
     count = workers or gpus
     devices = [f"cuda:{i % gpus}" for i in range(count)]
-    return [Place(device, 1 / devices.count(device)) for device in devices]
+    return [Place(device, 1 / devices.count(device), cores()) for device in devices]
 
 
 def cores() -> int:

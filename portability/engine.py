@@ -261,7 +261,8 @@ def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequen
     alive, trainer.marks = True, marks
     for done in range(trainer.done, trainer.spec.updates + 1):
         if done in marks:
-            on_mark(done, *(trainer.bank.views(theta) | trainer.frozen for theta in (trainer.averages, trainer.bank.theta.detach())))
+            iterates = trainer.averages, trainer.bank.theta.detach()
+            on_mark(done, *(trainer.bank.views(theta) | trainer.frozen for theta in iterates))
         if done % LOSS_EVERY == 0:
             alive = trainer.alive()
         if done < trainer.spec.updates and alive:
@@ -269,6 +270,11 @@ def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequen
             on_update()
 
 
-def predict(scorer: AnyScorer, parameters: Parameters, test: Test, batch_size: int) -> Predictions:
-    """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers)."""
-    return scorer.predict(parameters, test, batch_size)
+def predict(scorer: AnyScorer, parameters: Parameters, test: Test, batch_size: int,
+            on_part: Callable[[float], None] = lambda part: None) -> Predictions:
+    """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers).
+
+    Args:
+        on_part: called after each batch with the part in [0, 1] of the work that is done.
+    """
+    return scorer.predict(parameters, test, batch_size, on_part)

@@ -1,5 +1,6 @@
 """The one error class for what a user can put right: bad configuration, bad data, impossible ports."""
 
+import difflib
 import re
 
 
@@ -12,7 +13,7 @@ class Drained(Exception):
 
 
 def choose(name: str, choices: object, what: str) -> str:
-    """Give back `name` if it is one of `choices`, else raise an error that lists them.
+    """Give back `name` if it is one of `choices`, else raise an error that lists them, and the one probably meant.
 
     Raises:
         UserError: `name` is unknown.
@@ -23,7 +24,9 @@ def choose(name: str, choices: object, what: str) -> str:
     """
     known = sorted(str(choice) for choice in choices)  # type: ignore[attr-defined]
     if name not in known:
-        raise UserError(f"unknown {what} '{name}'; choose one of: {', '.join(known) or '(none)'}")
+        close = difflib.get_close_matches(name, known, 1)
+        raise UserError(f"unknown {what} '{name}'; choose one of: {', '.join(known) or '(none)'}"
+                        + (f"; did you mean '{close[0]}'?" if close else ""))
     return name
 
 

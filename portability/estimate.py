@@ -13,17 +13,17 @@ from multiprocessing.connection import Connection
 
 from portability.devices import Place
 from portability.errors import FAULTS, UserError
-from portability.plan import Plan, cost
-from portability.spec import AnswerSpec, RunSpec
+from portability.plan import Plan, cost, work
+from portability.spec import RunSpec
 from portability.status import duration
 from portability.store import Store
+from portability.wording import counted
 from portability.worker import ENVIRONMENT, Setup, Worker
 
 ASK_SECONDS = 3600.0
 UPDATES = 6  # of a calibration, the first of which is not counted
 HOSTS = 3  # that a calibration measures: the ones that the most work is on
 WORST = 1.5e-8, 0.03  # seconds per unit of work, and per update: slower than any CPU we saw (our choice, DECISIONS D-46)
-CHOICES = 4  # that a question is taken to have
 RECORD_BYTES = 16_384  # a record, its report and the tracker's file, roughly
 
 
@@ -44,16 +44,8 @@ class Estimate:
     def __str__(self) -> str:
         disk = "" if self.megabytes is None else f", {self.megabytes:,.0f} MB of disk"
         about = "less than" if self.worst else "about"
-        return f"{self.runs} runs to do: {about} {duration(self.seconds)} on {self.workers} workers{disk} ({self.source})"
-
-
-def work(run: RunSpec, marks: int) -> float:
-    """Units of work of a run: examples times the parameters they pass; an evaluated example is a third of a trained one,
-    because it has no backward pass, a written answer that again for each token, and a choice for each of CHOICES."""
-    trained, passes = max(1, run.train.updates * run.train.batch_size), 1
-    if isinstance(run.task, AnswerSpec):
-        passes = CHOICES if run.task.new_tokens is None else 1 + run.task.new_tokens
-    return cost(run) * (1 + marks * run.data.counts["eval"] * passes / (3 * trained))
+        runs, workers = counted(self.runs, "run"), counted(self.workers, "worker")
+        return f"{runs} to do: {about} {duration(self.seconds)} on {workers}{disk} ({self.source})"
 
 
 def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: int) -> Estimate | None:
@@ -62,7 +54,7 @@ def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: 
 
     A run's share of its stack's time is taken per unit of work, by host and method, then by host, then over all.
     """
-    units = {run_id: work(run, len(planned.marks[run_id])) for run_id, run in todo.items()}
+    units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
     rates = _rates(planned, store)
     known = sum(unit for run_id, unit in units.items() if _host(todo[run_id]) in rates)
     if known > sum(units.values()) / 2:
@@ -83,7 +75,7 @@ def _rates(planned: Plan, store: Store) -> dict[tuple[str, ...], float]:
         run = planned.runs.get(record["run_id"])
         if run is None or run.method is None:
             continue
-        units = work(run, len(record["train_info"]["metrics"]))
+        units = work(run, run.train.updates, len(record["train_info"]["metrics"]))
         for key in ((*_host(run), run.method.name), _host(run), ()):
             total = sums.setdefault(key, [0.0, 0.0])
             total[0] += record["run_info"]["total_time"]
@@ -150,12 +142,12 @@ def calibrate(
         process.join()
     if isinstance(answer, str):
         raise UserError(f"the calibration before a large launch failed: {answer}; yes=true starts without an estimate")
-    rates = {_host(run): seconds * UPDATES / work(run.with_updates(UPDATES), 0)
-             for (run, _), (seconds, _) in zip(samples, answer, strict=True)}
+    rates = {_host(run): seconds / work(run, 1, 0) for (run, _), (seconds, _) in zip(samples, answer, strict=True)}
     rates[()] = statistics.mean(rates.values())
-    seconds = sum(work(run, len(planned.marks[i])) * _rate(rates, run) for i, run in todo.items())
+    seconds = sum(work(run, run.train.updates, len(planned.marks[i])) * _rate(rates, run) for i, run in todo.items())
     size = statistics.mean(size for _, size in answer) + RECORD_BYTES
-    return Estimate(len(todo), seconds / workers, workers, len(todo) * size / 1e6, f"calibrated on {len(samples)} hosts")
+    source = f"calibrated on {counted(len(samples), 'host')}"
+    return Estimate(len(todo), seconds / workers, workers, len(todo) * size / 1e6, source)
 
 
 def _measure(pipe: Connection, setup: Setup, place: Place, samples: Sequence[tuple[RunSpec, int]]) -> None:

@@ -30,8 +30,9 @@ from portability.scorer import Scorer
 from portability.seeds import stream_seed
 from portability.spec import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, TaskSpec, from_dict
 from portability.stack import Bench, Head, Stack, Start, count_parameters, parts
+from portability.stages import SCORING, Stage
 from portability.store import Store
-from portability.tasks.scorer import AnswerScorer
+from portability.tasks.scorer import AnswerScorer, too_long
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
@@ -106,7 +107,8 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
         overhead = (time.perf_counter() - started) / max(1, len(runs))
         for part in parts(runs, marks, desk.store, size):
             stack = Stack(part, [starts[run.run_id] for run in part], bench, marks)
-            desk.on_update(stack.resume(desk.store))
+            stack.resume(desk.store)
+            desk.report(stack.stage())  # the bar counts what this spares
             stack.train(desk)
             stack.commit(desk, overhead * len(part))
             del stack  # before the next one is built
@@ -173,7 +175,7 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
     store, head = desk.store, start_head(run, bench.scorer, desk.store)
     if run.init.kind == EXTRACTION:
         assert run.teacher is not None
-        cut, report = extraction(run, desk.data, store)
+        cut, report = extraction(run, desk.data, store, desk.place.device, desk.free)
         return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
     fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
@@ -256,8 +258,12 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     head = start_head(run, scorer, desk.store)
     stacked = {name: value[None] for name, value in _there(head, scorer).items()}
     scorer.model.set_active_adapters(None)
-    found = {0: engine.predict(scorer, stacked, test, run.eval.batch_size).of(0)}
+    stage = Stage([run.run_id], SCORING)
+    desk.report(stage)
+    found = engine.predict(scorer, stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, part=part)))
+    at_start = {0: found.of(0)}
     desk.commit(Evidence(
-        run=run, labels=test.labels, predictions=found, last_predictions=found, head=head,
+        run=run, labels=test.labels, predictions=at_start, last_predictions=at_start, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
+        too_long=too_long(run.task, None, test),
     ))

@@ -1,6 +1,6 @@
 """The extraction behind a run: seed examples of the run's data in the teacher's tokens, and what is cut out by them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,8 +58,14 @@ def seed_count(init: InitSpec) -> int:
     return count
 
 
-def extraction(run: RunSpec, data: StudyData, store: Store) -> tuple[ModuleState, ExtractReport]:
+def extraction(
+    run: RunSpec, data: StudyData, store: Store, device: str = "cpu", free: Callable[[], int] = lambda: 1
+) -> tuple[ModuleState, ExtractReport]:
     """The module of a run of kind `extraction`.
+
+    Args:
+        device: where it is computed.
+        free: gives the threads that it may use now.
 
     Raises:
         UserError: what `extract` raises.
@@ -70,7 +76,7 @@ def extraction(run: RunSpec, data: StudyData, store: Store) -> tuple[ModuleState
     options = extraction_options(run.method, run.init)
     seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, data)
     head = store.tensors(run.origin, "head")[0] if run.origin else None
-    return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head)
+    return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head, device, free)
 
 
 def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed]:
@@ -81,20 +87,22 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
         UserError: the training data has fewer examples.
     """
     count, family = seed_count(run.init), teacher.shape.family
-    answers = isinstance(run.task, AnswerSpec)
+    answers, tokenizer = isinstance(run.task, AnswerSpec), load_tokenizer(teacher)
     dataset = examples(data, run.data.name, "train", 0) if answers else rows(data, run.data.name, "train", 0)
+    if isinstance(run.task, AnswerSpec) and run.task.too_long == "drop":
+        dataset = [dataset[i] for i in encode_answers(dataset, tokenizer, family, run.task.max_length, "drop").group]
     if count > len(dataset):
         raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of data set "
                         f"'{run.data.name}' has {len(dataset)}; set a smaller init.{run.init.name}.options.seeds")
     picks = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds")).permutation(len(dataset))[:count]
-    tokenizer, labelled = load_tokenizer(teacher), FAMILIES[family].scoring == "label"
+    labelled = FAMILIES[family].scoring == "label"
     if isinstance(run.task, AnswerSpec):
         return _answered([dataset[i] for i in picks.tolist()], tokenizer, family, run.task)
     chosen = dataset.select(picks.tolist())
     encoded = encode(chosen, tokenizer, run.task, labelled, teacher.fingerprint)
     if not labelled:
         return [Seed(encoded.row(i).tolist(), label=int(encoded.labels[i])) for i in range(count)]
-    answers = label_ids(tokenizer, run.task.label_words, seq2seq=family == "t5")
+    answers = label_ids(tokenizer, run.task.label_words, family == "t5", run.task.template)
     out = []
     for i in range(count):
         ids, answer = encoded.row(i).tolist(), answers[int(encoded.labels[i])]
@@ -106,7 +114,7 @@ def _answered(
     chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, task: AnswerSpec
 ) -> list[Seed]:
     """Prompts with their whole answers, the end token among these, as in training."""
-    found, out = encode_answers(chosen, tokenizer, family, task.max_length), []
+    found, out = encode_answers(chosen, tokenizer, family, task.max_length, task.too_long, task.new_tokens or 1), []
     flat, begins = found.answers
     for i in range(len(found)):
         ids = found.ids[found.offsets[i] : found.offsets[i + 1]].tolist()

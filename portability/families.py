@@ -39,6 +39,9 @@ class Family:
         widths: config key of hidden, ffn, heads, kv_heads, head_dim (missing ones are derived).
         sites: (regular expression over parameter names, stack or None where group "stack" says it, site).
         sdpa: whether transformers has scaled-dot-product attention for it (used on a GPU, with ready-made masks).
+        tied: whether a config.json that does not say so ties head and embedding (`tie_word_embeddings`).
+        unused: beginnings of the weights' names of parts on top of the last states, which are never used here: a file may
+            lack them or have them all the same.
     """
 
     scoring: str
@@ -46,6 +49,8 @@ class Family:
     widths: dict[str, str]
     sites: tuple[tuple[str, str | None, str], ...]
     sdpa: bool = False
+    tied: bool = True
+    unused: tuple[str, ...] = ()
 
 
 _T5_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "attention_out"}
@@ -59,6 +64,7 @@ _BERT_SITES = (
     (r"self_prefix\.control_trans$", "encoder", "self_prefix"),
 )
 _BERT_WIDTHS = {"hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads"}
+_ON_TOP = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.")  # of models that pretraining and fine-tuning leave
 _SHARED = (
     (r"shared_parameters\.", "shared", "phm"),
     (r"(^|\.)(shared|embeddings\.word_embeddings|wte|embed_tokens)\.loras\.", "shared", "embedding"),
@@ -90,8 +96,8 @@ FAMILIES: dict[str, Family] = {
             (r"cross_prefix\.control_trans$", "decoder", "cross_prefix"),
         ) + _SHARED,
     ),
-    "bert": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True),
-    "roberta": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True),
+    "bert": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True, unused=_ON_TOP),
+    "roberta": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True, unused=_ON_TOP),
     "gpt2": Family(
         scoring="label",
         stacks={"decoder": "n_layer"},
@@ -121,6 +127,7 @@ FAMILIES: dict[str, Family] = {
             (r"self_prefix\.control_trans$", "decoder", "self_prefix"),
         ) + _SHARED,
         sdpa=True,
+        tied=False,
     ),
 }
 

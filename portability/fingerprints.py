@@ -1,4 +1,5 @@
-"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes."""
+"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes; and other values that are
+kept by the content they follow from."""
 
 import hashlib
 import json
@@ -7,6 +8,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from portability.spec import digest
 
 log = logging.getLogger(__name__)
 
@@ -44,3 +47,33 @@ def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
     count. A hub knows the files' SHA-256 without a download."""
     content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def combined_digest(paths: Iterable[Path], *extra: str) -> str:
+    """First 16 hex digits over the files' names and bytes and any `extra` text; folders do not count."""
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        total.update(f"{path.name}:{file_digest(path)};".encode())
+    for text in extra:
+        total.update(text.encode())
+    return total.hexdigest()[:16]
+
+
+def remembered(kind: str, entry: str) -> Any:
+    """A value kept under a name in the folder of its kind, or None where there is none that is intact."""
+    try:
+        found = json.loads((cache_folder() / kind / f"{entry}.json").read_text())
+        value, mark = found["value"], found["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if digest(value) == mark else None
+
+
+def remember(kind: str, entry: str, value: Any) -> None:
+    """Keep a value; a cache that cannot be written costs time, not the study."""
+    path = cache_folder() / kind / f"{entry}.json"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps({"digest": digest(value), "value": value}))
+        draft.replace(path)
+    except OSError as error:
+        log.warning("cannot keep what was derived in %s (%s)", path.parent, error.strerror)

@@ -2,17 +2,19 @@
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.fingerprints import fingerprint
-from portability.hub import INSTEAD, look_for_hub
+from portability.hub import look_for_hub, remedy
 from portability.paths import EMBEDDED
 from portability.spec import HostShape, HostSpec
+from portability.tasks.encode import after, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+HEAD = "lm_head.weight"  # of every family that has a language-model head
 IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters",
               "_commit_hash")  # keys of versions and paths, which change no number
 
@@ -84,9 +87,7 @@ def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"host '{name}': cannot fetch {hub}@{revision[:8]} ({type(error).__name__}); {INSTEAD}"
-        ) from error
+        raise UserError(f"host '{name}': cannot fetch {hub}@{revision[:8]}: {remedy(error, hub)}") from error
 
 
 def describe(source: HostSource) -> HostSpec:
@@ -107,6 +108,8 @@ def describe(source: HostSource) -> HostSpec:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         found = f"only {', '.join(pickled)}, and pickled weights are refused" if pickled else "none"
         raise UserError(f"host '{source.name}': needs *.safetensors in {folder}, found {found}")
+    shape = host_shape(config)
+    _check_head(source.name, config, folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not tokenizer:
         raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of {', '.join(TOKENIZER_FILES)})")
@@ -114,7 +117,56 @@ def describe(source: HostSource) -> HostSpec:
     templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
     mark = fingerprint([*weights, *tokenizer, *templates], settings)
     revision = None if source.path else source.revision
-    return HostSpec(source.name, source.path or str(source.hub), revision, mark, host_shape(config))
+    return HostSpec(source.name, source.path or str(source.hub), revision, mark, shape)
+
+
+def _check_head(name: str, config: Mapping[str, Any], folder: Path) -> None:
+    """See, without loading, that the weight files are whole and hold a language-model head where one is needed.
+
+    Raises:
+        UserError: a file or the head is missing, or a file cannot be read.
+    """
+    stored = {weight for file in weight_files(name, folder) for weight in stored_names(name, file)}
+    family = str(config["model_type"])
+    needed = FAMILIES[family].scoring == "label" and not config.get("tie_word_embeddings", FAMILIES[family].tied)
+    check_weights(name, family, folder, missing={HEAD} - stored if needed else (), unexpected=(), mismatched=())
+
+
+def weight_files(name: str, folder: Path) -> list[Path]:
+    """The files that transformers would load: model.safetensors, else those in the index.
+
+    Raises:
+        UserError: neither is there, or a file that the index names is not.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        raise UserError(f"host '{name}': neither model.safetensors nor its index in {folder}")
+    try:
+        table, _ = itemgetter("weight_map", "metadata")(json.loads(index.read_text()))  # transformers asks for both
+        files = [folder / file for file in sorted(set(table.values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"host '{name}': {index} is no index of weights ({error!r}); take a whole copy of the host") from error
+    if lacking := [file.name for file in files if not file.is_file()]:
+        raise UserError(f"host '{name}': {index} names {', '.join(lacking[:3])}, not in its folder; take a whole copy of the "
+                        "host")
+    return files
+
+
+def stored_names(name: str, file: Path) -> set[str]:
+    """Names of the weights in a safetensors file, from its header alone.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            return set(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"host '{name}': {file} cannot be read: {error}") from error
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -177,23 +229,64 @@ def load_plain(spec: HostSpec, attention: str = "eager") -> "PreTrainedModel":
     """A host's model as transformers has it, in fp32.
 
     Raises:
-        UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
+        UserError: the folder's bytes are no longer those that were planned, or as `from_folder`.
     """
     import torch
+
+    check_unchanged(spec)
+    return from_folder(spec.name, spec.shape.family, folder_of(spec), attn_implementation=attention, dtype=torch.float32)
+
+
+def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTrainedModel":
+    """A host's model with the weights of its folder, all of them and no others.
+
+    Args:
+        options: of transformers' `from_pretrained`.
+
+    Raises:
+        UserError: the folder cannot be read, or as `check_weights`.
+    """
     from safetensors import SafetensorError
+
+    try:
+        model, found = model_class(family).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"host '{name}' cannot be loaded from {folder}: {error}") from error
+    check_weights(name, family, folder, *(found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")))
+    return model
+
+
+def model_class(family: str) -> Any:
+    """The class of transformers that loads a family's hosts."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    folder = folder_of(spec)
-    check_unchanged(spec)
-    kinds = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM, "llama": AutoModelForCausalLM}
-    loader = kinds.get(spec.shape.family, AutoModel)
-    options = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        return loader.from_pretrained(
-            folder, attn_implementation=attention, dtype=torch.float32, use_safetensors=True, **options
-        )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
+    if FAMILIES[family].scoring == "head":
+        return AutoModel
+    return AutoModelForSeq2SeqLM if "encoder" in FAMILIES[family].stacks else AutoModelForCausalLM
+
+
+def check_weights(
+    name: str, family: str, folder: Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
+) -> None:
+    """Refuse a host whose file and config.json do not ask for the same weights: transformers would draw those that are missing
+    at random, anew at every load, and pass over the others.
+
+    Args:
+        missing, unexpected, mismatched: names of weights that the file lacks, has beyond the model, or has in another shape;
+            those of parts that are never used here (`Family.unused`) do not count.
+
+    Raises:
+        UserError: there are such weights; the first of each kind are named.
+    """
+    kinds = {"lacks": missing, "has beyond them": unexpected, "has in another shape": mismatched}
+    found = {kind: sorted(one for one in names if not one.startswith(FAMILIES[family].unused)) for kind, names in kinds.items()}
+    said = [f"it {kind} {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
+            for kind, names in found.items() if names]
+    if said:
+        raise UserError(f"host '{name}': the weights in {folder} are not those that its config.json asks for: "
+                        f"{'; '.join(said)}; take a whole copy of the host, or mend its config.json")
 
 
 def check_unchanged(spec: HostSpec) -> None:
@@ -234,22 +327,40 @@ def narrow(model: "PreTrainedModel") -> None:
             part.to(torch.bfloat16)
 
 
-def label_ids(tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool) -> tuple[int, int]:
-    """First token of each label word (negative, positive).
+def label_tokens(
+    tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
+) -> list[list[int]]:
+    """Tokens of each label word (negative, positive), as they follow a question (tasks.encode.joined): a word that begins
+    with a blank is taken as it is written.
 
     Args:
-        seq2seq: True where the label stands alone (T5 decoder); False where it continues the prompt.
-
-    Raises:
-        UserError: the two words begin with the same token or with the unknown one, so scoring could not tell them apart.
+        seq2seq: True where the label stands alone (T5 decoder); False where it continues the question.
+        template: of the question; it ends as the question does.
     """
     def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    before = [] if seq2seq else tokens("it is")  # a label that continues a prompt: the first token after it
-    first = [tokens(word if seq2seq else f"it is {word}")[len(before)] for word in words]
-    if first[0] == first[1]:
-        raise UserError(f"label words {words} begin with the same token {first[0]}; choose others (task.label_words)")
-    if tokenizer.unk_token_id in first:
+    asked = template.replace("{text}", "it is")
+    if seq2seq:
+        return [tokens(word) for word in words]
+    return [after(tokens(asked), tokens(asked + joined(asked, word)), tokens(word)) for word in words]
+
+
+def label_ids(
+    tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
+) -> tuple[int, int]:
+    """First token of each label word (negative, positive); arguments as of `label_tokens`.
+
+    Raises:
+        UserError: the two words begin with the same token, with the unknown one or with none, so scoring could not tell them
+            apart.
+    """
+    found = label_tokens(tokenizer, words, seq2seq, template)
+    if [] in found:
+        raise UserError(f"label word {words[found.index([])]!r} has no token; choose others (task.label_words)")
+    negative, positive = (tokens[0] for tokens in found)
+    if negative == positive:
+        raise UserError(f"label words {words} begin with the same token {negative}; choose others (task.label_words)")
+    if tokenizer.unk_token_id in (negative, positive):
         raise UserError(f"a label word of {words} is unknown to the host's tokenizer; choose others (task.label_words)")
-    return first[0], first[1]
+    return negative, positive

@@ -73,7 +73,7 @@ class AdaptersMount(Mount):
         self.model, self.config, self.frozen = host.model, config, []
         self._add()
         trainable = {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad}
-        self.layouts = [_layout(name, shape, spec, host.spec.shape) for name, shape in trainable.items()]
+        self.layouts = [_layout(name, shape, spec, config, host.spec.shape) for name, shape in trainable.items()]
 
     def _add(self) -> None:
         self.model.add_adapter(NAME, config=self.config)
@@ -176,24 +176,28 @@ class Mounted:
 # ---- from a library's parameter to slots
 
 
-def _layout(name: str, shape: torch.Size, spec: MethodSpec, host: HostShape) -> Layout:
-    stack, layer, site = locate(host.family, name)
+def _layout(name: str, shape: torch.Size, spec: MethodSpec, config: Any, host: HostShape) -> Layout:
+    """The slots of a library's parameter; sizes of the method's own are the config's, whoever set them."""
+    try:
+        stack, layer, site = locate(host.family, name)
+    except KeyError as error:
+        raise UserError(f"method '{spec.name}': {error.args[0]}") from error
     if name.endswith("control_trans"):
-        return _prefix_layout(name, shape, spec, host, stack, site)
+        return _prefix_layout(name, shape, spec, config.prefix_length, host, stack, site)
     for ending, role, axes in _PARTS:
         if name.endswith(ending):
-            axes = tuple(axis.replace("phm]", str(spec.settings.get("phm_dim"))) for axis in axes)
+            axes = tuple(axis.replace("phm]", str(config.phm_dim)) for axis in axes)
             _check_bottleneck(name, axes, shape, spec)
             return Layout(name, shape, [(Slot(stack, layer, site, role), axes, tuple(shape))], 0)
     match = re.search(r"lora_([AB])$", name)
     if match is None:
         raise UserError(f"method '{spec.name}': no meaning is known for parameter {name} (portability/methods.py)")
-    sites = [s for s in site.split("+") if "+" not in site or s[0] in spec.settings.get("attn_matrices", "qv")]
+    sites = [s for s in site.split("+") if "+" not in site or s[0] in config.attn_matrices]
     slots = []
     for one in sites:
         into, out = LORA_AXES[one.removeprefix("cross_")]
         axes = ("rank", *into) if match[1] == "A" else (*out, "rank")
-        sizes = {"rank": spec.settings["r"]} | {axis: host.size(axis) for axis in into + out}
+        sizes = {"rank": config.r} | {axis: host.size(axis) for axis in into + out}
         slots.append((Slot(stack, layer, one, match[1]), axes, tuple(int(sizes[axis] or 0) for axis in axes)))
     return Layout(name, shape, slots, 0)
 
@@ -208,10 +212,10 @@ def _check_bottleneck(name: str, axes: Axes, shape: torch.Size, spec: MethodSpec
 
 
 def _prefix_layout(
-    name: str, shape: torch.Size, spec: MethodSpec, host: HostShape, stack: str, site: str
+    name: str, shape: torch.Size, spec: MethodSpec, length: int, host: HostShape, stack: str, site: str
 ) -> Layout:
     """adapters' flat prefix is one vector for all layers: (prefix, layer, key | value, heads, head_dim)."""
-    size = (int(spec.settings["prefix_length"]), host.kv_heads, host.head_dim)
+    size = (length, host.kv_heads, host.head_dim)
     places = [(layer, role) for layer in range(host.layers[stack]) for role in ("prefix_key", "prefix_value")]
     if len(places) * size[0] * size[1] * size[2] != shape.numel():
         raise UserError(f"method '{spec.name}': prefix {name} has {shape.numel()} entries, not {len(places)} x {size}")
@@ -244,7 +248,7 @@ def _adapters_config(spec: MethodSpec, shape: HostShape) -> Any:
     follows here and the module keeps its size on every host.
 
     Raises:
-        UserError: unknown config class or setting, or a width that does not divide.
+        UserError: unknown config class or setting, a kind of method that cannot be ported, or a width that does not divide.
     """
     import adapters
 
@@ -252,20 +256,34 @@ def _adapters_config(spec: MethodSpec, shape: HostShape) -> Any:
     settings = dict(spec.settings)
     if (bottleneck := settings.pop("bottleneck", None)) is not None:
         settings["reduction_factor"] = shape.hidden / (bottleneck + 0.5)  # the library rounds down
-    if parts := settings.get("phm_dim"):
-        for what, size in (("width", shape.hidden), ("bottleneck", bottleneck)):
-            if size is None or size % parts:
-                fits = "none" if size is None else str(max(size - size % parts, parts))
-                raise UserError(
-                    f"method '{spec.name}': the {what} {size} must divide by phm_dim {parts}; a {what} of {fits} would fit"
-                )
     for key in ("dropout", "attention_dropout"):
         if settings.get(key):
             raise UserError(f"method '{spec.name}': {key}={settings[key]} is not supported, set it to 0")
     try:
-        return getattr(adapters, choose(spec.config, classes, "config class of adapters"))(**settings)
+        config = getattr(adapters, choose(spec.config, classes, "config class of adapters"))(**settings)
     except TypeError as error:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
+    _check_kind(config, spec)
+    if parts := getattr(config, "phm_layer", False) and config.phm_dim:
+        for what, size in (("width", shape.hidden), ("bottleneck", bottleneck)):
+            if size is not None and size % parts:
+                raise UserError(f"method '{spec.name}': the {what} {size} must divide by phm_dim {parts}; a {what} of "
+                                f"{max(size - size % parts, parts)} would fit")
+    return config
+
+
+def _check_kind(config: Any, spec: MethodSpec) -> None:
+    """Refuse the library's methods that are no sum or no single method, because a port could not fit them to another host."""
+    if getattr(config, "architecture", None) == "union":
+        raise UserError(f"method '{spec.name}': {spec.config} is several methods in one, which cannot be ported; "
+                        "choose the config class of one of them (conf/method)")
+    for key, plain in _PLAIN.items():
+        if (found := getattr(config, key, plain)) != plain:
+            raise UserError(f"method '{spec.name}': {spec.config} with {key}={found} cannot be ported, only with {key}="
+                            f"{plain}; choose another config class or setting (conf/method)")
+
+
+_PLAIN = {"composition_mode": "add", "use_dora": False, "vera_d": None, "use_gating": False}  # of a method that can be ported
 
 
 def _lora_config(spec: MethodSpec, shape: HostShape) -> LoraSettings:

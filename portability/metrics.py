@@ -1,157 +1,150 @@
-"""What a prediction is worth: metrics of the evaluate library that live here and need no hub.
+"""Metrics of the evaluate library: those shipped (portability/measures.py), which need no hub, and the user's own files.
 
-A prediction is the margin log p(positive) - log p(negative); it says positive where the margin is above 0, so a tie
-counts as negative. All values are fractions in [0, 1] except the loss, which is in nats. Importing this module takes
-seconds (evaluate), so only workers do.
+Importing this module takes seconds (evaluate), so only workers do, and a command that is given a metric of the user's own.
 """
 
-from abc import abstractmethod
-from typing import ClassVar
+import functools
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+from evaluate.loading import get_imports
 
-ZHOU = "Zhou et al., Batch Calibration, ICLR 2024 (arXiv 2309.17249)"
+from portability.errors import UserError
+from portability.measures import ALWAYS, MEASURES, Undefined, name_of, own
+from portability.spec import METRICS as ASKED
+
+INPUTS = ("predictions", "references", "prediction_scores")  # what a metric of the user's own may take
 
 
-class PerExample(evaluate.Metric):
-    """A number from one column of per-example predictions and the labels.
+class Shipped(evaluate.Metric):
+    """A shipped measure as a metric of the library: a number from one column of per-example predictions and the labels.
 
-    `column` names what `compute(predictions=[...], references=[...])` expects: margin (float), nll (float, nats) or
-    invalid (bool), (N,), and the labels (N,), 0 negative, 1 positive. One evaluation is one row of the metric's own
-    table, because the library encodes rows one by one and a row for each example would take ten times as long.
+    One evaluation is one row of the metric's own table, because the library encodes rows one by one and a row for each
+    example would take ten times as long.
     """
 
-    column: ClassVar[str] = "margin"
-    citation_text: ClassVar[str] = ""
+    def __init__(self, name: str, **options: Any):
+        self.measure = MEASURES[name]
+        super().__init__(**options)
 
     def _info(self) -> evaluate.MetricInfo:
-        kind = "bool" if self.column == "invalid" else "float64"
+        kind = "bool" if self.measure.column == "invalid" else "float64"
         kinds = {"predictions": kind, "references": "int64"}
         features = {name: datasets.Sequence(datasets.Value(kind)) for name, kind in kinds.items()}
         return evaluate.MetricInfo(
-            description=str(self.__doc__), citation=self.citation_text, features=datasets.Features(features),
-            inputs_description=f"predictions: [{self.column} (N,)], references: [labels (N,)]",
+            description=str(self.measure.value.__doc__), citation=self.measure.citation, features=datasets.Features(features),
+            inputs_description=f"predictions: [{self.measure.column} (N,)], references: [labels (N,)]",
         )
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
         (column,), (labels,) = predictions, references
-        return {"value": float(self.value(np.asarray(column), np.asarray(labels)))}
-
-    @staticmethod
-    @abstractmethod
-    def value(column: np.ndarray, labels: np.ndarray) -> float:
-        """The number, from (N,) predictions and (N,) labels."""
+        return {"value": float(self.measure.value(np.asarray(column), np.asarray(labels)))}
 
 
-class Accuracy(PerExample):
-    """Share of right predictions."""
-
-    @staticmethod
-    def value(column: np.ndarray, labels: np.ndarray) -> float:
-        """Share of examples whose predicted class is the label."""
-        return np.mean((column > 0) == (labels == 1))
+METRICS = {name: partial(Shipped, name) for name in MEASURES}
 
 
-class CalibratedAccuracy(PerExample):
-    """Accuracy after Batch Calibration: the mean log-odds over the evaluated inputs, unlabelled, is subtracted first.
+def score(
+    margin: np.ndarray, nll: np.ndarray, invalid: np.ndarray, label: np.ndarray, asked: Sequence[str] = ASKED,
+) -> dict[str, float | str]:
+    """The metrics of one evaluation, by Trainer's names (eval_accuracy, eval_loss, ...); in words, why there is no number.
 
-    The contextual bias is averaged over the batch as in the paper; the mean is taken over log-odds and the batch is
-    the whole evaluated set (our choice, DECISIONS.md). It presumes that classes are about balanced.
-    """
-
-    citation_text = ZHOU
-
-    @staticmethod
-    def value(column: np.ndarray, labels: np.ndarray) -> float:
-        """Share of right predictions with the threshold at the mean margin."""
-        return Accuracy.value(column - np.mean(column), labels)
-
-
-class MacroF1(PerExample):
-    """Mean of both classes' F1; a class that is neither predicted nor present has F1 0."""
-
-    @staticmethod
-    def value(column: np.ndarray, labels: np.ndarray) -> float:
-        """Mean over the classes of 2 TP / (2 TP + FP + FN)."""
-        predicted, positive = column > 0, labels == 1
-        scores = []
-        for said, true in ((predicted, positive), (~predicted, ~positive)):
-            both = np.sum(said) + np.sum(true)  # 2 TP + FP + FN
-            scores.append(2 * np.sum(said & true) / both if both else 0.0)
-        return np.mean(scores)
-
-
-class Loss(PerExample):
-    """Mean negative log-likelihood of the right answer, in nats.
-
-    For hosts that score label words, of the word's first token among the whole vocabulary; for hosts with a
-    classification head, of the class among the two.
-    """
-
-    column = "nll"
-
-    @staticmethod
-    def value(column: np.ndarray, labels: np.ndarray) -> float:
-        """Mean of the per-example values."""
-        return np.mean(column)
-
-
-class InvalidRate(PerExample):
-    """Share of examples for which the best token of the whole vocabulary begins no label word (0 with a head)."""
-
-    column = "invalid"
-
-    @staticmethod
-    def value(column: np.ndarray, labels: np.ndarray) -> float:
-        """Share of invalid answers."""
-        return np.mean(column)
-
-
-class PositiveShare(PerExample):
-    """Share of examples predicted positive."""
-
-    @staticmethod
-    def value(column: np.ndarray, labels: np.ndarray) -> float:
-        """Share of margins above 0."""
-        return np.mean(column > 0)
-
-
-METRICS: dict[str, type[PerExample]] = {
-    "accuracy": Accuracy,
-    "accuracy_calibrated": CalibratedAccuracy,
-    "f1": MacroF1,
-    "loss": Loss,
-    "invalid_rate": InvalidRate,
-    "positive_share": PositiveShare,
-}
-
-
-def score(margin: np.ndarray, nll: np.ndarray, invalid: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """All metrics of one evaluation, by Trainer's names (eval_accuracy, eval_loss, ...).
-
-    Calls each metric's `value` and not its `compute`, which gives the same number (tested) after 9 ms of tables: 6 % of the
-    demo study's time.
+    Calls each measure's `value` and not its metric's `compute`, which gives the same number (tested) after 9 ms of tables: 6 %
+    of the demo study's time.
 
     Args:
         margin: (N,) log p(positive) - log p(negative), finite; a tie (0) counts as negative.
         nll: (N,) negative log-likelihood of the right answer, nats, finite.
         invalid: (N,) bool, whether the best token of the whole vocabulary begins no label word.
         label: (N,) 0 negative, 1 positive.
+        asked: of measures.metric_names; measures.ALWAYS come with them.
 
     Raises:
         ValueError: no example, lengths that differ, labels other than 0 and 1, or values that are not finite.
 
     Example:
-        >>> found = score(np.array([2.0, -1.0]), np.array([0.1, 0.3]), np.array([False, True]), np.array([1, 1]))
-        >>> found["eval_accuracy"], found["eval_loss"], found["eval_invalid_rate"]
-        (0.5, 0.2, 0.5)
+        >>> found = score(np.array([2.0, -1.0]), np.array([0.1, 0.3]), np.array([False, True]), np.array([1, 1]), ["auc"])
+        >>> found["eval_auc"], found["eval_loss"], found["eval_invalid_rate"]
+        ('AUC needs both classes, and all 2 labels are 1', 0.2, 0.5)
     """
     columns = {"margin": np.asarray(margin, np.float64), "nll": np.asarray(nll, np.float64)}
     columns["invalid"], labels = np.asarray(invalid), np.asarray(label)
     _check(columns, labels)
-    return {f"eval_{name}": float(metric.value(columns[metric.column], labels)) for name, metric in METRICS.items()}
+    found: dict[str, float | str] = {}
+    for name, measure in MEASURES.items():
+        if name in asked or name in ALWAYS:
+            try:
+                found[f"eval_{name}"] = float(measure.value(columns[measure.column], labels))
+            except Undefined as error:
+                found[f"eval_{name}"] = str(error)
+    for path in own(asked):
+        for key, value in _own_values(path, columns["margin"], labels).items():
+            found[key] = f"another metric gives {key} too" if key in found else value
+    return found
+
+
+# ---- metrics of the user's own
+
+
+@functools.cache
+def own_metric(path: str) -> evaluate.Metric:
+    """A metric out of a file of the user's own, loaded by the library and tried on 64 invented examples.
+
+    Raises:
+        UserError: the library cannot load it, it would load code from elsewhere, takes what is not there, or fails.
+    """
+    name = f"metric '{name_of(path)}' of eval.metrics"
+    if any(kind == "external" for kind, *_ in get_imports(path)):
+        raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code beside it")
+    try:
+        metric = evaluate.load(path, module_type="metric", keep_in_memory=True)
+        wanted = metric._feature_names()
+    except Exception as error:  # the file is the user's: it may raise anything
+        raise UserError(f"{name} cannot be loaded: {_words(error)}") from error
+    if foreign := [key for key in wanted if key not in INPUTS]:
+        raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 or 1) and "
+                        "prediction_scores (log-odds of the positive label)")
+    try:
+        _compute(metric, np.linspace(-2, 2, 64), np.arange(64) // 3 % 2)
+    except Exception as error:
+        raise UserError(f"{name} fails on 64 invented examples of both labels: {_words(error)}") from error
+    return metric
+
+
+def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, float | str]:
+    """The numbers by their names in a record; in words, why there is none."""
+    try:
+        found = _compute(own_metric(path), margin, labels)
+    except Exception as error:  # of the user's code: it costs this number and not the run
+        return {f"eval_{name_of(path)}": _words(error)}
+    keys = {key: name_of(path) if key == name_of(path) else f"{name_of(path)}_{key}" for key in found}
+    return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}" for key, value in found.items()}
+
+
+def _compute(metric: evaluate.Metric, margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    given = {"predictions": (margin > 0).astype(int), "references": labels.astype(int), "prediction_scores": margin}
+    found = metric.compute(**{name: given[name].tolist() for name in metric._feature_names()})
+    if not isinstance(found, dict) or not found:
+        raise TypeError(f"it gives {found!r} and no number by name")
+    return {str(key): _number(key, value) for key, value in found.items()}
+
+
+def _number(key: object, value: Any) -> float:
+    if np.ndim(value) or isinstance(value, str | bytes) or value is None:
+        raise TypeError(f"it gives for '{key}' {value!r}, which is no single number")
+    return float(value)
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+# ---- answers
 
 
 def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scoring: str) -> dict[str, float]:

@@ -4,13 +4,10 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from typing import Any
 
 from tqdm import tqdm
@@ -21,7 +18,7 @@ from portability.errors import UserError, without_places
 from portability.plan import Plan
 from portability.spec import AnswerSpec, DataSpec, HostSpec, TaskSpec, digest
 from portability.store import Store, pairs
-from portability.worker import ENVIRONMENT, Setup, Worker
+from portability.worker import ENVIRONMENT, Setup, Worker, end_of, end_with_parent
 
 log = logging.getLogger(__name__)
 TEXTS = 256  # most texts that hosts are compared on (our choice)
@@ -104,25 +101,16 @@ def _measured(todo: Sequence[Pair], setup: Setup) -> Iterator[tuple[Pair, Answer
                 answer = ours.recv()
                 yield left.pop(0), answer
         except (EOFError, OSError) as error:
-            yield left.pop(0), _end_of(child, error)
+            yield left.pop(0), end_of(child, error)
         finally:  # also when the command is interrupted
             if child.pid is not None:
                 child.kill()
                 child.join()
 
 
-def _end_of(child: BaseProcess, error: Exception) -> str:
-    if child.pid is None:
-        return f"no process could be started ({error})"
-    child.join()
-    why = ", perhaps for want of memory" if child.exitcode == -signal.SIGKILL else ""
-    return f"the process ended with exit code {child.exitcode}{why}"
-
-
 def _measure(pipe: Connection, todo: Sequence[Pair], setup: Setup) -> None:
     """In a process of its own: answer for each pair in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     measure = _Measure(setup)
     for pair in todo:
         try:
@@ -130,13 +118,6 @@ def _measure(pipe: Connection, todo: Sequence[Pair], setup: Setup) -> None:
         except Exception as error:  # whatever a host may raise, the other pairs are measured
             answer = without_places(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         pipe.send(answer)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 class _Measure:

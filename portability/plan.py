@@ -32,6 +32,7 @@ T = TypeVar("T")
 SCRATCH = InitSpec("scratch", "scratch")
 BARE_INIT = InitSpec(BARE, BARE)
 OTHER_SEEDS = 1_000_000  # added to a receiving run's seed for an origin's own one
+CHOICES = 4  # that a question is taken to have
 SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
 
@@ -42,8 +43,8 @@ class Grid:
     `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name to the set the
     origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on the receiving host (zero-shot
     comes on top); `head` is "shared" or "fresh" and concerns hosts with a classification head only; `task` is that of sets
-    of texts with labels, `answers` has those of sets of prompts, by the set's name. `rates` are factors on each method's learning
-    rate on the receiving host, each a method of its own ("lora x3"); origins and natives keep the common rate. With
+    of texts with labels, `answers` has those of sets of prompts, by the set's name. `rates` are factors on each method's
+    learning rate on the receiving host, each a method of its own ("lora x3"); origins and natives keep the common rate. With
     `origin_seeds` "other" an origin has a seed of its own, so a receiving run does not see its origin's batches again.
     """
 
@@ -72,7 +73,8 @@ class Grid:
     @property
     def size(self) -> int:
         """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
-        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports, self.seeds, self.budgets)
+        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports, self.seeds,
+                self.budgets)
         count = 1
         for axis in axes:
             count *= len(axis)
@@ -185,8 +187,8 @@ class _Arm:
 
     def _cell(self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str) -> Cell:
         return Cell(
-            method=rated(self.method, self.rate).name, origin=self.origin.name, receiving=self.receiving.name, relation=self.relation,
-            origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name, seed=self.seed,
+            method=rated(self.method, self.rate).name, origin=self.origin.name, receiving=self.receiving.name,
+            relation=self.relation, origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name, seed=self.seed,
             budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
         )
 
@@ -238,7 +240,8 @@ class _Arm:
         if init.kind in FROM_EXTRACTION:  # what the options say is the extraction's
             start = InitSpec(init.name, init.kind)
         return replace(
-            base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head, port=port if ported or shares else None,
+            base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head,
+            port=port if ported or shares else None,
             origin=origin_id if ported or shares or init.kind in FROM_EXTRACTION else None,
         )
 
@@ -300,6 +303,21 @@ def evenly(ids: list[T], size: int) -> Iterator[list[T]]:
 
 def cost(run: RunSpec) -> float:
     """Relative cost of a run: updates times the host's parameters in its layers (an order, not a time)."""
+    return (run.train.updates * run.train.batch_size + 1) * _weight(run)
+
+
+def _weight(run: RunSpec) -> int:
+    """Parameters of the host's layers, about."""
     shape = run.host.shape
     per_layer = 4 * shape.hidden * shape.heads * shape.head_dim + 3 * shape.hidden * shape.ffn
-    return (run.train.updates * run.train.batch_size + 1) * sum(shape.layers.values()) * per_layer
+    return sum(shape.layers.values()) * per_layer
+
+
+def work(run: RunSpec, updates: int, marks: float) -> float:
+    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated example is a
+    third of a trained one, because it has no backward pass, a written answer that again for each token, and a choice for each
+    of CHOICES."""
+    passes = 1
+    if isinstance(run.task, AnswerSpec):
+        passes = CHOICES if run.task.new_tokens is None else 1 + run.task.new_tokens
+    return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * passes / 3)

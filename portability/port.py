@@ -228,7 +228,7 @@ def _stack_map(module: ModuleState, fresh: ModuleState) -> dict[str, str]:
     """Receiving stack -> origin stack: the same name, or the only one where each side has just one."""
     have = {slot.stack for slot in module.tensors}
     want = {slot.stack for slot in fresh.tensors}
-    pairs = {stack: stack for stack in want & have}
+    pairs = {stack: stack for stack in sorted(want & have)}
     single = [stacks - {"shared"} for stacks in (want, have)]
     if all(len(stacks) == 1 for stacks in single) and single[0] != single[1]:
         pairs[single[0].pop()] = single[1].pop()

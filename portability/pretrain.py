@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from portability import corpus, language, lexicon
 from portability.corpus import Corpus
 from portability.curriculum import Curriculum, rate
+from portability.hosts import HostSource, describe, load_plain, load_tokenizer
 from portability.language import Mix
 from portability.paths import EMBEDDED, bundled
 
@@ -201,10 +202,8 @@ def make_host(name: str, conf: Mapping[str, Any], out: Path) -> dict[str, Any]:
     spec = conf["hosts"][name]
     if "parent" in spec:
         parent = out / "hosts" / spec["parent"]
-        tokenizer = transformers.AutoTokenizer.from_pretrained(parent, local_files_only=True)
-        host = T5ForConditionalGeneration.from_pretrained(
-            parent, local_files_only=True, attn_implementation="eager", dtype=torch.float32
-        )
+        source = describe(HostSource(spec["parent"], path=str(parent)))
+        tokenizer, host = load_tokenizer(source), load_plain(source)
     else:
         tokenizer = build_tokenizer(spec["vocabulary"], spec["sample"])
         host = build_host(spec["shape"], conf["architecture"], len(tokenizer), spec["sample"])

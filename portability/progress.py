@@ -16,15 +16,20 @@ from portability.devices import STACKS, count_gpus, places
 from portability.errors import UserError
 from portability.estimate import agree, calibrate, estimate
 from portability.pairs import compare_pairs
-from portability.plan import Plan, alike, stacks
+from portability.plan import Plan, alike, stacks, work
+from portability.preview import preview
 from portability.spec import RunSpec
+from portability.stages import Stage
 from portability.store import Store
 from portability.tracking import TrackingSpec
+from portability.wording import counted
 from portability.worker import Job, Setup, TimedOut
 
 log = logging.getLogger(__name__)
 RETRIES = 2  # a run that was alone when its worker died is tried so many times again; stacks are halved until then
 TRIED_AGAIN = ("WorkerDied", "Blocked")  # kinds of failure that a repeated command tries again by itself
+STEPS = 1_000_000  # of the bar
+BAR = "{desc}: {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}"  # tqdm's own counts no unit that people know
 LOOK_SECONDS = 2.0  # between looks at the runs that another command has in hand
 
 
@@ -181,6 +186,48 @@ class Ledger:
         return claim is not None and self.claims.lives(claim)
 
 
+class Meter:
+    """The bar of the runs that are to do: of all their work, evaluations among it, the part that is done.
+
+    Args:
+        bar: of STEPS.
+    """
+
+    def __init__(self, book: Ledger, bar: tqdm):
+        self.book, self.bar = book, bar
+        self.runs = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
+        self.whole = {i: work(run, run.train.updates, len(book.planned.marks[i])) for i, run in self.runs.items()}
+        self.total = sum(self.whole.values())
+        self.asked = sum(run.train.updates for run in self.runs.values())
+        self.done, self.all_done = dict.fromkeys(self.runs, 0.0), 0.0  # units of work
+        self.updates, self.made = dict.fromkeys(self.runs, 0), 0
+        self.settled: set[str] = set()
+
+    def hear(self, stage: Stage) -> None:
+        """Move the bar to where runs are: back, too, where a run begins anew after its worker's death."""
+        self._move({run_id: (stage.updates, work(self.runs[run_id], stage.updates, stage.scored + stage.part))
+                    for run_id in stage.runs if run_id in self.runs and run_id not in self.settled})
+
+    def settle(self) -> None:
+        """Nothing more is to come of the runs that are done or failed."""
+        over = (self.book.done | self.book.failed.keys()) & self.runs.keys() - self.settled
+        self._move({i: (self.updates[i] if i in self.book.failed else self.runs[i].train.updates, self.whole[i]) for i in over})
+        self.settled |= over
+
+    def _move(self, there: Mapping[str, tuple[int, float]]) -> None:
+        """Set the bar by the updates that runs have made, and the units of work."""
+        for run_id, (updates, done) in there.items():
+            done = min(done, self.whole[run_id])  # one that was evaluated at other marks before is evaluated at those too
+            self.all_done += done - self.done[run_id]
+            self.made += updates - self.updates[run_id]
+            self.updates[run_id], self.done[run_id] = updates, done
+        book = self.book
+        text = (f"{self.made:,}/{self.asked:,} updates, {len(book.done)}/{len(book.todo)} runs, {len(book.failed)} failed"
+                + (f", {len(book.elsewhere)} elsewhere" if book.elsewhere else ""))
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(int(STEPS * self.all_done / self.total + 1e-3) - self.bar.n)  # whole steps, so that it ends at the end
+
+
 def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str, RunSpec], dict[str, str]]:
     """The chosen runs that the store lacks, with those they start from whose files are missing or broken; and what is wrong
     with the ones that are there and broken.
@@ -216,13 +263,13 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
     gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
     stack = conf.stack or STACKS["cuda" if gpu else "cpu"]
     book = Ledger(planned, store, stack, _workers(conf), chosen, study.part.retry)
-    log.info("%d of %d runs to do in study %s", len(book.todo) - book.earlier, len(planned.runs), study.name)
+    log.info("%d of %s to do in study %s", len(book.todo) - book.earlier, counted(len(planned.runs), "run"), study.name)
     if book.earlier:
-        log.warning("%d runs failed before and are not tried again, or wait for one that is not; retry=failed tries them",
-                    book.earlier)
+        log.warning("%s failed before and not tried again, or waiting for one that is not; retry=failed tries them",
+                    counted(book.earlier, "run"))
     todo = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
-    total = sum(run.train.updates for run in todo.values())
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds)
+    preview(planned, todo, setup)
     if todo:
         _weigh(book, todo, study, setup)
     store.expect(planned.cells, facts(study, tracking.sweep) | ({"overrides": list(asked)} if asked else {}))
@@ -233,10 +280,11 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
                     store.set_aside(run_id))
     every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
     if len(book.todo) > book.earlier:
-        with tqdm(total=total, unit="upd", desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0) as bar:
-            for _ in _rounds(book, setup, study, bar):
-                text = f"{len(book.done)}/{len(book.todo)} runs, {len(book.failed)} failed"
-                bar.set_postfix_str(text + (f", {len(book.elsewhere)} elsewhere" if book.elsewhere else ""), refresh=False)
+        with tqdm(total=STEPS, desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0, bar_format=BAR) as bar:
+            meter = Meter(book, bar)
+            for _ in _rounds(book, setup, study, meter):
+                meter.settle()
+            meter.settle()
     store.compact()
     if study.similarity:
         try:
@@ -269,7 +317,7 @@ def _weigh(book: Ledger, todo: Mapping[str, RunSpec], study: Study, setup: Setup
     agree(found, study.part.yes)
 
 
-def _rounds(book: Ledger, setup: Setup, study: Study, bar: tqdm) -> Iterator[Job]:
+def _rounds(book: Ledger, setup: Setup, study: Study, meter: Meter) -> Iterator[Job]:
     """Call the engine until nothing is left, and yield each job as it ends."""
     engine = importlib.import_module(f"portability.engines.{study.engine.kind}")
     again: list[Job] = []
@@ -286,15 +334,17 @@ def _rounds(book: Ledger, setup: Setup, study: Study, bar: tqdm) -> Iterator[Job
             if again:
                 waves = [[*again, *(waves[0] if waves else [])], *waves[1:]]
                 again.clear()
-            ended = engine.run_waves(waves, setup, study.engine, bar.update)
+            ended = engine.run_waves(waves, setup, study.engine, meter.hear)
         else:
-            ended = engine.run_jobs(more, setup, study.engine, bar.update)
+            ended = engine.run_jobs(more, setup, study.engine, meter.hear)
         with contextlib.closing(ended):  # an interrupt in here drains the workers at once
             for job, death in ended:
                 again += book.settle(job, death)
                 yield job
         while book.elsewhere and not (again or book.free):  # the rest is in another command's hands
             time.sleep(LOOK_SECONDS)
+            for stage in book.claims.stages().values():
+                meter.hear(stage)
             book.look()
         if not (again or book.free):
             return

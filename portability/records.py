@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from portability.engine import Outcome, Predictions
+from portability.errors import without_places
 from portability.metrics import score, score_answers
 from portability.module import ModuleState
 from portability.port import PortReport
@@ -42,6 +44,7 @@ class Evidence:
     report: PortReport | None = None
     outcome: Outcome = field(default_factory=Outcome)
     origin: dict[str, str] | None = None  # names of the origin's host and data
+    too_long: dict[str, int] = field(default_factory=dict)  # answers that were (tasks.scorer.too_long)
 
 
 def build_result(evidence: Evidence) -> Result:
@@ -72,10 +75,9 @@ def build_result(evidence: Evidence) -> Result:
             "tokens": evidence.outcome.tokens,
             "padded_tokens": evidence.outcome.padded_tokens,
             "stack": evidence.stack,
+            **({"too_long": evidence.too_long} if evidence.too_long else {}),
             "train_loss": [list(point) for point in evidence.outcome.losses],
-            "metrics": [{"updates": mark} | _metrics(found, evidence) | {
-                name.replace("eval_", "last_"): value for name, value in _metrics(last, evidence).items()
-            } for mark, found, last in _marks(evidence)],
+            **_metrics(evidence),
         },
         "port_info": evidence.report.summary() if evidence.report else None,
         "meta_info": {"package_info": packages(), "system_info": system(evidence.device)},
@@ -92,17 +94,26 @@ def build_result(evidence: Evidence) -> Result:
     return Result(record, tensors, metadata, report)
 
 
-def _marks(evidence: Evidence) -> list[tuple[int, Predictions, Predictions]]:
-    """Each mark, with what its average predicts and what its last iterate does."""
-    return [(mark, found, evidence.last_predictions[mark]) for mark, found in sorted(evidence.predictions.items())]
+def _metrics(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+    """The numbers by mark, those of the last iterate under names that begin with last_; and, where a metric has no number at a
+    mark, why."""
+    found = {mark: dict(_measured(predictions, evidence)) for mark, predictions in sorted(evidence.predictions.items())}
+    for mark, one in found.items():
+        last = _measured(evidence.last_predictions[mark], evidence)
+        one |= {name.replace("eval_", "last_", 1): value for name, value in last.items()}
+    numbers = [{"updates": mark} | {name: value for name, value in one.items() if not isinstance(value, str)}
+               for mark, one in found.items()]
+    holes = [{"updates": mark, "metric": name, "reason": without_places(value)}
+             for mark, one in found.items() for name, value in one.items() if isinstance(value, str)]
+    return {"metrics": numbers} | ({"unmeasured": holes} if holes else {})
 
 
-def _metrics(found: Predictions, evidence: Evidence) -> dict[str, float]:
+def _measured(found: Predictions, evidence: Evidence) -> Mapping[str, float | str]:
     if isinstance(evidence.run.task, AnswerSpec):
         assert found.score is not None
         return score_answers(found.score, found.nll, found.invalid, evidence.run.task.scoring)
     assert found.margin is not None
-    return score(found.margin, found.nll, found.invalid, np.asarray(evidence.labels))
+    return score(found.margin, found.nll, found.invalid, np.asarray(evidence.labels), evidence.run.eval.metrics)
 
 
 def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
@@ -116,6 +127,7 @@ def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
 
 
 def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
+    del spec["eval"]["metrics"]  # the record's numbers show them
     for part in (spec["host"], spec["data"], *([spec["teacher"]] if spec["teacher"] else [])):
         source = part["source"] or ""
         if part["revision"] is None and not source.startswith("embedded:"):

@@ -1,8 +1,7 @@
 """From a batch of texts to logits, losses and predictions: one forward pass for every host family, for all training and
 evaluation of texts with labels. What `tasks.scorer.AnswerScorer` does for prompts with answers has the same four methods."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from portability.attention import causal_mask, computing, text_mask
 from portability.batches import Bucket, fill, pad
 from portability.encoding import Encoded
 from portability.errors import UserError
@@ -67,7 +66,6 @@ class Scorer(nn.Module):
         self.model = host.model
         self.device = host.model.device
         self.precision = host.precision
-        self.sdpa = host.model.config._attn_implementation == "sdpa"  # its own masks look at their values: hand one in
         self.family = host.family
         self.hidden = host.spec.shape.hidden
         check_length(host, task)
@@ -77,7 +75,7 @@ class Scorer(nn.Module):
             self.head.requires_grad_(False)
             self.label_ids = (0, 1)
         else:
-            self.label_ids = label_ids(host.tokenizer, task.label_words, seq2seq=self.family == "t5")
+            self.label_ids = label_ids(host.tokenizer, task.label_words, self.family == "t5", task.template)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, V) or (B, 2), always in fp32.
@@ -86,25 +84,23 @@ class Scorer(nn.Module):
             input_ids: (B, T) token ids, padded on the right.
             attention_mask: (B, T) 1 for real tokens, 0 for padding.
         """
-        with Placed(self.device) if self.device.type != "cpu" else nullcontext():
-            if self.precision == "fp32":
-                return self._logits(input_ids, attention_mask)
-            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):  # a graph must not hold a cache
-                return self._logits(input_ids, attention_mask).float()
+        with computing(self.device, self.precision):
+            return self._logits(input_ids, attention_mask).float()
 
     def _logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        seen = text_mask(self.family, attention_mask)
         if self.family == "t5":
             start = torch.full_like(input_ids[:, :1], self.model.config.decoder_start_token_id)
             return self.model(
-                input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=start, use_cache=False
+                input_ids=input_ids, attention_mask=seen, use_cache=False,
+                decoder_input_ids=start, decoder_attention_mask=causal_mask(torch.ones_like(start)),
             ).logits[:, 0]
         if self.has_head:
-            seen = attention_mask[:, None].expand(-1, input_ids.shape[1], -1) if self.sdpa else attention_mask
             states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
             weights = attention_mask.to(states.dtype).unsqueeze(-1)
             return self.head((states * weights).sum(1) / weights.sum(1))
         states = self.model.base_model(
-            input_ids=input_ids, attention_mask=_causal(attention_mask), use_cache=False
+            input_ids=input_ids, attention_mask=seen, use_cache=False
         ).last_hidden_state
         last = (attention_mask.sum(1) - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
         return self.model.lm_head(states.gather(1, last).squeeze(1))
@@ -142,13 +138,16 @@ class Scorer(nn.Module):
         return 4 * 2 * batch_size * (2 if self.has_head else self.model.config.vocab_size)
 
     @torch.inference_mode()
-    def predict(self, parameters: Parameters, encoded: Encoded, batch_size: int) -> Predictions:
+    def predict(
+        self, parameters: Parameters, encoded: Encoded, batch_size: int, on_part: Callable[[float], None] = lambda part: None
+    ) -> Predictions:
         """Score every example with every member, in the order of the examples.
 
         What stands before the first of a module's sites is the same for all members, and `vmap` does it once a batch.
 
         Args:
             parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
+            on_part: see engine.predict.
         """
         order = np.argsort(encoded.lengths, kind="stable")
         labels = torch.from_numpy(encoded.labels)
@@ -164,6 +163,7 @@ class Scorer(nn.Module):
             nll = -scores.gather(-1, target[..., None]).squeeze(-1)
             best = scores.argmax(-1)
             out.append((scores[..., positive] - scores[..., negative], nll, (best != negative) & (best != positive)))
+            on_part((first + len(picks)) / len(order))
         back = np.argsort(order)
         margin, nll, invalid = (torch.cat(part, 1).cpu().numpy()[:, back] for part in zip(*out, strict=True))
         return Predictions(nll, invalid, margin)
@@ -175,32 +175,3 @@ class Scorer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(2, self.hidden, generator=generator) * 0.02
         return dict(zip(HEAD, (weight, torch.zeros(2)), strict=True))
-
-
-class Placed(TorchFunctionMode):
-    """Makes `torch.ones` without a device on this one: adapters' prefix makes its mask in ordinary memory and copies it,
-    which waits for a GPU in every layer and cannot be captured."""
-
-    def __init__(self, device: torch.device):
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        if func is torch.ones and kwargs.get("device") is None:
-            kwargs = {**kwargs, "device": self.device}
-        return func(*args, **kwargs)
-
-
-def _causal(attention_mask: Tensor) -> Tensor:
-    """Mask (B, 1, T, T) to add to attention scores: 0 where a real token looks at itself and what is before, else the least
-    number. Transformers would make the same, but with steps that `vmap` or a CUDA graph does not allow.
-
-    Args:
-        attention_mask: (B, T) 1 for real tokens, 0 for padding.
-    """
-    size = attention_mask.shape[1]
-    before = torch.ones(size, size, dtype=torch.bool, device=attention_mask.device).tril()
-    allowed = before & (attention_mask[:, None, None, :] > 0)
-    least = torch.finfo(torch.float32).min
-    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, least)

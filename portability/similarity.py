@@ -13,9 +13,10 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from portability.attention import causal_mask, text_mask
 from portability.encoding import tokenise_within
 from portability.errors import UserError
-from portability.hosts import Host, HostSpec, folder_of, load_host
+from portability.hosts import Host, HostSpec, folder_of, load_host, weight_files
 from portability.layers import stretch
 from portability.scorer import check_length
 from portability.spec import HostShape, TaskSpec
@@ -98,14 +99,15 @@ def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
 @torch.inference_mode()
 def _states(host: Host, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """States of a batch by reading, each (layers, B, hidden); ids and mask (B, T) padded on the right."""
-    real = mask.unsqueeze(-1).float()
+    real, seen = mask.unsqueeze(-1).float(), text_mask(host.family, mask)
     if host.model.config.is_encoder_decoder:
         start = torch.full_like(ids[:, :1], host.model.config.decoder_start_token_id)
-        out = host.model(input_ids=ids, attention_mask=mask, decoder_input_ids=start, use_cache=False,
+        out = host.model(input_ids=ids, attention_mask=seen, decoder_input_ids=start,
+                         decoder_attention_mask=causal_mask(torch.ones_like(start)), use_cache=False,
                          output_hidden_states=True)
         text, answer = out.encoder_hidden_states[1:], [layer[:, 0] for layer in out.decoder_hidden_states[1:]]
     else:
-        text = host.model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:]
+        text = host.model.base_model(input_ids=ids, attention_mask=seen, output_hidden_states=True).hidden_states[1:]
         answer = [] if host.scoring == "head" else [layer[torch.arange(len(ids)), mask.sum(1) - 1] for layer in text]
     pooled = {"text": torch.stack([(layer * real).sum(1) / real.sum(1) for layer in text])}
     return pooled | ({"answer": torch.stack(answer)} if answer else {})
@@ -193,9 +195,8 @@ def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float
 def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[str, int, str], _Matrix], int]:
     """A host's matrices by stack, layer and name within the layer, and the number of all its entries."""
     folder, found, total = folder_of(spec), {}, 0
-    whole = folder / "model.safetensors"
     stacks = list(spec.shape.layers)
-    for path in [whole] if whole.exists() else sorted(folder.glob("model-*.safetensors")):
+    for path in weight_files(spec.name, folder):
         file = files.enter_context(safe_open(path, "pt"))
         for name in file.keys():
             shape = tuple(file.get_slice(name).get_shape())

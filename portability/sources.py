@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError, choose
-from portability.hub import INSTEAD, look_for_hub
+from portability.hub import look_for_hub, remedy
 from portability.overlap import LabelledText, Rows
 from portability.paths import EMBEDDED
-from portability.spec import SCORINGS, AnswerSpec
+from portability.spec import SCORINGS, TOO_LONG, AnswerSpec
 from portability.tasks.examples import FORMS, Example, check_kinds, example_of, kind, parsed, read_examples
 from portability.tasks.scoring import LIKELIHOODS, NORMALISERS
 
@@ -89,7 +89,8 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     given, where = dict(source.answers), f"data.{source.name}.answers"
     scoring = choose(str(given.pop("scoring", None)), SCORINGS, f"{where}.scoring (the type of task)")
     written = scoring != "choice"
-    known = {"exact_match": ("normaliser", "new_tokens"), "rouge_l": ("new_tokens",), "choice": ("likelihood",)}[scoring]
+    known = {"exact_match": ("normaliser", "new_tokens", "too_long"), "rouge_l": ("new_tokens", "too_long"),
+             "choice": ("likelihood",)}[scoring]
     for key in given:
         choose(str(key), (*known, "max_length"), f"key in {where}, scored by {scoring},")
     numbers = {"max_length": given.get("max_length", max_length)} | ({"new_tokens": given.get("new_tokens")} if written else {})
@@ -100,6 +101,7 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
         scoring=scoring, new_tokens=numbers.get("new_tokens"), max_length=numbers["max_length"],
         normaliser=str(given.get("normaliser", "squad")) if scoring == "exact_match" else None,
         likelihood=None if written else str(given.get("likelihood", "sum")),
+        too_long=choose(str(given.get("too_long", TOO_LONG[0])), TOO_LONG, f"{where}.too_long"),
     )
     choose(spec.normaliser or "squad", NORMALISERS, f"{where}.normaliser")
     choose(spec.likelihood or "sum", LIKELIHOODS, f"{where}.likelihood")
@@ -242,10 +244,8 @@ def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> l
     try:
         found = datasets.load_dataset(str(source.hub), source.config, revision=source.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise UserError(
-            f"data set '{source.name}': cannot fetch {source.hub} from the hub, no network or no such data set "
-            f"({type(error).__name__}: {_first_line(error)}); {INSTEAD}, or a local folder (path in conf/data)"
-        ) from error
+        raise UserError(f"data set '{source.name}': cannot fetch {source.hub}@{str(source.revision)[:8]}: "
+                        f"{remedy(error, f'datasets/{source.hub}')}, or a local folder (path in conf/data)") from error
     choose(split, found, f"split of {source.hub}")
     for column in columns:
         choose(column, found[split].column_names, f"column of {source.hub}")
@@ -255,7 +255,3 @@ def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> l
 def embedded() -> list[str]:
     """Names of the sets shipped with the package."""
     return sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

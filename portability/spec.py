@@ -14,6 +14,7 @@ SUBTRACTED = (EXTRACTION, *FROM_EXTRACTION, PISSA)  # kinds whose start is taken
 BARE = "bare"  # no module at all: the host as it is
 MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
 KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
+METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked for
 SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
 PROTOCOLS = {  # the schemas whose records can be read; records of two of them are never pooled
     1: "old protocol (schema 1): marks evaluate a moving average that still holds the start",
@@ -133,6 +134,8 @@ class AnswerSpec:
         likelihood: of choice, a name in tasks.scoring.LIKELIHOODS.
         new_tokens: most tokens of a written answer, its end token included; None for choice.
         max_length: tokens of prompt and answer (of t5: of the prompt, and of the answer).
+        too_long: what becomes of answers to write that leave no room for a prompt in it, one of TOO_LONG
+            (tasks.encode.encode_answers).
     """
 
     scoring: str
@@ -140,9 +143,22 @@ class AnswerSpec:
     likelihood: str | None
     new_tokens: int | None
     max_length: int
+    too_long: str = "refuse"
 
 
+TOO_LONG = ("refuse", "drop", "truncate")
 SCORINGS = ("exact_match", "rouge_l", "choice")
+
+
+def too_long_words(counts: Mapping[str, int]) -> str:
+    """Numbers of answers that were too long, in words.
+
+    Example:
+        >>> too_long_words({"train_dropped": 2, "train_truncated": 0, "test_truncated": 1})
+        '2 training examples left out, 0 training answers cut, 1 test answers cut in their likelihood'
+    """
+    return (f"{counts['train_dropped']} training examples left out, {counts['train_truncated']} training answers cut, "
+            f"{counts['test_truncated']} test answers cut in their likelihood")
 
 
 @dataclass(frozen=True)
@@ -163,11 +179,13 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """Which split serves as test, and how many of its examples (0: all of them)."""
+    """Which split serves as test, how many of its examples (0: all of them), and what is computed of the predictions: names
+    of measures.metric_names, which change no prediction and are no part of a run's identity."""
 
     split: str
     limit: int
     batch_size: int
+    metrics: tuple[str, ...] = METRICS
 
 
 @dataclass(frozen=True)
@@ -219,8 +237,8 @@ class RunSpec:
 
     @property
     def stream(self) -> tuple[object, ...]:
-        """First names of what the run draws for its module (seeds.stream): its seed, role, method and the run it starts from, so
-        that no two starts of a seed are made of the same numbers. Batches and heads are named by seed and data alone: all
+        """First names of what the run draws for its module (seeds.stream): its seed, role, method and the run it starts from,
+        so that no two starts of a seed are made of the same numbers. Batches and heads are named by seed and data alone: all
         arms of a seed share them.
         """
         method = digest(_without(self.method, "name", "learning_rate"))

@@ -1,7 +1,7 @@
 """Runs in training together: their members, what was measured at their marks, and where they go on after a kill."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,7 +20,9 @@ from portability.port import PortReport
 from portability.records import Evidence, packages
 from portability.scorer import Predictions
 from portability.spec import RunSpec, digest
+from portability.stages import SCORING, TRAINING, Stage
 from portability.store import Store
+from portability.tasks.scorer import too_long
 
 Head = dict[str, Tensor]
 Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
@@ -117,12 +119,12 @@ class Stack:
         self.evidence: dict[str, dict[int, Predictions]] = {iterate: {} for iterate in ITERATES}
         self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
 
-    def resume(self, store: Store) -> int:
-        """Go on from the members' checkpoints, where all have one (see `parts`); gives back the module-updates this spares."""
+    def resume(self, store: Store) -> None:
+        """Go on from the members' checkpoints, where all have one (see `parts`)."""
         saved = [usable(store.checkpoint(run.run_id), run, self.marks[run.run_id]) for run in self.runs]
         found = [one for one in saved if one is not None]
         if len(found) < len(self.runs):
-            return 0
+            return
         marks = scored(found[0])
         kept = {name for name in found[0] if name not in OURS and ("." not in name or name.startswith("tail."))}
         self.trainer.restore([{name: one[name] for name in kept} for one in found])
@@ -132,7 +134,10 @@ class Stack:
             columns = [name for name in Predictions.__dataclass_fields__ if f"{prefix}{name}.{mark}" in found[0]]
             self.evidence[iterate][mark] = Predictions(
                 **{name: np.stack([one[f"{prefix}{name}.{mark}"].numpy() for one in found]) for name in columns})
-        return self.trainer.done * len(self.runs)
+
+    def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
+        """What the members are at."""
+        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.evidence[""]), part)
 
     def train(self, desk: Desk) -> None:
         """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints.
@@ -155,21 +160,24 @@ class Stack:
                     raise Drained
 
         def mark(updates: int, averages: dict[str, Tensor], last: dict[str, Tensor]) -> None:
-            scores = self._score(updates, averages)
+            desk.report(self.stage(SCORING))
             same = updates == 0 or engine.window(updates, run.train.tail) == 1
-            self.evidence[""][updates] = scores
-            self.evidence["last_"][updates] = scores if same else self._score(updates, last)
+            scores = [
+                self._score(updates, parameters, lambda part, at=at: desk.report(self.stage(SCORING, (at + part) / (2 - same))))
+                for at, parameters in enumerate([averages] if same else [averages, last])]
+            self.evidence[""][updates], self.evidence["last_"][updates] = scores[0], scores[-1]
             keep_if_due()
 
         def update() -> None:
-            desk.on_update(len(self.runs))
+            desk.report(self.stage())
             if self.trainer.done not in left:  # a mark is kept once it is scored
                 keep_if_due()
 
         engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
-    def _score(self, updates: int, parameters: dict[str, Tensor]) -> Predictions:
+    def _score(self, updates: int, parameters: dict[str, Tensor], on_part: Callable[[float], None] = lambda part: None
+               ) -> Predictions:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
         if updates == 0:
@@ -179,7 +187,7 @@ class Stack:
                     for row in zip(*held, strict=True)]
             firsts = [each.index(place) for place in range(len(seen))]
             parameters = {name: value[firsts] for name, value in parameters.items()}
-        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size).of(each)
+        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size, on_part).of(each)
 
     def keep(self, store: Store) -> None:
         """Write a checkpoint of every member that is still finite."""
@@ -219,6 +227,7 @@ class Stack:
                 module=module, start=start.frozen, head=head, host_parameters=count_parameters(self.bench.scorer),
                 seconds=float(self.seconds[index]) + overhead / len(self.runs), train_seconds=float(self.seconds[index]),
                 device=desk.place.device, stack=len(self.runs),
+                too_long=too_long(run.task, self.bench.training, self.bench.test),
             )
             try:
                 desk.commit(evidence)

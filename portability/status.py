@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from portability.claims import Claims
-from portability.plan import Plan, cost
+from portability.plan import Plan, work
 from portability.spec import RunSpec
+from portability.stages import PREPARING, SCORING, Stage
 from portability.store import Store
+from portability.wording import counted
 
 STATES = ("done", "running", "stale", "failed", "blocked", "planned")
 NAMED = 10  # runs of one state that are named; the others are counted
@@ -21,21 +23,22 @@ RECENT = timedelta(minutes=30)  # what the rate is measured over
 class State:
     """A run's state, and what there is to say of it.
 
-    `planned`: nothing yet. `running`: somebody has it in hand (where, since, seconds since the last heartbeat). `stale`: it
-    was in hand, and that process is gone or silent; the next command takes it over. `failed` (error, attempt, file) and
-    `blocked` (origin): its latest failure. `done`: evaluated at all its marks.
+    `planned`: nothing yet. `running`: somebody has it in hand (what it is at, where, since, seconds since the last heartbeat).
+    `stale`: it was in hand, and that process is gone or silent; the next command takes it over. `failed` (error, attempt, file)
+    and `blocked` (origin): its latest failure. `done`: evaluated at all its marks.
     """
 
     name: str
     says: str = ""
+    done: float = 0.0  # of one that is running: units of work, as of the last heartbeat
 
 
 def states(planned: Plan, store: Store) -> dict[str, State]:
     """The state of each run of the plan."""
     marks, claims = store.marks(), Claims(store.root)
-    held, failures = claims.all(), store.failures(planned.marks)
+    held, stages, failures = claims.all(), claims.stages(), store.failures(planned.marks)
     found = {}
-    for run_id in planned.runs:
+    for run_id, run in planned.runs.items():
         if planned.marks[run_id] <= marks.get(run_id, frozenset()):
             found[run_id] = State("done")
             continue
@@ -45,10 +48,25 @@ def states(planned: Plan, store: Store) -> dict[str, State]:
             found[run_id] = _failed(run_id, failure, store)
         elif claim is not None:
             says = f"by process {claim.pid} on {claim.host} since {claim.since}, heartbeat {claims.silence(claim):.0f} s ago"
-            found[run_id] = State("running" if lives else "stale", says)
+            stage = stages.get(claim.owner, Stage([run_id]))
+            found[run_id] = State("running", f"{_at(run, stage)}, {says}", _done(run, stage)) if lives else State("stale", says)
         else:
             found[run_id] = State("planned")
     return found
+
+
+def _at(run: RunSpec, stage: Stage) -> str:
+    """What a run in hand is at."""
+    if run.run_id not in stage.runs:
+        return "waiting for others of its stack"
+    if stage.doing == PREPARING:
+        return stage.doing
+    where = f" at update {stage.updates:,} of {run.train.updates:,}" if run.train.updates else ""
+    return stage.doing + where + (f" ({stage.part:.0%} of the test set)" if stage.doing == SCORING else "")
+
+
+def _done(run: RunSpec, stage: Stage) -> float:
+    return work(run, stage.updates, stage.scored + stage.part) if run.run_id in stage.runs else 0.0
 
 
 def _failed(run_id: str, failure: Mapping[str, Any], store: Store) -> State:
@@ -70,7 +88,7 @@ def status_lines(planned: Plan, store: Store) -> list[str]:
         lines += [f"  {name} {run_id} {_words(planned.runs[run_id])}: {found[run_id].says}" for run_id in those[:NAMED]]
         lines += [f"  ... and {len(those) - NAMED} more {name}"] if len(those) > NAMED else []
     blockers = Counter(state.says for state in found.values() if state.name == "blocked")
-    return lines + [f"  blocked: {count} runs {says}" for says, count in blockers.items()]
+    return lines + [f"  blocked: {counted(count, 'run')} {says}" for says, count in blockers.items()]
 
 
 def _plain(state: str) -> str:
@@ -79,7 +97,7 @@ def _plain(state: str) -> str:
 
 
 def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
-    """Rate of the last half hour and the time left by it, and the slowest runs. The rate weighs runs by their cost."""
+    """Rate of the last half hour and the time left by it, and the slowest runs. The rate weighs runs by their work."""
     records = [record for record in store.records() if record["run_id"] in planned.runs]
     slow = sorted(records, key=lambda record: -record["run_info"]["total_time"])[:3]
     lines = ["slowest: " + "; ".join(f"{record['run_id']} {_words(planned.runs[record['run_id']])} "
@@ -94,8 +112,9 @@ def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
              for record in records}
     begin = min(end - timedelta(seconds=times[run_id]) for run_id, end in recent.items())
     seconds = max(1.0, (now - begin).total_seconds())
-    rate = sum(cost(planned.runs[run_id]) for run_id in recent) / seconds
-    rest = sum(cost(planned.runs[run_id]) for run_id in left) / rate
+    whole = {i: work(planned.runs[i], planned.runs[i].train.updates, len(planned.marks[i])) for i in (*recent, *left)}
+    rate = sum(whole[run_id] for run_id in recent) / seconds
+    rest = sum(max(0.0, whole[run_id] - found[run_id].done) for run_id in left) / rate
     return [f"rate: {len(recent) / seconds * 60:.1f} runs a minute; {duration(rest)} left at this rate", *lines]
 
 
@@ -110,7 +129,9 @@ def duration(seconds: float) -> str:
 
 
 def _words(run: RunSpec) -> str:
-    return f"({run.init.name} of {run.method.name if run.method else 'no module'} on {run.host.name}, seed {run.seed})"
+    if run.method is None:
+        return f"(bare host {run.host.name})"
+    return f"({run.init.name} of {run.method.name} on {run.host.name}, seed {run.seed})"
 
 
 def _counts(counts: Counter[str], names: Sequence[str]) -> str:

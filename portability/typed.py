@@ -17,8 +17,7 @@ def build(cls: type[T], value: Any, where: str) -> T:
     Raises:
         UserError: an unknown, missing or wrongly typed key, with its place in the configuration.
     """
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where} must be a mapping, got {value!r}")
+    value = mapping(value, where)
     hints = typing.get_type_hints(cls)
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in value:
@@ -27,6 +26,17 @@ def build(cls: type[T], value: Any, where: str) -> T:
         if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{where}.{field.name} is missing")
     return cls(**{key: typed(item, hints[key], f"{where}.{key}") for key, item in value.items()})
+
+
+def mapping(value: Any, where: str) -> dict[Any, Any]:
+    """A mapping as a dict.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} must be a mapping, got {value!r}")
+    return dict(value)
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:

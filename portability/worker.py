@@ -1,18 +1,26 @@
-"""What a worker is, whichever engine starts it: one single-threaded process that takes jobs and leaves records in the store."""
+"""What a worker is, whichever engine starts it: one process that takes jobs and leaves records in the store. It trains with
+one thread, because bits depend on torch's threads; an extraction's do not (extraction/threads.py), so it takes what is free."""
 
 import logging
+import multiprocessing
+import os
 import platform
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from portability.claims import Claims
 from portability.data import DataSource, study_data
 from portability.devices import Place
 from portability.spec import RunSpec
+from portability.stages import Stage
 from portability.tracking import TrackingSpec
+from portability.wording import counted
 
 ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -52,7 +60,7 @@ def overdue(job: Job, seconds: float, timeout_minutes: float | None) -> TimedOut
     """What to say of a job that has run for `seconds`, if that is more than its runs may take together."""
     if timeout_minutes is None or seconds <= timeout_minutes * 60 * len(job.runs):
         return None
-    return TimedOut(f"timed out after {seconds / 60:.1f} min with {len(job.runs)} runs (engine.timeout_minutes is "
+    return TimedOut(f"timed out after {seconds / 60:.1f} min with {counted(len(job.runs), 'run')} (engine.timeout_minutes is "
                     f"{timeout_minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")
 
 
@@ -60,10 +68,10 @@ class Worker:
     """Carries out jobs one after the other; what it loads for one it keeps for the next.
 
     Args:
-        report: called with the number of module-updates that were made.
+        report: called with what the runs at hand are at.
     """
 
-    def __init__(self, setup: Setup, place: Place, report: Callable[[int], None]):
+    def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None]):
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         import torch
         import transformers
@@ -80,9 +88,13 @@ class Worker:
         warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about adapters' T5 layers
         self.stopped = threading.Event()
         self.desk: Desk = Desk(
-            Store(setup.store), study_data(setup.sources, setup.overlap), report, Tracker(setup.tracking).log_run, place,
-            setup.checkpoint_seconds, stopped=self.stopped)
-        self.claims = Claims(setup.store)
+            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell, Tracker(setup.tracking).log_run, place,
+            setup.checkpoint_seconds, stopped=self.stopped, free=self.free)
+        self.claims, self.report, self.cores = Claims(setup.store), report, place.cores
+
+    def _tell(self, stage: Stage) -> None:
+        self.claims.say(stage)
+        self.report(stage)
 
     def run(self, job: Job) -> None:
         """Carry out those runs of a job that nobody else has in hand, has done or has seen fail. A run that was evaluated at
@@ -104,8 +116,38 @@ class Worker:
                     runs.append(run)
                     marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
             if runs:
+                self._tell(Stage([run.run_id for run in runs]))
                 execute(runs, marks, self.desk)
+
+    def free(self) -> int:
+        """This worker's even part of its machine's cores, among the workers of the study that have something in hand."""
+        return max(1, self.cores // (1 + self.claims.neighbours()))
 
     def stop(self) -> None:
         """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""
         self.stopped.set()
+
+
+# ---- processes that answer a command's questions
+
+
+def end_with_parent() -> None:
+    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_of(child: BaseProcess, error: Exception) -> str:
+    """How such a process ended before it had answered."""
+    if child.pid is None:
+        return f"no process could be started ({error})"
+    child.join()
+    why = ", perhaps for want of memory" if child.exitcode == -signal.SIGKILL else ""
+    return f"the process ended with exit code {child.exitcode}{why}"

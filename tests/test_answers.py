@@ -9,6 +9,9 @@ from test_config import study as composed
 from test_lora_mount import KINDS
 from tiny import BAD, GOOD, PLAIN
 
+from analysis.evidence import gather
+from analysis.load import read
+from analysis.tables import build
 from portability.data import examples
 from portability.extracted import seed_examples
 from portability.hosts import load_plain, load_tokenizer
@@ -232,3 +235,38 @@ def test_prompts_that_ask_the_same_are_dropped_from_training():
     assert guard({"sums": found}, "drop")["sums"].dropped == (0,)
     asked = [Example("which ?", "a", ("a", "b"), 0), Example("which ?", "c", ("c", "d"), 0)]
     assert guard({"quiz": {"train": asked, "test": [Example("which ?", "b", ("b", "a"), 0)]}}, "drop")["quiz"].dropped == (0,)
+
+
+@pytest.mark.parametrize("how", ["drop", "truncate"])
+def test_answers_that_are_too_long_are_counted_and_every_test_example_is_scored(sets, make_host, tmp_path, capsys, how):
+    """A training set with three long answers, a test set with one: what is trained on differs, what is scored does not."""
+    folder = tmp_path / "long"
+    folder.mkdir()
+    for split, count in (("train", 3), ("validation", 0), ("test", 1)):
+        lines = [json.loads(line) for line in (sets / "written" / f"{split}.jsonl").read_text().splitlines()]
+        for row in lines[:count]:
+            row["answer"] = " ".join([GOOD[0]] * 30)
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    words = (f"data.sums.path={folder}", f"+data.sums.answers.too_long={how}", f"results={tmp_path}", "study=long",
+             "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different", "grid.inits=[extracted,scratch]")
+    assert command(tasks(sets, make_host, "gpt2", *words, "mode=plan")) == 0
+    said = {"drop": "3 training examples left out, 0 training answers cut", "truncate": "0 training examples left out, 3"}[how]
+    assert f"answers of sums too long for nano-raw-base: {said}" in capsys.readouterr().out
+    got = tasks(sets, make_host, "gpt2", *words)
+    assert command(got) == 0
+    store, planned = Store(tmp_path / "long"), plan(got.grid)
+    counts = {"train_dropped": 3 * (how == "drop"), "train_truncated": 3 * (how == "truncate"), "test_truncated": 1}
+    for run_id, run in planned.runs.items():
+        if run.init.kind == EXTRACTION:
+            continue
+        record = store.read(run_id)
+        trained = run.method is not None
+        assert record["train_info"]["too_long"] == (counts if trained else {"test_truncated": 1})
+        assert store.predictions(run_id)["score"].shape[1] == run.data.counts["eval"] == 30
+        assert from_dict(RunSpec, record["spec"]).run_id == run_id
+    found = read(store)
+    (table,) = build(gather(store, found.metric), ["completeness"])
+    assert f"Answers too long for a host: sums on nano-raw-base {said}" in table.caption
+    assert found.parts["too_long"] == [{"host": "nano-raw-base", "data": "sums", **counts}]
+    pack(store, tmp_path / "copy")
+    assert read(Store(tmp_path / "copy")).parts["too_long"] == found.parts["too_long"]

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra.errors import ConfigCompositionException, MissingConfigException
+import yaml
 from tiny import CONF
 
+from portability.config import KEYS
 from portability.errors import UserError
 from portability.plan import plan
-from portability.run import compose
+from portability.run import compose, main
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
@@ -110,7 +111,7 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
 
 @pytest.mark.parametrize(("override", "words"), [
     ("origin=nano-raw-bas", "unknown host 'nano-raw-bas'; choose one of: .*nano-raw-base"),
-    ("grid.data=nano_film", "unknown data set of grid.study_data 'nano_film'; choose one of: .*nano_films"),
+    ("grid.data=nano_film", "unknown data 'nano_film'; choose one of: .*; did you mean 'nano_films'"),
     ("grid.study_data=[nope]", "unknown data 'nope'; choose one of: .*nano_films"),
     ("grid.inits=[portd]", "unknown init 'portd'; choose one of: .*ported"),
     ("grid.ports=[pad2]", "unknown port 'pad2'; choose one of: .*pad"),
@@ -143,16 +144,121 @@ def test_bad_values_are_one_clear_sentence(override, words):
         study(override)
 
 
-@pytest.mark.parametrize("override", ["method.lora.rnak=4", "grdi.seeds=[1]", "grid.seds=[1]"])
-def test_a_typo_in_a_key_is_refused(override):
-    with pytest.raises(ConfigCompositionException):
+@pytest.mark.parametrize(("override", "words"), [
+    ("methd=lora", "unknown key 'methd'; .*did you mean 'method'"), ("swep=full", "did you mean 'sweep'"),
+    ("+swep=full", "unknown key 'swep'; .*did you mean 'sweep'"), ("grdi.seeds=[1]", "did you mean 'grid'"),
+    ("grid.seed=[0]", "unknown key in grid 'seed'; .*did you mean 'seeds'"), ("seeds=[0]", "did you mean 'grid.seeds'"),
+    ("train.batchsize=3", "unknown key in train 'batchsize'; .*did you mean 'batch_size'"),
+    ("method.lora.rnak=4", "unknown key in method.lora 'rnak'"), ("mode.x=4", "mode holds 'run' and no keys"),
+    ("~grid.relations.sam", "unknown key in grid.relations 'sam'; .*did you mean 'same'"),
+    ("method=loraa", "unknown method 'loraa'; .*did you mean 'lora'"), ("method=[lorra]", "did you mean 'lora'"),
+    ("+sweep=ful", "unknown sweep 'ful'; .*did you mean 'full'"), ("host_set=nanno", "did you mean 'nano'"),
+    ("engine=lcal", "unknown engine 'lcal'; .*did you mean 'local'"), ("engine=null", "unknown engine 'None'"),
+    ("mode=plna", "unknown mode 'plna'; .*did you mean 'plan'"),
+])
+def test_a_typo_is_refused_and_what_was_meant_is_named(override, words):
+    with pytest.raises(UserError, match=words):
         study(override)
 
 
-@pytest.mark.parametrize("override", ["method=loraa", "+sweep=ful"])
-def test_an_unknown_method_or_sweep_is_an_error_that_lists_the_choices(override):
-    with pytest.raises(MissingConfigException, match="Available options"):
+@pytest.mark.parametrize(("override", "words"), [
+    ("+method=lora", "is written method=lora"), ("sweep=full", r"is written \+sweep=full"),
+    ("+mode=plan", "is written mode=plan"),
+    ("host=nano-raw-base", "chooses nothing.*origin=NAME"), ("+data=nano_films", "chooses nothing.*grid.data"),
+    ("grid.seeds=[0,1", r"cannot read 'grid.seeds=\[0,1'"), ("task.template='a", "cannot read"), ("demo", "cannot read 'demo'"),
+    ("~mode", "mode is missing"), ("method.lora=3", "method.lora must be a mapping"), ("task=null", "task must be a mapping"),
+    ("host.nano-raw-base=3", "host.nano-raw-base must be a mapping"), ("grid.seeds=${x}", "Interpolation key 'x' not found"),
+    ("host_set.roles=[a]", r"host_set.roles=\[a\]"),
+])
+def test_words_that_would_be_passed_over_or_cannot_be_read_are_refused(override, words):
+    with pytest.raises(UserError, match=words) as raised:
         study(override)
+    assert "\n" not in str(raised.value)
+
+
+def test_all_keys_of_a_configuration_are_known():
+    told = yaml.safe_load((CONF / "config.yaml").read_text())
+    groups = {next(iter(entry)) for entry in told.pop("defaults") if isinstance(entry, dict)}
+    assert {*told, *groups, "host", "data", "init", "port"} == set(KEYS)
+
+
+@pytest.mark.parametrize("words", [
+    ("-m", "study=a,b"), ("--multirun", "grid.seeds=0,1"), ("study=a,b",), ("grid.seeds=range(3)",), ("-m",),
+    ("hydra.mode=MULTIRUN", "study=a,b"), ("hydra.sweep.dir=x",),
+])
+def test_several_values_are_refused_and_an_axis_is_named(words, tmp_path):
+    done = command(*words, "mode=plan", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("portability: ") and done.stderr.count("\n") == 1
+    assert "as in 'grid.seeds=[0,1]'" in done.stderr and done.stdout == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("words", "code", "told"), [
+    (["--hydra-help"], 2, "no option --hydra-help"), (["--info"], 2, "no option --info"), (["-r"], 2, "no option -r"),
+    (["--shell-completion", "install=bash"], 2, "no option --shell-completion"), (["--config-name=x"], 2, "no option --config"),
+    (["--resolve", "mode=plan"], 2, "add --cfg job"), (["-p", "grid"], 2, "add --cfg job"), (["-cd"], 2, "expected one"),
+    (["--cfg", "jb"], 2, "invalid choice: 'jb'"), (["--config-dir=/none", "mode=plan"], 2, "/none: there is no such folder"),
+    (["--help"], 0, "sweep: all_pairs, demo,"), (["--version"], 0, "portability 0."),
+    (["-c", "job", "-p", "grd"], 2, "did you mean 'grid'"),
+    (["-c", "job", "-p", "grid", "grid.seeds=[7]", "--resolve"], 0, "data: nano_films\nrelations:\n  same: self\n"),
+    (["--cfg", "job", "-p", "grid.data", "--resolve"], 0, "nano_films\n"),
+])
+def test_options_work_or_are_refused_in_one_sentence(words, code, told, monkeypatch, capsys):
+    out, err = said(monkeypatch, capsys, code, *words)
+    assert told in (err if code else out)
+    assert (out, err.count("\n"), err[:13]) == ("", 1, "portability: ") if code else err == ""
+
+
+def said(monkeypatch, capsys, code, *words):
+    """What the command prints and complains of, in this process."""
+    monkeypatch.setattr(sys, "argv", ["run", *words])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code or 0) == code
+    return capsys.readouterr()
+
+
+def sources(*words):
+    """Origin's set by relation, and the study's sets in their order."""
+    got = study("method=lora", *words)
+    named = {relation: {own: spec.name for own, spec in sources.items()} for relation, sources in got.grid.relations.items()}
+    return named, list(got.data.sources)
+
+
+@pytest.mark.parametrize(("words", "relations"), [
+    (["grid.relations={mine: nano_gadgets}"], {"mine": "nano_gadgets"}),
+    (["grid.relations.new=nano_gadgets"], {"same": "nano_films", "different": "nano_meals", "new": "nano_gadgets"}),
+    (["grid.relations.different=nano_gadgets"], {"same": "nano_films", "different": "nano_gadgets"}),
+    (["~grid.relations.different"], {"same": "nano_films"}),
+    (["grid.relations={mine: nano_gadgets}", "grid.relations.more=self"], {"mine": "nano_gadgets", "more": "nano_films"}),
+    (["+grid.relations={mine: nano_gadgets}"], {"same": "nano_films", "different": "nano_meals", "mine": "nano_gadgets"}),
+])
+def test_relations_are_named_anew_and_extended_without_a_plus(words, relations):
+    assert sources("+sweep=full", *words)[0] == {name: {"nano_films": value} for name, value in relations.items()}
+
+
+def test_the_sets_of_a_study_follow_from_data_and_relations_unless_they_are_given():
+    nano = ["nano_films", "nano_meals", "nano_gadgets"]
+    assert sources() == ({"same": {"nano_films": "nano_films"}}, nano)
+    assert sources("grid.data=nano_gadgets") == ({"same": {"nano_gadgets": "nano_gadgets"}}, nano)
+    relations = {"same": {"nano_gadgets": "nano_gadgets"}, "far": {"nano_gadgets": "nano_films"}}
+    few = ("host_set.study_data=[nano_meals]", "grid.data=nano_gadgets", "grid.relations.far=nano_films")
+    assert sources(*few) == (relations, ["nano_meals", "nano_gadgets", "nano_films"])
+    assert sources(*few, "grid.study_data=[nano_films,nano_gadgets]") == (relations, ["nano_films", "nano_gadgets"])
+    with pytest.raises(UserError, match="unknown data set of grid.study_data 'nano_gadgets'; choose one of: nano_films"):
+        sources("grid.data=nano_gadgets", "grid.study_data=[nano_films]")
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("foo: {library: adapters}", "and holds foo"), ("", "and holds nothing"), ("mine: {library: [", "expected the node"),
+    ("lora: {library: adapters, config: LoRAConfig, settings: {r: 4}, learning_rate: 1.0}", "and holds lora"),
+    ("mine: {library: a}\nother: {library: a}", "and holds mine, other"),
+])
+def test_a_methods_file_holds_a_method_of_its_own_name(tmp_path, monkeypatch, capsys, text, words):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    err = said(monkeypatch, capsys, 2, "--config-dir", str(tmp_path), "method=mine", "mode=plan")[1]
+    assert words in err and "method/mine.yaml" in err and err.count("\n") == 1
 
 
 def test_a_sweep_cannot_smuggle_in_an_unknown_key(tmp_path):
@@ -169,7 +275,7 @@ def test_hosts_and_data_of_ones_own_live_in_a_folder_of_ones_own(tmp_path, make_
         (tmp_path / group).mkdir()
         (tmp_path / group / f"{text.partition(':')[0]}.yaml").write_text(text)
     done = command("--config-dir", str(tmp_path), "mode=plan", "origin=mine", "receiving=mine", "grid.data=ours",
-                   "grid.relations.same=ours", "grid.study_data=[ours]", cwd=tmp_path)
+                   cwd=tmp_path)
     assert done.returncode == 0 and "data ours: 200 train" in done.stdout, done.stderr
 
 

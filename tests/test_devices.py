@@ -12,12 +12,13 @@ from portability.errors import UserError
 def test_without_a_gpu_there_is_one_worker_a_core():
     cores = devices.cores()
     assert 1 <= cores <= (os.cpu_count() or 1)
-    assert places("cpu", None) == [Place("cpu", 1 / cores)] * cores
-    assert places("cpu", 3) == [Place("cpu", 1 / 3)] * 3
+    assert places("cpu", None) == [Place("cpu", 1 / cores, cores)] * cores
+    assert places("cpu", 3) == [Place("cpu", 1 / 3, cores)] * 3
 
 
 def test_workers_are_spread_over_the_gpus_and_share_their_memory(monkeypatch):
     monkeypatch.setattr(devices, "count_gpus", lambda: 2)
+    monkeypatch.setattr(devices, "cores", lambda: 1)
     assert places("auto", None) == [Place("cuda:0", 1.0), Place("cuda:1", 1.0)]
     assert places("cuda", 3) == [Place("cuda:0", 0.5), Place("cuda:1", 1.0), Place("cuda:0", 0.5)]
     assert places("cpu", 1) == [Place("cpu", 1.0)]
@@ -25,6 +26,6 @@ def test_workers_are_spread_over_the_gpus_and_share_their_memory(monkeypatch):
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(devices, "count_gpus", lambda: 0)
-    assert places("auto", 1) == [Place("cpu", 1.0)]
+    assert places("auto", 1) == [Place("cpu", 1.0, devices.cores())]
     with pytest.raises(UserError, match="torch finds no GPU"):
         places("cuda", None)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_lora_mount import method
 from tiny import METHODS, TASK, sentences
 from torch.nn import functional as F
 
@@ -10,6 +11,7 @@ from portability import engine, hosts
 from portability.batches import Schedule, buckets, pad
 from portability.data import Encoded
 from portability.engine import Member, Trainer
+from portability.families import FAMILIES
 from portability.hosts import load_host
 from portability.methods import Mounted
 from portability.scorer import Scorer
@@ -213,18 +215,19 @@ def test_predictions_do_not_depend_on_the_stack_or_the_order_of_examples(bench):
     assert one.margin[0, 7] == pytest.approx(float(scores[positive] - scores[negative]), abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama"])
-@pytest.mark.parametrize("method", METHODS)
-def test_scaled_dot_product_attention_gives_the_same_losses(make_host, monkeypatch, method, family):
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-4), ("bf16", 1e-2)])
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.sdpa])
+@pytest.mark.parametrize("kind", [*METHODS.values(), method()], ids=lambda spec: spec.name)
+def test_scaled_dot_product_attention_gives_the_same_losses(make_host, monkeypatch, kind, family, precision, near):
     def losses():
-        table = Bench(Mounted(load_host(make_host(family)), METHODS[method]))
+        table = Bench(Mounted(load_host(make_host(family), precision=precision), kind))
         trainer = table.train([0, 1])
         return table.host.model.config._attn_implementation, trainer.losses
 
     eager = losses()
     monkeypatch.setattr(hosts, "attention_of", lambda family, device: "sdpa")
     sdpa = losses()
-    assert (eager[0], sdpa[0]) == ("eager", "sdpa") and torch.allclose(eager[1], sdpa[1], atol=1e-4)
+    assert (eager[0], sdpa[0]) == ("eager", "sdpa") and torch.allclose(eager[1], sdpa[1], atol=near)
 
 
 def test_what_stands_before_the_first_site_is_done_once_for_all_members(bench):

@@ -11,8 +11,8 @@ from test_status import record
 
 from portability import estimate as module
 from portability.errors import UserError
-from portability.estimate import Estimate, agree, estimate, work
-from portability.plan import plan
+from portability.estimate import Estimate, agree, estimate
+from portability.plan import plan, work
 from portability.progress import carry_out
 from portability.run import command
 from portability.spec import AnswerSpec
@@ -20,30 +20,26 @@ from portability.store import Result, Store
 from portability.tracking import TrackingSpec
 
 
-def sized():
-    """A plan whose data sets say how many examples they have."""
-    one = grid()
-    for data in (*one.data, *(data for origins in one.relations.values() for data in origins.values())):
-        data.counts["eval"] = 400
-    return plan(one)
+def whole(run, marks):
+    return work(run, run.train.updates, len(marks[run.run_id]))
 
 
 def test_finished_runs_tell_how_long_the_others_take(tmp_path):
-    planned, store = sized(), Store(tmp_path)
+    planned, store = plan(grid()), Store(tmp_path)
     runs = {run_id: run for run_id, run in planned.runs.items() if run.method}
     marks = planned.marks
     done = [run_id for run_id, run in runs.items() if run.seed == 0]
     for run_id in done:  # every run takes a second for a billion units of work
-        store.commit(run_id, Result(record(run_id, marks[run_id], work(runs[run_id], len(marks[run_id])) / 1e9)))
+        store.commit(run_id, Result(record(run_id, marks[run_id], whole(runs[run_id], marks) / 1e9)))
     todo = {run_id: run for run_id, run in runs.items() if run_id not in done}
     found = estimate(planned, todo, store, workers=2)
-    exact = sum(work(run, len(marks[run_id])) for run_id, run in todo.items()) / 1e9 / 2
+    exact = sum(whole(run, marks) for run in todo.values()) / 1e9 / 2
     assert found.seconds == pytest.approx(exact) and not found.worst and found.runs == len(todo)
     assert "finished runs" in str(found)
 
 
 def test_what_no_run_is_known_of_is_bounded_or_left_open(tmp_path):
-    planned = sized()
+    planned = plan(grid())
     few = dict(list(planned.runs.items())[:4])
     found = estimate(planned, few, Store(tmp_path), workers=1)
     assert found.worst and "less than" in str(found)
@@ -97,8 +93,12 @@ def test_a_queue_elsewhere_is_not_calibrated_from_here(data_folders, make_host, 
 
 
 def test_written_answers_and_choices_are_more_work_than_labels():
-    run = next(run for run in sized().runs.values() if run.method)
+    run = next(run for run in plan(grid()).runs.values() if run.method)
     spec = AnswerSpec("exact_match", "squad", None, 10, 64)
     written, chosen = (replace(run, task=task) for task in (spec, replace(spec, scoring="choice", new_tokens=None)))
-    scoring = [work(one, 1) - work(one, 0) for one in (run, written, chosen)]
+    scoring = [work(one, 0, 1) for one in (run, written, chosen)]
     assert scoring[1] == pytest.approx(11 * scoring[0]) and scoring[2] == pytest.approx(4 * scoring[0])
+
+
+def test_one_worker_is_no_workers():
+    assert str(Estimate(1, 30.0, 1, None, "a bound")) == "1 run to do: about 30 s on 1 worker (a bound)"

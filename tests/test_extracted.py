@@ -115,14 +115,13 @@ def test_seed_examples_are_asked_and_answered_as_in_training(family, data_folder
 
 
 def refused(data_folders, make_host, tmp_path, *more):
-    """The error of the only failed extraction of a study."""
+    """The sentence with which a study is refused before it begins."""
     got = small(data_folders, make_host, *QUICK, f"results={tmp_path}", "study=bad", "grid.budgets=[2]", inits("extracted"),
                 *more)
-    assert command(got) == 1
-    failures = Store(tmp_path / "bad").failures().values()
-    (failure,) = [failure for failure in failures if failure["kind"] == "UserError"]
-    assert failure["traceback"] is None
-    return failure["error"]
+    with pytest.raises(UserError) as error:
+        command(got)
+    assert not tmp_path.exists()
+    return str(error.value)
 
 
 def test_what_cannot_be_extracted_is_one_sentence(data_folders, make_host, tmp_path):

@@ -9,6 +9,8 @@ from tiny import FAMILIES, WORDS
 from portability.errors import UserError
 from portability.extraction import CONTROLS, Extracted, ExtractionOptions, control, extract
 from portability.extraction.factors import low_rank
+from portability.extraction.options import Place
+from portability.extraction.spill import Spill
 from portability.families import Slot
 from portability.module import equal
 
@@ -93,6 +95,31 @@ def test_no_common_token_is_refused(make_host, tmp_path):
     with pytest.raises(UserError, match="no token in common"):
         extract(make_host("llama"), student, (), ExtractionOptions(**options), 0)
     extract(make_host("llama"), student, (), ExtractionOptions(**options, sites=("ffn",)), 0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_fewer_common_tokens_than_the_rank_are_refused_before_any_work(count, make_host, tmp_path, monkeypatch):
+    words = [*WORDS[7 : 7 + count], *(f"other{i}" for i in range(31 - count))]
+    student = changed_host(tmp_path, "llama", words=words)
+    monkeypatch.setattr(Spill, "put", lambda *given: pytest.fail("work began"))
+    with pytest.raises(UserError, match=f"only {count} tokens? in common, too few for pairs of rank 4; leave out embedding "
+                                        r"and head \(the sites of the method\)") as raised:
+        extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4), 0)
+    assert "\n" not in str(raised.value)
+    monkeypatch.undo()
+    extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4, sites=("attention", "ffn")), 0)
+
+
+@pytest.mark.parametrize("structure", ["block", "aligned"])
+@pytest.mark.parametrize(("family", "size"), [("llama", 32), ("bert", 32), ("t5", 32)])
+def test_an_embeddings_offset_is_that_of_its_out_by_in_matrix(family, size, structure, make_host):
+    """The matrix takes tokens to vectors: rows are entries of the residual stream, columns tokens."""
+    options = ExtractionOptions(rank=4, structure=structure, blocks=True)
+    hosts = make_host(family, 64, 2, 8), make_host(family, size, 2, 4)
+    _, report = extract(*hosts, seeds_of(family), options, 0, head_of(family, 64))
+    whole = plain_model(hosts[0]).get_input_embeddings().weight.detach().T
+    row, column = report.offsets[Place("shared", 0, "embedding")]
+    assert torch.equal(whole[row : row + size, column:], report.blocks.tensors[Slot("shared", 0, "embedding", "D")])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])

@@ -1,23 +1,28 @@
 """Sensitivity layer by layer equals one backward pass through the whole model for each example."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from extraction_slow import NAMES, WORD, changed_host, head_of, loss, plain_model, seeds_of, slow
-from tiny import FAMILIES
+from safetensors.torch import load_file, save_file
+from tiny import FAMILIES, WORDS
 from torch import nn
 
 from portability.errors import UserError
-from portability.extraction import ExtractionOptions, Seed, extract, gradients, peak_bytes
+from portability.extraction import ExtractionOptions, Seed, extract, peak_bytes, threads
 from portability.extraction.gradients import AbsoluteGradients, add_absolute
 from portability.extraction.sensitivity import ones, sensitivity
 from portability.extraction.spill import Spill
 from portability.extraction.weights import Weights
 from portability.hosts import HostSource, describe
+from portability.module import equal
 
 
 def close(one, other):
@@ -84,13 +89,13 @@ def test_a_wrong_answer_token_or_a_sum_of_gradients_would_show(family, make_host
 @pytest.mark.parametrize("piece", [1, 7 * 32])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_gradients_that_are_made_in_pieces_are_whole(family, piece, make_host, monkeypatch):
-    monkeypatch.setattr(gradients, "PIECE", piece)
+    monkeypatch.setattr(threads, "PIECE", piece)
     spec, seeds = make_host(family, 32, 3, 4), seeds_of(family)
     check(spec, ExtractionOptions(batch_size=2), seeds, None, slow(spec, seeds, None))
 
 
 def test_a_piece_that_is_not_finite_is_refused(monkeypatch):
-    monkeypatch.setattr(gradients, "PIECE", 4)
+    monkeypatch.setattr(threads, "PIECE", 4)
     left, right = torch.ones(2, 5), torch.ones(2, 2)
     left[1, 4] = float("nan")
     with pytest.raises(UserError, match="seed example 3 has a gradient that is not finite at the head"):
@@ -113,8 +118,6 @@ def test_shards_and_half_precision_are_read(make_host, tmp_path):
 
 
 def test_old_names_and_the_prefix_of_a_bigger_model_are_read(make_host, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     source = make_host("bert", 32, 3, 4)
     old = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): part
            for name, part in load_file(f"{source.source}/model.safetensors").items()}
@@ -163,27 +166,88 @@ def test_an_encoder_needs_its_head(make_host):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_not_finite_names_the_example_and_leaves_nothing_behind(family, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_names_the_example_and_leaves_nothing_behind(family, tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    spec = changed_host(tmp_path / "host", family)
-    host = plain_model(spec)
-    with torch.no_grad():
-        host.get_parameter(WORD[family])[30] = float("nan")
-    host.save_pretrained(spec.source)
-    seeds = [Seed(tuple(t if t < 30 else 29 for t in s.ids), s.start, tuple(t % 30 for t in s.target), s.label)
-             for s in seeds_of(family)]
-    if family in ("t5", "gpt2"):  # a tied matrix is the head of every example
-        with pytest.raises(UserError, match=r"seed example \d has a gradient that is not finite at the head"):
-            list(sensitivity(Weights(spec), seeds, ExtractionOptions()))
+    spec, head = changed_host(tmp_path / "host", family), head_of(family, 32)
+    if head is not None:
+        head["head.weight"][1] = float("inf")
     else:
-        head = head_of(family, 32)
+        with_row(spec, "lm_head.weight" if family == "llama" else WORD[family], 30, 3e38)
+    seeds = [Seed(tuple(t % 30 for t in s.ids), s.start, tuple(t % 30 for t in s.target), s.label) for s in seeds_of(family)]
+    with pytest.raises(UserError, match=r"seed example \d has a gradient that is not finite at the head"):
         list(sensitivity(Weights(spec), seeds, ExtractionOptions(), head))
-        seeds[3] = Seed((30, *seeds[3].ids[1:]), seeds[3].start, seeds[3].target, seeds[3].label)
-        with pytest.raises(UserError, match="seed example 3 has a gradient that is not finite at the head"):
-            list(sensitivity(Weights(spec), seeds, ExtractionOptions(), head))
     assert not list(scratch.iterdir())
+
+
+def with_row(spec, name, row, value):
+    """Write a number into a row of a host's parameter."""
+    path = f"{spec.source}/model.safetensors"
+    tensors = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    (key,) = [key for key in tensors if key.endswith(name)]
+    tensors[key][row] = value
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_row_that_nothing_needs_may_be_anything(family, make_host, tmp_path):
+    """No seed example has the token, and the student's tokenizer neither."""
+    seeds = [Seed(tuple(t % 29 for t in s.ids), s.start, (), s.label) for s in seeds_of(family)]
+    student = changed_host(tmp_path / "student", family, 16, words=[*WORDS[:30], "another"])
+    found = []
+    for value in (0.5, float("nan")):
+        teacher = changed_host(tmp_path / str(value), family)
+        with_row(teacher, WORD[family], 30, value)
+        found.append(extract(teacher, student, seeds, ExtractionOptions(rank=3), 0, head_of(family, 32)))
+    assert equal(found[0][0], found[1][0]) and found[0][1].offsets == found[1][1].offsets
+
+
+@pytest.mark.parametrize(("family", "name", "says"), [
+    ("llama", "embed_tokens.weight", "or leave out embedding and head"),
+    ("bert", "word_embeddings.weight", "or leave out embedding and head"),
+    ("llama", "lm_head.weight", "or leave out embedding and head"), ("t5", "shared.weight", "or leave out embedding and head"),
+    ("llama", "layers.1.mlp.up_proj.weight", "mend the file"), ("gpt2", "h.0.ln_1.bias", "mend the file"),
+])
+def test_weights_that_are_not_finite_are_named(family, name, says, make_host, tmp_path):
+    teacher = changed_host(tmp_path, family)
+    with_row(teacher, name, 30, float("nan"))
+    seeds = [Seed(tuple(t % 29 for t in s.ids), s.start, tuple(t % 29 for t in s.target), s.label) for s in seeds_of(family)]
+    message = f"row 30 of [a-z_.0-9]*{name} in .* has a number that is not finite; .*{says}"
+    with pytest.raises(UserError, match=message) as raised:
+        extract(teacher, make_host(family, 16, 2, 4), seeds, ExtractionOptions(rank=3), 0, head_of(family, 32))
+    assert "\n" not in str(raised.value)
+    if "embed" in name:
+        inside = ExtractionOptions(rank=3, sites=("attention", "ffn"))
+        extract(teacher, make_host(family, 16, 2, 4), seeds, inside, 0, head_of(family, 32))
+
+
+def test_a_row_that_an_example_uses_is_named(make_host, tmp_path):
+    teacher, seeds = changed_host(tmp_path, "llama"), seeds_of("llama")
+    with_row(teacher, WORD["llama"], seeds[3].ids[0], float("inf"))
+    with pytest.raises(UserError, match=f"row {seeds[3].ids[0]} of embed_tokens.weight"):
+        list(sensitivity(Weights(teacher), seeds, ExtractionOptions()))
+
+
+def test_one_file_larger_than_memory_is_read_in_parts(make_host, tmp_path):
+    """A file with twice as many zeros as there is memory, none of which takes room on the disk."""
+    source, big = Path(make_host("llama", 32, 3, 4).source), tmp_path / "model.safetensors"
+    content = (source / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, size = json.loads(content[8 : 8 + length]), 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    body = len(content) - 8 - length
+    header["more"] = {"dtype": "U8", "shape": [size], "data_offsets": [body, body + size]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    big.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    os.truncate(big, 8 + len(text) + body + size)
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    spec = replace(make_host("llama", 32, 3, 4), source=str(tmp_path))
+    weights, plain = Weights(spec), Weights(make_host("llama", 32, 3, 4))
+    for name in plain.stored:
+        assert torch.equal(weights.read(name), plain.read(name))
+    some = torch.tensor([[3, 1]])
+    assert torch.equal(weights.read("embed_tokens.weight", some), plain.read("embed_tokens.weight")[some])
 
 
 def test_a_layers_gradient_that_is_not_finite_names_layer_and_example():

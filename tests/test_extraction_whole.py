@@ -1,15 +1,22 @@
 """An extraction from end to end equals the slow one: scores, layers, blocks, decomposition."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from extraction_slow import NAMES, WORD, best_block, head_of, plain_model, seeds_of, slow, truncated
+from safetensors.torch import load_file
 from tiny import FAMILIES
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from portability.extraction import ExtractionOptions, extract
+from portability.errors import UserError
+from portability.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
 from portability.extraction.options import Place
 from portability.families import LORA_AXES, Slot
 from portability.hosts import HostSource, describe
@@ -72,7 +79,7 @@ def compare(module, report, place, scores, values, shape):
 def compare_shared(module, report, site, scores, values, hidden):
     place = Place("shared", 0, site)
     column = best_block(scores, len(scores), hidden)[1]
-    assert report.offsets[place] == (0, column)
+    assert report.offsets[place] == ((column, 0) if site == "embedding" else (0, column))  # (out, in), as all matrices
     change = product(module, place)
     expected = truncated(values[:, column : column + hidden], 3)
     assert np.allclose(change.T if site == "embedding" else change, expected, atol=1e-6)
@@ -171,5 +178,129 @@ def test_the_residual_cut_is_the_best_of_the_chosen_layers(seed, make_host):
             kept = int(np.prod([student.shape.size(axis) for axis in (into if out == ("hidden",) else out)]))
             profile = profile + scores[offset[0] : offset[0] + kept].sum(0)
     line = [profile[first : first + 16].sum() for first in range(17)]
-    assert {offset[0 if place.site in ("attention_out", "ffn_down") else 1] for place, offset in report.offsets.items()
-            } == {int(np.argmax(line))}
+    rows = ("attention_out", "ffn_down", "embedding")
+    assert {offset[0 if place.site in rows else 1] for place, offset in report.offsets.items()} == {int(np.argmax(line))}
+
+
+# ---- threads and devices
+
+
+SHAPES = [("llama", (64, 3, 8), (48, 2, 6)), ("llama", (96, 2, 4), (96, 2, 4)), ("gpt2", (64, 3, 8), (32, 2, 4)),
+          ("t5", (48, 3, 4), (32, 2, 4)), ("bert", (64, 3, 8), (32, 3, 4)), ("roberta", (32, 2, 4), (16, 1, 2))]
+
+
+@pytest.mark.parametrize("structure", ["block", "aligned", "neurons", "random_entries"])
+@pytest.mark.parametrize(("family", "large", "small"), SHAPES)
+def test_no_bit_depends_on_the_number_of_threads(family, large, small, structure, make_host, monkeypatch):
+    """With pieces so small that every thread has some of every matrix."""
+    for name, entries in (("PIECE", 200), ("WIDE", 300)):
+        monkeypatch.setattr(threads, name, entries)
+    monkeypatch.setattr(cuts, "COLUMNS", 5)
+    hosts, head = (make_host(family, *large), make_host(family, *small, seed=5)), head_of(family, large[0])
+    options = ExtractionOptions(rank=3, structure=structure, batch_size=2)
+    at_work = set()
+    monkeypatch.setattr(gradients, "_finite", lambda piece, plain=gradients._finite: (
+        at_work.add(threading.get_ident()), plain(piece))[1])
+    first, *others = [extract(*hosts, seeds_of(family), options, 0, head, free=lambda count=count: count)
+                      for count in (1, 2, 3)]
+    assert len(at_work) > 1
+    for module, report in others:
+        assert equal(module, first[0])
+        assert (report.layers, report.offsets, report.captured, report.totals, report.kept) == (
+            first[1].layers, first[1].offsets, first[1].captured, first[1].totals, first[1].kept)
+
+
+def test_torchs_own_threads_are_put_aside_and_given_back(make_host):
+    hosts = make_host("llama", 64, 3, 8), make_host("llama", 32, 2, 4)
+    seen = []
+    torch.set_num_threads(2)
+    try:
+        extract(*hosts, seeds_of("llama"), ExtractionOptions(rank=3), 0, free=lambda: seen.append(torch.get_num_threads()) or 2)
+        assert seen and set(seen) == {1} and torch.get_num_threads() == 2
+        with pytest.raises(UserError):
+            extract(*hosts, (), ExtractionOptions(rank=3), 0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_what_a_thread_raises_comes_out(make_host):
+    def work(parts):
+        for part in parts:
+            if part == 5:
+                raise UserError("part 5")
+
+    with pytest.raises(UserError, match="part 5"), threads.threads(lambda: 3):
+        threads.share(work, range(9))
+
+
+class SecondDevice(TorchDispatchMode):
+    """Ordinary memory that plays a device of its own, "xla": a tensor is there if it was made or moved there, or comes of
+    such tensors; an operation on tensors of two devices is refused, as a GPU would (single numbers and indices may mix)."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory, self.made = set(), 0  # addresses: a parameter is another tensor in the same place
+
+    def has(self, tensor):
+        return tensor.untyped_storage().data_ptr() in self.memory
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), function._schema.name
+        named = kwargs.get("device")
+        given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        places = {self.has(one) for one in given if one.ndim}
+        if named is not None:
+            target, kwargs["device"] = str(named).startswith("xla"), "cpu" if str(named).startswith("xla") else named
+        if named is None or name == "aten::_to_copy" and not str(named).startswith("xla"):
+            target = any(map(self.has, given))
+        mixes = name in ("aten::copy_", "aten::index.Tensor", "aten::index", "aten::_to_copy", "aten::index_put_")
+        assert len(places) < 2 or mixes, f"{name} of two devices"
+        out = function(*args, **kwargs)
+        for one in pytree.tree_leaves(out):
+            if isinstance(one, Tensor):
+                (self.memory.add if target else self.memory.discard)(one.untyped_storage().data_ptr())
+                self.made += target
+        return out
+
+
+def padded(parts, batch_first):
+    """torch's `pad_sequence`, whose C++ would make its result in ordinary memory, where the second device's is."""
+    out = parts[0].new_zeros(len(parts), max(map(len, parts)))
+    for row, part in zip(out, parts, strict=True):
+        row[: len(part)] = part
+    return out
+
+
+class Calls(TorchFunctionMode):
+    """What a dispatch mode does not see: `torch.tensor` looks for the device before, `cpu` and `numpy` find nothing to do."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.second = second
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        device = kwargs.pop("device", None) if function is torch.tensor else None
+        assert function is not Tensor.numpy or not self.second.has(args[0]), "numpy cannot read another device"
+        out = function(*args, **kwargs)
+        if function is Tensor.cpu and self.second.has(out):
+            out = out.clone()
+            self.second.memory.discard(out.untyped_storage().data_ptr())
+        return out if device is None else out.to(device)
+
+
+@pytest.mark.parametrize("structure", ["block", "aligned", "random_block"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_device_everything_is_made_there(family, structure, make_host, monkeypatch):
+    """No GPU needed: ordinary memory plays one, and what is mixed is refused. Numbers are those without it."""
+    hosts, head = (make_host(family, 64, 3, 8), make_host(family, 32, 2, 4)), head_of(family, 64)
+    options = ExtractionOptions(rank=3, structure=structure, blocks=True)
+    plain = extract(*hosts, seeds_of(family), options, 0, head)
+    monkeypatch.setattr(spill, "load_file", lambda path, device: {
+        name: tensor.to(device) for name, tensor in load_file(path).items()})
+    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", padded)
+    with SecondDevice() as second, Calls(second):
+        module, report = extract(*hosts, seeds_of(family), options, 0, head, device="xla:0")
+    assert second.made > 1000 and equal(module, plain[0]) and equal(report.blocks, plain[1].blocks)
+    assert not any(map(second.has, module.tensors.values()))

@@ -6,6 +6,7 @@ import pytest
 
 from portability.plan import Grid, plan, stacks
 from portability.spec import (
+    AnswerSpec,
     DataSpec,
     EvalSpec,
     HostShape,
@@ -26,7 +27,7 @@ def host(name, family="t5", hidden=64):
 
 
 def data(name):
-    return DataSpec(name, f"/somewhere/{name}", None, f"train-{name}", f"eval-{name}", {"train": 1})
+    return DataSpec(name, f"/somewhere/{name}", None, f"train-{name}", f"eval-{name}", {"train": 1, "eval": 400})
 
 
 def grid(**changes):
@@ -150,6 +151,16 @@ def run():
 def test_a_runs_name_is_pinned():
     """A change of this name orphans every stored run: raise spec.SCHEMA and say so in CHANGELOG, or undo it."""
     assert run().run_id == "d2b9c6b262bd2605"
+
+
+def test_what_becomes_of_long_answers_is_part_of_a_name_unless_it_is_as_it_always_was():
+    asked = replace(run(), task=AnswerSpec("exact_match", "squad", None, 8, 64))
+    assert asked.run_id == "5adbc1d5355b2e1c"  # as before there was a choice
+    others = [replace(asked, task=replace(asked.task, too_long=how)) for how in ("drop", "truncate")]
+    assert len({asked.run_id, *(other.run_id for other in others)}) == 3
+    values = asdict(asked)
+    del values["task"]["too_long"]  # a record of that time
+    assert from_dict(RunSpec, values) == asked
 
 
 @pytest.mark.parametrize("change", [

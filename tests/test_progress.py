@@ -1,12 +1,16 @@
 """What is handed out, what is tried again, and what another command has in hand."""
 
 import pytest
+from test_config import small
 from test_plan import grid
+from test_status import many_questions, slow_to_score  # noqa: F401
+from tqdm import tqdm
 
 from portability import progress
 from portability.claims import Claims
 from portability.plan import plan
 from portability.progress import RETRIES, Ledger
+from portability.run import command
 from portability.store import Result, Store
 from portability.worker import TimedOut, overdue
 
@@ -224,3 +228,76 @@ def test_an_idle_worker_takes_one_kind_of_the_runs_that_wait_for_company(tmp_pat
         (job,) = book.ready(True)
         assert [(run.method.name, run.init.name) for run in job.runs] == [(method, "scratch")] * 2
     assert book.ready(True) == []
+
+
+class Seen(tqdm):
+    """The bar, and what it showed after each move."""
+
+    shown: list[tuple[float, str]] = []
+
+    def update(self, n=1):
+        super().update(n)
+        self.shown.append((self.n / self.total, self.postfix or ""))
+
+
+@pytest.mark.parametrize("what", ["all", "bare hosts"])
+def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_folders, make_host, tmp_path,  # noqa: F811
+                                                  monkeypatch):
+    monkeypatch.setattr(progress, "tqdm", Seen)
+    monkeypatch.setattr(Seen, "shown", [])
+    only = ["only={init: bare}", "grid.inits=[bare]"][:what == "bare hosts"]
+    study = small(data_folders, make_host, *slow_to_score(many_questions, tmp_path), *only)
+    assert command(study) == 0
+    parts, updates = zip(*Seen.shown, strict=True)
+    assert list(parts) == sorted(parts) and parts[-1] == 1, "it went back, or ended before the end"
+    assert len({part for part in parts if 0.05 < part < 0.95}) > 10, "it stood while much was scored"
+    made = [part for part, text in Seen.shown if text.startswith(updates[-1].partition(" updates")[0])]
+    assert made[0] < 0.9, "all updates are made, much is to be scored, and the bar is full"
+
+
+def bar_of(book):
+    bar = tqdm(total=progress.STEPS, disable=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    return progress.Meter(book, bar), bar
+
+
+def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tmp_path):
+    from portability.plan import work
+    from portability.stages import PREPARING, SCORING, TRAINING, Stage
+
+    book = ledger(tmp_path, seeds=2)
+    job = origin_job(book)
+    ids, run = [run.run_id for run in job.runs], job.runs[0]
+    meter, bar = bar_of(book)
+    whole = sum(work(one, one.train.updates, len(book.planned.marks[i])) for i, one in book.todo.items())
+    meter.hear(Stage(ids, TRAINING, 150, 0))
+    assert bar.n / bar.total == pytest.approx(2 * work(run, 150, 0) / whole, abs=1e-5) and "300/" in bar.postfix
+    meter.hear(Stage(ids, SCORING, 200, 0, 0.25))
+    assert bar.n / bar.total == pytest.approx(2 * (work(run, 200, 0) + 0.25 * work(run, 0, 1)) / whole, abs=1e-5)
+    meter.hear(Stage(ids, PREPARING))  # its worker died
+    assert bar.n == 0 and "0/" in bar.postfix
+    meter.hear(Stage([*ids, "somebody else's"], SCORING, 200, 5, 1.0))  # at marks that were not asked for here, too
+    assert bar.n / bar.total == pytest.approx(2 * work(run, 200, 1) / whole, abs=1e-5)
+    finish(book.store, job)
+    book.settle(job, None)
+    meter.settle()
+    meter.hear(Stage(ids, TRAINING, 3, 0))  # said before the end, heard after it
+    assert bar.n / bar.total == pytest.approx(2 * work(run, 200, 1) / whole, abs=1e-5) and "2/" in bar.postfix
+
+
+def test_what_failed_and_what_it_blocks_is_not_waited_for(tmp_path):
+    book = ledger(tmp_path, seeds=1)
+    meter, bar = bar_of(book)
+    jobs = every(book)
+    origin = next(job for job in jobs if job.runs[0].method and job.runs[0].host.name == "raw-base")
+    book.store.fail(origin.runs[0].run_id, {"error": "boom", "kind": "ValueError"})
+    book.settle(origin, None)
+    for job in jobs:
+        if job is not origin:
+            finish(book.store, job)
+            book.settle(job, None)
+    while rest := every(book):
+        for job in rest:
+            finish(book.store, job)
+            book.settle(job, None)
+    meter.settle()
+    assert bar.n == bar.total and f"{len(book.failed)} failed" in bar.postfix and not bar.postfix.startswith("0/")

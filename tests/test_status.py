@@ -2,10 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 
+import pytest
+from test_config import small
 from test_plan import grid
+from tiny import sentences, write_set
 
 from portability.claims import Claims
 from portability.plan import plan
@@ -43,7 +48,7 @@ def test_every_state_is_told_apart_and_named(tmp_path):
     assert f"running {running}" in lines and f"by process {os.getpid()} on {os.uname().nodename}" in lines
     assert f"stale {stale}" in lines and "heartbeat" in lines
     assert "at attempt 1: boom" in lines and str(store.root / "failures" / f"{failed}-1.json") in lines
-    assert f"blocked: 1 runs by its origin run {failed}" in lines and f"slowest: {done}" in lines
+    assert f"blocked: 1 run by its origin run {failed}" in lines and f"slowest: {done}" in lines
     assert "1 done, 1 running, 1 stale, 1 failed, 1 blocked" in lines
 
 
@@ -75,3 +80,65 @@ def test_the_rate_is_that_of_the_last_half_hour(tmp_path):
     minutes = float(line.partition("; ")[2].split()[0])
     assert 0.7 < minutes / (len(trained) - 2) < 1.3
     assert duration(59) == "59 s"
+
+
+WORKER = """
+import sys
+from portability import claims
+from portability.devices import Place
+from portability.plan import plan
+from portability.run import compose
+from portability.tracking import TrackingSpec
+from portability.worker import Job, Setup, Worker
+claims.HEARTBEAT_SECONDS = 0.05
+study = compose(sys.argv[1:])
+planned, root = plan(study.grid), study.results / study.name
+setup = Setup(root, study.sources, study.overlap, TrackingSpec("disabled", "p", root))
+worker = Worker(setup, Place("cpu", 0.5), lambda stage: None)
+for run_id, run in planned.runs.items():
+    worker.run(Job([run], {run_id: sorted(planned.marks[run_id])}))
+"""
+
+
+@pytest.fixture(scope="session")
+def many_questions(tmp_path_factory):
+    """A set with far more to score than to train on."""
+    rows = sentences(740, 11)
+    return write_set(tmp_path_factory.mktemp("many") / "many", rows[:100], rows[100:140], rows[140:])
+
+
+def slow_to_score(folder, tmp_path):
+    return (f"data.nano_films.path={folder}", "grid.budgets=[40]", "grid.seeds=[0]", "grid.inits=[scratch]", "method=lora",
+            "eval.batch_size=16", "tracking.wandb=disabled", f"results={tmp_path}", "study=slow", "engine.workers=1")
+
+
+def test_the_status_says_what_a_worker_is_at(many_questions, data_folders, make_host, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("test_config.study", lambda *words: asked.extend(words))
+    small(data_folders, make_host, *slow_to_score(many_questions, tmp_path))
+    monkeypatch.undo()
+    study = small(data_folders, make_host, *slow_to_score(many_questions, tmp_path))
+    plan_, store = plan(study.grid), Store(tmp_path / "slow")
+    process = subprocess.Popen([sys.executable, "-c", WORKER, *asked], stderr=subprocess.PIPE, text=True)
+    seen: dict[str, dict[str, None]] = {}
+    while process.poll() is None:
+        for run_id, state in states(plan_, store).items():
+            if state.name == "running":
+                seen.setdefault(run_id, {})[state.says.partition(", by process")[0]] = None
+        time.sleep(0.02)
+    assert process.returncode == 0, process.stderr.read()
+    for run_id, run in plan_.runs.items():
+        said = list(seen[run_id])
+        last = f"scoring at update {run.train.updates} of {run.train.updates} (" if run.method else "scoring ("
+        parts = [float(text.removeprefix(last).partition("%")[0]) for text in said if text.startswith(last)]
+        assert parts == sorted(parts) and any(0 < part < 100 for part in parts), said
+        assert not run.method or any(text.startswith("training at update ") for text in said), said
+    assert list((store.root / "running").iterdir()) == []
+
+
+def test_one_is_not_many_and_a_bare_host_is_named_as_such(tmp_path):
+    plan_, store = planned(), Store(tmp_path)
+    bare = next(run_id for run_id, run in plan_.runs.items() if run.method is None)
+    store.fail(bare, {"error": "boom", "kind": "ValueError"})
+    lines = "\n".join(status_lines(plan_, store))
+    assert f"failed {bare} (bare host {plan_.runs[bare].host.name}): at attempt 1" in lines

@@ -144,3 +144,40 @@ def test_pickled_files_are_never_read():
     for path in Path(store_module.__file__).parent.glob("*.py"):
         text = path.read_text()
         assert "pickle" not in text and "torch.load" not in text
+
+
+def cell_of(run_id, **where):
+    return replace(Cell("lora", "a", "b", "same", "x", "x", "ported", "pad", 0, 50, run_id, 50, ID, ID), **where)
+
+
+def test_a_cell_that_only_ever_failed_may_be_asked_for_anew(tmp_path):
+    store, old, new, kept = Store(tmp_path / "study"), "a" * 16, "b" * 16, "c" * 16
+    store.expect([cell_of(old), cell_of(kept, seed=1)], {"sweep": "old"})
+    store.fail(old, {"error": "a partial carry must be asked for"})
+    store.expect([cell_of(new)], {"sweep": "new"})
+    rows = [row["run_id"] for manifest in store.manifests() for row in manifest["cells"]]
+    assert sorted(rows) == [new, kept], "the cell is of two runs"
+    assert store.failures() == {} and (store.root / "failures" / "given_up" / f"{old}-1.json").exists(), "no trail"
+    store.fail(new, {"error": "worse"})
+    store.expect([cell_of(old)], {"sweep": "old"})  # and back
+    rows = [row["run_id"] for manifest in store.manifests() for row in manifest["cells"]]
+    assert sorted(rows) == [old, kept] and not list(store.root.rglob(".*"))
+
+
+def test_a_cell_with_a_result_keeps_its_settings_and_the_others_are_counted(tmp_path):
+    store, done, failed = Store(tmp_path / "study"), ID, ["a" * 16, "b" * 16]
+    asked = [cell_of(done), *(cell_of(run_id, seed=1 + place) for place, run_id in enumerate(failed))]
+    store.expect(asked, {"sweep": "s"})
+    store.fail(done, {"error": "once"})
+    store.commit(done, result(50))
+    for run_id in failed:
+        store.fail(run_id, {"error": "boom"})
+    anew = [replace(cell, run_id=f"{place}" * 16) for place, cell in enumerate(asked)]
+    with pytest.raises(UserError, match=f"run {done}, now 0000.*study=NAME.*or leave them out: 2 other cells only failed"):
+        store.refuse_other_settings(anew)
+    with pytest.raises(UserError, match="already holds the cell"):
+        store.expect(anew, {"sweep": "s"})
+    assert len(store.manifests()) == 1
+    store.expect(anew[1:], {"sweep": "s"})
+    rows = [row["run_id"] for manifest in store.manifests() for row in manifest["cells"]]
+    assert sorted(rows) == sorted([done, "1" * 16, "2" * 16])

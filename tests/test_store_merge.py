@@ -56,7 +56,7 @@ def test_a_merged_study_holds_the_runs_of_all_and_a_second_merge_copies_nothing(
     wanted = {**target.marks(), **shard.marks(), **third.marks()}
     assert merge(target, shard, third) == 0
     out = capsys.readouterr().out
-    assert "shard: 2 runs copied, 5 already there; 1 manifests and 0 failures copied" in out
+    assert "shard: 2 runs copied, 5 already there; 1 manifest and 0 failures copied" in out
     assert "third: 2 runs copied, 1 already there" in out
     assert target.marks() == wanted and set(tidy(target)["status"]) == {"done"}
     assert all(target.sound(run_id) is None for run_id in wanted)
@@ -83,6 +83,12 @@ def test_times_machine_and_versions_may_differ(target, shard):
     kept = (target.folder(run_id) / "record.json").read_bytes()
     assert merge(target, shard) == 0
     assert (target.folder(run_id) / "record.json").read_bytes() == kept
+
+
+def test_metrics_that_only_one_of_them_was_asked_for_may_differ(target, shard):
+    run_id = grow(target, range(2, 3))[0]
+    edit(shard, run_id, lambda record: [mark.update(eval_auc=0.5) for mark in record["train_info"]["metrics"]])
+    assert merge(target, shard) == 0
 
 
 def test_a_port_that_took_another_time_is_the_same(target, shard):

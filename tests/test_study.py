@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from test_config import small
+from test_metrics import mine
+from test_tracking import files, inspect
 from tiny import CONF, noisy  # noqa: F401
 
-from portability import engine, execute
+from analysis.load import problems, tidy
+from portability import engine, execute, progress
 from portability.errors import UserError
 from portability.plan import plan
 from portability.run import command
@@ -155,10 +158,14 @@ def test_a_diverging_run_fails_with_its_update_and_blocks_what_needs_it(data_fol
             assert "blocked: its origin" in store.failures()[run_id]["error"]
 
 
-def test_an_impossible_port_fails_alone_and_says_why(data_folders, make_host, tmp_path):
+def test_an_impossible_port_is_refused_before_work_and_fails_alone_in_it(data_folders, make_host, tmp_path, monkeypatch):
     other = make_host("gpt2", 32, 2, 4, 1)
     study = small(data_folders, make_host, f"results={tmp_path}", "study=far", *OFF, "method=lora", "grid.seeds=[0]",
                   f"host.nano-tuned-base.path={other.source}")
+    with pytest.raises(UserError, match="from 'nano-raw-base' to 'nano-tuned-base' would lose .* partial carry"):
+        command(study)
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    monkeypatch.setattr(progress, "preview", lambda *_: {})  # as if the rehearsal had not seen it
     assert command(study) == 1
     store = Store(tmp_path / "far")
     errors = [failure["error"] for failure in store.failures().values()]
@@ -348,3 +355,74 @@ def test_running_out_of_an_origin_is_named(data_folders, make_host, tmp_path):
     run = next(run for run in planned.runs.values() if run.init.kind == "ported")
     with pytest.raises(UserError, match="which is not in the store"):
         execute._record(run, Store(tmp_path))
+
+
+def test_a_port_that_failed_for_want_of_a_setting_is_asked_for_anew_with_it(
+    data_folders, make_host, tmp_path, capsys, monkeypatch
+):
+    other = make_host("gpt2", 32, 2, 4, 1)
+    words = (f"results={tmp_path}", "study=anew", *OFF, "method=lora", "grid.seeds=[0]", "grid.inits=[ported]",
+             f"host.nano-tuned-base.path={other.source}")
+    first = small(data_folders, make_host, *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "preview", lambda *_: {})  # it would say at once what the run finds
+        assert command(first) == 1
+    store, old = Store(tmp_path / "anew"), plan(first.grid)
+    (failed,) = store.failures()
+    again = small(data_folders, make_host, *words, "port.pad.partial=true")
+    capsys.readouterr()
+    assert command(again) == 0
+    assert "2 done, 0 failed, 0 missing" in capsys.readouterr().out
+    cells = tidy(store)
+    assert set(cells["status"]) == {"done"} and failed not in set(cells["run_id"]) and problems(store) == []
+    with pytest.raises(UserError, match="already holds the cell .*choose another study=NAME"):  # now there is a result
+        command(first)
+    assert {old.runs[failed].origin} <= set(plan(again.grid).runs), "the origin was trained for nothing"
+
+
+def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folders, make_host, tmp_path, capsys):
+    body = "return {'mine': sum(prediction_scores), 'odd': float('nan') if len(references) == 40 else 1.0}"
+    folder = mine(tmp_path, body, ("prediction_scores", "references"))
+    asked = small(data_folders, make_host, f"results={tmp_path / 'results'}", "tracking.wandb=offline", "engine.workers=1",
+                  "method=lora", "grid.seeds=[0]", "grid.inits=[ported,scratch]", "eval.limit=40",
+                  f"eval.metrics=[auc,matthews_correlation,{folder}]")
+    assert command(asked) == 0
+    store = Store(tmp_path / "results" / asked.name)
+    for run_id in plan(asked.grid).runs:
+        text = (store.folder(run_id) / "record.json").read_text()
+        record, saved = json.loads(text), store.predictions(run_id)
+        assert str(tmp_path) not in text and "metrics" not in record["spec"]["eval"]
+        for place, mark in enumerate(record["train_info"]["metrics"]):
+            assert not {"eval_accuracy", "eval_f1", "eval_mine_odd"} & set(mark) and "eval_loss" in mark
+            margin, label = saved["margin"][place].astype(float), saved["label"]
+            pairs = [(p > q) + (p == q) / 2 for p in margin[label == 1] for q in margin[label == 0]]
+            assert mark["eval_auc"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+            assert mark["eval_matthews_correlation"] == pytest.approx(
+                np.corrcoef(margin > 0, label)[0, 1] if 0 < np.mean(margin > 0) < 1 else 0.0, abs=1e-9)
+            assert mark["eval_mine"] == pytest.approx(margin.sum(), rel=1e-4)
+        holes = record["train_info"]["unmeasured"]
+        assert [(hole["updates"], hole["metric"], hole["reason"]) for hole in holes] == [
+            (mark["updates"], "eval_mine_odd", "it is nan") for mark in record["train_info"]["metrics"]]
+        written = inspect(files(store.root)[f"{run_id}-1"])
+        last = [line["history"]["item"] for line in written if line["type"] == "history"][-1]
+        assert {key: last[key] for key in ("eval_auc", "eval_mine")} == {key: mark[key] for key in ("eval_auc", "eval_mine")}
+    assert tidy(store, "eval_mine")["value"].notna().all() and tidy(store, "eval_auc")["value"].notna().all()
+    assert tidy(store, "eval_accuracy")["value"].between(0, 1).all()  # out of the predictions
+    assert {p.kind for p in problems(store)} == {"unmeasured"} and "no eval_mine_odd: it is nan" in str(problems(store)[0])
+    wanting = small(data_folders, make_host, f"results={tmp_path / 'results'}", "tracking.wandb=disabled", "mode=plan",
+                    "method=lora", "grid.seeds=[0]", "grid.inits=[ported,scratch]", "eval.limit=40",
+                    f"eval.metrics=[f1,auc,{mine(tmp_path, 'return 1', name='late')}]")
+    capsys.readouterr()
+    assert command(wanting) == 0
+    said = capsys.readouterr().out
+    assert "metric late: 4 done runs were stored without it; it is computed for new runs only" in said
+    assert "metric f1: 4 done runs were stored without it; `python -m portability.analyze --metric eval_f1` computes" in said
+    assert "metric auc" not in said
+
+
+def test_a_metric_that_fails_is_refused_before_any_work(data_folders, make_host, tmp_path):
+    folder = mine(tmp_path, "return {'mine': 1 / 0}")
+    asked = small(data_folders, make_host, f"results={tmp_path / 'results'}", *OFF, f"eval.metrics=[accuracy,{folder}]")
+    with pytest.raises(UserError, match="'mine' of eval.metrics fails on 64 invented examples .* division by zero"):
+        command(asked)
+    assert not (tmp_path / "results").exists()

@@ -218,6 +218,46 @@ def test_an_answer_that_leaves_no_room_is_named(encode, family):
         encode([good, bad], tok, family, 5)
 
 
+LONG = "dull and grim and cold and warm"  # 7 tokens, 8 with the end token
+
+
+def test_how_many_answers_are_too_long_is_said():
+    found = [Example("the plot", text) for text in ("fine", LONG, LONG)]
+    with pytest.raises(UserError, match="2 of 3 answers are too long, first in example 1 .* set too_long .* drop or truncate"):
+        encode_answers(found, tokenizer(), "gpt2", 8)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_dropped_answers_leave_the_others_as_they_are(family):
+    tok = tokenizer()
+    short = [Example("the plot", "fine"), Example("a story", "dull")]
+    mixed = encode_answers([short[0], Example("the film", LONG), short[1]], tok, family, 7, "drop", 2)
+    alone = encode_answers(short, tok, family, 7)
+    assert (mixed.dropped, mixed.truncated, mixed.group.tolist()) == (1, 0, [0, 2])
+    assert (alone.dropped, alone.truncated) == (0, 0)
+    assert rows(mixed) == rows(alone) and answers(mixed) == answers(alone)
+    with pytest.raises(UserError, match="1 of 1 answers are too long"):  # nothing would be left
+        encode_answers([Example("the film", LONG)], tok, family, 7, "drop")
+
+
+@pytest.mark.parametrize(("family", "limit", "least", "prompt", "answer"), [
+    ("gpt2", 8, 2, "the film", "dull and grim and cold and"),  # the whole prompt leaves room for six tokens
+    ("gpt2", 6, 2, "a the film plot story", "dull and"),  # two at least, and the prompt's last four
+    ("gpt2", 4, 9, "the film", "dull and grim"),  # as many as its last one leaves
+    ("t5", 4, 2, "the film", "dull and grim and"),
+])
+def test_a_truncated_answer_keeps_its_beginning_and_does_not_end(family, limit, least, prompt, answer):
+    tok = tokenizer()
+    found = encode_answers([Example(prompt, LONG), Example("the plot", "fine")], tok, family, limit, "truncate", least)
+    assert (found.dropped, found.truncated) == (0, 1)
+    assert [tok.decode(ids) for ids in answers(found)] == [answer, "fine </s>"]
+    head = rows(found)[0] if family == "t5" else rows(found)[0][: found.starts[0]]
+    assert prompt.endswith(tok.decode([token for token in head if token != tok.eos_token_id]))
+    if family == "gpt2":
+        assert found.lengths.max() <= limit
+        assert found.starts[0] == min(len(prompt.split()), max(1, limit - least))
+
+
 def test_what_cannot_be_encoded_is_named():
     tok, one = tokenizer(), Example("the plot", "fine")
     for family in ("bert", "roberta"):

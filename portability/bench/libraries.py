@@ -1,6 +1,5 @@
 """A host with a method on it as its library's user would build it: peft for LoRA, adapters for the rest."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from portability.bench.workload import Workload, method_spec, task_spec
-from portability.hosts import Host, HostSource, describe
+from portability.hosts import Host, HostSource, describe, from_folder
 from portability.methods import MOUNTS
 from portability.scorer import HEAD, Scorer
 from portability.spec import HostSpec
@@ -53,12 +52,8 @@ def host_spec(work: Workload) -> HostSpec:
 
 def load(work: Workload, dropout: bool) -> "PreTrainedModel":
     """The host as transformers loads it, with the attention that it chooses."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    folder = work.path / "host"
-    family = json.loads((folder / "config.json").read_text())["model_type"]
-    loader = {"t5": AutoModelForSeq2SeqLM, "llama": AutoModelForCausalLM}.get(family, AutoModel)
-    return loader.from_pretrained(folder, local_files_only=True, **({} if dropout else NO_DROPOUT[family]))
+    family = host_spec(work).shape.family
+    return from_folder(work.shape, family, work.path / "host", **({} if dropout else NO_DROPOUT[family]))
 
 
 def with_peft(model: "PreTrainedModel", work: Workload) -> nn.Module:

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from portability.config import EngineConf
 from portability.devices import Place, places
 from portability.errors import Drained, UserError
+from portability.stages import Stage
 from portability.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, Worker, overdue
 
 log = logging.getLogger(__name__)
@@ -44,14 +45,14 @@ def check(conf: EngineConf) -> None:
 
 
 def run_jobs(
-    jobs: Callable[[bool], Sequence[Job]], setup: Setup, conf: EngineConf, on_update: Callable[[int], None]
+    jobs: Callable[[bool], Sequence[Job]], setup: Setup, conf: EngineConf, report: Callable[[Stage], None]
 ) -> Iterator[tuple[Job, str | None]]:
     """Carry out jobs as they become ready, and yield each with None, or with how its worker ended instead.
 
     Args:
         jobs: gives the jobs that are ready and were not given before; asked again after each job that ends, with True
             where a worker has nothing to do otherwise.
-        on_update: called with the number of module-updates that were made.
+        report: called with what runs are at.
 
     Raises:
         UserError: a worker could not read or write a file; finished runs are in the store.
@@ -70,9 +71,9 @@ def run_jobs(
                 return
             _assign(queue, pool, where, lambda place: _start(context, setup, place))
             for slot, message in _messages(pool, conf.timeout_minutes):
-                if isinstance(message, int):
+                if isinstance(message, Stage):
                     slot.since = slot.since or time.monotonic()
-                    on_update(message)
+                    report(message)
                     continue
                 if isinstance(message, OSError):
                     raise UserError(f"cannot go on: {message}; finished runs are kept, repeat the command once it is put right")
@@ -116,8 +117,8 @@ def _assign(queue: list[Job], pool: list[_Slot], where: Sequence[Place], start: 
         free.job, free.since = queue.pop(0), None
 
 
-def _messages(pool: list[_Slot], timeout_minutes: float | None) -> Iterator[tuple[_Slot, int | str | OSError | None]]:
-    """What workers report: updates made, None for a finished job, an OSError (a full disk, say) that would stop every
+def _messages(pool: list[_Slot], timeout_minutes: float | None) -> Iterator[tuple[_Slot, Stage | str | OSError | None]]:
+    """What workers report: what their runs are at, None for a finished job, an OSError (a full disk, say) that would stop every
     run, or how a worker died or why it was killed (then it leaves the pool)."""
     busy = {slot.pipe: slot for slot in pool if slot.job is not None}
     for pipe in wait(list(busy), None if timeout_minutes is None else 1.0):
@@ -165,7 +166,7 @@ def _work(pipe: Connection, setup: Setup, place: Place, parent: int) -> None:
         except EOFError:
             return
         at_work = True
-        pipe.send(0)  # the work begins
+        pipe.send(Stage([]))  # the work begins
         try:
             worker.run(job)
         except OSError as error:

@@ -17,6 +17,7 @@ from portability.config import EngineConf
 from portability.engines.ray_actor import SHARED_SECONDS, Actor, Standing, Start, standing
 from portability.engines.ray_cluster import Options, connected, need, room
 from portability.errors import UserError, without_places
+from portability.stages import Stage
 from portability.store import Store
 from portability.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, overdue
 
@@ -33,8 +34,7 @@ class _Slot:
     job: Job | None = None
     since: float = 0.0  # when the job was handed over
     ended: Any = None  # there once the job has ended
-    count: Any = None  # the number of updates that was asked for last
-    seen: int = 0  # updates that were reported
+    stage: Any = None  # what its runs are at, as it was asked for last
 
 
 def check(conf: EngineConf) -> None:
@@ -49,14 +49,14 @@ def check(conf: EngineConf) -> None:
 
 
 def run_jobs(
-    jobs: Callable[[bool], Sequence[Job]], setup: Setup, conf: EngineConf, on_update: Callable[[int], None]
+    jobs: Callable[[bool], Sequence[Job]], setup: Setup, conf: EngineConf, report: Callable[[Stage], None]
 ) -> Iterator[tuple[Job, str | None]]:
     """Carry out jobs as they become ready, and yield each with None, or with how its worker ended instead.
 
     Args:
         jobs: gives the jobs that are ready and were not given before; asked again after each job that ends, with True
             where a worker has nothing to do otherwise.
-        on_update: called with the number of module-updates that were made.
+        report: called with what runs are at.
 
     Raises:
         UserError: no cluster, or one without room; a node that cannot work for this command; or a worker could not
@@ -72,7 +72,7 @@ def run_jobs(
     try:
         with connected(options, conf.workers) as ray:
             start = Start(replace(setup, store=root), need(ray, conf, options), beacon, Path.cwd(), conf.workers)
-            pool = _Pool(ray, start, conf, on_update)
+            pool = _Pool(ray, start, conf, report)
             try:
                 yield from pool.run(queue, jobs)
             finally:
@@ -82,8 +82,8 @@ def run_jobs(
 
 
 class _Pool:
-    def __init__(self, ray: Any, start: Start, conf: EngineConf, on_update: Callable[[int], None]):
-        self.ray, self.start, self.conf, self.on_update = ray, start, conf, on_update
+    def __init__(self, ray: Any, start: Start, conf: EngineConf, report: Callable[[Stage], None]):
+        self.ray, self.start, self.conf, self.report = ray, start, conf, report
         self.store = Store(start.setup.store)
         self.slots: list[_Slot] = []
         self.late: list[tuple[Job, Standing, float]] = []  # ended, but not all of it is seen here; until when to wait
@@ -110,7 +110,7 @@ class _Pool:
             for job, death in [*self._ended(), *self._overdue(), *self._seen()]:
                 yield job, death
                 queue += jobs(False)
-            self._count()
+            self._ask()
 
     def stop(self) -> None:
         """End all workers: idle ones at once, the others once they kept checkpoints, or after DRAIN_SECONDS."""
@@ -136,7 +136,7 @@ class _Pool:
             actor = self.ray.remote(Actor).options(
                 num_cpus=self.start.need.cpus, num_gpus=self.start.need.gpus, max_concurrency=2, max_restarts=0,
                 max_task_retries=0, scheduling_strategy="SPREAD", runtime_env={"env_vars": ENVIRONMENT}).remote(self.start)
-            self.slots.append(_Slot(actor, actor.updates.remote()))
+            self.slots.append(_Slot(actor, actor.stage.remote()))
 
     def _drop(self, slot: _Slot) -> None:
         self.slots.remove(slot)
@@ -159,7 +159,7 @@ class _Pool:
             return None
         job = slot.job
         try:
-            made, there = self.ray.get(slot.ended)
+            there = self.ray.get(slot.ended)
         except self.ray.exceptions.RayTaskError as error:  # raised by Worker.run
             if isinstance(error.cause, OSError):
                 raise UserError(f"cannot go on: {error.cause}; finished runs are kept, repeat the command once it is put "
@@ -170,7 +170,6 @@ class _Pool:
             self._drop(slot)
             return job, _death(error)
         slot.job = slot.ended = None
-        self._report(slot, made)
         self.late.append((job, there, time.monotonic() + SHARED_SECONDS))
         return None
 
@@ -209,24 +208,19 @@ class _Pool:
         self.late = waiting
         return found
 
-    def _count(self) -> None:
-        """Ask each worker for its updates, and report what those asked before have answered."""
+    def _ask(self) -> None:
+        """Ask each worker what its runs are at, and report what those asked before have answered."""
         for slot in [slot for slot in self.slots if slot.up]:
-            if slot.count is not None:
-                if not self.ray.wait([slot.count], timeout=0)[0]:
+            if slot.stage is not None:
+                if not self.ray.wait([slot.stage], timeout=0)[0]:
                     continue
                 try:
-                    self._report(slot, self.ray.get(slot.count))
+                    self.report(self.ray.get(slot.stage))
                 except self.ray.exceptions.RayError:
                     if slot.job is None:  # it died while it was idle
                         self._drop(slot)
                     continue
-            slot.count = slot.actor.updates.remote()
-
-    def _report(self, slot: _Slot, made: int) -> None:
-        if made > slot.seen:
-            self.on_update(made - slot.seen)
-            slot.seen = made
+            slot.stage = slot.actor.stage.remote()
 
 
 def _death(error: Exception) -> str:

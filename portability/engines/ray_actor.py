@@ -10,6 +10,7 @@ from portability import __version__
 from portability.devices import Place
 from portability.engines.ray_cluster import Need
 from portability.errors import UserError
+from portability.stages import Stage
 from portability.store import Store
 from portability.worker import Job, Setup, Worker
 
@@ -34,7 +35,7 @@ class Start:
 
 
 class Actor:
-    """One worker, and the count of its updates, which is asked for while a job runs (in another thread).
+    """One worker, and what its runs are at, which is asked for while a job runs (in another thread).
 
     Raises:
         UserError: this node cannot work for the command.
@@ -44,25 +45,25 @@ class Actor:
         _check(start)
         if start.folder.is_dir():  # for hosts and data whose paths are relative
             os.chdir(start.folder)
-        self.made = 0
+        self.at = Stage([])
         self.store = Store(start.setup.store)
-        self.worker = Worker(start.setup, _place(start), self._count)
+        self.worker = Worker(start.setup, _place(start), self._hear)
 
-    def run(self, job: Job) -> tuple[int, Standing]:
-        """Carry out a job; gives back the updates made since the start, and what became of the runs, as seen from here."""
+    def run(self, job: Job) -> Standing:
+        """Carry out a job; gives back what became of the runs, as seen from here."""
         self.worker.run(job)
-        return self.made, standing(self.store, job)
+        return standing(self.store, job)
 
-    def updates(self) -> int:
-        """Module-updates made since the start."""
-        return self.made
+    def stage(self) -> Stage:
+        """What the runs at hand are at."""
+        return self.at
 
     def stop(self) -> None:
         """See Worker.stop."""
         self.worker.stop()
 
-    def _count(self, updates: int) -> None:
-        self.made += updates
+    def _hear(self, stage: Stage) -> None:
+        self.at = stage
 
 
 def standing(store: Store, job: Job) -> Standing:
@@ -92,4 +93,5 @@ def _place(start: Start) -> Place:
 
     here = ray.get_runtime_context().get_node_id()
     fit = next(start.need.room(node["Resources"]) for node in ray.nodes() if node["NodeID"] == here)
-    return Place("cpu", 1 / max(1, min(fit, start.workers or fit)))
+    count = max(1, min(fit, start.workers or fit))
+    return Place("cpu", 1 / count, max(1, int(count * start.need.cpus)))

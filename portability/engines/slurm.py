@@ -20,12 +20,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+from portability.claims import Claims
 from portability.config import EngineConf
 from portability.engines.slurm_queue import Entry, Options, array_limit, read_queue, require, submit_array
 from portability.engines.slurm_task import Notes, run_task
 from portability.errors import UserError
 from portability.plan import cost, evenly
 from portability.spec import RunSpec
+from portability.stages import SCORING, Stage
 from portability.store import Store
 from portability.worker import Job, Setup, TimedOut
 
@@ -68,7 +70,7 @@ def check(conf: EngineConf) -> None:
 
 
 def run_waves(
-    waves: Sequence[Sequence[Job]], setup: Setup, conf: EngineConf, on_update: Callable[[int], None]
+    waves: Sequence[Sequence[Job]], setup: Setup, conf: EngineConf, report: Callable[[Stage], None]
 ) -> Iterator[tuple[Job, str | None]]:
     """Submit what is not in the queue yet, and yield each job when its task has ended, with None or how it ended badly.
 
@@ -76,12 +78,12 @@ def run_waves(
 
     Args:
         waves: jobs whose runs start from runs in the store or in earlier waves.
-        on_update: called with the number of module-updates of each run that is seen to be done.
+        report: called with what runs are at.
 
     Raises:
         UserError: Slurm or submitit is missing, Slurm refuses an array, or somebody cancelled a task.
     """
-    session = _Session(Store(setup.store), setup, conf, Options.checked(conf.options), on_update)
+    session = _Session(Store(setup.store), setup, conf, Options.checked(conf.options), report)
     try:
         session.submit(waves)
         yield from session.follow()
@@ -100,7 +102,7 @@ class _Session:
     setup: Setup
     conf: EngineConf
     options: Options
-    on_update: Callable[[int], None]
+    report: Callable[[Stage], None]
     tasks: list[_Task] = field(default_factory=list)  # those that have not ended, in the order of their waves
     home: dict[str, _Task] = field(default_factory=dict)  # run id -> the task that has it in hand
     queue: dict[tuple[str, str], Entry] = field(default_factory=dict)  # as last seen
@@ -139,7 +141,6 @@ class _Session:
         done = [run for run in job.runs if self.store.has(run.run_id, job.marks[run.run_id])]
         if done:
             self.over.append(replace(job, runs=done))
-            self.on_update(sum(run.train.updates for run in done))
         left = [run for run in job.runs if run not in done]
         return replace(job, runs=left) if left else None
 
@@ -208,6 +209,8 @@ class _Session:
                 time.sleep(self.options.poll_seconds)
 
     def _look(self) -> None:
+        for stage in Claims(self.store.root).stages().values():
+            self.report(stage)
         try:
             self.queue = read_queue()
         except UserError as error:  # the controller is restarted, say: what was seen last counts
@@ -227,7 +230,7 @@ class _Session:
                 if run.run_id in task.settled:
                     continue
                 if self.store.has(run.run_id, job.marks[run.run_id]):
-                    self.on_update(run.train.updates)
+                    self.report(Stage([run.run_id], SCORING, run.train.updates, len(job.marks[run.run_id])))
                     task.settled.add(run.run_id)
                 elif self.store.attempts(run.run_id) > task.attempts[run.run_id]:
                     task.settled.add(run.run_id)

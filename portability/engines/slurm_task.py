@@ -76,7 +76,7 @@ def run_task(jobs: Sequence[Job], setup: Setup, device: str, timeout_minutes: fl
     for number in STOPS:
         signal.signal(number, stop)
     diary.write()
-    workers.append(Worker(setup, _place(device), lambda made: None))
+    workers.append(Worker(setup, _place(device), lambda stage: None))
     if asked.is_set():
         workers[0].stop()
     try:
@@ -146,4 +146,5 @@ def _place(device: str) -> Place:
     cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
     given = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) or cpus * int(os.environ.get("SLURM_MEM_PER_CPU", "0"))
-    return Place("cpu", min(1.0, given / whole if given else cpus / (os.cpu_count() or cpus)))
+    share = min(1.0, given / whole if given else cpus / (os.cpu_count() or cpus))
+    return Place("cpu", share, min(cpus, place.cores))

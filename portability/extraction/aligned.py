@@ -40,7 +40,7 @@ class Pending:
     """
 
     kept: Tensor
-    profile: np.ndarray
+    profile: Tensor
     total: float
     first: bool
 
@@ -59,28 +59,28 @@ def pending_cuts(scores: Mapping[str, Tensor], teacher: HostShape, student: Host
     Args:
         scores: site -> (out, in) scores of the teacher's layer, only of what is extracted.
     """
-    marginals: dict[Axis, np.ndarray] = {}
+    marginals: dict[Axis, Tensor] = {}
     for site, values in scores.items():
         side = _side(site, values)
         labels = _labels(site)
-        spread = side.sum(1, dtype=torch.float64).numpy().reshape([_size(label, teacher) for _, label in labels])
+        spread = side.sum(1, dtype=torch.float64).reshape([_size(label, teacher) for _, label in labels])
         for place, axis in enumerate(labels):
-            own = spread.sum(tuple(other for other in range(spread.ndim) if other != place))
-            marginals[axis] = marginals.get(axis, 0.0) + own
+            own = spread.movedim(place, 0).reshape(spread.shape[place], -1).sum(1)
+            marginals[axis] = marginals[axis] + own if axis in marginals else own
     starts = {axis: int(window_sums(values, _size(axis[1], student), 0).argmax()) for axis, values in marginals.items()}
     return {site: _pending(site, values, starts, teacher, student) for site, values in scores.items()}
 
 
 def shared_pending(scores: Tensor) -> Pending:
     """An embedding or head, of whose scores (shared tokens, hidden) every row is kept."""
-    profile = scores.sum(0, dtype=torch.float64).numpy()
+    profile = scores.sum(0, dtype=torch.float64)
     return Pending(torch.arange(len(scores)), profile, float(profile.sum()), first=False)
 
 
 def residual_offset(matrices: Iterable[Pending], width: int) -> int:
     """Where the cut of the residual stream begins, for these matrices together."""
     profiles = [matrix.profile for matrix in matrices]
-    return int(window_sums(np.sum(profiles, 0), width, 0).argmax())
+    return int(window_sums(torch.stack(profiles).sum(0), width, 0).argmax())
 
 
 def _pending(site: str, values: Tensor, starts: Mapping[Axis, int], teacher: HostShape, student: HostShape) -> Pending:
@@ -91,7 +91,7 @@ def _pending(site: str, values: Tensor, starts: Mapping[Axis, int], teacher: Hos
         grid = np.take(grid, np.arange(starts[axis], starts[axis] + _size(axis[1], student)), place)
     kept = torch.from_numpy(grid.reshape(-1))
     side = _side(site, values)
-    profile = side[kept].sum(0, dtype=torch.float64).numpy()
+    profile = side[kept].sum(0, dtype=torch.float64)
     return Pending(kept, profile, float(side.sum(dtype=torch.float64)), first=_in_rows(site))
 
 

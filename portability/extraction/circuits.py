@@ -1,6 +1,7 @@
 """A host's forward pass taken apart at its layers, with transformers' own layers, loaded one at a time."""
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,19 @@ from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 from transformers.models.roberta import modeling_roberta
 from transformers.models.t5 import modeling_t5
+from transformers.pytorch_utils import Conv1D
 
+from portability.attention import causal_mask, padding_mask
 from portability.errors import UserError
 from portability.extraction.options import Seed
+from portability.extraction.threads import times
 from portability.extraction.weights import EMBEDDING, Weights
 
-LEAST = torch.finfo(torch.float32).min
+
+def _linear(matrix: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+    """What a linear part with a matrix (in, out) makes of states, on all threads."""
+    out = times(states, matrix)
+    return out if bias is None else out + bias
 
 
 class Batch:
@@ -36,18 +44,6 @@ class Batch:
         self.ids = {s: nn.utils.rnn.pad_sequence([i[s] for i in inputs], batch_first=True) for s in inputs[0]}
         self.real = {s: nn.utils.rnn.pad_sequence([torch.ones(len(i[s])) for i in inputs], batch_first=True)
                      for s in inputs[0]}
-
-    def hidden(self, stack: str, causal: bool) -> Tensor:
-        """What attention scores of a stack get added: 0, or the least number where a token must not look.
-
-        Returns:
-            (B, 1, T, T) if causal, else (B, 1, 1, T).
-        """
-        seen = self.real[stack][:, None, None, :] > 0
-        if causal:
-            size = seen.shape[-1]
-            seen = seen & torch.ones(size, size, dtype=torch.bool).tril()
-        return torch.zeros(seen.shape).masked_fill(~seen, LEAST)
 
 
 class Circuit(ABC):
@@ -102,8 +98,11 @@ class Circuit(ABC):
         except RuntimeError as error:
             raise UserError(f"host '{self.weights.spec.name}': the parameters of {stack} layer {index} are not those of its "
                             f"config.json: {error}") from error
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+        module.requires_grad_(False)
+        for part in module.modules():
+            if isinstance(part, nn.Linear | Conv1D):
+                matrix = part.weight if isinstance(part, Conv1D) else part.weight.T
+                part.forward = functools.partial(_linear, matrix, part.bias)
         return module.eval()
 
     @abstractmethod
@@ -147,7 +146,7 @@ class Llama(Circuit):
 
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
         places = torch.arange(states.shape[1])[None]
-        return layer(states, attention_mask=batch.hidden(stack, True), position_ids=places,
+        return layer(states, attention_mask=causal_mask(batch.real[stack]), position_ids=places,
                      position_embeddings=self.rotary(states, places))
 
     def blank_norm(self) -> nn.Module:
@@ -178,7 +177,7 @@ class Gpt2(Circuit):
         return module
 
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
-        return layer(states, attention_mask=batch.hidden(stack, True))[0]
+        return layer(states, attention_mask=causal_mask(batch.real[stack]))[0]
 
     def blank_norm(self) -> nn.Module:
         return nn.LayerNorm(self.config.n_embd, self.config.layer_norm_epsilon)
@@ -215,7 +214,7 @@ class Encoder(Circuit):
         return self.kinds[0](self.config, index)
 
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
-        return layer(states, attention_mask=batch.hidden(stack, False))[0]
+        return layer(states, attention_mask=padding_mask(batch.real[stack]))[0]
 
 
 class T5(Circuit):
@@ -262,12 +261,12 @@ class T5(Circuit):
         return {"bias": bias.expand(count, -1, -1, -1).contiguous()}
 
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
-        bias = context["bias"] + batch.hidden(stack, stack == "decoder")
+        bias = context["bias"] + (causal_mask if stack == "decoder" else padding_mask)(batch.real[stack])
         places = torch.arange(states.shape[1])
         if stack == "encoder":
             return layer(states, position_bias=bias, cache_position=places)[0]
         return layer(states, position_bias=bias, encoder_hidden_states=context["memory"],
-                     encoder_decoder_position_bias=batch.hidden("encoder", False), cache_position=places)[0]
+                     encoder_decoder_position_bias=padding_mask(batch.real["encoder"]), cache_position=places)[0]
 
     def blank_norm(self) -> nn.Module:
         return modeling_t5.T5LayerNorm(self.config.d_model, self.config.layer_norm_epsilon)

@@ -1,11 +1,14 @@
 """Which layers of a teacher feed the student's, and which entries of a matrix become one of the student's shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from portability.extraction.threads import share, total
+
+COLUMNS = 64  # that are summed at a time, while they are in the cache
 
 
 @dataclass(frozen=True)
@@ -26,30 +29,37 @@ class Cut:
         if self.offset is not None:
             (row, column), (m, n) = self.offset, (self.rows.shape[0], self.columns.shape[1])
             return matrix[row : row + m, column : column + n].clone()
-        return matrix[self.rows.long(), self.columns.long()]
+        return matrix[self.rows.to(matrix.device, torch.long), self.columns.to(matrix.device, torch.long)]
 
     def share(self, scores: Tensor) -> float:
         """Share of the summed scores inside the cut, in [0, 1]; 0 where all scores are 0."""
-        total = float(scores.sum(dtype=torch.float64))
-        return float(self.of(scores).sum(dtype=torch.float64)) / total if total else 0.0
+        whole = total(scores)
+        return total(self.of(scores)) / whole if whole else 0.0
 
 
 Structure = Callable[[Tensor, tuple[int, int], torch.Generator], Cut]
 
 
-def window_sums(scores: np.ndarray, size: int, axis: int) -> np.ndarray:
+def window_sums(scores: Tensor, size: int, axis: int) -> Tensor:
     """Sums of `size` neighbours along an axis, in float64: entry i is the sum of i ... i + size - 1.
 
     Example:
-        >>> window_sums(np.array([1, 2, 4]), 2, 0).tolist()
+        >>> window_sums(torch.tensor([1, 2, 4]), 2, 0).tolist()
         [3.0, 6.0]
     """
-    lines = np.moveaxis(scores, axis, 0)
-    windows = np.empty((len(lines) - size + 1, *lines.shape[1:]))
-    windows[0] = lines[:size].sum(0, dtype=np.float64)
-    np.subtract(lines[size:], lines[:-size], out=windows[1:], dtype=np.float64)  # each window's new line less its lost one
-    np.cumsum(windows, 0, out=windows)
-    return np.moveaxis(windows, 0, axis)
+    lines = scores.movedim(axis, 0)
+    sums = torch.empty(len(lines) - size + 1, *lines.shape[1:], dtype=torch.float64, device=scores.device)
+    flat, found = lines.reshape(len(lines), -1), sums.view(len(sums), -1)
+
+    def work(parts: Iterator[int]) -> None:
+        for first in parts:
+            own, into = flat[:, first : first + COLUMNS], found[:, first : first + COLUMNS]
+            into[0] = own[:size].sum(0, dtype=torch.float64)
+            torch.sub(own[size:].double(), own[:-size], out=into[1:])  # each window's new line less its lost one
+            into.cumsum_(0)
+
+    share(work, range(0, flat.shape[1], COLUMNS))
+    return sums.movedim(0, axis)
 
 
 def contiguous(offset: tuple[int, int], size: tuple[int, int]) -> Cut:
@@ -68,9 +78,9 @@ def block(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -> 
         >>> block(torch.tensor([[0., 1., 5.], [9., 0., 5.]]), (1, 2), torch.Generator()).offset
         (1, 0)
     """
-    sums = window_sums(window_sums(scores.numpy(), size[0], 0), size[1], 1)
-    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
-    return contiguous((int(row), int(column)), size)
+    sums = window_sums(window_sums(scores, size[0], 0), size[1], 1)
+    row, column = divmod(int(sums.contiguous().argmax()), sums.shape[1])
+    return contiguous((row, column), size)
 
 
 def rows_columns(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -> Cut:
@@ -100,13 +110,13 @@ def neurons(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -
 def random_block(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -> Cut:
     """A contiguous block at a random place; scores are not looked at."""
     rooms = [have - want + 1 for have, want in zip(scores.shape, size, strict=True)]
-    row, column = (int(torch.randint(room, (), generator=generator)) for room in rooms)
+    row, column = (int(torch.randint(room, (), generator=generator, device="cpu")) for room in rooms)
     return contiguous((row, column), size)
 
 
 def random_entries(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -> Cut:
     """Random entries of the matrix, none twice, in its order (the paper's "random weights")."""
-    picks = torch.randperm(scores.numel(), generator=generator)[: size[0] * size[1]].sort().values.view(size)
+    picks = torch.randperm(scores.numel(), generator=generator, device="cpu")[: size[0] * size[1]].sort().values.view(size)
     return Cut((picks // scores.shape[1]).int(), (picks % scores.shape[1]).int())
 
 
@@ -122,7 +132,8 @@ LAYER_CHOICES: dict[str, LayerChoice] = {  # summed scores of each teacher layer
     "sensitivity": lambda totals, count, generator: _largest(torch.tensor(totals, dtype=torch.float64), count).tolist(),
     "first": lambda totals, count, generator: list(range(count)),
     "last": lambda totals, count, generator: list(range(len(totals) - count, len(totals))),
-    "random": lambda totals, count, generator: sorted(torch.randperm(len(totals), generator=generator)[:count].tolist()),
+    "random": lambda totals, count, generator: sorted(
+        torch.randperm(len(totals), generator=generator, device="cpu")[:count].tolist()),
 }
 
 

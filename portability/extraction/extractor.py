@@ -1,11 +1,12 @@
 """From a teacher's weights and seed examples to a student's start values."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from portability.errors import UserError
 from portability.extraction.aligned import Pending, pending_cuts, residual_offset, shared_pending
 from portability.extraction.cuts import CUTS, LAYER_CHOICES, Cut
 from portability.extraction.factors import low_rank
@@ -14,6 +15,7 @@ from portability.extraction.options import ExtractionOptions, ExtractReport, Pla
 from portability.extraction.sensitivity import SCORES, Head, Scores
 from portability.extraction.sizes import needs
 from portability.extraction.spill import Spill
+from portability.extraction.threads import threads, total
 from portability.extraction.tokens import shared_tokens
 from portability.extraction.weights import Weights, matrices
 from portability.families import LORA_AXES, Slot
@@ -24,7 +26,7 @@ from portability.spec import HostShape, HostSpec
 
 def extract(
     teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions, seed: int,
-    head: Head | None = None,
+    head: Head | None = None, device: str = "cpu", free: Callable[[], int] = lambda: 1,
 ) -> tuple[ModuleState, ExtractReport]:
     """Low-rank pairs for the student, cut out of the teacher by sensitivity and factorised.
 
@@ -32,6 +34,8 @@ def extract(
         seeds: examples in the teacher's tokens; not looked at where ``options.scores`` is "ones".
         seed: of the random layers and cuts, where the options have any.
         head: an encoder teacher's classification head, "head.weight" (C, d) and "head.bias" (C,).
+        device: where gradients, cuts and factors are computed ("cpu", "cuda:N").
+        free: how many threads may be used now (on a CPU); no number depends on it.
 
     Returns:
         The module: for each matrix of the student a pair of fp32 tensors, A ("rank", *in) and B (*out, "rank"), so that the
@@ -39,15 +43,15 @@ def extract(
         embedding and head are ("shared", 0, site). A teacher that ties them gives the same cut to both.
 
     Raises:
-        UserError: hosts of two families, a student larger than the teacher, sites that one of them lacks, no token in common,
-            a rank that does not fit, or what `sensitivity` raises.
+        UserError: hosts of two families, a student larger than the teacher, sites that one of them lacks, too few tokens in
+            common, a rank that does not fit, weights that are not finite, or what `sensitivity` raises.
 
     Source: Zhong et al. (ICLR 2024), section 3; "aligned", unequal vocabularies and balanced splits are our choice.
     """
     started = time.perf_counter()
-    hosts = Weights(teacher), Weights(student)
+    hosts = Weights(teacher, device), Weights(student, device)
     check_family(*hosts)
-    with Spill() as spill:
+    with torch.device(device), threads(free if device == "cpu" else lambda: 1), Spill(device) as spill:
         work = _Extraction(hosts, options, seed, spill)
         scores = SCORES[options.scores](hosts[0], seeds, options, head)
         report = ExtractReport(len(seeds), *needs(*hosts, seeds, options))
@@ -88,7 +92,9 @@ class _Extraction:
         self.tokens: tuple[Tensor, Tensor] | None = None
         if any(place.stack == "shared" for place in self.want):
             sizes = [host.shapes[host.shared["embedding"]][0] for host in hosts]
-            self.tokens = shared_tokens(*hosts, (sizes[0], sizes[1]))
+            self.tokens = shared_tokens(*hosts, (sizes[0], sizes[1]), options.rank)
+            for site in {place.site for place in self.want if place.stack == "shared"}:
+                _check_rows(self.teacher, site, self.tokens[0])
 
     def layers(self) -> dict[str, list[int]]:
         """Per stack, the teacher layers behind the student's, by the totals so far."""
@@ -103,7 +109,7 @@ class _Extraction:
             if stack == "shared":
                 self._cut_shared(tensors)
             else:
-                self.totals[stack][layer] = sum(float(part.sum(dtype=torch.float64)) for part in tensors.values())
+                self.totals[stack][layer] = sum(map(total, tensors.values()))
                 if fixed is None or layer in fixed[stack]:
                     self._cut_layer(stack, layer, tensors)
             tensors.clear()  # freed before the next layer is scored
@@ -164,7 +170,8 @@ class _Extraction:
             source = place._replace(layer=report.layers[place.stack][place.layer]) if inside else place
             offset, report.captured[place] = self.cuts[source]
             cut = Cut(**self.spill.get(source.key), offset=offset)
-            report.offsets[place] = offset
+            turned = offset is not None and place.site == "embedding"  # whose cut is made in (tokens, hidden)
+            report.offsets[place] = (offset[1], offset[0]) if turned else offset
             matrix = cut.of(self.teacher.matrix(source)) if inside else self._shared_matrix(place, cut)
             pair_a, pair_b, report.kept[place] = low_rank(matrix, self.options.rank, self.options.split)
             if not inside:
@@ -173,7 +180,7 @@ class _Extraction:
                 slot = Slot(*place, "D")
                 blocks[0][slot], blocks[1][slot] = self._block(place, matrix)
             for role, tensor, labels in pair_parts(place, pair_a, pair_b, self.shapes[1]):
-                tensors[Slot(*place, role)], axes[Slot(*place, role)] = tensor, labels
+                tensors[Slot(*place, role)], axes[Slot(*place, role)] = tensor.cpu(), labels
         report.blocks = ModuleState(*blocks) if self.options.blocks else None
         return ModuleState(tensors, axes)
 
@@ -185,7 +192,7 @@ class _Extraction:
             along = 1 if place.site == "embedding" else 0
             matrix = torch.zeros(self.want[place]).index_copy_(along, self.tokens[1], matrix)
         sizes = [self.shapes[1].size(axis) or self.want[place][int(axis in into)] for axis in out + into]
-        return matrix.reshape(sizes).clone(), (*out, *into)
+        return matrix.reshape(sizes).clone().cpu(), (*out, *into)
 
     def _shared_matrix(self, place: Place, cut: Cut) -> Tensor:
         """The cut of an embedding (hidden, shared tokens) or head (shared tokens, hidden)."""
@@ -201,6 +208,14 @@ class _Extraction:
             return wide.index_copy_(1, self.tokens[1], pair_a), pair_b
         tall = torch.zeros(self.want[place][0], pair_b.shape[1])
         return pair_a, tall.index_copy_(0, self.tokens[1], pair_b)
+
+
+def _check_rows(teacher: Weights, site: str, rows: Tensor) -> None:
+    """Refuse rows of the embedding or head that are to be cut and are not finite."""
+    try:
+        teacher.read(teacher.shared[site], rows)
+    except UserError as error:
+        raise UserError(f"{error}, or leave out embedding and head (the sites of the method)") from error
 
 
 def pair_parts(place: Place, pair_a: Tensor, pair_b: Tensor, shape: HostShape) -> list[tuple[str, Tensor, Axes]]:

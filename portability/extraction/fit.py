@@ -52,6 +52,9 @@ def check_fit(teacher: Weights, student: Weights, options: ExtractionOptions) ->
         if tall or wide:
             raise UserError(f"{place.key} is {size[0]} x {size[1]} in {small} and only {source[0]} x {source[1]} in {large}; "
                             f"extraction only shrinks, so exchange them")
+        if options.rank > min(size):
+            raise UserError(f"rank {options.rank} is larger than the smaller side of {place.key}, {size[0]} x {size[1]} in "
+                            f"{small}; lower the method's r")
     for host, places in ((teacher, have), (student, want)):
         _check_config(host, places)
     return have, want

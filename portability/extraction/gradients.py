@@ -1,6 +1,6 @@
 """Absolute gradients of each example of a batch, for the kinds of parts that hosts' layers are made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,11 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
 from portability.errors import UserError
+from portability.extraction.threads import share, slices
 
 Product = tuple[Tensor, Tensor]  # (T, M) and (T, N), for the matrix (M, N) that they make summed over T
 Gradients = dict[str, Tensor | Product]
 Rule = Callable[[nn.Module, Tensor, Tensor], Gradients]
-PIECE = 1 << 20  # entries of a product that are made at a time: added before they leave the cache (DECISIONS, D-103)
 
 
 def _linear(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
@@ -87,14 +87,23 @@ def add_absolute(total: Tensor, gradient: Tensor | Product, number: int, where: 
     Raises:
         UserError: the gradient of this seed example is not finite.
     """
-    if isinstance(gradient, Tensor):
-        if not torch.isfinite(gradient.sum()):
-            raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, or check the "
-                            f"weights")
-        total.add_(gradient.abs_())
-        return
-    left, right = gradient
-    count = max(1, PIECE // total.shape[1])
-    piece = total.new_empty(min(count, len(total)), total.shape[1])
-    for rows, columns in zip(total.split(count), left.split(count, 1), strict=True):
-        add_absolute(rows, torch.mm(columns.T, right, out=piece[: len(rows)]), number, where)
+    pieces = slices(total)
+
+    def work(parts: Iterator[slice]) -> None:
+        room = None if isinstance(gradient, Tensor) else torch.empty_like(total[pieces[0]])
+        for part in parts:
+            if isinstance(gradient, Tensor):
+                piece = gradient[part]
+            else:
+                left, right = gradient
+                piece = torch.mm(left[:, part].T, right, out=room[: part.stop - part.start])  # type: ignore[index]
+            if not _finite(piece):
+                raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, or check "
+                                f"the weights")
+            total[part].add_(piece.abs_())
+
+    share(work, pieces)
+
+
+def _finite(piece: Tensor) -> bool:
+    return bool(torch.isfinite(piece.sum()))

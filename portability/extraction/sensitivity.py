@@ -18,6 +18,7 @@ from portability.extraction.circuits import CIRCUITS, T5, Batch, Circuit
 from portability.extraction.gradients import AbsoluteGradients, add_absolute
 from portability.extraction.options import ExtractionOptions, Seed, check_seeds
 from portability.extraction.spill import Spill
+from portability.extraction.threads import outer, scale_by_size, times
 from portability.extraction.weights import EMBEDDING, Weights
 from portability.families import FAMILIES
 
@@ -41,12 +42,14 @@ def sensitivity(
     """
     circuit = CIRCUITS[weights.family](weights)
     check_seeds(seeds, weights.family, weights.shapes[EMBEDDING[weights.family]][0], circuit.positions, head)
-    return _scores(circuit, seeds, options, head if FAMILIES[weights.family].scoring == "head" else None)
+    scored = FAMILIES[weights.family].scoring == "head"
+    there = {name: part.to(weights.device) for name, part in (head or {}).items()} if scored else None
+    return _scores(circuit, seeds, options, there)
 
 
 def _scores(circuit: Circuit, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None) -> Iterator[Scores]:
     weights = circuit.weights
-    with Spill() as spill:
+    with Spill(weights.device) as spill:
         work = _Pass(circuit, spill, _batches(circuit, seeds, options.batch_size), head)
         work.forward()
         wanted = _shared(weights, options)
@@ -133,13 +136,13 @@ class _Pass:
             else:
                 at_last = torch.zeros_like(last)
                 for row, (into, out) in enumerate(_answers(last.detach(), matrix, batch)):
-                    at_last[row, batch.first[row] : batch.first[row] + len(into)] = out @ matrix
+                    at_last[row, batch.first[row] : batch.first[row] + len(into)] = times(out, matrix)
                     if total is not None:
                         add_absolute(total, (out, into), batch.numbers[row], "the head")
                 (gradient,) = torch.autograd.grad(last, states, at_last)
             _check(gradient, batch, "the head")
             self.spill.put(f"{stack}.gradient.{place}", {"states": gradient})
-        return total if total is None else total.mul_(matrix.abs())
+        return total if total is None else scale_by_size(total, matrix)
 
     def backward(self) -> Iterator[Scores]:
         """Scores of every layer, from the last stack's last layer to the first stack's first."""
@@ -171,7 +174,7 @@ class _Pass:
             self.spill.put(f"{stack}.gradient.{place}", named)
             for name in table:
                 self._add_table(watch.sums[name], stack, batch, named["bias"], where)
-        return {name: total.mul_(layer.get_parameter(name).abs()) for name, total in watch.sums.items()}
+        return {name: scale_by_size(total, layer.get_parameter(name)) for name, total in watch.sums.items()}
 
     def _add_table(self, total: Tensor, stack: str, batch: Batch, bias: Tensor, where: str) -> None:
         """Scores of T5's table of relative biases, from the gradients (B, heads, T, T) of all layers that read it."""
@@ -200,7 +203,7 @@ class _Pass:
 
     def embedding(self) -> Tensor:
         """Scores (vocabulary, hidden) of the word embedding, with its use as the head where the host ties them."""
-        matrix = self.weights.read(EMBEDDING[self.weights.family])
+        matrix = self.weights.read(EMBEDDING[self.weights.family], finite=False)  # no example may use a row
         total = torch.zeros_like(matrix)
         tied = self.weights.tied and "head" in self.weights.shared
         for place, batch in enumerate(self.batches):
@@ -213,13 +216,13 @@ class _Pass:
                     gradients = gradients * (ids != self.circuit.ignored)[:, None]
                 if tied:
                     into, out = next(answers)
-                    add_absolute(total, (out.T @ into).index_add_(0, ids, gradients), number, "the embedding")
+                    add_absolute(total, outer(out, into).index_add_(0, ids, gradients), number, "the embedding")
                 else:
                     once, where = ids.unique(return_inverse=True)
                     gradient = torch.zeros(len(once), matrix.shape[1]).index_add_(0, where, gradients)
                     _check(gradient[None], batch, "the embedding", row)
                     total[once] += gradient.abs_()
-        return total.mul_(matrix.abs())
+        return scale_by_size(total, matrix)
 
     def _last_answers(self, place: int, batch: Batch, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         stack = self.circuit.stacks[-1]
@@ -231,7 +234,7 @@ def _answers(last: Tensor, matrix: Tensor, batch: Batch) -> Iterator[tuple[Tenso
     """Per example, the states (n, d) that predict its answer and the loss's gradient (n, V) at their logits."""
     for row, target in enumerate(batch.targets):
         into = last[row, batch.first[row] : batch.first[row] + len(target)]
-        out = (into @ matrix.T).softmax(-1)
+        out = times(into, matrix.T).softmax(-1)
         out[torch.arange(len(target)), target] -= 1
         yield into, out / len(target)
 

@@ -11,7 +11,10 @@ Named = dict[str, Tensor]
 
 
 class Spill:
-    """Named sets of tensors in a temporary folder (under TMPDIR), which goes with the `with` block."""
+    """Named sets of tensors in a temporary folder (under TMPDIR), which goes with the `with` block; read to a device."""
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
 
     def __enter__(self) -> "Spill":
         self._folder = tempfile.TemporaryDirectory(prefix="extraction-")
@@ -31,4 +34,4 @@ class Spill:
 
     def get(self, name: str) -> Named:
         """Read a set."""
-        return load_file(Path(self._folder.name, name))
+        return load_file(Path(self._folder.name, name), self.device)

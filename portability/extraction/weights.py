@@ -1,18 +1,21 @@
 """A host's weights read from its safetensors, one layer or one matrix at a time, always in fp32."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from portability.errors import UserError
 from portability.extraction.options import ExtractionOptions, Place
+from portability.extraction.threads import share, slices
 from portability.families import SITE_GROUPS, locate
-from portability.hosts import folder_of
+from portability.hosts import HEAD, check_weights, folder_of, model_class, weight_files
 from portability.spec import HostSpec
 
 PREFIX = {"t5": "", "bert": "bert.", "roberta": "roberta.", "gpt2": "transformer.", "llama": "model."}
@@ -27,54 +30,99 @@ EMBEDDING = {
     "t5": "shared.weight", "bert": "embeddings.word_embeddings.weight", "roberta": "embeddings.word_embeddings.weight",
     "gpt2": "wte.weight", "llama": "embed_tokens.weight",
 }
-HEAD = "lm_head.weight"
-NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "EncDecAttention.relative_attention_bias.weight")
+NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids",
+              "EncDecAttention.relative_attention_bias.weight")
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # BERTs of 2018
+
+
+class Stored(NamedTuple):
+    """Where a parameter stands: a file, its type there, its shape, and its first byte."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    first: int
+
+    def open(self) -> Tensor:
+        """The parameter mapped from its file, of which what is looked at is read. Each is mapped alone: Linux refuses a
+        private map of a whole file that is larger than memory, which is what safetensors makes for torch."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        return torch.from_numpy(np.memmap(self.path, np.uint8, "c", self.first, size)).view(self.dtype).view(self.shape)
 
 
 class Weights:
     """Names and shapes of a host's parameters, and the parameters on demand.
 
+    Args:
+        device: where they are read to.
+
     Raises:
-        UserError: no safetensors, a damaged file, or no embedding in it.
+        UserError: no safetensors, a damaged file, or other weights than the config.json asks for.
     """
 
-    def __init__(self, spec: HostSpec):
+    def __init__(self, spec: HostSpec, device: str = "cpu"):
         from transformers import AutoConfig
 
-        self.spec, self.family = spec, spec.shape.family
+        self.spec, self.family, self.device = spec, spec.shape.family, device
         self.folder = folder_of(spec)
         self.config: Any = AutoConfig.from_pretrained(
             self.folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager")
-        self.stored: dict[str, tuple[Path, str]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in _files(self.folder, spec.name):
+        self.stored: dict[str, Stored] = {}
+        for path in weight_files(spec.name, self.folder):
             try:
-                with safe_open(path, "pt") as file:
-                    for key in file.keys():
-                        if key.endswith(NO_WEIGHTS):  # masks and tables that older checkpoints keep
-                            continue
-                        name = _plain(key, PREFIX[self.family])
-                        self.stored[name] = path, key
-                        self.shapes[name] = tuple(file.get_slice(key).get_shape())
-            except (SafetensorError, OSError) as error:
+                found = _stored(path)
+            except (SafetensorError, OSError, KeyError) as error:
                 raise UserError(f"host '{spec.name}': {path} cannot be read: {error}") from error
+            self.stored |= {_plain(key, PREFIX[self.family]): one for key, one in found.items()}
+        self.shapes = {name: one.shape for name, one in self.stored.items()}
         if EMBEDDING[self.family] not in self.stored:
             raise UserError(f"host '{spec.name}': no {EMBEDDING[self.family]} in the safetensors of {self.folder}")
         self.tied = bool(self.config.tie_word_embeddings)
+        self._check()
 
-    def read(self, name: str, rows: Tensor | None = None) -> Tensor:
+    def _check(self) -> None:
+        """Hold the file's names and shapes against those of the model, which is built without memory."""
+        with torch.device("meta"):
+            blank = model_class(self.family).from_config(self.config)
+        wanted = {_plain(name, PREFIX[self.family]): weight for name, weight in blank.named_parameters(remove_duplicate=False)}
+        there = {id(weight) for name, weight in wanted.items() if name in self.stored}  # of tied weights one name is enough
+        check_weights(
+            self.spec.name, self.family, self.folder,
+            missing=[name for name, weight in wanted.items() if id(weight) not in there],
+            unexpected=self.stored.keys() - wanted.keys(),
+            mismatched=[n for n, weight in wanted.items() if n in self.stored and self.shapes[n] != tuple(weight.shape)])
+
+    def read(self, name: str, rows: Tensor | None = None, finite: bool = True) -> Tensor:
         """A parameter in fp32, or some of its rows (any shape of indices), read without the others.
 
+        Args:
+            finite: whether to refuse numbers that are not finite.
+
         Raises:
-            UserError: the file lacks it.
+            UserError: the file lacks it, or a number in it is not finite.
         """
         if name not in self.stored:
             raise UserError(f"host '{self.spec.name}': no parameter {name} in the safetensors of {self.folder}")
-        path, key = self.stored[name]
-        with safe_open(path, "pt") as file:
-            tensor = file.get_tensor(key)
-        return (tensor if rows is None else tensor[rows]).float()
+        mapped = self.stored[name].open()
+        source = mapped if rows is None else mapped[rows.cpu()]
+        tensor = torch.empty(source.shape, device=self.device)
+
+        def work(parts: Iterator[slice]) -> None:
+            for part in parts:
+                tensor[part] = source[part]
+                if finite and not torch.isfinite(tensor[part].sum()) and len(bad := (~tensor[part].isfinite()).nonzero()):
+                    place = (part.start + int(bad[0, 0]), *bad[0, 1:].tolist())
+                    row = place[0] if rows is None else int(rows[place[: rows.ndim]])
+                    raise UserError(f"host '{self.spec.name}': row {row} of {name} in {self.folder} has a number that is "
+                                    f"not finite; mend the file, or take another host")
+
+        share(work, slices(tensor))
+        return tensor
 
     def names(self, stack: str, layer: int) -> dict[str, str]:
         """A layer's parameters: name inside the layer -> name in the host."""
@@ -154,18 +202,21 @@ def _sites(family: str, stack: str, layer: int, short: str) -> list[str]:
         return []
 
 
-def _files(folder: Path, host: str) -> list[Path]:
-    """The files that transformers would load: model.safetensors, else those in the index.
+def _stored(path: Path) -> dict[str, Stored]:
+    """The parameters of a safetensors file by their names there, from its header; masks and tables that older checkpoints
+    keep are left out.
 
     Raises:
-        UserError: neither is there.
+        SafetensorError: the file is damaged or cut short.
+        KeyError: a type of numbers that is not known.
     """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        raise UserError(f"host '{host}': neither model.safetensors nor its index in {folder}")
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    with safe_open(path, "np"):  # looks whether header and length fit
+        pass
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {key: Stored(path, DTYPES[one["dtype"]], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
+            for key, one in header.items() if key != "__metadata__" and not key.endswith(NO_WEIGHTS)}
 
 
 def _plain(key: str, prefix: str) -> str:

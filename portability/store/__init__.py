@@ -7,7 +7,7 @@ here needs torch to read, check, merge or pack.
     <study>/manifests/<digest>.json    the cells a command asked for; named by the digest of their content
     <study>/runs/<2 hex>/<run_id>/     record.json, module.safetensors, start.safetensors, head.safetensors,
                                        predictions.safetensors, port_report.json
-    <study>/failures/<run_id>-<attempt>.json
+    <study>/failures/<run_id>-<attempt>.json   given_up/: of runs whose cells were asked for with other settings since
     <study>/checkpoints/<run_id>.safetensors   of runs in training, so that a killed stack goes on where it was
     <study>/running/<run_id>.json      who has a run in hand (portability/claims.py); slurm/: what engine=slurm submitted
     <study>/hosts/<id>.json            how alike two hosts are, measured once a pair (portability/similarity.py)

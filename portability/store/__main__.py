@@ -9,6 +9,7 @@ from pathlib import Path
 from portability.errors import UserError
 from portability.store.results import studies
 from portability.store.study import Store
+from portability.wording import counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,15 +74,15 @@ def _pack(options: argparse.Namespace) -> None:
     from portability.store.packing import pack
 
     runs, failures = pack(_study(options.study), options.target)
-    _say(f"{options.target}: {runs:,} runs and {failures:,} failures packed, without modules")
+    _say(f"{options.target}: {counted(runs, 'run')} and {counted(failures, 'failure')} packed, without modules")
 
 
 def _compact(options: argparse.Namespace) -> None:
-    _say(f"{options.study}: {_study(options.study).compact():,} records read anew")
+    _say(f"{options.study}: {counted(_study(options.study).compact(), 'record')} read anew")
 
 
 def _tidy(options: argparse.Namespace) -> None:
-    _say(f"{options.study}: {_study(options.study).tidy_up():,} leftovers removed or put back")
+    _say(f"{options.study}: {counted(_study(options.study).tidy_up(), 'leftover')} removed or put back")
 
 
 def _say(line: str) -> None:

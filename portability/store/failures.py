@@ -39,6 +39,14 @@ def attempts(folder: Path, run_id: str) -> int:
     return next(number for number in count() if not path_of(folder, run_id, number + 1).exists())
 
 
+def set_aside(folder: Path, run_id: str) -> None:
+    """Move a run's failures to `given_up/`, a trail that nothing counts: its cells are asked for with other settings."""
+    for attempt in range(1, 1 + attempts(folder, run_id)):
+        if (failure := load(folder, run_id, attempt)) is not None:
+            keep(folder / "given_up", run_id, failure)
+        path_of(folder, run_id, attempt).unlink()
+
+
 def names(folder: Path) -> dict[str, list[int]]:
     """Run id -> numbers of its attempts, ascending, of all failures in one pass over the folder."""
     found: dict[str, list[int]] = {}

@@ -1,7 +1,7 @@
 """What was asked of a study: one file a command, named by its content, and one run for each cell."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from operator import itemgetter
 from pathlib import Path
@@ -9,21 +9,41 @@ from typing import Any
 
 from portability.errors import UserError
 from portability.spec import Cell, digest
+from portability.store import failures
 from portability.store.writing import write_json
+from portability.wording import counted
 
 PLACE = tuple(f.name for f in fields(Cell) if f.name not in ("run_id", "mark", "native_id", "bare_id"))  # of a cell
 Rows = list[dict[str, Any]]
 place_of = itemgetter(*PLACE)
 
 
-def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any]) -> None:
-    """Write a manifest unless the study has it (see `Store.expect`)."""
+def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any], given_up: Callable[[str], bool]) -> None:
+    """Write a manifest unless the study has it (see `Store.expect`); of the others, cells that are asked for anew go first, so
+    that no cell is ever of two runs."""
     rows = [asdict(cell) for cell in cells]
-    refuse_other_settings(root.name, held(root), rows)
+    known = held(root)
+    if refuse_other_settings(root.name, known, rows, given_up):
+        for path in paths(root):
+            _withdraw(path, {place_of(row): row for row in rows})
+        for run_id in set(known.values()) - set(held(root).values()) - {row["run_id"] for row in rows}:
+            failures.set_aside(root / "failures", run_id)
     path = root / "manifests" / f"{name_of({**facts, 'cells': rows})}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**facts, "cells": rows})
+
+
+def _withdraw(path: Path, anew: Mapping[tuple, Mapping[str, Any]]) -> None:
+    """Take those cells out of a manifest that are asked for otherwise now; without a cell it goes itself."""
+    manifest = load(path)
+    left = [row for row in manifest["cells"] if anew.get(place_of(row), row) == row]
+    if len(left) == len(manifest["cells"]):
+        return
+    if left:
+        manifest["cells"] = left
+        write_json(path.with_name(f"{name_of(manifest)}.json"), manifest)
+    path.unlink()
 
 
 def name_of(manifest: Mapping[str, Any]) -> str:
@@ -36,17 +56,27 @@ def held(root: Path) -> dict[tuple, str]:
     return {place_of(row): row["run_id"] for path in paths(root) for row in load(path)["cells"]}
 
 
-def refuse_other_settings(study: str, known: Mapping[tuple, str], rows: Rows) -> None:
-    """Raise where a cell is another run than is known.
+def refuse_other_settings(
+    study: str, known: Mapping[tuple, str], rows: Rows, given_up: Callable[[str], bool] = lambda run_id: False
+) -> bool:
+    """Raise where a cell is another run than is known; gives back whether there are such cells, all of them given up.
+
+    Args:
+        given_up: whether a run only ever failed, so that its cells may be asked for anew.
 
     Raises:
-        UserError: names the cell and both runs.
+        UserError: names the first such cell and both runs.
     """
-    for row in rows:
-        if known.get(place_of(row), row["run_id"]) != row["run_id"]:
-            where = ", ".join(f"{key} {row[key]}" for key in PLACE)
-            raise UserError(f"study {study} already holds the cell ({where}) with other settings (run "
-                            f"{known[place_of(row)]}, now {row['run_id']}); choose another study=NAME for these settings")
+    others = [row for row in rows if known.get(place_of(row), row["run_id"]) != row["run_id"]]
+    kept = [row for row in others if not given_up(known[place_of(row)])]
+    if kept:
+        first, free = kept[0], len(others) - len(kept)
+        where = ", ".join(f"{key} {first[key]}" for key in PLACE)
+        more = f", and {counted(len(kept) - 1, 'more cell')}" if len(kept) > 1 else ""
+        rest = f", or leave them out: {counted(free, 'other cell')} only failed so far and may be asked for anew" * (free > 0)
+        raise UserError(f"study {study} already holds the cell ({where}) with other settings (run {known[place_of(first)]}, "
+                        f"now {first['run_id']}){more}; choose another study=NAME for these settings{rest}")
+    return bool(others)
 
 
 def paths(root: Path) -> list[Path]:

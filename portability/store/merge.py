@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from portability.store.records import canonical, evaluated
 from portability.store.soundness import KNOWN, Checked, check
 from portability.store.study import Store
 from portability.store.writing import draft_folder, place, sealed, write_json
+from portability.wording import counted
 
 REPORT = "port_report.json"
 NAMED = 5  # runs that an error names; `verify` names all
@@ -31,8 +32,9 @@ class Merged:
     pairs: int = 0
 
     def __str__(self) -> str:
-        return (f"{self.name}: {self.runs:,} runs copied, {self.there:,} already there; {self.manifests:,} manifests and "
-                f"{self.failures:,} failures copied" + (f", {self.pairs:,} pairs of hosts" if self.pairs else ""))
+        return (f"{self.name}: {counted(self.runs, 'run')} copied, {self.there:,} already there; "
+                f"{counted(self.manifests, 'manifest')} and {counted(self.failures, 'failure')} copied"
+                + (f", {counted(self.pairs, 'pair')} of hosts" if self.pairs else ""))
 
 
 def merge(target: Store, shards: Sequence[Store]) -> Iterator[Merged]:
@@ -122,20 +124,26 @@ def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
     if marks[0] != marks[1]:
         raise UserError(f"run {run_id} was evaluated at updates {sorted(marks[0])} in {one.root} and at {sorted(marks[1])} in "
                         f"{other.root}; nothing was copied; repeat one command with the budgets of both, then merge again")
-    if different := [name for name, value in _science(one, here, run_id).items()
-                     if value != _science(other, there, run_id)[name]]:
+    held = [set(mark) for found in (here, there) for mark in (found.record or {})["train_info"]["metrics"]]
+    names = set.intersection(*held) if held else set()
+    if different := [name for name, value in _science(one, here, run_id, names).items()
+                     if value != _science(other, there, run_id, names)[name]]:
         raise UserError(f"run {run_id} of {one.root} and of {other.root} differ in {', '.join(different)}; nothing was "
                         "copied; find out which is right (precision, device, package versions) and discard the other")
 
 
-def _science(store: Store, found: Checked, run_id: str) -> dict[str, Any]:
-    """What two trainings of one run must share; times, machine and versions may differ."""
+def _science(store: Store, found: Checked, run_id: str, names: Set[str]) -> dict[str, Any]:
+    """What two trainings of one run must share; times, machine, versions and the metrics that were asked for may differ.
+
+    Args:
+        names: metrics that both hold.
+    """
     record = found.record or {}
     train = record.get("train_info", {})
     report = json.loads((store.folder(run_id) / REPORT).read_bytes()) if REPORT in found.digests else {}
     return {
         "spec": record.get("spec"),
-        "train_info.metrics": train.get("metrics"),
+        "train_info.metrics": [{name: mark[name] for name in sorted(names)} for mark in train.get("metrics", [])],
         "train_info.train_loss": train.get("train_loss"),
         REPORT: {key: value for key, value in report.items() if key != "seconds"},
         **{name: found.digests.get(name) for name in KNOWN if name != REPORT},

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from portability.errors import UserError
 from portability.store import failures, pairs
@@ -118,7 +118,8 @@ def _examples(run_id: str, found: "dict[str, np.ndarray]", schema: "pa.Schema") 
                "example": np.tile(np.arange(count, dtype=np.int32), marks)}
     columns |= {name: np.tile(value, marks) if name == "label" else value.reshape(-1)
                 for name, value in found.items() if name != "updates"}
-    return pa.table({field.name: columns.get(field.name, pa.nulls(marks * count, field.type)) for field in schema}, schema=schema)
+    nothing = {field.name: pa.nulls(marks * count, field.type) for field in schema}
+    return pa.table(nothing | columns, schema=schema)
 
 
 def _write_parquet(path: Path, schema: "pa.Schema", runs: "Iterator[pa.Table]") -> None:

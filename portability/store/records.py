@@ -91,3 +91,10 @@ def _names_files(files: Any) -> bool:
 def evaluated(record: Mapping[str, Any]) -> frozenset[int]:
     """The updates at which a run was evaluated."""
     return frozenset(mark["updates"] for mark in record["train_info"]["metrics"])
+
+
+def measured(record: Mapping[str, Any]) -> frozenset[str]:
+    """The metrics of which a record holds numbers, or says why there are none."""
+    train = record["train_info"]
+    holes = {hole["metric"] for hole in train.get("unmeasured", [])}
+    return frozenset(holes.union(*train["metrics"]) - {"updates"})

@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,9 +274,10 @@ class Store:
         Raises:
             UserError: the study already holds one of these cells under another run, that is, with other settings;
                 nothing is written, because a table could not tell the two numbers apart. Or this is a published copy.
+                A cell whose run only ever failed is no longer that run's.
         """
         self._refuse_published()
-        manifests.expect(self.root, cells, facts)
+        manifests.expect(self.root, cells, facts, cache(self._only_failed))
 
     def refuse_other_settings(self, cells: Iterable[Cell]) -> None:
         """See that `expect` would take these cells, without writing anything.
@@ -285,7 +286,11 @@ class Store:
             UserError: as `expect`.
         """
         self._refuse_published()
-        manifests.refuse_other_settings(self.root.name, manifests.held(self.root), [asdict(cell) for cell in cells])
+        rows = [asdict(cell) for cell in cells]
+        manifests.refuse_other_settings(self.root.name, manifests.held(self.root), rows, cache(self._only_failed))
+
+    def _only_failed(self, run_id: str) -> bool:
+        return self.attempts(run_id) > 0 and not self.has(run_id)
 
     def host_pairs(self) -> list[dict[str, Any]]:
         """How alike the hosts of each pair are (similarity.compare_hosts); one that cannot be used is warned of."""

@@ -11,6 +11,7 @@ from portability.store import failures, index, manifests, pairs
 from portability.store.leftovers import leftovers, set_aside
 from portability.store.soundness import Checked, check
 from portability.store.study import Store
+from portability.wording import counted
 
 AGAIN = "discard it (--discard) and repeat the command that ran it"
 DAY = 86400  # seconds; a younger draft may be of a process that is alive
@@ -105,7 +106,8 @@ def run_faults(run_id: str, found: Checked, tally: Tally) -> list[str]:
     if record is None or foreign(found):
         return []
     if record["schema"] != SCHEMA:
-        return [] if record.get("run_id") == run_id else [f"the name of its folder is {run_id}, its record's {record.get('run_id')}"]
+        own = record.get("run_id")
+        return [] if own == run_id else [f"the name of its folder is {run_id}, its record's is {own}"]
     try:
         run = from_dict(RunSpec, record["spec"])
         own = run.run_id
@@ -191,4 +193,4 @@ def lines(stores: Iterable[Store], tally: Tally, away: bool) -> Iterator[str]:
         count += len(found)
         for old, new in discard(store, found) if away else []:
             yield f"{store.root.name}: moved {old.relative_to(store.root)} to {new.relative_to(store.root)}"
-    yield f"{tally.runs:,} runs, {tally.files:,} files checked: {count:,} finding{'s' * (count != 1)}"
+    yield f"{counted(tally.runs, 'run')}, {counted(tally.files, 'file')} checked: {counted(count, 'finding')}"

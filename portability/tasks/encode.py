@@ -6,11 +6,12 @@ the answer, because "word" and " word" are different tokens for most hosts. The 
 after the prompt's, and the host's end token follows. Where the tokenizer merges across the border, the answer is tokenised by
 itself. (The same rule as lm-evaluation-harness, `TemplateLM._encode_pair`, but for such merges: it cuts there all the same.)
 
-Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is never cut.
+Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is cut only where that is
+asked for (`encode_answers`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,22 @@ if TYPE_CHECKING:
 OF_SET = "of the data set's answers (data.NAME.answers.max_length, else task.max_length)"
 
 
+def joined(text: str, word: str) -> str:
+    """What follows a text: the word, with a blank before it unless text or word has one there.
+
+    Example:
+        >>> joined("answer :", "yes"), joined("answer :", " yes"), joined("answer:\\n", "yes")
+        (' yes', ' yes', 'yes')
+    """
+    return word if text[-1:].isspace() or word[:1].isspace() else f" {word}"
+
+
+def after(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """Tokens of an answer: what the `whole` text has after the prompt's, or, where the tokenizer merges across the border,
+    those of the answer `alone`."""
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Token ids of N rows, one after another: an example each, or a choice of an example each.
@@ -40,6 +57,8 @@ class Sequences:
         cut: number of rows whose prompt lost its beginning.
         target_ids: (S,) int32, of t5 the answers, without a start token; else None.
         target_offsets: (N + 1,) int64, likewise.
+        dropped: number of examples that were left out, because their answers are too long.
+        truncated: number of rows whose answer lost its end.
     """
 
     ids: np.ndarray
@@ -50,6 +69,8 @@ class Sequences:
     cut: int
     target_ids: np.ndarray | None = None
     target_offsets: np.ndarray | None = None
+    dropped: int = 0
+    truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -82,14 +103,21 @@ class _Row:
 
 
 def encode_answers(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
+    too_long: str = "refuse", new_tokens: int = 1,
 ) -> Sequences:
     """Prompts with their right answers, to train on; one row an example.
+
+    An answer is too long where it leaves no room for a token of the prompt (of t5: where it has more than `max_length`).
 
     Args:
         family: the host's, a key of families.FAMILIES.
         max_length: most tokens of a row, special ones and the end token included; of t5, of the encoder's input and of the
             target each.
+        too_long: what becomes of answers that are: "refuse"; "drop" leaves their examples out; "truncate" keeps their first
+            tokens, without an end token, because the answer does not end there (our choice).
+        new_tokens: a truncated answer has at least so many, as far as the prompt's last token leaves room, and more where the
+            whole prompt leaves room for more: the prompt is cut no shorter than where an answer is to be written.
 
     Raises:
         UserError: an encoder host, a tokenizer without an end token, an answer that does not fit or that the tokenizer does
@@ -97,7 +125,17 @@ def encode_answers(
     """
     work, count = _Encoder(tokenizer, family), len(examples)
     rows = work.rows(examples, [example.answer for example in examples])
-    return work.flat(rows, np.arange(count), np.ones(count, dtype=bool), max_length)
+    long = [index for index, row in enumerate(rows) if len(row.answer) > work.room(row, max_length)]
+    kept = np.setdiff1d(np.arange(count), long if too_long == "drop" else [])
+    if long and (too_long == "refuse" or not len(kept)):
+        raise UserError(f"{len(long)} of {count} answers are too long, first in example {long[0]} (from 0, of those used): "
+                        f"{max_length} tokens are too few for a prompt and an answer of {len(rows[long[0]].answer)} with its "
+                        f"end token; raise max_length {OF_SET}, or set too_long beside it to drop or truncate")
+    if too_long == "truncate":
+        for index in long:
+            rows[index] = work.truncated(rows[index], max_length, new_tokens)
+    found = work.flat([rows[index] for index in kept], kept, np.ones(len(kept), dtype=bool), max_length)
+    return replace(found, dropped=count - len(kept), truncated=len(long) if too_long == "truncate" else 0)
 
 
 def encode_choices(
@@ -137,6 +175,18 @@ def encode_prompts(
     return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
 
 
+def shown(example: Example, tokenizer: "PreTrainedTokenizerBase", family: str) -> tuple[str, str, list[int]]:
+    """The text that a host reads, the right answer as it follows it, and the answer's tokens.
+
+    Raises:
+        UserError: as `encode_answers`.
+    """
+    work, answer = _Encoder(tokenizer, family), example.answer.strip()
+    text, _ = work.prompt(example)
+    (row,) = work.rows([example], [answer])
+    return text, answer if work.seq2seq else joined(text, answer), row.answer
+
+
 class _Encoder:
     """A host's tokenizer, and how prompts and answers go through it."""
 
@@ -151,7 +201,7 @@ class _Encoder:
 
     def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
         """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts alone."""
-        texts = [self._prompt(example) for example in examples]
+        texts = [self.prompt(example) for example in examples]
         prompts = self._tokens([text for text, _ in texts])
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
         if empty:
@@ -161,7 +211,7 @@ class _Encoder:
         parts = zip(texts, prompts, tails, strict=True)
         return [_Row([] if templated else front, prompt, tail) for (_, templated), prompt, tail in parts]
 
-    def _prompt(self, example: Example) -> tuple[str, bool]:
+    def prompt(self, example: Example) -> tuple[str, bool]:
         """The text before the answer, and whether the host's chat template made it, with its special tokens in the text."""
         if not example.turns or not self.tokenizer.chat_template:
             return example.prompt.rstrip(" "), False
@@ -187,9 +237,8 @@ class _Encoder:
         tails = alone
         if not self.seq2seq:
             pairs = zip(texts, answers, strict=True)
-            joined = self._tokens([text + ("" if text[-1:].isspace() else " ") + answer.strip() for text, answer in pairs])
-            tails = [whole[len(prompt) :] if whole[: len(prompt)] == prompt else own
-                     for whole, prompt, own in zip(joined, prompts, alone, strict=True)]
+            whole = self._tokens([text + joined(text, answer.strip()) for text, answer in pairs])
+            tails = [after(*parts) for parts in zip(prompts, whole, alone, strict=True)]
         for answer, tail in zip(answers, tails, strict=True):
             if not set(tail) - {self.tokenizer.unk_token_id}:
                 raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer, so it can neither be learnt "
@@ -198,6 +247,16 @@ class _Encoder:
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    def room(self, row: _Row, max_length: int) -> int:
+        """Most tokens of an answer, beside the last one of its prompt."""
+        return max_length if self.seq2seq else max_length - len(row.before) - 1
+
+    def truncated(self, row: _Row, max_length: int, least: int) -> _Row:
+        """The row with the beginning of its answer, which is too long: at least so many tokens, if there is room for them."""
+        room = self.room(row, max_length)
+        beside = room if self.seq2seq else room + 1 - len(row.prompt)
+        return replace(row, answer=row.answer[: max(min(least, room), beside)])
 
     def flat(self, rows: Sequence[_Row], group: np.ndarray, right: np.ndarray, max_length: int) -> Sequences:
         """The rows one after another, prompts cut from the left where they have to be."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from portability.attention import causal_mask, computing, padding_mask, text_mask
 from portability.errors import UserError
 from portability.hosts import Host
-from portability.scorer import Placed
 from portability.tasks.padding import Batch
 
 Past = tuple[tuple[Tensor, ...], ...]  # what a host keeps of the tokens it has read, by layer
@@ -40,12 +40,9 @@ class Reader(nn.Module):
         On a CPU oneDNN is off while a token is read: for inputs of one token its convolutions (adapters' LoRA of a gpt2) take
         another kernel for one member than for several.
         """
-        with Placed(self.device) if self.device.type != "cpu" else nullcontext():
-            if self.precision == "fp32":
-                with _without_onednn() if method == "follow" else nullcontext():
-                    return getattr(self, method)(*inputs)
-            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
-                return getattr(self, method)(*inputs)
+        plain = self.precision == "fp32" and method == "follow"
+        with computing(self.device, self.precision), _without_onednn() if plain else nullcontext():
+            return getattr(self, method)(*inputs)
 
     @abstractmethod
     def answer_logits(self, rows: Batch) -> Tensor:
@@ -70,14 +67,14 @@ class CausalReader(Reader):
     def answer_logits(self, rows: Batch) -> Tensor:
         """Logits (B, A, V)."""
         size, count = rows.ids.shape[-1], rows.answers.shape[-1]
-        states = self._states(rows.ids, _causal(rows.mask))
+        states = self._states(rows.ids, causal_mask(rows.mask))
         places = (rows.starts[:, None] - 1 + torch.arange(count, device=rows.ids.device)).clamp(max=size - 1)
         return self._head(states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])))
 
     def begin(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Past]:
         """Logits (B, V), and keys and values (B, heads, T, head size) of each layer."""
         cache = DynamicCache()
-        states = self._states(ids, _causal(mask), cache)
+        states = self._states(ids, causal_mask(mask), cache)
         last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
         return self._head(states.gather(1, last)).squeeze(1), _kept(cache)
 
@@ -85,7 +82,7 @@ class CausalReader(Reader):
         """Logits (B, V), and keys and values (B, heads, T + done, head size) of each layer."""
         cache = _cache(past)
         seen = torch.cat([mask, mask.new_ones(len(mask), done)], 1)
-        states = self._states(tokens[:, None], _added(seen[:, None, None] > 0), cache, mask.sum(1, keepdim=True) + done - 1)
+        states = self._states(tokens[:, None], padding_mask(seen), cache, mask.sum(1, keepdim=True) + done - 1)
         return self._head(states).squeeze(1), _kept(cache)
 
     def _states(self, ids: Tensor, added: Tensor, cache: DynamicCache | None = None, places: Tensor | None = None) -> Tensor:
@@ -110,25 +107,30 @@ class Seq2SeqReader(Reader):
         start = torch.full_like(rows.answers[:, :1], self.model.config.decoder_start_token_id)
         read = torch.cat([start, rows.answers[:, :-1]], 1)
         return self.model(
-            input_ids=rows.ids, attention_mask=rows.mask, decoder_input_ids=read, use_cache=False
+            input_ids=rows.ids, attention_mask=text_mask("t5", rows.mask), use_cache=False,
+            decoder_input_ids=read, decoder_attention_mask=causal_mask(torch.ones_like(read)),
         ).logits.float()
 
     def begin(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Past]:
         """Logits (B, V); the encoder's states (B, T, d), then keys and values of each layer, its own and the prompt's."""
         start = torch.full_like(ids[:, 0], self.model.config.decoder_start_token_id)
-        return self._decoded(mask, start, EncoderDecoderCache(DynamicCache(), DynamicCache()), input_ids=ids)
+        return self._decoded(mask, 0, start, EncoderDecoderCache(DynamicCache(), DynamicCache()), input_ids=ids)
 
     def follow(self, mask: Tensor, done: int, tokens: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Logits (B, V), and the same, a token longer."""
         (states,), *layers = past
         half = len(layers) // 2
         cache = EncoderDecoderCache(_cache(layers[:half]), _cache(layers[half:]))
-        return self._decoded(mask, tokens, cache, encoder_outputs=BaseModelOutput(states))
+        return self._decoded(mask, done, tokens, cache, encoder_outputs=BaseModelOutput(states))
 
-    def _decoded(self, mask: Tensor, tokens: Tensor, cache: EncoderDecoderCache, **source: Any) -> tuple[Tensor, Past]:
-        """One step of the decoder, through the whole model, because adapters makes its prefixes there."""
+    def _decoded(
+        self, mask: Tensor, done: int, tokens: Tensor, cache: EncoderDecoderCache, **source: Any
+    ) -> tuple[Tensor, Past]:
+        """One step of the decoder after `done` others, through the whole model, because adapters makes its prefixes there."""
         out = self.model(
-            attention_mask=mask, decoder_input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **source
+            attention_mask=text_mask("t5", mask), decoder_input_ids=tokens[:, None],
+            decoder_attention_mask=padding_mask(mask.new_ones(len(mask), done + 1)),
+            past_key_values=cache, use_cache=True, **source,
         )
         kept = (*_kept(cache.self_attention_cache), *_kept(cache.cross_attention_cache))
         return out.logits[:, 0].float(), ((out.encoder_last_hidden_state,), *kept)
@@ -153,18 +155,6 @@ def _without_onednn() -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.set_flags(before)
-
-
-def _causal(mask: Tensor) -> Tensor:
-    """(B, 1, T, T): what to add to attention scores so that a token sees itself and real tokens before it."""
-    size = mask.shape[1]
-    before = torch.ones(size, size, dtype=torch.bool, device=mask.device).tril()
-    return _added(before & (mask[:, None, None] > 0))
-
-
-def _added(seen: Tensor) -> Tensor:
-    """0 where `seen`, else the least number. Transformers would make the same by steps that `vmap` does not allow."""
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
 
 
 def _cache(layers: Sequence[tuple[Tensor, ...]]) -> DynamicCache:

@@ -3,7 +3,7 @@
 An answer that is written is written greedily; a choice is the likeliest of all. Hosts need a language-model head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from portability.batches import Bucket, fill
+from portability.encoding import Encoded
 from portability.hosts import Host
 from portability.scorer import SCORE_ROWS, Parameters, Predictions, check_length
-from portability.spec import AnswerSpec
+from portability.spec import AnswerSpec, TaskSpec
 from portability.tasks.decoding import answer_loss, answer_scores, greedy, texts
 from portability.tasks.encode import Sequences, encode_answers, encode_choices, encode_prompts
 from portability.tasks.examples import Example
@@ -26,6 +27,7 @@ from portability.tasks.scoring import choice, exact_match, margins, rouge_l
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Told = Callable[[float], None]  # of the part of the work that is done
 
 @dataclass(frozen=True)
 class Questions:
@@ -48,7 +50,8 @@ class Questions:
 
 
 def questions(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, spec: AnswerSpec) -> Questions:
-    """A test set as a host reads it.
+    """A test set as a host reads it: all of its examples, whatever is too long in training. What an answer is worth is said by
+    its text; where answers may be too long, the likelihood of the right one is that of its beginning.
 
     Raises:
         UserError: what `encode_choices`, `encode_prompts` and `encode_answers` raise.
@@ -57,7 +60,18 @@ def questions(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase",
     if spec.new_tokens is None:
         return Questions(encode_choices(examples, tokenizer, family, length), None, answers)
     asked = encode_prompts(examples, tokenizer, family, length, spec.new_tokens)
-    return Questions(asked, encode_answers(examples, tokenizer, family, length), answers)
+    too_long = spec.too_long if spec.too_long == "refuse" else "truncate"
+    return Questions(asked, encode_answers(examples, tokenizer, family, length, too_long, spec.new_tokens), answers)
+
+
+def too_long(task: TaskSpec | AnswerSpec, training: Encoded | Sequences | None, test: Encoded | Questions) -> dict[str, int]:
+    """How many answers were too long for a host, where they may be: of training, left out or cut; of the test, cut for their
+    likelihood; nothing where they may not."""
+    if isinstance(task, TaskSpec) or task.too_long == "refuse":
+        return {}
+    assert isinstance(training, Sequences | None) and isinstance(test, Questions) and test.right is not None
+    own = {} if training is None else {"train_dropped": training.dropped, "train_truncated": training.truncated}
+    return own | {"test_truncated": test.right.truncated}
 
 
 class AnswerScorer:
@@ -112,17 +126,23 @@ class AnswerScorer:
         kept = 2 * count * tokens * self.depth_times_width if spec.new_tokens else 0
         return 4 * max(logits, kept)
 
-    def predict(self, parameters: Parameters, test: Questions, batch_size: int) -> Predictions:
+    def predict(
+        self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told = lambda part: None
+    ) -> Predictions:
         """Score every example with every member, in the order of the examples.
 
         Args:
             parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
             batch_size: prompts, or choices, of a batch.
+            on_part: see engine.predict; a token that is written counts as much as all of a right answer.
         """
         if test.right is None:
-            return self._chosen(parameters, test, batch_size)
-        nll = -self._likelihoods(parameters, test.right, batch_size) / test.right.answer_lengths
-        written, ended = self._written(parameters, test.asked, batch_size)
+            return self._chosen(parameters, test, batch_size, on_part)
+        passes = 1 + int(self.task.new_tokens or 0)
+        sums = self._likelihoods(parameters, test.right, batch_size, lambda part: on_part(part / passes))
+        nll = -sums / test.right.answer_lengths
+        written, ended = self._written(
+            parameters, test.asked, batch_size, lambda part: on_part((1 + part * (passes - 1)) / passes))
         score = np.stack([self._worth(own, test.answers) for own in written])
         return Predictions(nll.astype(np.float32), ~ended, score=score.astype(np.float32))
 
@@ -132,9 +152,9 @@ class AnswerScorer:
             return rouge_l(written, answers)
         return exact_match(written, answers, str(self.task.normaliser))
 
-    def _chosen(self, parameters: Parameters, test: Questions, batch_size: int) -> Predictions:
+    def _chosen(self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told) -> Predictions:
         rows = test.asked
-        sums = self._likelihoods(parameters, rows, batch_size)
+        sums = self._likelihoods(parameters, rows, batch_size, on_part)
         nll = -(sums / rows.answer_lengths)[:, rows.right]  # one row an example, in order
         wrong = ~np.isfinite(sums).all(1)  # a member that diverged: its own run fails, its neighbours' stand
         sums[wrong] = 0.0
@@ -144,28 +164,33 @@ class AnswerScorer:
         whole = np.zeros(margin.shape, dtype=bool)
         return Predictions(nll.astype(np.float32), whole, margin.astype(np.float32), score.astype(np.float32))
 
-    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int) -> np.ndarray:
+    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int, on_part: Told) -> np.ndarray:
         """Summed log-probability of each row's answer, (K, R) float64, nats."""
-        found = [answer_scores(self.reader, parameters, part)[:, :count].cpu() for part, count in self._parts(rows, batch_size)]
+        found = [answer_scores(self.reader, parameters, part)[:, :count].cpu()
+                 for part, count in self._parts(rows, batch_size, on_part)]
         return torch.cat(found, 1).double().numpy()[:, np.argsort(_order(rows))]
 
-    def _written(self, parameters: Parameters, prompts: Sequences, batch_size: int) -> tuple[list[list[str]], np.ndarray]:
+    def _written(
+        self, parameters: Parameters, prompts: Sequences, batch_size: int, on_part: Told
+    ) -> tuple[list[list[str]], np.ndarray]:
         """Each member's answers, N texts, and (K, N) whether they ended within the limit."""
         assert self.task.new_tokens is not None
         stop, found = int(self.tokenizer.eos_token_id), []
-        for part, count in self._parts(prompts, batch_size):
+        for part, count in self._parts(prompts, batch_size, on_part):
             found.append(greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])[:, :count].cpu())
         written = torch.cat(found, 1)[:, torch.from_numpy(np.argsort(_order(prompts)))]
         return texts(written, self.tokenizer, [stop]), (written == stop).any(-1).numpy()
 
-    def _parts(self, rows: Sequences, batch_size: int) -> Iterator[tuple[Batch, int]]:
-        """Batches by length on the device, filled up (batches.fill), each with its number of rows."""
+    def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
+        """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part` is told of each
+        when the next one is asked for."""
         order = _order(rows)
         for first in range(0, len(order), batch_size):
             picks = order[first : first + batch_size]
             longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))
             whole = batch(rows, fill(picks, SCORE_ROWS), *longest)
             yield Batch(*(part.to(self.device) for part in whole)), len(picks)
+            on_part((first + len(picks)) / len(order))
 
 
 def _order(rows: Sequences) -> np.ndarray:

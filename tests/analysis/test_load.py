@@ -165,7 +165,7 @@ def test_bare_cells_and_cells_without_a_seed_are_read(tmp_path: Path):
 
 
 def test_an_unknown_metric_lists_the_choices(study):
-    with pytest.raises(UserError, match="eval_accuracy_calibrated, eval_f1"):
+    with pytest.raises(UserError, match="eval_accuracy_calibrated, eval_auc, eval_f1"):
         tidy(study.store, "accuracy")
 
 

@@ -1,21 +1,29 @@
 """Answers instead of labels: which metric a study has, intervals over real scores, and the second paper's figures."""
 
+import itertools
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 from scipy import stats
+from synthetic import Synthetic, build, write
+from synthetic import record as whole_record
 from test_extraction import found as found  # two tasks, six seeds, three baselines
 from test_extraction import study as study
-from written import CUT, EXAMPLES, answer, answered, crossed, entry, scores
+from written import CUT, EXAMPLES, SMALL, answer, answered, crossed, entry, scores
 
+from analysis.details import details
 from analysis.evidence import Evidence, gather
 from analysis.extraction import extraction
 from analysis.load import read
+from analysis.metrics import shown
 from analysis.published import beside, of_study
 from analysis.tables import build as tables
 from portability.analyze import main
@@ -104,3 +112,104 @@ def test_the_command_chooses_the_metric_and_writes_the_table(tmp_path: Path, mon
     payload = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', html, re.S)[1])
     assert payload["metric"] == "eval_rougeL"
     assert [column["key"] for column in payload["metrics"]] == ["eval_loss", "eval_invalid_rate", "eval_rougeL"]
+
+
+# ---- metrics that are asked for
+
+
+def labelled(root: Path, **more: float) -> Synthetic:
+    """A study of labels with margins beside its records, which hold `more` too."""
+    study = build(root, SMALL)
+    label = np.arange(EXAMPLES, dtype=np.int8) % 2
+    for run_id, marks in study.runs.items():
+        found = whole_record(run_id, marks)
+        for mark in found["train_info"]["metrics"]:
+            mark.update(more)
+        write(study.store, run_id, found)
+        random = np.random.default_rng(int(run_id, 16))
+        margin = (random.normal(size=(len(marks), EXAMPLES)).round(1) + label).astype(np.float32)
+        save_file({"updates": np.array(list(marks)), "margin": margin, "label": label, "invalid": np.zeros(margin.shape, bool)},
+                  study.store.folder(run_id) / "predictions.safetensors")
+    return study
+
+
+def ranked(study: Synthetic, run_id: str, mark: int) -> float:
+    """AUC of a run's stored margins, pair by pair."""
+    saved = study.store.predictions(run_id)
+    margin = saved["margin"][saved["updates"].tolist().index(mark)].tolist()
+    pairs = list(itertools.product(margin[1::2], margin[::2]))
+    return sum(1.0 if p > q else 0.5 if p == q else 0.0 for p, q in pairs) / len(pairs)
+
+
+def test_auc_that_records_lack_comes_out_of_their_predictions_without_torch(tmp_path):
+    study = labelled(tmp_path / "s")
+    cells = read(study.store, "eval_auc").cells
+    for row in cells.itertuples():
+        assert row.value == pytest.approx(ranked(study, row.run_id, row.mark), abs=1e-12)
+        assert row.bare == pytest.approx(ranked(study, row.bare_id, 0), abs=1e-12)
+    code = ("import sys; from portability.store import Store; from analysis.load import read\n"
+            f"read(Store({str(study.store.root)!r}), 'eval_auc'); assert not {{'torch', 'evaluate'}} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(gather(study.store).cells.columns) >= {"eval_auc"} and read(study.store, None).cells["eval_auc"].isna().all()
+    each = details(study.store, cells, "eval_auc")
+    run_id = cells["run_id"][0]
+    place = shown(cells, "eval_auc").index("eval_auc")
+    assert each.runs[run_id]["metrics"][0][place] == pytest.approx(ranked(study, run_id, 0), abs=1e-12)
+
+
+def test_without_predictions_or_with_one_class_there_is_a_hole_with_its_reason(tmp_path):
+    study = labelled(tmp_path / "s", eval_auc=0.75)
+    lost, alone = study.pick(init="ported", seed=0)[0].run_id, study.pick(init="scratch", seed=1)[0].run_id
+    for run_id in (lost, alone):
+        found = json.loads(study.path(run_id).read_text())
+        for mark in found["train_info"]["metrics"]:
+            del mark["eval_auc"]
+        if run_id == alone:
+            found["train_info"]["unmeasured"] = [
+                {"updates": mark, "metric": "eval_auc", "reason": "AUC needs both classes"} for mark in study.runs[run_id]]
+        study.path(run_id).write_text(json.dumps(found))
+        (study.store.folder(run_id) / "predictions.safetensors").unlink()
+    whole = read(study.store, "eval_auc")
+    holes = whole.cells[whole.cells["run_id"].isin([lost, alone])]
+    assert set(holes["status"]) == {"missing"} and holes["value"].isna().all() and holes["eval_accuracy"].notna().all()
+    others = whole.cells[~whole.cells["run_id"].isin([lost, alone])]
+    assert (others["value"] == 0.75).all() and (others["status"] == "done").all()
+    said = [str(problem) for problem in whole.problems]
+    assert any(lost in line and "no eval_auc: the run was stored without it, and its predictions" in line for line in said)
+    assert any(alone in line and "no eval_auc: AUC needs both classes" in line for line in said)
+    plain = read(study.store)
+    assert (plain.cells["status"] == "done").all() and {problem.kind for problem in plain.problems} == {"unmeasured"}
+    row = entry(tables(gather(study.store, "eval_auc"), ["init_by_budget"])[0].frame, init="ported", budget=0,
+                quantity="eval_auc")
+    assert row["status"] == "incomplete" and row["missing"] == 1
+
+
+@pytest.mark.parametrize("metric, label, shows", [
+    ("eval_auc", "AUC, %", "62.5"), ("eval_matthews_correlation", "Matthews correlation, no unit", "0.625"),
+    ("eval_mine", "mine, no unit", "0.625")])
+def test_the_command_shows_any_metric_of_the_records(tmp_path, capsys, metric, label, shows):
+    study = labelled(tmp_path / "s", eval_auc=0.625, eval_matthews_correlation=0.625, eval_mine=0.625)
+    assert main([str(study.store.root), "--metric", metric, "--quiet"]) == 0
+    table = (study.store.root / "tables" / "init_by_method.md").read_text()
+    assert label in table and shows in table
+    assert label in (study.store.root / "tables" / "all_metrics.md").read_text()
+    assert metric in (study.store.root / "tables" / "init_by_method.csv").read_text()
+    assert f'"metric":"{metric}"' in (study.store.root / "report" / "index.html").read_text().replace(" ", "")
+    assert (study.store.root / "plots" / "learning_curves-same.svg").is_file()
+
+
+def test_an_unknown_metric_is_refused_with_those_of_the_study(tmp_path, capsys):
+    study = labelled(tmp_path / "s", eval_mine=0.5)
+    assert main([str(study.store.root), "--metric", "eval_yours"]) == 2
+    assert "eval_matthews_correlation, eval_mine, eval_positive_share" in capsys.readouterr().err
+    assert not (study.store.root / "tables").exists()
+
+
+def test_a_study_without_accuracy_shows_what_all_its_runs_have(tmp_path):
+    study = labelled(tmp_path / "s", eval_mine=0.5)
+    for run_id in study.runs:
+        found = json.loads(study.path(run_id).read_text())
+        for mark in found["train_info"]["metrics"]:
+            del mark["eval_accuracy"], mark["eval_f1"]
+        study.path(run_id).write_text(json.dumps(found))
+    assert read(study.store, None).metric == "eval_mine"
