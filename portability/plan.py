@@ -188,8 +188,8 @@ class _Arm:
     def _cell(self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str) -> Cell:
         return Cell(
             method=rated(self.method, self.rate).name, origin=self.origin.name, receiving=self.receiving.name,
-            relation=self.relation, origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name, seed=self.seed,
-            budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
+            relation=self.relation, origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name,
+            seed=self.seed, budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
         )
 
     def _trained(self, host: HostSpec, data: DataSpec) -> RunSpec:
