@@ -115,7 +115,7 @@ def _take_off_view(frame: pd.DataFrame) -> pd.DataFrame:
     wide = own.pivot(index=keys, columns="budget", values="text").fillna(NOTHING)
     wide.columns = [f"at {budget}, %" for budget in wide.columns]
     last = own[own["budget"] == own.groupby("method")["budget"].transform("max")].copy()
-    last["half took off"] = [_ends(row.rename({"budget": "largest", "n": "runs"}), "median_") for _, row in last.iterrows()]
+    last["half took off"] = [_ends(row.drop("runs").rename({"budget": "largest", "n": "runs"}), "median_") for _, row in last.iterrows()]
     last["cells"] = [_pairs(row) for _, row in last.iterrows()]
     return own[keys].drop_duplicates().join(wide, on=keys).merge(last[[*keys, "half took off", "cells"]], on=keys, how="left")
 
