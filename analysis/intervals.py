@@ -12,6 +12,7 @@ from statsmodels.stats.power import TTestPower
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
 POWER = 0.80
+FAR = 30.0  # standard errors from which on scipy's noncentral t is not to be relied on
 LEAST = -69.0  # logarithm of the least p, 1e-30
 DEGREES = np.array([*np.arange(1.0, 3.0, 0.1), *np.arange(3.0, 9.0, 0.5), *np.arange(9.0, 16.0), 20.0, 30.0, 60.0, 200.0, 1e6])
 
@@ -146,7 +147,8 @@ def spread(blocks: np.ndarray, examples: Sequence[np.ndarray] = ()) -> Spread:
 
 
 def detectable(se: np.ndarray, df: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
-    """The true difference that a two-sided t test at level `alpha` would find 4 times in 5: (K,) each, NaN for NaN.
+    """The true difference that a two-sided t test at level `alpha` would find 4 times in 5: (K,) each, NaN for NaN and where
+    it is beyond FAR (two seeds at a corrected level).
 
     Source: noncentral t (Cohen, Statistical Power Analysis, 1988, chapter 2), by statsmodels' TTestPower, between whose values
     at DEGREES it is interpolated (to within 0.5 % from 3 degrees of freedom on).
@@ -164,6 +166,9 @@ def _errors(alpha: float) -> np.ndarray:
     power = TTestPower()
 
     def lacking(errors: float, df: float) -> float:
-        return float(np.nan_to_num(power.power(errors / np.sqrt(df + 1), df + 1, alpha), nan=1.0)) - POWER  # NaN far out
+        """The one tail that counts; scipy gives NaN from FAR on, where power is 1."""
+        found = power.power(errors / np.sqrt(df + 1), df + 1, alpha / 2, alternative="larger")
+        return float(np.nan_to_num(found, nan=1.0)) - POWER
 
-    return np.log([brentq(lacking, 0.0, 1e4, args=(df,)) for df in DEGREES])
+    found = np.array([brentq(lacking, 0.0, 1e4, args=(df,)) for df in DEGREES])
+    return np.log(np.where(found < FAR, found, np.nan))

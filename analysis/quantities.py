@@ -44,6 +44,8 @@ def lift(found: Evidence) -> pd.DataFrame:
     keys = [*apart(found.cells), "method", "receiving", "init"]
     pairs = bare_pairs(start, found.metric.scale)
     frame = corrected(judged(pairs, keys, with_bare(pairs, found.answers), found.metric.scale))
+    own = summarise(pairs.assign(run_id=pairs["arm_id"]), keys)  # spreads and runs are the arms'
+    frame = frame.assign(std=own["std"], runs=own["runs"])
     return joined([labelled(frame, "lift over bare", found.metric.difference)])
 
 
@@ -153,7 +155,7 @@ def jeffreys(share: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndar
         ([0.62, 0.22], [1.0, 0.78])
     """
     wins = np.where(np.isnan(share), 0.0, share) * trials
-    low, high = proportion_confint(wins, trials, alpha=1 - LEVEL, method="jeffreys")
+    low, high = proportion_confint(wins, np.maximum(trials, 1), alpha=1 - LEVEL, method="jeffreys")
     low, high = np.where(wins < SLACK, 0.0, low), np.where(trials - wins < SLACK, 1.0, high)
     empty = np.isnan(share) | (trials == 0)
     return np.where(empty, np.nan, low), np.where(empty, np.nan, high)

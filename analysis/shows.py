@@ -114,8 +114,9 @@ def _take_off_view(frame: pd.DataFrame) -> pd.DataFrame:
                              f"{_between(row['mean'], row['low'], row['high'], SHARE)}{row['mark']}" for row in rows])
     wide = own.pivot(index=keys, columns="budget", values="text").fillna(NOTHING)
     wide.columns = [f"at {budget}, %" for budget in wide.columns]
-    last = own[own["budget"] == own.groupby("method")["budget"].transform("max")].copy()
-    last["half took off"] = [_ends(row.drop("runs").rename({"budget": "largest", "n": "runs"}), "median_") for _, row in last.iterrows()]
+    last = own[own["budget"] == own.groupby("method")["budget"].transform("max")]
+    last = last.assign(largest=last["budget"], runs=last["n"])
+    last["half took off"] = [_ends(row, "median_") for _, row in last.iterrows()]
     last["cells"] = [_pairs(row) for _, row in last.iterrows()]
     return own[keys].drop_duplicates().join(wide, on=keys).merge(last[[*keys, "half took off", "cells"]], on=keys, how="left")
 

@@ -119,8 +119,8 @@ def draw(world: World, grids: int, random: np.random.Generator) -> tuple[np.ndar
 
 
 def simulate(world: World, grids: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-    """Of each contrast how often its interval holds 0 and its mean width in points, (family,) each; how often any contrast of the
-    family is significant after Holm; how often the exchange of labels alone has p <= 5 % for each of the first two contrasts,
+    """Of each contrast how often its interval holds 0 and its mean width in points, (family,) each; how often any of the family
+    is significant after Holm; how often the exchange of labels alone has p <= 5 % for each of the first two contrasts,
     on the first tenth of the grids."""
     random = np.random.default_rng(seed)
     held, widths, wrong, exchanged = [], [], [], []
@@ -148,7 +148,7 @@ def _exchanges(scores: np.ndarray) -> Iterator[float]:
 
 def main(grids: int = 4000, *seeds: int) -> None:
     """Write the table of all settings, in %: intervals that hold the truth, families with an error, exchanges with p <= 5 %."""
-    sys.stdout.write("setting, seeds: holds it, against scratch / sampled [least, most of 8] | width | family errs | exchange\n")
+    sys.stdout.write("setting, seeds: holds, against scratch / sampled [least, most of 8] | width | family errs | exchange\n")
     for (name, world), count in product(SETTINGS.items(), seeds or (5, 10)):
         held, widths, wrong, exchanged = simulate(replace(world, seeds=count), grids)
         first, second, least, most = (f"{100 * share:.1f}" for share in (held[0], held[1], held.min(), held.max()))

@@ -106,7 +106,7 @@ def test_gains_by_direction_are_means_over_the_cells_of_a_seed(study):
     seeds = []
     for seed in study.axes.seeds:
         place = {"seed": seed, "origin": "tuned", "receiving": "large", "budget": 100}
-        scratch = {method: study.accuracy(study.pick(init="scratch", method=method, **place)[0]) for method in study.axes.methods}
+        scratch = {cell.method: study.accuracy(cell) for cell in study.pick(init="scratch", relation="same", **place)}
         cells = study.pick(init="ported", **place)
         seeds.append(mean(100 * (study.accuracy(cell) - scratch[cell.method]) for cell in cells))
     row = one(frame, origin="tuned", receiving="large", budget=100, quantity="gain over scratch")

@@ -67,7 +67,8 @@ def test_a_report_on_extracted_speaks_of_no_port(whole):
     text += " ".join(str(name) for table in made if "quantity" in table.frame for name in table.frame["quantity"].unique())
     lines = text.splitlines()
     assert "extracted − scratch" in text and [line for line in lines if re.search(r"\bport(s|ed|ing)?\b", line)] == []
-    assert f"{EXPLORATORY}What a start from extracted weights saves" in findings(found) and "whether the seed examples are of" in text
+    assert f"{EXPLORATORY}What a start from extracted weights saves" in findings(found)
+    assert "whether the seed examples are of" in text
 
 
 def test_an_extraction_costs_no_updates_and_only_its_seconds(tmp_path):
@@ -174,7 +175,8 @@ def test_what_seed_examples_are_worth_is_said_whatever_it_is(tmp_path, other, sa
 
 def test_one_seed_leaves_it_open_and_one_relation_says_nothing(tmp_path):
     lone = gather(answered(tmp_path / "lone", replace(CUT, seeds=(0,))).store)
-    assert all(sentence.count("left open") == 2 and "There is one seed" in sentence for sentence in findings(lone)[EXPLORATORY + SEEDS])
+    said = findings(lone)[EXPLORATORY + SEEDS]
+    assert all(sentence.count("left open") == 2 and "There is one seed" in sentence for sentence in said)
     same = gather(answered(tmp_path / "same", replace(CUT, relations=("same",))).store)
     sentence, = findings(same)[EXPLORATORY + SEEDS]
     assert sentence == "Seed examples are of one relation only (same), so nothing is said of what their task is worth."
@@ -199,7 +201,8 @@ def test_what_one_task_scores_moves_no_number_of_another_and_every_finding_names
             rows = [frame.loc[frame["data"] == data, columns].reset_index(drop=True).astype(float) for frame in (one, two)]
             assert len(rows[0]) and rows[0].equals(rows[1]) == same, (name, data)
     for heading, sentences in findings(found).items():
-        assert heading.endswith(": Comparisons") or all(re.match("(sums|quiz)[,:]", sentence) for sentence in sentences), heading
+        named = all(re.match("(sums|quiz)[,:]", sentence) for sentence in sentences)
+        assert heading.endswith(": Comparisons") or named, heading
 
 
 def test_replicates_of_no_caption_differ_in_the_data(whole):

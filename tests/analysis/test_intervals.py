@@ -58,7 +58,7 @@ def test_examples_that_all_gain_alike_add_nothing_and_unlike_ones_do_not_vanish_
 
 def test_the_variance_is_that_of_the_two_way_analysis_of_variance():
     each = crossed(np.random.default_rng(2), 6, 40, 2.0)
-    frame = pd.DataFrame(each).stack().rename("value").reset_index(names=["seed", "item"])
+    frame = pd.DataFrame(each).rename_axis("seed").reset_index().melt("seed", var_name="item")
     table = anova_lm(ols("value ~ C(seed) + C(item)", frame).fit())
     seed, item, rest = table["mean_sq"]
     found = spread(each.mean(axis=1), [each])
