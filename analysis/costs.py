@@ -10,7 +10,6 @@ from analysis.arms import PORTED, WORDS, Words
 from analysis.curves import UPDATES, updates_to_match
 from analysis.entries import joined, labelled
 from analysis.evidence import Evidence, once
-from analysis.inference import ALPHA
 from analysis.judging import by_level
 from analysis.stats import apart
 
@@ -83,7 +82,7 @@ def break_even(found: Evidence) -> pd.DataFrame:
 
     Returns:
         By method, one row in updates and one in tokens: `saved`, `low`, `high`, `origin_cost`, `ports`, `ports_low`,
-        `ports_high`, `reached`, `censored`, `median`, `largest`, counts, `status`, `mark`. Empty where arm or scratch, or a
+        `ports_high`, `reached`, `censored`, `median_by`, `largest`, counts, `status`, `mark`. Empty where arm or scratch, or a
         better metric value, does not exist.
     """
     matches, costs = updates_to_match(found, ["method"]), cost(found, ["method"])
@@ -91,7 +90,7 @@ def break_even(found: Evidence) -> pd.DataFrame:
     keys = [*apart(found.cells), "method"]
     wide = costs.pivot(index=keys, columns="quantity", values="median").reindex(
         columns=[quantity for quantity, _ in (*OWN.values(), *OF_ORIGIN.values())])
-    kept = [*keys, "init", "saved", "low", "high", "p_holm", "median", "largest", "reached", "censored", "blocks", "n",
+    kept = [*keys, "init", "saved", "low", "high", "median_by", "largest", "reached", "censored", "blocks", "n",
             "expected", "failed", "missing", "status", "mark"]
     rows = matches[kept].join(wide, on=keys)
     per_update = rows["tokens"] / rows["updates"].where(rows["updates"] > 0)
@@ -128,7 +127,7 @@ def _sentence(name: object, row: pd.Series, tokens: float, words: Words) -> str:
         late = f"; {int(row['censored'])} of {runs} {words.starts} do not get there within {row['largest']:,.0f}"
     if row["saved"] <= 0:
         head = f"{where}: to match scratch's last score {words.start} saves"
-        if row["reached"] == 0 or (row["high"] <= 0 and row["p_holm"] <= ALPHA):
+        if row["reached"] == 0 or row["high"] <= 0:
             return f"{head} nothing{late}, so {words.origin} never pays back{_dagger(row)}."
         between = "" if math.isnan(row["low"]) else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
         size = f"{row['saved']:,.0f} updates{between}".replace("-", "−")
@@ -147,12 +146,10 @@ def _sentence(name: object, row: pd.Series, tokens: float, words: Words) -> str:
 
 
 def _doubt(row: pd.Series) -> str:
-    """Said where the test, or the interval, leaves open whether anything is saved."""
-    if row["p_holm"] <= ALPHA and row["low"] > 0:
+    """Said where the interval leaves open whether anything is saved."""
+    if row["low"] > 0:
         return ""
-    if math.isnan(row["p_holm"]):
-        return ", without a test"
-    return f", not told apart from nothing (p {row['p_holm']:.2g} after Holm's correction)"
+    return ", without an interval" if math.isnan(row["low"]) else ", not told apart from nothing"
 
 
 def _range(row: pd.Series) -> str:

@@ -23,6 +23,8 @@ def mean_entry(row: pd.Series) -> str:
     counts = f"({row['n']}/{row['expected']}, {int(row['blocks']) if gain else row['runs']})"
     if row["n"] == 0:
         return f"{row['status']}† {counts}"
+    if pd.isna(row["mean"]):
+        return f"no whole seed† {counts}"
     unit = UNITS[row["unit"]]
     spread = "" if gain or pd.isna(row["std"]) else f" ± {unit.scale * row['std']:.{unit.digits}f}"
     if gain:

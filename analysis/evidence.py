@@ -60,19 +60,13 @@ class Evidence:
         return {name: self.compare(self.cells, keys) for name, keys in LEVELS.items()}
 
     @cached_property
-    def by_seed(self) -> dict[str, pd.DataFrame]:
-        """The pooled levels with all runs of a seed as one block: safe whatever these share, at the price of few blocks. (A
-        direction has one block a seed anyway.)"""
-        return {name: self.compare(self.cells, keys, "seed") for name, keys in LEVELS.items() if name != "direction"}
-
-    @cached_property
     def pairs(self) -> dict[str, pd.DataFrame]:
         """The arm paired with every other init, made once for all comparisons. Before any update extracted is the bare host
         like all other starts, so nothing is compared there."""
         cells = self.cells if self.arm == PORTED else self.cells[self.cells["budget"] > 0]
         return init_pairs(cells, self.metric.scale)
 
-    def compare(self, cells: pd.DataFrame, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
+    def compare(self, cells: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         """inference.compare with this study's answers and the metric's scale.
 
         Args:
@@ -81,7 +75,7 @@ class Evidence:
         inits, budgets = set(cells["init"]), cells["budget"].unique()
         kept = {name: own[own["budget"].isin(budgets)] for name, own in self.pairs.items() if {name, self.arm} <= inits}
         pairs = {name: own.reset_index(drop=True) for name, own in kept.items() if len(own)}
-        return compare(cells, keys, self.answers, self.metric.scale, blocks, pairs)
+        return compare(cells, keys, self.answers, self.metric.scale, pairs)
 
 
 def once(make: Callable[[Evidence], pd.DataFrame]) -> Callable[[Evidence], pd.DataFrame]:

@@ -8,7 +8,8 @@ from analysis import captions
 from analysis.arms import EXTRACTED
 from analysis.entries import interval, joined, labelled, number
 from analysis.evidence import Evidence, once
-from analysis.inference import ALPHA, pairs_of
+from analysis.inference import pairs_of
+from analysis.intervals import ALPHA
 from analysis.judging import corrected, judged
 from analysis.means import gains
 from analysis.metrics import UNITS
@@ -94,8 +95,8 @@ def _parts(found: Evidence, rows: pd.DataFrame, lone: bool) -> Iterator[str]:
     unit, better = UNITS[found.metric.difference], {"higher": 1, "lower": -1}.get(found.metric.better or "", 0)
     for _, row in rows.iterrows():
         when = f"after {row['budget']:,} updates"
-        if row["n"] == 0:
-            yield f"no pair {when}"
+        if pd.isna(row["mean"]):
+            yield f"{row['note']} {when}"
             continue
         known = pd.notna(row["low"])
         between = interval(row["low"], row["high"], unit) if known else f"({row['note'] or 'no interval'})"
@@ -104,13 +105,13 @@ def _parts(found: Evidence, rows: pd.DataFrame, lone: bool) -> Iterator[str]:
             yield f"left open, {size}"
             continue
         side = {1: "ahead", -1: "behind", 0: "apart"}[better * (1 if row["mean"] > 0 else -1)]
-        doubt = "" if row["p_holm"] <= ALPHA else ", which the sign-flip test leaves open"
+        doubt = "" if row["p_holm"] <= ALPHA else ", which Holm's correction leaves open"
         yield f"{side}, {size}{doubt}"
 
 
 def _counts(row: pd.Series) -> str:
     lacks = ", some cells lack †" if row["mark"] else ""
-    return f"p = {row['p_holm']:.2g}, {row['n']} pairs, {row['blocks']} blocks{lacks}"
+    return f"p = {row['p_holm']:.2g}, {row['n']} pairs, {row['blocks']} seeds{lacks}"
 
 
 # ---- captions
@@ -123,7 +124,7 @@ def words(found: Evidence, frame: pd.DataFrame) -> str:
     parts = [captions.SPREAD, captions.COUNTS, captions.replicates(found.arms, [*_keys(found), "init"])]
     parts += [captions.gain_words(over, found.why)] if len(over) else []
     if len(own) and own["p"].notna().any():
-        parts.append(TASK.format(family=int(own["family"].max()), smallest=f"{own['smallest_p'].min():.2g}"))
+        parts.append(TASK.format(family=int(own["family"].max())))
     faults = captions.faults(frame)
     return " ".join([*parts, BEGIN, *([faults] if faults else []), *captions.ahead(found.arms)])
 
@@ -135,8 +136,7 @@ BEGIN = (
 )
 TASK = (
     "Seed examples, same − other: pairs of one seed and the same test examples; this decides whether a gain is knowledge of "
-    "the task or comes of any cut. Holm's correction is for the {family} of these alone, and the smallest p that any of them "
-    "could have is {smallest}."
+    "the task or comes of any cut. Holm's correction is for the {family} of these alone."
 )
 RECIPES: dict[str, Recipe] = {
     "extraction": Recipe(

@@ -53,7 +53,7 @@ PANELS = 4  # budgets in a figure of profiles
 STEPS = 101  # thresholds of a profile
 PROFILE_NOTE = (
     "Share of all scores (every task and seed) that are better than a threshold; a task is a method in a direction and "
-    "relation. Bands: 95 %, seeds drawn anew within tasks. This describes the runs at hand and is no test.{lacks}"
+    "relation. Bands: 95 %, whole seeds drawn anew. This describes the runs at hand and is no test.{lacks}"
 )
 
 
@@ -246,7 +246,7 @@ def _profile(cells: pd.DataFrame, init: str, budget: int, limits: np.ndarray, lo
     """A profile with its band, NaN without a score, and the mark of what is not whole."""
     scores = scores_of(cells[cells["init"].astype(str) == init], init, budget)
     sign = -1 if lower else 1
-    return bootstrap(lambda values: profile(sign * values, sign * limits), scores.values, scores.strata), scores.mark
+    return bootstrap(lambda values: profile(sign * values, sign * limits), scores.values), scores.mark
 
 
 PLOTS_MORE: dict[str, Callable[[Evidence], Figures]] = {

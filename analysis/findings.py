@@ -9,16 +9,21 @@ from analysis.costs import break_even_words
 from analysis.entries import interval, number
 from analysis.evidence import Evidence
 from analysis.extraction import SEEDS, seed_sentences
-from analysis.inference import ALPHA, LEVELS
+from analysis.inference import LEVELS
+from analysis.intervals import ALPHA
 from analysis.metrics import UNITS, Metric
 from analysis.predictors import predictors
+from analysis.primary import p_words, primary, sentence, verdict
 from analysis.quantities import lift
+from portability.primary import all_alike
 
 HEADINGS = {
     "all": "Over all methods, directions and relations", "pair": "By direction, over all methods and relations",
     "method": "By method", "relation": "By method and relation",
     "direction": "By method, direction and relation",
 }
+PRIMARY = "Primary contrasts, declared before the runs"
+EXPLORATORY = "Exploratory: "
 NOTHING = "No comparison is significant after Holm's correction."
 LIFT = "Before any update, against the bare host"
 PREDICTS = "What goes with the gain"
@@ -27,19 +32,22 @@ OPEN = "Left open after {budget:,} updates (no finding that they are equal)"
 
 
 def findings(found: Evidence) -> dict[str, list[str]]:
-    """Heading to sentences, one for each thing compared and each baseline, with all budgets at which it is significant.
+    """Heading to sentences: the primary contrasts, each with what it says or leaves open; then, headed exploratory, one for
+    each thing compared and each baseline, with all budgets at which it is significant.
 
-    Said is a difference whose sign-flip test has p ≤ 0.05 after Holm's correction within its level, and whose 95 % interval
-    leaves 0 out. A sentence says so where taking seeds as blocks, which is safe against whatever runs of a seed share, leaves
-    it open (our choice; DECISIONS.md). What the tests leave open at the largest budget is listed with the difference that
-    a study like this one would find four times in five.
+    Significant is a difference whose t test, that of its 95 % interval, has p ≤ 0.05 after Holm's correction within its level
+    (our
+    choice; DECISIONS.md). What the tests leave open at the largest budget is listed with the difference that a study like this
+    one would find four times in five.
     """
+    decided = [sentence(row, found.metric) for _, row in primary(found).iterrows()]
     said = {HEADINGS[level]: list(_sentences(found, level)) for level in reversed(LEVELS)}
     said = {heading: sentences for heading, sentences in said.items() if sentences}
     said = said or {"Comparisons": [NOTHING]}
     more = {SEEDS: seed_sentences(found), LIFT: list(_lifts(found)), PREDICTS: list(_predicted(found)),
             say(PAYS, found.arm): break_even_words(found)}
-    return said | {heading: sentences for heading, sentences in [*more.items(), _left(found)] if sentences}
+    said |= {heading: sentences for heading, sentences in [*more.items(), _left(found)] if sentences}
+    return ({PRIMARY: decided} if decided else {}) | {f"{EXPLORATORY}{heading}": lines for heading, lines in said.items()}
 
 
 def _lifts(found: Evidence) -> Iterator[str]:
@@ -48,9 +56,9 @@ def _lifts(found: Evidence) -> Iterator[str]:
     for _, row in significant(lift(found)).iterrows():
         where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
         size = number(abs(row["mean"]), unit).lstrip("+")
-        side = _side(row["mean"], found.metric)
+        side = verdict(row["mean"], row["p_holm"], found.metric)
         yield (f"{where}{row['init']} on {row['receiving']}: {side} by {size} {unit.symbol} "
-               f"{_between(row, found.metric)} (p {_p(row['p_holm'])}, {row['blocks']} blocks).")
+               f"{_between(row, found.metric)} (p {p_words(row['p_holm'])}, {row['blocks']} seeds).")
 
 
 def _predicted(found: Evidence) -> Iterator[str]:
@@ -61,13 +69,12 @@ def _predicted(found: Evidence) -> Iterator[str]:
         less = " (a difference in which less is better)" if found.metric.better == "lower" else ""
         where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
         yield (f"{where}the gain over {row['baseline']} {when}{less} goes with {row['predictor']} "
-               f"(rank correlation {row['spearman']:+.2f}, p {_p(row['p_holm'])}, {row['n']} units).")
+               f"(rank correlation {row['spearman']:+.2f}, p {p_words(row['p_holm'])}, {row['n']} units).")
 
 
 def significant(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of a frame of comparisons that may be said."""
-    clear = (frame["low"] > 0) | (frame["high"] < 0)
-    return frame[clear & (frame["p_holm"] <= ALPHA)]
+    return frame[frame["p_holm"] <= ALPHA]
 
 
 def _sentences(found: Evidence, level: str) -> Iterator[str]:
@@ -75,10 +82,9 @@ def _sentences(found: Evidence, level: str) -> Iterator[str]:
     if rows.empty or found.arms["seed"].nunique() < 2:  # one seed's pairs are no replicates
         return
     keys = [name for name in found.levels[level].columns[: list(found.levels[level].columns).index("arm")] if name != "budget"]
-    open_rows = _left_open(found, level, keys)
     for names, group in rows.groupby([*keys, "baseline"], sort=False):
         where = _where(dict(zip(keys, names, strict=False)))
-        parts = [_part(row, found.metric, open_rows) for _, row in group.sort_values("budget").iterrows()]
+        parts = [_part(row, found.metric) for _, row in group.sort_values("budget").iterrows()]
         yield _sentence(f"{where}{found.arm} against {names[-1]}: {'; '.join(parts)}.", found.arm)
 
 
@@ -97,33 +103,18 @@ def _left(found: Evidence) -> tuple[str, list[str]]:
             where = _where({key: row[key] for key in ("data", "port", "method") if key in row})
             said.append(_sentence(
                 f"{where}{found.arm} against {row['baseline']}: {number(row['mean'], unit)} {unit.symbol} "
-                f"{interval(row['low'], row['high'], unit)} (p {_p(row['p_holm'])}); found four times in five would be "
+                f"{interval(row['low'], row['high'], unit)} (p {p_words(row['p_holm'])}); found four times in five would be "
                 f"{number(row['mdd'], unit).lstrip('+')} {unit.symbol}.", found.arm))
     return OPEN.format(budget=0 if pd.isna(budget) else budget), said
 
 
-def _left_open(found: Evidence, level: str, keys: list[str]) -> dict[tuple, str]:
-    """Comparisons that the interval over seeds as blocks does not bear out, with that interval in words."""
-    if level not in found.by_seed:
-        return {}
-    frame = found.by_seed[level]
-    held = frame[~((frame["low"] > 0) | (frame["high"] < 0))]
-    return {_name(row): _between(row, found.metric) for _, row in held.iterrows()}
-
-
-def _name(row: pd.Series) -> tuple:
-    return tuple(row[: list(row.index).index("arm")]) + (row["baseline"],)
-
-
-def _part(row: pd.Series, metric: Metric, open_rows: dict[tuple, str]) -> str:
+def _part(row: pd.Series, metric: Metric) -> str:
     unit = UNITS[metric.difference]
     when = "before any update" if row["budget"] == 0 else f"after {row['budget']:,} updates"
     size = number(abs(row["mean"]), unit).lstrip("+")
-    text = f"{_side(row['mean'], metric)} by {size} {unit.symbol} {_between(row, metric)} {when}"
-    text += f" (p {_p(row['p_holm'])}, {row['blocks']} blocks{', some cells lack †' if row['mark'] else ''})"
-    if (wide := open_rows.get(_name(row))) is not None:
-        text += f", which seeds taken as blocks leave open: {wide}"
-    return text
+    lacks = ", some cells lack †" if row["mark"] else ""
+    return (f"{verdict(row['mean'], row['p_holm'], metric)} by {size} {unit.symbol} {_between(row, metric)} {when} "
+            f"(p {p_words(row['p_holm'])}, {row['blocks']} seeds{lacks})")
 
 
 def _between(row: pd.Series, metric: Metric) -> str:
@@ -132,29 +123,6 @@ def _between(row: pd.Series, metric: Metric) -> str:
         return "they give no interval"
     low, high = (row["low"], row["high"]) if row["mean"] >= 0 else (-row["high"], -row["low"])
     return interval(low, high, UNITS[metric.difference])
-
-
-def _side(mean: float, metric: Metric) -> str:
-    """In words, which side of a difference is the better one.
-
-    Example:
-        >>> from analysis.metrics import METRICS
-        >>> _side(-0.1, METRICS["eval_loss"]), _side(-0.1, METRICS["eval_accuracy"])
-        ('ahead', 'behind')
-    """
-    if metric.better is None:
-        return "higher" if mean > 0 else "lower"
-    return "ahead" if (mean > 0) == (metric.better == "higher") else "behind"
-
-
-def _p(value: float) -> str:
-    """A p value in print.
-
-    Example:
-        >>> _p(0.0321), _p(0.00004)
-        ('= 0.032', '< 0.001')
-    """
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def _where(names: dict[str, object]) -> str:
@@ -182,15 +150,14 @@ def caveats(found: Evidence) -> list[str]:
                     "carry the mark †.")
     if found.why:
         said.append(f"Intervals are over seeds only, not over test examples: {found.why}.")
-    for level, frame in found.levels.items():
-        smallest, family = frame["smallest_p"].min(), int(frame["p"].notna().sum())
-        if family and smallest * family > ALPHA:
-            said.append(f"{HEADINGS[level]}: no difference, however large, could be significant: the smallest p of its tests "
-                        f"is {smallest:.2g}, and there are {family} of them.")
+    if all_alike(found.study.facts) is None:
+        said.append("The study's commands declare different primary contrasts, so it has none: all is exploratory.")
+    elif primary(found).empty:
+        said.append("No primary contrast was declared before the runs: all is exploratory.")
     if any(fact.get("overlap") == "keep" for fact in found.study.facts):
         said.append("Sentences shared between data sets were kept (overlap: keep).")
-    said.append("Each p is that of a sign-flip test over blocks, after Holm's correction for all comparisons of its level; "
-                "pairs of runs that share a run are one block.")
+    said.append("Each p of what is exploratory is that of a t test over seeds and test examples, after Holm's correction for "
+                "all comparisons of its level.")
     seeds = found.arms["seed"].nunique()
     if seeds < 2:
         said.append("There is one seed, so nothing is said of comparisons: what differs between its runs is no new seed.")

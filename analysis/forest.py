@@ -21,11 +21,12 @@ WIDE = 4  # panels in a row
 POOLED = ("0.1", "D")  # colour and marker of what is pooled over methods
 BAND = "0.88"
 NOTE = (
-    "Bars: 95 % of new seeds{examples}. Stars: p ≤ 0.05, 0.01, 0.001 (*, **, ***), sign-flip test over blocks after Holm's "
-    "correction within a level over all budgets and inits. Grey: less than this study would find four times in five. A cross: "
+    "Bars: 95 % of new seeds{examples}. Stars: p ≤ 0.05, 0.01, 0.001 (*, **, ***), t test after Holm's "
+    "correction within a level over all budgets and inits, exploratory. Grey: less than this study would find four times "
+    "in five. A cross: "
     "no pair."
 )
-COUNTS = "In brackets: pairs done/asked for, blocks."
+COUNTS = "In brackets: pairs done/asked for, seeds."
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _label(row: pd.Series) -> str:
 
 def _words(row: pd.Series, found: Evidence) -> str:
     counts = f"({row['n']}/{row['expected']}, {row['blocks']})"
-    if row["n"] == 0:
+    if pd.isna(row["mean"]):
         return f"{_none(row)} {counts}"
     unit = UNITS[found.metric.difference]
     between = "no interval" if pd.isna(row["low"]) else interval(row["low"], row["high"], unit)
@@ -108,7 +109,7 @@ def _words(row: pd.Series, found: Evidence) -> str:
 
 
 def _none(row: pd.Series) -> str:
-    return "failed†" if row["failed"] else "no pair†"
+    return "no whole seed†" if row["n"] else "failed†" if row["failed"] else "no pair†"
 
 
 # ---- by direction
@@ -131,20 +132,12 @@ def _directions(rows: pd.DataFrame, found: Evidence, words: str, methods: dict[s
         for axes in panels.flat[len(names):]:
             axes.set_axis_off()
         _title(figure, found, words, rows, hollow_too=any(_lacks(row) for _, row in rows.iterrows()))
-        blocks = sorted(set(rows["blocks"]))
-        count = f"{blocks[0]} blocks" if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]} blocks"
+        seeds = sorted(set(rows["blocks"]))
+        count = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         unit = UNITS[found.metric.difference].symbol
         label = f"{found.metric.label}: {found.arm} − {words}, {unit}"
-        foot(figure, f"{_note(found)} {count} behind a point; {_reach(rows)}", label)
+        foot(figure, f"{_note(found)} {count} behind a point.", label)
     return figure
-
-
-def _reach(rows: pd.DataFrame) -> str:
-    """Whether any of these directions can have a star."""
-    smallest, family = rows["smallest_p"].min(), rows["family"].max()
-    if pd.isna(smallest) or smallest * family > 0.05:
-        return "with so few none can have a star."
-    return f"the smallest p after correction is {smallest * family:.2g}."
 
 
 # ---- parts
@@ -156,7 +149,7 @@ def _draw(axes: Axes, lines: Sequence[Line], *, marks: bool = False) -> None:
         if line.row is None:
             continue
         row, (colour, marker) = line.row, line.look
-        if row["n"] == 0:
+        if pd.isna(row["mean"]):
             side = axes.get_yaxis_transform()
             axes.plot([0.02], [place], "x", color=colour, transform=side, markersize=5)
             if marks:

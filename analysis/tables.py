@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis import captions, contrasts, crosschecks, extraction, means, shows
+from analysis import captions, contrasts, crosschecks, extraction, interactions, means, shows
 from analysis.arms import say
 from analysis.evidence import Evidence
 from analysis.recipe import Recipe, Table
@@ -43,6 +43,7 @@ TABLES: dict[str, Recipe] = {
     ),
     **extraction.RECIPES,
     **contrasts.RECIPES,
+    **interactions.RECIPES,
     **shows.RECIPES,
     **crosschecks.RECIPES,
 }

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from portability.families import FAMILIES
 from portability.hosts import HostSource, HostSpec, describe
 from portability.measures import metric_names, name_of
 from portability.plan import Grid, check_relations, origins, rated
+from portability.primary import PAIRS, Contrast, declared, pair_kind
 from portability.sources import answer_spec
 from portability.spec import (
+    BARE,
     FROM_EXTRACTION,
     KINDS,
+    MATCHED,
     METRICS,
     PISSA,
     AnswerSpec,
@@ -38,7 +42,7 @@ ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of 
 PRECISIONS = ("fp32", "bf16")
 KEYS = ("method", "known_methods", "engine", "study", "mode", "only", "shard", "retry", "similarity", "yes", "results",
         "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking",
-        "host_set", "host", "data", "init", "port")  # all of a configuration: conf/config.yaml and its groups
+        "host_set", "host", "data", "init", "port", "primary")  # all of a configuration: conf/config.yaml and its groups
 LONGEST_TAIL = 0.5  # our choice: at most the second half of a mark's updates
 UPDATES = " of updates from 1 on (0 comes on top)"
 
@@ -52,6 +56,7 @@ class HostSetConf:
     sets: dict  # role -> data set, or None
     study_data: list
     budgets: list
+    lineages: list = field(default_factory=list)  # lists of roles or hosts whose weights stem from each other's
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,8 @@ class Study:
     engine: EngineConf
     tracking: TrackingConf
     part: Part
+    primary: Sequence[Contrast]  # declared before the runs, no part of any run
+    kinds: Sequence[tuple[str, str, str]]  # of every pair, what relates origin and receiving host
     similarity: bool  # compare the hosts of each pair (portability/pairs.py)
 
 
@@ -151,11 +158,26 @@ def to_study(cfg: DictConfig) -> Study:
     choose(conf.overlap, ("drop", "keep"), "grid.overlap")
     data = study_data(sources, conf.overlap)
     grid = _grid(raw, conf, data)
+    kinds = _kinds(grid, hosts)
     return Study(
         name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
         grid=grid, sources=sources, data=data, overlap=conf.overlap, similarity=typed(raw["similarity"], bool, "similarity"),
         engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=part_of(raw),
+        primary=_primary(raw["primary"], grid, kinds, hosts), kinds=kinds,
     )
+
+
+def _kinds(grid: Grid, hosts: HostSetConf) -> list[tuple[str, str, str]]:
+    lineages = [[hosts.roles.get(name) or name for name in distinct(names, "host_set.lineages")] for names in hosts.lineages]
+    return [(one.name, other.name, pair_kind(one, other, lineages)) for one, other in grid.pairs]
+
+
+def _primary(value: Any, grid: Grid, kinds: Sequence[tuple[str, str, str]], hosts: HostSetConf) -> list[Contrast]:
+    axes = product(grid.methods, kinds, grid.relations, grid.data, grid.ports)
+    places = [{"method": method.name, "origin": origin, "receiving": receiving, "relation": relation, "data": data.name,
+               "port": port.name, PAIRS: kind} for method, (origin, receiving, kind), relation, data, port in axes]
+    budgets = {init.name: [*([] if init.kind == MATCHED else [0]), *grid.budgets] for init in grid.inits} | {BARE: [0]}
+    return declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
 
 
 def _engine(value: Any) -> EngineConf:
@@ -338,4 +360,6 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
         "rates": {rated(method, rate).name: [method.name, rate] for method in grid.methods for rate in grid.rates},
         "task": json.loads(json.dumps(vars(grid.task))),
         "answers": {name: vars(spec) for name, spec in grid.answers.items()},
+        "pairs": [list(kind) for kind in study.kinds],
+        "primary": [asdict(contrast) for contrast in study.primary],
     }

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tiny import CONF
 
-from portability.config import KEYS
+from portability.config import KEYS, facts
 from portability.errors import UserError
 from portability.plan import plan
 from portability.run import compose, main
@@ -142,6 +142,42 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
 def test_bad_values_are_one_clear_sentence(override, words):
     with pytest.raises(UserError, match=words):
         study(override)
+
+
+CONTRAST = "name: a, arm: ported, baseline: scratch, budget: 50"
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    ("{name: a, arm: portd, baseline: scratch, budget: 50}", "unknown arm of primary 'a' 'portd'; choose one of: ported"),
+    ("{name: a, arm: ported, baseline: ported, budget: 50}", "unknown baseline of primary 'a' 'ported'"),
+    ("{name: a, arm: ported, baseline: scratch, budget: 51}", "ported after 51 updates, and the grid has it after 0, 50"),
+    ("{name: a, arm: ported, baseline: bare, budget: 50}", "bare after 50 updates, and the grid has it after 0"),
+    (f"{{{CONTRAST}, of: {{method: lor}}}}", "unknown method of primary 'a' 'lor'; choose one of: adapter"),
+    (f"{{{CONTRAST}, of: {{colour: red}}}}", "unknown coordinate in primary 'a' 'colour'"),
+    (f"{{{CONTRAST}, of: {{pairs: apart}}}}", "unknown pairs of primary 'a' 'apart'; choose one of: lineage, size"),
+    (f"{{{CONTRAST}, of: {{origin: raw_base, receiving: raw_base}}}}", "primary 'a' has no cell"),
+    (f"{{{CONTRAST}, less: {{pairs: size}}}}", "takes the same cells on both sides"),
+    (f"{{{CONTRAST}}}, {{{CONTRAST}}}", "a name that no other contrast has, got 'a'"),
+    (f"{{{CONTRAST}, test: t}}", "unknown key in primary.0. 'test'"),
+    ("{name: a, arm: ported, baseline: scratch}", r"primary\[0\].budget is missing"),
+    (", ".join(f"{{name: {i}{CONTRAST[7:]}}}" for i in "abcdefghi"), "declares 9 contrasts, and at most 8 can be"),
+])
+def test_a_primary_contrast_that_the_grid_lacks_is_one_clear_sentence(value, words):
+    with pytest.raises(UserError, match=words):
+        study("+sweep=full", f"primary=[{value}]")
+
+
+def test_primary_contrasts_are_facts_of_the_study_and_change_no_run():
+    of = "of: {pairs: lineage, origin: [raw_base, tuned_base]}, less: {pairs: size}"
+    got = study("+sweep=full", f"primary=[{{{CONTRAST}, {of}}}]")
+    plain = study("+sweep=full")
+    assert set(plan(got.grid).runs) == set(plan(plain.grid).runs)
+    assert facts(plain, "full")["primary"] == [] and facts(got, "full")["primary"] == [{
+        "name": "a", "arm": "ported", "baseline": "scratch", "budget": 50, "less": {"pairs": ["size"]},
+        "of": {"pairs": ["lineage"], "origin": ["nano-raw-base", "nano-tuned-base"]}}]
+    kinds = [kind for *_, kind in facts(got, "full")["pairs"]]
+    assert kinds == ["lineage", "lineage", "size", "size"]
+    assert [kind for *_, kind in facts(study("+sweep=demo"), "demo")["pairs"]] == ["lineage", "size", "apart"]
 
 
 @pytest.mark.parametrize(("override", "words"), [
