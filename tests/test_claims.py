@@ -148,7 +148,8 @@ def test_neighbours_are_other_processes_of_this_machine_at_work(tmp_path):
 
 def test_a_worker_has_an_even_part_of_the_cores(tmp_path, data_folders):
     sources = (DataSource("one", path=str(data_folders["one"])),)
-    worker = Worker(Setup(tmp_path, sources, "drop", TrackingSpec("disabled", "", tmp_path)), Place("cpu", 1.0, 4), lambda made: None)
+    setup = Setup(tmp_path, sources, "drop", TrackingSpec("disabled", "", tmp_path))
+    worker = Worker(setup, Place("cpu", 1.0, 4), lambda made: None)
     assert worker.desk.free() == 4
     process, _ = holder(tmp_path)
     assert worker.desk.free() == 2
