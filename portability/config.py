@@ -152,10 +152,18 @@ def to_study(cfg: DictConfig) -> Study:
     data = study_data(sources, conf.overlap)
     grid = _grid(raw, conf, data)
     return Study(
-        name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
+        name=_study_name(str(raw["study"])), mode=choose(str(raw["mode"]), MODES, "mode"),
+        results=Path(typed(raw["results"], str, "results")).expanduser(),
         grid=grid, sources=sources, data=data, overlap=conf.overlap, similarity=typed(raw["similarity"], bool, "similarity"),
         engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=part_of(raw),
     )
+
+
+def _study_name(name: str) -> str:
+    """Refuse names that are not those of a folder right below the results, where alone studies are looked for."""
+    if name in ("", "..") or Path(name).name != name or not name.isprintable():
+        raise UserError(f"study must be the name of one folder, without slashes, got {name!r}; where it lies is said by results")
+    return name
 
 
 def _check_finite(value: Any, where: str) -> None:

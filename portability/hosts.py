@@ -71,7 +71,8 @@ def folder_of(source: HostSource | HostSpec) -> Path:
     if isinstance(source, HostSpec) and source.revision is not None:
         return _from_hub(source.name, source.source, source.revision)
     assert path is not None
-    folder = EMBEDDED / "hosts" / path.removeprefix("embedded:") if path.startswith("embedded:") else Path(path)
+    folder = EMBEDDED / "hosts" / path.removeprefix("embedded:") if path.startswith("embedded:") \
+        else Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(f"host '{source.name}': no config.json in {folder}; set its path in conf/host or host_root=...")
     return folder

@@ -268,6 +268,33 @@ def test_a_methods_file_holds_a_method_of_its_own_name(tmp_path, monkeypatch, ca
     assert words in err and "method/mine.yaml" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("group", ["method", "host", "sweep"])
+def test_a_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch, capsys, group):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_bytes("# caf\xe9\nmine: {}\n".encode("latin-1"))
+    err = said(monkeypatch, capsys, 2, "--config-dir", str(tmp_path), "mode=plan")[1]
+    assert f"{group}/mine.yaml is not UTF-8 (byte 6); save it as UTF-8" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["''", "a/b", "/tmp/a", "..", ".", "'a\nb'"])
+def test_a_study_is_one_folder_right_below_the_results(name):
+    with pytest.raises(UserError, match="study must be the name of one folder, without slashes, got "):
+        compose([f"study={name}"])
+
+
+def test_results_and_hosts_lie_below_the_home_folder_where_a_path_says_so(monkeypatch, make_host):
+    source = Path(make_host("t5").source)
+    monkeypatch.setenv("HOME", str(source.parent))
+    study = compose(["results='~/found'", f"host.nano-raw-base.path='~/{source.name}'"])
+    with pytest.raises(UserError, match="cannot read 'results=~/found'.* a value with a sign like ~ stands in quotes of its own"):
+        compose(["results=~/found"])
+    assert study.results == source.parent / "found"
+    assert study.grid.pairs[0][0].fingerprint == make_host("t5").fingerprint
+    for word in ("results=null", "results=3"):
+        with pytest.raises(UserError, match="results must be str, got "):
+            compose([word])
+
+
 def test_a_sweep_cannot_smuggle_in_an_unknown_key(tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
