@@ -162,7 +162,7 @@ def to_study(cfg: DictConfig) -> Study:
 def _study_name(name: str) -> str:
     """Refuse names that are not those of a folder right below the results, where alone studies are looked for."""
     if name in ("", "..") or Path(name).name != name or not name.isprintable():
-        raise UserError(f"study must be the name of one folder, without slashes, got {name!r}; where it lies is said by results")
+        raise UserError(f"study must be the name of one folder, without slashes (results says where), got {name!r}")
     return name
 
 

@@ -278,7 +278,7 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch, capsys, group)
 
 @pytest.mark.parametrize("name", ["''", "a/b", "/tmp/a", "..", ".", "'a\nb'"])
 def test_a_study_is_one_folder_right_below_the_results(name):
-    with pytest.raises(UserError, match="study must be the name of one folder, without slashes, got "):
+    with pytest.raises(UserError, match="study must be the name of one folder, without slashes .*, got "):
         compose([f"study={name}"])
 
 
@@ -286,7 +286,7 @@ def test_results_and_hosts_lie_below_the_home_folder_where_a_path_says_so(monkey
     source = Path(make_host("t5").source)
     monkeypatch.setenv("HOME", str(source.parent))
     study = compose(["results='~/found'", f"host.nano-raw-base.path='~/{source.name}'"])
-    with pytest.raises(UserError, match="cannot read 'results=~/found'.* a value with a sign like ~ stands in quotes of its own"):
+    with pytest.raises(UserError, match="cannot read 'results=~/found'.* a value with a sign like ~ stands in quotes"):
         compose(["results=~/found"])
     assert study.results == source.parent / "found"
     assert study.grid.pairs[0][0].fingerprint == make_host("t5").fingerprint
