@@ -288,3 +288,12 @@ def test_the_plan_shows_a_prompt_with_its_answer(sets, make_host, tmp_path, caps
         (place,) = [at for at, line in enumerate(lines) if line.startswith(f"example of {name} on nano-raw-base")]
         assert lines[place].endswith(f": {row['prompt']!r} -> {' ' + answer!r}")
         assert lines[place + 1] == f"  tokens: {[*answer.split(), '</s>']}"
+
+
+def test_one_new_kind_of_run_is_one(make_host, data_folders, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / "cache"))
+    with caplog.at_level("INFO"):
+        for inits in ("[scratch]", "[scratch,sampled]"):
+            command(small(data_folders, make_host, f"results={tmp_path}/results", *QUICK, "mode=plan", "method=[lora]",
+                          f"grid.inits={inits}"))
+    assert "fit the hosts: 1 new kind of run" in caplog.text
