@@ -36,9 +36,8 @@ def findings(found: Evidence) -> dict[str, list[str]]:
     each thing compared and each baseline, with all budgets at which it is significant.
 
     Significant is a difference whose t test, that of its 95 % interval, has p ≤ 0.05 after Holm's correction within its level
-    (our
-    choice; DECISIONS.md). What the tests leave open at the largest budget is listed with the difference that a study like this
-    one would find four times in five.
+    (our choice; DECISIONS.md). What the tests leave open at the largest budget is listed with the difference that a study like
+    this one would find four times in five.
     """
     decided = [sentence(row, found.metric) for _, row in primary(found).iterrows()]
     said = {HEADINGS[level]: list(_sentences(found, level)) for level in reversed(LEVELS)}

@@ -21,10 +21,9 @@ WIDE = 4  # panels in a row
 POOLED = ("0.1", "D")  # colour and marker of what is pooled over methods
 BAND = "0.88"
 NOTE = (
-    "Bars: 95 % of new seeds{examples}. Stars: p ≤ 0.05, 0.01, 0.001 (*, **, ***), t test after Holm's "
-    "correction within a level over all budgets and inits, exploratory. Grey: less than this study would find four times "
-    "in five. A cross: "
-    "no pair."
+    "Bars: 95 % of new seeds{examples}. Stars: p ≤ 0.05, 0.01, 0.001 (*, **, ***), t test after Holm's correction within a "
+    "level over all budgets and inits, exploratory. Grey: less than this study would find four times in five. A cross: no "
+    "seed has all pairs."
 )
 COUNTS = "In brackets: pairs done/asked for, seeds."
 
