@@ -18,8 +18,8 @@ TASK = ["method", "origin", "receiving", "relation"]
 AXES = {"init": "method", "method": "init"}  # what is ranked, and within what
 NOTE = (
     "Place: mean rank over tasks ({task}), each by its mean over seeds; 1 is the best. A bar joins the items at its ticks, "
-    "which a paired t test over seeds does not tell apart (5 %, Holm's correction within a line): it tests "
-    "differences, not ranks, for the runs of a seed are not independent. That is no proof of equality.{dropped}"
+    "which a t test over seeds does not tell apart (5 %, Holm's correction within a line): it tests paired differences, not "
+    "ranks, for the runs of a seed are not independent. That is no proof of equality.{dropped}"
 )
 DROPPED = " Tasks that lack one of the items are left out."
 
