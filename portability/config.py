@@ -181,7 +181,10 @@ def _primary(value: Any, grid: Grid, kinds: Sequence[tuple[str, str, str]], host
     places = [{"method": method.name, "origin": origin, "receiving": receiving, "relation": relation, "data": data.name,
                "port": port.name, PAIRS: kind} for method, (origin, receiving, kind), relation, data, port in axes]
     budgets = {init.name: [*([] if init.kind == MATCHED else [0]), *grid.budgets] for init in grid.inits} | {BARE: [0]}
-    return declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
+    try:
+        return declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
+    except UserError as error:
+        raise UserError(f"{error} (where a sweep's grid is narrowed, primary=[] declares no contrast)") from error
 
 
 def _study_name(name: str) -> str:
