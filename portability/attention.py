@@ -36,12 +36,12 @@ def causal_mask(real: Tensor) -> Tensor:
         real: (B, T) above 0 for real tokens, 0 for padding.
     """
     size = real.shape[1]
-    before = torch.ones(size, size, dtype=torch.bool, device=real.device).tril()
+    before = real.new_ones(size, size, dtype=torch.bool).tril()
     return _added(before & (real[:, None, None] > 0))
 
 
 def _added(seen: Tensor) -> Tensor:
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, LEAST)
+    return seen.new_zeros(seen.shape, dtype=torch.float32).masked_fill(~seen, LEAST)
 
 
 def text_mask(family: str, real: Tensor) -> Tensor:

@@ -303,8 +303,13 @@ def check_unchanged(spec: HostSpec) -> None:
         UserError: it does not.
     """
     folder = folder_of(spec)
-    if describe(HostSource(spec.name, path=str(folder))).fingerprint != spec.fingerprint:
-        raise UserError(f"host '{spec.name}' changed since the study was planned ({folder}); run the command again")
+    changed = f"host '{spec.name}' changed since the study was planned"
+    try:
+        found = describe(HostSource(spec.name, path=str(folder)))
+    except UserError as error:
+        raise UserError(f"{changed}: {error}") from error
+    if found.fingerprint != spec.fingerprint:
+        raise UserError(f"{changed} ({folder}); run the command again")
 
 
 def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":

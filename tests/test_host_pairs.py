@@ -191,9 +191,9 @@ def test_packed_and_merged_studies_keep_their_pairs(compared, finished, tmp_path
     assert packed.published and packed.host_pairs() == source.host_pairs()
     shutil.copytree(finished / "alike", tmp_path / "merged")
     assert store_command(["merge", str(tmp_path / "merged"), str(source.root)]) == 0
-    assert "1 pairs of hosts" in capsys.readouterr().out and Store(tmp_path / "merged").host_pairs() == source.host_pairs()
+    assert "1 pair of hosts" in capsys.readouterr().out and Store(tmp_path / "merged").host_pairs() == source.host_pairs()
     assert store_command(["merge", str(tmp_path / "merged"), str(source.root)]) == 0
-    assert "pairs of hosts" not in capsys.readouterr().out
+    assert "of hosts" not in capsys.readouterr().out
     for root in (packed.root, tmp_path / "merged"):
         assert store_command(["verify", str(root)]) == 0
 
