@@ -18,7 +18,7 @@ from analysis.look import REFERENCES, look, marker
 
 STYLE = (Path(__file__).parent / "assets" / "charts.css").read_text(encoding="utf-8")
 WIDE, HIGH = 360, 216  # of a panel; one unit is one CSS pixel at that width
-LEFT, RIGHT, TOP, BOTTOM = 40, 12, 26, 34
+LEFT, RIGHT, TOP, BOTTOM = 40, 12, 32, 34
 ROW, BAR = 33, 222  # of a forest: height of a line, and where its numbers begin
 COLUMNS = 4  # panels beside each other in a file
 TICKS = 5
@@ -56,6 +56,7 @@ class Line:
     low: float = math.nan
     high: float = math.nan
     words: str = ""
+    verdict: str = ""
     whole: bool = True
 
 
@@ -84,24 +85,29 @@ def curves(title: str, points: pd.DataFrame, levels: dict[str, float], span: tup
     every = math.ceil(len(budgets) / TICKS)
     parts += [text(across[budget], HIGH - BOTTOM + 16, f"{budget:,}", "middle") for budget in budgets[::every]]
     parts.append(text((LEFT + WIDE - RIGHT) / 2, HIGH - 5, "updates on the receiving host", "middle"))
-    parts.append(text(LEFT - 34, 13, unit, "start"))
+    parts.append(text(LEFT - 34, 17, unit, "start"))
     parts += [f'<g class="{look(name)}"><path class="line" d="M{LEFT} {down(value):.1f}H{WIDE - RIGHT}"/></g>'
               for name, value in levels.items() if not math.isnan(value)]
     said = [f"{name} {value:.1f}" for name, value in levels.items() if not math.isnan(value)]
-    for name, own in points.groupby("init", sort=False):
-        own = own.sort_values("budget").dropna(subset="mean")
-        rows = [(across[row.budget], row) for row in own.itertuples()]
-        parts.append(f'<g class="{look(str(name))}">{"".join(_curve(rows, down, marker(str(name))))}</g>')
-        said.append(f"{name} " + ", ".join(f"{row.mean:.1f} at {row.budget}" for _, row in rows) if rows else f"{name} no number")
+    rows = {str(name): [(across[row.budget], row) for row in own.sort_values("budget").dropna(subset="mean").itertuples()]
+            for name, own in points.groupby("init", sort=False)}
+    for make in (_band, _curve):  # bands lie under all lines
+        parts += [f'<g class="{look(name)}">{"".join(make(own, down, marker(name)))}</g>' for name, own in rows.items()]
+    numbers = {name: ", ".join(f"{row.mean:.1f} at {row.budget}" for _, row in own) for name, own in rows.items()}
+    said += [f"{name} {words or 'no number'}" for name, words in numbers.items()]
     return Panel(title, _picture(title, parts, HIGH, "; ".join(said)))
 
 
-def _curve(rows: Sequence[tuple[float, Any]], down: Callable[[float], float], shape: str) -> Iterator[str]:
-    """Band, line and markers of one start."""
+def _band(rows: Sequence[tuple[float, Any]], down: Callable[[float], float], _: str) -> Iterator[str]:
+    """The intervals of one start."""
     banded = [(x, row) for x, row in rows if not math.isnan(row.low)]
     if len(banded) > 1:
         ends = [*((x, row.high) for x, row in banded), *((x, row.low) for x, row in reversed(banded))]
         yield f'<path class="band" d="{_path(ends, down)}z"/>'
+
+
+def _curve(rows: Sequence[tuple[float, Any]], down: Callable[[float], float], shape: str) -> Iterator[str]:
+    """Line and markers of one start."""
     if len(rows) > 1:
         yield f'<path class="line" d="{_path([(x, row.mean) for x, row in rows], down)}"/>'
     for x, row in rows:
@@ -157,22 +163,23 @@ def forest(title: str, lines: Sequence[Line], unit: str, span: tuple[float, floa
     foot = height - BOTTOM + 8
 
     def across(value: float) -> float:
-        return 8 + (BAR - 20) * (min(max(value, low), high) - low) / (high - low)
+        return 18 + (BAR - 36) * (min(max(value, low), high) - low) / (high - low)
 
     parts = [f'<path class="{"rule" if value else "zero"}" d="M{across(value):.1f} {TOP - 4}V{foot}"/>'
              for value in {*ticks(low, high), 0.0}]
     parts += [text(across(value), foot + 13, f"{value:+g}".replace("-", "−") if value else "0", "middle")
               for value in ticks(low, high)]
-    parts.append(text(BAR, foot + 13, unit, "start"))
+    parts.append(text(WIDE - 8, foot + 13, unit, "end"))
     for i, line in enumerate(lines):
         y = TOP + ROW * i
-        parts.append(text(4, y + 9, line.label, "start", "" if line.words else "title"))
+        parts.append(text(4, y + 9 if line.words else y + 24, line.label, "start", "" if line.words else "title"))
+        parts.append(text(BAR, y + 9, line.verdict, "start"))
         parts.append(text(BAR, y + 23, line.words, "start"))
         if not math.isnan(line.low):
             parts.append(f'<path class="line" d="M{across(line.low):.1f} {y + 19}H{across(line.high):.1f}"/>')
         if not math.isnan(line.mean):
-            shape = "" if line.whole else " hollow"
-            parts.append(f'<path class="dot{shape}" transform="translate({across(line.mean):.1f} {y + 19})" d="{marker("ported")}"/>')
+            place = f"translate({across(line.mean):.1f} {y + 19})"
+            parts.append(f'<path class="dot{"" if line.whole else " hollow"}" transform="{place}" d="{marker("ported")}"/>')
     said = "; ".join(f"{line.label} {line.words}" for line in lines if line.words)
     return Panel(title, _picture(title, parts, height, said), height)
 
@@ -190,14 +197,14 @@ def text(x: float, y: float, words: str, side: str, kind: str = "") -> str:
 def _picture(title: str, parts: Sequence[str], high: int, said: str) -> str:
     label = escape(f"{title}: {said}", quote=True)
     return (f'<svg class="plot s0" viewBox="0 0 {WIDE} {high}" role="img" aria-label="{label}">'
-            f'{text(LEFT if high == HIGH else 4, 13, title, "start", "title")}{"".join(parts)}</svg>')
+            f'{text(LEFT if high == HIGH else 4, 17, title, "start", "title")}{"".join(parts)}</svg>')
 
 
 def key(name: str) -> str:
     """The sample of a legend."""
     shape = "" if name in REFERENCES else f'<path class="dot" transform="translate(13 6)" d="{marker(name)}"/>'
-    return (f'<svg class="plot key" viewBox="0 0 26 12" aria-hidden="true"><g class="{look(name)}"><path class="line" d="M0 6H26"/>'
-            f"{shape}</g></svg>")
+    return (f'<svg class="plot key" viewBox="0 0 26 12" aria-hidden="true"><g class="{look(name)}">'
+            f'<path class="line" d="M0 6H26"/>{shape}</g></svg>')
 
 
 def file(chart: Chart) -> str:
@@ -216,5 +223,6 @@ def file(chart: Chart) -> str:
         y += max(panel.high for panel in row) + 12
     wide = columns * (WIDE + 12)
     label = escape(chart.title, quote=True)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {y}" role="img" aria-label="{label}"><style>{STYLE}</style>'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {y}" role="img" aria-label="{label}">'
+            f"<style>{STYLE}</style>"
             f'<rect width="100%" height="100%" fill="var(--sheet)"/><g class="plot">{"".join(parts)}</g></svg>\n')

@@ -75,9 +75,9 @@ def break_even(found: Evidence) -> pd.DataFrame:
     less than stands here, so `ports` is at least so many. Porting itself and the trials of tuning are not counted.
 
     Returns:
-        By method and receiving host, one row in updates and one in tokens: `saved`, `low`, `high`, `origin_cost`, `ports`, `ports_low`,
-        `ports_high`, `reached`, `censored`, `median_by`, `largest`, counts, `status`, `mark`. Empty where arm or scratch, or a
-        better metric value, does not exist.
+        By method and receiving host, one row in updates and one in tokens: `saved`, `low`, `high`, `origin_cost`,
+        `ports`, `ports_low`, `ports_high`, `reached`, `censored`, `median_by`, `largest`, counts, `status`, `mark`. Empty where
+        arm or scratch, or a better metric value, does not exist.
     """
     matches, costs = updates_to_match(found), cost(found)
     matches = matches[(matches["init"] == found.arm) & (matches["level"] == HOST)]

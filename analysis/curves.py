@@ -126,7 +126,8 @@ def updates_to_match(found: Evidence) -> pd.DataFrame:
     pass their own last value earlier.
 
     Returns:
-        By method and init, by receiving host, and by direction (`level`): `after` and `by`, the mean ends of the time (cells weigh alike);
+        By method and init, by receiving host, and by direction (`level`): `after` and `by`, the mean ends of the time (cells
+        weigh alike);
         `median_after` and `median_by`, between which half of the runs have got there (NaN where more than half are censored);
         `reached`, `censored` of `runs`; `largest`; `saved_least` and `saved_most`, between which scratch's own updates minus
         these

@@ -57,11 +57,12 @@ class Evidence:
 
     @cached_property
     def kinds(self) -> dict[tuple[str, str], str]:
-        """(origin, receiving) to what relates them: primary.pair_kind as the manifests have it; of older ones, which say nothing,
-        "size" for hosts of other shapes and "" for those of one shape."""
+        """(origin, receiving) to what relates them: primary.pair_kind as the manifests have it; of older ones, which say
+        nothing, "size" for hosts of other shapes and "" for those of one shape."""
         shapes = {host["name"]: host["shape"] for host in self.study.parts["host"]}
         pairs = self.cells[["origin", "receiving"]].drop_duplicates().itertuples(index=False, name=None)
-        return {(one, other): SIZE if shapes.get(one) != shapes.get(other) else "" for one, other in pairs} | kinds(self.study.facts)
+        of_shape = {(one, other): SIZE if shapes.get(one) != shapes.get(other) else "" for one, other in pairs}
+        return of_shape | kinds(self.study.facts)
 
     def parts(self) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
         """The arms for every data set and port that a study has several of; what carries no port of the arm's is in each."""

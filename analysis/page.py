@@ -30,6 +30,7 @@ ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("page.js", "chart.js", "run.js")  # one script in the page
 FILTERS = ("method", "origin", "receiving", "relation", "init", "budget", "seed", "status")  # always there, in this order
 MAYBE = {"origin_data": ["relation"], "data": [], "port": []}  # there where a study has several, in one group of these
+SHORT = 32  # letters of a number with its interval, which no line breaks
 HIDDEN = ("reason", "run_id", "mark", "native_id", "bare_id")
 
 
@@ -96,13 +97,14 @@ def _table(table: Table) -> dict[str, Any]:
         rows.append([{**_field(entry, table), "label": i < len(labels), "again": i < len(same) and same[i]}
                      for i, entry in enumerate(row)])
         before = labels
-    return {"name": table.name, "title": table.lead, "notes": table.notes, "header": view.header, "labels": view.labels if table.column else 0, "rows": rows}
+    return {"name": table.name, "title": table.lead, "notes": table.notes, "header": view.header,
+            "labels": view.labels if table.column else 0, "rows": rows}
 
 
 def _field(entry: Entry, table: Table) -> dict[str, Any]:
     """The number, and what it rests on (the counts in brackets), apart."""
     number, bracket, counts = entry.text.partition(" (") if table.column else (entry.text, "", "")
-    return {"text": number, "counts": bracket + counts, "style": entry.style}
+    return {"text": number, "counts": bracket + counts, "style": entry.style or ("short" if len(entry.text) <= SHORT else "")}
 
 
 def _problems(problems: list[Problem]) -> dict[str, list[Problem]]:

@@ -14,7 +14,7 @@ from analysis.inference import TASK
 from analysis.judging import counted, judged
 from analysis.look import REFERENCES, budget_words, groups
 from analysis.metrics import UNITS
-from analysis.primary import OPEN, primary
+from analysis.primary import primary
 from analysis.stats import apart
 
 MOST = 120  # panels of a chart; a study of more has one a receiving host, over all origins
@@ -25,8 +25,8 @@ CURVES = (
 )
 FOREST = "Bars: 95 % of new seeds{examples}. {stars}Hollow: some cells lack."
 STARS = (
-    "Stars: p ≤ 0.05, 0.01, 0.001 (*, **, ***) of the t test, after Holm's correction within a level over all budgets and starts: "
-    "exploratory. "
+    "Stars: p ≤ 0.05, 0.01, 0.001 (*, **, ***) of the t test, after Holm's correction within a level over all budgets and "
+    "starts: exploratory. "
 )
 
 
@@ -81,7 +81,8 @@ def _charts(found: Evidence, name: str, title: str, keys: list[str], words: Call
         levels = unit.scale * arms.groupby(keys, sort=False)[list(REFERENCES)].mean()
         span = span_of([*points["mean"], *points["low"], *points["high"], *levels.to_numpy().ravel()],
                        found.metric.unit == "fraction")
-        panels = [curves(words(*map(str, names)), part, dict(levels.loc[names if len(keys) > 1 else names[0]]), span, unit.symbol)
+        across = {names if len(keys) > 1 else (names,): dict(own) for names, own in levels.iterrows()}
+        panels = [curves(words(*map(str, names)), part, across[names], span, unit.symbol)
                   for names, part in points.groupby(keys, sort=False) if part["mean"].notna().any()]
         if panels:
             whole = ", ".join([title.format(metric=found.metric.title), *map(str, labels.values())])
@@ -120,7 +121,7 @@ def decided(found: Evidence) -> list[Chart]:
     if rows["mean"].isna().all():
         return []
     lines = [Line(row["name"], row["mean"], row["low"], row["high"],
-                  _words(row, found) + ("" if row["verdict"] == OPEN else f" {row['verdict']}"), not row["mark"])
+                  _words(row, found), row["verdict"], not row["mark"])
              for _, row in rows.iterrows()]
     unit = UNITS[found.metric.difference].symbol
     title = f"What was declared before the runs: differences in {found.metric.label}."
@@ -135,7 +136,7 @@ def differences(found: Evidence) -> list[Chart]:
     levels = {name: frame[frame["budget"] == frame["budget"].max()] for name, frame in found.levels.items()}
     whole = levels["all"]
     keys = [*(key for key in ("data", "port") if key in whole), "baseline"]
-    shown = pd.concat([levels[name] for name in ("all", "pair", "method", "relation")], ignore_index=True)
+    shown = pd.concat([levels[name] for name in HEADINGS], ignore_index=True)
     unit, panels = UNITS[found.metric.difference].symbol, []
     for labels, _ in groups(whole, keys) if whole["mean"].notna().any() else ():
         own = {name: _of(frame, dict(zip(keys, labels, strict=True))) for name, frame in levels.items()}
@@ -152,8 +153,11 @@ def _of(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     return frame
 
 
+HEADINGS = {"all": "", "pair": "By direction", "method": "By method", "relation": "By method and relation"}
+
+
 def _lines(levels: dict[str, pd.DataFrame], found: Evidence) -> Iterator[Line]:
-    for heading, name in (("", "all"), ("By direction", "pair"), ("By method", "method"), ("By method and relation", "relation")):
+    for name, heading in HEADINGS.items():
         rows = levels[name]
         if name != "all" and not 1 < len(rows) <= LINES:
             continue
@@ -161,13 +165,13 @@ def _lines(levels: dict[str, pd.DataFrame], found: Evidence) -> Iterator[Line]:
             yield Line(heading)
         for _, row in rows.iterrows():
             words = "no whole seed†" if math.isnan(row["mean"]) else _words(row, found, row["p_holm"]) + row["mark"]
-            yield Line(_label(row), row["mean"], row["low"], row["high"], words, not row["mark"])
+            yield Line(_label(row), row["mean"], row["low"], row["high"], words, whole=not row["mark"])
 
 
 def _label(row: pd.Series) -> str:
     direction = f"{row['origin']} → {row['receiving']}" if "origin" in row else ""
-    words = ", ".join(str(part) for part in (row.get("method"), direction, row.get("relation")) if isinstance(part, str) and part)
-    return words or "All methods, directions and relations"
+    parts = (row.get("method"), direction, row.get("relation"))
+    return ", ".join(part for part in parts if isinstance(part, str) and part) or "All methods, directions and relations"
 
 
 def _words(row: pd.Series, found: Evidence, p: float = math.nan) -> str:

@@ -81,8 +81,8 @@ def why_not(found: Evidence) -> list[str]:
     """Why no correlation is shown, in a sentence; nothing where some are."""
     least, hosts, pairs = _least(found)
     return [] if least <= ALPHA or not pairs else [
-        f"Nothing is said of what goes with a gain: the study has {hosts} hosts in {pairs} pairs, and exchanging hosts could give "
-        f"no p below {least:.2g}, however close the relation."]
+        f"Nothing is said of what goes with a gain: the study has {hosts} hosts in {pairs} pairs, and exchanging hosts could "
+        f"give no p below {least:.2g}, however close the relation."]
 
 
 def _least(found: Evidence) -> tuple[float, int, int]:
@@ -90,7 +90,8 @@ def _least(found: Evidence) -> tuple[float, int, int]:
     own = found.arms[found.arms["init"] == found.arm]
     directed = tuple(dict.fromkeys(zip(own["origin"], own["receiving"], strict=True)))
     pairs = tuple(dict.fromkeys(tuple(sorted(unit)) for unit in directed))
-    orders = [len(arrangements(units, symmetric)) for units, symmetric in ((pairs, True), (directed, False)) if len(units) >= FEWEST]
+    both = ((pairs, True), (directed, False))
+    orders = [len(arrangements(units, symmetric)) for units, symmetric in both if len(units) >= FEWEST]
     return 1 / max(orders, default=1), len({host for unit in pairs for host in unit}), len(pairs)
 
 

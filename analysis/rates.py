@@ -75,9 +75,9 @@ def words(found: Evidence, frame: pd.DataFrame) -> str:
     if len(edges):
         names = dict.fromkeys(f"{row['init']} of {row['method']}" for _, row in edges.iterrows())
         more = f"A best rate {EDGE} of those that were tried, so a better one may lie beyond: {', '.join(names)}."
-    return (f"Means in {UNITS[found.metric.unit].symbol}, over directions, relations and seeds. Common gain: {found.arm} minus this "
-            "start, both at the method's own rate; gain of bests: each at its best factor. The best of several is chosen on the same "
-            f"runs, which flatters whatever scatters most. {more}")
+    return (f"Means in {UNITS[found.metric.unit].symbol}, over directions, relations and seeds. Common gain: {found.arm} minus "
+            "this start, both at the method's own rate; gain of bests: each at its best factor. The best of several is chosen "
+            f"on the same runs, which flatters whatever scatters most. {more}")
 
 
 RECIPES: dict[str, Recipe] = {

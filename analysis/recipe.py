@@ -14,8 +14,8 @@ from analysis.metrics import Metric
 class Table:
     """A finished table. `frame` is tidy: the keys, `quantity`, `unit`, then the columns of stats.summarise.
 
-    `lead` says in a sentence what it shows, and heads it; `notes` say what its numbers rest on. `rows` and `column` say how a reader sees it (column None: the frame as it is, restricted to `shown`), `show` how one
-    row of the frame is written.
+    `lead` says in a sentence what it shows, and heads it; `notes` say what its numbers rest on. `rows` and `column` say how a
+    reader sees it (column None: the frame as it is, restricted to `shown`), `show` how one row of the frame is written.
     """
 
     name: str

@@ -49,14 +49,15 @@ def count_words(study: Study) -> str:
 def report(found: Evidence, parts: Sequence[Section], chart: Sequence[Chart]) -> str:
     """The whole report: the verdict, its chart and numbers, every question with its charts and tables, problems, provenance."""
     study = found.study
-    lines = [f"# Study {study.name}: {found.metric.label}", "", f"**{_plain(verdict_words(found))}**", "", *map(_picture, chart)]
+    lines = [f"# Study {study.name}: {found.metric.label}", "", f"**{_plain(verdict_words(found))}**", ""]
+    lines += map(_picture, chart)
     lines += [f"- {_plain(f'{row.words}: {row.size} {row.between}')} ({row.verdict})" for row in numbers(found)]
     lines += ["", f"{count_words(study)}.", "", "Read with care:", "", *(f"- {_plain(line)}" for line in caveats(found)), ""]
     for part in parts:
         lines += [f"## {part.title}", "", *(f"- {_plain(line)}" for line in part.said), "", *map(_picture, part.charts)]
         lines += [markdown(table) for table in part.tables]
-    lines += ["## What is wrong with records and runs?", "", *_problems(study.problems), "", "## Where do the numbers come from?", "",
-              *provenance(study), ""]
+    lines += ["## What is wrong with records and runs?", "", *_problems(study.problems), ""]
+    lines += ["## Where do the numbers come from?", "", *provenance(study), ""]
     return "\n".join(lines)
 
 

@@ -41,7 +41,8 @@ class Section:
 
 
 QUESTIONS = (
-    Question("Declared", "What was declared before the runs, and what came of it?", ("primary", "iterates"), (plots.decided,), said),
+    Question("Declared", "What was declared before the runs, and what came of it?", ("primary", "iterates"), (plots.decided,),
+             said),
     Question("Starts", "Is a start from {origin} ahead of the others?",
              ("comparisons", "init_by_method", "init_by_budget", "take_off", "area"),
              (plots.by_method, plots.differences, plots.flights)),

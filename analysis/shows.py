@@ -146,7 +146,7 @@ def _cost_view(frame: pd.DataFrame) -> pd.DataFrame:
     runs = own[own["quantity"] == "updates"].set_index(keys)
     done = runs["expected"] - runs["failed"] - runs["missing"]
     counts = done.astype(str) + "/" + runs["expected"].astype(str) + runs["mark"]
-    shown = _keys(own.drop_duplicates(keys), "method", "receiving", "init").join(wide, on=keys).join(counts.rename("runs"), on=keys)
+    shown = own.drop_duplicates(keys)[keys].join(wide, on=keys).join(counts.rename("runs"), on=keys)
     return shown.rename(columns=HEADS)
 
 
@@ -313,7 +313,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "break_even": Recipe(
         break_even, "Break-even",
-        "What {start} saves against scratch on each receiving host when the module is there already, and how many {starts} pay {its} back.",
+        "What {start} saves against scratch on each receiving host when the module is there already, and how many {starts} pay "
+        "{its} back.",
         view=_break_even_view, words=_under(PAID, _arms, "method", "init", "budget"),
     ),
     "predictors": Recipe(

@@ -8,8 +8,8 @@ from analysis import captions
 from analysis.contrasts import chance, counted, short, view, with_interval
 from analysis.entries import interval, number
 from analysis.evidence import Evidence, once
-from analysis.metrics import LAST, PREFIX, UNITS, metric_of
 from analysis.look import budget_words
+from analysis.metrics import LAST, PREFIX, UNITS, metric_of
 from analysis.primary import OPEN, primary, sentence, verdict
 from analysis.recipe import Recipe
 from portability.primary import all_alike
@@ -71,7 +71,7 @@ def chief(found: Evidence) -> list[Number]:
 
 
 def verdict_words(found: Evidence) -> str:
-    """The study in one sentence: which declared contrasts are ahead, behind, or open; or, headed as such, what is exploratory."""
+    """The study in one sentence: which declared contrasts are ahead, behind or open; or, said to be so, what is exploratory."""
     rows = numbers(found)
     if not rows:
         return NOTHING
@@ -86,8 +86,8 @@ def verdict_words(found: Evidence) -> str:
 
 
 def said(found: Evidence) -> list[str]:
-    """Every declared contrast in a sentence, and whether the last iterate alone says the same."""
-    return [*(sentence(row, found.metric) for _, row in primary(found).iterrows()), *turns(found)]
+    """Whether the last iterate alone says the same, and every declared contrast in a sentence."""
+    return [*turns(found), *(sentence(row, found.metric) for _, row in primary(found).iterrows())]
 
 
 def turns(found: Evidence) -> list[str]:
@@ -115,8 +115,8 @@ def _last(found: Evidence) -> str:
 
 @once
 def iterates(found: Evidence) -> pd.DataFrame:
-    """The primary contrasts of what a mark evaluates (`mean`, `low`, ...) and of its last iterate alone (`last_mean`, ...), both
-    over seeds only, for there are no predictions of last iterates; `turns` where the verdicts differ."""
+    """The primary contrasts of what a mark evaluates (`mean`, `low`, ...) and of its last iterate alone (`last_mean`, ...),
+    both over seeds only, for there are no predictions of last iterates; `turns` where the verdicts differ."""
     study, name = found.study, _last(found)
     cells = study.cells.assign(value=study.cells[name])
     last = Evidence(replace(study, cells=cells, metric=name), metric_of(name))
@@ -149,8 +149,11 @@ def _shown_iterates(frame: pd.DataFrame) -> pd.DataFrame:
 
 WORDS = (
     "Differences with 95 % intervals of new seeds{examples}; p of the t test after Holm's correction for all contrasts of this "
-    "table, which decides. By exchange: labels exchanged within seeds, and the least p that these seeds could give. Detectable: the "
-    "true difference that would be found four times in five at the first step of the correction. {mark}"
+    "table, which decides. By exchange: labels exchanged within seeds, and the least p that these seeds could give. "
+    "Detectable: the true difference that would be found four times in five at the first step of the correction. {mark}"
+)
+BOTH = (
+    "Both over seeds only, for no predictions of last iterates are kept; so intervals are not those of the primary contrasts."
 )
 RECIPES: dict[str, Recipe] = {
     "primary": Recipe(
@@ -161,8 +164,7 @@ RECIPES: dict[str, Recipe] = {
     "iterates": Recipe(
         iterates, "Primary contrasts under both iterates",
         "{label}: the declared contrasts of what a mark evaluates, and of its last iterate alone.", view=_shown_iterates,
-        words=lambda found, _: "Both over seeds only, for no predictions of last iterates are kept, so intervals differ from those "
-                               "of the primary contrasts. " + " ".join(turns(found)), of=twofold,
+        words=lambda found, _: " ".join([BOTH, *turns(found)]), of=twofold,
     ),
 }
 

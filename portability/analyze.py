@@ -71,8 +71,9 @@ def say(found: Evidence, console: Console) -> None:
     console.print(f"Study {study.name}: {count_words(study)}.", markup=False)
     console.print(verdict_words(found), markup=False)
     shown = Rows(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, side in (("contrast", "left"), ("difference", "right"), ("95 %", "right"), ("p (Holm)", "right"), ("verdict", "left")):
-        shown.add_column(name, justify=side, overflow="fold", no_wrap=name != "contrast")  # type: ignore[arg-type]
+    shown.add_column("contrast", overflow="fold")
+    for name in ("difference", "95 %", "p (Holm)", "verdict"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         shown.add_row(row.name, row.size, row.between.strip("[]"), row.p, row.verdict)
     if rows:
