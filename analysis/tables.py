@@ -61,12 +61,13 @@ def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
     frame = recipe.make(found)
     budget = found.arms["budget"].max()
     lead = say(recipe.lead, found.arm).format(label=found.metric.title, budget="no" if pd.isna(budget) else budget)
+    lead, _, more = lead.partition(". ")  # one sentence heads a table
     rows = (*(key for key in ("data", "port") if key in frame and recipe.column), *recipe.rows)
     shown = frame if recipe.view is None else recipe.view(frame).rename(columns=lambda name: say(name, found.arm))
     best = recipe.best and found.metric.better is not None
-    notes = [_notes(recipe, found, frame, rows), *captions.leak_guard(found.study.facts), *([captions.BEST] if best else []),
+    notes = [*([more] if more else []), _notes(recipe, found, frame, rows), *captions.leak_guard(found.study.facts), *([captions.BEST] if best else []),
              *captions.too_long(found.study.parts["too_long"]), *captions.protocol(found.study.schema)]
-    return Table(name, recipe.title, lead, " ".join(notes), frame, rows, recipe.column, best, found.metric, shown, recipe.show)
+    return Table(name, recipe.title, f"{lead.rstrip('.')}.", " ".join(notes), frame, rows, recipe.column, best, found.metric, shown, recipe.show)
 
 
 def _notes(recipe: Recipe, found: Evidence, frame: pd.DataFrame, rows: tuple[str, ...]) -> str:
