@@ -127,7 +127,7 @@ def span_of(values: Iterable[float], fraction: bool) -> tuple[float, float]:
         ((50.0, 100.0), (0.0, 1.0))
     """
     known = [value for value in values if not math.isnan(value)] or [0.0]
-    low, high = min(known), max(known)
+    low, high = round(min(known), 9), round(max(known), 9)
     marks = ticks(low, high)
     step = marks[1] - marks[0] if len(marks) > 1 else 1.0
     low, high = step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9)
@@ -189,6 +189,8 @@ def forest(title: str, lines: Sequence[Line], unit: str, span: tuple[float, floa
 
 def text(x: float, y: float, words: str, side: str, kind: str = "") -> str:
     """Words that begin, or end, or have their middle at x; cut where a panel has no room."""
+    if not words:
+        return ""
     most = LETTERS[kind]
     words = words if len(words) <= most else f"{words[: most - 1]}…"
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{f"{kind} {side}".strip()}">{escape(words)}</text>'

@@ -11,6 +11,7 @@ import pandas as pd
 SLOTS = {  # start -> its place in charts.css; what is of one kind shares it, for no study has both
     "ported": 0, "extracted": 0, "sampled": 1, "scratch": 2, "sampled_permute": 3, "extracted_shuffled": 3, "sampled_norm": 4,
     "extracted_noise": 4, "shuffled": 5, "extracted_random": 5, "compute_matched": 6, "pissa": 6,
+    "extracted_aligned": 7,
 }
 OTHER = 7  # of a start that is not named here
 REFERENCES = ("native", "bare")

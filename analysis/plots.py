@@ -138,7 +138,7 @@ def differences(found: Evidence) -> list[Chart]:
     keys = [*(key for key in ("data", "port") if key in whole), "baseline"]
     shown = pd.concat([levels[name] for name in HEADINGS], ignore_index=True)
     unit, panels = UNITS[found.metric.difference].symbol, []
-    for labels, _ in groups(whole, keys) if whole["mean"].notna().any() else ():
+    for labels, _ in groups(whole, keys) if shown["mean"].notna().any() else ():
         own = {name: _of(frame, dict(zip(keys, labels, strict=True))) for name, frame in levels.items()}
         panels.append(forest(f"{found.arm} − {', '.join(reversed(labels))}", list(_lines(own, found)), unit, _span(shown)))
     if not panels:

@@ -13,8 +13,9 @@ from analysis.metrics import LAST, PREFIX, UNITS, metric_of
 from analysis.primary import OPEN, primary, sentence, verdict
 from analysis.recipe import Recipe
 from portability.primary import all_alike
+from portability.wording import counted as items
 
-DECIDED = "Of {count} contrasts that were declared before the runs, {parts}."
+DECIDED = "Of {count} declared before the runs, {parts}."
 EXPLORATORY = "No contrast was declared before the runs, so nothing is decided; exploratory, over everything: {parts}."
 NOTHING = "The study has no two starts to compare."
 SIDES = {"ahead": "ahead", "behind": "behind", "higher": "higher", "lower": "lower", OPEN: "left open"}
@@ -36,7 +37,7 @@ class Number:
 def _exploratory(found: Evidence) -> pd.DataFrame:
     """The arm against every other start over everything, after any update."""
     frame = found.levels["all"]
-    frame = frame[(frame["budget"] > 0) & frame["mean"].notna()]
+    frame = frame[frame["budget"] > 0]
     frame = frame.sort_values("baseline", key=lambda names: names != "scratch", kind="stable")
     names = [f"{row['arm']} − {row['baseline']} {budget_words(int(row['budget']))}" + "".join(
         f", {row[key]}" for key in ("data", "port") if key in row) for _, row in frame.iterrows()]
@@ -53,8 +54,8 @@ def numbers(found: Evidence) -> list[Number]:
     """The primary contrasts in the order of the sweep; where none was declared, the exploratory differences over everything."""
     frame = primary(found) if declared(found) else _exploratory(found)
     unit = UNITS[found.metric.difference]
-    return [Number(row["name"], row["words"], "none" if pd.isna(row["mean"]) else f"{number(row['mean'], unit)} {unit.symbol}",
-                   "no interval" if pd.isna(row["low"]) else interval(row["low"], row["high"], unit), chance(row["p_holm"]),
+    return [Number(row["name"], row["words"], "no whole seed" if pd.isna(row["mean"]) else f"{number(row['mean'], unit)} {unit.symbol}",
+                   "" if pd.isna(row["low"]) else interval(row["low"], row["high"], unit), chance(row["p_holm"]),
                    row["verdict"]) for _, row in frame.iterrows()]
 
 
@@ -76,13 +77,13 @@ def verdict_words(found: Evidence) -> str:
     if not rows:
         return NOTHING
     if not declared(found):
-        return EXPLORATORY.format(parts="; ".join(f"{row.words} {row.size} {row.between}" for row in chief(found)))
+        return EXPLORATORY.format(parts="; ".join(f"{row.words} {row.size} {row.between}".rstrip() for row in chief(found)))
     parts = []
     for side, words in SIDES.items():
         own = [f"{row.name} {row.size}" for row in rows if row.verdict == side]
         if own:
             parts.append(f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})")
-    return DECIDED.format(count=len(rows), parts=", ".join(parts))
+    return DECIDED.format(count=items(len(rows), "contrast"), parts=", ".join(parts))
 
 
 def said(found: Evidence) -> list[str]:

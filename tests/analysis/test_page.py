@@ -16,8 +16,7 @@ from synthetic import FACTS, Axes, build, record, write
 
 from analysis import tables
 from analysis.details import EXAMPLES, POINTS, Details, details
-from analysis.evidence import gather
-from analysis.load import Study
+from analysis.evidence import Evidence, gather
 from analysis.metrics import OF_LABELS
 from analysis.page import ASSETS, SCRIPTS, page
 from analysis.plots import headline
@@ -40,15 +39,16 @@ class Made:
     """A page, and what it was made of."""
 
     html: str
-    study: Study
+    found: Evidence
     details: Details
 
 
 def made(store: Store, **changes: Any) -> Made:
-    """The page of a study."""
+    """The page of a study; `parts` and `details` where others than its own are wanted."""
     found = gather(store, "eval_accuracy")
     drilled = changes.get("details") or details(store, found.cells)
-    return Made(page(found, sections(found), headline(found), drilled), found.study, drilled)
+    parts = sections(found) if changes.get("parts") is None else changes["parts"]
+    return Made(page(found, parts, headline(found), drilled), found, drilled)
 
 
 class Tags(HTMLParser):
@@ -217,14 +217,14 @@ def test_what_is_wrong_is_named(tmp_path):
     study.remove(lost)
     study.remove(failed)
     study.store.fail(failed, {"error": "out of memory"})
-    html = made(study.store).html
+    html = made(study.store, parts=[]).html
     problems = html.split('id="problems"')[1].split("</section>")[0]
     assert lost in problems and failed in problems and "out of memory" in problems
     assert "<dt>cells of the grid</dt><dd>24 <small>20 done, 2 failed, 2 missing</small>" in html
 
 
 def test_the_cells_in_the_page_are_those_of_the_study(nano):
-    data, cells = payload(nano.html), nano.study.cells
+    data, cells = payload(nano.html), nano.found.study.cells
     for key in ("method", "origin", "receiving", "relation", "init", "seed", "budget", "run_id", "status", "native_id"):
         assert column(data, key) == cells[key].tolist(), key
     for key in (*OF_LABELS, "native", "bare", "lift"):
@@ -239,7 +239,7 @@ def test_a_column_is_shown_where_a_study_has_several_of_it(tmp_path, nano):
     study = build(tmp_path / "toy", SMALL)
     more = build(tmp_path / "more", replace(SMALL, port="repeat"))
     study.store.expect(more.cells, FACTS)
-    assert "port" in shown(made(study.store).html)
+    assert "port" in shown(made(study.store, parts=[]).html)
 
 
 # ---- details
@@ -270,7 +270,7 @@ def test_every_run_is_described_and_what_many_share_stands_once(nano):
     assert len(nano.details.parts) < 200
     texts = [json.dumps(part, sort_keys=True) for part in nano.details.parts]
     assert len(texts) == len(set(texts))
-    assert len(nano.study.parts["host"]) == 3 and len(nano.study.parts["data"]) == 2
+    assert len(nano.found.study.parts["host"]) == 3 and len(nano.found.study.parts["data"]) == 2
 
 
 def test_a_long_curve_keeps_its_ends_and_a_number_that_is_not_finite_is_none(tmp_path):
@@ -279,7 +279,7 @@ def test_a_long_curve_keeps_its_ends_and_a_number_that_is_not_finite_is_none(tmp
     value = record(cell.run_id, {0: 0.5, 100: 0.6, 500: float("nan")})
     value["train_info"]["train_loss"] = [[i, float("inf") if i == 1 else 1 / i] for i in range(1, 5001)]
     write(study.store, cell.run_id, value)
-    found = made(study.store)
+    found = made(study.store, parts=[])
     run = found.details.runs[cell.run_id]
     updates = found.details.parts[run["loss"]["updates"]]
     assert (len(updates), updates[0], updates[-1], run["loss"]["of"]) == (POINTS, 1, 5000, 5000)
@@ -296,7 +296,7 @@ def test_a_run_that_is_not_done_has_its_error_without_paths(tmp_path):
     study.store.fail(failed, {"error": "no /home/somebody/secret/data/x", "traceback": trace})
     study.path(torn).write_text("{")
     write(study.store, newer, record(newer, {0: 0.5}, schema=99))
-    found = made(study.store)
+    found = made(study.store, parts=[])
     runs = found.details.runs
     assert [runs[i]["state"] for i in (lost, failed, torn, newer)] == ["missing", "failed", "broken", "foreign"]
     assert "line 1" in runs[failed]["error"] and "schema 99" in runs[newer]["error"]
@@ -316,14 +316,15 @@ def test_too_many_runs_are_counted_and_not_described(tmp_path):
     few = details(store, cells, most=total - 1)
     assert (few.runs, few.parts, few.total, few.left_out) == ({}, [], total, True)
     assert details(store, cells, most=total).runs
-    assert "too many for one page" in made(store, details=few).html and "too many for one page" not in made(store).html
+    assert "too many for one page" in made(store, details=few, parts=[]).html
+    assert "too many for one page" not in made(store, parts=[]).html
 
 
 # ---- commands
 
 
 def test_the_command_of_a_run_chooses_that_very_run(nano):
-    runs, cells = nano.details.runs, nano.study.cells
+    runs, cells = nano.details.runs, nano.found.study.cells
     assert all(run["command"] for run in runs.values())
     read = set(cells["run_id"])
     unread = next(i for i in runs if i not in read and i not in set(cells["native_id"]))  # an origin on other data
