@@ -170,8 +170,8 @@ def too_long(found: Sequence[dict[str, Any]]) -> list[str]:
 
     Example:
         >>> too_long([{"host": "h", "data": "d", "train_dropped": 1, "train_truncated": 0, "test_truncated": 0}])
-        ['Answers too long for a host: d on h 1 training examples left out, 0 training answers cut, 0 test answers cut in \
-their likelihood.']
+        ['Answers too long for a host: d on h 1 training example left out, 0 training answers cut, 0 test answers cut in \
+the likelihood.']
     """
     words = [f"{one['data']} on {one['host']} {too_long_words(one)}" for one in found]
     return [f"Answers too long for a host: {'; '.join(words)}."] if words else []

@@ -120,20 +120,18 @@ def updates_to_match(found: Evidence) -> pd.DataFrame:
     """Updates until a run is as good as its scratch twin (same seed) is at the largest budget, to within TOLERANCE.
 
     Runs are seen at marks only, so the crossing lies after the last mark at which a run was not yet as good and no later than
-    the
-    first at which it was; both ends are carried along. A run that is never as good is censored at the largest budget: times,
-    and what is saved, are those within it (restricted means). Scratch stands beside the others as its own twin: noisy curves
-    pass their own last value earlier.
+    the first at which it was; both ends are carried along. A run that is never as good is censored at the largest budget:
+    times, and what is saved, are those within it (restricted means). Scratch stands beside the others as its own twin: noisy
+    curves pass their own last value earlier.
 
     Returns:
         By method and init, by receiving host, and by direction (`level`): `after` and `by`, the mean ends of the time (cells
         weigh alike);
         `median_after` and `median_by`, between which half of the runs have got there (NaN where more than half are censored);
         `reached`, `censored` of `runs`; `largest`; `saved_least` and `saved_most`, between which scratch's own updates minus
-        these
-        lie on average, `saved` their middle, `low` and `high`, which hold it for 95 % of new seeds wherever within the marks
-        the crossings are (the lower end of the interval of `saved_least`, the upper of `saved_most`); `blocks`, the seeds; the
-        counts. Empty where no metric value is better.
+        these lie on average, `saved` their middle, `low` and `high`, which hold it for 95 % of new seeds wherever within the
+        marks the crossings are (the lower end of the interval of `saved_least`, the upper of `saved_most`); `blocks`, the
+        seeds; the counts. Empty where no metric value is better.
 
     Source: the interval of a mean that is known to lie between two: Horowitz & Manski, J. Am. Stat. Assoc. 95, 2000, section 3.
     """
@@ -224,11 +222,9 @@ def take_off(found: Evidence) -> pd.DataFrame:
 
     Returns:
         By method, init and budget: `mean`, the share of cells (fraction; methods, directions and relations weigh alike) with
-        its 95 %
-        interval over new seeds; `median_after` and `median_by`, between which half of the runs have taken off (NaN where less
-        than
-        half do within the largest budget); the columns of judging.judged and judging.counted. Empty where no metric value is
-        better.
+        its 95 % interval over new seeds; `median_after` and `median_by`, between which half of the runs have taken off (NaN
+        where less than half do within the largest budget); the columns of judging.judged and judging.counted. Empty where no
+        metric value is better.
     """
     sign = direction(found.metric)
     keys = [*apart(found.cells), "method", "init"]

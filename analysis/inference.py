@@ -102,7 +102,8 @@ def tested(parts: Iterator[Design]) -> list[dict[str, float | int | str]]:
         found = estimate(part.differences, part.examples)
         seeds = len(part.differences) + part.lacking
         left = f"{part.lacking} of {seeds} seeds lack cells and are left out" if part.lacking else ""
-        rows.append(vars(found) | {"mark": "†" if left else "", "note": "; ".join(filter(None, (found.note, left)))})
+        note = found.note if len(part.differences) or not left else ""
+        rows.append(vars(found) | {"mark": "†" if left else "", "note": "; ".join(filter(None, (note, left)))})
     return rows
 
 

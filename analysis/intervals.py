@@ -22,10 +22,9 @@ class Estimate:
     """A mean over seeds. All but `blocks`, `examples` and `mean` are NaN where the data cannot give them.
 
     mean, low, high, se (half of the interval over the t quantile) and sd are in the unit of the differences; `p` is that of a
-    two-sided t test of 0, which is at most 0.05
-    exactly where the interval leaves 0 out; `df` are the degrees of freedom of both, `sd` is the spread of seeds, `effect` =
-    mean / sd, `blocks` the seeds and `examples` the test examples behind it (0: over seeds only), `note` what is out of the
-    ordinary, in words.
+    two-sided t test of 0, which is at most 0.05 exactly where the interval leaves 0 out; `df` are the degrees of freedom of
+    both, `sd` is the spread of seeds, `effect` = mean / sd, `blocks` the seeds and `examples` the test examples behind it (0:
+    over seeds only), `note` what is out of the ordinary, in words.
     """
 
     mean: float
@@ -112,9 +111,9 @@ def spread(blocks: np.ndarray, examples: Sequence[np.ndarray] = ()) -> Spread:
     """What seeds and test examples contribute to the variance of the mean over seeds.
 
     The model is crossed: difference[seed, example] = mean + seed + example + rest, seeds and examples random, examples nested
-    in
-    their test set. The variance of the mean is the seeds' (of the seeds' means, which the rest is in) plus each test set's: the
-    variance of its per-example means less what the rest puts into it, never below 0. So it does not vanish with more seeds.
+    in their test set. The variance of the mean is the seeds' (of the seeds' means, which the rest is in) plus each test set's:
+    the variance of its per-example means less what the rest puts into it, never below 0. So it does not vanish with more
+    seeds.
 
     Args:
         blocks: (..., S). examples: for each test set (..., S, M), as of `estimate`. Without them it is that of the paired t

@@ -98,6 +98,8 @@ def composed(asked: argparse.Namespace) -> DictConfig:
     for word in words:
         _check_word(word, groups)
     _check_methods(folders)
+    for path in (path for folder in folders[1:] for path in sorted(folder.glob("*/**/*.yaml"))):
+        _text(path)
     ours = [*(f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES), f"known_methods=[{','.join(groups['method'])}]",
             "hydra.searchpath=[" + ",".join(_quoted(f"file://{folder}") for folder in folders[1:]) + "]"]
     with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
@@ -140,7 +142,8 @@ def _read(word: str) -> Override:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
         raise UserError(f"cannot read '{word}': a setting is key=value, a list [a,b], a mapping {{a: b}}, every bracket "
-                        "and quote is closed, and the whole stands in quotes for the shell") from error
+                        "and quote is closed, a value with a sign like ~ stands in quotes of its own (\"key='~/a'\"), and the "
+                        "whole stands in quotes for the shell") from error
 
 
 def _check_word(word: Override, groups: Mapping[str, Sequence[str]]) -> None:
@@ -166,10 +169,17 @@ def _check_word(word: Override, groups: Mapping[str, Sequence[str]]) -> None:
         choose(str(name), groups[group], group)
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+
+
 def _check_methods(folders: Iterable[Path]) -> None:
     """Refuse files of methods that hold a method of another name: it would stand in results under that one."""
     for path in (path for folder in folders for path in sorted((folder / "method").glob("*.yaml"))):
-        if not path.read_text().startswith("# @package"):
+        if not _text(path).startswith("# @package"):
             try:
                 held = OmegaConf.to_container(OmegaConf.load(path))
             except YAMLError as error:

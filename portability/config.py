@@ -1,6 +1,7 @@
 """The one place where YAML becomes values; with commandline.py the only code that knows Hydra."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -44,6 +45,7 @@ KEYS = ("method", "known_methods", "engine", "study", "mode", "only", "shard", "
         "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking",
         "host_set", "host", "data", "init", "port", "primary")  # all of a configuration: conf/config.yaml and its groups
 LONGEST_TAIL = 0.5  # our choice: at most the second half of a mark's updates
+SIZES = {"r", "bottleneck", "prefix_length", "phm_dim"}  # settings of methods that are sizes, whatever the library
 UPDATES = " of updates from 1 on (0 comes on top)"
 
 
@@ -147,6 +149,7 @@ def to_study(cfg: DictConfig) -> Study:
         choose(str(key), KEYS, "key")
     if missing := [key for key in KEYS if key not in raw and key != "method"]:
         raise UserError(f"{missing[0]} is missing")
+    _check_finite(raw, "")
     hosts = build(HostSetConf, raw["host_set"], "host_set")
     conf = build(GridConf, raw["grid"], "grid")
     if conf.data is None or None in conf.relations.values():
@@ -160,7 +163,8 @@ def to_study(cfg: DictConfig) -> Study:
     grid = _grid(raw, conf, data)
     kinds = _kinds(grid, hosts)
     return Study(
-        name=str(raw["study"]), mode=choose(str(raw["mode"]), MODES, "mode"), results=Path(raw["results"]),
+        name=_study_name(str(raw["study"])), mode=choose(str(raw["mode"]), MODES, "mode"),
+        results=Path(typed(raw["results"], str, "results")).expanduser(),
         grid=grid, sources=sources, data=data, overlap=conf.overlap, similarity=typed(raw["similarity"], bool, "similarity"),
         engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=part_of(raw),
         primary=_primary(raw["primary"], grid, kinds, hosts), kinds=kinds,
@@ -178,6 +182,22 @@ def _primary(value: Any, grid: Grid, kinds: Sequence[tuple[str, str, str]], host
                "port": port.name, PAIRS: kind} for method, (origin, receiving, kind), relation, data, port in axes]
     budgets = {init.name: [*([] if init.kind == MATCHED else [0]), *grid.budgets] for init in grid.inits} | {BARE: [0]}
     return declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
+
+
+def _study_name(name: str) -> str:
+    """Refuse names that are not those of a folder right below the results, where alone studies are looked for."""
+    if name in ("", "..") or Path(name).name != name or not name.isprintable():
+        raise UserError(f"study must be the name of one folder, without slashes (results says where), got {name!r}")
+    return name
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Refuse numbers that are none, wherever they stand: nothing can be trained, or named, by them."""
+    if isinstance(value, dict | list):
+        for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_finite(below, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} must be a finite number, got {value}")
 
 
 def _engine(value: Any) -> EngineConf:
@@ -266,8 +286,7 @@ def _check_tasks(hosts: Iterable[HostSpec], answers: Mapping[str, AnswerSpec]) -
 def _evaluation(value: Mapping[str, Any]) -> EvalSpec:
     asked = typed(value.get("metrics", list(METRICS)), list, "eval.metrics")
     evaluation = build(EvalSpec, {**value, "metrics": metric_names(asked)}, "eval")
-    if evaluation.batch_size < 1:
-        raise UserError(f"eval.batch_size must be at least 1, got {evaluation.batch_size}")
+    _at_least(1, evaluation.batch_size, "eval.batch_size")
     return evaluation
 
 
@@ -297,7 +316,12 @@ def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:
         choose(name, raw["known_methods"], "method")
     entries = {name: mapping(value, f"method.{name}") for name, value in raw["method"].items()}
     chosen = {name: value for name, value in entries.items() if "library" in value}
-    return [build(MethodSpec, {"name": name, **value}, f"method.{name}") for name, value in chosen.items()]
+    methods = [build(MethodSpec, {"name": name, **value}, f"method.{name}") for name, value in chosen.items()]
+    for method in methods:
+        _at_least(0, method.learning_rate, f"method.{method.name}.learning_rate")
+        for key in SIZES & method.settings.keys():
+            whole([method.settings[key]], f"method.{method.name}.settings.{key}", 1, " from 1 on")
+    return methods
 
 
 def _init(raw: Mapping[str, Any], name: str) -> InitSpec:
@@ -334,11 +358,16 @@ def _pair(pair: Any) -> tuple[str, str]:
     return str(pair[0]), str(pair[1])
 
 
+def _at_least(low: float, value: float, where: str) -> None:
+    if value < low:
+        raise UserError(f"{where} must be at least {low}, got {value}")
+
+
 def _check_train(train: TrainConf) -> None:
-    limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "tail": 0, "bucket_batches": 1}
+    limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "tail": 0, "bucket_batches": 1,
+              "head_learning_rate": 0}
     for key, low in limits.items():
-        if getattr(train, key) < low:
-            raise UserError(f"train.{key} must be at least {low}, got {getattr(train, key)}")
+        _at_least(low, getattr(train, key), f"train.{key}")
     if train.tail > LONGEST_TAIL:
         raise UserError(f"train.tail must be at most {LONGEST_TAIL}, got {train.tail}: a mark must not average its first "
                         "updates")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from portability.data import Encoded, StudyData, encode, examples, rows
@@ -69,7 +70,7 @@ class Desk:
         """What the run is trained on, as token ids."""
         if isinstance(run.task, TaskSpec):
             return self.encoded(host, run, "train", 0)
-        return self._kept(run, "train", 0, lambda found, task: encode_answers(
+        return self._kept(host, run, "train", 0, lambda found, task: encode_answers(
             found, host.tokenizer, host.family, task.max_length, task.too_long, task.new_tokens or 1))
 
     def test(self, host: Host, run: RunSpec) -> Encoded | Questions:
@@ -77,14 +78,19 @@ class Desk:
         split, limit = run.eval.split, run.eval.limit
         if isinstance(run.task, TaskSpec):
             return self.encoded(host, run, split, limit)
-        return self._kept(run, split, limit, lambda found, task: questions(found, host.tokenizer, host.family, task))
+        return self._kept(host, run, split, limit, lambda found, task: questions(found, host.tokenizer, host.family, task))
 
-    def _kept(self, run: RunSpec, split: str, limit: int, make: Callable[[list[Example], AnswerSpec], Any]) -> Any:
+    def _kept(
+        self, host: Host, run: RunSpec, split: str, limit: int, make: Callable[[list[Example], AnswerSpec], Any]
+    ) -> Any:
         """Examples of a set of prompts in a host's tokens, made once a worker."""
         assert isinstance(run.task, AnswerSpec)
         key = (run.host.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, split, limit, run.task)
         if key not in self.texts:
-            self.texts[key] = make(examples(self.data, run.data.name, split, limit), run.task)
+            found = make(examples(self.data, run.data.name, split, limit), run.task)
+            parts = [found] if isinstance(found, Sequences) else [found.asked, found.right]
+            _check_ids(host, *(ids for part in parts if part is not None for ids in (part.ids, part.target_ids)))
+            self.texts[key] = found
         return self.texts[key]
 
     def encoded(self, host: Host, run: RunSpec, split: str, limit: int) -> Encoded:
@@ -93,7 +99,9 @@ class Desk:
         key = (run.host.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, split, limit, run.task)
         if key not in self.texts:
             dataset = rows(self.data, run.data.name, split, limit)
-            self.texts[key] = encode(dataset, host.tokenizer, run.task, host.scoring == "label", run.host.fingerprint)
+            found = encode(dataset, host.tokenizer, run.task, host.scoring == "label", run.host.fingerprint)
+            _check_ids(host, found.ids)
+            self.texts[key] = found
         return self.texts[key]
 
     def commit(self, evidence: Evidence) -> None:
@@ -111,6 +119,19 @@ class Desk:
         attempt = self.store.fail(run.run_id, failure)
         self.settled.add(run.run_id)
         log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name, attempt, error)
+
+
+def _check_ids(host: Host, *parts: np.ndarray | None) -> None:
+    """Refuse token ids that the host's embedding has no row for.
+
+    Raises:
+        UserError: names the host and the largest id.
+    """
+    rows = host.model.get_input_embeddings().weight.shape[0]
+    largest = max((int(ids.max(initial=-1)) for ids in parts if ids is not None), default=-1)
+    if largest >= rows:
+        raise UserError(f"the tokenizer of host '{host.spec.name}' gives token {largest}, and its embedding ends at token "
+                        f"{rows - 1}; take a whole copy of the host, with the tokenizer that belongs to it")
 
 
 def _size(host: Host) -> int:

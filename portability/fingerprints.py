@@ -1,10 +1,12 @@
 """Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes; and other values that are
 kept by the content they follow from."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,10 @@ def file_digest(path: Path) -> str:
     stat = path.stat()
     key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     entry = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
-    try:
-        known = entry.read_text()
-        if len(known) == 64:
-            return known
-    except FileNotFoundError:
-        pass
+    with contextlib.suppress(OSError):
+        known = entry.read_bytes()
+        if re.fullmatch(rb"[0-9a-f]{64}", known):
+            return known.decode()
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     try:

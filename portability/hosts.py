@@ -41,10 +41,13 @@ def host_shape(config: Mapping[str, Any]) -> HostShape:
     """Read the shape off a host's config.json.
 
     Raises:
-        UserError: the architecture is none of the known families, or a size is missing.
+        UserError: the architecture is none of the known families, or a size is missing or no size.
     """
     name = choose(str(config.get("model_type")), FAMILIES, "host family (model_type)")
     family = FAMILIES[name]
+    for key in (*family.widths.values(), *family.stacks.values(), "num_layers"):
+        if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
+            raise UserError(f"a {name} host's config.json must have a whole number from 1 on as {key}, got {size!r}")
     lacking = [family.widths[axis] for axis in ("hidden", "heads") if not config.get(family.widths[axis])]
     lacking += [key for key in family.stacks.values() if not (config.get(key) or config.get("num_layers"))]
     if lacking:
@@ -69,7 +72,8 @@ def folder_of(source: HostSource | HostSpec) -> Path:
     if isinstance(source, HostSpec) and source.revision is not None:
         return _from_hub(source.name, source.source, source.revision)
     assert path is not None
-    folder = EMBEDDED / "hosts" / path.removeprefix("embedded:") if path.startswith("embedded:") else Path(path)
+    folder = EMBEDDED / "hosts" / path.removeprefix("embedded:") if path.startswith("embedded:") \
+        else Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(f"host '{source.name}': no config.json in {folder}; set its path in conf/host or host_root=...")
     return folder
@@ -108,7 +112,10 @@ def describe(source: HostSource) -> HostSpec:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         found = f"only {', '.join(pickled)}, and pickled weights are refused" if pickled else "none"
         raise UserError(f"host '{source.name}': needs *.safetensors in {folder}, found {found}")
-    shape = host_shape(config)
+    try:
+        shape = host_shape(config)
+    except UserError as error:
+        raise UserError(f"host '{source.name}': {error} ({folder})") from error
     _check_head(source.name, config, folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not tokenizer:
@@ -307,8 +314,8 @@ def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":
     folder = folder_of(spec)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except OSError as error:
-        raise UserError(f"host '{spec.name}' cannot be loaded from {folder}: {error}") from error
+    except Exception as error:  # tokenizers raises plain ones
+        raise UserError(f"the tokenizer of host '{spec.name}' cannot be loaded from {folder}: {error}") from error
 
 
 def attention_of(family: str, device: str) -> str:

@@ -18,6 +18,7 @@ from portability.errors import UserError
 from portability.measures import ALWAYS, MEASURES, Undefined, name_of, own
 from portability.spec import METRICS as ASKED
 
+ANYTHING = (Exception, SystemExit)  # that code of the user's own may raise: it ends neither a command nor a worker
 INPUTS = ("predictions", "references", "prediction_scores")  # what a metric of the user's own may take
 
 
@@ -104,14 +105,14 @@ def own_metric(path: str) -> evaluate.Metric:
     try:
         metric = evaluate.load(path, module_type="metric", keep_in_memory=True)
         wanted = metric._feature_names()
-    except Exception as error:  # the file is the user's: it may raise anything
+    except ANYTHING as error:  # the file is the user's: it may raise anything
         raise UserError(f"{name} cannot be loaded: {_words(error)}") from error
     if foreign := [key for key in wanted if key not in INPUTS]:
         raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 or 1) and "
                         "prediction_scores (log-odds of the positive label)")
     try:
         _compute(metric, np.linspace(-2, 2, 64), np.arange(64) // 3 % 2)
-    except Exception as error:
+    except ANYTHING as error:
         raise UserError(f"{name} fails on 64 invented examples of both labels: {_words(error)}") from error
     return metric
 
@@ -120,7 +121,7 @@ def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, 
     """The numbers by their names in a record; in words, why there is none."""
     try:
         found = _compute(own_metric(path), margin, labels)
-    except Exception as error:  # of the user's code: it costs this number and not the run
+    except ANYTHING as error:  # of the user's code: it costs this number and not the run
         return {f"eval_{name_of(path)}": _words(error)}
     keys = {key: name_of(path) if key == name_of(path) else f"{name_of(path)}_{key}" for key in found}
     return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}" for key, value in found.items()}
@@ -140,7 +141,7 @@ def _number(key: object, value: Any) -> float:
     return float(value)
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -20,6 +20,7 @@ from portability.fingerprints import combined_digest, remember, remembered
 from portability.plan import Plan
 from portability.spec import RunSpec, digest, too_long_words
 from portability.store import Store
+from portability.wording import counted
 from portability.worker import ENVIRONMENT, Setup, Worker, end_of, end_with_parent
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
     known = {name: remembered("preview", name) for name in set(names.values())}
     new = {name: questions[run_id] for run_id, name in names.items() if known[name] is None}
     if new:
-        log.info("looking whether methods, shapes and texts fit the hosts: %d kinds of run", len(new))
+        log.info("looking whether methods, shapes and texts fit the hosts: %s", counted(len(new), "new kind") + " of run")
     for name, facts in zip(new, _rehearsed(list(new.values()), setup), strict=True):
         remember("preview", name, facts)
         known[name] = facts

@@ -138,7 +138,7 @@ def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
         if metric in MEASURES:
             hint, others = f"`python -m portability.analyze --metric {name}` computes it from their predictions", ()
         if count := sum(not any(key == name or key.startswith(others) for key in held) for held in names):
-            found.append(f"metric {name_of(metric)}: {count} done runs were stored without it; {hint}")
+            found.append(f"metric {name_of(metric)}: {counted(count, 'done run')} stored without it; {hint}")
     return found
 
 

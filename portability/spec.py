@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from portability.wording import counted
+
 FROM_ORIGIN = ("ported", "sampled", "shuffled")  # kinds of init that start from the origin's module
 EXTRACTION = "extraction"  # of a run without updates: pairs cut out of a larger host's own weights
 FROM_EXTRACTION = ("extracted", "extracted_shuffled", "extracted_noise")  # kinds of init that start from an extraction
@@ -155,10 +157,11 @@ def too_long_words(counts: Mapping[str, int]) -> str:
 
     Example:
         >>> too_long_words({"train_dropped": 2, "train_truncated": 0, "test_truncated": 1})
-        '2 training examples left out, 0 training answers cut, 1 test answers cut in their likelihood'
+        '2 training examples left out, 0 training answers cut, 1 test answer cut in the likelihood'
     """
-    return (f"{counts['train_dropped']} training examples left out, {counts['train_truncated']} training answers cut, "
-            f"{counts['test_truncated']} test answers cut in their likelihood")
+    return (f"{counted(counts['train_dropped'], 'training example')} left out, "
+            f"{counted(counts['train_truncated'], 'training answer')} cut, "
+            f"{counted(counts['test_truncated'], 'test answer')} cut in the likelihood")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ import pytest
 
 from portability import claims
 from portability.claims import Claims
+from portability.data import DataSource
+from portability.devices import Place
+from portability.tracking import TrackingSpec
+from portability.worker import Setup, Worker
 
 ID, OTHER = "0123456789abcdef", "fedcba9876543210"
 HOLD = """
@@ -127,3 +131,28 @@ def test_of_many_processes_that_want_one_run_one_gets_it(tmp_path):
             for _ in range(6)]
     said = [process.communicate()[0].strip() for process in many]
     assert said.count(str([ID])) == 1
+
+
+def test_neighbours_are_other_processes_of_this_machine_at_work(tmp_path):
+    mine = Claims(tmp_path)
+    with mine.held([OTHER]):
+        assert mine.neighbours() == 0, "not this process itself"
+        process, _ = holder(tmp_path)
+        assert mine.neighbours() == 1
+        process.kill()
+        process.wait()
+        assert mine.neighbours() == 0, "not one that is gone"
+        forge(tmp_path, pid=1, machine="another")
+        assert mine.neighbours() == 0, "not on another machine"
+
+
+def test_a_worker_has_an_even_part_of_the_cores(tmp_path, data_folders):
+    sources = (DataSource("one", path=str(data_folders["one"])),)
+    setup = Setup(tmp_path, sources, "drop", TrackingSpec("disabled", "", tmp_path))
+    worker = Worker(setup, Place("cpu", 1.0, 4), lambda made: None)
+    assert worker.desk.free() == 4
+    process, _ = holder(tmp_path)
+    assert worker.desk.free() == 2
+    process.kill()
+    process.wait()
+    assert worker.desk.free() == 4

@@ -126,6 +126,13 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("task.template=hello", "exactly once"),
     ("task.label_words=[yes]", "two words"),
     ("train.batch_size=0", "train.batch_size must be at least 1"),
+    ("method.lora.learning_rate=nan", "method.lora.learning_rate must be a finite number, got nan"),
+    ("method.lora.settings.alpha=inf", "method.lora.settings.alpha must be a finite number, got inf"),
+    ("train.betas=[0.9,-inf]", "train.betas.1 must be a finite number, got -inf"),
+    ("method.lora.learning_rate=-0.1", "method.lora.learning_rate must be at least 0, got -0.1"),
+    ("train.head_learning_rate=-1", "train.head_learning_rate must be at least 0, got -1"),
+    ("method.lora.settings.r=0", "method.lora.settings.r must be whole numbers from 1 on, got 0"),
+    ("method.lora.settings.r=-2", "method.lora.settings.r must be whole numbers from 1 on, got -2"),
     ("engine.workers=0", "engine.workers must be at least 1"),
     ("engine.stack=0", "engine.stack must be at least 1"),
     ("eval.batch_size=0", "eval.batch_size must be at least 1"),
@@ -295,6 +302,33 @@ def test_a_methods_file_holds_a_method_of_its_own_name(tmp_path, monkeypatch, ca
     (tmp_path / "method" / "mine.yaml").write_text(text)
     err = said(monkeypatch, capsys, 2, "--config-dir", str(tmp_path), "method=mine", "mode=plan")[1]
     assert words in err and "method/mine.yaml" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("group", ["method", "host", "sweep"])
+def test_a_file_that_is_not_utf_8_is_named(tmp_path, monkeypatch, capsys, group):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_bytes("# caf\xe9\nmine: {}\n".encode("latin-1"))
+    err = said(monkeypatch, capsys, 2, "--config-dir", str(tmp_path), "mode=plan")[1]
+    assert f"{group}/mine.yaml is not UTF-8 (byte 6); save it as UTF-8" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["''", "a/b", "/tmp/a", "..", ".", "'a\nb'"])
+def test_a_study_is_one_folder_right_below_the_results(name):
+    with pytest.raises(UserError, match="study must be the name of one folder, without slashes .*, got "):
+        compose([f"study={name}"])
+
+
+def test_results_and_hosts_lie_below_the_home_folder_where_a_path_says_so(monkeypatch, make_host):
+    source = Path(make_host("t5").source)
+    monkeypatch.setenv("HOME", str(source.parent))
+    study = compose(["results='~/found'", f"host.nano-raw-base.path='~/{source.name}'"])
+    with pytest.raises(UserError, match="cannot read 'results=~/found'.* a value with a sign like ~ stands in quotes"):
+        compose(["results=~/found"])
+    assert study.results == source.parent / "found"
+    assert study.grid.pairs[0][0].fingerprint == make_host("t5").fingerprint
+    for word in ("results=null", "results=3"):
+        with pytest.raises(UserError, match="results must be str, got "):
+            compose([word])
 
 
 def test_a_sweep_cannot_smuggle_in_an_unknown_key(tmp_path):

@@ -1,5 +1,6 @@
 """A study's data: named by content alone, remembered between commands, and refused when it changed under way."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from portability import data
 from portability.data import DataSource, data_spec, rows, rows_digest, study_data
 from portability.errors import UserError
+from portability.fingerprints import file_digest
 from portability.spec import EvalSpec
 
 TEST = EvalSpec("test", 0, 8)
@@ -193,3 +195,21 @@ def test_planning_needs_neither_torch_nor_transformers(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kept", [b"\xff\xfe{", b"", b"x" * 64, b"a" * 63])
+def test_a_digest_that_was_kept_and_is_damaged_is_made_anew(cache, tmp_path, kept):
+    file = tmp_path / "weights"
+    file.write_text("words")
+    for _ in range(2):  # the second time it is there
+        assert file_digest(file) == hashlib.sha256(b"words").hexdigest()
+        (entry,) = (cache / "digests").iterdir()
+        assert entry.read_text() == file_digest(file)
+        entry.write_bytes(kept)
+
+
+def test_a_cache_that_is_no_folder_costs_time_alone(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("words")
+    monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / "file"))
+    assert file_digest(tmp_path / "file") == hashlib.sha256(b"words").hexdigest()
+    assert "cannot keep digests in" in caplog.text

@@ -9,10 +9,12 @@ from test_config import small
 from test_config import study as composed
 
 from portability.data import rows
+from portability.desk import Desk
 from portability.errors import UserError
+from portability.execute import execute
 from portability.extracted import extraction_options, seed_examples
 from portability.hosts import label_ids, load_host
-from portability.module import ModuleState
+from portability.module import ModuleState, equal
 from portability.plan import plan
 from portability.run import command
 from portability.spec import EXTRACTION, InitSpec, MethodSpec
@@ -187,3 +189,15 @@ def test_taking_the_whole_block_off_begins_beside_the_student_by_what_lies_outsi
 def test_a_start_without_blocks_cannot_take_one_off(init, data_folders, make_host):
     with pytest.raises(UserError, match=f"init '{init}' has no block to take off"):
         small(data_folders, make_host, *hosts(make_host), *LORA, inits(init), "method.lora_all.settings.subtract=block")
+
+
+def test_an_extraction_asks_its_worker_for_free_threads(data_folders, make_host, tmp_path):
+    got = small(data_folders, make_host, *hosts(make_host), *QUICK, inits("extracted"), f"results={tmp_path}", "study=one")
+    (cut,) = of_kind(plan(got.grid), EXTRACTION)
+    modules = []
+    for count in (1, 3):
+        store, asked = Store(tmp_path / str(count)), []
+        execute([cut], {cut.run_id: [0]}, Desk(store, got.data, free=lambda: asked.append(count) or count))  # noqa: B023
+        assert asked
+        modules.append(ModuleState.from_file(*store.tensors(cut.run_id, "module")))
+    assert equal(*modules)

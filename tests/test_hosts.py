@@ -120,6 +120,18 @@ def test_names_without_the_prefix_of_the_base_model_are_read(spoil):
     assert load_plain(spec).lm_head.weight.shape == (31, 32) and Weights(spec).tied
 
 
+@pytest.mark.parametrize(("size", "says"), [
+    (0, "must have a whole number from 1 on as n_layer, got 0"), ("two", "as n_layer, got 'two'"),
+    (2.0, "as n_layer, got 2.0"), (None, "config.json lacks n_layer"),
+])
+def test_a_size_that_is_none_is_named_with_its_host(make_host, tmp_path, size, says):
+    folder = shutil.copytree(make_host("gpt2").source, tmp_path / "host")
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | {"n_layer": size}))
+    with pytest.raises(UserError, match=f"^host 'spoilt': .*{says}"):
+        describe(HostSource("spoilt", path=str(folder)))
+
+
 def test_names_of_two_kinds_are_one_sentence(spoil):
     spec = describe(spoil("llama", lambda found: {name.removeprefix("model."): one for name, one in found.items()}))
     with pytest.raises(UserError, match="host 'spoilt' cannot be loaded from"):

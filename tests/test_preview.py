@@ -1,6 +1,7 @@
 """What can be known before work is said by the plan, and at once by the command: one sentence, and nothing is written."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ from test_tasks_encode import gpt2_like
 
 from portability import preview, progress
 from portability.errors import UserError
-from portability.hosts import label_ids, label_tokens, load_tokenizer
+from portability.hosts import HostSource, describe, label_ids, label_tokens, load_tokenizer
 from portability.methods import Mounted
 from portability.plan import plan
 from portability.run import command, compose
@@ -104,13 +105,28 @@ def test_a_start_that_no_strategy_can_make_is_named(said, make_host, one, two, w
     assert says in sentence and "from 'nano-raw-base' to 'nano-tuned-base'" in sentence
 
 
+def test_a_tokenizer_of_another_host_is_named(said, make_host, tmp_path):
+    model = tiny.model("gpt2", 32, 2, 4)
+    model.resize_token_embeddings(10)
+    model.save_pretrained(tmp_path / "small")
+    tiny.tokenizer().save_pretrained(tmp_path / "small")
+    sentence = said(make_host("gpt2"), describe(HostSource("small", path=str(tmp_path / "small"))), "method=[lora]")
+    assert "host 'nano-tuned-base' gives token" in sentence and "its embedding ends at token 9; take a whole copy" in sentence
+
+
+def test_a_damaged_tokenizer_is_named(said, make_host, tmp_path):
+    folder = shutil.copytree(make_host("gpt2").source, tmp_path / "host")
+    (folder / "tokenizer.json").write_text("{")
+    sentence = said(describe(HostSource("torn", path=str(folder))), make_host("gpt2"), "method=[lora]")
+    assert "the tokenizer of host 'nano-raw-base' cannot be loaded from" in sentence
+
+
 def test_vocabularies_that_differ_are_named(said, make_host, tmp_path):
     config = tiny.model("gpt2", 32, 2, 4).config
     config.vocab_size += 3
     import transformers
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "more")
     tiny.tokenizer().save_pretrained(tmp_path / "more")
-    from portability.hosts import HostSource, describe
     other = describe(HostSource("more", path=str(tmp_path / "more")))
     sentence = said(make_host("gpt2"), other, "method=[lora_all]", "grid.inits=[ported]")
     assert "the vocabularies differ" in sentence and "'nano-tuned-base'" in sentence
@@ -233,7 +249,6 @@ def test_label_words_follow_the_question_by_one_blank(template, words, joined):
 
 @pytest.mark.parametrize("name", ["nano-raw-base", "nano-raw-large", "tasks-base", "tasks-large"])
 def test_label_words_of_the_shipped_hosts_are_what_they_were(name):
-    from portability.hosts import HostSource, describe
     spec = describe(HostSource(name, path=f"embedded:{name}"))
     tok, seq2seq = load_tokenizer(spec), spec.shape.family == "t5"
     template, words = "question : negative or positive ? {text} answer :", ("negative", "positive")
@@ -273,3 +288,12 @@ def test_the_plan_shows_a_prompt_with_its_answer(sets, make_host, tmp_path, caps
         (place,) = [at for at, line in enumerate(lines) if line.startswith(f"example of {name} on nano-raw-base")]
         assert lines[place].endswith(f": {row['prompt']!r} -> {' ' + answer!r}")
         assert lines[place + 1] == f"  tokens: {[*answer.split(), '</s>']}"
+
+
+def test_one_new_kind_of_run_is_one(make_host, data_folders, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / "cache"))
+    with caplog.at_level("INFO"):
+        for inits in ("[scratch]", "[scratch,sampled]"):
+            command(small(data_folders, make_host, f"results={tmp_path}/results", *QUICK, "mode=plan", "method=[lora]",
+                          f"grid.inits={inits}"))
+    assert "fit the hosts: 1 new kind of run" in caplog.text

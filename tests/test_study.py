@@ -415,8 +415,8 @@ def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folde
     capsys.readouterr()
     assert command(wanting) == 0
     said = capsys.readouterr().out
-    assert "metric late: 4 done runs were stored without it; it is computed for new runs only" in said
-    assert "metric f1: 4 done runs were stored without it; `python -m portability.analyze --metric eval_f1` computes" in said
+    assert "metric late: 4 done runs stored without it; it is computed for new runs only" in said
+    assert "metric f1: 4 done runs stored without it; `python -m portability.analyze --metric eval_f1` computes" in said
     assert "metric auc" not in said
 
 

@@ -15,6 +15,7 @@ from portability.store.writing import draft_folder, replacing
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
 
 SCORE = {"score": "float32"}
@@ -39,7 +40,7 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
         counts = _write_records(store, draft / FOLDER / "records.parquet")
         answers = any(_answers(store, run_id) for run_id in scan(store.root))
         _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(answers), _predictions(store, answers))
-        write_cells(store, draft / FOLDER / "cells.parquet")
+        cells_of(store).to_parquet(draft / FOLDER / "cells.parquet", index=False, compression="zstd")
         shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
         pairs.copy(store.root, draft)
         draft.rename(target)
@@ -56,7 +57,7 @@ def _write_records(store: Store, path: Path) -> tuple[int, int]:
     return len(runs), sum(map(len, failed.values()))
 
 
-def write_cells(store: Store, path: Path) -> None:
+def cells_of(store: Store) -> "pd.DataFrame":
     """A row per cell that was asked for: its coordinates, run and mark, whether it is done, and the metrics of both iterates at
     its mark (null where it is not done)."""
     import pandas as pd
@@ -66,7 +67,7 @@ def write_cells(store: Store, path: Path) -> None:
     rows = {tuple(row.values()): row for manifest in store.manifests() for row in manifest["cells"]}
     cells = [{**row, "done": key in metrics, **metrics.get(key, {})}
              for row in rows.values() for key in [(row["run_id"], row["mark"])]]
-    pd.DataFrame(cells).to_parquet(path, index=False, compression="zstd")
+    return pd.DataFrame(cells)
 
 
 def _records(store: Store, runs: Collection[str], failed: Mapping[str, list[int]]) -> "Iterator[pa.Table]":

@@ -87,7 +87,7 @@ def test_comparisons_are_those_of_compare_at_every_level(nano):
 def test_a_reader_of_the_comparisons_sees_the_pools_and_the_file_holds_all(nano):
     table = made(nano, "comparisons")
     assert len(table.shown) == 8 + 32 and len(table.frame) == 8 + 32 + 32 + 64 + 256
-    assert table.shown.iloc[1]["difference"] == "+11.9 [+7.7, +16.1]**"
+    assert table.shown.iloc[1]["difference"] == "+11.9 [+7.7, +16.2]**"
     assert "direction: 256 tests" in table.caption and "new test examples" in table.caption
     assert "level direction: seed (up to 5)" in table.caption and "4 times in 5" in table.caption
 
@@ -108,12 +108,11 @@ def test_gains_by_direction_are_means_over_the_cells_of_a_seed(study):
     assert row[["low", "high", "p_holm"]].tolist() == same[["low", "high", "p_holm"]].tolist()
 
 
-def test_directions_over_all_methods_can_be_told_from_zero_where_one_method_cannot(nano):
+def test_a_direction_over_all_methods_is_open_where_the_seeds_of_its_few_blocks_disagree(nano):
+    """Blocks by shared run called this one ahead by 4.4 to 14.9 points; seeds do not bear it out."""
     row = one(made(nano, "by_direction").frame, origin="nano-tuned-base", receiving="nano-raw-base", budget=200,
               quantity="gain over scratch")
-    assert row["low"] > 4
-    own = nano.levels["direction"].query("origin == 'nano-tuned-base' and budget == 200 and baseline == 'scratch'")
-    assert (own["low"] < 4).all()
+    assert row["low"] < 0 < row["mean"] and row["p_holm"] > 0.05 and row["blocks"] == 5
 
 
 def test_tie_groups_are_those_of_ties_and_the_lowest_loss_is_first(nano, holes):
