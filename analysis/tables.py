@@ -65,9 +65,10 @@ def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
     rows = (*(key for key in ("data", "port") if key in frame and recipe.column), *recipe.rows)
     shown = frame if recipe.view is None else recipe.view(frame).rename(columns=lambda name: say(name, found.arm))
     best = recipe.best and found.metric.better is not None
-    notes = [*([more] if more else []), _notes(recipe, found, frame, rows), *captions.leak_guard(found.study.facts), *([captions.BEST] if best else []),
+    notes = [more, _notes(recipe, found, frame, rows), *captions.leak_guard(found.study.facts), captions.BEST if best else "",
              *captions.too_long(found.study.parts["too_long"]), *captions.protocol(found.study.schema)]
-    return Table(name, recipe.title, f"{lead.rstrip('.')}.", " ".join(notes), frame, rows, recipe.column, best, found.metric, shown, recipe.show)
+    return Table(name, recipe.title, f"{lead.rstrip('.')}.", " ".join(filter(None, notes)), frame, rows, recipe.column, best,
+                 found.metric, shown, recipe.show)
 
 
 def _notes(recipe: Recipe, found: Evidence, frame: pd.DataFrame, rows: tuple[str, ...]) -> str:

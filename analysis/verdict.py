@@ -54,7 +54,8 @@ def numbers(found: Evidence) -> list[Number]:
     """The primary contrasts in the order of the sweep; where none was declared, the exploratory differences over everything."""
     frame = primary(found) if declared(found) else _exploratory(found)
     unit = UNITS[found.metric.difference]
-    return [Number(row["name"], row["words"], "no whole seed" if pd.isna(row["mean"]) else f"{number(row['mean'], unit)} {unit.symbol}",
+    return [Number(row["name"], row["words"],
+                   "no whole seed" if pd.isna(row["mean"]) else f"{number(row['mean'], unit)} {unit.symbol}",
                    "" if pd.isna(row["low"]) else interval(row["low"], row["high"], unit), chance(row["p_holm"]),
                    row["verdict"]) for _, row in frame.iterrows()]
 

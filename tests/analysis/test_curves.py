@@ -217,7 +217,7 @@ def test_costs_are_medians_over_distinct_runs_with_the_origins_beside(tmp_path: 
 
 def test_published_costs_are_those_of_the_records(published):
     runs = published.study.runs.set_index("run_id")
-    for host, count, origins in (("nano-raw-base", 20, 20), ("nano-raw-large", 10, 10)):  # two sets and five seeds from each origin
+    for host, count, origins in (("nano-raw-base", 20, 20), ("nano-raw-large", 10, 10)):  # five seeds, two sets
         where = {"method": "lora", "init": "ported", "receiving": host}
         cells = published.arms.loc[(published.arms[list(where)] == where.values()).all(axis=1)]
         row = entry(cost(published), **where, quantity="seconds")

@@ -101,7 +101,6 @@ def test_scores_of_the_second_papers_hosts_and_sets_are_compared_and_others_are_
 
 
 def test_the_command_chooses_the_metric_and_writes_the_table(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("portability.analyze.PLOTS", {})
     axes = replace(CUT, data=("notes",), inits=("extracted", "scratch"), seeds=(0, 1))
     root = answered(tmp_path / "notes", axes).store.root
     assert main([str(root)]) == 0
@@ -195,7 +194,7 @@ def test_the_command_shows_any_metric_of_the_records(tmp_path, capsys, metric, l
     assert label in (study.store.root / "tables" / "all_metrics.md").read_text()
     assert metric in (study.store.root / "tables" / "init_by_method.csv").read_text()
     assert f'"metric":"{metric}"' in (study.store.root / "report" / "index.html").read_text().replace(" ", "")
-    assert (study.store.root / "plots" / "learning_curves-same.svg").is_file()
+    assert (study.store.root / "plots" / "headline.svg").is_file()
 
 
 def test_an_unknown_metric_is_refused_with_those_of_the_study(tmp_path, capsys):

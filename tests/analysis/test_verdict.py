@@ -151,7 +151,7 @@ def test_every_start_stands_at_its_own_best_rate_beside_the_common_one_and_an_ed
     table = build_tables(found, ["rates"])[0]
     shown = {row[2].text: [entry.text for entry in row] for row in grid(table).rows}
     assert "×3, at the edge" in shown["scratch"] and "×1" in shown["ported"]
-    assert [part.title for part in sections(found) if part.short == "Rates"] == ["Would other learning rates change the comparison?"]
+    assert "Would other learning rates change the comparison?" in [part.title for part in sections(found)]
 
 
 def test_the_best_loss_is_the_lowest(tmp_path):
