@@ -106,7 +106,7 @@ def test_the_command_chooses_the_metric_and_writes_the_table(tmp_path: Path, mon
     assert main([str(root)]) == 0
     frame = pd.read_csv(root / "tables" / "extraction.csv")
     assert set(frame["data"]) == {"notes"} and "eval_rougeL" in set(frame["quantity"])
-    assert "Extraction" in capsys.readouterr().out
+    assert "minus each other start" in (study.store.root / "tables" / "extraction.md").read_text()
     html = (root / "report" / "index.html").read_text()
     payload = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', html, re.S)[1])
     assert payload["metric"] == "eval_rougeL"
