@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.judging import POOLED
 from analysis.load import COORDINATES
 from analysis.stats import FAULTS, varying
-from portability.spec import too_long_words
+from portability.spec import PROTOCOLS, SCHEMA, too_long_words
 
 COUNTS = "In brackets: cells done/asked for, distinct runs (for a gain: seeds that have all its cells)."
 SPREAD = "Mean ± standard deviation (ddof 1) over distinct runs; one run has no ±."
@@ -23,21 +23,19 @@ DAGGER = "† computed from fewer cells than were asked for, or not computed: {f
 BEST = "Bold is the best mean of a column's block, underlined the second, whole entries only; no test of significance."
 
 
-def caption(
-    lead: str, frame: pd.DataFrame, cells: pd.DataFrame, keys: Sequence[str], facts: list[dict[str, Any]], why: str = ""
-) -> str:
-    """The caption of a table of means: lead, counts, replicates, marks, and the leak guard.
+def caption(frame: pd.DataFrame, cells: pd.DataFrame, keys: Sequence[str], why: str = "") -> str:
+    """What stands under a table of means: counts, replicates and marks.
 
     Args:
         why: why intervals do not cover test examples; "" where they do.
     """
-    parts = [lead, SPREAD, COUNTS, replicates(cells, list(keys))]
+    parts = [SPREAD, COUNTS, replicates(cells, list(keys))]
     gains = frame[frame["quantity"].astype(str).str.startswith("gain")]
     if len(gains):
         parts.append(gain_words(gains, why))
     if (mark := faults(frame)) is not None:
         parts.append(mark)
-    return " ".join([*parts, *ahead(cells), *leak_guard(facts)])
+    return " ".join([*parts, *ahead(cells)])
 
 
 def gain_words(gains: pd.DataFrame, why: str) -> str:
@@ -130,6 +128,17 @@ def faults(frame: pd.DataFrame) -> str | None:
     touched = {name: int((frame[name] > 0).sum()) for name in FAULTS}
     words = [f"{name} cells behind {count} of the numbers" for name, count in touched.items() if count]
     return DAGGER.format(faults=", ".join(words) or "no finite number in the record")
+
+
+def protocol(schema: int) -> list[str]:
+    """A sentence that names the protocol of records that are not of the present one.
+
+    Example:
+        >>> protocol(SCHEMA), protocol(1)
+        ([], ['Old protocol (schema 1): marks evaluate a moving average that still holds the start.'])
+    """
+    words = PROTOCOLS[schema]
+    return [] if schema == SCHEMA else [f"{words[0].upper()}{words[1:]}."]
 
 
 def leak_guard(facts: list[dict[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis import captions
-from analysis.entries import interval, joined, labelled, number, stars
+from analysis.entries import interval, joined, labelled, number
 from analysis.evidence import Evidence, once
 from analysis.inference import LEVELS, ties
 from analysis.judging import POOLED
@@ -68,14 +68,14 @@ def difference(row: pd.Series, prefix: str = "") -> str:
     unit, mean = UNITS[row["unit"]], row[f"{prefix}mean"]
     if pd.isna(mean):
         return "no pair†"
-    return f"{with_interval(mean, row[f'{prefix}low'], row[f'{prefix}high'], unit)}{stars(row[f'{prefix}p_holm'])}{row['mark']}"
+    return with_interval(mean, row[f"{prefix}low"], row[f"{prefix}high"], unit, row[f"{prefix}p_holm"]) + row["mark"]
 
 
-def with_interval(value: float, low: float, high: float, unit: Unit) -> str:
-    """A number and its interval, or words where there is none."""
+def with_interval(value: float, low: float, high: float, unit: Unit, p: float = float("nan")) -> str:
+    """A number and its interval with the mark of a p value, or words where there is none."""
     if pd.isna(value):
         return "none"
-    return f"{number(value, unit)} {'(no interval)' if pd.isna(low) else interval(low, high, unit)}"
+    return f"{number(value, unit)} {'(no interval)' if pd.isna(low) else interval(low, high, unit, p)}"
 
 
 def counted(row: pd.Series) -> str:

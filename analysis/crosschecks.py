@@ -28,7 +28,7 @@ def interquartile(found: Evidence) -> pd.DataFrame:
     """Interquartile mean of every init at every budget over all tasks (method, direction, relation) and seeds, with its
     bootstrap interval over seeds, in the metric's unit (fractions in [0, 1])."""
     rows = []
-    for labels, cells in _apart(found):
+    for labels, cells in found.parts():
         for (init, budget), own in cells.groupby(["init", "budget"], sort=False):
             scores = scores_of(own, str(init), int(budget))
             spread = bootstrap(iqm, scores.values)
@@ -51,7 +51,7 @@ def mixed_effects(found: Evidence) -> pd.DataFrame:
     keys = apart(found.cells)
     paired = found.levels["all"].set_index([*keys, "baseline", "budget"])
     rows: list[dict[str, object]] = []
-    for labels, cells in _apart(found):
+    for labels, cells in found.parts():
         for baseline in [name for name in cells["init"].unique() if name != found.arm]:
             for budget in sorted(cells["budget"].unique()):
                 place = (*labels.values(), baseline, budget)
@@ -82,21 +82,6 @@ def agreement(one: tuple[float, float, float], other: tuple[float, float, float]
     if one[0] * other[0] < 0:
         return "no: other sign"
     return "yes" if max(one[1], other[1]) <= min(one[2], other[2]) else "no: intervals apart"
-
-
-# ---- parts of a study
-
-
-def _apart(found: Evidence) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
-    """The arms for every data set and port that a study has several of; what carries no port of the arm's is in each."""
-    arms, keys = found.arms, apart(found.cells)
-    ports = arms.loc[arms["init"] == found.arm, "port"].unique()
-    own = arms[arms["init"] == found.arm] if "port" in keys else arms
-    for names in own[keys].drop_duplicates().itertuples(index=False, name=None) if keys else [()]:
-        labels, part = dict(zip(keys, names, strict=True)), arms
-        for key, name in labels.items():
-            part = part[(part[key] == name) | ((key == "port") & ~part["port"].isin(ports))]
-        yield labels, part
 
 
 # ---- what a reader sees

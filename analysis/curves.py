@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.answers import Right
 from analysis.arms import arm_of
 from analysis.entries import joined, labelled
-from analysis.evidence import Evidence
+from analysis.evidence import Evidence, once
 from analysis.inference import TASK, pairs_of
 from analysis.judging import LEVELS, by_level, corrected, counted, judged
 from analysis.load import COORDINATES, STATUSES
@@ -115,7 +115,8 @@ def _areas_of_answers(whole: Sequence[Curves], answers: Right) -> Right:
 # ---- updates to match scratch
 
 
-def updates_to_match(found: Evidence, levels: Sequence[str] = tuple(LEVELS)) -> pd.DataFrame:
+@once
+def updates_to_match(found: Evidence) -> pd.DataFrame:
     """Updates until a run is as good as its scratch twin (same seed) is at the largest budget, to within TOLERANCE.
 
     Runs are seen at marks only, so the crossing lies after the last mark at which a run was not yet as good and no later than
@@ -124,7 +125,8 @@ def updates_to_match(found: Evidence, levels: Sequence[str] = tuple(LEVELS)) -> 
     curves pass their own last value earlier.
 
     Returns:
-        By method and init, and by direction (`level`): `after` and `by`, the mean ends of the time (cells weigh alike);
+        By method and init, by receiving host, and by direction (`level`): `after` and `by`, the mean ends of the time (cells
+        weigh alike);
         `median_after` and `median_by`, between which half of the runs have got there (NaN where more than half are censored);
         `reached`, `censored` of `runs`; `largest`; `saved_least` and `saved_most`, between which scratch's own updates minus
         these lie on average, `saved` their middle, `low` and `high`, which hold it for 95 % of new seeds wherever within the
@@ -139,8 +141,8 @@ def updates_to_match(found: Evidence, levels: Sequence[str] = tuple(LEVELS)) -> 
     numbers = dict.fromkeys(["value", *ENDS, *SAVED, "largest"], float)
     pairs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns).astype(numbers)
     frames = {}
-    for level in levels:
-        keys = [*apart(found.cells), "method", *LEVELS[level], "init"]
+    for level, more in LEVELS.items():
+        keys = [*apart(found.cells), "method", *more, "init"]
         least, most = (judged(pairs.assign(value=pairs[name]), keys, None, 1.0) for name in SAVED)
         own = least["init"] == "scratch"
         middle = {"saved": (least["mean"] + most["mean"]) / 2, "saved_least": least["mean"], "saved_most": most["mean"],
@@ -210,6 +212,7 @@ def _median(times: pd.Series) -> float:
 # ---- take-off
 
 
+@once
 def take_off(found: Evidence) -> pd.DataFrame:
     """How many runs of each init have taken off by each budget, and when: scores are bimodal, so a mean may be of nobody.
 

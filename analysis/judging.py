@@ -12,7 +12,9 @@ from analysis.intervals import Estimate
 from analysis.permutation import holm
 from analysis.stats import summarise
 
-LEVELS: dict[str, tuple[str, ...]] = {"method": (), "direction": ("origin", "receiving", "relation")}  # besides the method
+LEVELS: dict[str, tuple[str, ...]] = {  # besides the method
+    "method": (), "receiving": ("receiving",), "direction": ("origin", "receiving", "relation"),
+}
 POOLED = "(all)"  # in place of a coordinate that a row is pooled over
 TESTED = [*(item.name for item in fields(Estimate)), "mark"]
 

@@ -73,11 +73,12 @@ def sentence(row: pd.Series, metric: Metric) -> str:
         tests += f", by exchange p {p_words(row['p_exchange'])} where {row['smallest_p']:.2g} is the smallest possible"
     size = number(row["mdd"], unit).lstrip("+")
     more = f" A true difference of {size} {unit.symbol} would have been found four times in five."
+    more = more if row["verdict"] == OPEN and pd.notna(row["mdd"]) else ""
     return SENTENCE.format(
         words=words, side="left open, " if row["verdict"] == OPEN else f"{row['verdict']}, ", size=number(row["mean"], unit),
         symbol=unit.symbol, between=interval(row["low"], row["high"], unit), tests=tests, seeds=row["seeds"],
         examples=f", {row['examples']:,} test examples" if row["examples"] else ", not over test examples",
-        lacks=f", † {row['n']} of {row['expected']} pairs" if row["mark"] else "", found=more if row["verdict"] == OPEN else "",
+        lacks=f", † {row['n']} of {row['expected']} pairs" if row["mark"] else "", found=more,
     )
 
 

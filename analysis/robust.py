@@ -1,4 +1,4 @@
-"""Interquartile means and performance profiles over all runs of a set of tasks, with a bootstrap of seeds."""
+"""Interquartile means over all runs of a set of tasks, with a bootstrap of seeds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,23 +60,6 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     kept = (place >= cut) & (place < count - cut)
     with np.errstate(invalid="ignore"):
         return np.where(kept, ordered, 0.0).sum(axis=-1) / kept.sum(axis=-1)
-
-
-def profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Share of scores above each threshold: (..., K) scores and (T,) thresholds to (..., T); NaN are left out.
-
-    Source: Agarwal et al. 2021, section 4.2 (rliable's score distributions: strictly above).
-
-    Example:
-        >>> profile(np.array([0.5, 0.7, np.nan]), np.array([0.4, 0.5, 0.9])).tolist()
-        [1.0, 0.5, 0.0]
-    """
-    ordered = np.sort(scores, axis=-1).reshape(-1, scores.shape[-1])  # NaN last
-    counts = np.isfinite(ordered).sum(axis=-1)
-    upto = [np.searchsorted(row[:count], thresholds, side="right") for row, count in zip(ordered, counts, strict=True)]
-    above = counts[:, None] - np.reshape(upto, (len(counts), len(thresholds)))
-    with np.errstate(invalid="ignore"):
-        return (above / counts[:, None]).reshape(*scores.shape[:-1], len(thresholds))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, fewer: int = 1) -> Interval:

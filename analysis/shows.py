@@ -12,7 +12,7 @@ from analysis.entries import interval, number
 from analysis.evidence import Evidence
 from analysis.means import start
 from analysis.metrics import UNITS, Unit
-from analysis.predictors import predictors
+from analysis.predictors import predictors, telling
 from analysis.recipe import Recipe
 from analysis.stats import apart
 
@@ -136,8 +136,9 @@ def _recovered_view(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cost_view(frame: pd.DataFrame) -> pd.DataFrame:
-    own = _by_method(frame)
-    keys = list(_keys(own, "method", "init").columns)
+    keys = list(_keys(frame, "method", "receiving", "init").columns)
+    place = {name: i for i, name in enumerate(frame["method"].unique())}
+    own = frame.sort_values("method", key=lambda names: names.map(place), kind="stable")
     own = own.assign(text=[NOTHING if not row["n"] else f"{row['median']:,.3g}" if row["unit"] == "s" else
                            _plain(row["median"]) for _, row in own.iterrows()])
     order = own["quantity"].unique()
@@ -145,14 +146,14 @@ def _cost_view(frame: pd.DataFrame) -> pd.DataFrame:
     runs = own[own["quantity"] == "updates"].set_index(keys)
     done = runs["expected"] - runs["failed"] - runs["missing"]
     counts = done.astype(str) + "/" + runs["expected"].astype(str) + runs["mark"]
-    shown = _keys(own.drop_duplicates(keys), "method", "init").join(wide, on=keys).join(counts.rename("runs"), on=keys)
+    shown = own.drop_duplicates(keys)[keys].join(wide, on=keys).join(counts.rename("runs"), on=keys)
     return shown.rename(columns=HEADS)
 
 
 def _break_even_view(frame: pd.DataFrame) -> pd.DataFrame:
-    names = list(_keys(frame, "method").columns)
+    names = list(_keys(frame, "method", "receiving").columns)
     own, tokens = (frame[frame["unit"] == unit] for unit in ("updates", "tokens"))
-    shown = _keys(own, "method")
+    shown = _keys(own, "method", "receiving")
     rows = [row for _, row in own.iterrows()]
     shown["updates saved"] = [_saved(row, "saved") for row in rows]
     shown = shown.join(tokens.set_index(names)["saved"].map(_plain).rename("tokens saved"), on=names)
@@ -307,17 +308,18 @@ RECIPES: dict[str, Recipe] = {
         view=_recovered_view, words=_under(RECOVERED, _arms, "method", "init", "budget"),
     ),
     "cost": Recipe(
-        cost, "Cost", "Medians over distinct runs.",
+        cost, "Cost", "What runs cost on each receiving host: medians over distinct runs.",
         view=_cost_view, words=_under(SPENT, _arms, "method", "init", "budget", better=False),
     ),
     "break_even": Recipe(
         break_even, "Break-even",
-        "What {start} saves against scratch when the module is there already, and how many {starts} pay {its} back.",
+        "What {start} saves against scratch on each receiving host when the module is there already, and how many {starts} pay "
+        "{its} back.",
         view=_break_even_view, words=_under(PAID, _arms, "method", "init", "budget"),
     ),
     "predictors": Recipe(
         predictors, "What goes with a gain", "{label}: correlation of {arm}'s mean gain after {budget} updates with the "
-        "similarity of the hosts and with what was carried.", view=_predictors_view, words=_predictor_words,
+        "similarity of the hosts and with what was carried.", view=_predictors_view, words=_predictor_words, of=telling,
     ),
     "win_rate_inits": Recipe(
         quantities.win_rate, "Win rates of inits", "{label}: every two inits, by method.", ("method", "init"), "against",

@@ -11,14 +11,14 @@ from scenarios import STUDIES, evidence
 from scipy.stats import trim_mean
 from synthetic import Axes, build
 
-from analysis import captions, contrasts, crosschecks
-from analysis.arms import say
+from analysis import contrasts, crosschecks
 from analysis.evidence import Evidence, gather
 from analysis.inference import LEVELS, compare, ties
 from analysis.mixed import mixed
 from analysis.published import of_study
 from analysis.recipe import Table
-from analysis.render import FORMS, terminal
+from analysis.render import FORMS, markdown
+from analysis.tables import build as build_tables
 from portability.store import Store
 
 RECIPES = contrasts.RECIPES | crosschecks.RECIPES
@@ -40,15 +40,7 @@ def holes(tmp_path_factory) -> Evidence:
 
 def made(found: Evidence, name: str) -> Table:
     """A table by its recipe."""
-    recipe = RECIPES[name]
-    frame = recipe.make(found)
-    lead = say(recipe.lead, found.arm).format(label="accuracy", budget=1)
-    keys = [key for key in (*recipe.rows, recipe.column) if key != "quantity"]
-    text = (recipe.words(found, frame) if recipe.words else
-            captions.caption(lead, frame, recipe.behind(found), keys, found.study.facts, found.why))
-    shown = frame if recipe.view is None else recipe.view(frame)
-    rows = (*(key for key in ("data", "port") if key in frame and recipe.column), *recipe.rows)
-    return Table(name, recipe.title, text, frame, rows, recipe.column, False, found.metric, shown, recipe.show)
+    return build_tables(found, [name])[0]
 
 
 def one(frame: pd.DataFrame, **keys: object) -> pd.Series:
@@ -65,7 +57,7 @@ def test_every_study_has_every_table_in_every_form_and_marks_what_is_not_whole(t
     found = evidence(STUDIES[kind](tmp_path / "s"), metric)
     for name in RECIPES:
         table = made(found, name)
-        assert terminal(table) and all(form(table) for form in FORMS.values()) and "{" not in table.caption
+        assert all(form(table) for form in FORMS.values()) and "{" not in table.caption
         if name == "published":
             continue
         frame = table.frame
@@ -75,7 +67,7 @@ def test_every_study_has_every_table_in_every_form_and_marks_what_is_not_whole(t
         assert (short == marked).all(), name
         assert ("† computed" in table.caption) == bool(short.any()), name
         if short.any() and kind == "nothing":
-            assert "†" in terminal(table)
+            assert "†" in markdown(table)
 
 
 # ---- contrasts
@@ -156,7 +148,7 @@ def test_interquartile_means_are_those_of_the_records(study):
 def test_one_seed_has_an_interquartile_mean_but_no_interval(tmp_path):
     table = made(evidence(STUDIES["one seed"](tmp_path / "s")), "interquartile")
     assert table.frame["iqm"].notna().all() and table.frame["low"].isna().all()
-    assert "(no interval)" in terminal(table) and "is no test" in table.caption
+    assert "(no interval)" in markdown(table) and "is no test" in table.caption
 
 
 def test_the_mixed_model_stands_beside_the_paired_mean(nano):
@@ -195,7 +187,7 @@ def test_several_ports_and_sets_have_their_own_cross_checks(tmp_path):
 def test_embedded_hosts_compare_with_nothing_and_the_caption_says_so(nano):
     table = made(nano, "published")
     assert set(table.frame["paper"]) == {"Sabry & Belz 2024"} and table.frame["within"].isna().all()
-    assert table.caption.startswith("0 of 5 published figures are comparable with this study. None is")
+    assert table.notes.startswith("0 of 5 published figures are comparable with this study. None is")
     assert table.shown["here"].str.startswith("not comparable: the study has no receiving host flan-t5-base").all()
 
 

@@ -13,8 +13,8 @@ from synthetic import FACTS, Axes, build
 from written import entry, rewrite
 
 from analysis.evidence import Evidence, gather
-from analysis.findings import EXPLORATORY, PRIMARY, caveats, findings
 from analysis.primary import primary, sentence
+from analysis.verdict import caveats, numbers, said, verdict_words
 from portability.primary import Contrast
 from portability.store import Store
 
@@ -110,14 +110,12 @@ def test_the_verdict_is_one_word_and_one_sentence(tmp_path, gain, word):
     assert text.startswith(f"Ported against scratch after 100 updates: {'left open' if word == 'open' else word}, ")
     assert ("would have been found four times in five" in text) == (word == "open") and "6 seeds" in text
     if word == "ahead":
-        said = findings(found)
-        assert said[PRIMARY] == [text] and list(said)[0] == PRIMARY
-        assert all(heading.startswith(EXPLORATORY) for heading in list(said)[1:])
+        assert said(found) == [text] and numbers(found)[0].verdict == word
 
 
 def test_a_study_without_declared_contrasts_is_exploratory_and_says_so(tmp_path):
     found = gather(build(tmp_path / "s", replace(AXES, seeds=(0, 1))).store)
-    assert primary(found).empty and all(heading.startswith(EXPLORATORY) for heading in findings(found))
+    assert primary(found).empty and "nothing is decided; exploratory, over everything" in verdict_words(found)
     assert "No primary contrast was declared before the runs: all is exploratory." in caveats(found)
     assert primary(gather(Store(Path(__file__).parents[2] / "results/nano_full"))).empty
 
