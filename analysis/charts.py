@@ -124,7 +124,7 @@ def span_of(values: Iterable[float], fraction: bool) -> tuple[float, float]:
 
     Example:
         >>> span_of([52.0, 99.0], True), span_of([0.2, 0.2], False)
-        ((50.0, 100.0), (0.0, 1.0))
+        ((40.0, 100.0), (0.0, 1.0))
     """
     known = [value for value in values if not math.isnan(value)] or [0.0]
     low, high = round(min(known), 9), round(max(known), 9)
