@@ -8,47 +8,39 @@ import pandas as pd
 from analysis.judging import POOLED
 from analysis.load import COORDINATES
 from analysis.stats import FAULTS, varying
-from portability.spec import too_long_words
+from portability.spec import PROTOCOLS, SCHEMA, too_long_words
 
-COUNTS = "In brackets: cells done/asked for, distinct runs (for a gain: blocks)."
+COUNTS = "In brackets: cells done/asked for, distinct runs (for a gain: seeds that have all its cells)."
 SPREAD = "Mean ± standard deviation (ddof 1) over distinct runs; one run has no ±."
-STARS = "* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001: sign-flip test over blocks, after Holm's correction"
+STARS = "* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001 (t test that goes with the interval, exploratory), after Holm's correction"
 INTERVAL = "In square brackets: 95 % of new seeds{examples}, on these hosts and data sets."
-BLOCKS = "pair runs of one seed; gains that share a run are averaged first, into one block."
+SEEDS = "pair runs of one seed; a seed's is the plain mean over its cells, and a seed that lacks one of them is left out."
 GAIN = (
-    f"Gains {BLOCKS} {INTERVAL} {STARS} for the {{family}} gains of this table; the smallest p that any of them could have "
-    "is {smallest}{never}. Arms are means over different sets of runs (a shared scratch run counts once), so compare arms "
-    "by the gain, not by subtracting means."
+    f"Gains {SEEDS} {INTERVAL} {STARS} for the {{family}} gains of this table."
 )
-NO_PAIR = "No gain has a pair, so there is no test."
+NO_PAIR = "No gain has two seeds, so there is no test."
 DAGGER = "† computed from fewer cells than were asked for, or not computed: {faults}."
 BEST = "Bold is the best mean of a column's block, underlined the second, whole entries only; no test of significance."
 
 
-def caption(
-    lead: str, frame: pd.DataFrame, cells: pd.DataFrame, keys: Sequence[str], facts: list[dict[str, Any]], why: str = ""
-) -> str:
-    """The caption of a table of means: lead, counts, replicates, marks, and the leak guard.
+def caption(frame: pd.DataFrame, cells: pd.DataFrame, keys: Sequence[str], why: str = "") -> str:
+    """What stands under a table of means: counts, replicates and marks.
 
     Args:
         why: why intervals do not cover test examples; "" where they do.
     """
-    parts = [lead, SPREAD, COUNTS, replicates(cells, list(keys))]
+    parts = [SPREAD, COUNTS, replicates(cells, list(keys))]
     gains = frame[frame["quantity"].astype(str).str.startswith("gain")]
     if len(gains):
         parts.append(gain_words(gains, why))
     if (mark := faults(frame)) is not None:
         parts.append(mark)
-    return " ".join([*parts, *ahead(cells), *leak_guard(facts)])
+    return " ".join([*parts, *ahead(cells)])
 
 
 def gain_words(gains: pd.DataFrame, why: str) -> str:
-    """What the gains of a table are, their interval, and what their test can show."""
-    family, smallest = gains["family"].max(), gains["smallest_p"].min()
-    if pd.isna(smallest):
-        return NO_PAIR
-    never = ", so no mark is possible" if min(1.0, smallest * family) > 0.05 else f" ({smallest * family:.2g} after correction)"
-    return GAIN.format(examples=_examples(why), family=int(family), smallest=f"{smallest:.2g}", never=never)
+    """What the gains of a table are, their interval and their test."""
+    return GAIN.format(examples=_examples(why), family=int(gains["family"].max())) if gains["p"].notna().any() else NO_PAIR
 
 
 def _examples(why: str) -> str:
@@ -56,7 +48,7 @@ def _examples(why: str) -> str:
 
 
 def comparison_words(frame: pd.DataFrame, cells: pd.DataFrame, why: str) -> str:
-    """What the rows of inference.compare at several levels are: difference, interval, test and its reach, replicates.
+    """What the rows of inference.compare at several levels are: difference, interval, test, replicates.
 
     Args:
         frame: one or more levels of comparisons, `level` and `unit` among the columns.
@@ -65,20 +57,14 @@ def comparison_words(frame: pd.DataFrame, cells: pd.DataFrame, why: str) -> str:
     """
     if frame.empty:
         return NO_PAIR
-    parts = [f"Differences are in {frame['unit'].iloc[0]} and {BLOCKS}", INTERVAL.format(examples=_examples(why)),
+    parts = [f"Differences are in {frame['unit'].iloc[0]} and {SEEDS}", INTERVAL.format(examples=_examples(why)),
              f"{STARS} within a level ({'; '.join(_families(frame))})."]
     return " ".join([*parts, _level_replicates(frame, cells), *lacking(frame, "pairs"), *ahead(cells)])
 
 
 def _families(frame: pd.DataFrame) -> list[str]:
-    """Per level the number of tests, and whether any can reach 5 %."""
-    said = []
-    for level, rows in frame.groupby("level", sort=False):
-        family, smallest = int(rows["family"].max()), rows["smallest_p"].min()
-        reach = min(1.0, smallest * family)
-        words = "no mark is possible" if not reach <= 0.05 else f"smallest p after correction {reach:.2g}"
-        said.append(f"{level}: {family} tests, {words}")
-    return said
+    """Per level the number of tests."""
+    return [f"{level}: {int(rows['family'].max())} tests" for level, rows in frame.groupby("level", sort=False)]
 
 
 def _level_replicates(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
@@ -142,6 +128,17 @@ def faults(frame: pd.DataFrame) -> str | None:
     touched = {name: int((frame[name] > 0).sum()) for name in FAULTS}
     words = [f"{name} cells behind {count} of the numbers" for name, count in touched.items() if count]
     return DAGGER.format(faults=", ".join(words) or "no finite number in the record")
+
+
+def protocol(schema: int) -> list[str]:
+    """A sentence that names the protocol of records that are not of the present one.
+
+    Example:
+        >>> protocol(SCHEMA), protocol(1)
+        ([], ['Old protocol (schema 1): marks evaluate a moving average that still holds the start.'])
+    """
+    words = PROTOCOLS[schema]
+    return [] if schema == SCHEMA else [f"{words[0].upper()}{words[1:]}."]
 
 
 def leak_guard(facts: list[dict[str, Any]]) -> list[str]:

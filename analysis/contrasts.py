@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis import captions
-from analysis.entries import interval, joined, labelled, number, stars
+from analysis.entries import interval, joined, labelled, number
 from analysis.evidence import Evidence, once
 from analysis.inference import LEVELS, ties
 from analysis.judging import POOLED
@@ -26,7 +26,7 @@ def comparisons(found: Evidence) -> pd.DataFrame:
 
 
 def by_direction(found: Evidence) -> pd.DataFrame:
-    """Gains by direction at every budget, pooled over methods and relations: enough blocks to tell directions apart."""
+    """Gains by direction at every budget, pooled over methods and relations."""
     keys = [*apart(found.cells), "origin", "receiving", "budget"]
     nothing = labelled(summarise(found.arms.iloc[:0], keys), "gain", found.metric.difference)
     return joined(gains(found, found.arms, keys) or [nothing])
@@ -37,7 +37,7 @@ def tie_groups(found: Evidence) -> pd.DataFrame:
     """Inits within every method and over all, and methods within every init, at every budget, best first (inference.ties)."""
     parts = []
     for compared, keys in (("init", ["budget"]), ("init", ["method", "budget"]), ("method", ["init", "budget"])):
-        frame = ties(found.cells, compared, keys, better=found.metric.better or "higher")
+        frame = ties(found.cells, compared, keys, found.answers, found.metric.better or "higher")
         within = next((key for key in keys if key != "budget"), None)
         names = frame[within] if within else POOLED
         frame = frame.rename(columns={compared: "item"}).assign(compared=compared, within=names)
@@ -47,7 +47,7 @@ def tie_groups(found: Evidence) -> pd.DataFrame:
     return frame[first + [name for name in frame if name not in first]].assign(unit=found.metric.unit)
 
 
-# ---- building blocks
+# ---- parts of frames
 
 
 def by_level(found: Evidence, levels: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -68,14 +68,14 @@ def difference(row: pd.Series, prefix: str = "") -> str:
     unit, mean = UNITS[row["unit"]], row[f"{prefix}mean"]
     if pd.isna(mean):
         return "no pair†"
-    return f"{with_interval(mean, row[f'{prefix}low'], row[f'{prefix}high'], unit)}{stars(row[f'{prefix}p_holm'])}{row['mark']}"
+    return with_interval(mean, row[f"{prefix}low"], row[f"{prefix}high"], unit, row[f"{prefix}p_holm"]) + row["mark"]
 
 
-def with_interval(value: float, low: float, high: float, unit: Unit) -> str:
-    """A number and its interval, or words where there is none."""
+def with_interval(value: float, low: float, high: float, unit: Unit, p: float = float("nan")) -> str:
+    """A number and its interval with the mark of a p value, or words where there is none."""
     if pd.isna(value):
         return "none"
-    return f"{number(value, unit)} {'(no interval)' if pd.isna(low) else interval(low, high, unit)}"
+    return f"{number(value, unit)} {'(no interval)' if pd.isna(low) else interval(low, high, unit, p)}"
 
 
 def counted(row: pd.Series) -> str:
@@ -119,9 +119,9 @@ def shown_comparisons(frame: pd.DataFrame) -> pd.DataFrame:
     unit = UNITS[frame["unit"].iloc[0]] if len(frame) else UNITS["pp"]
     return view(
         rows, ["method", "budget"], against="baseline", difference=difference, p=lambda row: chance(row["p"]),
-        smallest_p=lambda row: chance(row["smallest_p"]), p_Holm=lambda row: chance(row["p_holm"]),
+        p_Holm=lambda row: chance(row["p_holm"]),
         d=lambda row: short(row["effect"], ".2f"), detectable=lambda row: short(row["mdd"], f".{unit.digits}f"),
-        pairs=counted, blocks="blocks",
+        pairs=counted, seeds="blocks",
     )
 
 
@@ -131,9 +131,8 @@ def shown_ties(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for names, group in frame.groupby(keys, sort=False):
         words = [_item(row) for _, row in group.iterrows()]
-        smallest = (group["smallest_p"] * group["family"]).clip(upper=1.0).iloc[0]
-        rows.append((*names, "; ".join(words), chance(smallest), counted(group[["n", "expected", "failed"]].sum())))
-    return pd.DataFrame(rows, columns=[*keys, "best first", "smallest p (Holm)", "cells"])
+        rows.append((*names, "; ".join(words), counted(group[["n", "expected", "failed"]].sum())))
+    return pd.DataFrame(rows, columns=[*keys, "best first", "cells"])
 
 
 def _item(row: pd.Series) -> str:
@@ -160,13 +159,12 @@ def tie_words(found: Evidence, frame: pd.DataFrame) -> str:
 
 
 SIZES = (
-    "Smallest p: what these blocks could give before correction. d: mean by spread of blocks. Detectable: the true difference "
+    "d: mean by spread of seeds. Detectable: the true difference "
     "that a study like this one would find 4 times in 5."
 )
 TIES = (
-    "Means in {symbol}, the {best} first. What shares a letter is not told apart by the sign-flip test over blocks (pairs that "
-    "share a run), p ≤ 0.05 after Holm's correction for the tests of its line; that is no proof of equality. Smallest p: what "
-    "the blocks of the line could give after correction; above 0.05 nothing can be told apart."
+    "Means in {symbol}, the {best} first. What shares a letter is not told apart by a paired t test over seeds and test "
+    "examples, p ≤ 0.05 after Holm's correction for the tests of its line; that is no proof of equality."
 )
 RECIPES: dict[str, Recipe] = {
     "comparisons": Recipe(

@@ -1,17 +1,14 @@
 """What a run, a port and an origin cost, and after how many ports an origin has paid for itself."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from analysis.arms import PORTED, WORDS, Words
+from analysis.arms import PORTED, WORDS
 from analysis.curves import UPDATES, updates_to_match
 from analysis.entries import joined, labelled
 from analysis.evidence import Evidence, once
-from analysis.inference import ALPHA
-from analysis.judging import by_level
 from analysis.stats import apart
 
 OWN = {  # column of load.FACTS -> quantity and unit
@@ -22,11 +19,12 @@ OWN = {  # column of load.FACTS -> quantity and unit
 PORTING = ("port_seconds", "calibration_examples")  # of these, what only a port costs
 OF_ORIGIN = {name: (f"origin's {OWN[name][0]}", OWN[name][1]) for name in ("seconds", "tokens", "updates")}
 PORTS = {"ports": "saved", "ports_low": "high", "ports_high": "low"}  # which saving each comes of
-LEVELS: dict[str, tuple[str, ...]] = {"method": (), "receiving": ("receiving",)}
+HOST = "receiving"  # the level of the host that trains: seconds and parameters of two hosts have no common mean
 
 
-def cost(found: Evidence, levels: Sequence[str] = tuple(LEVELS)) -> pd.DataFrame:
-    """What runs cost: medians over distinct runs, by method and init, and by receiving host too (`level`).
+@once
+def cost(found: Evidence) -> pd.DataFrame:
+    """What runs cost: medians over distinct runs, by method, receiving host and init.
 
     Seconds are a run's share of its stack's wall time: they depend on how many runs were stacked and on the machine, so
     compare tokens and updates across machines. Beside the arm stand the distinct runs that it starts from.
@@ -45,12 +43,7 @@ def cost(found: Evidence, levels: Sequence[str] = tuple(LEVELS)) -> pd.DataFrame
     origins = started[keys].assign(run_id=started["origin"]).drop_duplicates().join(facts[[*OF_ORIGIN]], on="run_id")
     origins["state"] = np.where(origins["run_id"].isin(facts.index), "done", "missing")
     own = {name: item for name, item in OWN.items() if found.arm == PORTED or name not in PORTING}
-    frames = {}
-    for level in levels:
-        names = [key for key in keys if key != "receiving" or key in LEVELS[level]]
-        parts = [*_medians(runs, names, own), *_medians(origins, names, OF_ORIGIN)]
-        frames[level] = pd.concat(parts, ignore_index=True)
-    return joined([by_level(frames)])
+    return joined([*_medians(runs, keys, own), *_medians(origins, keys, OF_ORIGIN)])
 
 
 def _medians(runs: pd.DataFrame, keys: list[str], quantities: dict[str, tuple[str, str]]) -> Iterator[pd.DataFrame]:
@@ -82,16 +75,17 @@ def break_even(found: Evidence) -> pd.DataFrame:
     less than stands here, so `ports` is at least so many. Porting itself and the trials of tuning are not counted.
 
     Returns:
-        By method, one row in updates and one in tokens: `saved`, `low`, `high`, `origin_cost`, `ports`, `ports_low`,
-        `ports_high`, `reached`, `censored`, `median`, `largest`, counts, `status`, `mark`. Empty where arm or scratch, or a
-        better metric value, does not exist.
+        By method and receiving host, one row in updates and one in tokens: `saved`, `low`, `high`, `origin_cost`,
+        `ports`, `ports_low`, `ports_high`, `reached`, `censored`, `median_by`, `largest`, counts, `status`, `mark`. Empty where
+        arm or scratch, or a better metric value, does not exist.
     """
-    matches, costs = updates_to_match(found, ["method"]), cost(found, ["method"])
-    matches, costs = matches[matches["init"] == found.arm], costs[costs["init"] == found.arm]
-    keys = [*apart(found.cells), "method"]
+    matches, costs = updates_to_match(found), cost(found)
+    matches = matches[(matches["init"] == found.arm) & (matches["level"] == HOST)]
+    costs = costs[costs["init"] == found.arm]
+    keys = [*apart(found.cells), "method", HOST]
     wide = costs.pivot(index=keys, columns="quantity", values="median").reindex(
         columns=[quantity for quantity, _ in (*OWN.values(), *OF_ORIGIN.values())])
-    kept = [*keys, "init", "saved", "low", "high", "p_holm", "median", "largest", "reached", "censored", "blocks", "n",
+    kept = [*keys, "init", "saved", "low", "high", "median_by", "largest", "reached", "censored", "blocks", "n",
             "expected", "failed", "missing", "status", "mark"]
     rows = matches[kept].join(wide, on=keys)
     per_update = rows["tokens"] / rows["updates"].where(rows["updates"] > 0)
@@ -108,64 +102,3 @@ def _ports(origin: pd.Series, saved: pd.Series) -> np.ndarray:
     """How many ports pay an origin back: (K,), inf for never, NaN where one of the two is not known."""
     ports = np.ceil(origin.to_numpy(float) / saved.where(saved > 0).to_numpy(float) - 1e-9) + 0.0  # never -0
     return np.where((saved <= 0) & origin.notna(), np.inf, ports)
-
-
-def break_even_words(found: Evidence) -> list[str]:
-    """One plain sentence a method: what a run of the arm saves, and how many pay back what it starts from."""
-    frame = break_even(found)
-    names = [name for name in ("data", "port", "method") if name in frame]
-    updates, tokens = (frame[frame["unit"] == unit].set_index(names) for unit in ("updates", "tokens"))
-    return [_sentence(name, row, tokens.loc[name, "saved"], WORDS[found.arm]) for name, row in updates.iterrows()]
-
-
-def _sentence(name: object, row: pd.Series, tokens: float, words: Words) -> str:
-    where = ", ".join(name) if isinstance(name, tuple) else str(name)
-    if row["n"] == 0:
-        return f"{where}: {words.start} and its scratch twin are nowhere both there, so nothing is known of what it saves."
-    runs = int(row["reached"] + row["censored"])
-    late = ""
-    if row["censored"]:
-        late = f"; {int(row['censored'])} of {runs} {words.starts} do not get there within {row['largest']:,.0f}"
-    if row["saved"] <= 0:
-        head = f"{where}: to match scratch's last score {words.start} saves"
-        if row["reached"] == 0 or (row["high"] <= 0 and row["p_holm"] <= ALPHA):
-            return f"{head} nothing{late}, so {words.origin} never pays back{_dagger(row)}."
-        between = "" if math.isnan(row["low"]) else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
-        size = f"{row['saved']:,.0f} updates{between}".replace("-", "−")
-        return f"{head} {size}{late}, which is not told apart from saving something{_dagger(row)}."
-    most, least = ("at most ", "at least ") if row["censored"] else ("", "")
-    some = "" if math.isnan(tokens) else f" ({tokens:,.0f} tokens)"
-    between = "" if math.isnan(row["low"]) else f" [{row['low']:,.0f}, {row['high']:,.0f}]".replace("-", "−")
-    saves = f"saves {most}{row['saved']:,.0f} updates{between}{some}{_doubt(row)}"
-    said = f"{where}: to match scratch's last score {words.start} {saves}{late}"
-    if math.isnan(row["origin_cost"]):
-        return f"{said}; what {words.origin} costs is not recorded{_dagger(row)}."
-    if row["origin_cost"] == 0:
-        return f"{said}; {words.origin} takes no update{_dagger(row)}."
-    pay = f"{words.origin} of {row['origin_cost']:,.0f} updates pays back after {least}{_count(row['ports'], words)}"
-    return f"{said}; {pay}{_range(row)}{_dagger(row)}."
-
-
-def _doubt(row: pd.Series) -> str:
-    """Said where the test, or the interval, leaves open whether anything is saved."""
-    if row["p_holm"] <= ALPHA and row["low"] > 0:
-        return ""
-    if math.isnan(row["p_holm"]):
-        return ", without a test"
-    return f", not told apart from nothing (p {row['p_holm']:.2g} after Holm's correction)"
-
-
-def _range(row: pd.Series) -> str:
-    if math.isnan(row["low"]):
-        return ""
-    if math.isinf(row["ports_high"]):
-        return f" (from {row['ports_low']:,.0f} to never)"
-    return f" (from {row['ports_low']:,.0f} to {row['ports_high']:,.0f})"
-
-
-def _count(ports: float, words: Words) -> str:
-    return words.start.replace("a ", "1 ", 1) if ports == 1 else f"{ports:,.0f} {words.starts}"
-
-
-def _dagger(row: pd.Series) -> str:
-    return f" († {row['n']} of {row['expected']} pairs)" if row["mark"] else ""

@@ -1,4 +1,4 @@
-"""Cross-checks of the comparisons: seeds as blocks, interquartile means, mixed-effects models, and the papers' figures."""
+"""Cross-checks of the comparisons: interquartile means, mixed-effects models, and the papers' figures."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -8,10 +8,8 @@ import pandas as pd
 
 from analysis import captions
 from analysis.arms import PORTED
-from analysis.contrasts import by_level, chance, counted, difference, short, view, with_interval
+from analysis.contrasts import counted, short, view, with_interval
 from analysis.evidence import Evidence
-from analysis.inference import LEVELS
-from analysis.load import COORDINATES
 from analysis.metrics import UNITS
 from analysis.mixed import Mixed, mixed
 from analysis.published import beside
@@ -21,42 +19,19 @@ from analysis.stats import apart
 
 FITTED = ["baseline", "budget", "unit", "term", "value", "low", "high", "p", "seed_sd", "run_sd", "rest_sd", "n", "expected",
           "failed", "converged", "words", "paired_mean", "paired_low", "paired_high", "agree", "mark"]
-SAYS = {(True, True): "both", (True, False): "runs only", (False, True): "seeds only", (False, False): "neither"}
 
 
 # ---- frames
 
 
-def by_seed(found: Evidence) -> pd.DataFrame:
-    """The pooled comparisons with blocks of runs (`mean`, `low`, ...) and of whole seeds (`seed_mean`, `seed_low`, ...).
-
-    `says` which of the two intervals leave 0 out. The level of directions has one block a seed anyway and is not here.
-    """
-    levels = [name for name in LEVELS if name != "direction"]
-    runs = by_level(found, {name: found.levels[name] for name in levels})
-    seeds = by_level(found, {name: found.by_seed[name] for name in levels})
-    numbers = ["mean", "low", "high", "p", "p_holm", "smallest_p", "blocks", "note"]
-    keys = [name for name in runs if name in ("level", "baseline", *COORDINATES)]
-    other = seeds[[*keys, *numbers]].rename(columns={name: f"seed_{name}" for name in numbers})
-    frame = runs.drop(columns=["effect", "df", "mdd", "examples"]).merge(other, on=keys, validate="1:1")
-    return frame.assign(says=[_says(row) for _, row in frame.iterrows()])
-
-
-def _says(row: pd.Series) -> str:
-    without = [name for name, low in (("runs", "low"), ("seeds", "seed_low")) if pd.isna(row[low])]
-    if without:
-        return f"no interval of {' and '.join(without)}"
-    return SAYS[tuple(bool(row[f"{side}low"] > 0 or row[f"{side}high"] < 0) for side in ("", "seed_"))]
-
-
 def interquartile(found: Evidence) -> pd.DataFrame:
     """Interquartile mean of every init at every budget over all tasks (method, direction, relation) and seeds, with its
-    bootstrap interval within tasks, in the metric's unit (fractions in [0, 1])."""
+    bootstrap interval over seeds, in the metric's unit (fractions in [0, 1])."""
     rows = []
-    for labels, cells in _apart(found):
+    for labels, cells in found.parts():
         for (init, budget), own in cells.groupby(["init", "budget"], sort=False):
             scores = scores_of(own, str(init), int(budget))
-            spread = bootstrap(iqm, scores.values, scores.strata)
+            spread = bootstrap(iqm, scores.values)
             n, failed = int(np.isfinite(scores.values).sum()), int((own["status"] == "failed").sum())
             rows.append(labels | {
                 "init": init, "budget": budget, "unit": found.metric.unit, "iqm": float(spread.value),
@@ -76,7 +51,7 @@ def mixed_effects(found: Evidence) -> pd.DataFrame:
     keys = apart(found.cells)
     paired = found.levels["all"].set_index([*keys, "baseline", "budget"])
     rows: list[dict[str, object]] = []
-    for labels, cells in _apart(found):
+    for labels, cells in found.parts():
         for baseline in [name for name in cells["init"].unique() if name != found.arm]:
             for budget in sorted(cells["budget"].unique()):
                 place = (*labels.values(), baseline, budget)
@@ -109,32 +84,7 @@ def agreement(one: tuple[float, float, float], other: tuple[float, float, float]
     return "yes" if max(one[1], other[1]) <= min(one[2], other[2]) else "no: intervals apart"
 
 
-# ---- parts of a study
-
-
-def _apart(found: Evidence) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
-    """The arms for every data set and port that a study has several of; what carries no port of the arm's is in each."""
-    arms, keys = found.arms, apart(found.cells)
-    ports = arms.loc[arms["init"] == found.arm, "port"].unique()
-    own = arms[arms["init"] == found.arm] if "port" in keys else arms
-    for names in own[keys].drop_duplicates().itertuples(index=False, name=None) if keys else [()]:
-        labels, part = dict(zip(keys, names, strict=True)), arms
-        for key, name in labels.items():
-            part = part[(part[key] == name) | ((key == "port") & ~part["port"].isin(ports))]
-        yield labels, part
-
-
 # ---- what a reader sees
-
-
-def shown_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Level all, and what of level method the two kinds of blocks see differently."""
-    rows = frame[(frame["level"] == "all") | ((frame["level"] == "method") & ~frame["says"].isin(["both", "neither"]))]
-    return view(
-        rows, ["method", "budget"], against="baseline", runs_as_blocks=difference, blocks="blocks",
-        seeds_as_blocks=lambda row: difference(row, "seed_"), seeds="seed_blocks",
-        smallest_p_by_seed=lambda row: chance(row["seed_smallest_p"]), zero_left_out_by="says", pairs=counted,
-    )
 
 
 def shown_quartiles(frame: pd.DataFrame) -> pd.DataFrame:
@@ -182,13 +132,6 @@ def _stated(row: pd.Series) -> str:
 # ---- captions
 
 
-def seed_words(found: Evidence, frame: pd.DataFrame) -> str:
-    """Under the comparisons by seed."""
-    smallest = frame["seed_smallest_p"].min()
-    reach = "" if pd.isna(smallest) else f" By seed no p can be below {smallest:.3g}."
-    return f"{SEEDS}{reach} {captions.comparison_words(frame, found.arms, found.why)}"
-
-
 def quartile_words(found: Evidence, frame: pd.DataFrame) -> str:
     """Under the interquartile means."""
     counts = [f"{int(frame[name].max())} {name}" for name in ("tasks", "seeds")] if len(frame) else []
@@ -215,22 +158,16 @@ def published_words(found: Evidence, frame: pd.DataFrame) -> str:
     return f"{words}{after} {PUBLISHED}"
 
 
-SEEDS = (
-    "Runs of one seed share more than a baseline (an origin's module, the order of the data), which blocks of runs do not see. "
-    "With all pairs of a seed as one block an interval holds whatever they share, and is longer. Marks in the column of "
-    "seeds are after Holm's correction too. Shown are the level all, and what of the level method only one of the two kinds of "
-    "blocks tells from 0; all else stands in the CSV file."
-)
 QUARTILES = (
     "In {symbol}: a quarter of the scores is cut on each side. Scores are those of {counts}; a task is a method in a direction "
-    "and relation, so a run that several origins share stands in several. In square brackets: 95 %, seeds drawn anew within "
-    "tasks (bootstrap, n − 1 of n). In brackets: cells done/asked for. This describes the runs at hand and is no test: that "
+    "and relation, so a run that several origins share stands in several. In square brackets: 95 %, whole seeds drawn anew "
+    "(bootstrap, n − 1 of n). In brackets: cells done/asked for. This describes the runs at hand and is no test: that "
     "interval is too short at few seeds, and claims rest on the paired comparisons."
 )
 MIXED = (
     "Model: gain ~ method + direction + relation, seeds and the baselines' runs within them random (REML); all in {symbol}. In "
     "square brackets: its 95 % Wald interval, which is too short at few seeds, and the paired interval of the comparisons, "
-    "which counts each block once where the model counts each pair. They agree where both means have one sign and the "
+    "which covers test examples too. They agree where both means have one sign and the "
     "intervals overlap. Spread: standard deviations of seeds, baselines' runs and the rest. Terms are deviations from the mean "
     "of their levels and stand in the CSV file; a factor's last level is minus the sum of the others."
 )
@@ -240,10 +177,6 @@ PUBLISHED = (
     "CSV file."
 )
 RECIPES: dict[str, Recipe] = {
-    "by_seed": Recipe(
-        by_seed, "Seeds as blocks", "{label}: the pooled comparisons once more, with all runs of a seed as one block.",
-        view=shown_seeds, words=seed_words,
-    ),
     "interquartile": Recipe(
         interquartile, "Interquartile means", "Interquartile mean of {label} over all tasks and seeds.", view=shown_quartiles,
         words=quartile_words,

@@ -1,4 +1,4 @@
-"""What a whole curve over budgets says: the area under it, and the updates it takes to match scratch."""
+"""What a whole curve over budgets says: the area under it, the updates it takes to match scratch, and when it takes off."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import pandas as pd
 from analysis.answers import Right
 from analysis.arms import arm_of
 from analysis.entries import joined, labelled
-from analysis.evidence import Evidence
-from analysis.inference import pairs_of
+from analysis.evidence import Evidence, once
+from analysis.inference import TASK, pairs_of
 from analysis.judging import LEVELS, by_level, corrected, counted, judged
 from analysis.load import COORDINATES, STATUSES
 from analysis.quantities import SLACK, direction
@@ -18,6 +18,8 @@ from analysis.stats import apart, summarise
 
 POINT = [name for name in COORDINATES if name != "budget"]
 UPDATES = "updates"
+TOLERANCE = 0.01  # one point (of a loss 0.01 nats): as good as, to within what nobody would call a difference (our choice)
+ENDS, SAVED = ("after", "by"), ("saved_least", "saved_most")  # of a time that lies between two marks, and of what it saves
 
 
 @dataclass(frozen=True)
@@ -113,38 +115,47 @@ def _areas_of_answers(whole: Sequence[Curves], answers: Right) -> Right:
 # ---- updates to match scratch
 
 
-def updates_to_match(found: Evidence, levels: Sequence[str] = tuple(LEVELS)) -> pd.DataFrame:
-    """Updates until a run is at least as good as its scratch twin (same seed) is at the largest budget.
+@once
+def updates_to_match(found: Evidence) -> pd.DataFrame:
+    """Updates until a run is as good as its scratch twin (same seed) is at the largest budget, to within TOLERANCE.
 
-    The first mark at which it is, zero-shot included; marks only, nothing is interpolated between them (our choice: curves
-    jump). A run that is never as good is censored at the largest budget. Scratch stands beside the others as its own
-    twin: noisy curves pass their own last value earlier.
+    Runs are seen at marks only, so the crossing lies after the last mark at which a run was not yet as good and no later than
+    the first at which it was; both ends are carried along. A run that is never as good is censored at the largest budget:
+    times, and what is saved, are those within it (restricted means). Scratch stands beside the others as its own twin: noisy
+    curves pass their own last value earlier.
 
     Returns:
-        By method and init, and by direction (`level`): `mean` and `std` over distinct runs with the censored at the largest
-        budget (restricted mean, a lower bound where there are any); `median` (Kaplan & Meier 1958; NaN where more than half
-        are censored); `reached`, `censored` of `runs`; `largest`; `saved`, scratch's own updates minus these, over blocks
-        with `low`, `high`, `p`, `p_holm` (one family a level; where runs are censored an upper bound); the counts. Empty
-        where no metric value is better.
+        By method and init, by receiving host, and by direction (`level`): `after` and `by`, the mean ends of the time (cells
+        weigh alike);
+        `median_after` and `median_by`, between which half of the runs have got there (NaN where more than half are censored);
+        `reached`, `censored` of `runs`; `largest`; `saved_least` and `saved_most`, between which scratch's own updates minus
+        these lie on average, `saved` their middle, `low` and `high`, which hold it for 95 % of new seeds wherever within the
+        marks the crossings are (the lower end of the interval of `saved_least`, the upper of `saved_most`); `blocks`, the
+        seeds; the counts. Empty where no metric value is better.
+
+    Source: the interval of a mean that is known to lie between two: Horowitz & Manski, J. Am. Stat. Assoc. 95, 2000, section 3.
     """
     sign = direction(found.metric)
     parts = [] if np.isnan(sign) else [pairs for item in curves(found.arms) for pairs in _matches(item, sign)]
-    columns = [*COORDINATES, "run_id", "mark", "arm_id", "arm_mark", "task", "value", "status", UPDATES, "largest"]
-    pairs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns).astype(
-        {"value": float, UPDATES: float, "largest": float})
-    own = pairs["init"] == "scratch"
+    columns = [*COORDINATES, "run_id", "mark", "arm_id", "arm_mark", "task", "value", "status", *ENDS, *SAVED, "largest"]
+    numbers = dict.fromkeys(["value", *ENDS, *SAVED, "largest"], float)
+    pairs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns).astype(numbers)
     frames = {}
-    for level in levels:
-        keys = [*apart(found.cells), "method", *LEVELS[level], "init"]
-        saved = judged(pairs[~own], keys, None, 1.0).drop(columns=["std", "runs"]).rename(columns={"mean": "saved"})
-        twins = summarise(pairs[own], keys).drop(columns=["mean", "std"]).rename(columns={"runs": "blocks"})
-        frame = corrected(pd.concat([saved, twins.assign(note="its own twin")], ignore_index=True) if len(twins) else saved)
+    for level, more in LEVELS.items():
+        keys = [*apart(found.cells), "method", *more, "init"]
+        least, most = (judged(pairs.assign(value=pairs[name]), keys, None, 1.0) for name in SAVED)
+        own = least["init"] == "scratch"
+        middle = {"saved": (least["mean"] + most["mean"]) / 2, "saved_least": least["mean"], "saved_most": most["mean"],
+                  "low": least["low"].fillna(least["mean"].where(least["blocks"] > 1)),
+                  "high": most["high"].fillna(most["mean"].where(most["blocks"] > 1))}
+        middle = {name: values.mask(own) for name, values in middle.items()}
+        frame = counted(least.drop(columns=["mean", "std", "runs", "p", "se", "df", "sd", "effect"]).assign(**middle))
         frames[level] = frame.merge(_times(pairs, keys), on=keys, how="left", validate="1:1")
     return joined([labelled(by_level(frames), "updates to match scratch", UPDATES)])
 
 
 def _matches(item: Curves, sign: float) -> Iterator[pd.DataFrame]:
-    """Every init in pairs with scratch: `updates` to match (inf: censored), `value` what is saved, `largest` budget."""
+    """Every init in pairs with scratch: ENDS of its time to match (inf: censored), SAVED, and the `largest` budget."""
     frame = item.frame.assign(value=np.where(item.frame["status"] == "done", 0.0, np.nan))
     done = np.flatnonzero(frame["value"].notna())
     place = dict(zip(frame["run_id"].iloc[done], done, strict=True))
@@ -153,32 +164,91 @@ def _matches(item: Curves, sign: float) -> Iterator[pd.DataFrame]:
         pairs = pairs_of(frame, "init", (name, "scratch"), 1.0)
         there = pairs["value"].notna().to_numpy()
         arm, twin = (heights[[place[run] for run in pairs.loc[there, key]]] for key in ("arm_id", "run_id"))
-        target = twin[:, -1:] - SLACK
-        own, other = (_first(rows >= target, item.budgets) for rows in (twin, arm))
-        times, saved = np.full((2, len(pairs)), np.nan)
-        times[there], saved[there] = other, own - np.minimum(other, largest)
-        yield pairs.assign(updates=times, value=saved, largest=largest)
+        target = twin[:, -1:] - TOLERANCE - SLACK
+        (after, by), (own_after, own_by) = (crossing(rows >= target, item.budgets) for rows in (arm, twin))
+        ends = np.full((len(pairs), 4), np.nan)
+        ends[there] = np.stack([after, by, own_after - np.minimum(by, largest), own_by - np.minimum(after, largest)], axis=1)
+        yield pairs.assign(largest=largest, **dict(zip((*ENDS, *SAVED), ends.T, strict=True)))
 
 
-def _first(reached: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """(G,) the budget of the first True in each row of (G, B), inf where there is none."""
-    return np.where(reached.any(axis=1), budgets[reached.argmax(axis=1)], np.inf)
+def crossing(reached: np.ndarray, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Between which marks a level is first reached: (G, B) whether it is at each of (B,) budgets, to (G,) after and by.
+
+    What is reached at the first budget is reached by then and not after it: both are that budget. What never is: both are inf.
+
+    Example:
+        >>> after, by = crossing(np.array([[True, True], [False, True], [False, False]]), np.array([0, 50]))
+        >>> after.tolist(), by.tolist()
+        ([0.0, 0.0, inf], [0.0, 50.0, inf])
+    """
+    first, ever = reached.argmax(axis=1), reached.any(axis=1)
+    after, by = budgets[np.maximum(first - 1, 0)], budgets[first]
+    return np.where(ever, after, np.inf), np.where(ever, by, np.inf)
 
 
 def _times(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Distinct runs of each group: how many reach the target, and when."""
-    runs = pairs.drop_duplicates([*keys, "arm_id", "run_id", UPDATES])
-    times = runs[UPDATES]
-    limited = times.clip(upper=runs["largest"])
-    flags = runs.assign(reached=np.isfinite(times), censored=np.isinf(times), limited=limited)
-    grouped = flags.groupby(keys, sort=False, dropna=False)
-    table = grouped.agg(mean=("limited", "mean"), std=("limited", "std"), median=(UPDATES, _median), runs=("limited", "count"),
-                        reached=("reached", "sum"), censored=("censored", "sum"), largest=("largest", "max"))
+    """How many distinct runs of each group reach the target, and between which marks."""
+    done = pairs.dropna(subset="by")
+    cells = pairs.assign(**{name: pairs[name].clip(upper=pairs["largest"]) for name in ENDS})
+    means = cells.groupby(keys, sort=False, dropna=False).agg(
+        after=("after", "mean"), by=("by", "mean"), largest=("largest", "max"))
+    runs = done.drop_duplicates([*keys, "arm_id", "run_id"])
+    flags = runs.assign(reached=np.isfinite(runs["by"]), censored=np.isinf(runs["by"]))
+    counts = flags.groupby(keys, sort=False, dropna=False).agg(
+        runs=("by", "count"), reached=("reached", "sum"), censored=("censored", "sum"), median_after=("after", _median),
+        median_by=("by", _median))
+    table = means.join(counts)
+    table[["runs", "reached", "censored"]] = table[["runs", "reached", "censored"]].fillna(0).astype(int)
     return table.reset_index()
 
 
 def _median(times: pd.Series) -> float:
-    """The first time by which at least half have reached the target; NaN where that is beyond what was observed."""
+    """The first time by which at least half have got there; NaN where that is beyond what was observed."""
     known = np.sort(times.dropna().to_numpy())
     middle = known[(len(known) - 1) // 2] if len(known) else np.inf
     return float(middle) if np.isfinite(middle) else float("nan")
+
+
+# ---- take-off
+
+
+@once
+def take_off(found: Evidence) -> pd.DataFrame:
+    """How many runs of each init have taken off by each budget, and when: scores are bimodal, so a mean may be of nobody.
+
+    A run has taken off at the first mark at which it is at least halfway from its bare host to its native run (the same module
+    trained on the receiving host itself, at its largest mark); our choice. Where native is not better than the bare host by
+    more than TOLERANCE there is no halfway, and the cell has no number.
+
+    Returns:
+        By method, init and budget: `mean`, the share of cells (fraction; methods, directions and relations weigh alike) with
+        its 95 % interval over new seeds; `median_after` and `median_by`, between which half of the runs have taken off (NaN
+        where less than half do within the largest budget); the columns of judging.judged and judging.counted. Empty where no
+        metric value is better.
+    """
+    sign = direction(found.metric)
+    keys = [*apart(found.cells), "method", "init"]
+    parts = [] if np.isnan(sign) else [_take_offs(item, sign) for item in curves(found.arms)]
+    nothing = found.arms.iloc[:0].assign(after=0.0, by=0.0, task=0, arm_id="", arm_mark=0)
+    flown = pd.concat(parts, ignore_index=True) if parts else nothing
+    frame = counted(judged(flown, [*keys, "budget"], None, 1.0))
+    runs = flown.dropna(subset="value").drop_duplicates([*keys, "run_id", "budget"])
+    runs = runs[runs["budget"] == runs.groupby("method")["budget"].transform("max")]
+    medians = runs.groupby(keys, sort=False, dropna=False).agg(median_after=("after", _median), median_by=("by", _median))
+    frame = frame.join(medians, on=keys)
+    low, high = frame["low"].clip(lower=0.0), frame["high"].clip(upper=1.0)
+    return joined([labelled(frame.assign(low=low, high=high), "share that took off", "fraction")])
+
+
+def _take_offs(item: Curves, sign: float) -> pd.DataFrame:
+    """Of every curve and budget: `value` 1.0 where it has taken off by then, with the ends of when; as of inference.designs."""
+    frame = item.frame
+    known = (frame["status"] == "done") & (frame["native_status"] == "done") & (frame["bare_status"] == "done")
+    bare, native = (sign * frame[name].to_numpy(float) for name in ("bare", "native"))
+    known = known.to_numpy() & (native - bare > TOLERANCE)
+    after, by = crossing(sign * item.values >= ((bare + native) / 2)[:, None] - SLACK, item.budgets)
+    state = frame["status"].mask((frame["status"] == "done") & ~known, "unpaired")
+    frame = frame.assign(after=after, by=by, status=state, arm_id=frame["run_id"], arm_mark=frame["mark"],
+                         task=frame.groupby(TASK, dropna=False).ngroup())
+    parts = [frame.assign(budget=budget, value=np.where(known, by <= budget, np.nan)) for budget in item.budgets]
+    return pd.concat(parts, ignore_index=True)

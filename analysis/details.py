@@ -11,9 +11,9 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from analysis.answers import marks_of
+from analysis.load import other_protocol, protocol
 from analysis.metrics import shown, value_of
 from portability.errors import UserError, without_places
-from portability.spec import SCHEMA
 from portability.store import Store
 
 EXAMPLES = 10  # test examples whose predictions are shown
@@ -67,8 +67,10 @@ def details(store: Store, cells: pd.DataFrame, metric: str = "eval_accuracy", mo
         return Details({}, [], len(named))
     shared, metrics = _Shared(), shown(cells, metric)
     runs: dict[str, dict[str, Any]] = {}
-    for run_id, record, fault in store.entries():
-        unusable = _unusable(run_id, record, fault)
+    entries = list(store.entries())
+    schema = protocol(record for _, record, _ in entries)
+    for run_id, record, fault in entries:
+        unusable = _unusable(run_id, record, fault, schema)
         if unusable or record is None:
             runs[run_id] = unusable or {}
             continue
@@ -85,13 +87,12 @@ def details(store: Store, cells: pd.DataFrame, metric: str = "eval_accuracy", mo
     return Details(dict(sorted(runs.items())), shared.values(), total)
 
 
-def _unusable(run_id: str, record: dict[str, Any] | None, fault: str | None) -> dict[str, Any] | None:
+def _unusable(run_id: str, record: dict[str, Any] | None, fault: str | None, schema: int) -> dict[str, Any] | None:
     """The state and error of a record that no number is read from (see load.read), or None."""
     if record is None:
         return {"state": "broken", "error": without_places(str(fault))}
-    if fault or record.get("schema") != SCHEMA:
-        text = fault or f"schema {record.get('schema')}, this version reads {SCHEMA}"
-        return {"state": "foreign", "error": without_places(text)}
+    if foreign := fault or other_protocol(record, schema):
+        return {"state": "foreign", "error": without_places(foreign)}
     if record.get("run_id") != run_id:
         return {"state": "broken", "error": f"its record is that of run {record.get('run_id')}"}
     status = record["train_info"].get("status")

@@ -1,5 +1,7 @@
 """One row of a table as a reader sees it: the number with its interval or spread, its marks, and all it rests on."""
 
+import math
+
 import pandas as pd
 
 from analysis.load import COORDINATES
@@ -23,10 +25,12 @@ def mean_entry(row: pd.Series) -> str:
     counts = f"({row['n']}/{row['expected']}, {int(row['blocks']) if gain else row['runs']})"
     if row["n"] == 0:
         return f"{row['status']}† {counts}"
+    if pd.isna(row["mean"]):
+        return f"no whole seed† {counts}"
     unit = UNITS[row["unit"]]
     spread = "" if gain or pd.isna(row["std"]) else f" ± {unit.scale * row['std']:.{unit.digits}f}"
     if gain:
-        spread = f" {interval(row['low'], row['high'], unit)}{stars(row['p_holm'])}"
+        spread = f" {interval(row['low'], row['high'], unit, row['p_holm'])}"
     return f"{number(row['mean'], unit)}{spread}{'' if row['status'] == 'complete' else '†'} {counts}"
 
 
@@ -35,18 +39,20 @@ def number(value: float, unit: Unit) -> str:
     return f"{unit.scale * value:{'+' if unit.signed else ''}.{unit.digits}f}".replace("-", "−")
 
 
-def interval(low: float, high: float, unit: Unit) -> str:
-    """Both ends of an interval."""
-    return f"[{number(low, unit)}, {number(high, unit)}]"
+def interval(low: float, high: float, unit: Unit, p: float = math.nan) -> str:
+    """Both ends of an interval, and the mark of a p value, which never stands where the interval as it is printed holds 0.
+
+    Example:
+        >>> interval(0.2, 3.0, UNITS["pp"], 0.02), interval(0.02, 3.0, UNITS["pp"], 0.04), interval(0.2, 3.0, UNITS["pp"], 0.2)
+        ('[+0.2, +3.0]*', '[+0.0, +3.0]', '[+0.2, +3.0]')
+    """
+    ends = [round(unit.scale * end, unit.digits) for end in (low, high)]
+    apart = ends[0] > 0 or ends[1] < 0
+    return f"[{number(low, unit)}, {number(high, unit)}]{stars(p) if apart else ''}"
 
 
 def stars(p: float) -> str:
-    """The mark of a p value, "" where it is above 0.05 or there is none.
-
-    Example:
-        >>> stars(0.02), stars(0.2), stars(float("nan"))
-        ('*', '', '')
-    """
+    """The mark of a p value, "" where it is above 0.05 or there is none."""
     return next((mark for limit, mark in STARS if p <= limit), "")
 
 

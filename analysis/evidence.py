@@ -1,7 +1,7 @@
 """What the tables, plots and findings of one study share: its cells, one metric, and its comparisons, each made once."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 
@@ -12,7 +12,9 @@ from analysis.arms import PORTED, arm_of
 from analysis.inference import LEVELS, compare, init_pairs
 from analysis.load import Study, read
 from analysis.metrics import OVER_EXAMPLES, Metric, metric_of
+from analysis.stats import apart
 from portability.errors import UserError
+from portability.primary import SIZE, kinds
 from portability.spec import BARE
 from portability.store import Store
 
@@ -54,16 +56,30 @@ class Evidence:
         return self.arms[self.arms["budget"] == self.arms["budget"].max()]
 
     @cached_property
+    def kinds(self) -> dict[tuple[str, str], str]:
+        """(origin, receiving) to what relates them: primary.pair_kind as the manifests have it; of older ones, which say
+        nothing, "size" for hosts of other shapes and "" for those of one shape."""
+        shapes = {host["name"]: host["shape"] for host in self.study.parts["host"]}
+        pairs = self.cells[["origin", "receiving"]].drop_duplicates().itertuples(index=False, name=None)
+        of_shape = {(one, other): SIZE if shapes.get(one) != shapes.get(other) else "" for one, other in pairs}
+        return of_shape | kinds(self.study.facts)
+
+    def parts(self) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
+        """The arms for every data set and port that a study has several of; what carries no port of the arm's is in each."""
+        arms, keys = self.arms, apart(self.cells)
+        ports = arms.loc[arms["init"] == self.arm, "port"].unique()
+        own = arms[arms["init"] == self.arm] if "port" in keys else arms
+        for names in own[keys].drop_duplicates().itertuples(index=False, name=None) if keys else [()]:
+            labels, part = dict(zip(keys, names, strict=True)), arms
+            for key, name in labels.items():
+                part = part[(part[key] == name) | ((key == "port") & ~part["port"].isin(ports))]
+            yield labels, part
+
+    @cached_property
     def levels(self) -> dict[str, pd.DataFrame]:
         """The arm against every other init at every budget, zero-shot included where it is ported, by each of
         inference.LEVELS."""
         return {name: self.compare(self.cells, keys) for name, keys in LEVELS.items()}
-
-    @cached_property
-    def by_seed(self) -> dict[str, pd.DataFrame]:
-        """The pooled levels with all runs of a seed as one block: safe whatever these share, at the price of few blocks. (A
-        direction has one block a seed anyway.)"""
-        return {name: self.compare(self.cells, keys, "seed") for name, keys in LEVELS.items() if name != "direction"}
 
     @cached_property
     def pairs(self) -> dict[str, pd.DataFrame]:
@@ -72,7 +88,7 @@ class Evidence:
         cells = self.cells if self.arm == PORTED else self.cells[self.cells["budget"] > 0]
         return init_pairs(cells, self.metric.scale)
 
-    def compare(self, cells: pd.DataFrame, keys: Sequence[str], blocks: str = "run") -> pd.DataFrame:
+    def compare(self, cells: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         """inference.compare with this study's answers and the metric's scale.
 
         Args:
@@ -81,7 +97,7 @@ class Evidence:
         inits, budgets = set(cells["init"]), cells["budget"].unique()
         kept = {name: own[own["budget"].isin(budgets)] for name, own in self.pairs.items() if {name, self.arm} <= inits}
         pairs = {name: own.reset_index(drop=True) for name, own in kept.items() if len(own)}
-        return compare(cells, keys, self.answers, self.metric.scale, blocks, pairs)
+        return compare(cells, keys, self.answers, self.metric.scale, pairs)
 
 
 def once(make: Callable[[Evidence], pd.DataFrame]) -> Callable[[Evidence], pd.DataFrame]:

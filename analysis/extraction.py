@@ -1,23 +1,19 @@
 """Weights cut out of a larger host: every start by student and task, and seed examples of the task against another's."""
 
-from collections.abc import Iterator
-
 import pandas as pd
 
 from analysis import captions
 from analysis.arms import EXTRACTED
-from analysis.entries import interval, joined, labelled, number
+from analysis.entries import joined, labelled
 from analysis.evidence import Evidence, once
-from analysis.inference import ALPHA, pairs_of
+from analysis.inference import pairs_of
 from analysis.judging import corrected, judged
 from analysis.means import gains
-from analysis.metrics import UNITS
 from analysis.recipe import Recipe
 from analysis.stats import apart, summarise
 
 SAME = "same"  # the relation of seed examples that are the task's own
 CONTRAST = "seed examples: "  # begins the name of a quantity that compares two relations
-SEEDS = "Seed examples of the task against those of another (decides whether a gain is knowledge of the task)"
 
 
 # ---- frames
@@ -66,53 +62,6 @@ def _keys(found: Evidence) -> list[str]:
     return list(dict.fromkeys(["data", *apart(found.cells), "method", "receiving", "relation", "budget"]))
 
 
-# ---- findings
-
-
-def seed_sentences(found: Evidence) -> list[str]:
-    """What `seeds` says, whatever it is: a sentence for each student, task and method, with every budget."""
-    if found.arm != EXTRACTED:
-        return []
-    frame = seeds(found)
-    if frame.empty:
-        named = ", ".join(map(str, found.arms["relation"].unique()))
-        return [f"Seed examples are of one relation only ({named}), so nothing is said of what their task is worth."]
-    keys = [key for key in _keys(found) if key not in ("relation", "budget", "receiving")]
-    lone = " There is one seed, which leaves all of this open." if found.arms["seed"].nunique() < 2 else ""
-    return [_sentence(found, names, rows, lone) for names, rows in frame.groupby([*keys, "receiving", "other"], sort=False)]
-
-
-def _sentence(found: Evidence, names: tuple, rows: pd.DataFrame, lone: str) -> str:
-    *where, student, other = map(str, names)
-    parts = "; ".join(_parts(found, rows.sort_values("budget"), bool(lone)))
-    return (f"{', '.join(where)} on {student}: {found.arm} with seed examples of the task ({SAME}) against those of another "
-            f"({other}): {parts}.{lone}")
-
-
-def _parts(found: Evidence, rows: pd.DataFrame, lone: bool) -> Iterator[str]:
-    """One budget after the other."""
-    unit, better = UNITS[found.metric.difference], {"higher": 1, "lower": -1}.get(found.metric.better or "", 0)
-    for _, row in rows.iterrows():
-        when = f"after {row['budget']:,} updates"
-        if row["n"] == 0:
-            yield f"no pair {when}"
-            continue
-        known = pd.notna(row["low"])
-        between = interval(row["low"], row["high"], unit) if known else f"({row['note'] or 'no interval'})"
-        size = f"{number(row['mean'], unit)} {unit.symbol} {between} {when} ({_counts(row)})"
-        if not known or lone or row["low"] <= 0 <= row["high"]:
-            yield f"left open, {size}"
-            continue
-        side = {1: "ahead", -1: "behind", 0: "apart"}[better * (1 if row["mean"] > 0 else -1)]
-        doubt = "" if row["p_holm"] <= ALPHA else ", which the sign-flip test leaves open"
-        yield f"{side}, {size}{doubt}"
-
-
-def _counts(row: pd.Series) -> str:
-    lacks = ", some cells lack †" if row["mark"] else ""
-    return f"p = {row['p_holm']:.2g}, {row['n']} pairs, {row['blocks']} blocks{lacks}"
-
-
 # ---- captions
 
 
@@ -123,7 +72,7 @@ def words(found: Evidence, frame: pd.DataFrame) -> str:
     parts = [captions.SPREAD, captions.COUNTS, captions.replicates(found.arms, [*_keys(found), "init"])]
     parts += [captions.gain_words(over, found.why)] if len(over) else []
     if len(own) and own["p"].notna().any():
-        parts.append(TASK.format(family=int(own["family"].max()), smallest=f"{own['smallest_p'].min():.2g}"))
+        parts.append(TASK.format(family=int(own["family"].max())))
     faults = captions.faults(frame)
     return " ".join([*parts, BEGIN, *([faults] if faults else []), *captions.ahead(found.arms)])
 
@@ -135,8 +84,7 @@ BEGIN = (
 )
 TASK = (
     "Seed examples, same − other: pairs of one seed and the same test examples; this decides whether a gain is knowledge of "
-    "the task or comes of any cut. Holm's correction is for the {family} of these alone, and the smallest p that any of them "
-    "could have is {smallest}."
+    "the task or comes of any cut. Holm's correction is for the {family} of these alone."
 )
 RECIPES: dict[str, Recipe] = {
     "extraction": Recipe(

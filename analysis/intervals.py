@@ -1,26 +1,36 @@
-"""The mean of paired differences with an interval that holds at few seeds and covers new seeds and new test examples."""
+"""The mean of paired differences with an interval and a test that hold at few seeds, for new seeds and new test examples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
+from scipy.optimize import brentq
+from statsmodels.stats.power import TTestPower
 
 LEVEL = 0.95
+ALPHA = 1 - LEVEL
 POWER = 0.80
+FAR = 30.0  # standard errors from which on scipy's noncentral t is not to be relied on
+LEAST = -69.0  # logarithm of the least p, 1e-30
+DEGREES = np.array([*np.arange(1.0, 3.0, 0.1), *np.arange(3.0, 9.0, 0.5), *np.arange(9.0, 16.0), 20.0, 30.0, 60.0, 200.0, 1e6])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over blocks. All but `blocks`, `examples` and `mean` are NaN where the data cannot give them.
+    """A mean over seeds. All but `blocks`, `examples` and `mean` are NaN where the data cannot give them.
 
-    mean, low, high, se and sd are in the unit of the differences; `df` are the interval's degrees of freedom, `sd` is
-    the spread of blocks within a stratum, `effect` = mean / sd, `examples` the test examples behind the interval (0:
+    mean, low, high, se (half of the interval over the t quantile) and sd are in the unit of the differences; `p` is that of a
+    two-sided t test of 0, which is at most 0.05 exactly where the interval leaves 0 out; `df` are the degrees of freedom of
+    both, `sd` is the spread of seeds, `effect` = mean / sd, `blocks` the seeds and `examples` the test examples behind it (0:
     over seeds only), `note` what is out of the ordinary, in words.
     """
 
     mean: float
     low: float
     high: float
+    p: float
     se: float
     df: float
     sd: float
@@ -30,129 +40,134 @@ class Estimate:
     note: str
 
 
-def estimate(blocks: np.ndarray, strata: np.ndarray | None = None, examples: np.ndarray | None = None) -> Estimate:
-    """Mean over blocks with a t interval whose variance adds what seeds and what test examples contribute.
-
-    The model is crossed: difference[block, example] = stratum's mean + block + example + rest, blocks and examples
-    random, strata fixed. The variance of the mean is the blocks' (within strata) plus the examples' (variance of
-    the per-example means less what the rest puts into it, never below 0). One stratum and no examples: the paired t.
+def estimate(blocks: np.ndarray, examples: Sequence[np.ndarray] = ()) -> Estimate:
+    """Mean over seeds with a t interval whose variance adds what seeds and what test examples contribute (see `spread`).
 
     Args:
-        blocks: (B,) the difference of each block, points; blocks are independent of each other.
-        strata: (B,) labels of what is fixed and not drawn anew with a seed (method, receiving host, ...); by default one.
-            A stratum of one block has no spread of its own, so such strata are joined.
-        examples: (B, M) the differences per test example, whose row means are `blocks`; None: over seeds only.
+        blocks: (S,) the difference of each seed, points.
+        examples: for each test set (S, M) what its examples contribute to the differences: the row means of all sets add up to
+            `blocks`. None: over seeds only.
 
-    Source: stratified mean: Cochran, Sampling Techniques, 1977, section 5.4, joined strata 5A.12; crossed variance:
-    Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 2007, section 3, unbiased form; degrees of freedom as in `freedom`;
-    effect: Cohen's d_z (Lakens, Front. Psychol. 4, 2013), not corrected for few blocks. Our choices: the width with
-    examples is the mean of Satterthwaite's (covers 91 to 94 % at three seeds) and Howe's (t intervals of both parts in
-    quadrature; J. Am. Stat. Assoc. 69, 1974; up to 98 %), and an interval without any spread is NaN, not of width 0.
+    Source: `effect` is Cohen's d_z (Lakens, Front. Psychol. 4, 2013), not corrected for few seeds. Our choice: an interval
+    without any spread is NaN, not of width 0.
 
     Example:
         >>> found = estimate(np.array([1.0, 2.0, 3.0]))
-        >>> round(found.mean, 2), round(found.low, 2), round(found.high, 2), round(found.effect, 2)
-        (2.0, -0.48, 4.48, 2.0)
+        >>> round(found.mean, 2), round(found.low, 2), round(found.high, 2), round(found.p, 3)
+        (2.0, -0.48, 4.48, 0.074)
     """
-    count = len(blocks)
-    used = 0 if examples is None else examples.shape[1]
-    nan = float("nan")
+    count, used, nan = len(blocks), sum(each.shape[1] for each in examples), float("nan")
     if count == 0:
-        return Estimate(nan, nan, nan, nan, nan, nan, nan, 0, 0, "no pair")
+        return Estimate(nan, nan, nan, nan, nan, nan, nan, nan, 0, 0, "no pair")
     mean = float(np.mean(blocks))
     if count == 1:
-        return Estimate(mean, nan, nan, nan, nan, nan, nan, 1, used, "one block: no interval")
-    labels, sizes = joined(np.zeros(count, int) if strata is None else strata)
-    sums = np.bincount(labels, (blocks - (np.bincount(labels, blocks) / sizes)[labels]) ** 2)
-    parts, freedoms = sizes * (sums / (sizes - 1)) / count**2, sizes - 1.0
-    of_examples = _of_examples(examples, labels, sizes) if used > 1 else 0.0
-    variance, sd = float(parts.sum()) + of_examples, float(np.sqrt(sums.sum() / (count - len(sizes))))
-    if variance < 1e-18:
-        return Estimate(mean, nan, nan, nan, nan, 0.0, nan, count, used, "no spread between blocks: no interval")
-    half = _half(parts, freedoms, of_examples, used - 1.0)
-    df = freedom(np.append(parts, of_examples), np.append(freedoms, used - 1.0))
-    effect = mean / sd if sd > 1e-9 else nan
-    return Estimate(mean, mean - half, mean + half, float(np.sqrt(variance)), df, sd, effect, count, used, "")
+        return Estimate(mean, nan, nan, nan, nan, nan, nan, nan, 1, used, "one seed: no interval")
+    found = spread(blocks, examples)
+    sd, half = float(np.std(blocks, ddof=1)), float(found.half(ALPHA))
+    if half < 1e-8:
+        return Estimate(mean, nan, nan, nan, nan, nan, 0.0, nan, count, used, "no spread between seeds: no interval")
+    df = float(found.df)
+    se = half / float(special.stdtrit(df, 0.5 + LEVEL / 2))
+    return Estimate(mean, mean - half, mean + half, found.p(mean), se, df, sd, mean / sd if sd > 1e-9 else nan, count, used, "")
 
 
-def _half(parts: np.ndarray, freedoms: np.ndarray, of_examples: float, others: float) -> float:
-    """Half the width of the interval; with examples the mean of two forms, of which one is short and one is long."""
-    share = 0.5 + LEVEL / 2
-    blocks = special.stdtrit(freedom(parts, freedoms), share) * np.sqrt(parts.sum()) if parts.sum() > 0 else 0.0
-    if of_examples == 0:
-        return float(blocks)
-    together = freedom(np.append(parts, of_examples), np.append(freedoms, others))
-    short = special.stdtrit(together, share) * np.sqrt(parts.sum() + of_examples)
-    return float(short + np.hypot(blocks, special.stdtrit(others, share) * np.sqrt(of_examples))) / 2
+@dataclass(frozen=True)
+class Spread:
+    """The variance of a mean, (...) each: what seeds and what test examples contribute, and the degrees of freedom of each
+    part and of both together."""
+
+    of_seeds: np.ndarray
+    of_examples: np.ndarray
+    df_seeds: int
+    df_examples: np.ndarray
+    df: np.ndarray
+
+    def half(self, alpha: float) -> np.ndarray:
+        """Half the width of the interval that leaves the truth out with probability `alpha`: (...).
+
+        The mean of t with the degrees of freedom of both parts together (Satterthwaite: short at 5 seeds, most of all in the
+        tail that Holm's correction asks about) and of the t intervals of both parts in quadrature (Howe: long).
+
+        Source: Howe, J. Am. Stat. Assoc. 69, 1974; the mean of both is our choice, by simulation (DECISIONS.md).
+        """
+        def limit(df: np.ndarray | int) -> np.ndarray:
+            return -special.stdtrit(df, alpha / 2)
+
+        short = limit(self.df) * np.sqrt(self.of_seeds + self.of_examples)
+        long = np.hypot(limit(self.df_seeds) * np.sqrt(self.of_seeds), limit(self.df_examples) * np.sqrt(self.of_examples))
+        return (short + long) / 2
+
+    def p(self, mean: float) -> float:
+        """The `alpha` whose interval around a mean just ends at 0, of one mean."""
+        def beyond(log: float) -> float:
+            return float(self.half(np.exp(log))) - abs(mean)
+
+        if self.of_examples == 0:
+            return 2 * float(special.stdtr(self.df_seeds, -abs(mean) / np.sqrt(self.of_seeds)))
+        return float(np.exp(brentq(beyond, LEAST, 0.0, xtol=1e-10))) if beyond(LEAST) > 0 else float(np.exp(LEAST))
 
 
-def joined(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(B,) stratum numbers and their sizes, strata of one block joined with each other, a last one with the smallest.
+def spread(blocks: np.ndarray, examples: Sequence[np.ndarray] = ()) -> Spread:
+    """What seeds and test examples contribute to the variance of the mean over seeds.
 
-    Example:
-        >>> joined(np.array(["a", "a", "b", "c"]))[0].tolist()
-        [0, 0, 1, 1]
-    """
-    labels = np.unique(strata, return_inverse=True)[1]
-    sizes = np.bincount(labels)
-    single = np.flatnonzero(sizes == 1)
-    if len(single) == 1 and len(sizes) > 1:
-        others = np.flatnonzero(sizes > 1)
-        single = np.append(single, others[np.argmin(sizes[others])])
-    if len(single):
-        labels = np.unique(np.where(np.isin(labels, single), single[0], labels), return_inverse=True)[1]
-    return labels, np.bincount(labels)
-
-
-def _of_examples(examples: np.ndarray, labels: np.ndarray, sizes: np.ndarray) -> float:
-    """The test examples' share of the mean's variance: (B, M) differences, (B,) strata."""
-    count, used = examples.shape
-    total = examples.mean(axis=0).var(ddof=1) / used
-    rest = 0.0
-    for stratum, size in enumerate(sizes):
-        own = examples[labels == stratum]
-        own = own - own.mean(axis=1, keepdims=True)
-        own = own - own.mean(axis=0)
-        rest += size**2 / count**2 * np.square(own).sum() / ((size - 1) * (used - 1)) / (size * used)
-    return max(0.0, float(total - rest))
-
-
-def freedom(parts: np.ndarray, freedoms: np.ndarray) -> float:
-    """Degrees of freedom of a sum of independent variance estimates, parts of 0 left out.
+    The model is crossed: difference[seed, example] = mean + seed + example + rest, seeds and examples random, examples nested
+    in their test set. The variance of the mean is the seeds' (of the seeds' means, which the rest is in) plus each test set's:
+    the variance of its per-example means less what the rest puts into it, never below 0. So it does not vanish with more
+    seeds.
 
     Args:
-        parts: (K,) the estimates, not all 0. freedoms: (K,) the degrees of freedom of each.
+        blocks: (..., S). examples: for each test set (..., S, M), as of `estimate`. Without them it is that of the paired t
+        test.
 
-    Source: the harmonic mean (our choice) of Satterthwaite's (Biometrics Bulletin 2, 1946), too few where the parts are
-    alike, and of Welch's nearly unbiased form (Biometrika 34, 1947), too many where one part has most of the variance.
-    At three seeds a stratum: coverage 93 to 96.5 % between them; from five seeds on all three agree.
+    Source: two-way random effects: Searle, Casella & McCulloch, Variance Components, 1992, section 4.4; Owen, The pigeonhole
+    bootstrap, Ann. Appl. Stat. 2007, section 3; degrees of freedom of sums and differences of mean squares: Satterthwaite,
+    Biometrics Bulletin 2, 1946.
+    """
+    seeds = blocks.shape[-1]
+    of_seeds = blocks.var(axis=-1, ddof=1) / seeds
+    of_examples, squares, below = (np.zeros_like(of_seeds) for _ in range(3))
+    for each in examples:
+        count = each.shape[-1]
+        if count < 2:
+            continue
+        columns, rows = each.mean(axis=-2), each.mean(axis=-1)
+        total = columns.var(axis=-1, ddof=1) / count
+        alone = each - columns[..., None, :] - rows[..., None] + rows.mean(axis=-1)[..., None, None]
+        rest = np.square(alone).sum(axis=(-2, -1))
+        freedom = (seeds - 1) * (count - 1)
+        rest = rest / freedom / (seeds * count)
+        own = np.maximum(0.0, total - rest)
+        of_examples, squares = of_examples + own, squares + own**2 / (count - 1)
+        below = below + np.where(total > rest, total**2 / (count - 1) + rest**2 / freedom, 0.0)
+    df_examples = np.where(squares > 0, of_examples**2 / np.where(squares > 0, squares, 1.0), 1.0)
+    both = of_seeds**2 / (seeds - 1) + below
+    df = np.where(both > 0, (of_seeds + of_examples) ** 2 / np.where(both > 0, both, 1.0), seeds - 1.0)
+    return Spread(of_seeds, of_examples, seeds - 1, df_examples, df)
+
+
+def detectable(se: np.ndarray, df: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
+    """The true difference that a two-sided t test at level `alpha` would find 4 times in 5: (K,) each, NaN for NaN and where
+    it is beyond FAR (two seeds at a corrected level).
+
+    Source: noncentral t (Cohen, Statistical Power Analysis, 1988, chapter 2), by statsmodels' TTestPower, between whose values
+    at DEGREES it is interpolated (to within 0.5 % from 3 degrees of freedom on).
 
     Example:
-        >>> freedom(np.array([4.0]), np.array([2.0])), round(freedom(np.array([3.0, 1.0]), np.array([2.0, 2.0])), 1)
-        (2.0, 3.6)
+        >>> detectable(np.array([1.0, 2.0]), np.array([4.0, 1e6])).round(2).tolist()
+        [3.76, 5.6]
     """
-    parts, freedoms = parts[parts > 0], freedoms[parts > 0]
-    short = parts.sum() ** 2 / (parts**2 / freedoms).sum()
-    long = np.clip(parts.sum() ** 2 / (parts**2 / (freedoms + 2)).sum() - 2, freedoms.min(), freedoms.sum())
-    return float(2 / (1 / short + 1 / long))
+    return se * np.exp(np.interp(1 / np.maximum(df, 1.0), 1 / DEGREES[::-1], _errors(alpha)[::-1]))
 
 
-def noncentrality(df: np.ndarray) -> np.ndarray:
-    """How many standard errors a true difference must measure for a two-sided t test at 5 % to find it 4 times in 5.
+@lru_cache(maxsize=16)
+def _errors(alpha: float) -> np.ndarray:
+    """Logarithms of the detectable difference in standard errors, at DEGREES."""
+    power = TTestPower()
 
-    Times the standard error it is the minimal detectable difference of a study like this one. (K,) to (K,), NaN for NaN.
+    def lacking(errors: float, df: float) -> float:
+        """The one tail that counts; scipy gives NaN from FAR on, where power is 1."""
+        found = power.power(errors / np.sqrt(df + 1), df + 1, alpha / 2, alternative="larger")
+        return float(np.nan_to_num(found, nan=1.0)) - POWER
 
-    Source: noncentral t (Cohen, Statistical Power Analysis, 1988, chapter 2), solved by bisection.
-
-    Example:
-        >>> noncentrality(np.array([4.0, 1e6])).round(2).tolist()
-        [3.76, 2.8]
-    """
-    limit = special.stdtrit(df, 0.5 + LEVEL / 2)
-    low, high = np.zeros(len(df)), 2 * limit + 10.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        other = np.nan_to_num(stats.nct.cdf(-limit, df, middle))  # scipy gives NaN far out, where this is 0
-        enough = stats.nct.sf(limit, df, middle) + other >= POWER
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return np.where(np.isnan(df), np.nan, (low + high) / 2)
+    found = np.array([brentq(lacking, 0.0, 1e4, args=(df,)) for df in DEGREES])
+    return np.log(np.where(found < FAR, found, np.nan))

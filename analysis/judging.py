@@ -1,6 +1,6 @@
-"""Groups of paired differences with counts, interval and sign-flip test: what every quantity over blocks shares."""
+"""Groups of paired differences with counts, interval and test: what every quantity over seeds shares."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -12,29 +12,31 @@ from analysis.intervals import Estimate
 from analysis.permutation import holm
 from analysis.stats import summarise
 
-LEVELS: dict[str, tuple[str, ...]] = {"method": (), "direction": ("origin", "receiving", "relation")}  # besides the method
+LEVELS: dict[str, tuple[str, ...]] = {  # besides the method
+    "method": (), "receiving": ("receiving",), "direction": ("origin", "receiving", "relation"),
+}
 POOLED = "(all)"  # in place of a coordinate that a row is pooled over
-TESTED = [*(item.name for item in fields(Estimate)), "p", "smallest_p"]
+TESTED = [*(item.name for item in fields(Estimate)), "mark"]
 
 
 def judged(pairs: pd.DataFrame, keys: Sequence[str], answers: Right | None, scale: float) -> pd.DataFrame:
-    """One row per group: the counts of stats.summarise, and the estimate and the test over blocks.
+    """One row per group: the counts of stats.summarise, and the estimate and the test over seeds.
 
     Args:
         pairs: as of inference.pairs_of: COORDINATES, run_id, mark, arm_id, arm_mark, task, value, status.
         answers, scale: as of inference.compare.
 
     Returns:
-        The keys; `std`, `n`, `runs`, `expected`, the faults, `status`; the fields of intervals.Estimate; `p`, `smallest_p`.
+        The keys; `std`, `n`, `runs`, `expected`, the faults, `status`; the fields of intervals.Estimate; `mark`, `note`.
     """
     counts = summarise(pairs, list(keys)).drop(columns="mean")
-    rows = tested(blocks_of(pairs, keys, answers, scale))
+    rows = tested(seeds_of(pairs, keys, answers, scale))
     return pd.concat([counts, pd.DataFrame(rows, columns=TESTED)], axis=1)
 
 
-def blocks_of(pairs: pd.DataFrame, keys: Sequence[str], answers: Right | None = None, scale: float = 1.0) -> list[Design]:
-    """inference.designs of every group, by shared runs; none where there is no group."""
-    return [] if pairs.empty else list(designs(pairs, keys, answers, scale, "run"))
+def seeds_of(pairs: pd.DataFrame, keys: Sequence[str], answers: Right | None = None, scale: float = 1.0) -> Iterator[Design]:
+    """inference.designs of every group; none where there is no group."""
+    return iter(()) if pairs.empty else designs(pairs, keys, answers, scale)
 
 
 def corrected(frame: pd.DataFrame) -> pd.DataFrame:
@@ -44,8 +46,8 @@ def corrected(frame: pd.DataFrame) -> pd.DataFrame:
 
 def counted(frame: pd.DataFrame) -> pd.DataFrame:
     """With `missing` (all that is not there and did not fail) and `mark`, "†" where numbers are not there."""
-    missing = frame["expected"] - frame["n"] - frame["failed"]
-    return frame.assign(missing=missing, mark=np.where(frame["n"] < frame["expected"], "†", ""))
+    lacks = (frame["n"] < frame["expected"]) | (frame["mark"] == "†" if "mark" in frame else False)
+    return frame.assign(missing=frame["expected"] - frame["n"] - frame["failed"], mark=np.where(lacks, "†", ""))
 
 
 def by_level(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:

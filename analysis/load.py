@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +13,7 @@ from analysis.answers import marks_of
 from analysis.arms import ARMS
 from analysis.metrics import OF_LABELS, PARTS, SCORE, names_of, value_of
 from portability.errors import choose
-from portability.spec import SCHEMA, Cell
+from portability.spec import PROTOCOLS, Cell
 from portability.store import Store
 from portability.wording import counted
 
@@ -59,6 +60,7 @@ class Runs:
     reason: dict[str, str]
     broken: dict[str, str]
     records: list[dict[str, Any]]
+    schema: int
     unmeasured: dict[str, dict[str, dict[int, str]]]
 
     @property
@@ -89,6 +91,7 @@ class Study:
     pairs: pd.DataFrame  # the columns of PAIR, one row per two hosts whose similarity is recorded
     parts: dict[str, list[dict[str, Any]]]  # "host", "data": the distinct ones behind the records that are used, as in specs;
     # "too_long": of hosts (their names) and data sets for which answers were, how many
+    schema: int  # of the records that are used, a key of spec.PROTOCOLS
 
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
@@ -134,7 +137,7 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
     log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
     pairs = pd.DataFrame(store.host_pairs(), columns=list(PAIR))
     name, wrong = store.root.resolve().name, _problems(cells, runs, metric)
-    return Study(name, metric, cells, wrong, facts, runs.records, runs.facts, pairs, runs.parts)
+    return Study(name, metric, cells, wrong, facts, runs.records, runs.facts, pairs, runs.parts, runs.schema)
 
 
 def _metric(cells: pd.DataFrame, runs: Runs) -> str:
@@ -182,12 +185,13 @@ def _runs(store: Store, metric: str | None) -> Runs:
     state: dict[str, str] = {}
     reason: dict[str, str] = {}
     unmeasured: dict[str, dict[str, dict[int, str]]] = {}
-    for run_id, record, fault in store.entries():
+    entries = list(store.entries())
+    schema = protocol(record for _, record, _ in entries)
+    for run_id, record, fault in entries:
         if record is None:
             broken[run_id] = str(fault)
-        elif fault or record.get("schema") != SCHEMA:
-            state[run_id] = "foreign"
-            reason[run_id] = fault or f"schema {record.get('schema')}, this version reads {SCHEMA}"
+        elif foreign := fault or other_protocol(record, schema):
+            state[run_id], reason[run_id] = "foreign", foreign
         elif fault := _fault(record, run_id):
             broken[run_id] = fault
         else:
@@ -209,8 +213,21 @@ def _runs(store: Store, metric: str | None) -> Runs:
     for run_id, fault in broken.items():
         reason.setdefault(run_id, fault)
     distinct = {name: list(known.values()) for name, known in parts.items()}
-    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records,
+    return Runs(_marks(rows), pd.DataFrame(facts, columns=list(FACTS)), held, distinct, state, reason, broken, records, schema,
                 unmeasured)
+
+
+def protocol(records: Iterable[dict[str, Any] | None]) -> int:
+    """The schema of the records that are used: the newest one there that can be read."""
+    return max((own for record in records if record and (own := record.get("schema")) in PROTOCOLS), default=max(PROTOCOLS))
+
+
+def other_protocol(record: dict[str, Any], schema: int) -> str | None:
+    """Why a record of another schema is not pooled with those of this one, or None."""
+    if (own := record.get("schema")) == schema:
+        return None
+    return f"schema {own}, and the study's others are of schema {schema}" if own in PROTOCOLS else (
+        f"schema {own}, this version reads {', '.join(map(str, PROTOCOLS))}")
 
 
 def _parts(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -283,7 +300,8 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
         state = state.mask(ids.isna(), "duplicate")  # the manifests contradict each other
         cells[f"{name}_status"] = state.mask((state == "done") & cells[name].isna(), "missing")
     cells["lift"] = (cells["value"] - cells["bare"]).where(cells["budget"] == 0)
-    return cells.drop(columns=["found", "others"])
+    cells = cells.drop(columns=["found", "others"])
+    return cells.astype(dict.fromkeys(cells.select_dtypes("str"), object))  # texts in Arrow take twice as long everywhere
 
 
 def _problems(cells: pd.DataFrame, runs: Runs, metric: str) -> list[Problem]:

@@ -8,7 +8,7 @@ from analysis.load import COORDINATES, STATUSES
 from analysis.metrics import metric_of, shown
 from analysis.stats import apart, paired, reference, summarise
 
-INFERENCE = ("low", "high", "p", "p_holm", "smallest_p", "family", "effect", "mdd", "blocks")  # of a gain
+INFERENCE = ("mean", "low", "high", "p", "p_holm", "family", "effect", "mdd", "blocks", "note")  # of a gain
 
 
 def init_by_method(found: Evidence) -> pd.DataFrame:
@@ -111,7 +111,7 @@ def gains(found: Evidence, cells: pd.DataFrame, keys: list[str]) -> list[pd.Data
     parts = []
     for baseline in tests["baseline"].unique():
         own = tests.loc[tests["baseline"] == baseline, [*keys, *INFERENCE]]
-        counts = summarise(paired(cells, found.arm, baseline, found.metric.scale), keys)
+        counts = summarise(paired(cells, found.arm, baseline, found.metric.scale), keys).drop(columns="mean")
         gain = counts.merge(own, on=keys, how="left", validate="1:1")
         parts.append(labelled(gain, f"gain over {baseline}", found.metric.difference).assign(init=found.arm))
     return parts

@@ -1,7 +1,7 @@
 """The metrics a record holds, and how each is shown."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -58,7 +58,7 @@ METRICS: dict[str, Metric] = {
     "eval_score": Metric("eval_score", "score"),
 }
 OF_LABELS = tuple(METRICS)[:6]  # what a record of texts with labels holds unless other metrics are asked for
-PREFIX = "eval_"  # of every metric in a record
+PREFIX, LAST = "eval_", "last_"  # of a metric in a record: of what a mark averages, and of its last iterate alone
 SCORE, PARTS = "eval_score", ("eval_accuracy", "eval_rougeL")  # a score is the first of its parts that a record holds
 OVER_EXAMPLES = (*PARTS, SCORE)  # means over test examples of a number in [0, 1] that the predictions hold
 
@@ -69,13 +69,19 @@ def metric_of(name: str) -> Metric:
     Example:
         >>> metric_of("eval_auc").label, metric_of("eval_mine").label, metric_of("eval_mine").better
         ('AUC', 'mine', None)
+        >>> metric_of("last_accuracy").label
+        'accuracy of the last iterate'
     """
+    if name.startswith(LAST):
+        averaged = metric_of(PREFIX + name.removeprefix(LAST))
+        return replace(averaged, name=name, label=f"{averaged.label} of the last iterate")
     return METRICS.get(name) or Metric(name, name.removeprefix(PREFIX), "number", "number difference", 1.0, None)
 
 
 def names_of(held: Iterable[str]) -> list[str]:
     """The metrics that are known and those of the study's own among what its records, or its cells, hold."""
-    return [*METRICS, *sorted(name for name in set(held) - set(METRICS) if name.startswith(PREFIX))]
+    others = sorted(set(held) - set(METRICS))
+    return [*METRICS, *(name for prefix in (PREFIX, LAST) for name in others if name.startswith(prefix))]
 
 
 def value_of(mark: Mapping[str, Any], name: str) -> Any:
@@ -90,14 +96,14 @@ def value_of(mark: Mapping[str, Any], name: str) -> Any:
 
 def shown(cells: pd.DataFrame, chosen: str) -> list[str]:
     """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order of METRICS, and
-    its own last.
+    its own last; of the last iterate only where that is chosen.
 
     The score is left out where it is the accuracy, or ROUGE-L, of every cell, and not chosen. Without any number: OF_LABELS.
 
     Args:
         cells: a tidy frame (load.tidy).
     """
-    names = names_of(cells.columns)
+    names = [name for name in names_of(cells.columns) if not name.startswith(LAST) or name == chosen]
     there = [name for name in names if name != SCORE and cells[name].notna().any()] or list(OF_LABELS)
     mixed = set(PARTS) <= set(there)
     return [name for name in names if name in there or name == chosen or (name == SCORE and mixed)]

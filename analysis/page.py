@@ -1,10 +1,10 @@
-"""A study as one HTML page that needs nothing else: findings, pictures, tables, every cell and the run behind it."""
+"""A study as one HTML page that needs nothing else: the verdict, charts and tables by question, every cell and its run."""
 
 import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +12,45 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from analysis.captions import protocol
+from analysis.charts import STYLE, Chart, key
 from analysis.details import COSTS, EXAMPLES, POINTS, Details
-from analysis.load import STATUSES, Problem, Study
+from analysis.evidence import Evidence
+from analysis.load import Problem, Study
+from analysis.look import look
 from analysis.metrics import UNITS, Metric, metric_of, shown
 from analysis.recipe import Table
 from analysis.render import Entry, grid
-from analysis.report import provenance
+from analysis.report import counts, provenance
+from analysis.sections import Section
+from analysis.verdict import caveats, chief, verdict_words
 from portability.errors import without_places
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("page.js", "chart.js", "run.js")  # one script in the page
 FILTERS = ("method", "origin", "receiving", "relation", "init", "budget", "seed", "status")  # always there, in this order
 MAYBE = {"origin_data": ["relation"], "data": [], "port": []}  # there where a study has several, in one group of these
+SHORT = 32  # letters of a number with its interval, which no line breaks
 HIDDEN = ("reason", "run_id", "mark", "native_id", "bare_id")
-NOT_DONE = ("failed", "missing")  # counted at the top even where there is none
 
 
-def page(
-    study: Study, metric: Metric, tables: list[Table], pictures: Mapping[str, str], findings: Mapping[str, list[str]],
-    caveats: list[str], details: Details,
-) -> str:
+def page(found: Evidence, parts: Sequence[Section], chart: Sequence[Chart], details: Details) -> str:
     """The whole page. Equal arguments give equal bytes; every text is escaped; a policy forbids all loading.
 
     Args:
-        pictures: title -> SVG text.
-        findings: heading -> sentences.
+        chart: what stands at the head.
     """
-    style, script = _asset("page.css"), "\n".join(_asset(name) for name in SCRIPTS)
+    study, metric = found.study, found.metric
+    style, script = f"{STYLE}\n{_asset('page.css')}", "\n".join(_asset(name) for name in SCRIPTS)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: without_places(value) if type(value) is str else value,  # errors may name folders
     )
     return environment.from_string(_asset("page.html")).render(
         policy=Markup(_policy(style, script)), style=Markup(style), script=Markup(script),
-        name=study.name, metric=metric.label, findings=findings, caveats=caveats,
-        counts=_counts(study), runs=details.total, hours=_hours(study),
-        pictures=[(title, Markup(_data_uri(svg))) for title, svg in pictures.items()],
-        tables=[_table(table) for table in tables],
+        name=study.name, metric=metric.label, protocol=protocol(study.schema), verdict=verdict_words(found),
+        chart=[_chart(one) for one in chart], numbers=chief(found), caveats=caveats(found), counts=counts(study),
+        runs=details.total, hours=_hours(study), parts=[_part(part) for part in parts],
         problems=_problems(study.problems),
         provenance=[line.removeprefix("- ").partition(": ")[::2] for line in provenance(study)],
         hosts=study.parts["host"], sets=_sets(study),
@@ -67,18 +69,17 @@ def _policy(style: str, script: str) -> str:
             "base-uri 'none'; form-action 'none'")
 
 
-def _data_uri(svg: str) -> str:
-    """A picture as an address of its own: its ids and styles stay inside it, and no script in it runs."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
 # ---- what is written out
 
 
-def _counts(study: Study) -> list[tuple[str, int]]:
-    """Status -> cells; done, failed and missing always, the others where there are any."""
-    tally = study.cells["status"].value_counts()
-    return [(name, int(tally.get(name, 0))) for name in STATUSES if name in ("done", *NOT_DONE) or tally.get(name, 0)]
+def _part(part: Section) -> dict[str, Any]:
+    return vars(part) | {"charts": [_chart(one) for one in part.charts], "tables": [_table(table) for table in part.tables]}
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    """A chart as the template takes it; the SVG is of analysis.charts, which escapes what it is told."""
+    return vars(chart) | {"panels": [Markup(without_places(panel.svg)) for panel in chart.panels],
+                          "samples": [(name, Markup(key(name))) for name in chart.names]}
 
 
 def _hours(study: Study) -> float:
@@ -88,7 +89,6 @@ def _hours(study: Study) -> float:
 def _table(table: Table) -> dict[str, Any]:
     """A table as the template takes it: a label that repeats the row above is marked `again`."""
     view = grid(table)
-    lead, _, notes = table.caption.partition(". ")
     rows: list[list[dict[str, Any]]] = []
     before: list[str] = []
     for row in view.rows:
@@ -97,14 +97,14 @@ def _table(table: Table) -> dict[str, Any]:
         rows.append([{**_field(entry, table), "label": i < len(labels), "again": i < len(same) and same[i]}
                      for i, entry in enumerate(row)])
         before = labels
-    return {"name": table.name, "title": table.title, "lead": f"{lead}." if notes else lead, "notes": notes,
-            "header": view.header, "labels": view.labels if table.column else 0, "rows": rows}
+    return {"name": table.name, "title": table.lead, "notes": table.notes, "header": view.header,
+            "labels": view.labels if table.column else 0, "rows": rows}
 
 
 def _field(entry: Entry, table: Table) -> dict[str, Any]:
     """The number, and what it rests on (the counts in brackets), apart."""
     number, bracket, counts = entry.text.partition(" (") if table.column else (entry.text, "", "")
-    return {"text": number, "counts": bracket + counts, "style": entry.style}
+    return {"text": number, "counts": bracket + counts, "style": entry.style or ("short" if len(entry.text) <= SHORT else "")}
 
 
 def _problems(problems: list[Problem]) -> dict[str, list[Problem]]:
@@ -141,7 +141,7 @@ def _payload(study: Study, metric: Metric, details: Details) -> Markup:
         "metrics": [_numeric(item.name, item.label, item.unit) for item in metrics],
         "cells": {column["key"]: _encoded(cells[column["key"]]) for column in columns},
         "runs": details.runs, "parts": details.parts, "total": details.total, "costs": COSTS, "points": POINTS,
-        "examples": EXAMPLES,
+        "examples": EXAMPLES, "looks": {str(name): look(str(name)) for name in cells["init"].unique()},
     }
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))

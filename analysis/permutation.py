@@ -1,107 +1,90 @@
-"""Sign-flip tests over blocks, Holm's correction, and groups of things that are not distinguishable."""
+"""Exchanges of labels within seeds, Holm's correction, and groups of things that are not distinguishable."""
 
-import math
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import pairwise
+from math import lcm, prod
 
 import numpy as np
+from statsmodels.stats.multitest import multipletests
 
-EXACT = 16  # blocks up to which all 2^B patterns of signs are taken
-DRAWS = 19_999  # random patterns beyond that
-MANY = 500  # blocks beyond which the sum under random signs is taken as normal
-AT_ONCE = 64  # tests whose random signs are taken together: 10 MB of sums
-SEED = 0  # of the random patterns
+EXACT = 65_536  # arrangements up to which all are taken
+DRAWS = 19_999  # random ones beyond that
+SEED = 0  # of the random ones
 SLACK = 1e-9  # sums closer than this are equal, so that ties do not depend on rounding
 
 
 @dataclass(frozen=True)
-class Flips:
-    """A sign-flip test: two-sided `p`, the `smallest` p these blocks could give, and in words where not all patterns were
-    taken."""
+class Exchanged:
+    """A test by exchange: two-sided `p`, the `smallest` p that these seeds could give, and in words where not all arrangements
+    were taken."""
 
     p: float
     smallest: float
     note: str = ""
 
 
-def sign_flip(blocks: np.ndarray) -> Flips:
-    """Is the mean over blocks further from 0 than with random signs? Two-sided, on the absolute sum.
+def rotations(differences: np.ndarray, shared: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean of one seed under each exchange of its labels: (L,), the first as it is.
 
-    If an arm does nothing, arm and baseline of a block can be exchanged, which flips the block's sign. All 2^B patterns
-    are taken up to EXACT blocks; beyond, DRAWS random ones, the observed one counted among them so that p is never 0; beyond
-    MANY blocks the sum under random signs is normal with variance sum(blocks^2) to within what the draws would err by.
-    Blocks that are 0 carry no sign: `smallest` is 2 / 2^(blocks that are not 0), or 1 / (DRAWS + 1) if that is larger.
+    Arms that share a baseline are one set with it: of these m + 1 runs any may be called the baseline. All sets of a seed take
+    the next of their runs together, for what a seed does, it does to all of them; L is the least number of steps after which
+    every set is back. Where every arm has a baseline of its own this is the flip of the seed's sign.
 
     Args:
-        blocks: (B,) the difference of each block (pairs that share a run are one block: they flip together).
+        differences: (K,) arm minus baseline of each pair. shared: (K,) the baseline's run. weights: (K,) of each pair in the
+        mean.
 
-    Source: Fisher, The Design of Experiments, 1935, section 21; random patterns: Phipson & Smyth 2010.
+    Source: our choice: a cyclic group of exchanges (Hemerik & Goeman, Test 27, 2018, theorem 1).
 
     Example:
-        >>> sign_flip(np.array([1.0, 2.0, 0.5, 3.0, 1.0]))
-        Flips(p=0.0625, smallest=0.0625, note='')
+        >>> rotations(np.array([1.0, 2.0]), np.array(["b", "b"]), np.array([0.5, 0.5])).tolist()
+        [1.5, 0.0, -1.5]
+        >>> rotations(np.array([1.0, 2.0]), np.array(["b", "c"]), np.array([0.5, 0.5])).tolist()
+        [1.5, -1.5]
     """
-    return sign_flips([blocks])[0]
+    order = np.argsort(shared, kind="stable")
+    cuts = [0, *(np.flatnonzero(shared[order][1:] != shared[order][:-1]) + 1), len(order)]
+    sets = [order[first:last] for first, last in pairwise(cuts)]
+    steps = np.arange(lcm(*(len(own) + 1 for own in sets)))
+    total = np.zeros(len(steps))
+    for own in sets:
+        values = np.append(0.0, differences[own])  # above the baseline, which is 0
+        total += weights[own].mean() * (values.sum() - len(values) * values[steps % len(values)])
+    return total
 
 
-def sign_flips(tests: Sequence[np.ndarray]) -> list[Flips]:
-    """`sign_flip` of each of many tests; those of as many blocks take their random signs together, by one product."""
-    found = [_settled(blocks) for blocks in tests]
-    alike: dict[int, list[int]] = {}
-    for place, flips in enumerate(found):
-        if flips is None:
-            alike.setdefault(len(tests[place]), []).append(place)
-    for count, places in alike.items():
-        for first in range(0, len(places), AT_ONCE):
-            part = places[first : first + AT_ONCE]
-            blocks = np.sort(np.stack([tests[place] for place in part]), axis=1)  # the order of blocks moves nothing
-            reached = np.abs(_signs(count) @ blocks.T) >= np.array([_observed(tests[place]) for place in part])
-            for place, beyond in zip(part, reached.sum(0).tolist(), strict=True):
-                smallest = max(_smallest(tests[place]), 1 / (DRAWS + 1))
-                found[place] = Flips((1 + beyond) / (DRAWS + 1), smallest, "random signs")
-    return found  # type: ignore[return-value]  # none is left
+def exchange(seeds: Sequence[np.ndarray]) -> Exchanged:
+    """Is the sum over seeds further from 0 than with labels exchanged within each seed? Two-sided, on the absolute sum.
 
+    All arrangements are taken where there are at most EXACT; else DRAWS random ones, the observed one counted among them so
+    that p is never 0.
 
-def _settled(blocks: np.ndarray) -> Flips | None:
-    """The test, unless it takes random signs."""
-    count = len(blocks)
-    if count == 0:
-        return Flips(float("nan"), float("nan"))
-    observed, smallest = _observed(blocks), _smallest(blocks)
-    if count <= EXACT:
-        return Flips(float(np.mean(np.abs(_sums(blocks)) >= observed)), smallest)
-    if count > MANY:
-        spread = math.sqrt(2 * float(np.square(blocks).sum()))
-        return Flips(math.erfc(max(0.0, observed) / spread) if spread else 1.0, smallest, "signs taken as normal")
-    return None
+    Args:
+        seeds: of each seed (L,) its mean under each exchange, the observed first; (value, -value) flips its sign.
 
+    Source: Fisher, The Design of Experiments, 1935, section 21; random arrangements: Phipson & Smyth 2010.
 
-def _observed(blocks: np.ndarray) -> float:
-    return abs(float(blocks.sum())) - SLACK
-
-
-def _smallest(blocks: np.ndarray) -> float:
-    return min(1.0, 2.0 ** (1 - int((np.abs(blocks) > SLACK).sum())))
-
-
-def _sums(blocks: np.ndarray) -> np.ndarray:
-    """Sums under all patterns of signs, the first block's held at + (the other half mirrors it): (2^(B - 1),)."""
-    sums = blocks[:1]
-    for value in blocks[1:]:
-        sums = np.concatenate([sums + value, sums - value])
-    return sums
-
-
-@lru_cache(maxsize=2)
-def _signs(count: int) -> np.ndarray:
-    """(DRAWS, count) random signs."""
-    drawn = np.random.default_rng(SEED).integers(0, 2, size=(DRAWS, count), dtype=np.int8)
-    return drawn.astype(np.float64) * 2 - 1
+    Example:
+        >>> exchange([np.array([value, -value]) for value in (1.0, 2.0, 0.5, 3.0, 1.0)])
+        Exchanged(p=0.0625, smallest=0.0625, note='')
+    """
+    if not len(seeds):
+        return Exchanged(float("nan"), float("nan"))
+    observed = abs(sum(float(own[0]) for own in seeds)) - SLACK
+    if prod(len(own) for own in seeds) > EXACT:
+        random = np.random.default_rng(SEED)
+        sums = np.abs(sum(own[random.integers(0, len(own), DRAWS)] for own in seeds))
+        return Exchanged((1 + int((sums >= observed).sum())) / (DRAWS + 1), 1 / (DRAWS + 1), "random exchanges")
+    sums = np.zeros(1)
+    for own in seeds:
+        sums = (sums[:, None] + own).ravel()
+    sums = np.abs(sums)
+    return Exchanged(float(np.mean(sums >= observed)), float(np.mean(sums >= sums.max() - SLACK)))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p values, (K,) to (K,); NaN stays NaN and does not count among the tests.
+    """Holm's adjusted p values, (K,) to (K,), by statsmodels; NaN stays NaN and does not count among the tests.
 
     Source: Holm, Scand. J. Statist. 6, 1979.
 
@@ -109,10 +92,9 @@ def holm(p: np.ndarray) -> np.ndarray:
         >>> holm(np.array([0.01, 0.04, np.nan, 0.03])).round(3).tolist()
         [0.03, 0.06, nan, 0.06]
     """
-    found = np.full(len(p), np.nan)
-    order = np.argsort(p, kind="stable")[: int(np.isfinite(p).sum())]
-    factors = len(order) - np.arange(len(order))
-    found[order] = np.minimum(1.0, np.maximum.accumulate(factors * p[order]))
+    found, there = np.full(len(p), np.nan), np.isfinite(p)
+    if there.any():
+        found[there] = multipletests(p[there], method="holm")[1]
     return found
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from analysis.entries import joined
 from analysis.evidence import Evidence, once
+from analysis.intervals import ALPHA
 from analysis.judging import POOLED
 from analysis.permutation import holm
 from analysis.stats import apart
@@ -69,6 +70,29 @@ def _pair(one: pd.Series, other: pd.Series) -> pd.Series:
     """The names of two hosts in one order."""
     names = [tuple(sorted(both)) for both in zip(one.astype(str), other.astype(str), strict=True)]
     return pd.Series(names, index=one.index, dtype=object)
+
+
+def telling(found: Evidence) -> bool:
+    """Whether the study has hosts enough for a correlation to tell anything: exchanges of hosts that could give p ≤ 0.05."""
+    return _least(found)[0] <= ALPHA
+
+
+def why_not(found: Evidence) -> list[str]:
+    """Why no correlation is shown, in a sentence; nothing where some are."""
+    least, hosts, pairs = _least(found)
+    return [] if least <= ALPHA or not pairs else [
+        f"Nothing is said of what goes with a gain: the study has {hosts} hosts in {pairs} pairs, and exchanging hosts could "
+        f"give no p below {least:.2g}, however close the relation."]
+
+
+def _least(found: Evidence) -> tuple[float, int, int]:
+    """The least p that exchanges of the study's hosts could give, how many hosts there are, and how many pairs of them."""
+    own = found.arms[found.arms["init"] == found.arm]
+    directed = tuple(dict.fromkeys(zip(own["origin"], own["receiving"], strict=True)))
+    pairs = tuple(dict.fromkeys(tuple(sorted(unit)) for unit in directed))
+    both = ((pairs, True), (directed, False))
+    orders = [len(arrangements(units, symmetric)) for units, symmetric in both if len(units) >= FEWEST]
+    return 1 / max(orders, default=1), len({host for unit in pairs for host in unit}), len(pairs)
 
 
 @once

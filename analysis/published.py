@@ -10,10 +10,9 @@ import pandas as pd
 
 from analysis.arms import EXTRACTED, PORTED
 from analysis.evidence import Evidence
-from analysis.inference import LEVELS, designs
-from analysis.inference import compare as compare_blocks
+from analysis.inference import LEVELS, bare_pairs, designs
+from analysis.inference import compare as compare_pairs
 from analysis.intervals import estimate
-from analysis.load import COORDINATES
 from portability.errors import UserError
 
 FILE = Path(__file__).with_name("published.csv")
@@ -228,21 +227,19 @@ def _level(found: Evidence, top: pd.DataFrame, name: str) -> pd.DataFrame:
     """A level of comparisons at the largest budget, of one port, over all data sets together."""
     if top["data"].nunique() > 1:  # one name for all sets; what was tested on other examples stays another task
         pooled = top.assign(origin_data=top["origin_data"] + " to " + top["data"], data="all")
-        return compare_blocks(pooled, LEVELS[name], None, found.metric.scale)
+        return compare_pairs(pooled, LEVELS[name], None, found.metric.scale)
     frame = found.levels[name]
     frame = frame[(frame["budget"] == top["budget"].max()) & frame["baseline"].isin(ARMS)]
     return frame[frame["port"].isin(top.loc[top["init"] == PORTED, "port"])] if "port" in frame else frame
 
 
 def _lift(found: Evidence, arms: pd.DataFrame) -> list[dict[str, Any]]:
-    """Ported before any update minus the bare host; blocks are its runs."""
+    """Ported before any update minus the bare host."""
     start = arms[(arms["init"] == PORTED) & (arms["budget"] == 0)]
     if not len(start):
         return []
-    task = start.groupby([name for name in COORDINATES if name != "seed"], dropna=False).ngroup()
-    pairs = start.assign(arm_id=start["run_id"], task=task, value=found.metric.scale * start["lift"])
-    design = next(designs(pairs, ["budget"], None, 1.0, "run"))
-    lift = estimate(design.differences, design.strata)
+    design = next(designs(bare_pairs(start, found.metric.scale), ["budget"], None, 1.0))
+    lift = estimate(design.differences)
     return [_row(PORTED, "zero-shot lift", found.metric.difference, lift.mean, lift.low, lift.high)]
 
 

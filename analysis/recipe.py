@@ -14,13 +14,14 @@ from analysis.metrics import Metric
 class Table:
     """A finished table. `frame` is tidy: the keys, `quantity`, `unit`, then the columns of stats.summarise.
 
-    `rows` and `column` say how a reader sees it (column None: the frame as it is, restricted to `shown`), `show` how one
-    row of the frame is written.
+    `lead` says in a sentence what it shows, and heads it; `notes` say what its numbers rest on. `rows` and `column` say how a
+    reader sees it (column None: the frame as it is, restricted to `shown`), `show` how one row of the frame is written.
     """
 
     name: str
     title: str
-    caption: str
+    lead: str
+    notes: str
     frame: pd.DataFrame
     rows: tuple[str, ...]
     column: str | None
@@ -29,6 +30,11 @@ class Table:
     shown: pd.DataFrame
     show: Callable[[pd.Series], str] = mean_entry
 
+    @property
+    def caption(self) -> str:
+        """What it is, in a sentence, and what it rests on."""
+        return f"{self.lead} {self.notes}"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -36,8 +42,8 @@ class Recipe:
     words (arms.say) may stand in it and in the names of columns that a view gives.
 
     Without a `column`, `view` gives the rows and columns that a reader sees of the frame; all of it stands in the CSV file.
-    `behind` gives the cells whose replicates the caption tells of, and `words`, where it is given, writes the caption behind
-    the lead instead of captions.caption. `of` says which studies have the table; by default all.
+    `behind` gives the cells whose replicates the caption tells of, and `words`, where it is given, writes what stands
+    behind the lead instead of captions.caption. `of` says which studies have the table; by default all.
     """
 
     make: Callable[[Evidence], pd.DataFrame]

@@ -1,18 +1,15 @@
-"""One table as terminal text, CSV, Markdown and LaTeX; all but the CSV show the same grid of entries."""
+"""One table as CSV, Markdown and LaTeX; all but the CSV show the same grid of entries."""
 
-import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.captions import BEST
 from analysis.metrics import PREFIX, UNITS, metric_of
 from analysis.recipe import Table
 from portability.spec import BARE
 
 NOTHING = "–"  # not asked for
-WIDEST = 100  # characters of one terminal column; longer errors are cut there, and whole in the other forms
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def _clean(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-# ---- the four forms
+# ---- the three forms
 
 
 def csv(table: Table) -> str:
@@ -102,24 +99,12 @@ def csv(table: Table) -> str:
     return table.frame.to_csv(index=False, lineterminator="\n")
 
 
-def terminal(table: Table) -> str:
-    """Plain text in aligned columns, title above and caption below."""
-    view = grid(table)
-    lines = [view.header, *([entry.text for entry in row] for row in view.rows)]
-    cut = [[text if len(text) <= WIDEST else text[: WIDEST - 1] + "…" for text in line] for line in lines]
-    widths = [max(len(text) for text in column) for column in zip(*cut, strict=True)]
-    body = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cut]
-    rule = "  ".join("-" * width for width in widths)
-    caption = textwrap.fill(table.caption.removesuffix(BEST).rstrip(), 118)
-    return "\n".join([table.title, "", body[0], rule, *(body[1:] or ["(nothing to show)"]), "", caption, ""])
-
-
 def markdown(table: Table) -> str:
     """A pipe table; best bold, second underlined."""
     view = grid(table)
     lines = [view.header, ["---"] * len(view.header), *([_markdown(entry) for entry in row] for row in view.rows)]
     body = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([f"### {table.title}", "", *body, "", table.caption, ""])
+    return "\n".join([f"### {table.lead}", "", *body, "", table.notes, ""])
 
 
 def _markdown(entry: Entry) -> str:

@@ -1,44 +1,68 @@
-"""A study's report in Markdown: what was found, every table and picture, what is wrong, and where the numbers come from."""
+"""A study's report in Markdown: the verdict, every question with its charts and tables, what is wrong, and provenance."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from analysis.charts import Chart
+from analysis.evidence import Evidence
 from analysis.load import STATUSES, Problem, Study
-from analysis.recipe import Table
 from analysis.render import markdown
+from analysis.sections import Section
+from analysis.verdict import caveats, numbers, verdict_words
+from portability.spec import BARE
 
 
-def counts(study: Study) -> str:
-    """How many cells were asked for, and what became of them, in one line.
+@dataclass(frozen=True)
+class Count:
+    """Cells of one kind: how many were asked for, and what became of them."""
 
-    Every status but "done" is left out where it has no cell.
-    """
-    tally = study.cells["status"].value_counts()
-    words = [f"{tally.get(name, 0):,} {name}" for name in STATUSES if name == "done" or tally.get(name, 0)]
-    return f"{len(study.cells):,} cells asked for: {', '.join(words)}"
+    kind: str
+    asked: int
+    became: dict[str, int]
 
-
-def report(study: Study, said: Mapping[str, Sequence[str]], caveats: Sequence[str], tables: list[Table],
-           pictures: list[str]) -> str:
-    """The whole report.
-
-    Args:
-        said: findings (findings.findings): heading to sentences.
-        pictures: paths of the PNG files, relative to the report.
-    """
-    parts = [f"# Study {study.name}", "", f"{counts(study)}.", "", "## Findings", ""]
-    for heading, sentences in {**said, "What limits them": caveats}.items():
-        parts += [f"### {heading}", "", *(f"- {_plain(sentence)}" for sentence in sentences), ""]
-    parts += ["## Tables", ""]
-    parts += [markdown(table) for table in tables]
-    parts += ["## Plots", "", *(f"![{_stem(path)}]({path})\n" for path in pictures)]
-    parts += ["## Problems", "", *_problems(study.problems), "", "## Provenance", "", *provenance(study), ""]
-    return "\n".join(parts)
+    @property
+    def words(self) -> str:
+        """What became of them."""
+        return ", ".join(f"{number:,} {status}" for status, number in self.became.items())
 
 
-def _stem(path: str) -> str:
-    return path.rsplit("/", 1)[-1].removesuffix(".png").replace("_", " ")
+def counts(study: Study) -> list[Count]:
+    """Cells as the grid counts them: trained ones; beside them those before any update, and those of bare hosts."""
+    cells = study.cells
+    bare, start = cells["init"] == BARE, cells["budget"] == 0
+    kinds = {"cells of the grid": ~bare & ~start, "before any update": ~bare & start, "of bare hosts": bare}
+    found = []
+    for kind, own in kinds.items():
+        tally = cells.loc[own, "status"].value_counts()
+        became = {name: int(tally[name]) for name in STATUSES if tally.get(name, 0)}
+        found += [Count(kind, int(own.sum()), became)] if own.any() else []
+    return found
+
+
+def count_words(study: Study) -> str:
+    """The counts in one line."""
+    return "; ".join(f"{count.asked:,} {count.kind} ({count.words})" for count in counts(study))
+
+
+def report(found: Evidence, parts: Sequence[Section], chart: Sequence[Chart]) -> str:
+    """The whole report: the verdict, its chart and numbers, every question with its charts and tables, problems, provenance."""
+    study = found.study
+    lines = [f"# Study {study.name}: {found.metric.label}", "", f"**{_plain(verdict_words(found))}**", ""]
+    lines += map(_picture, chart)
+    lines += [f"- {_plain(f'{row.words}: {row.size} {row.between}'.rstrip())} ({row.verdict})" for row in numbers(found)]
+    lines += ["", f"{count_words(study)}.", "", "Read with care:", "", *(f"- {_plain(line)}" for line in caveats(found)), ""]
+    for part in parts:
+        lines += [f"## {part.title}", "", *(f"- {_plain(line)}" for line in part.said), "", *map(_picture, part.charts)]
+        lines += [markdown(table) for table in part.tables]
+    lines += ["## What is wrong with records and runs?", "", *_problems(study.problems), ""]
+    lines += ["## Where do the numbers come from?", "", *provenance(study), ""]
+    return "\n".join(lines)
+
+
+def _picture(chart: Chart) -> str:
+    return f"![{chart.title}](plots/{chart.name}.svg)\n\n{chart.note}\n"
 
 
 def _problems(problems: list[Problem]) -> list[str]:

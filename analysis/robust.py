@@ -1,4 +1,4 @@
-"""Interquartile means and performance profiles over all runs of a set of tasks, with a bootstrap within strata."""
+"""Interquartile means over all runs of a set of tasks, with a bootstrap of seeds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,10 @@ TASK = ["method", "origin", "receiving", "relation", "origin_data", "data", "por
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one init: `values` (n seeds, m tasks), NaN where a cell is not done; `expected` cells asked for.
-
-    `strata` (m,) numbers the tasks that share runs (a scratch run stands in every origin's task): they are drawn together.
-    """
+    """Scores of one init: `values` (n seeds, m tasks), NaN where a cell is not done; `expected` cells asked for."""
 
     values: np.ndarray
     tasks: list[str]
-    strata: np.ndarray
     expected: int
 
     @property
@@ -42,11 +38,10 @@ class Interval:
 def scores_of(cells: pd.DataFrame, init: str, budget: int) -> Scores:
     """The scores of an init after `budget` updates, a task for every method, direction and relation."""
     own = cells[(cells["init"] == init) & (cells["budget"] == budget)]
-    own = own.assign(task=own.groupby(TASK, sort=False, dropna=False).ngroup(), run=pd.factorize(own["run_id"])[0])
+    own = own.assign(task=own.groupby(TASK, sort=False, dropna=False).ngroup())
     table = own.pivot(index="seed", columns="task", values="value")
     names = own.drop_duplicates("task").sort_values("task")[TASK].itertuples(index=False, name=None)
-    runs = own.groupby("task")["run"].min()
-    return Scores(table.to_numpy(float), [" ".join(map(str, name)) for name in names], pd.factorize(runs)[0], len(own))
+    return Scores(table.to_numpy(float), [" ".join(map(str, name)) for name in names], len(own))
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:
@@ -67,54 +62,29 @@ def iqm(scores: np.ndarray) -> np.ndarray:
         return np.where(kept, ordered, 0.0).sum(axis=-1) / kept.sum(axis=-1)
 
 
-def profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Share of scores above each threshold: (..., K) scores and (T,) thresholds to (..., T); NaN are left out.
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, fewer: int = 1) -> Interval:
+    """A statistic of all scores with its percentile interval, whole seeds drawn anew.
 
-    Source: Agarwal et al. 2021, section 4.2 (rliable's score distributions: strictly above).
-
-    Example:
-        >>> profile(np.array([0.5, 0.7, np.nan]), np.array([0.4, 0.5, 0.9])).tolist()
-        [1.0, 0.5, 0.0]
-    """
-    ordered = np.sort(scores, axis=-1).reshape(-1, scores.shape[-1])  # NaN last
-    counts = np.isfinite(ordered).sum(axis=-1)
-    upto = [np.searchsorted(row[:count], thresholds, side="right") for row, count in zip(ordered, counts, strict=True)]
-    above = counts[:, None] - np.reshape(upto, (len(counts), len(thresholds)))
-    with np.errstate(invalid="ignore"):
-        return (above / counts[:, None]).reshape(*scores.shape[:-1], len(thresholds))
-
-
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, strata: np.ndarray | None = None,
-              fewer: int = 1) -> Interval:
-    """A statistic of all scores with its percentile interval, seeds drawn anew within each stratum.
-
-    n - `fewer` of n seeds are drawn: with n - 1 the variance of a mean is unbiased at few seeds. rliable draws n
-    (`fewer=0`), whose intervals are too short by sqrt((n - 1) / n). Even so this is for description: the interval for
-    a claim is that of analysis.inference (coverage of both: DECISIONS.md).
+    n - `fewer` of n seeds are drawn: with n - 1 the variance of a mean is unbiased at few seeds. Even so this is for
+    description: the interval for a claim is that of analysis.inference (coverage of both: DECISIONS.md). rliable, and
+    scipy.stats.bootstrap, draw n; rliable draws each task by itself, but the runs of a seed are not independent.
 
     Args:
         statistic: (..., K) flattened scores to (...) or (..., T), as `iqm`.
-        values: (n, m) seeds by tasks. strata: (m,) tasks drawn together; by default each task by itself, as in rliable.
+        values: (n, m) seeds by tasks.
 
     Returns:
-        The statistic (NaN without a score); its interval is NaN where a stratum with scores has them at one seed only.
+        The statistic (NaN without a score); its interval is NaN where fewer than two seeds have scores.
 
     Source: Agarwal et al. 2021, section 4.1; n - 1: Rao & Wu, J. Am. Stat. Assoc. 83, 1988, section 2.1.
     """
-    count, width = values.shape
-    strata = np.arange(width) if strata is None else strata
     value = statistic(values.reshape(-1))
-    drawn = max(1, count - fewer)
-    found = np.full((int(np.clip(MOST // max(1, drawn * width), FEWEST, DRAWS)), drawn, width), np.nan)
-    random = np.random.default_rng(SEED)
-    lone = width == 0
-    for stratum in np.unique(strata):
-        own = values[:, strata == stratum]
-        own = own[np.isfinite(own).any(axis=1)]
-        lone |= len(own) == 1
-        if len(own):
-            found[:, :, strata == stratum] = own[random.integers(0, len(own), size=found.shape[:2])]
-    if lone or not np.isfinite(values).any():
+    values = values[np.isfinite(values).any(axis=1)]
+    count = len(values)
+    if count < 2:
         return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
-    low, high = np.nanpercentile(statistic(found.reshape(len(found), -1)), [2.5, 97.5], axis=0)
+    drawn = count - fewer
+    draws = int(np.clip(MOST // (drawn * values.shape[1]), FEWEST, DRAWS))
+    found = values[np.random.default_rng(SEED).integers(0, count, size=(draws, drawn))]
+    low, high = np.nanpercentile(statistic(found.reshape(draws, -1)), [2.5, 97.5], axis=0)
     return Interval(value, low, high)

@@ -8,11 +8,11 @@ import pandas as pd
 from analysis import captions, curves, quantities
 from analysis.arms import say
 from analysis.costs import break_even, cost
-from analysis.entries import interval, number, stars
+from analysis.entries import interval, number
 from analysis.evidence import Evidence
 from analysis.means import start
 from analysis.metrics import UNITS, Unit
-from analysis.predictors import predictors
+from analysis.predictors import predictors, telling
 from analysis.recipe import Recipe
 from analysis.stats import apart
 
@@ -58,7 +58,7 @@ def _between(value: float, low: float, high: float, unit: Unit) -> str:
 
 
 def _counts(row: pd.Series) -> str:
-    """Pairs done of asked for and blocks, with the fault where there is no pair."""
+    """Pairs done of asked for and seeds, with the fault where there is no pair."""
     return f"{'' if row['n'] else row['status']}{row['mark']} {_pairs(row)}".strip()
 
 
@@ -82,19 +82,43 @@ def _updates_view(frame: pd.DataFrame) -> pd.DataFrame:
     rows = [row for _, row in own.iterrows()]
     late = [row["censored"] > 0 for row in rows]
     shown["reached"] = [NOTHING if not row["n"] else f"{row['reached']:.0f} of {row['runs']:.0f} runs" for row in rows]
-    shown["median updates"] = [NOTHING if not row["n"] else f">{row['largest']:,.0f}" if math.isnan(row["median"])
-                               else _plain(row["median"]) for row in rows]
-    shown["mean updates"] = [f"{'≥' if more and row['n'] else ''}{_plain(row['mean'])}"
-                             for row, more in zip(rows, late, strict=True)]
-    shown["saved"] = [_saved(row, "saved") for row in rows]
+    shown["median updates"] = [NOTHING if not row["n"] else _ends(row, "median_") for row in rows]
+    shown["mean updates"] = [f"{'≥ ' if more and row['n'] else ''}{_ends(row)}" for row, more in zip(rows, late, strict=True)]
+    shown["saved"] = [NOTHING if math.isnan(row["saved"]) else
+                      f"{number(row['saved_least'], COUNT)} to {number(row['saved_most'], COUNT)}" for row in rows]
+    shown["95 %"] = [NOTHING if math.isnan(row["low"]) else interval(row["low"], row["high"], COUNT) for row in rows]
     shown["pairs"] = [_counts(row) for row in rows]
     return shown
+
+
+def _ends(row: pd.Series, prefix: str = "") -> str:
+    """Between which marks: one number where both are one, > the largest budget where it is beyond that."""
+    after, by = row[f"{prefix}after"], row[f"{prefix}by"]
+    if math.isnan(by):
+        return f">{row['largest']:,.0f}" if row.get("runs") else NOTHING
+    return _plain(by) if after == by else f"{_plain(after)} to {_plain(by)}"
 
 
 def _saved(row: pd.Series, name: str) -> str:
     """What is saved, with ≤ where some are censored."""
     text = _between(row[name], row["low"], row["high"], COUNT)
-    return text if text == NOTHING else f"{'≤' if row['censored'] else ''}{text}{stars(row['p_holm'])}"
+    return text if text == NOTHING else f"{'≤' if row['censored'] else ''}{text}"
+
+
+def _take_off_view(frame: pd.DataFrame) -> pd.DataFrame:
+    if frame.empty:
+        return frame
+    keys = list(_keys(frame, "method", "init").columns)
+    rows = [row for _, row in frame.iterrows()]
+    own = frame.assign(text=[f"{row['status']}†" if math.isnan(row["mean"]) else
+                             f"{_between(row['mean'], row['low'], row['high'], SHARE)}{row['mark']}" for row in rows])
+    wide = own.pivot(index=keys, columns="budget", values="text").fillna(NOTHING)
+    wide.columns = [f"at {budget}, %" for budget in wide.columns]
+    last = own[own["budget"] == own.groupby("method")["budget"].transform("max")]
+    last = last.assign(largest=last["budget"], runs=last["n"])
+    last["half took off"] = [_ends(row, "median_") for _, row in last.iterrows()]
+    last["cells"] = [_pairs(row) for _, row in last.iterrows()]
+    return own[keys].drop_duplicates().join(wide, on=keys).merge(last[[*keys, "half took off", "cells"]], on=keys, how="left")
 
 
 def _recovered_view(frame: pd.DataFrame) -> pd.DataFrame:
@@ -112,8 +136,9 @@ def _recovered_view(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cost_view(frame: pd.DataFrame) -> pd.DataFrame:
-    own = _by_method(frame)
-    keys = list(_keys(own, "method", "init").columns)
+    keys = list(_keys(frame, "method", "receiving", "init").columns)
+    place = {name: i for i, name in enumerate(frame["method"].unique())}
+    own = frame.sort_values("method", key=lambda names: names.map(place), kind="stable")
     own = own.assign(text=[NOTHING if not row["n"] else f"{row['median']:,.3g}" if row["unit"] == "s" else
                            _plain(row["median"]) for _, row in own.iterrows()])
     order = own["quantity"].unique()
@@ -121,14 +146,14 @@ def _cost_view(frame: pd.DataFrame) -> pd.DataFrame:
     runs = own[own["quantity"] == "updates"].set_index(keys)
     done = runs["expected"] - runs["failed"] - runs["missing"]
     counts = done.astype(str) + "/" + runs["expected"].astype(str) + runs["mark"]
-    shown = _keys(own.drop_duplicates(keys), "method", "init").join(wide, on=keys).join(counts.rename("runs"), on=keys)
+    shown = own.drop_duplicates(keys)[keys].join(wide, on=keys).join(counts.rename("runs"), on=keys)
     return shown.rename(columns=HEADS)
 
 
 def _break_even_view(frame: pd.DataFrame) -> pd.DataFrame:
-    names = list(_keys(frame, "method").columns)
+    names = list(_keys(frame, "method", "receiving").columns)
     own, tokens = (frame[frame["unit"] == unit] for unit in ("updates", "tokens"))
-    shown = _keys(own, "method")
+    shown = _keys(own, "method", "receiving")
     rows = [row for _, row in own.iterrows()]
     shown["updates saved"] = [_saved(row, "saved") for row in rows]
     shown = shown.join(tokens.set_index(names)["saved"].map(_plain).rename("tokens saved"), on=names)
@@ -201,11 +226,10 @@ def _arms(found: Evidence) -> pd.DataFrame:
 
 def _lift_words(found: Evidence, frame: pd.DataFrame) -> str:
     text = "There is no lift, so there is no test."
-    if frame["smallest_p"].notna().any():
+    if frame["p"].notna().any():
         why = found.why or "the bare runs' predictions are not among the study's cells"
         examples = "and new test examples" if (frame["examples"] > 0).any() else f"(not of new test examples: {why})"
-        family, smallest = int(frame["family"].max()), f"{frame['smallest_p'].min():.2g}"
-        text = LIFTED.format(examples=examples, counts=captions.COUNTS, stars=STARS, family=family, smallest=smallest)
+        text = LIFTED.format(examples=examples, counts=captions.COUNTS, stars=captions.STARS, family=int(frame["family"].max()))
     return _under(text, start, "method", "receiving", "init", better=False)(found, frame)
 
 
@@ -216,20 +240,27 @@ def _predictor_words(found: Evidence, frame: pd.DataFrame) -> str:
     return f"{text} Not recorded: {', '.join(gone)}." if gone else text
 
 
-STARS = "* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001"
 LIFTED = (
-    "The bare host has no seed: it is taken as it is, and blocks are the arms' own runs. In square brackets: 95 % of new seeds "
-    "{examples}, on these hosts and data sets; ± where there is no spread to make one. {counts} {stars}: sign-flip test "
-    "over blocks, on these test examples, after Holm's correction for the {family} lifts of this table; the smallest p that "
-    "any of them could have is {smallest}."
+    "The bare host has no seed: it is the same at all of them. In square brackets: 95 % of new seeds {examples}, on these "
+    "hosts "
+    "and data sets; ± where there is no spread to make one. {counts} {stars} for the {family} lifts of this table."
 )
 MATCHED = (
-    "Nothing is interpolated between marks. What is never as good is censored at the largest budget (median > it where more "
-    "than half are; ≥ and ≤ are bounds for that reason). Saved: scratch's own first such mark, which noise can bring before "
-    f"its last, minus the run's, over blocks. {SEEDS} {STARS}: sign-flip test over blocks, after Holm's correction."
+    "As good: to within one point. Runs are seen at marks only, so a time lies after one and by the next, and nothing is "
+    "interpolated. "
+    "What is never as good is censored at the largest budget (median > it where more than half are; ≥ for that reason), so "
+    "all of "
+    "this is within that budget. Saved: scratch's own time, which noise can bring before its last mark, minus the run's; "
+    "the true "
+    f"mean lies between the two ends, and the interval holds it wherever between them it is. {SEEDS}"
+)
+FLOWN = (
+    "Halfway is from the bare host to the native run at its largest mark. In square brackets: 95 % of new seeds. Half took "
+    "off: "
+    "between which marks, > the largest budget where fewer than half did. In brackets: cells done/asked for, seeds."
 )
 RECOVERED = (
-    f"Ratio of means over blocks with Fieller's interval. {SEEDS} No ratio where native − scratch is within noise (its own "
+    f"Ratio of means over seeds with Fieller's interval. {SEEDS} No ratio where native − scratch is within noise (its own "
     "interval holds 0), or where native is the scratch run itself at that mark."
 )
 SPENT = (
@@ -248,8 +279,8 @@ EXCHANGED = (
 )
 WON = (
     "How often the row beats the column at the largest budget, ties half, paired in all other coordinates and seeds. In "
-    "square brackets: 95 % with blocks (pairs that share a run) as trials (Jeffreys); in brackets: pairs done/asked for, "
-    "blocks. A win by little counts like a win by much."
+    "square brackets: 95 % with seeds as trials (Jeffreys); in brackets: pairs done/asked for, seeds. "
+    "A win by little counts like a win by much."
 )
 RECIPES: dict[str, Recipe] = {
     "lift": Recipe(
@@ -267,23 +298,28 @@ RECIPES: dict[str, Recipe] = {
         "{label}: the first mark at which a run is at least as good as its scratch twin is at the largest budget.",
         view=_updates_view, words=_under(MATCHED, _arms, "method", "init", "budget"),
     ),
+    "take_off": Recipe(
+        curves.take_off, "Take-off", "{label}: the share of runs that are at least halfway to native, by updates.",
+        view=_take_off_view, words=_under(FLOWN, _arms, "method", "init", "budget"),
+    ),
     "recovered": Recipe(
         quantities.recovered, "Recovered fraction of native",
         "{label}: ({arm} − scratch) / (native − scratch), native at its largest mark.",
         view=_recovered_view, words=_under(RECOVERED, _arms, "method", "init", "budget"),
     ),
     "cost": Recipe(
-        cost, "Cost", "Medians over distinct runs.",
+        cost, "Cost", "What runs cost on each receiving host: medians over distinct runs.",
         view=_cost_view, words=_under(SPENT, _arms, "method", "init", "budget", better=False),
     ),
     "break_even": Recipe(
         break_even, "Break-even",
-        "What {start} saves against scratch when the module is there already, and how many {starts} pay {its} back.",
+        "What {start} saves against scratch on each receiving host when the module is there already, and how many {starts} pay "
+        "{its} back.",
         view=_break_even_view, words=_under(PAID, _arms, "method", "init", "budget"),
     ),
     "predictors": Recipe(
         predictors, "What goes with a gain", "{label}: correlation of {arm}'s mean gain after {budget} updates with the "
-        "similarity of the hosts and with what was carried.", view=_predictors_view, words=_predictor_words,
+        "similarity of the hosts and with what was carried.", view=_predictors_view, words=_predictor_words, of=telling,
     ),
     "win_rate_inits": Recipe(
         quantities.win_rate, "Win rates of inits", "{label}: every two inits, by method.", ("method", "init"), "against",

@@ -1,4 +1,4 @@
-"""Means that count every run once, and gains that are paired and count every baseline once."""
+"""Means in which every cell weighs alike, spreads over distinct runs, and gains in pairs."""
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,11 @@ FAULTS = (*STATUSES[1:], "unpaired")  # what keeps a cell, or a pair of cells, f
 
 
 def summarise(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Mean and spread of `value` in every group of cells, each distinct run counted once.
+    """Mean of `value` in every group of cells, and its spread over distinct runs.
 
-    First the cells that read the same run at the same mark become one number, their mean (for plain cells these are
-    equal: a scratch run has no origin, so it stands behind one cell per origin; for paired gains see `paired`). Mean
-    and std are taken over these numbers. So neither moves, and no n grows, when one more origin shares a baseline.
+    The mean is over cells, so methods, directions and relations weigh alike, whatever runs they share. For the spread the
+    cells that read the same run at the same mark become one number, their mean (for plain cells these are equal: a scratch run
+    has no origin, so it stands behind one cell per origin), so it does not shrink when one more origin shares a baseline.
 
     Args:
         cells: columns `keys`, run_id, mark, value (NaN unless the status is "done"), status.
@@ -33,14 +33,15 @@ def summarise(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         >>> cells = pd.DataFrame({"init": "scratch", "origin": ["a", "b", "a"], "run_id": ["r", "r", "s"], "mark": 5,
         ...                       "value": [0.5, 0.5, 0.7], "status": "done"})
         >>> summarise(cells, ["init"])[["mean", "n", "runs", "expected"]].round(2).values.tolist()
-        [[0.6, 3.0, 2.0, 3.0]]
+        [[0.57, 3.0, 2.0, 3.0]]
     """
     flags = {name: cells["status"] == name for name in FAULTS}
     grouped = cells.assign(**flags).groupby(keys, sort=False, dropna=False)
-    table = grouped.agg(expected=("status", "size"), n=("value", "count"), **{name: (name, "sum") for name in FAULTS})
+    table = grouped.agg(expected=("status", "size"), n=("value", "count"), mean=("value", "mean"),
+                        **{name: (name, "sum") for name in FAULTS})
     per_run = cells.dropna(subset="value").groupby([*keys, "run_id", "mark"], sort=False, dropna=False)["value"].mean()
     levels = list(range(len(keys)))
-    spread = per_run.groupby(level=levels, sort=False, dropna=False).agg(["mean", "std", "count"])
+    spread = per_run.groupby(level=levels, sort=False, dropna=False).agg(["std", "count"])
     table = table.join(spread.rename(columns={"count": "runs"}))
     table["runs"] = table["runs"].fillna(0).astype(int)
     table["status"] = _status(table)
@@ -62,9 +63,8 @@ def paired(cells: pd.DataFrame, arm: str, baseline: str, scale: float = 100.0) -
     always between two runs of one seed. Where no baseline carries a port of the arm's (a scratch run needs no port),
     the port is left out of the match.
 
-    `run_id` and `mark` of the result are those of the *baseline*. So `summarise(paired(...), keys)` first averages the
-    gains that share a baseline run (in a table pooled over origins: one scratch run, all origins) and then takes mean
-    and std over distinct baselines: `n` counts pairs, `runs` counts baselines, and the error bar rests on `runs`.
+    `run_id` and `mark` of the result are those of the *baseline*, so `summarise(paired(...), keys)` counts pairs in `n` and
+    distinct baselines in `runs`, over which `std` is taken.
 
     Args:
         cells: a tidy frame (load.tidy).

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis import captions, contrasts, crosschecks, extraction, means, shows
+from analysis import captions, contrasts, crosschecks, extraction, interactions, means, rates, shows, verdict
 from analysis.arms import say
 from analysis.evidence import Evidence
 from analysis.recipe import Recipe, Table
@@ -41,8 +41,11 @@ TABLES: dict[str, Recipe] = {
         means.completeness, "Completeness", "Cells asked for and what became of them; seeds are counted, not listed.",
         view=means.not_whole, words=means.whole_words,
     ),
+    **verdict.RECIPES,
+    **rates.RECIPES,
     **extraction.RECIPES,
     **contrasts.RECIPES,
+    **interactions.RECIPES,
     **shows.RECIPES,
     **crosschecks.RECIPES,
 }
@@ -58,16 +61,18 @@ def _build(name: str, recipe: Recipe, found: Evidence) -> Table:
     frame = recipe.make(found)
     budget = found.arms["budget"].max()
     lead = say(recipe.lead, found.arm).format(label=found.metric.title, budget="no" if pd.isna(budget) else budget)
+    lead, _, more = lead.partition(". ")  # one sentence heads a table
     rows = (*(key for key in ("data", "port") if key in frame and recipe.column), *recipe.rows)
     shown = frame if recipe.view is None else recipe.view(frame).rename(columns=lambda name: say(name, found.arm))
     best = recipe.best and found.metric.better is not None
-    text = " ".join([_caption(recipe, found, frame, rows, lead), *([captions.BEST] if best else [])])
-    return Table(name, recipe.title, text, frame, rows, recipe.column, best, found.metric, shown, recipe.show)
+    notes = [more, _notes(recipe, found, frame, rows), *captions.leak_guard(found.study.facts), captions.BEST if best else "",
+             *captions.too_long(found.study.parts["too_long"]), *captions.protocol(found.study.schema)]
+    return Table(name, recipe.title, f"{lead.rstrip('.')}.", " ".join(filter(None, notes)), frame, rows, recipe.column, best,
+                 found.metric, shown, recipe.show)
 
 
-def _caption(recipe: Recipe, found: Evidence, frame: pd.DataFrame, rows: tuple[str, ...], lead: str) -> str:
-    facts, cut = found.study.facts, captions.too_long(found.study.parts["too_long"])
+def _notes(recipe: Recipe, found: Evidence, frame: pd.DataFrame, rows: tuple[str, ...]) -> str:
     if recipe.words is not None:
-        return " ".join([lead, recipe.words(found, frame), *captions.leak_guard(facts), *cut])
+        return recipe.words(found, frame)
     keys = [key for key in (*rows, recipe.column) if key is not None and key != "quantity"]
-    return " ".join([captions.caption(lead, frame, recipe.behind(found), keys, facts, found.why), *cut])
+    return captions.caption(frame, recipe.behind(found), keys, found.why)

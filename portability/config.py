@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from portability.errors import UserError, choose
 from portability.families import FAMILIES
 from portability.hosts import HostSource, HostSpec, describe
 from portability.measures import metric_names, name_of
-from portability.plan import Grid, check_relations, origins
+from portability.plan import Grid, check_relations, origins, rated
+from portability.primary import PAIRS, Contrast, declared, pair_kind
 from portability.sources import answer_spec
 from portability.spec import (
+    BARE,
     FROM_EXTRACTION,
     KINDS,
+    MATCHED,
     METRICS,
     PISSA,
     AnswerSpec,
@@ -39,7 +43,8 @@ ENGINES = ("local", "ray", "slurm")  # modules of portability.engines, files of 
 PRECISIONS = ("fp32", "bf16")
 KEYS = ("method", "known_methods", "engine", "study", "mode", "only", "shard", "retry", "similarity", "yes", "results",
         "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking",
-        "host_set", "host", "data", "init", "port")  # all of a configuration: conf/config.yaml and its groups
+        "host_set", "host", "data", "init", "port", "primary")  # all of a configuration: conf/config.yaml and its groups
+LONGEST_TAIL = 0.5  # our choice: at most the second half of a mark's updates
 SIZES = {"r", "bottleneck", "prefix_length", "phm_dim"}  # settings of methods that are sizes, whatever the library
 UPDATES = " of updates from 1 on (0 comes on top)"
 
@@ -53,6 +58,7 @@ class HostSetConf:
     sets: dict  # role -> data set, or None
     study_data: list
     budgets: list
+    lineages: list = field(default_factory=list)  # lists of roles or hosts whose weights stem from each other's
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class GridConf:
     seeds: list
     budgets: list
     origin_updates: int | None
+    rates: list
+    origin_seeds: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class TrainConf:
     betas: list
     eps: float
     clip: float
-    ema_decay: float
+    tail: float
     bucket_batches: int
     head_learning_rate: float
 
@@ -121,6 +129,8 @@ class Study:
     engine: EngineConf
     tracking: TrackingConf
     part: Part
+    primary: Sequence[Contrast]  # declared before the runs, no part of any run
+    kinds: Sequence[tuple[str, str, str]]  # of every pair, what relates origin and receiving host
     similarity: bool  # compare the hosts of each pair (portability/pairs.py)
 
 
@@ -139,7 +149,7 @@ def to_study(cfg: DictConfig) -> Study:
         choose(str(key), KEYS, "key")
     if missing := [key for key in KEYS if key not in raw and key != "method"]:
         raise UserError(f"{missing[0]} is missing")
-    _check_finite({key: value for key, value in raw.items() if key != "study"}, "")  # "nan" is a name there
+    _check_finite(raw, "")
     hosts = build(HostSetConf, raw["host_set"], "host_set")
     conf = build(GridConf, raw["grid"], "grid")
     if conf.data is None or None in conf.relations.values():
@@ -151,12 +161,30 @@ def to_study(cfg: DictConfig) -> Study:
     choose(conf.overlap, ("drop", "keep"), "grid.overlap")
     data = study_data(sources, conf.overlap)
     grid = _grid(raw, conf, data)
+    kinds = _kinds(grid, hosts)
     return Study(
         name=_study_name(str(raw["study"])), mode=choose(str(raw["mode"]), MODES, "mode"),
         results=Path(typed(raw["results"], str, "results")).expanduser(),
         grid=grid, sources=sources, data=data, overlap=conf.overlap, similarity=typed(raw["similarity"], bool, "similarity"),
         engine=_engine(raw["engine"]), tracking=build(TrackingConf, raw["tracking"], "tracking"), part=part_of(raw),
+        primary=_primary(raw["primary"], grid, kinds, hosts), kinds=kinds,
     )
+
+
+def _kinds(grid: Grid, hosts: HostSetConf) -> list[tuple[str, str, str]]:
+    lineages = [[hosts.roles.get(name) or name for name in distinct(names, "host_set.lineages")] for names in hosts.lineages]
+    return [(one.name, other.name, pair_kind(one, other, lineages)) for one, other in grid.pairs]
+
+
+def _primary(value: Any, grid: Grid, kinds: Sequence[tuple[str, str, str]], hosts: HostSetConf) -> list[Contrast]:
+    axes = product(grid.methods, kinds, grid.relations, grid.data, grid.ports)
+    places = [{"method": method.name, "origin": origin, "receiving": receiving, "relation": relation, "data": data.name,
+               "port": port.name, PAIRS: kind} for method, (origin, receiving, kind), relation, data, port in axes]
+    budgets = {init.name: [*([] if init.kind == MATCHED else [0]), *grid.budgets] for init in grid.inits} | {BARE: [0]}
+    try:
+        return declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
+    except UserError as error:
+        raise UserError(f"{error} (where a sweep's grid is narrowed, primary=[] declares no contrast)") from error
 
 
 def _study_name(name: str) -> str:
@@ -233,9 +261,16 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
         eval=evaluation,
         precision=choose(str(raw["precision"]), PRECISIONS, "precision"),
         head=choose(str(raw["head"]), ("shared", "fresh"), "head"),
+        rates=_rates(conf.rates),
+        origin_seeds=choose(conf.origin_seeds, ("same", "other"), "grid.origin_seeds"),
     )
 
 
+def _rates(values: Sequence[Any]) -> list[float]:
+    for value in distinct(values, "grid.rates"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise UserError(f"grid.rates must be factors above 0 on the methods' learning rates, got {value!r}")
+    return [float(value) for value in values]
 def _sets(conf: GridConf) -> tuple[list[str], dict[str, dict[str, str]], list[str]]:
     """The receiving sets, the origins' sets by relation and receiving set, and all of them, each once."""
     received = [str(name) for name in distinct(conf.data if isinstance(conf.data, list) else [conf.data], "grid.data")]
@@ -332,12 +367,13 @@ def _at_least(low: float, value: float, where: str) -> None:
 
 
 def _check_train(train: TrainConf) -> None:
-    limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "ema_decay": 0, "bucket_batches": 1,
+    limits = {"batch_size": 1, "warmup": 0, "weight_decay": 0, "eps": 0, "clip": 0, "tail": 0, "bucket_batches": 1,
               "head_learning_rate": 0}
     for key, low in limits.items():
         _at_least(low, getattr(train, key), f"train.{key}")
-    if train.ema_decay >= 1:
-        raise UserError(f"train.ema_decay must be below 1, got {train.ema_decay}")
+    if train.tail > LONGEST_TAIL:
+        raise UserError(f"train.tail must be at most {LONGEST_TAIL}, got {train.tail}: a mark must not average its first "
+                        "updates")
 
 
 def facts(study: Study, sweep: str | None) -> dict[str, Any]:
@@ -352,6 +388,10 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
         "eval_split": grid.eval.split,
         "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
         "origin_updates": grid.origin_updates,
+        "origin_seeds": grid.origin_seeds,
+        "rates": {rated(method, rate).name: [method.name, rate] for method in grid.methods for rate in grid.rates},
         "task": json.loads(json.dumps(vars(grid.task))),
         "answers": {name: vars(spec) for name, spec in grid.answers.items()},
+        "pairs": [list(kind) for kind in study.kinds],
+        "primary": [asdict(contrast) for contrast in study.primary],
     }

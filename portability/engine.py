@@ -11,7 +11,7 @@ what happens to a member (its losses, the update at which it went wrong) is kept
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from math import fsum
+from math import ceil, fsum
 
 import numpy as np
 import torch
@@ -85,8 +85,10 @@ def loss_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
 
 
 class Trainer:
-    """A stack in training; `averages` (K, P) holds the moving averages that marks evaluate, `done` the updates made, and
-    `frozen` (K, ...) each what is never trained and in no checkpoint, because it follows from the start.
+    """A stack in training; `done` are the updates made, `marks` those at which it will be evaluated, and `averages` (K, P) what
+    the last mark passed evaluates: the mean of the iterates of its window (`window`). `tails` holds the means so far of the
+    marks whose windows are open, `frozen` (K, ...) each what is never trained and in no checkpoint, because it follows from
+    the start.
 
     Args:
         scorer: host and head, on the device on which to train.
@@ -99,6 +101,8 @@ class Trainer:
         self.device = scorer.device
         self.bank = Bank([member.start for member in members], self.device)
         self.averages = self.bank.theta.detach().clone()
+        self.marks: Sequence[int] = ()
+        self.tails: dict[int, Tensor] = {}
         self.frozen = {name: torch.stack([member.frozen[name] for member in members]).to(self.device)
                        for name in members[0].frozen}
         self.optimizer, self.blocks = self._optimizer()
@@ -155,6 +159,19 @@ class Trainer:
                 group["lr"] = group["rate"] * warm
         self._replayer(self._step, *batch)
         self.done = step + 1
+        self._average()
+
+    def _average(self) -> None:
+        """Take the iterate into the mean of every mark in whose window it is."""
+        theta = self.bank.theta.detach()
+        for mark in self.marks:
+            place = self.done - mark + window(mark, self.spec.tail)  # from 1 on inside the window
+            if place == 1:
+                self.tails[mark] = theta.clone()
+            elif place > 1 and self.done <= mark:
+                self.tails[mark].lerp_(theta, 1 / place)
+        if self.done in self.tails:
+            self.averages = self.tails.pop(self.done)
 
     def _batch(self, step: int, schedule: Schedule, encoded: Training) -> tuple[Tensor, ...]:
         """The scorer's rows, (K, B, ...) each, on the device (or on their way to it)."""
@@ -179,7 +196,6 @@ class Trainer:
             group["params"][0].grad = gradient[rows, part]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.averages.lerp_(self.bank.theta.detach(), 1 - self.spec.ema_decay)
         wrong = ~(torch.isfinite(losses) & torch.isfinite(norms)) & (self.failed_at == 0)
         self.losses.index_copy_(0, self.clock, losses[None])
         self.clock += 1
@@ -189,8 +205,9 @@ class Trainer:
 
     def snapshot(self, index: int) -> dict[str, Tensor]:
         """Everything that a member's next updates depend on, and its history, in ordinary memory."""
-        found = {"theta": self.bank.theta.detach()[index], "average": self.averages[index],
-                 "losses": self.losses[: self.done, index], "tokens": torch.from_numpy(self.tokens[:, index].copy())}
+        found = {"theta": self.bank.theta.detach()[index], "losses": self.losses[: self.done, index],
+                 "tokens": torch.from_numpy(self.tokens[:, index].copy())}
+        found |= {f"tail.{mark}": mean[index] for mark, mean in self.tails.items()}
         return {name: value.cpu().clone() for name, value in (found | self._moments(index)).items()}
 
     def _moments(self, index: int) -> dict[str, Tensor]:
@@ -210,7 +227,7 @@ class Trainer:
         stacked = {name: torch.stack([one[name] for one in snapshots]).to(self.device) for name in snapshots[0]}
         with torch.no_grad():
             self.bank.theta.copy_(stacked["theta"])
-        self.averages.copy_(stacked["average"])
+        self.tails = {int(name.partition(".")[2]): value for name, value in stacked.items() if name.startswith("tail.")}
         self.losses[: self.done] = stacked["losses"].T
         self.tokens = stacked["tokens"].T.cpu().numpy().copy()
         self.clock.fill_(self.done)
@@ -220,18 +237,32 @@ class Trainer:
             self.optimizer.state[group["params"][0]] = {"step": step, **moments}
 
 
+def window(mark: int, tail: float) -> int:
+    """How many iterates, the mark's own and those before it, a mark averages: the share `tail` of its updates, rounded up.
+
+    Source: suffix averaging (Rakhlin, Shamir & Sridharan 2012, arXiv 1109.5647, section 5); the share is our choice.
+
+    Example:
+        >>> window(50, 0.2), window(3, 0.2), window(200, 0.0)
+        (10, 1, 1)
+    """
+    return max(1, ceil(mark * tail - 1e-9))
+
+
 def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequence[int],
-          on_mark: Callable[[int, dict[str, Tensor]], None], on_update: Callable[[], None] = lambda: None) -> None:
-    """Carry a stack through the updates it still lacks, and call `on_mark(updates, parameters)` with the averages, and what
-    is frozen beside them, at each mark that it passes.
+          on_mark: Callable[[int, dict[str, Tensor], dict[str, Tensor]], None],
+          on_update: Callable[[], None] = lambda: None) -> None:
+    """Carry a stack through the updates it still lacks, and call `on_mark(updates, averages, last)` at each mark that it passes
+    with the mark's averages and the last iterate, and what is frozen beside them.
 
     Args:
         marks: updates at which to evaluate, ascending, 0 for the start; parameters have shape (K, ...).
     """
-    alive = True
+    alive, trainer.marks = True, marks
     for done in range(trainer.done, trainer.spec.updates + 1):
         if done in marks:
-            on_mark(done, trainer.bank.views(trainer.averages) | trainer.frozen)
+            iterates = trainer.averages, trainer.bank.theta.detach()
+            on_mark(done, *(trainer.bank.views(theta) | trainer.frozen for theta in iterates))
         if done % LOSS_EVERY == 0:
             alive = trainer.alive()
         if done < trainer.spec.updates and alive:

@@ -177,10 +177,10 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
         assert run.teacher is not None
         cut, report = extraction(run, desk.data, store, desk.place.device, desk.free)
         return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
-    fresh = bench.mounted.fresh(stream_seed(run.seed, "module"))
+    fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
     given = Given(
-        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), port=run.port, method=run.method,
+        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, port=run.port, method=run.method,
         origin=(origin.teacher or origin.host) if origin else None,
         module=ModuleState.from_file(*store.tensors(run.origin, "module"))
         if run.origin and run.init.kind in FROM_ORIGIN + FROM_EXTRACTION else None,
@@ -261,8 +261,9 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     stage = Stage([run.run_id], SCORING)
     desk.report(stage)
     found = engine.predict(scorer, stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, part=part)))
+    at_start = {0: found.of(0)}
     desk.commit(Evidence(
-        run=run, labels=test.labels, predictions={0: found.of(0)}, head=head,
+        run=run, labels=test.labels, predictions=at_start, last_predictions=at_start, head=head,
         host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
         too_long=too_long(run.task, None, test),
     ))

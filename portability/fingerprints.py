@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ def file_digest(path: Path) -> str:
     return found
 
 
+def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+    """SHA-256, 64 hex digits, of a host: of its files' names and SHA-256 and of its settings, as canonical JSON; folders do not
+    count. A hub knows the files' SHA-256 without a download."""
+    content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 def combined_digest(paths: Iterable[Path], *extra: str) -> str:
     """First 16 hex digits over the files' names and bytes and any `extra` text; folders do not count."""
     total = hashlib.sha256()

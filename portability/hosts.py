@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from portability.errors import UserError, choose
 from portability.families import FAMILIES
-from portability.fingerprints import combined_digest
+from portability.fingerprints import fingerprint
 from portability.hub import look_for_hub, remedy
 from portability.paths import EMBEDDED
 from portability.spec import HostShape, HostSpec
@@ -23,7 +23,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "s
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 HEAD = "lm_head.weight"  # of every family that has a language-model head
-IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters")
+IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters",
+              "_commit_hash")  # keys of versions and paths, which change no number
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def describe(source: HostSource) -> HostSpec:
         raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of {', '.join(TOKENIZER_FILES)})")
     settings = {name: _settings(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
-    mark = combined_digest([*weights, *tokenizer, *templates], json.dumps(settings, sort_keys=True))
+    mark = fingerprint([*weights, *tokenizer, *templates], settings)
     revision = None if source.path else source.revision
     return HostSpec(source.name, source.path or str(source.hub), revision, mark, shape)
 

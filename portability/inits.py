@@ -24,6 +24,7 @@ class Given:
     Attributes:
         fresh: a module as the library initialises it, from the run's own seed.
         module: the origin's trained module, or the extraction's, or None where the init needs none.
+        stream: first names of the run's random streams (spec.RunSpec.stream).
         origin: the host it was trained on, or cut out of.
         blocks: the cuts behind an extraction's pairs, where the method takes these off whole.
         change: module -> norm of the logit change it makes against the bare host, on training inputs.
@@ -32,6 +33,7 @@ class Given:
     fresh: ModuleState
     receiving: HostSpec
     seed: int
+    stream: tuple[object, ...]
     module: ModuleState | None = None
     origin: HostSpec | None = None
     port: PortSpec | None = None
@@ -68,7 +70,7 @@ def sampled(given: Given, options: Mapping[str, Any]) -> Start:
     """
     done = _port(given)
     law = LAWS[choose(str(options.get("law")), LAWS, "law of sampling (init.sampled.options.law)")]
-    generator = stream(given.seed, "sample")
+    generator = stream(*given.stream, "sample")
     tensors = {}
     for slot, tensor in done.module.tensors.items():
         mask, drawn = done.carried[slot], tensor.clone()
@@ -89,7 +91,7 @@ def shuffled(given: Given, options: Mapping[str, Any]) -> Start:
         UserError: every layer is like every other, so there is nothing to shuffle.
     """
     done = _port(given)
-    generator = stream(given.seed, "shuffle")
+    generator = stream(*given.stream, "shuffle")
     tensors = dict(done.module.tensors)
     for stack, depth in given.receiving.shape.layers.items():
         tensors |= _reordered({s: t for s, t in tensors.items() if s.stack == stack}, depth, generator)

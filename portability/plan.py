@@ -31,6 +31,7 @@ from portability.spec import (
 T = TypeVar("T")
 SCRATCH = InitSpec("scratch", "scratch")
 BARE_INIT = InitSpec(BARE, BARE)
+OTHER_SEEDS = 1_000_000  # added to a receiving run's seed for an origin's own one
 CHOICES = 4  # that a question is taken to have
 SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
@@ -42,7 +43,9 @@ class Grid:
     `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name to the set the
     origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on the receiving host (zero-shot
     comes on top); `head` is "shared" or "fresh" and concerns hosts with a classification head only; `task` is that of sets
-    of texts with labels, `answers` has those of sets of prompts, by the set's name.
+    of texts with labels, `answers` has those of sets of prompts, by the set's name. `rates` are factors on each method's
+    learning rate on the receiving host, each a method of its own ("lora x3"); origins and natives keep the common rate. With
+    `origin_seeds` "other" an origin has a seed of its own, so a receiving run does not see its origin's batches again.
     """
 
     methods: Sequence[MethodSpec]
@@ -60,6 +63,8 @@ class Grid:
     precision: str
     head: str
     answers: Mapping[str, AnswerSpec] = field(default_factory=dict)
+    rates: Sequence[float] = (1.0,)
+    origin_seeds: str = "same"
 
     def task_of(self, data: DataSpec) -> TaskSpec | AnswerSpec:
         """How a set's texts or prompts are asked and scored."""
@@ -68,7 +73,8 @@ class Grid:
     @property
     def size(self) -> int:
         """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
-        axes = (self.methods, self.pairs, self.data, self.relations, self.inits, self.ports, self.seeds, self.budgets)
+        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports, self.seeds,
+                self.budgets)
         count = 1
         for axis in axes:
             count *= len(axis)
@@ -137,9 +143,9 @@ def plan(grid: Grid) -> Plan:
     nest, so one run of the largest budget yields the cells of all of them.
     """
     out = Plan()
-    axes = product(grid.methods, grid.pairs, grid.data, grid.relations.items(), grid.seeds)
-    for method, pair, data, (relation, sources), seed in axes:
-        arm = _Arm(grid, method, *pair, data, relation, sources[data.name], seed)
+    axes = product(grid.methods, grid.rates, grid.pairs, grid.data, grid.relations.items(), grid.seeds)
+    for method, rate, pair, data, (relation, sources), seed in axes:
+        arm = _Arm(grid, method, rate, *pair, data, relation, sources[data.name], seed)
         out.cells.extend(arm.cells(out))
     def depth(run: RunSpec) -> int:
         return 0 if run.origin is None else 1 + depth(out.runs[run.origin])
@@ -150,10 +156,11 @@ def plan(grid: Grid) -> Plan:
 
 @dataclass(frozen=True)
 class _Arm:
-    """All cells of one method, pair, receiving set, relation and seed."""
+    """All cells of one method, rate, pair, receiving set, relation and seed."""
 
     grid: Grid
     method: MethodSpec
+    rate: float
     origin: HostSpec
     receiving: HostSpec
     data: DataSpec
@@ -163,7 +170,7 @@ class _Arm:
 
     def cells(self, out: Plan) -> Iterator[Cell]:
         grid = self.grid
-        origin_id = out.add(self._trained(self.origin, self.origin_data), grid.origin_updates) if self._trains_origin else None
+        origin_id = out.add(self._origin, grid.origin_updates) if self._trains_origin else None
         native_id = out.add(self._trained(self.receiving, self.data), grid.origin_updates)
         for port in grid.ports:
             bare_id = out.add(self._bare(origin_id, port), 0)
@@ -180,9 +187,9 @@ class _Arm:
 
     def _cell(self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str) -> Cell:
         return Cell(
-            method=self.method.name, origin=self.origin.name, receiving=self.receiving.name, relation=self.relation,
-            origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name, seed=self.seed,
-            budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
+            method=rated(self.method, self.rate).name, origin=self.origin.name, receiving=self.receiving.name,
+            relation=self.relation, origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name,
+            seed=self.seed, budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
         )
 
     def _trained(self, host: HostSpec, data: DataSpec) -> RunSpec:
@@ -193,6 +200,12 @@ class _Arm:
             head="none" if _scores_labels(host) else "fresh", seed=self.seed,
             train=replace(grid.train, updates=grid.origin_updates), eval=grid.eval, precision=grid.precision,
         )
+
+    @property
+    def _origin(self) -> RunSpec:
+        """The run whose module is ported."""
+        run = self._trained(self.origin, self.origin_data)
+        return run if self.grid.origin_seeds == "same" else replace(run, seed=self.seed + OTHER_SEEDS)
 
     @property
     def _shares_head(self) -> bool:
@@ -227,7 +240,8 @@ class _Arm:
         if init.kind in FROM_EXTRACTION:  # what the options say is the extraction's
             start = InitSpec(init.name, init.kind)
         return replace(
-            base, init=start, head="shared" if shares else base.head, port=port if ported or shares else None,
+            base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head,
+            port=port if ported or shares else None,
             origin=origin_id if ported or shares or init.kind in FROM_EXTRACTION else None,
         )
 
@@ -235,6 +249,16 @@ class _Arm:
         """The receiving host without a module; nothing of it depends on method or seed but a shared head."""
         run = self._run(SCRATCH, port, origin_id)
         return replace(run, method=None, init=BARE_INIT, seed=None if run.head == "none" else run.seed).with_updates(0)
+
+
+def rated(method: MethodSpec, rate: float) -> MethodSpec:
+    """A method with its learning rate times `rate`, and a name that says so.
+
+    Example:
+        >>> rated(MethodSpec("lora", "adapters", "LoRAConfig", {}, 3e-3), 3.0).name
+        'lora x3'
+    """
+    return method if rate == 1 else replace(method, name=f"{method.name} x{rate:g}", learning_rate=method.learning_rate * rate)
 
 
 def updates_of(planned: Plan) -> tuple[int, int]:

@@ -27,11 +27,12 @@ PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "dataset
 @dataclass
 class Evidence:
     """Everything measured about one finished run; `predictions` by mark, for the N test examples, with `labels` where these
-    are texts with labels."""
+    are texts with labels, and `last_predictions` of each mark's last iterate, of which records hold the metrics alone."""
 
     run: RunSpec
     labels: np.ndarray | None
     predictions: dict[int, Predictions]
+    last_predictions: dict[int, Predictions]
     host_parameters: int
     seconds: float  # share of the stack's wall time
     device: str = "cpu"
@@ -94,8 +95,12 @@ def build_result(evidence: Evidence) -> Result:
 
 
 def _metrics(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
-    """The numbers by mark; and, where a metric has no number at a mark, why."""
-    found = {mark: _measured(predictions, evidence) for mark, predictions in sorted(evidence.predictions.items())}
+    """The numbers by mark, those of the last iterate under names that begin with last_; and, where a metric has no number at a
+    mark, why."""
+    found = {mark: dict(_measured(predictions, evidence)) for mark, predictions in sorted(evidence.predictions.items())}
+    for mark, one in found.items():
+        last = _measured(evidence.last_predictions[mark], evidence)
+        one |= {name.replace("eval_", "last_", 1): value for name, value in last.items()}
     numbers = [{"updates": mark} | {name: value for name, value in one.items() if not isinstance(value, str)}
                for mark, one in found.items()]
     holes = [{"updates": mark, "metric": name, "reason": without_places(value)}

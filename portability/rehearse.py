@@ -69,8 +69,8 @@ class Rehearsal:
         """The module that a run starts from, where it comes from another host."""
         if run.init.kind in FROM_ORIGIN and origin is not None:
             INITS[run.init.kind](Given(
-                fresh=fresh, receiving=run.host, seed=int(run.seed or 0), module=self._module(origin.host, method),
-                origin=origin.host, port=run.port, method=method, change=_norm), run.init.options)
+                fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, origin=origin.host, port=run.port,
+                module=self._module(origin.host, method), method=method, change=_norm), run.init.options)
         if run.init.kind == EXTRACTION and run.teacher is not None:
             options = extraction_options(method, run.init)
             seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.desk.data)

@@ -4,6 +4,7 @@ Hydra composes the configuration, the planner expands it, and an engine carries 
 """
 
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
     failed = carry_out(planned, ids, store, study, tracking, asked)
-    _say(status_lines(part, store))
+    _say([*status_lines(part, store), f"verdict and report: python -m portability.analyze {shlex.quote(str(store.root))}"])
     return 1 if failed else 0
 
 

@@ -17,7 +17,11 @@ BARE = "bare"  # no module at all: the host as it is
 MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
 KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
 METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked for
-SCHEMA = 1  # raise it when a change of the protocol changes numbers: every run is then named anew
+SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
+PROTOCOLS = {  # the schemas whose records can be read; records of two of them are never pooled
+    1: "old protocol (schema 1): marks evaluate a moving average that still holds the start",
+    SCHEMA: "marks evaluate the mean of their last iterates",
+}
 
 
 def digest(value: Any) -> str:
@@ -171,7 +175,7 @@ class TrainSpec:
     betas: tuple[float, float]
     eps: float
     clip: float  # gradient norm of one member
-    ema_decay: float
+    tail: float  # share of a mark's updates whose iterates the mark averages; 0: the last iterate alone
     bucket_batches: int  # at least so many batches share a length bucket
     head_learning_rate: float  # of a classification head, where the host needs one
 
@@ -212,11 +216,11 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the run's numbers, and nothing else: no path, no display name."""
-        whole = {
+        return {
             "schema": SCHEMA,
             "host": self.host.fingerprint,
             "data": [self.data.train_digest, self.data.eval_digest],
-            "task": _as_before(self.task),
+            "task": asdict(self.task),
             "method": _without(self.method, "name"),
             "init": _without(self.init, "name"),
             "port": _without(self.port, "name"),
@@ -226,22 +230,26 @@ class RunSpec:
             "train": asdict(self.train),
             "eval": {"split": self.eval.split, "limit": self.eval.limit},
             "precision": self.precision,
+            "teacher": self.teacher.fingerprint if self.teacher else None,
         }
-        return whole if self.teacher is None else whole | {"teacher": self.teacher.fingerprint}  # as before there were any
 
     @property
     def run_id(self) -> str:
         """Name of the run: hash of its identity."""
         return digest(self.identity())
 
+    @property
+    def stream(self) -> tuple[object, ...]:
+        """First names of what the run draws for its module (seeds.stream): its seed, role, method and the run it starts from,
+        so that no two starts of a seed are made of the same numbers. Batches and heads are named by seed and data alone: all
+        arms of a seed share them.
+        """
+        method = digest(_without(self.method, "name", "learning_rate"))
+        return self.seed, "receiving" if self.origin else "origin", method, self.origin
+
     def with_updates(self, updates: int) -> "RunSpec":
         """The same run with another number of updates."""
         return replace(self, train=replace(self.train, updates=updates))
-
-
-def _as_before(task: TaskSpec | AnswerSpec) -> dict[str, Any]:
-    """A task as it is hashed: `too_long` counts where it is not its default, which all sets had before there was a choice."""
-    return {key: value for key, value in asdict(task).items() if (key, value) != ("too_long", TOO_LONG[0])}
 
 
 def _without(value: Any, *names: str) -> dict[str, Any] | None:

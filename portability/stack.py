@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from portability.store import Store
 from portability.tasks.scorer import too_long
 
 Head = dict[str, Tensor]
-Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per mark "nll.50" and so on
+Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
 OURS = ("seconds", "versions")
+ITERATES = ("", "last_")  # what a mark scores: the mean of the last iterates (engine.window), and the last one; name prefixes
 
 
 @dataclass
@@ -63,27 +65,39 @@ class Bench:
 
 
 def parts(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], store: Store, size: int) -> Iterator[list[RunSpec]]:
-    """Cut runs into stacks of at most `size` whose members go on at the same update with the same marks behind them; a
+    """Cut runs into stacks of at most `size` whose members go on at the same update with the same marks behind and open; a
     member's neighbours never change its numbers, so a run may go on in another stack than the one that was killed."""
-    alike: dict[tuple[int, frozenset[int]], list[RunSpec]] = {}
+    alike: dict[tuple[int, ...], list[RunSpec]] = {}
     for run in runs:
-        saved = usable(store.checkpoint(run.run_id), marks[run.run_id])
-        alike.setdefault((len(saved["losses"]), scored(saved)) if saved else (0, frozenset()), []).append(run)
+        saved = usable(store.checkpoint(run.run_id), run, marks[run.run_id])
+        alike.setdefault((len(saved["losses"]), *sorted(scored(saved)), *sorted(_open(saved))) if saved else (), []).append(run)
     for same in alike.values():
         yield from evenly(same, size)
 
 
-def usable(saved: Saved | None, marks: Sequence[int]) -> Saved | None:
-    """A checkpoint, unless a mark that it has passed was not scored, or other versions of the libraries wrote it, whose
-    parameters may stand in another order (then the run starts anew)."""
+def usable(saved: Saved | None, run: RunSpec, marks: Sequence[int]) -> Saved | None:
+    """A checkpoint, unless a mark that it has passed was not scored or one whose window it is in was not averaged, or other
+    versions of the libraries wrote it, whose parameters may stand in another order (then the run starts anew)."""
     if saved is None or "losses" not in saved or int(saved.get("versions", torch.tensor(-1))) != _versions():
         return None
-    return saved if {mark for mark in marks if mark <= len(saved["losses"])} <= scored(saved) else None
+    done = len(saved["losses"])
+    passed = {mark for mark in marks if mark <= done}
+    opened = {mark for mark in marks if mark - engine.window(mark, run.train.tail) < done < mark}
+    return saved if passed <= scored(saved) and opened <= _open(saved) else None
 
 
 def scored(saved: Saved) -> frozenset[int]:
     """Marks whose predictions a checkpoint holds."""
-    return frozenset(int(name.partition(".")[2]) for name in saved if name.startswith("nll."))
+    return _marks(saved, "nll.")
+
+
+def _open(saved: Saved) -> frozenset[int]:
+    """Marks of whose iterates a checkpoint holds the mean so far."""
+    return _marks(saved, "tail.")
+
+
+def _marks(saved: Saved, prefix: str) -> frozenset[int]:
+    return frozenset(int(name.removeprefix(prefix)) for name in saved if name.startswith(prefix))
 
 
 def _versions() -> int:
@@ -102,25 +116,28 @@ class Stack:
             frozen = bench.frozen(start.frozen) if subtracts else {}  # zeros change no bit of a neighbour without a start
             members.append(engine.Member(parameters, run.seed, run.method.learning_rate, frozen))
         self.trainer = engine.Trainer(bench.scorer, members, runs[0].train)
-        self.evidence: dict[int, Predictions] = {}
+        self.evidence: dict[str, dict[int, Predictions]] = {iterate: {} for iterate in ITERATES}
         self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
 
     def resume(self, store: Store) -> None:
         """Go on from the members' checkpoints, where all have one (see `parts`)."""
-        saved = [usable(store.checkpoint(run.run_id), self.marks[run.run_id]) for run in self.runs]
+        saved = [usable(store.checkpoint(run.run_id), run, self.marks[run.run_id]) for run in self.runs]
         found = [one for one in saved if one is not None]
         if len(found) < len(self.runs):
             return
-        self.trainer.restore([{name: one[name] for name in one if "." not in name and name not in OURS} for one in found])
+        marks = scored(found[0])
+        kept = {name for name in found[0] if name not in OURS and ("." not in name or name.startswith("tail."))}
+        self.trainer.restore([{name: one[name] for name in kept} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
-        for mark in scored(found[0]):
-            columns = [name.partition(".")[0] for name in found[0] if name.endswith(f".{mark}")]
-            self.evidence[mark] = Predictions(
-                **{column: np.stack([one[f"{column}.{mark}"].numpy() for one in found]) for column in columns})
+        for iterate, mark in product(ITERATES, marks):
+            prefix = iterate if f"{iterate}nll.{mark}" in found[0] else ""  # where both iterates are one, it is kept once
+            columns = [name for name in Predictions.__dataclass_fields__ if f"{prefix}{name}.{mark}" in found[0]]
+            self.evidence[iterate][mark] = Predictions(
+                **{name: np.stack([one[f"{prefix}{name}.{mark}"].numpy() for one in found]) for name in columns})
 
     def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
         """What the members are at."""
-        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.evidence), part)
+        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.evidence[""]), part)
 
     def train(self, desk: Desk) -> None:
         """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints.
@@ -129,7 +146,7 @@ class Stack:
             Drained: the worker was stopped; checkpoints are kept.
         """
         run, kept_at = self.runs[0], time.perf_counter()
-        left = sorted({mark for run in self.runs for mark in self.marks[run.run_id]} - set(self.evidence))
+        left = sorted({mark for run in self.runs for mark in self.marks[run.run_id]} - set(self.evidence[""]))
 
         def keep_if_due() -> None:
             nonlocal kept_at
@@ -142,9 +159,13 @@ class Stack:
                 if stopped:
                     raise Drained
 
-        def mark(updates: int, parameters: dict[str, Tensor]) -> None:
+        def mark(updates: int, averages: dict[str, Tensor], last: dict[str, Tensor]) -> None:
             desk.report(self.stage(SCORING))
-            self.evidence[updates] = self._score(updates, parameters, lambda part: desk.report(self.stage(SCORING, part)))
+            same = updates == 0 or engine.window(updates, run.train.tail) == 1
+            scores = [
+                self._score(updates, parameters, lambda part, at=at: desk.report(self.stage(SCORING, (at + part) / (2 - same))))
+                for at, parameters in enumerate([averages] if same else [averages, last])]
+            self.evidence[""][updates], self.evidence["last_"][updates] = scores[0], scores[-1]
             keep_if_due()
 
         def update() -> None:
@@ -175,8 +196,12 @@ class Stack:
             if outcomes[index].failed_at is None:
                 saved = self.trainer.snapshot(index)
                 saved |= {"seconds": torch.tensor(self.seconds[index]), "versions": torch.tensor(_versions())}
-                for updates, found in self.evidence.items():
-                    saved |= {f"{name}.{updates}": torch.from_numpy(value) for name, value in found.of(index).columns.items()}
+                for iterate, marks in self.evidence.items():
+                    for updates, found in marks.items():
+                        if iterate and found is self.evidence[""][updates]:
+                            continue
+                        saved |= {f"{iterate}{name}.{updates}": torch.from_numpy(value)
+                                  for name, value in found.of(index).columns.items()}
                 store.save_checkpoint(run.run_id, saved)
 
     def commit(self, desk: Desk, overhead: float) -> None:
@@ -197,7 +222,8 @@ class Stack:
             module = self.bench.mounted.to_state({name.removeprefix("model."): value for name, value in trained.items()})
             evidence = Evidence(
                 run=run, labels=self.bench.test.labels, report=start.report, outcome=outcome, origin=start.origin,
-                predictions={mark: self.evidence[mark].of(index) for mark in sorted(self.marks[run.run_id])},
+                **{f"{iterate}predictions": {mark: found[mark].of(index) for mark in sorted(self.marks[run.run_id])}
+                   for iterate, found in self.evidence.items()},
                 module=module, start=start.frozen, head=head, host_parameters=count_parameters(self.bench.scorer),
                 seconds=float(self.seconds[index]) + overhead / len(self.runs), train_seconds=float(self.seconds[index]),
                 device=desk.place.device, stack=len(self.runs),

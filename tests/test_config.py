@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tiny import CONF
 
-from portability.config import KEYS
+from portability.config import KEYS, facts
 from portability.errors import UserError
 from portability.plan import plan
 from portability.run import compose, main
@@ -70,9 +70,10 @@ def test_an_axis_is_narrowed_and_extended_on_the_command_line_and_adds_only_its_
     whole, seeds = (plan(study("+sweep=full", *more).grid) for more in ((), ("grid.seeds=[0,1,2,3,4,5]",)))
     assert set(whole.runs) < set(seeds.runs)
     assert {run.seed for run_id, run in seeds.runs.items() if run_id not in whole.runs} == {5}
-    few = plan(study("+sweep=full", "grid.pairs=[[raw_base,tuned_base]]", "method=lora", "grid.budgets=[200]").grid)
+    few = plan(study("+sweep=full", "grid.pairs=[[raw_base,tuned_base]]", "method=lora", "grid.budgets=[200]",
+                     "primary=[]").grid)
     assert set(few.runs) < set(whole.runs) and {cell.method for cell in few.cells} == {"lora"}
-    fewer_updates = plan(study("+sweep=full", "grid.budgets=[50]").grid)
+    fewer_updates = plan(study("+sweep=full", "grid.budgets=[50]", "primary=[]").grid)
     assert not {r for r in fewer_updates.runs if fewer_updates.runs[r].method} & set(whole.runs)  # another protocol
 
 
@@ -139,7 +140,7 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("grid.origin_updates=-5", "grid.origin_updates must be whole numbers"),
     ("method=[]", "no method is chosen; choose of: adapter, "),
     ("train.batch_size=many", "train.batch_size must be int, got 'many'"),
-    ("train.ema_decay=1.0", "below 1"),
+    ("train.tail=0.6", "at most 0.5"),
     ("grid.pairs=[[nano-raw-base]]", "pairs"),
     ("+grid.rounds=3", "unknown key in grid 'rounds'"),
     ("+method.lora.rate=3", "unknown key in method.lora 'rate'"),
@@ -149,6 +150,42 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
 def test_bad_values_are_one_clear_sentence(override, words):
     with pytest.raises(UserError, match=words):
         study(override)
+
+
+CONTRAST = "name: a, arm: ported, baseline: scratch, budget: 50"
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    ("{name: a, arm: portd, baseline: scratch, budget: 50}", "unknown arm of primary 'a' 'portd'; choose one of: ported"),
+    ("{name: a, arm: ported, baseline: ported, budget: 50}", "unknown baseline of primary 'a' 'ported'"),
+    ("{name: a, arm: ported, baseline: scratch, budget: 51}", "ported after 51 updates, and the grid has it after 0, 50"),
+    ("{name: a, arm: ported, baseline: bare, budget: 50}", "bare after 50 updates, and the grid has it after 0"),
+    (f"{{{CONTRAST}, of: {{method: lor}}}}", "unknown method of primary 'a' 'lor'; choose one of: adapter"),
+    (f"{{{CONTRAST}, of: {{colour: red}}}}", "unknown coordinate in primary 'a' 'colour'"),
+    (f"{{{CONTRAST}, of: {{pairs: apart}}}}", "unknown pairs of primary 'a' 'apart'; choose one of: lineage, size"),
+    (f"{{{CONTRAST}, of: {{origin: raw_base, receiving: raw_base}}}}", "primary 'a' has no cell"),
+    (f"{{{CONTRAST}, less: {{pairs: size}}}}", "takes the same cells on both sides"),
+    (f"{{{CONTRAST}}}, {{{CONTRAST}}}", "a name that no other contrast has, got 'a'"),
+    (f"{{{CONTRAST}, test: t}}", "unknown key in primary.0. 'test'"),
+    ("{name: a, arm: ported, baseline: scratch}", r"primary\[0\].budget is missing"),
+    (", ".join(f"{{name: {i}{CONTRAST[7:]}}}" for i in "abcdefghi"), "declares 9 contrasts, and at most 8 can be"),
+])
+def test_a_primary_contrast_that_the_grid_lacks_is_one_clear_sentence(value, words):
+    with pytest.raises(UserError, match=words):
+        study("+sweep=full", f"primary=[{value}]")
+
+
+def test_primary_contrasts_are_facts_of_the_study_and_change_no_run():
+    of = "of: {pairs: lineage, origin: [raw_base, tuned_base]}, less: {pairs: size}"
+    got = study("+sweep=full", f"primary=[{{{CONTRAST}, {of}}}]")
+    plain = study("+sweep=full")
+    assert set(plan(got.grid).runs) == set(plan(plain.grid).runs)
+    assert len(facts(plain, "full")["primary"]) == 6 and facts(got, "full")["primary"] == [{
+        "name": "a", "arm": "ported", "baseline": "scratch", "budget": 50, "less": {"pairs": ["size"]},
+        "of": {"pairs": ["lineage"], "origin": ["nano-raw-base", "nano-tuned-base"]}}]
+    kinds = [kind for *_, kind in facts(got, "full")["pairs"]]
+    assert kinds == ["lineage", "lineage", "size", "size"]
+    assert [kind for *_, kind in facts(study("+sweep=demo"), "demo")["pairs"]] == ["lineage", "size", "apart"]
 
 
 @pytest.mark.parametrize(("override", "words"), [
@@ -241,7 +278,7 @@ def sources(*words):
     (["+grid.relations={mine: nano_gadgets}"], {"same": "nano_films", "different": "nano_meals", "mine": "nano_gadgets"}),
 ])
 def test_relations_are_named_anew_and_extended_without_a_plus(words, relations):
-    assert sources("+sweep=full", *words)[0] == {name: {"nano_films": value} for name, value in relations.items()}
+    assert sources("+sweep=full", "primary=[]", *words)[0] == {name: {"nano_films": value} for name, value in relations.items()}
 
 
 def test_the_sets_of_a_study_follow_from_data_and_relations_unless_they_are_given():

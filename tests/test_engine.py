@@ -18,7 +18,7 @@ from portability.scorer import Scorer
 from portability.spec import TrainSpec
 
 SPEC = TrainSpec(updates=12, batch_size=8, warmup=4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0,
-                 ema_decay=0.9, bucket_batches=3, head_learning_rate=1e-3)
+                 tail=0.25, bucket_batches=3, head_learning_rate=1e-3)
 
 
 def encoded(tokenizer, rows, template="{text} answer :"):
@@ -46,7 +46,7 @@ class Bench:
         starts = starts or [self.start(seed) for seed in seeds]
         rates = rates or [self.mounted.spec.learning_rate] * len(seeds)
         trainer = Trainer(self.scorer, [Member(*m) for m in zip(starts, seeds, rates, strict=True)], spec)
-        engine.train(trainer, self.schedule, self.data, (), lambda *_: None)
+        engine.train(trainer, self.schedule, self.data, (12,), lambda *_: None)
         return trainer
 
     def rows(self, trainer):
@@ -174,17 +174,28 @@ def test_the_host_is_never_changed(bench):
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name in after)
 
 
-def test_marks_see_the_moving_average_that_starts_at_the_start(bench):
-    table, seen = bench("lora"), {}
+def test_marks_see_the_mean_of_their_last_iterates_and_nothing_of_the_start(bench):
+    table, seen, last, iterates = bench("lora"), {}, {}, []
     start = table.start(0)
     trainer = Trainer(table.scorer, [Member(start, 0, 3e-3)], SPEC)
-    engine.train(trainer, table.schedule, table.data, (0, 1, 12), lambda n, p: seen.update({n: bank(p)}))
-    assert sorted(seen) == [0, 1, 12]
-    assert torch.equal(seen[0], torch.cat([v.reshape(-1) for v in start.values()]))
-    again = Trainer(table.scorer, [Member(start, 0, 3e-3)], SPEC)
-    again.update(0, table.schedule, table.data)
-    wanted = 0.9 * seen[0] + 0.1 * again.bank.theta.detach()[0]
-    assert torch.allclose(seen[1], wanted, atol=1e-7)
+
+    def mark(updates, averages, iterate):
+        seen[updates], last[updates] = bank(averages), bank(iterate)
+
+    engine.train(trainer, table.schedule, table.data, (0, 1, 8, 10, 12), mark,
+                 lambda: iterates.append(trainer.bank.theta.detach()[0].clone()))
+    assert sorted(seen) == [0, 1, 8, 10, 12] and not trainer.tails
+    assert torch.equal(seen[0], torch.cat([v.reshape(-1) for v in start.values()])) and torch.equal(seen[0], last[0])
+    for updates, size in ((1, 1), (8, 2), (10, 3), (12, 3)):  # a quarter of the updates, rounded up; windows may overlap
+        assert torch.equal(last[updates], iterates[updates - 1])
+        wanted = torch.stack(iterates[updates - size : updates]).double().mean(0)
+        assert torch.allclose(seen[updates].double(), wanted, rtol=0, atol=1e-7), updates
+    assert torch.equal(trainer.averages[0], seen[12])
+
+
+@pytest.mark.parametrize(("mark", "size"), [(1, 1), (5, 1), (6, 2), (10, 2), (50, 10), (100, 20), (200, 40), (2000, 400)])
+def test_the_start_and_the_first_fifth_of_the_updates_weigh_nothing_at_a_mark(mark, size):
+    assert engine.window(mark, 0.2) == size and mark - size >= mark // 5 * (mark > 1)
 
 
 def bank(parameters):
@@ -261,18 +272,19 @@ def test_frozen_weights_in_bf16_are_what_autocast_makes_of_them(make_host, monke
 # ---- going on after a kill
 
 
-@pytest.mark.parametrize(("method", "family"), [("lora", "t5"), ("compacter", "bert")])
-def test_a_restored_stack_goes_on_to_the_same_bits(bench, method, family):
+@pytest.mark.parametrize(("method", "family", "stop"), [("lora", "t5", 5), ("compacter", "bert", 11)])
+def test_a_restored_stack_goes_on_to_the_same_bits(bench, method, family, stop):
     table = bench(method, family)
     reference = table.train([0, 1, 2], rates=[3e-3] * 3)
     half = Trainer(table.scorer, [Member(table.start(seed), seed, 3e-3) for seed in (0, 1, 2)], SPEC)
-    for step in range(5):
+    half.marks = (12,)
+    for step in range(stop):
         half.update(step, table.schedule, table.data)
     kept = {seed: half.snapshot(seed) for seed in (0, 1, 2)}
     again = Trainer(table.scorer, [Member(table.start(9), seed, 3e-3) for seed in (2, 0)], SPEC)
     again.restore([kept[2], kept[0]])
-    assert again.done == 5
-    engine.train(again, table.schedule, table.data, (), lambda *_: None)
+    assert again.done == stop and list(again.tails) == [12] * (stop == 11)
+    engine.train(again, table.schedule, table.data, (12,), lambda *_: None)
     assert torch.equal(table.rows(again), table.rows(reference)[[2, 0]])
     assert [again.outcomes[i] for i in (0, 1)] == [reference.outcomes[i] for i in (2, 0)]
 
@@ -288,7 +300,7 @@ def test_stacks_are_bit_equal_at_any_batch_size(bench, method, size):
 
     def train(seeds):
         trainer = Trainer(table.scorer, [Member(table.start(seed), seed, 3e-3) for seed in seeds], spec)
-        engine.train(trainer, schedule, table.data, (), lambda *_: None)
+        engine.train(trainer, schedule, table.data, (6,), lambda *_: None)
         return trainer
 
     five, one = train([0, 1, 2, 3, 4]), train([3])

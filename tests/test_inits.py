@@ -31,7 +31,7 @@ def mounted(mount):
 
 
 def given(source, target, seed=0, **more):
-    return Given(fresh=target.fresh(seed), receiving=target.host.spec, seed=seed, module=noisy(source, 1),
+    return Given(fresh=target.fresh(seed), receiving=target.host.spec, seed=seed, stream=(seed,), module=noisy(source, 1),
                  origin=source.host.spec, port=PAD, **more)
 
 
@@ -62,7 +62,7 @@ def test_every_start_that_is_taken_off_the_host_fits_it_and_repeats_itself(load,
     mounted = Mounted(student, method)
     options = extraction_options(method, InitSpec("e", "extracted", {"scores": "ones"}))
     cut, _ = extract(teacher.spec, student.spec, [], options, 0)
-    have = Given(mounted.fresh(0), student.spec, 0, cut, teacher.spec, method=method)
+    have = Given(mounted.fresh(0), student.spec, 0, (0,), cut, teacher.spec, method=method)
     (module, _), (again, _) = start(kind, have), start(kind, have)
     assert equal(module, again) and mounted.to_parameters(module) and mounted.to_frozen(module)
     assert equal(module, cut) == (kind == "extracted")

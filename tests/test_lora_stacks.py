@@ -41,7 +41,7 @@ class Own(Bench):
         members = [Member(self.start(seed), seed, 3e-3, held) for seed, held in zip(seeds, frozen, strict=True)]
         trainer = Trainer(self.scorer, members, spec)
         seen = {}
-        engine.train(trainer, self.schedule, self.data, (0, spec.updates), lambda n, p: seen.update({n: engine.predict(
+        engine.train(trainer, self.schedule, self.data, (0, spec.updates), lambda n, p, _: seen.update({n: engine.predict(
             self.scorer, p, self.data, 32)}))
         return trainer, seen
 
@@ -106,11 +106,11 @@ def test_what_is_frozen_is_neither_trained_nor_kept(own):
     for step in range(3):
         half.update(step, table.schedule, table.data)
     kept = half.snapshot(1)
-    assert set(kept) == {"theta", "average", "losses", "tokens", "exp_avg", "exp_avg_sq"}
+    assert set(kept) == {"theta", "losses", "tokens", "exp_avg", "exp_avg_sq"}
     assert kept["theta"].numel() == half.bank.theta.shape[1]
     again = Trainer(table.scorer, [Member(table.start(9), 1, 3e-3, held[1])], SHORT)
     again.restore([kept])
-    engine.train(again, table.schedule, table.data, (), lambda *_: None)
+    engine.train(again, table.schedule, table.data, (SHORT.updates,), lambda *_: None)
     assert torch.equal(table.rows(again)[0], table.rows(trainer)[1])
 
 
@@ -184,12 +184,12 @@ def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
         assert bool(alone.trainer.frozen) == bool(place)
         alone.train(desk)
         assert torch.equal(alone.trainer.averages[0], both.trainer.averages[place])
-        for mark, found in both.evidence.items():
-            assert np.array_equal(found.margin[place], alone.evidence[mark].margin[0])
+        for mark, found in both.evidence[""].items():
+            assert np.array_equal(found.margin[place], alone.evidence[""][mark].margin[0])
     bare = engine.predict(shared.scorer, {}, shared.test, 64)  # the host itself, where each of them starts
-    for found in (both.evidence[0].margin[place] for place in (0, 1)):
+    for found in (both.evidence[""][0].margin[place] for place in (0, 1)):
         assert np.allclose(found, bare.margin[0], atol=1e-6)
-    assert not np.allclose(both.evidence[4].margin[1], bare.margin[0], atol=1e-4)
+    assert not np.allclose(both.evidence[""][4].margin[1], bare.margin[0], atol=1e-4)
 
 
 def test_equal_modules_with_other_starts_are_scored_apart(study, table):

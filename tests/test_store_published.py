@@ -4,6 +4,8 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from store_parts import change_a_digit, contents, flip, grow, ported, study
@@ -42,7 +44,8 @@ def copy(original, tmp_path, monkeypatch):
 def test_every_read_path_says_the_same_of_the_copy(original, copy):
     assert copy.published and not original.published
     assert sorted(path.name for path in copy.root.iterdir()) == ["manifests", "published"]
-    assert sorted(path.name for path in (copy.root / "published").iterdir()) == ["predictions.parquet", "records.parquet"]
+    assert sorted(path.name for path in (copy.root / "published").iterdir()) == [
+        "cells.parquet", "predictions.parquet", "records.parquet"]
     assert list(copy.entries()) == list(original.entries()) and list(copy.records()) == list(original.records())
     assert copy.marks() == original.marks() and copy.broken() == [] and copy.manifests() == original.manifests()
     assert copy.failures() == original.failures() and len(copy.failures()) == 1
@@ -54,7 +57,7 @@ def test_every_read_path_says_the_same_of_the_copy(original, copy):
 
 
 def test_predictions_of_the_copy_are_equal_bit_for_bit(original, copy):
-    assert len(original.marks()) == 12
+    assert len(original.marks()) == 13
     for run_id in original.marks():
         one, two = original.predictions(run_id), copy.predictions(run_id)
         assert set(one) == set(two) and all(one[name].dtype == two[name].dtype for name in one)
@@ -68,6 +71,29 @@ def test_tables_of_the_copy_are_those_of_the_original_byte_for_byte(original, co
         assert analyze.main([str(store.root), "--quiet"]) == 0
     one, two = (contents(store.root / "tables") for store in (original, copy))
     assert len(one) > 5 and one == two
+
+
+def test_a_copys_cells_are_tidy(original, copy):
+    cells = pd.read_parquet(copy.root / "published" / "cells.parquet")
+    asked = {tuple(sorted(cell.items())) for manifest in original.manifests() for cell in manifest["cells"]}
+    assert len(cells) == len(asked)
+    for cell in cells.to_dict("records"):
+        record = original.read(cell["run_id"])
+        at = next((m for m in (record or {"train_info": {"metrics": []}})["train_info"]["metrics"]
+                   if m["updates"] == cell["mark"]), None)
+        assert cell["done"] == (at is not None)
+        if at is not None:
+            assert all(cell[name] == value for name, value in at.items() if name != "updates")
+    assert cells["last_accuracy"].notna().any() and cells["eval_accuracy"].notna().any()
+
+
+def test_verify_holds_a_copys_cells_against_its_records(copy, capsys):
+    path = copy.root / "published" / "cells.parquet"
+    cells = pd.read_parquet(path)
+    cells.loc[cells["done"].idxmax(), "eval_accuracy"] += 0.01
+    cells.to_parquet(path, index=False)
+    assert command(["verify", str(copy.root)]) == 1
+    assert "cells.parquet is not what the records and manifests say" in capsys.readouterr().out
 
 
 def test_nothing_is_written_to_a_published_copy(original, copy):
@@ -108,7 +134,7 @@ def test_a_study_without_a_finished_run_is_packed_too(original, tmp_path):
 
 def test_verify_finds_a_copy_clean_and_names_what_was_changed(copy, capsys):
     assert command(["verify", str(copy.root)]) == 0, capsys.readouterr().out
-    assert "12 runs, 5 files checked: 0 findings" in capsys.readouterr().out
+    assert "13 runs, 6 files checked: 0 findings" in capsys.readouterr().out
     path = copy.root / "published" / "records.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()
@@ -116,7 +142,7 @@ def test_verify_finds_a_copy_clean_and_names_what_was_changed(copy, capsys):
     record = json.loads(rows[place]["record"])
     record["train_info"]["metrics"][0]["eval_accuracy"] = 0.99
     rows[place]["record"] = json.dumps(record)
-    packing._write_parquet(path, table.schema, iter([rows]))
+    packing._write_parquet(path, table.schema, iter([pa.Table.from_pylist(rows, table.schema)]))
     assert command(["verify", str(copy.root)]) == 1
     assert f"run {record['run_id']}: its record differs from the record's own digest" in capsys.readouterr().out
     assert not Store(copy.root).has(record["run_id"])
@@ -127,8 +153,8 @@ def test_verify_compares_packed_predictions_with_the_digest_in_the_record(copy, 
     table = pq.read_table(path)
     rows = table.to_pylist()
     run_id = ported(copy)
-    next(row for row in rows if row["run_id"] == run_id)["margin"][3] += 0.001
-    packing._write_parquet(path, table.schema, iter([rows]))
+    next(row for row in rows if row["run_id"] == run_id and row["example"] == 3)["margin"] += 0.001
+    packing._write_parquet(path, table.schema, iter([pa.Table.from_pylist(rows, table.schema)]))
     assert command(["verify", str(copy.root)]) == 1
     out = capsys.readouterr().out
     assert f"run {run_id}: its predictions differ" in out and out.endswith(": 1 finding\n")

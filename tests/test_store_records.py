@@ -9,6 +9,7 @@ from store_parts import change_a_digit, flip, grow, ported, study
 
 from analysis.load import problems, read, tidy
 from portability.errors import UserError
+from portability.spec import SCHEMA
 from portability.store import FORMAT, Result, Store
 
 
@@ -34,7 +35,7 @@ def test_a_record_names_every_file_beside_it_and_its_own_digest(tmp_path):
     rest = {key: value for key, value in record.items() if key != "digest"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     assert record["format"] == 2 and record["digest"] == hashlib.sha256(text.encode()).hexdigest()
-    assert len(record["files"]) == 3 and record["schema"] == 1
+    assert len(record["files"]) == 3 and record["schema"] == SCHEMA
 
 
 def test_a_changed_digit_in_a_record_that_still_parses_makes_the_run_not_done_and_is_named(tmp_path, caplog):

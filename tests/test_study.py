@@ -372,7 +372,9 @@ def test_a_port_that_failed_for_want_of_a_setting_is_asked_for_anew_with_it(
     again = small(data_folders, make_host, *words, "port.pad.partial=true")
     capsys.readouterr()
     assert command(again) == 0
-    assert "2 done, 0 failed, 0 missing" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 done, 0 failed, 0 missing" in said
+    assert said.endswith(f"verdict and report: python -m portability.analyze {tmp_path / 'anew'}\n")
     cells = tidy(store)
     assert set(cells["status"]) == {"done"} and failed not in set(cells["run_id"]) and problems(store) == []
     with pytest.raises(UserError, match="already holds the cell .*choose another study=NAME"):  # now there is a result

@@ -33,10 +33,10 @@ function scaleOf(values) { // logarithmic where values differ a hundredfold
   return { at: (y) => (y - low + pad) / (high - low + 2 * pad), marks: ticks(low - pad, high + pad) };
 }
 
-function chart(title, xs, ys, levels) {
+function chart(title, xs, ys, levels, look) {
   const points = xs.map((x, i) => [x, ys[i]]).filter(([, y]) => y !== null);
   const caption = el('figcaption', {}, title);
-  if (!points.length) return el('figure', { class: 'chart' }, caption, el('p', { class: 'quiet' }, 'No finite number.'));
+  if (!points.length) return el('figure', { class: 'own' }, caption, el('p', { class: 'quiet' }, 'No finite number.'));
   const scale = scaleOf([...points.map(([, y]) => y), ...levels.map(({ level }) => level)]);
   const [first, last] = [xs[0], xs.at(-1)];
   const across = (x) => EDGE.left + ((WIDE - EDGE.left - EDGE.right) * (last === first ? 0.5 : (x - first) / (last - first)));
@@ -53,13 +53,13 @@ function chart(title, xs, ys, levels) {
   const refs = levels.map(({ level, kind }) => line(EDGE.left, down(level), WIDE - EDGE.right, down(level), kind));
   const [begin, end] = [points[0], points.at(-1)];
   const spoken = `${title}: ${exact(begin[1], 4)} at ${begin[0]} updates, ${exact(end[1], 4)} at ${end[0]}`;
-  const picture = svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, role: 'img', 'aria-label': spoken }, ...lines, ...refs, ...names,
+  const picture = svg('svg', { viewBox: `0 0 ${WIDE} ${HIGH}`, role: 'img', 'aria-label': spoken, class: look }, ...lines, ...refs, ...names,
     svg('text', { x: WIDE - EDGE.right, y: HIGH - 2, class: 'end' }, 'updates'),
     svg('path', { d: path, class: 'curve' }), ...dots);
   const keys = levels.length ? [{ name: 'this run', kind: 'curve' }, ...levels] : [];
   const legend = keys.map(({ name, kind }) => el('span', {},
-    svg('svg', { viewBox: '0 0 24 8', 'aria-hidden': 'true' }, line(0, 4, 24, 4, kind)), name));
-  return el('figure', { class: 'chart' }, caption, picture, el('p', { class: 'legend' }, ...legend));
+    svg('svg', { viewBox: '0 0 24 8', 'aria-hidden': 'true', class: look }, line(0, 4, 24, 4, kind)), name));
+  return el('figure', { class: 'own' }, caption, picture, el('p', { class: 'legend' }, ...legend));
 }
 
 function layerMap(stack, layers, depth) {
@@ -74,5 +74,5 @@ function layerMap(stack, layers, depth) {
   const picture = svg('svg', { viewBox: `0 0 ${WIDE} 88`, role: 'img', 'aria-label': `${stack} layers: ${words}` }, ...lines,
     svg('text', { x: 0, y: 26 }, 'origin'), ...row(depth, 22, (i) => carried.has(i)),
     svg('text', { x: 0, y: 70 }, 'receiving'), ...row(layers.length, 66, (i) => layers[i].length));
-  return el('figure', { class: 'chart' }, el('figcaption', {}, `${stack} layers`), picture);
+  return el('figure', { class: 'own' }, el('figcaption', {}, `${stack} layers`), picture);
 }

@@ -132,7 +132,7 @@ function draw() {
   }
   const none = el('tr', {}, el('td', { colspan: shown.length + 1, class: 'empty' }, 'No cell passes these filters.'));
   $('grid').tBodies[0].replaceChildren(...(here.length ? here.map(drawRow) : [none]));
-  $('shown').textContent = `${count(rows.length)} of ${count(size)} cells`;
+  $('shown').textContent = `${count(rows.length)} of ${count(size)} rows`;
   $('place').textContent = here.length ? `rows ${count(from + 1)} to ${count(from + here.length)}` : '';
   $('back').disabled = view.page === 0;
   $('on').disabled = view.page === last;

@@ -120,10 +120,11 @@ function curves(run, cells) {
     const words = name === 'bare' ? 'bare host' : name;
     if (value !== null) lines.push({ name: `${words} ${text(main, value)}`, kind, level: scale(value) });
   }
-  const pictures = [chart(main.label, marks, run.metrics.map((row) => scale(row[place])), lines)];
+  const look = data.looks[part(run.cell).init] ?? data.looks[cells.length ? get('init', cells[0]) : ''];
+  const pictures = [chart(main.label, marks, run.metrics.map((row) => scale(row[place])), lines, look)];
   const { updates, values, of } = run.loss;
   const some = of > values.length ? ` (${values.length} of ${count(of)} points)` : '';
-  if (of) pictures.push(chart(`training loss, nats${some}`, part(updates), values, []));
+  if (of) pictures.push(chart(`training loss, nats${some}`, part(updates), values, [], look));
   return el('div', { class: 'pair' }, ...pictures);
 }
 

@@ -16,6 +16,7 @@ from portability.config import Study
 from portability.data import Encoded
 from portability.desk import Desk
 from portability.devices import places
+from portability.engine import window
 from portability.inits import INITS, Given
 from portability.methods import Mounted
 from portability.module import ModuleState
@@ -54,7 +55,7 @@ class Naive:
         return found
 
     def train(self, run: RunSpec, updates: int, origin: ModuleState | None, score: bool) -> tuple[ModuleState, float]:
-        """Train one module for so many updates; its moving average, and that one's accuracy (0 where not asked for)."""
+        """Train one module for so many updates; the mean of its last iterates, and that one's accuracy (0: not asked for)."""
         bench = self.bench(run)
         try:
             start = bench.parameters(self._start(run, bench, origin), {})
@@ -66,7 +67,9 @@ class Naive:
                 target = torch.tensor([bench.scorer.label_ids[bench.training.labels[i]] for i in picks])
                 batch = (*pad(bench.training, picks, schedule.length(step)), target)
                 loop.update(*(part.to(bench.scorer.device) for part in batch))
-                torch._foreach_lerp_(averages, [value.detach() for value in loop.parameters], 1 - run.train.ema_decay)
+                place = step + 1 - updates + window(updates, run.train.tail)
+                if place > 0:
+                    torch._foreach_lerp_(averages, [value.detach() for value in loop.parameters], 1 / place)
             with torch.no_grad():
                 for value, average in zip(loop.parameters, averages, strict=True):
                     value.copy_(average)
@@ -77,9 +80,10 @@ class Naive:
             bench.mounted.unmount()
 
     def _start(self, run: RunSpec, bench: Bench, origin: ModuleState | None) -> ModuleState:
-        fresh = bench.mounted.fresh(stream_seed(run.seed, "module"))
+        fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
         source = self.planned.runs[str(run.origin)].host if run.origin else None
-        given = Given(fresh=fresh, receiving=run.host, seed=int(run.seed or 0), module=origin, origin=source, port=run.port)
+        given = Given(fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, module=origin,
+                      origin=source, port=run.port)
         return INITS[run.init.kind](given, run.init.options)[0]
 
 

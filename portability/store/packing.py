@@ -1,9 +1,9 @@
-"""Pack a study for publication: its records, failures and predictions in two parquet files, without modules."""
+"""Pack a study for publication: its records, failures, cells and predictions as parquet files, without modules."""
 
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from portability.errors import UserError
 from portability.store import failures, pairs
@@ -15,10 +15,11 @@ from portability.store.writing import draft_folder, replacing
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
 
 SCORE = {"score": "float32"}
-ROWS = 2000  # of a row group, at least: what is read to find one run (our choice: a few megabytes)
+ROWS = 500_000  # of a row group, at least: what is read to find one run (our choice: a few megabytes)
 
 
 def pack(store: Store, target: Path) -> tuple[int, int]:
@@ -38,7 +39,8 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
         (draft / FOLDER).mkdir()
         counts = _write_records(store, draft / FOLDER / "records.parquet")
         answers = any(_answers(store, run_id) for run_id in scan(store.root))
-        _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(answers), _predictions(store))
+        _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(answers), _predictions(store, answers))
+        cells_of(store).to_parquet(draft / FOLDER / "cells.parquet", index=False, compression="zstd")
         shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
         pairs.copy(store.root, draft)
         draft.rename(target)
@@ -55,7 +57,21 @@ def _write_records(store: Store, path: Path) -> tuple[int, int]:
     return len(runs), sum(map(len, failed.values()))
 
 
-def _records(store: Store, runs: Collection[str], failed: Mapping[str, list[int]]) -> Iterator[list[dict[str, Any]]]:
+def cells_of(store: Store) -> "pd.DataFrame":
+    """A row per cell that was asked for: its coordinates, run and mark, whether it is done, and the metrics of both iterates at
+    its mark (null where it is not done)."""
+    import pandas as pd
+
+    metrics = {(record["run_id"], mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
+               for record in store.records() for mark in record["train_info"]["metrics"]}
+    rows = {tuple(row.values()): row for manifest in store.manifests() for row in manifest["cells"]}
+    cells = [{**row, "done": key in metrics, **metrics.get(key, {})}
+             for row in rows.values() for key in [(row["run_id"], row["mark"])]]
+    return pd.DataFrame(cells)
+
+
+def _records(store: Store, runs: Collection[str], failed: Mapping[str, list[int]]) -> "Iterator[pa.Table]":
+    import pyarrow as pa
     from tqdm import tqdm
 
     folder = store.root / "failures"
@@ -65,7 +81,7 @@ def _records(store: Store, runs: Collection[str], failed: Mapping[str, list[int]
             if (failure := failures.load(folder, run_id, attempt)) is None:
                 raise UserError(f"{failures.path_of(folder, run_id, attempt)} is no failure; remove it and pack again")
             rows.append({"run_id": run_id, "kind": FAILURE, "attempt": attempt, "record": canonical(failure)})
-        yield rows
+        yield pa.Table.from_pylist(rows, records_schema())
 
 
 def _record(store: Store, run_id: str) -> str:
@@ -75,12 +91,12 @@ def _record(store: Store, run_id: str) -> str:
     return canonical(store.read(run_id))
 
 
-def _predictions(store: Store) -> Iterator[list[dict[str, Any]]]:
+def _predictions(store: Store, answers: bool) -> "Iterator[pa.Table]":
     from tqdm import tqdm
 
     for run_id in tqdm(scan(store.root), desc="predictions", unit="run", disable=None):
         if (store.folder(run_id) / "predictions.safetensors").exists():
-            yield _marks(run_id, store.predictions(run_id))
+            yield _examples(run_id, store.predictions(run_id), predictions_schema(answers))
 
 
 def _answers(store: Store, run_id: str) -> bool:
@@ -89,35 +105,39 @@ def _answers(store: Store, run_id: str) -> bool:
     return "scoring" in record.get("spec", {}).get("task", {})
 
 
-def _marks(run_id: str, found: "dict[str, np.ndarray]") -> list[dict[str, Any]]:
+def _examples(run_id: str, found: "dict[str, np.ndarray]", schema: "pa.Schema") -> "pa.Table":
+    """A run's predictions, an example a row, mark by mark."""
+    import numpy as np
+    import pyarrow as pa
+
     kinds = {name: str(array.dtype) for name, array in found.items()}
     label = {"margin": "float32", "label": "int8"}
     if kinds not in [{"updates": "int64", "invalid": "bool", **rest} for rest in (label, SCORE, SCORE | {"margin": "float32"})]:
         raise UserError(f"the predictions of run {run_id} are of the types {kinds}, which a published copy does not keep")
-    whole = [name for name in ("margin", "score", "invalid") if name in found]
-    return [{"run_id": run_id, "updates": int(mark), **{name: found[name][place] for name in whole},
-             **({"label": found["label"]} if "label" in found else {})} for place, mark in enumerate(found["updates"])]
+    marks, count = found["invalid"].shape
+    columns = {"run_id": pa.array([run_id]).take(np.zeros(marks * count, int)), "updates": found["updates"].repeat(count),
+               "example": np.tile(np.arange(count, dtype=np.int32), marks)}
+    columns |= {name: np.tile(value, marks) if name == "label" else value.reshape(-1)
+                for name, value in found.items() if name != "updates"}
+    nothing = {field.name: pa.nulls(marks * count, field.type) for field in schema}
+    return pa.table(nothing | columns, schema=schema)
 
 
-def _write_parquet(path: Path, schema: "pa.Schema", runs: Iterator[list[dict[str, Any]]]) -> None:
-    """Write rows given run by run, so that no run crosses a row group."""
+def _write_parquet(path: Path, schema: "pa.Schema", runs: "Iterator[pa.Table]") -> None:
+    """Write tables given run by run, so that no run crosses a row group."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     with replacing(path) as draft, pq.ParquetWriter(
-        draft, schema, compression="zstd", write_page_checksum=True, write_statistics=False
+        draft, schema, compression="zstd", write_page_checksum=True, write_statistics=False,
+        use_dictionary=[field.name for field in schema if field.name not in floats], use_byte_stream_split=floats,
     ) as writer:
-        rows: list[dict[str, Any]] = []
+        waiting: list[pa.Table] = []
         for found in runs:
-            rows += found
-            if len(rows) >= ROWS:
-                writer.write_table(_table(rows, schema), row_group_size=len(rows))
-                rows = []
-        if rows:
-            writer.write_table(_table(rows, schema), row_group_size=len(rows))
-
-
-def _table(rows: list[dict[str, Any]], schema: "pa.Schema") -> "pa.Table":
-    import pyarrow as pa
-
-    columns = {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in schema}
-    return pa.table(columns, schema=schema)
+            waiting.append(found)
+            if sum(map(len, waiting)) >= ROWS:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=ROWS + len(found))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=ROWS + len(waiting[-1]))

@@ -1,4 +1,4 @@
-"""A published study: its records and predictions packed into two parquet files, without modules; read like any other."""
+"""A published study: its records, cells and predictions as parquet files, without modules; read like any other."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -24,18 +24,16 @@ def records_schema() -> "pa.Schema":
 
 
 def predictions_schema(answers: bool) -> "pa.Schema":
-    """predictions.parquet: a row per run and mark; lists of N test examples, null where a run has no such column.
+    """predictions.parquet: a row per run, mark and test example (numbered from 0); null where a run has no such column.
 
     Args:
         answers: whether some runs answer prompts; without, the file has no scores.
     """
     import pyarrow as pa
 
-    score = {"score": pa.list_(pa.float32())} if answers else {}
-    return pa.schema({
-        "run_id": pa.string(), "updates": pa.int64(), "margin": pa.list_(pa.float32()), "invalid": pa.list_(pa.bool_()),
-        "label": pa.list_(pa.int8()), **score,
-    })
+    score = {"score": pa.float32()} if answers else {}
+    return pa.schema({"run_id": pa.string(), "updates": pa.int64(), "example": pa.int32(), "label": pa.int8(),
+                      "margin": pa.float32(), "invalid": pa.bool_(), **score})
 
 
 class Sorted:
@@ -122,8 +120,9 @@ class Published:
         found = self.predicted.of(run_id)
         if not len(found):
             raise UserError(f"{self.predicted.path} has no predictions of run {run_id}")
-        rows = {name: found.column(name) for name in found.column_names if not found.column(name).null_count}
-        arrays = {name: np.stack([one.values.to_numpy(zero_copy_only=False) for one in rows[name]])
-                  for name in ("margin", "score", "invalid") if name in rows}
-        label = {"label": rows["label"][0].values.to_numpy().copy()} if "label" in rows else {}
-        return {"updates": rows["updates"].to_numpy(), **arrays, **label}
+        rows = {name: found.column(name).to_numpy() for name in found.column_names if not found.column(name).null_count}
+        count = int(rows["example"].max()) + 1
+        whole = {name: np.ascontiguousarray(values.reshape(-1, count)) for name, values in rows.items() if name != "run_id"}
+        label = {"label": whole["label"][0].copy()} if "label" in whole else {}
+        return {"updates": whole["updates"][:, 0].copy(),
+                **{name: whole[name] for name in ("margin", "score", "invalid") if name in whole}, **label}

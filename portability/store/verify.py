@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from portability.errors import UserError
-from portability.spec import SCHEMA, RunSpec, from_dict
+from portability.spec import PROTOCOLS, SCHEMA, RunSpec, from_dict
 from portability.store import failures, index, manifests, pairs
 from portability.store.leftovers import leftovers, set_aside
 from portability.store.soundness import Checked, check
@@ -94,15 +94,20 @@ def _runs(store: Store, tally: Tally) -> Iterator[Finding]:
 def foreign(found: Checked) -> list[str]:
     """Why a record belongs to another version of the project."""
     schema = (found.record or {}).get("schema")
-    other = found.record is not None and schema != SCHEMA
-    return [*([found.foreign] if found.foreign else []), *([f"schema {schema}, this version reads {SCHEMA}"] if other else [])]
+    known = found.record is None or schema in PROTOCOLS
+    reads = f"schema {schema}, this version reads {', '.join(map(str, PROTOCOLS))}"
+    return [*([found.foreign] if found.foreign else []), *([] if known else [reads])]
 
 
 def run_faults(run_id: str, found: Checked, tally: Tally) -> list[str]:
-    """Whether a record is that of the run it is kept as: its id is the digest of its own spec."""
+    """Whether a record is that of the run it is kept as: its id is the digest of its own spec (of an older schema's, whose ids
+    are no longer made, only its name is compared)."""
     record = found.record
     if record is None or foreign(found):
         return []
+    if record["schema"] != SCHEMA:
+        own = record.get("run_id")
+        return [] if own == run_id else [f"the name of its folder is {run_id}, its record's is {own}"]
     try:
         run = from_dict(RunSpec, record["spec"])
         own = run.run_id

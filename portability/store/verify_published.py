@@ -22,13 +22,27 @@ def published_findings(store: Store, tally: "Tally") -> "Iterator[Finding]":
     from portability.errors import UserError
     from portability.store.verify import Finding
 
-    tally.files += 2
+    tally.files += 3
     try:
         copy = Published(store.root)
         for run_id, fault in _faults(copy, tally):
             yield Finding(f"run {run_id}: {fault}", FOLDER, FETCH)
+        if not _cells_follow(store):
+            yield Finding("cells.parquet is not what the records and manifests say", FOLDER, FETCH)
     except UserError as error:
         yield Finding(str(error), FOLDER, FETCH)
+
+
+def _cells_follow(store: Store) -> bool:
+    """Whether the table of cells is what the records and manifests say."""
+    import pandas as pd
+
+    from portability.store.packing import cells_of
+
+    try:
+        return pd.read_parquet(store.root / FOLDER / "cells.parquet").equals(cells_of(store))
+    except (OSError, ValueError):
+        return False
 
 
 def _faults(copy: Published, tally: "Tally") -> Iterator[tuple[str, str]]:

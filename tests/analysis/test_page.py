@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import io
 import json
 import re
 import shlex
@@ -11,19 +10,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 import pytest
 from synthetic import FACTS, Axes, build, record, write
 
 from analysis import tables
 from analysis.details import EXAMPLES, POINTS, Details, details
-from analysis.evidence import gather
-from analysis.load import Study
-from analysis.metrics import METRICS, OF_LABELS
-from analysis.page import page
-from analysis.plots import PLOTS
+from analysis.evidence import Evidence, gather
+from analysis.metrics import OF_LABELS
+from analysis.page import ASSETS, SCRIPTS, page
+from analysis.plots import headline
 from analysis.render import grid
+from analysis.sections import QUESTIONS, sections
+from analysis.tables import TABLES
 from portability.choice import chosen
 from portability.errors import without_places
 from portability.plan import plan
@@ -32,10 +31,6 @@ from portability.store import Store
 
 NANO = Path(__file__).parents[2] / "results" / "nano_full"
 SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",), seeds=(0, 1))
-FINDINGS = {
-    "Over all": ["Ported is ahead of scratch by 16.0 pp after 50 updates."], "By method": ["LoRA leads.", "Prefix trails."],
-}
-CAVEATS = ["Five seeds only."]
 HOSTILE = "</script><script>alert(1)</script>\"' onload=x <img src=http://evil.test/x> \u2028 é &amp; ${1}"
 
 
@@ -44,24 +39,16 @@ class Made:
     """A page, and what it was made of."""
 
     html: str
-    study: Study
+    found: Evidence
     details: Details
 
 
-def made(store: Store, plots: tuple[str, ...] = (), **changes: Any) -> Made:
-    """The page of a study with invented findings."""
+def made(store: Store, **changes: Any) -> Made:
+    """The page of a study; `parts` and `details` where others than its own are wanted."""
     found = gather(store, "eval_accuracy")
-    pictures = {}
-    for name in plots:
-        for title, figure in PLOTS[name](found).items():
-            text = io.StringIO()
-            with matplotlib.rc_context({"svg.hashsalt": "portability"}):
-                figure.savefig(text, format="svg", metadata={"Date": None})
-            pictures[title] = text.getvalue()
-    drilled = details(store, found.cells)
-    parts = {"pictures": pictures, "findings": FINDINGS, "caveats": CAVEATS, "details": drilled} | changes
-    html = page(found.study, METRICS["eval_accuracy"], tables.build(found), **parts)
-    return Made(html, found.study, parts["details"])
+    drilled = changes.get("details") or details(store, found.cells)
+    parts = sections(found) if changes.get("parts") is None else changes["parts"]
+    return Made(page(found, parts, headline(found), drilled), found, drilled)
 
 
 class Tags(HTMLParser):
@@ -99,7 +86,7 @@ def column(data: dict[str, Any], key: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def nano() -> Made:
-    return made(Store(NANO), tuple(PLOTS))
+    return made(Store(NANO))
 
 
 # ---- the page
@@ -126,19 +113,55 @@ def test_the_policy_allows_the_pages_own_style_and_script_and_no_loading(nano):
     assert (rules["default-src"], rules["img-src"], rules["base-uri"]) == ("'none'", "data:", "'none'")
 
 
-def test_the_words_tables_pictures_and_counts_are_written_out_without_a_script(nano):
+def test_the_verdict_charts_tables_and_counts_are_written_out_without_a_script(nano):
     before, after = nano.html.split('<script type="application/json"')
-    for text in ("Ported is ahead of scratch by 16.0 pp", "Prefix trails.", "Five seeds only.", "Init by method", "99.8 ± 0.2",
+    for text in ("No contrast was declared before the runs, so nothing is decided; exploratory", "99.8 ± 0.2",
                  "8f49f67194730c00", "88cc4f87567706ff", "03bd17a1f284da167b49735e83bf84d6681e66bd", "transformers", "4.57.6"):
         assert text in before, text
-    assert len(Tags(before).all("img")) == 4
-    assert re.search(r"<dt>cells asked for</dt><dd>2,080</dd>", before) and re.search(r"<dt>missing</dt><dd>0</dd>", before)
+    assert "<img" not in before and before.count('class="plot s0"') == 2 + 4 + 2 + 4 + 4 + 2 * 16  # panels of seven charts
+
+
+def test_cells_are_counted_as_the_grid_counts_them(nano):
+    counts = dict(re.findall(r"<div><dt>([^<]+)</dt><dd>([\d,]+) <small>[\d,]+ done</small>", nano.html))
+    assert counts == {"cells of the grid": "1,440", "before any update": "480", "of bare hosts": "160"}
+
+
+def test_every_table_answers_one_question_and_headings_are_sentences(nano):
+    named = [name for question in QUESTIONS for name in question.tables]
+    assert sorted(named) == sorted(TABLES)
+    headings = re.findall(r"<(?:h1|h2|h3|figcaption|summary)[^>]*>([^<]+)</", nano.html.split('<dialog')[0])
+    assert len(headings) > 40
+    odd = [text for text in headings if text.strip()[-1] not in ".?" or "_" in text or not text[0].isupper()]
+    assert odd == ["Read with care"]
+
+
+def test_the_old_protocol_is_named_at_the_head_and_under_every_table(nano, tmp_path):
+    words = "Old protocol (schema 1): marks evaluate a moving average that still holds the start."
+    assert words in nano.html.split("<h1>")[0]
+    under = re.findall(r'<p class="note">([^<]*)</p>\s*</(?:article|details)>', nano.html)
+    tables_there = [text for text in under if "Lines:" not in text]
+    assert len(tables_there) == nano.html.count('id="t-') and all(words in text for text in tables_there)
+    assert "protocol" not in re.sub("<style.*</style>", "", made(build(tmp_path / "new", SMALL).store).html, flags=re.S)
+
+
+def test_no_star_stands_on_an_interval_that_holds_0(nano):
+    marked = [(low, high) for low, high in re.findall(r"\[([+−]?[\d.]+), ([+−]?[\d.]+)\]\*", nano.html)]
+    assert marked
+    for ends in marked:
+        low, high = (float(end.replace("−", "-")) for end in ends)
+        assert low > 0 or high < 0, ends
+
+
+def test_the_script_is_the_projects_own(nano):
+    style, script = [text for text in Tags(nano.html).raw if not text.startswith("{")]
+    assert script == "\n".join((ASSETS / name).read_text() for name in SCRIPTS)
+    assert not re.search(r"plotly|d3js|vega|bokeh|chart\.min|jquery|MIT License|Copyright", style + script, re.IGNORECASE)
 
 
 def test_best_and_second_are_marked_as_in_the_other_forms(nano):
     found = tables.build(gather(Store(NANO), "eval_accuracy"), ["init_by_method"])
     styles = [entry.style for row in grid(found[0]).rows for entry in row]
-    part = nano.html.split("Init by method</h3>")[1].split("</table>")[0]
+    part = nano.html.split('id="t-init_by_method"')[1].split("</table>")[0]
     assert part.count('class="best"') == styles.count("best") > 0
     assert part.count('class="second"') == styles.count("second") > 0
 
@@ -155,13 +178,14 @@ def test_ids_are_unique_labels_point_somewhere_and_headings_leave_no_level_out(n
     levels = [int(tag[1]) for tag, _ in tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
-    assert all(image.get("alt") for image in Tags(nano.html).all("img"))
+    pictures = [svg for svg in Tags(nano.html).all("svg") if svg.get("role") == "img"]
+    assert pictures and all(svg["aria-label"] and svg["viewbox"] and not {"width", "height"} & set(svg) for svg in pictures)
     assert all(head.get("scope") in ("col", "row") for head in Tags(nano.html).all("th"))
 
 
 def test_the_same_study_gives_the_same_bytes(tmp_path):
     store = build(tmp_path / "toy", SMALL).store
-    assert made(store, ("gain_heat_map",)).html == made(store, ("gain_heat_map",)).html
+    assert made(store).html == made(store).html
 
 
 def test_no_text_of_a_study_is_taken_for_markup(tmp_path):
@@ -176,14 +200,13 @@ def test_no_text_of_a_study_is_taken_for_markup(tmp_path):
                               "shape": {"family": HOSTILE, "layers": {HOSTILE: 1}, "hidden": 8}}}
     value["meta_info"]["package_info"] = {HOSTILE: HOSTILE}
     write(study.store, odd, value)
-    tame = made(build(tmp_path / "tame", SMALL).store, ("gain_heat_map",))
-    wild = made(study.store, ("gain_heat_map",), findings={HOSTILE: [HOSTILE]}, caveats=[HOSTILE])
+    tame, wild = made(build(tmp_path / "tame", SMALL).store), made(study.store)
     expected, found = Tags(tame.html), Tags(wild.html)
     assert len(found.all("script")) == len(expected.all("script")) == 2
-    assert found.all("img") and all(image["src"].startswith("data:") for image in found.all("img"))
+    assert not found.all("img") and found.all("svg")
     keys = {key for _, attributes in expected.tags for key in attributes}
     assert {key for _, attributes in found.tags for key in attributes} <= keys
-    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in expected.tags} | {"strong", "small", "code"}
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in expected.tags} | {"strong", "small", "code", "ul"}
     data = payload(wild.html)
     assert HOSTILE in column(data, "method") and data["runs"][lost]["error"] == without_places(HOSTILE)
 
@@ -194,14 +217,14 @@ def test_what_is_wrong_is_named(tmp_path):
     study.remove(lost)
     study.remove(failed)
     study.store.fail(failed, {"error": "out of memory"})
-    html = made(study.store).html
+    html = made(study.store, parts=[]).html
     problems = html.split('id="problems"')[1].split("</section>")[0]
     assert lost in problems and failed in problems and "out of memory" in problems
-    assert re.search(r"<dt>failed</dt><dd>3</dd>", html) and re.search(r"<dt>missing</dt><dd>3</dd>", html)
+    assert "<dt>cells of the grid</dt><dd>24 <small>20 done, 2 failed, 2 missing</small>" in html
 
 
 def test_the_cells_in_the_page_are_those_of_the_study(nano):
-    data, cells = payload(nano.html), nano.study.cells
+    data, cells = payload(nano.html), nano.found.study.cells
     for key in ("method", "origin", "receiving", "relation", "init", "seed", "budget", "run_id", "status", "native_id"):
         assert column(data, key) == cells[key].tolist(), key
     for key in (*OF_LABELS, "native", "bare", "lift"):
@@ -216,7 +239,7 @@ def test_a_column_is_shown_where_a_study_has_several_of_it(tmp_path, nano):
     study = build(tmp_path / "toy", SMALL)
     more = build(tmp_path / "more", replace(SMALL, port="repeat"))
     study.store.expect(more.cells, FACTS)
-    assert "port" in shown(made(study.store).html)
+    assert "port" in shown(made(study.store, parts=[]).html)
 
 
 # ---- details
@@ -247,7 +270,7 @@ def test_every_run_is_described_and_what_many_share_stands_once(nano):
     assert len(nano.details.parts) < 200
     texts = [json.dumps(part, sort_keys=True) for part in nano.details.parts]
     assert len(texts) == len(set(texts))
-    assert len(nano.study.parts["host"]) == 3 and len(nano.study.parts["data"]) == 2
+    assert len(nano.found.study.parts["host"]) == 3 and len(nano.found.study.parts["data"]) == 2
 
 
 def test_a_long_curve_keeps_its_ends_and_a_number_that_is_not_finite_is_none(tmp_path):
@@ -256,7 +279,7 @@ def test_a_long_curve_keeps_its_ends_and_a_number_that_is_not_finite_is_none(tmp
     value = record(cell.run_id, {0: 0.5, 100: 0.6, 500: float("nan")})
     value["train_info"]["train_loss"] = [[i, float("inf") if i == 1 else 1 / i] for i in range(1, 5001)]
     write(study.store, cell.run_id, value)
-    found = made(study.store)
+    found = made(study.store, parts=[])
     run = found.details.runs[cell.run_id]
     updates = found.details.parts[run["loss"]["updates"]]
     assert (len(updates), updates[0], updates[-1], run["loss"]["of"]) == (POINTS, 1, 5000, 5000)
@@ -273,7 +296,7 @@ def test_a_run_that_is_not_done_has_its_error_without_paths(tmp_path):
     study.store.fail(failed, {"error": "no /home/somebody/secret/data/x", "traceback": trace})
     study.path(torn).write_text("{")
     write(study.store, newer, record(newer, {0: 0.5}, schema=99))
-    found = made(study.store)
+    found = made(study.store, parts=[])
     runs = found.details.runs
     assert [runs[i]["state"] for i in (lost, failed, torn, newer)] == ["missing", "failed", "broken", "foreign"]
     assert "line 1" in runs[failed]["error"] and "schema 99" in runs[newer]["error"]
@@ -293,14 +316,15 @@ def test_too_many_runs_are_counted_and_not_described(tmp_path):
     few = details(store, cells, most=total - 1)
     assert (few.runs, few.parts, few.total, few.left_out) == ({}, [], total, True)
     assert details(store, cells, most=total).runs
-    assert "too many for one page" in made(store, details=few).html and "too many for one page" not in made(store).html
+    assert "too many for one page" in made(store, details=few, parts=[]).html
+    assert "too many for one page" not in made(store, parts=[]).html
 
 
 # ---- commands
 
 
 def test_the_command_of_a_run_chooses_that_very_run(nano):
-    runs, cells = nano.details.runs, nano.study.cells
+    runs, cells = nano.details.runs, nano.found.study.cells
     assert all(run["command"] for run in runs.values())
     read = set(cells["run_id"])
     unread = next(i for i in runs if i not in read and i not in set(cells["native_id"]))  # an origin on other data

@@ -11,10 +11,10 @@ import pytest
 from synthetic import Synthetic
 from written import CUT, answered, change
 
-from analysis import tables
 from analysis.details import EXAMPLES, Details, details
 from analysis.evidence import gather
 from analysis.page import page
+from analysis.sections import sections
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXES = replace(CUT, seeds=(0,), inits=("extracted", "scratch"), budgets=(0, 50), data=("sums", "quiz", "notes"))
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Synthetic, Details, 
     change(study, study.pick(init="scratch", data="sums")[0].run_id, {}, port_info=CUT_OUT)
     found = gather(study.store)
     drilled = details(study.store, found.cells, found.metric.name)
-    html = page(found.study, found.metric, tables.build(found, ["extraction"]), {}, {}, [], drilled)
+    html = page(found, sections(found), [], drilled)
     return study, drilled, html
 
 

@@ -25,7 +25,7 @@ SHAPE = HostShape("t5", {"encoder": 2, "decoder": 2}, 32, 64, 4, 4, 8)
 HOSTS = [HostSpec(name, name, None, name, SHAPE) for name in ("a", "b", "c")]
 FILMS, MEALS = (DataSpec(name, name, None, name, "eval", {"train": 9}) for name in ("films", "meals"))
 TRAIN = TrainSpec(
-    updates=200, batch_size=8, warmup=10, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip=1.0, ema_decay=0.98,
+    updates=200, batch_size=8, warmup=10, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip=1.0, tail=0.2,
     bucket_batches=4, head_learning_rate=1e-3,
 )
 

@@ -1,4 +1,4 @@
-"""Interquartile means and profiles are rliable's; tasks that share runs are drawn together; holes are marked."""
+"""Interquartile means are rliable's; seeds are drawn whole; holes are marked."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ from scipy.stats import trim_mean
 from synthetic import Axes, build
 
 from analysis.load import read
-from analysis.robust import bootstrap, iqm, profile, scores_of
+from analysis.robust import bootstrap, iqm, scores_of
 
 SCORES = np.random.default_rng(0).uniform(0.4, 1.0, size=(5, 7))
 
@@ -25,50 +25,47 @@ def rliable(monkeypatch):
     return metrics, importlib.import_module("rliable.library")
 
 
-def test_iqm_and_profiles_are_those_of_rliable(rliable):
-    metrics, library = rliable
-    thresholds = np.linspace(0.3, 1.0, 15)
+def test_iqm_is_that_of_rliable(rliable):
+    metrics, _ = rliable
     for shape in ((5, 7), (3, 1), (10, 32)):
         scores = np.random.default_rng(1).uniform(0.4, 1.0, size=shape)
         assert iqm(scores.reshape(-1)) == pytest.approx(metrics.aggregate_iqm(scores), abs=1e-9)
-        np.testing.assert_allclose(profile(scores.reshape(-1), thresholds), library.score_distributions(scores, thresholds))
 
 
-def test_drawing_all_seeds_gives_the_interval_of_the_plain_stratified_bootstrap():
+def test_drawing_all_seeds_gives_the_interval_of_the_plain_bootstrap_of_seeds():
     random = np.random.default_rng(5)
-    draws = [trim_mean(SCORES[random.integers(0, 5, size=SCORES.shape), np.arange(7)], 0.25, axis=None) for _ in range(4000)]
+    draws = [trim_mean(SCORES[random.integers(0, 5, size=5)], 0.25, axis=None) for _ in range(4000)]
     ours = bootstrap(iqm, SCORES, fewer=0)
-    np.testing.assert_allclose([ours.low, ours.high], np.percentile(draws, [2.5, 97.5]), atol=0.006)  # both are random
+    np.testing.assert_allclose([ours.low, ours.high], np.percentile(draws, [2.5, 97.5]), atol=0.01)  # both are random
 
 
 def test_one_seed_fewer_makes_the_spread_of_a_mean_unbiased():
-    scores = np.random.default_rng(0).normal(size=(4, 12))
+    scores = np.random.default_rng(0).normal(size=(5, 12))
     width = {fewer: np.subtract(*[getattr(bootstrap(lambda x: x.mean(axis=-1), scores, fewer=fewer), side)
                                   for side in ("high", "low")]) for fewer in (0, 1)}
-    assert width[1] > 1.08 * width[0]
+    assert width[1] > 1.05 * width[0]  # sqrt(5 / 4) = 1.12, by percentiles of few distinct draws
 
 
-def test_tasks_that_share_runs_are_drawn_together():
+def test_the_runs_of_a_seed_are_drawn_together():
     scores = np.random.default_rng(0).normal(size=(6, 1)).repeat(4, axis=1)
-    together, apart = bootstrap(iqm, scores, np.zeros(4, int)), bootstrap(iqm, scores)
-    assert together.high - together.low > 1.5 * (apart.high - apart.low)
+    together, alone = bootstrap(iqm, scores), bootstrap(iqm, scores[:, :1])
+    assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.35)
 
 
-def test_scores_know_what_is_shared_and_what_is_missing(tmp_path):
+def test_scores_know_what_is_missing(tmp_path):
     study = build(tmp_path / "s", Axes(methods=("lora",)))
     study.remove(study.pick(init="ported", seed=0)[0].run_id)
     cells = read(study.store).cells
     ported, scratch = scores_of(cells, "ported", 500), scores_of(cells, "scratch", 500)
-    assert ported.values.shape == (3, 6) and len(set(ported.strata)) == 6 and ported.mark == "†"
-    assert len(set(scratch.strata)) == 2 and scratch.mark == ""  # two receiving hosts
+    assert ported.values.shape == (3, 6) and ported.mark == "†" and scratch.mark == ""
     values = ported.values[np.isfinite(ported.values)]
     assert iqm(ported.values.reshape(-1)) == pytest.approx(iqm(values))
-    assert np.isfinite([bootstrap(iqm, ported.values, ported.strata).low]).all()
+    assert np.isfinite([bootstrap(iqm, ported.values).low]).all()
 
 
 def test_one_seed_or_no_score_has_no_interval():
     alone = SCORES.copy()
-    alone[1:, 3] = np.nan  # one task with one seed
+    alone[1:] = np.nan  # one seed with scores
     for scores in (SCORES[:1], alone):
         found = bootstrap(iqm, scores)
         assert np.isfinite(found.value) and np.isnan([found.low, found.high]).all()

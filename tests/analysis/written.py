@@ -118,13 +118,13 @@ def crossed(table: np.ndarray) -> tuple[float, float]:
     blocks, count = table.shape
     means, columns = table.mean(axis=1), table.mean(axis=0)
     rest = table - means[:, None] - columns + table.mean()
-    of_blocks = means.var(ddof=1) / blocks
-    of_examples = max(0.0, columns.var(ddof=1) / count - (rest**2).sum() / ((blocks - 1) * (count - 1)) / table.size)
-    parts, degrees = np.array([of_blocks, of_examples]), np.array([blocks - 1, count - 1])
-    parts, degrees = parts[parts > 0], degrees[parts > 0]
-    short = parts.sum() ** 2 / (parts**2 / degrees).sum()
-    welch = np.clip(parts.sum() ** 2 / (parts**2 / (degrees + 2)).sum() - 2, degrees.min(), degrees.sum())
-    together = stats.t.ppf(0.975, 2 / (1 / short + 1 / welch)) * np.sqrt(parts.sum())
+    of_rest = (rest**2).sum() / ((blocks - 1) * (count - 1)) / table.size
+    of_blocks, of_columns = means.var(ddof=1) / blocks, columns.var(ddof=1) / count
+    parts, degrees = np.array([of_blocks, max(0.0, of_columns - of_rest)]), np.array([blocks - 1, count - 1])
+    below = of_blocks**2 / (blocks - 1)
+    if parts[1] > 0:
+        below += of_columns**2 / (count - 1) + of_rest**2 / ((blocks - 1) * (count - 1))
+    together = stats.t.ppf(0.975, parts.sum() ** 2 / below) * np.sqrt(parts.sum())
     quadrature = np.sqrt((stats.t.ppf(0.975, degrees) ** 2 * parts).sum())
     half = (together + quadrature) / 2
     return table.mean() - half, table.mean() + half
