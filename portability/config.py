@@ -149,7 +149,7 @@ def to_study(cfg: DictConfig) -> Study:
         choose(str(key), KEYS, "key")
     if missing := [key for key in KEYS if key not in raw and key != "method"]:
         raise UserError(f"{missing[0]} is missing")
-    _check_finite(raw, "")
+    _check_finite({key: value for key, value in raw.items() if key != "study"}, "")  # "nan" is a name there
     hosts = build(HostSetConf, raw["host_set"], "host_set")
     conf = build(GridConf, raw["grid"], "grid")
     if conf.data is None or None in conf.relations.values():
