@@ -58,7 +58,7 @@ METRICS: dict[str, Metric] = {
     "eval_score": Metric("eval_score", "score"),
 }
 OF_LABELS = tuple(METRICS)[:6]  # what a record of texts with labels holds unless other metrics are asked for
-PREFIX, LAST = "eval_", "last_"  # of a metric in a record: of what a mark averages, and of its last iterate alone
+PREFIX, LAST = "eval_", "last_"  # of a metric in a record: of what a mark evaluates, and of its last iterate alone
 SCORE, PARTS = "eval_score", ("eval_accuracy", "eval_rougeL")  # a score is the first of its parts that a record holds
 OVER_EXAMPLES = (*PARTS, SCORE)  # means over test examples of a number in [0, 1] that the predictions hold
 

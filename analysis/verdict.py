@@ -107,8 +107,9 @@ def turns(found: Evidence) -> list[str]:
 
 
 def twofold(found: Evidence) -> bool:
-    """Whether primary contrasts are there, and the numbers of last iterates beside them."""
-    return declared(found) and _last(found) in found.cells
+    """Whether primary contrasts are there, and beside them numbers of last iterates that are others than their own."""
+    cells, last = found.cells, _last(found)
+    return declared(found) and last in cells and not cells[last].equals(cells[found.metric.name].rename(last))
 
 
 def _last(found: Evidence) -> str:

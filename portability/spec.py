@@ -20,7 +20,7 @@ METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked fo
 SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
 PROTOCOLS = {  # the schemas whose records can be read; records of two of them are never pooled
     1: "old protocol (schema 1): marks evaluate a moving average that still holds the start",
-    SCHEMA: "marks evaluate the mean of their last iterates",
+    SCHEMA: "marks evaluate the last iterate, or a mean of late ones",
 }
 
 

@@ -27,7 +27,7 @@ from portability.tasks.scorer import too_long
 Head = dict[str, Tensor]
 Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
 OURS = ("seconds", "versions")
-ITERATES = ("", "last_")  # what a mark scores: the mean of the last iterates (engine.window), and the last one; name prefixes
+ITERATES = ("", "last_")  # what a mark scores: the mean of its window (engine.window), and the last iterate; name prefixes
 
 
 @dataclass

@@ -140,8 +140,10 @@ def test_a_bare_host_is_scored_as_by_hand(family, done):
                 open_.append(False)
         assert found["score"][0].tolist() == scores and found["invalid"][0].tolist() == open_ and "label" not in found
         (mark,) = record["train_info"]["metrics"]
-        assert mark == {"updates": 0, "eval_accuracy": pytest.approx(np.mean(scores)), "eval_loss": pytest.approx(
-            np.mean(losses), abs=1e-5), "eval_invalid_rate": pytest.approx(np.mean(open_))}
+        expected = {"accuracy": np.mean(scores), "loss": pytest.approx(np.mean(losses), abs=1e-5),
+                    "invalid_rate": pytest.approx(np.mean(open_))}
+        assert mark == {"updates": 0} | {f"{iterate}_{key}": value for iterate in ("eval", "last")
+                                         for key, value in expected.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,14 +221,15 @@ def test_a_run_of_answers_is_what_its_record_says(done):
 
 def test_rouge_counts_parts_of_answers(sets, make_host, tmp_path):
     got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=rouge", "grid.inits=[scratch,pissa]",
-                "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different", "grid.budgets=[60]",
+                "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different", "grid.budgets=[20,30,40,60]",
                 "data.sums.answers={scoring: rouge_l, new_tokens: 4}", "~data.sums.answers.normaliser")
     assert command(got) == 0
     (run,) = of_data(plan(got.grid), "sums", "scratch")
     store = Store(tmp_path / "rouge")
-    last, score = store.read(run.run_id)["train_info"]["metrics"][-1], store.predictions(run.run_id)["score"][-1]
-    assert last["eval_rougeL"] == pytest.approx(score.mean()) and "eval_accuracy" not in last
-    assert set(np.round(score, 3).tolist()) - {0.0, 1.0}, "some answers are right in part"
+    marks, scores = store.read(run.run_id)["train_info"]["metrics"], store.predictions(run.run_id)["score"]
+    for mark, score in zip(marks, scores, strict=True):
+        assert mark["eval_rougeL"] == pytest.approx(score.mean()) and "eval_accuracy" not in mark
+    assert set(np.round(scores, 3).ravel().tolist()) - {0.0, 1.0}, "some answers are right in part"
 
 
 def test_prompts_that_ask_the_same_are_dropped_from_training():

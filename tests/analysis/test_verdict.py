@@ -97,8 +97,12 @@ def test_a_verdict_that_turns_with_the_iterate_is_named(tmp_path):
     assert [row[-1].text for row in shown.rows] == ["turns", "turns"]
 
 
-def test_records_without_a_last_iterate_have_no_such_table(tmp_path):
-    found = gather(told(tmp_path / "s", {"ported": 0.1, "sampled": 0.0}, (LATE,)).store)
+@pytest.mark.parametrize("alike", [False, True], ids=["without one", "the same"])
+def test_records_without_another_last_iterate_have_no_such_table(tmp_path, alike):
+    study = told(tmp_path / "s", {"ported": 0.1, "sampled": 0.0}, (LATE,))
+    if alike:
+        last(study, "none of them", 0.0)
+    found = gather(study.store)
     assert [table.name for part in sections(found) for table in part.tables if part.short == "Declared"] == ["primary"]
 
 
