@@ -216,9 +216,10 @@ def _median(times: pd.Series) -> float:
 def take_off(found: Evidence) -> pd.DataFrame:
     """How many runs of each init have taken off by each budget, and when: scores are bimodal, so a mean may be of nobody.
 
-    A run has taken off at the first mark at which it is at least halfway from its bare host to its native run (the same module
-    trained on the receiving host itself, at its largest mark); our choice. Where native is not better than the bare host by
-    more than TOLERANCE there is no halfway, and the cell has no number.
+    A run has taken off at the first mark at which it is at least halfway from its bare host to the best of the native runs of
+    all seeds (the method trained on the receiving host itself, at its largest mark); our choice. So no run is held against
+    itself, and a seed whose native run stayed where it was counts. Where no native is better than the bare host by more than
+    TOLERANCE there is no halfway, and the cell has no number.
 
     Returns:
         By method, init and budget: `mean`, the share of cells (fraction; methods, directions and relations weigh alike) with
@@ -243,9 +244,9 @@ def take_off(found: Evidence) -> pd.DataFrame:
 def _take_offs(item: Curves, sign: float) -> pd.DataFrame:
     """Of every curve and budget: `value` 1.0 where it has taken off by then, with the ends of when; as of inference.designs."""
     frame = item.frame
-    known = (frame["status"] == "done") & (frame["native_status"] == "done") & (frame["bare_status"] == "done")
-    bare, native = (sign * frame[name].to_numpy(float) for name in ("bare", "native"))
-    known = known.to_numpy() & (native - bare > TOLERANCE)
+    bare, natives = sign * frame["bare"].to_numpy(float), sign * frame["native"].where(frame["native_status"] == "done")
+    native = natives.groupby([frame[name] for name in ("method", "receiving", "data")]).transform("max").to_numpy(float)
+    known = ((frame["status"] == "done") & (frame["bare_status"] == "done")).to_numpy() & (native - bare > TOLERANCE)
     after, by = crossing(sign * item.values >= ((bare + native) / 2)[:, None] - SLACK, item.budgets)
     state = frame["status"].mask((frame["status"] == "done") & ~known, "unpaired")
     frame = frame.assign(after=after, by=by, status=state, arm_id=frame["run_id"], arm_mark=frame["mark"],

@@ -23,8 +23,8 @@ COLUMNS = [item.name for item in fields(Cell)]
 COORDINATES = COLUMNS[: COLUMNS.index("run_id")]
 STATUSES = ("done", "failed", "missing", "duplicate", "foreign")
 FACTS = ("run_id", "host", "updates", "seconds", "tokens", "trainable", "bytes", "port_seconds", "calibration_examples",
-         "carried", "carried_norm", "origin")  # of a run; seconds and tokens of the whole run, trainable and bytes of its
-# module, origin the run whose module it started from
+         "carried", "carried_norm", "effect", "origin")  # of a run; seconds and tokens of the whole run, trainable and bytes of
+# its module, effect on the logits over its port's, origin the run whose module it started from
 PAIR = ("one", "other", "cka", "weight_distance", "compared_fraction", "shape_distance")  # of two hosts
 INITS = (*ARMS, "sampled", "scratch")  # these first, in this order; other inits follow as they come
 
@@ -256,7 +256,7 @@ def _facts(run_id: str, record: dict[str, Any]) -> tuple[Any, ...]:
     seconds = (record.get("run_info") or {}).get("total_time")
     return (run_id, cell.get("host"), updates, seconds, train.get("tokens"), train.get("num_trainable_params"),
             train.get("file_size"), port.get("seconds"), port.get("calibration_examples"), port.get("carried_fraction"),
-            port.get("carried_norm_fraction"), spec.get("origin"))
+            port.get("carried_norm_fraction"), port.get("effect_fraction"), spec.get("origin"))
 
 
 def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -29,17 +29,18 @@ def primary(found: Evidence) -> pd.DataFrame:
 
     Returns:
         COLUMNS: `name` as declared, `words` what it is in words, `mean`, `low`, `high` (95 % of new seeds and new test
-        examples) in `unit`; `p` of the t test, `p_holm` over the `family` of all primary contrasts, which decides;
-        `p_exchange` with labels exchanged within seeds (permutation.rotations; the sign of a seed for a difference of
-        differences and against the bare host) and the `smallest_p` that these seeds could give by it; `mdd`, the true
-        difference that this study would find 4 times in 5 at the first step of Holm's correction (0.05 / family); `seeds` that
-        have all cells, `examples`; pairs `expected`, `n` done, `failed`, `missing`, `mark`; `verdict`: "ahead", "behind" (by
-        the metric's better side; "higher", "lower" where neither is) or "open"; `note`.
+        examples) in `unit`; `p` of the t test, `p_holm` over the `family` of all primary contrasts, which decides; `p_exchange`
+        with labels exchanged within seeds (permutation.rotations; the sign of a seed for a difference of differences, against
+        the bare host, and where runs of the arm stand in several pairs) and the `smallest_p` that these seeds could give by it;
+        `mdd`, the true difference that this study would find 4 times in 5 at the first step of Holm's correction (0.05 /
+        family); `seeds` that have all cells, `examples`; pairs `expected`, `n` done, `failed`, `missing`, `mark`; `verdict`:
+        "ahead", "behind" (by the metric's better side; "higher", "lower" where neither is) or "open"; `note`.
     """
     declared = all_alike(found.study.facts) or []
     rows = [_row(found, contrast) for contrast in declared]
     frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if name not in ("p_holm", "family", "mdd", "verdict")])
-    frame["p_holm"], frame["family"] = holm(frame["p"].to_numpy(float)), len(declared)
+    p = frame["p"].to_numpy(float)  # a declared contrast without a test stays in the family, with the largest p there is
+    frame["p_holm"], frame["family"] = np.where(np.isnan(p), np.nan, holm(np.nan_to_num(p, nan=1.0))), len(declared)
     se, df = (frame[name].to_numpy(float) for name in ("se", "df"))
     frame["mdd"] = detectable(se, df, ALPHA / max(1, len(declared)))
     frame["verdict"] = [verdict(mean, p, found.metric) for mean, p in zip(frame["mean"], frame["p_holm"], strict=True)]
@@ -133,8 +134,8 @@ def _side(found: Evidence, contrast: Contrast, narrowed: Mapping[str, list[str]]
 
 
 def _exchanged(pairs: pd.DataFrame, design: Design, contrast: Contrast) -> Exchanged:
-    """The test by exchange, over the seeds that the estimate is over."""
-    if contrast.less is not None or contrast.baseline == BARE:
+    """The test by exchange, over the seeds that the estimate is over; of whole seeds where a run of the arm is in several."""
+    if contrast.less is not None or contrast.baseline == BARE or pairs["arm_id"].duplicated().any():
         return exchange([np.array([value, -value]) for value in design.differences])
     tasks = pairs["task"].nunique()
     whole = [own for _, own in pairs.dropna(subset="value").groupby("seed", sort=False) if len(own) == tasks]

@@ -30,16 +30,19 @@ def rates(found: Evidence) -> pd.DataFrame:
     """Every start at each factor on its method's learning rate: means over cells, which weigh alike.
 
     Returns:
-        By method, budget and init: `mean` at the `common` rate (factor 1; NaN without), `best` and its `factor`, whether that
-        lies at the `edge` of the factors that were tried, and `gain_common`, `gain_best`: the arm minus this start, both at the
-        common rate, and each at its own best; counts of stats.summarise over all rates. Empty where no metric value is better.
+        By method, budget and init: `mean` at the `common` rate (factor 1; NaN without), `best` of the factors all of whose
+        cells are done and its `factor`, whether that lies at the `edge` of the factors that were tried, and `gain_common`,
+        `gain_best`: the arm minus this start, both at the common rate, and each at its own best; counts of stats.summarise over
+        all rates. Empty where no metric value is better.
     """
     known, keys = _factors(found), [*apart(found.cells), "method", "budget", "init"]
     cells = found.arms[found.arms["method"].isin(known) & (found.arms["budget"] > 0)]
     cells = cells if found.metric.better else cells.iloc[:0]
     named = [known[name] for name in cells["method"]]
     cells = cells.assign(method=[method for method, _ in named], factor=np.array([factor for _, factor in named], float))
-    means = summarise(cells, [*keys, "factor"]).pivot(index=keys, columns="factor", values="mean")
+    each = summarise(cells, [*keys, "factor"])  # a mean over cells that happened to survive is none of the others'
+    each["mean"] = each["mean"].where(each["status"] == "complete")
+    means = each.pivot(index=keys, columns="factor", values="mean")
     sign = -1.0 if found.metric.better == "lower" else 1.0
     frame = summarise(cells, keys)[[*keys, "n", "expected", "failed", "status"]].set_index(keys)
     there = means.notna().any(axis=1)
@@ -75,6 +78,9 @@ def words(found: Evidence, frame: pd.DataFrame) -> str:
     if len(edges):
         names = dict.fromkeys(f"{row['init']} of {row['method']}" for _, row in edges.iterrows())
         more = f"A best rate {EDGE} of those that were tried, so a better one may lie beyond: {', '.join(names)}."
+    lacking = frame[[name for name in frame if name.startswith("x")]].isna().any(axis=1) if len(frame) else frame.index < 0
+    if lacking.any():
+        more += " – : some of these cells are not done, so the rate has no number and cannot be the best."
     return (f"Means in {UNITS[found.metric.unit].symbol}, over directions, relations and seeds. Common gain: {found.arm} minus "
             "this start, both at the method's own rate; gain of bests: each at its best factor. The best of several is chosen "
             f"on the same runs, which flatters whatever scatters most. {more}")

@@ -10,7 +10,7 @@ from analysis.evidence import Evidence
 from analysis.load import STATUSES, Problem, Study
 from analysis.render import markdown
 from analysis.sections import Section
-from analysis.verdict import caveats, numbers, verdict_words
+from analysis.verdict import caveats, chief, verdict_words
 from portability.spec import BARE
 
 
@@ -51,7 +51,7 @@ def report(found: Evidence, parts: Sequence[Section], chart: Sequence[Chart]) ->
     study = found.study
     lines = [f"# Study {study.name}: {found.metric.label}", "", f"**{_plain(verdict_words(found))}**", ""]
     lines += map(_picture, chart)
-    lines += [f"- {_plain(f'{row.words}: {row.size} {row.between}'.rstrip())} ({row.verdict})" for row in numbers(found)]
+    lines += [f"- {_plain(f'{row.words}: {row.size} {row.between}'.rstrip())} ({row.verdict})" for row in chief(found)]
     lines += ["", f"{count_words(study)}.", "", "Read with care:", "", *(f"- {_plain(line)}" for line in caveats(found)), ""]
     for part in parts:
         lines += [f"## {part.title}", "", *(f"- {_plain(line)}" for line in part.said), "", *map(_picture, part.charts)]

@@ -10,13 +10,14 @@ from analysis.entries import interval, number
 from analysis.evidence import Evidence, once
 from analysis.look import budget_words
 from analysis.metrics import LAST, PREFIX, UNITS, metric_of
-from analysis.primary import OPEN, primary, sentence, verdict
+from analysis.primary import OPEN, primary, sentence
 from analysis.recipe import Recipe
 from portability.primary import all_alike
 from portability.wording import counted as items
 
 DECIDED = "Of {count} declared before the runs, {parts}."
 EXPLORATORY = "No contrast was declared before the runs, so nothing is decided; exploratory, over everything: {parts}."
+NEAR = 0.02  # of a port's effect on the logits: as much, to within what bisection leaves (our choice)
 NOTHING = "The study has no two starts to compare."
 SIDES = {"ahead": "ahead", "behind": "behind", "higher": "higher", "lower": "lower", OPEN: "left open"}
 
@@ -41,8 +42,7 @@ def _exploratory(found: Evidence) -> pd.DataFrame:
     frame = frame.sort_values("baseline", key=lambda names: names != "scratch", kind="stable")
     names = [f"{row['arm']} − {row['baseline']} {budget_words(int(row['budget']))}" + "".join(
         f", {row[key]}" for key in ("data", "port") if key in row) for _, row in frame.iterrows()]
-    sides = [verdict(mean, p, found.metric) for mean, p in zip(frame["mean"], frame["p_holm"], strict=True)]
-    return frame.assign(name=names, words=names, verdict=sides, unit=found.metric.difference)
+    return frame.assign(name=names, words=names, verdict="exploratory", unit=found.metric.difference)
 
 
 def declared(found: Evidence) -> bool:
@@ -183,6 +183,7 @@ def caveats(found: Evidence) -> list[str]:
         words = ", ".join(f"{count:,} {status}" for status, count in lacking.items())
         lines.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); numbers that lack cells "
                      "carry the mark †.")
+    lines += _unmatched(found)
     if found.why:
         lines.append(f"Intervals are over seeds only, not over test examples: {found.why}.")
     if all_alike(found.study.facts) is None:
@@ -196,3 +197,13 @@ def caveats(found: Evidence) -> list[str]:
         lines.append("There is one seed, so nothing is said of comparisons: what differs between its runs is no new seed.")
     lines.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts.")
     return lines
+
+
+def _unmatched(found: Evidence) -> list[str]:
+    """A sentence on starts that no scale makes move the logits as much as the port does."""
+    matched = pd.to_numeric(found.study.runs["effect"], errors="coerce").dropna()
+    off = matched[(matched - 1).abs() > NEAR]
+    if off.empty:
+        return []
+    return [f"{len(off)} of {len(matched)} starts that were to move the logits as much as their port cannot at any scale; the "
+            f"nearest move them {100 * off.min():.0f} to {100 * off.max():.0f} % as much."]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Rows
 
 from analysis import plots
@@ -75,7 +76,7 @@ def say(found: Evidence, console: Console) -> None:
     for name in ("difference", "95 %", "p (Holm)", "verdict"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        shown.add_row(row.name, row.size, row.between.strip("[]"), row.p, row.verdict)
+        shown.add_row(escape(row.name), row.size, row.between.strip("[]"), row.p, row.verdict)
     if rows:
         console.print(shown)
     for line in caveats(found):

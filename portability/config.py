@@ -177,12 +177,18 @@ def _kinds(grid: Grid, hosts: HostSetConf) -> list[tuple[str, str, str]]:
 
 
 def _primary(value: Any, grid: Grid, kinds: Sequence[tuple[str, str, str]], hosts: HostSetConf) -> list[Contrast]:
-    axes = product(grid.methods, kinds, grid.relations, grid.data, grid.ports)
+    methods = [rated(method, rate) for method, rate in product(grid.methods, grid.rates)]
+    axes = product(methods, kinds, grid.relations, grid.data, grid.ports)
     places = [{"method": method.name, "origin": origin, "receiving": receiving, "relation": relation, "data": data.name,
                "port": port.name, PAIRS: kind} for method, (origin, receiving, kind), relation, data, port in axes]
     budgets = {init.name: [*([] if init.kind == MATCHED else [0]), *grid.budgets] for init in grid.inits} | {BARE: [0]}
     try:
-        return declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
+        found = declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
+        for contrast in found if len(grid.rates) > 1 else []:
+            if any("method" not in side for side in contrast.sides):
+                raise UserError(f"primary '{contrast.name}' would pool the rates of grid.rates; name its methods: "
+                                f"{', '.join(method.name for method in methods)}")
+        return found
     except UserError as error:
         raise UserError(f"{error} (where a sweep's grid is narrowed, primary=[] declares no contrast)") from error
 

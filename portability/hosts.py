@@ -188,7 +188,16 @@ def _settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object")
-    return {key: value for key, value in found.items() if key not in IRRELEVANT}
+    return _relevant(found)
+
+
+def _relevant(value: Any) -> Any:
+    """A JSON value without the keys of IRRELEVANT, also in the configurations that stand in it."""
+    if isinstance(value, list):
+        return [_relevant(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _relevant(item) for key, item in value.items() if key not in IRRELEVANT}
 
 
 @dataclass

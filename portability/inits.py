@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,7 @@ class Given:
     blocks: ModuleState | None = None
 
 
+FURTHEST = 10  # powers of two by which a sample is scaled at most
 Start = tuple[ModuleState, Port | None]
 Init = Callable[[Given, Mapping[str, Any]], Start]
 
@@ -184,25 +186,27 @@ def _reordered(tensors: Mapping[Slot, Tensor], depth: int, generator: torch.Gene
 
 def _match_function(module: ModuleState, done: Port, given: Given) -> ModuleState:
     """Scale a module by one factor until it changes the logits as much as the ported one, by bisection in log2 between the
-    first two powers of two, going outwards from the sample as drawn, that have the wanted change between them.
-
-    Raises:
-        UserError: no factor between 2^-10 and 2^10 reaches that change.
+    first two powers of two, going outwards from the sample as drawn, that have the wanted change between them. Where none up to
+    2^FURTHEST has, the power whose change comes nearest; the report says how near (DECISIONS D-122).
     """
     if given.change is None:
         raise ValueError("match: function_norm needs the logit change of a module")
     target = given.change(done.module)
     scaled = lambda power: module.map({s: t * 2.0**power for s, t in module.tensors.items()})  # noqa: E731
-    reached = given.change(module) >= target
+    changes = {0.0: given.change(module)}
+    reached = changes[0.0] >= target
     step = -1.0 if reached else 1.0
-    power = 0.0
-    while (given.change(scaled(power + step)) >= target) == reached:  # outwards, because far out the change may turn back
-        power += step
-        if abs(power) >= 10:
-            raise UserError(f"sampled module cannot be scaled to the ported one's logit change of {target:.4g}")
-    low, high = sorted((power, power + step))
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if given.change(scaled(middle)) < target else (low, middle)
+    for power in step * np.arange(FURTHEST + 1):  # outwards, because far out the change may turn back
+        changes[power + step] = given.change(scaled(power + step))
+        if (changes[power + step] >= target) != reached:
+            low, high = sorted((power, power + step))
+            for _ in range(20):
+                middle = (low + high) / 2
+                low, high = (middle, high) if given.change(scaled(middle)) < target else (low, middle)
+            found = scaled((low + high) / 2)
+            break
+    else:
+        found = scaled(min(changes, key=lambda power: abs(changes[power] - target)))
     done.report.calibration_examples = given.calibration_examples
-    return scaled((low + high) / 2)
+    done.report.effect_fraction = given.change(found) / target if target else 1.0
+    return found

@@ -13,7 +13,7 @@ from torch.func import vmap
 from portability.devices import control
 from portability.engine import AnyScorer, loss_of
 
-STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, moving average, AdamW's two moments
+STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two moments
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 MARGINS = {"cpu": 1.5, "cuda": 3.0}  # for what lives beside the activations: gradients on their way, the allocator's
 # gaps, and on a GPU the pool of the graphs beside the memory of ordinary calls (our choice, D-36)

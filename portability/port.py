@@ -86,6 +86,7 @@ class PortReport:
     filled_fraction: float = 0.0  # receiving parameters that hold something of the origin
     seconds: float = 0.0
     calibration_examples: int = 0
+    effect_fraction: float | None = None  # of a start scaled to the port's change of the logits: its own over the port's
 
     def summary(self) -> dict[str, Any]:
         """The report for a run's record: everything but the list of tensors, which becomes counts."""

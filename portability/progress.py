@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from portability.preview import preview
 from portability.spec import RunSpec
 from portability.stages import Stage
 from portability.store import Store
+from portability.store.manifests import load, paths
 from portability.tracking import TrackingSpec
 from portability.wording import counted
 from portability.worker import Job, Setup, TimedOut
@@ -251,6 +253,15 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str,
     return {i: todo[i] for i in planned.runs if i in todo}, broken  # in the plan's order: origins first
 
 
+def _refuse_other_contrasts(store: Store, study: Study) -> None:
+    """What was declared before a study's first runs stays declared: with other contrasts a later command would undo it."""
+    declared = [asdict(contrast) for contrast in study.primary]
+    for manifest in map(load, paths(store.root)):
+        if manifest.get("primary", declared) != declared:
+            raise UserError(f"study {store.root.name} declared other primary contrasts before its runs; choose another study=NAME, "
+                            "or leave the grid and its contrasts whole and carry out a part of it with only={...}")
+
+
 def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,
               asked: Sequence[str] = ()) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of failures.
@@ -259,6 +270,7 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
     """
     conf = study.engine
     store.refuse_other_settings(planned.cells)
+    _refuse_other_contrasts(store, study)
     importlib.import_module(f"portability.engines.{conf.kind}").check(conf)
     gpu = conf.device == "cuda" or (conf.device == "auto" and conf.kind == "local" and count_gpus() > 0)
     stack = conf.stack or STACKS["cuda" if gpu else "cpu"]

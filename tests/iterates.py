@@ -1,8 +1,8 @@
 """Which iterate should a mark evaluate? ``python tests/iterates.py OUT.parquet +sweep=full [overrides]``.
 
-Trains the scratch runs of a study (its natives among them) and scores, at each mark and every fourth update of the twenty before
-it, the last iterate, means of the last 1/5, 1/10 and 1/20 of the updates, and bias-corrected exponential averages. Prints accuracy
-against the last iterate's, and the range within a run over those updates, in points (D-114).
+Trains the scratch runs of a study (its natives among them) and scores, at each mark and every fourth update of the twenty
+before it, the last iterate, means of the last 1/5, 1/10 and 1/20 of the updates, and bias-corrected exponential averages.
+Prints accuracy against the last iterate's, and the range within a run over those updates, in points (D-114).
 """
 
 import sys
@@ -38,8 +38,8 @@ def follow(runs, desk: Desk, budgets) -> list[tuple]:
     scorer, test, training = scorer_of(host, run), desk.test(host, run), desk.training(host, run)
     mounted = Mounted(host, run.method)
     bench = Bench(mounted, scorer, training, test)
-    members = [engine.Member(bench.parameters(mounted.fresh(stream_seed(*one.stream, "module")), scorer.fresh_head(0)), one.seed,
-                             one.method.learning_rate) for one in runs]
+    starts = [bench.parameters(mounted.fresh(stream_seed(*one.stream, "module")), scorer.fresh_head(0)) for one in runs]
+    members = [engine.Member(start, one.seed, one.method.learning_rate) for start, one in zip(starts, runs, strict=True)]
     trainer, schedule = engine.Trainer(scorer, members, run.train), bench.schedule(run)
     start = trainer.bank.theta.detach().double()
     sums, averages = [torch.zeros_like(start)], {decay: start.clone() for decay in DECAYS}

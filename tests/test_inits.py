@@ -1,5 +1,6 @@
 """The starts, and the controls."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import METHODS, noisy
@@ -129,8 +130,26 @@ def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(
     assert change(matched) == pytest.approx(change(ported), rel=1e-2)
     assert abs(change(plain) / change(ported) - 1) > 0.02, "the plain sample matched already: the test shows nothing"
     assert done.report.calibration_examples == 16
-    with pytest.raises(UserError, match="cannot be scaled"):
-        start("sampled", given(host, host, change=lambda module: 1.0), law="normal", match="function_norm")
+    assert done.report.effect_fraction == pytest.approx(1, rel=1e-2)
+
+
+@pytest.mark.parametrize("height", [0.4, 1.5], ids=["never so far", "always further"])
+def test_a_sample_that_cannot_be_matched_is_the_nearest_and_says_how_near(mounted, height):
+    host = mounted("adapter")
+    ported, _ = start("ported", given(host, host))
+    norm = lambda module: sum(float(tensor.square().sum()) for tensor in module.tensors.values()) ** 0.5  # noqa: E731
+    own = norm(ported)
+
+    def change(module):
+        """1 of the ported module; of others a hill, or a valley, whose top is at four times, or a quarter of, its norm."""
+        if equal(module, ported):
+            return 1.0
+        far = np.log2(norm(module) / own) - (2 if height < 1 else -2)
+        return height + (-0.01 if height < 1 else 0.01) * far**2
+
+    matched, done = start("sampled", given(host, host, change=change), law="normal", match="function_norm")
+    assert norm(matched) / own == pytest.approx(4 if height < 1 else 0.25, rel=0.5)
+    assert done.report.effect_fraction == pytest.approx(height, abs=0.01)
 
 
 def test_shuffling_keeps_the_tensors_and_moves_the_layers(mounted):

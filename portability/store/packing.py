@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from portability.errors import UserError
 from portability.store import failures, pairs
 from portability.store.index import scan
+from portability.store.manifests import place_of
 from portability.store.published import FAILURE, FOLDER, RUN, predictions_schema, records_schema
 from portability.store.records import canonical
 from portability.store.study import Store
@@ -62,9 +63,12 @@ def cells_of(store: Store) -> "pd.DataFrame":
     its mark (null where it is not done)."""
     import pandas as pd
 
-    metrics = {(record["run_id"], mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
-               for record in store.records() for mark in record["train_info"]["metrics"]}
-    rows = {tuple(row.values()): row for manifest in store.manifests() for row in manifest["cells"]}
+    found = [(record["schema"], record["run_id"], mark) for record in store.records()
+             for mark in record["train_info"]["metrics"]]
+    newest = max((schema for schema, _, _ in found), default=None)  # the study's protocol, as analysis has it; never pooled
+    metrics = {(run_id, mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
+               for schema, run_id, mark in found if schema == newest}
+    rows = {place_of(row): row for manifest in store.manifests() for row in manifest["cells"]}
     cells = [{**row, "done": key in metrics, **metrics.get(key, {})}
              for row in rows.values() for key in [(row["run_id"], row["mark"])]]
     return pd.DataFrame(cells)
