@@ -56,8 +56,8 @@ def merge(store: Store, run_id: str, folder: Path, host_folder: Path | None = No
     if record is None:
         raise UserError(f"no run {run_id} in {store.root}; give a run id from the study's tables or report")
     if record.get("schema") != SCHEMA:
-        raise UserError(f"run {run_id} is of an older protocol (schema {record.get('schema')}), which can be read but not merged; train "
-                        "it again")
+        raise UserError(f"run {run_id} is of an older protocol (schema {record.get('schema')}), which is read but not merged; "
+                        "train it again")
     run = from_dict(RunSpec, record["spec"])
     if run.method is None or run.method.library != "portability":
         raise UserError(f"run {run_id} has no LoRA of library portability (method=lora_all), and no other can be merged here")

@@ -258,8 +258,8 @@ def _refuse_other_contrasts(store: Store, study: Study) -> None:
     declared = [asdict(contrast) for contrast in study.primary]
     for manifest in map(load, paths(store.root)):
         if manifest.get("primary", declared) != declared:
-            raise UserError(f"study {store.root.name} declared other primary contrasts before its runs; choose another study=NAME, "
-                            "or leave the grid and its contrasts whole and carry out a part of it with only={...}")
+            raise UserError(f"study {store.root.name} declared other primary contrasts before its runs; choose another "
+                            "study=NAME, or leave the grid and its contrasts whole and carry out a part of it with only={...}")
 
 
 def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,

@@ -175,6 +175,15 @@ def test_a_primary_contrast_that_the_grid_lacks_is_one_clear_sentence(value, wor
         study("+sweep=full", f"primary=[{value}]")
 
 
+def test_contrasts_name_methods_at_a_rate_where_there_are_several():
+    several, of = ("+sweep=full", "grid.rates=[1,3]"), "of: {method: [lora, lora x3]}"
+    assert study(*several, f"primary=[{{{CONTRAST}, {of}}}]").primary[0].of == {"method": ["lora", "lora x3"]}
+    with pytest.raises(UserError, match="would pool the rates of grid.rates; name its methods: adapter, adapter x3"):
+        study(*several, f"primary=[{{{CONTRAST}}}]")
+    with pytest.raises(UserError, match="unknown method of primary 'a' 'lora'"):
+        study("+sweep=full", "grid.rates=[3]", f"primary=[{{{CONTRAST}, of: {{method: lora}}}}]")
+
+
 def test_primary_contrasts_are_facts_of_the_study_and_change_no_run():
     of = "of: {pairs: lineage, origin: [raw_base, tuned_base]}, less: {pairs: size}"
     got = study("+sweep=full", f"primary=[{{{CONTRAST}, {of}}}]")

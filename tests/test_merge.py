@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+import store_parts
 from test_config import small
 from test_extracted import QUICK, hosts, inits
 
@@ -57,6 +58,8 @@ def test_what_cannot_be_merged_is_one_sentence(data_folders, make_host, tmp_path
     study, new = tmp_path / "m", tmp_path / "host"
     assert "no run 123" in refused(capsys, study, "123", new)
     assert "has no LoRA of library portability" in refused(capsys, study, bare.run_id, new)
+    old = store_parts.study("format1", tmp_path / "old")
+    assert "of an older protocol (schema 1)" in refused(capsys, old.root, next(iter(old.marks())), new)
     assert "say where it is: --host FOLDER" in refused(capsys, study, run.run_id, new)
     other = make_host("t5", 32, 2, 4, 3).source
     assert "is not the host" in refused(capsys, study, run.run_id, new, "--host", other)

@@ -421,3 +421,14 @@ def test_a_metric_that_fails_is_refused_before_any_work(data_folders, make_host,
     with pytest.raises(UserError, match="'mine' of eval.metrics fails on 64 invented examples .* division by zero"):
         command(asked)
     assert not (tmp_path / "results").exists()
+
+
+def test_what_was_declared_before_the_runs_stays_declared(data_folders, make_host, tmp_path):
+    words = (f"results={tmp_path}", "study=declared", "grid.inits=[ported,scratch]", "method=lora", *OFF)
+    contrast = "primary=[{name: a, arm: ported, baseline: scratch, budget: 4}]"
+    assert command(small(data_folders, make_host, *words, contrast)) == 0
+    before = sorted(path.name for path in (tmp_path / "declared" / "manifests").iterdir())
+    with pytest.raises(UserError, match="declared other primary contrasts before its runs; choose another study=NAME"):
+        command(small(data_folders, make_host, *words))
+    assert command(small(data_folders, make_host, *words, contrast, "grid.seeds=[0,1,2]")) == 0
+    assert before != sorted(path.name for path in (tmp_path / "declared" / "manifests").iterdir())

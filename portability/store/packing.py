@@ -68,7 +68,7 @@ def cells_of(store: Store) -> "pd.DataFrame":
     newest = max((schema for schema, _, _ in found), default=None)  # the study's protocol, as analysis has it; never pooled
     metrics = {(run_id, mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
                for schema, run_id, mark in found if schema == newest}
-    rows = {place_of(row): row for manifest in store.manifests() for row in manifest["cells"]}
+    rows = {(place_of(row), row["run_id"]): row for manifest in store.manifests() for row in manifest["cells"]}
     cells = [{**row, "done": key in metrics, **metrics.get(key, {})}
              for row in rows.values() for key in [(row["run_id"], row["mark"])]]
     return pd.DataFrame(cells)

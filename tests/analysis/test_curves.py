@@ -177,6 +177,18 @@ def test_a_run_has_taken_off_halfway_from_bare_to_native(tmp_path: Path):
     assert shown.loc["ported", "half took off"] == "0 to 100" and shown.loc["scratch", "half took off"] == ">500"
 
 
+def test_no_run_is_held_against_itself_and_a_seed_whose_native_failed_to_learn_counts(tmp_path: Path):
+    study = build(tmp_path / "flown", SMALL)
+    rewrite(study, scratch=[[0.5, 0.5, 0.9], [0.5, 0.5, 0.55], [0.5, 0.5, 0.5]])  # each its own native: halfway is 0.7
+    for cell in study.cells:
+        change(study, cell.bare_id, {0: 0.5})
+    natives = {cell.seed: cell.native_id for cell in study.cells}
+    for seed, height in enumerate((0.9, 0.55, 0.5)):
+        change(study, natives[seed], {500: height})
+    own = entry(take_off(gather(study.store)), init="scratch", budget=500)
+    assert own["mean"] == pytest.approx(1 / 3) and own["blocks"] == 3 and own["mark"] == ""
+
+
 def test_where_native_is_no_better_than_the_bare_host_there_is_no_halfway(tmp_path: Path):
     study = build(tmp_path / "flat", SMALL)
     for cell in study.cells:

@@ -88,6 +88,19 @@ def test_labels_are_exchanged_in_whole_seeds_and_the_smallest_p_stands_beside(fo
     assert frame.loc["scratch", "smallest_p"] < 2 / 2**6  # several arms share a scratch run, and any may be called that
 
 
+def test_a_contrast_without_a_test_stays_in_the_family(tmp_path):
+    axes = replace(AXES, methods=("lora",))
+    empty = Contrast("empty", "ported", "scratch", 100, {"relation": ["none"]})
+    found = primary(declared(tmp_path / "s", [CONTRASTS[0], empty], axes)).set_index("name")
+    assert np.isnan(found.loc["empty", "p_holm"]) and found.loc["empty", "verdict"] == "open"
+    assert found.loc["scratch", "p_holm"] == pytest.approx(min(1.0, 2 * found.loc["scratch", "p"]))
+
+
+def test_runs_of_the_arm_that_stand_in_several_pairs_are_exchanged_with_their_seed(tmp_path):
+    found = primary(declared(tmp_path / "s", [Contrast("turned", "scratch", "sampled", 100)])).iloc[0]
+    assert found["smallest_p"] == 2 / 2**6  # two labels a seed, not one a pair
+
+
 def test_a_missing_run_is_counted_marked_and_its_seed_left_out(tmp_path):
     study = build(tmp_path / "s", AXES, FACTS | {"pairs": KINDS, "primary": [asdict(one) for one in CONTRASTS]})
     study.remove(study.pick(init="ported", method="lora", seed=2)[0].run_id)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -156,6 +157,25 @@ def test_every_start_stands_at_its_own_best_rate_beside_the_common_one_and_an_ed
     shown = {row[2].text: [entry.text for entry in row] for row in grid(table).rows}
     assert "×3, at the edge" in shown["scratch"] and "×1" in shown["ported"]
     assert "Would other learning rates change the comparison?" in [part.title for part in sections(found)]
+
+
+def test_a_rate_at_which_runs_are_missing_is_not_the_best(tmp_path):
+    found = rated(tmp_path / "s", {"ported": 3, "sampled": 3, "scratch": 3})
+    cells = found.study.cells
+    worst = cells[(cells["method"] == "lora_3") & (cells["init"] == "ported") & (cells["seed"] == 0)].iloc[0]
+    study = Store(tmp_path / "s")
+    shutil.rmtree(study.folder(worst["run_id"]))
+    frame = rates(gather(study))
+    row = entry(frame, init="ported", budget=100)
+    assert row["factor"] == 1 and np.isnan(row["x3.0"]) and entry(frame, init="sampled", budget=100)["factor"] == 3
+    assert "some of these cells are not done" in rate_words(gather(study), frame)
+
+
+def test_names_of_contrasts_are_printed_as_they_stand(tmp_path):
+    found = gather(told(tmp_path / "s", {"ported": 0.1, "sampled": 0.2}, (replace(LATE, name="late [early] [/b] one"),)).store)
+    out = io.StringIO()
+    say(found, Console(file=out, width=WIDE))
+    assert "late [early] [/b] one" in out.getvalue()
 
 
 def test_the_best_loss_is_the_lowest(tmp_path):
