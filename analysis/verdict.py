@@ -205,5 +205,5 @@ def _unmatched(found: Evidence) -> list[str]:
     off = matched[(matched - 1).abs() > NEAR]
     if off.empty:
         return []
-    return [f"{len(off)} of {len(matched)} starts that were to move the logits as much as their port cannot at any scale; the "
-            f"nearest move them {100 * off.min():.0f} to {100 * off.max():.0f} % as much."]
+    return [f"{items(len(off), 'start')} that should move the logits as much as a port cannot at any scale; the nearest gives "
+            f"{100 * off.min():.0f} to {100 * off.max():.0f} % of it."]

@@ -63,7 +63,7 @@ def half_width(each, alpha):
     examples = max(0.0, of_columns - rest)
     below = of_columns**2 / (count - 1) + rest**2 / freedom if examples else 0.0
     both = (of_rows + examples) ** 2 / (of_rows**2 / (seeds - 1) + below)
-    t = [stats.t.ppf(1 - alpha / 2, df) for df in (both, seeds - 1, count - 1)]
+    t = [stats.t.isf(alpha / 2, df) for df in (both, seeds - 1, count - 1)]
     return (t[0] * np.sqrt(of_rows + examples) + np.sqrt(t[1] ** 2 * of_rows + t[2] ** 2 * examples)) / 2
 
 
@@ -75,7 +75,7 @@ def test_every_declared_contrast_is_what_its_predictions_say(study):
         each = contributions(contrast, manifest, cells, answers)
         row, mean, half = table.loc[contrast["name"]], each.mean(), half_width(each, 0.05)
         assert [row["mean"], row["low"], row["high"]] == pytest.approx([mean, mean - half, mean + half], abs=1e-6)
-        ps.append(optimize.brentq(lambda log: half_width(each, np.exp(log)) - abs(mean), -60, 0))  # noqa: B023
+        ps.append(optimize.brentq(lambda log: half_width(each, np.exp(log)) - abs(mean), -60, -1e-9))  # noqa: B023
     order, least = np.argsort(ps), 0.0
     for place, at in enumerate(order):  # Holm, step by step
         least = max(least, min(1.0, np.exp(ps[at]) * (len(ps) - place)))
