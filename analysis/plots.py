@@ -1,11 +1,11 @@
 """The charts of a study: the evidence in, charts out; what is not whole is hollow, and what has no number is not drawn."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
-from analysis.arms import WORDS
+from analysis.arms import ARMS, WORDS
 from analysis.charts import Chart, Line, curves, forest, span_of
 from analysis.contrasts import with_interval
 from analysis.curves import take_off
@@ -18,6 +18,7 @@ from analysis.primary import primary
 from analysis.stats import apart
 
 MOST = 120  # panels of a chart; a study of more has one a receiving host, over all origins
+CHIEF = (*ARMS, "sampled", "scratch")  # starts that the first chart shows; the others are in the next
 LINES = 60  # of a forest; more directions and relations stand in the tables only
 CURVES = (
     "Lines: means in which every cell weighs alike; bands: 95 % of new seeds; hollow: seeds lack cells and are left out; "
@@ -34,9 +35,9 @@ STARS = (
 
 
 def headline(found: Evidence) -> list[Chart]:
-    """The metric against updates by start, kinds of pairs of hosts apart."""
+    """The metric against updates of the arm and its first baselines, kinds of pairs of hosts apart."""
     title = "{metric} by updates on the receiving host, over all methods, directions and relations"
-    return _charts(found, "headline", title, ["kind"], lambda kind: KINDS.get(kind, kind))
+    return _charts(found, "headline", title, ["kind"], lambda kind: KINDS.get(kind, kind), inits=CHIEF)
 
 
 KINDS = {
@@ -67,11 +68,14 @@ def every_curve(found: Evidence) -> list[Chart]:
 
 
 def _charts(found: Evidence, name: str, title: str, keys: list[str], words: Callable[..., str],
-            relation: str | None = None) -> list[Chart]:
-    """A chart for every data set and port that a study has several of; folded where it is of one relation."""
+            relation: str | None = None, inits: Sequence[str] = ()) -> list[Chart]:
+    """A chart for every data set and port that a study has several of; of the named `inits` alone, where two of them are there;
+    folded where it is of one relation."""
     unit, charts = UNITS[found.metric.unit], []
     for labels, arms in found.parts():
         arms = arms if relation is None else arms[arms["relation"] == relation]
+        some = arms[arms["init"].isin(inits)]
+        arms = some if some["init"].nunique() > 1 else arms
         hosts = zip(arms["origin"], arms["receiving"], strict=True)
         arms = arms.assign(kind=[found.kinds[pair] for pair in hosts], init=arms["init"].astype(str))
         if "origin" in keys and len(arms.groupby(keys)) > MOST:

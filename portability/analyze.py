@@ -22,7 +22,7 @@ from analysis.render import FORMS
 from analysis.report import count_words, report
 from analysis.sections import sections
 from analysis.tables import Table
-from analysis.verdict import caveats, numbers, verdict_words
+from analysis.verdict import caveats, chief, declared, numbers, verdict_words
 from portability.errors import UserError
 from portability.store import Store, studies
 
@@ -68,7 +68,7 @@ def _analyse(store: Store, metric: str | None, console: Console | None) -> None:
 
 def say(found: Evidence, console: Console) -> None:
     """The verdict and its numbers, what limits them, and what is wrong with the study."""
-    study, rows = found.study, numbers(found)
+    study, rows = found.study, numbers(found) if declared(found) else chief(found)
     console.print(f"Study {study.name}: {count_words(study)}.", markup=False)
     console.print(verdict_words(found), markup=False)
     shown = Rows(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from scenarios import STUDIES, evidence
+from synthetic import Axes, build
 
 from analysis import plots
 from analysis.charts import BOTTOM, HIGH, TOP, Chart, Line, file, forest, ticks
@@ -57,7 +58,7 @@ def test_every_study_is_drawn_or_has_no_chart_and_nothing_raises(tmp_path, kind,
 
 def test_the_head_shows_means_by_start_with_kinds_of_pairs_apart(nano):
     chart, = plots.headline(nano)
-    assert [panel.title for panel in chart.panels] == ["Hosts of one size", "Hosts of other sizes"]
+    assert [panel.title for panel in chart.panels] == ["Hosts of one lineage", "Hosts of other sizes"]
     sizes = {"nano-raw-base": 1, "nano-tuned-base": 1, "nano-raw-large": 2}
     cells = nano.arms.assign(same=nano.arms["origin"].map(sizes) == nano.arms["receiving"].map(sizes))
     for panel, same in zip(chart.panels, (True, False), strict=True):
@@ -70,11 +71,19 @@ def test_the_head_shows_means_by_start_with_kinds_of_pairs_apart(nano):
 
 
 def test_kinds_are_those_of_the_manifest_where_it_has_them(nano):
-    assert set(nano.kinds.values()) == {"", "size"}
-    told = [{**facts, "pairs": [["nano-raw-base", "nano-tuned-base", "lineage"]]} for facts in nano.study.facts]
-    again = Evidence(replace(nano.study, facts=told), nano.metric)
-    assert again.kinds["nano-raw-base", "nano-tuned-base"] == "lineage"
+    assert set(nano.kinds.values()) == {"lineage", "size"}
+    untold = [{key: value for key, value in facts.items() if key != "pairs"} for facts in nano.study.facts]  # as older ones are
+    again = Evidence(replace(nano.study, facts=untold), nano.metric)
+    assert again.kinds["nano-raw-base", "nano-tuned-base"] == ""
     assert again.kinds["nano-raw-base", "nano-raw-large"] == "size"
+
+
+def test_the_first_chart_shows_the_arm_and_its_first_baselines(tmp_path):
+    inits = ("ported", "shuffled", "sampled", "sampled_norm", "scratch")
+    found = evidence(build(tmp_path / "s", Axes(("lora",), inits=inits)))
+    assert {name for chart in plots.headline(found) for name in chart.names} >= {"ported", "sampled", "scratch"}
+    assert not {name for chart in plots.headline(found) for name in chart.names} & {"shuffled", "sampled_norm"}
+    assert {name for chart in plots.by_method(found) for name in chart.names} >= set(inits)
 
 
 def test_what_failed_is_not_drawn_and_what_lacks_is_hollow(holes):
