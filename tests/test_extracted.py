@@ -54,9 +54,9 @@ def test_arms_of_one_extraction_share_it_and_no_teacher_is_trained(data_folders,
     assert all(places[run.origin] < places[run_id] for run_id, run in planned.runs.items() if run.origin)
 
 
-def test_a_teacher_changes_no_identity_of_other_runs(data_folders, make_host):
+def test_a_teacher_stands_in_the_identity_of_its_extractions_and_in_no_other(data_folders, make_host):
     run = of_kind(plan(small(data_folders, make_host, *hosts(make_host), *LORA, inits(*INITS)).grid), "scratch")[0]
-    assert "teacher" not in run.identity()
+    assert run.identity()["teacher"] is None
     cut = of_kind(plan(small(data_folders, make_host, *hosts(make_host), *LORA, inits("extracted")).grid), EXTRACTION)[0]
     assert cut.identity()["teacher"] == cut.teacher.fingerprint != cut.host.fingerprint
 

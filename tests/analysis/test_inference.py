@@ -62,12 +62,12 @@ def test_seeds_are_the_blocks_and_every_cell_weighs_alike(published, level):
 
 
 def test_headlines_weigh_both_directions_into_one_host_as_all_others(published):
-    """Worked out from the scores alone: 17.4, not the 16.0 of a mean over scratch runs."""
+    """Worked out from the scores alone: 9.4, not the 10.5 of a mean over scratch runs."""
     cells, _ = published
     score = cells[cells["budget"] == 50].set_index(["init", "method", "origin", "receiving", "relation", "seed"])["value"]
     gains = [100 * (value - score["scratch", *place]) for place, value in score["ported"].items()]
     row = entry(compare(cells, LEVELS["all"]), budget=50, baseline="scratch")
-    assert row["mean"] == pytest.approx(mean(gains)) and round(row["mean"], 1) == 17.4
+    assert row["mean"] == pytest.approx(mean(gains)) and round(row["mean"], 1) == 9.4
 
 
 def test_a_seed_effect_stays_in_the_interval_however_many_cells_share_it(tmp_path):

@@ -25,7 +25,7 @@ from portability.store import Store
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
-RUN = "04921be529a90f7c"  # adapter, ported, nano-raw-large -> nano-raw-base, seed 1
+RUN = "d6ea94f63a27b5ca"  # adapter, ported, nano-raw-large -> nano-raw-base, seed 1
 
 
 @dataclass
@@ -276,11 +276,17 @@ def test_the_first_screen_has_the_verdict_the_chart_and_three_numbers(reader):
     heads, pictures, sizes = (tab.evaluate(place, query) for query in ("h1", ".first .plot:not(.key)", ".chief strong"))
     assert len(heads) == 1 and len(pictures) == 2 and len(sizes) == 3
     assert heads[0][1] <= pictures[0][0] and all(bottom < 800 for _, bottom in [*heads, *pictures, *sizes])
-    assert tab.inner_text("h1").startswith("No contrast was declared before the runs")
+    assert tab.inner_text("h1").startswith("Of 6 contrasts declared before the runs, ")
     all_level = reader.nano.found.levels["all"].set_index(["baseline", "budget"])["mean"]
-    expected = [all_level[name] for name in (("scratch", 50), ("scratch", 200), ("sampled", 200))]
+    expected = [all_level[name] for name in (("scratch", 50), ("scratch", 200), ("sampled", 50))]
     shown = [float(text.removesuffix(" pp")) for text in tab.locator(".chief strong").all_inner_texts()]
     assert shown == [round(value, 1) for value in expected]
+
+
+def test_without_a_declared_contrast_the_first_screen_says_that_it_is_exploratory(reader, tmp_path):
+    tab = reader.open("", saved(tmp_path, made(build(tmp_path / "toy", SMALL).store).html))
+    assert tab.inner_text("h1").startswith("No contrast was declared before the runs")
+    assert tab.locator(".chief em").all_inner_texts() == ["exploratory"] * 3
 
 
 def test_a_declared_contrast_heads_the_page(reader, tmp_path):
@@ -338,6 +344,8 @@ def test_a_start_has_one_colour_everywhere_that_stands_out_in_both_schemes(reade
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_kind_of_text_has_contrast_in_both_schemes(reader, scheme):
     tab = reader.open(f"#run={RUN}", color_scheme=scheme, reduced_motion="reduce")
+    tab.evaluate("""() => { const span = document.createElement('span'); span.className = 'protocol'; span.textContent = 'Old';
+        document.querySelector('.eyebrow').append(span); }""")  # stands at the head of old studies alone
     ratios = dict(tab.evaluate(CONTRAST, TEXTS))
     assert {query: ratio for query, ratio in ratios.items() if ratio < 4.5} == {}
     dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 27)"

@@ -16,7 +16,6 @@ from analysis.evidence import Evidence, gather
 from analysis.primary import primary, sentence
 from analysis.verdict import caveats, numbers, said, verdict_words
 from portability.primary import Contrast
-from portability.store import Store
 
 AXES = Axes(("lora", "prefix"), (("base", "large"), ("tuned", "large"), ("large", "base"), ("base", "tuned")), budgets=(0, 100),
             seeds=tuple(range(6)))
@@ -130,7 +129,6 @@ def test_a_study_without_declared_contrasts_is_exploratory_and_says_so(tmp_path)
     found = gather(build(tmp_path / "s", replace(AXES, seeds=(0, 1))).store)
     assert primary(found).empty and "nothing is decided; exploratory, over everything" in verdict_words(found)
     assert "No primary contrast was declared before the runs: all is exploratory." in caveats(found)
-    assert primary(gather(Store(Path(__file__).parents[2] / "results/nano_full"))).empty
 
 
 def test_commands_that_declare_other_contrasts_leave_the_study_without(tmp_path):
