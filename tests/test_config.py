@@ -388,6 +388,13 @@ def test_settings_beside_the_weights_are_part_of_a_host(make_host, tmp_path, nam
     values = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(values | {"name_or_path": "elsewhere", "transformers_version": "0"}))
     assert describe(HostSource("a", path=str(folder))).fingerprint == first.fingerprint
+    below = {"parts": [{"torch_dtype": "bfloat16"}]}  # configurations may stand in each other
+    (folder / name).write_text(json.dumps(values | below))
+    with_parts = describe(HostSource("a", path=str(folder))).fingerprint
+    (folder / name).write_text(json.dumps(values | {"parts": [{"torch_dtype": "float32", "transformers_version": "0"}]}))
+    assert describe(HostSource("a", path=str(folder))).fingerprint == with_parts != first.fingerprint
+    (folder / name).write_text(json.dumps(values))
+    assert describe(HostSource("a", path=str(folder))).fingerprint == first.fingerprint
     (folder / name).write_text(json.dumps(values | change))
     assert describe(HostSource("a", path=str(folder))).fingerprint != first.fingerprint
 

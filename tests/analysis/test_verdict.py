@@ -107,6 +107,14 @@ def test_records_without_another_last_iterate_have_no_such_table(tmp_path, alike
     assert [table.name for part in sections(found) for table in part.tables if part.short == "Declared"] == ["primary"]
 
 
+def test_starts_that_no_scale_matches_are_counted_and_how_near_they_come(tmp_path):
+    study = told(tmp_path / "s", {"ported": 0.1, "sampled": 0.2}, (LATE,))
+    for cell, effect in zip(study.pick(init="sampled", budget=0), (1.0, 0.995, 0.8, 1.3, 1.01, 1.0), strict=True):
+        change(study, cell.run_id, {}, port_info={"effect_fraction": effect})
+    assert ("2 starts that should move the logits as much as a port cannot at any scale; the nearest gives 80 to 130 % of it."
+            in caveats(gather(study.store)))
+
+
 def test_cells_are_counted_by_kind_with_what_became_of_them(tmp_path):
     study = build(tmp_path / "s", SIX)
     study.remove(study.pick(init="ported", seed=3)[0].run_id)
