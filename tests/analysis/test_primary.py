@@ -96,7 +96,8 @@ def test_a_contrast_without_a_test_stays_in_the_family(tmp_path):
 
 
 def test_runs_of_the_arm_that_stand_in_several_pairs_are_exchanged_with_their_seed(tmp_path):
-    found = primary(declared(tmp_path / "s", [Contrast("turned", "scratch", "sampled", 100)])).iloc[0]
+    axes = replace(AXES, inits=("ported", "pissa", "scratch"))  # both run once a receiving host, and stand in all its pairs
+    found = primary(declared(tmp_path / "s", [Contrast("shared", "pissa", "scratch", 100)], axes)).iloc[0]
     assert found["smallest_p"] == 2 / 2**6  # two labels a seed, not one a pair
 
 
