@@ -122,7 +122,7 @@ def test_chaos_changes_no_digit_of_any_table(data_folders, make_host, tmp_path, 
 
     tampered, spoiled = draw.sample(sorted(i for i in watch.seen if store.read(i)["cell"]["method"]), 2)
     record = store.folder(tampered) / "record.json"
-    flip(record, record.read_bytes().index(b'"eval_accuracy": 0.') + len(b'"eval_accuracy": 0.'))
+    flip(record, record.read_bytes().index(b'"eval_loss": ') + len(b'"eval_loss": '))
     flip(store.folder(spoiled) / "module.safetensors", -1)
     capsys.readouterr()
     assert store_command(["verify", str(store.root), "--discard"]) == 1
