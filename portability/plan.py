@@ -49,7 +49,7 @@ class Grid:
     """
 
     methods: Sequence[MethodSpec]
-    pairs: Sequence[tuple[HostSpec, HostSpec]]  # (origin, receiving): direction matters
+    pairs: Sequence[tuple[HostSpec, HostSpec]]  # (origin, receiving), in that order
     relations: Mapping[str, Mapping[str, DataSpec]]
     data: Sequence[DataSpec]
     inits: Sequence[InitSpec]
