@@ -205,5 +205,6 @@ def _unmatched(found: Evidence) -> list[str]:
     off = matched[(matched - 1).abs() > NEAR]
     if off.empty:
         return []
+    reached = " to ".join(dict.fromkeys(f"{100 * value:.0f}" for value in (off.min(), off.max())))
     return [f"{items(len(off), 'start')} that should move the logits as much as a port cannot at any scale; the nearest gives "
-            f"{100 * off.min():.0f} to {100 * off.max():.0f} % of it."]
+            f"{reached} % of it."]

@@ -44,7 +44,7 @@ class Given:
     blocks: ModuleState | None = None
 
 
-FURTHEST = 10  # powers of two by which a sample is scaled at most
+FURTHEST = 11  # powers of two by which a sample is scaled at most (our choice)
 Start = tuple[ModuleState, Port | None]
 Init = Callable[[Given, Mapping[str, Any]], Start]
 
@@ -196,7 +196,7 @@ def _match_function(module: ModuleState, done: Port, given: Given) -> ModuleStat
     changes = {0.0: given.change(module)}
     reached = changes[0.0] >= target
     step = -1.0 if reached else 1.0
-    for power in step * np.arange(FURTHEST + 1):  # outwards, because far out the change may turn back
+    for power in step * np.arange(FURTHEST):  # outwards, because far out the change may turn back
         changes[power + step] = given.change(scaled(power + step))
         if (changes[power + step] >= target) != reached:
             low, high = sorted((power, power + step))

@@ -38,7 +38,8 @@ def follow(runs, desk: Desk, budgets) -> list[tuple]:
     scorer, test, training = scorer_of(host, run), desk.test(host, run), desk.training(host, run)
     mounted = Mounted(host, run.method)
     bench = Bench(mounted, scorer, training, test)
-    starts = [bench.parameters(mounted.fresh(stream_seed(*one.stream, "module")), scorer.fresh_head(0)) for one in runs]
+    seeds = [(stream_seed(*one.stream, "module"), stream_seed(one.seed, "head")) for one in runs]
+    starts = [bench.parameters(mounted.fresh(module), scorer.fresh_head(head)) for module, head in seeds]
     members = [engine.Member(start, one.seed, one.method.learning_rate) for start, one in zip(starts, runs, strict=True)]
     trainer, schedule = engine.Trainer(scorer, members, run.train), bench.schedule(run)
     start = trainer.bank.theta.detach().double()
