@@ -8,8 +8,8 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from analysis.metrics import PREFIX
-from portability.errors import UserError
-from portability.measures import MEASURES, Measure, Undefined
+from portability.core.errors import UserError
+from portability.core.measures import MEASURES, Measure, Undefined
 from portability.store import Store
 
 Right = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) whether each test example is right, or its score

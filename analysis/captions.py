@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.judging import POOLED
 from analysis.load import COORDINATES
 from analysis.stats import FAULTS, varying
-from portability.spec import PROTOCOLS, SCHEMA, too_long_words
+from portability.core.specs import PROTOCOLS, SCHEMA, too_long_words
 
 COUNTS = "In brackets: cells done/asked for, distinct runs (for a gain: seeds that have all its cells)."
 SPREAD = "Mean ± standard deviation (ddof 1) over distinct runs; one run has no ±."

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from analysis.answers import marks_of
 from analysis.load import other_protocol, protocol
 from analysis.metrics import shown, value_of
-from portability.errors import UserError, without_places
+from portability.core.errors import UserError, without_places
 from portability.store import Store
 
 EXAMPLES = 10  # test examples whose predictions are shown

@@ -13,9 +13,9 @@ from analysis.inference import LEVELS, compare, init_pairs
 from analysis.load import Study, read
 from analysis.metrics import OVER_EXAMPLES, Metric, metric_of
 from analysis.stats import apart
-from portability.errors import UserError
-from portability.primary import SIZE, kinds
-from portability.spec import BARE
+from portability.core.contrasts import SIZE, kinds
+from portability.core.errors import UserError
+from portability.core.specs import BARE
 from portability.store import Store
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from analysis.intervals import ALPHA, detectable, estimate
 from analysis.load import COORDINATES
 from analysis.permutation import holm, letters
 from analysis.stats import apart, paired, summarise
-from portability.errors import UserError, choose
-from portability.spec import BARE
+from portability.core.errors import UserError, choose
+from portability.core.specs import BARE
 
 LEVELS: dict[str, list[str]] = {  # what a comparison is told apart by; the rest is pooled
     "direction": ["method", "origin", "receiving", "relation", "budget"],

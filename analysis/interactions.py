@@ -11,7 +11,7 @@ from analysis.evidence import Evidence, once
 from analysis.judging import corrected, judged
 from analysis.recipe import Recipe
 from analysis.stats import apart
-from portability.primary import LINEAGE, SIZE, kinds
+from portability.core.contrasts import LINEAGE, SIZE, kinds
 
 OTHERS = "mean of all"
 

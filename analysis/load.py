@@ -12,10 +12,10 @@ import pandas as pd
 from analysis.answers import marks_of
 from analysis.arms import ARMS
 from analysis.metrics import OF_LABELS, PARTS, SCORE, names_of, value_of
-from portability.errors import choose
-from portability.spec import PROTOCOLS, Cell
+from portability.core.errors import choose
+from portability.core.specs import PROTOCOLS, Cell
+from portability.core.wording import counted
 from portability.store import Store
-from portability.wording import counted
 
 log = logging.getLogger(__name__)
 

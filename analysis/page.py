@@ -24,7 +24,7 @@ from analysis.render import Entry, grid
 from analysis.report import counts, provenance
 from analysis.sections import Section
 from analysis.verdict import caveats, chief, verdict_words
-from portability.errors import without_places
+from portability.core.errors import without_places
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("page.js", "chart.js", "run.js")  # one script in the page

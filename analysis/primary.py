@@ -11,8 +11,8 @@ from analysis.inference import Design, bare_pairs, designs, pairs_of, tested, wi
 from analysis.intervals import ALPHA, detectable
 from analysis.metrics import UNITS, Metric
 from analysis.permutation import Exchanged, exchange, holm, rotations
-from portability.primary import PAIRS, Contrast, all_alike, kinds, selects
-from portability.spec import BARE
+from portability.core.contrasts import PAIRS, Contrast, all_alike, kinds, selects
+from portability.core.specs import BARE
 
 COLUMNS = ["name", "words", "arm", "baseline", "budget", "unit", "mean", "low", "high", "p", "p_holm", "family", "p_exchange",
            "smallest_p", "mdd", "se", "df", "effect", "seeds", "examples", "expected", "n", "failed", "missing", "mark",

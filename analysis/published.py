@@ -13,7 +13,7 @@ from analysis.evidence import Evidence
 from analysis.inference import LEVELS, bare_pairs, designs
 from analysis.inference import compare as compare_pairs
 from analysis.intervals import estimate
-from portability.errors import UserError
+from portability.core.errors import UserError
 
 FILE = Path(__file__).with_name("published.csv")
 SETTING = ("receiving", "origin", "data", "method", "init", "variant")  # what must agree; "a;b" pools over a and b

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.metrics import PREFIX, UNITS, metric_of
 from analysis.recipe import Table
-from portability.spec import BARE
+from portability.core.specs import BARE
 
 NOTHING = "–"  # not asked for
 

@@ -11,7 +11,7 @@ from analysis.load import STATUSES, Problem, Study
 from analysis.render import markdown
 from analysis.sections import Section
 from analysis.verdict import caveats, chief, verdict_words
-from portability.spec import BARE
+from portability.core.specs import BARE
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pandas as pd
 
 from analysis.arms import arm_of
 from analysis.load import COORDINATES, STATUSES
-from portability.spec import BARE
+from portability.core.specs import BARE
 
 PAIR = [name for name in COORDINATES if name != "init"]
 FAULTS = (*STATUSES[1:], "unpaired")  # what keeps a cell, or a pair of cells, from giving a number

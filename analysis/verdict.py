@@ -12,8 +12,8 @@ from analysis.look import budget_words
 from analysis.metrics import LAST, PREFIX, UNITS, metric_of
 from analysis.primary import OPEN, primary, sentence
 from analysis.recipe import Recipe
-from portability.primary import all_alike
-from portability.wording import counted as items
+from portability.core.contrasts import all_alike
+from portability.core.wording import counted as items
 
 DECIDED = "Of {count} declared before the runs, {parts}."
 EXPLORATORY = "No contrast was declared before the runs, so nothing is decided; exploratory, over everything: {parts}."

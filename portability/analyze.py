@@ -23,7 +23,7 @@ from analysis.report import count_words, report
 from analysis.sections import sections
 from analysis.tables import Table
 from analysis.verdict import caveats, chief, declared, numbers, verdict_words
-from portability.errors import UserError
+from portability.core.errors import UserError
 from portability.store import Store, studies
 
 WIDE = 100  # columns of what is printed

@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from portability.choice import chosen
-from portability.commandline import composed, options, shown
-from portability.config import Study, to_study
-from portability.errors import UserError, without_places
-from portability.measures import MEASURES, name_of, own
-from portability.plan import Plan, plan, updates_of
-from portability.preview import example_lines, preview
-from portability.progress import carry_out, to_do
-from portability.spec import METRICS
-from portability.status import status_lines
+from portability.config.compose import composed, options, shown
+from portability.config.study import Study, to_study
+from portability.core.errors import UserError, without_places
+from portability.core.measures import MEASURES, name_of, own
+from portability.core.specs import METRICS
+from portability.core.wording import counted
+from portability.execution.preview import example_lines, preview
+from portability.execution.scheduler import carry_out, to_do
+from portability.execution.status import status_lines
+from portability.execution.worker import Setup
+from portability.planning.plan import Plan, plan, updates_of
+from portability.planning.selection import chosen
 from portability.store import Store
 from portability.store.records import measured
-from portability.tracking import TrackingSpec, resolve_mode
-from portability.wording import counted
-from portability.worker import Setup
+from portability.tracking.runs import TrackingSpec, resolve_mode
 
 log = logging.getLogger(__name__)
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -96,7 +96,7 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
 def _try_metrics(study: Study) -> None:
     """Refuse a metric of the user's own that does not work, before any work is done."""
     if files := own(study.grid.eval.metrics):
-        from portability.metrics import own_metric  # with evaluate, which takes seconds
+        from portability.tasks.metrics import own_metric  # with evaluate, which takes seconds
 
         for path in files:
             own_metric(path)

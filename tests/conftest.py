@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import METHODS, model, sentences, tokenizer, write_set
 
-from portability.hosts import Host, HostSource, describe, load_host
-from portability.methods import Mounted
-from portability.spec import HostSpec
+from portability.core.specs import HostSpec
+from portability.hosts.host import Host, HostSource, describe, load_host
+from portability.methods.base import Mounted
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from tiny import TASK, model, tokenizer
 from torch import Tensor
 from torch.func import functional_call
 
-from portability.extraction import Seed
-from portability.hosts import Host, HostSource, describe
-from portability.scorer import Scorer
-from portability.spec import HostSpec
+from portability.core.specs import HostSpec
+from portability.hosts.host import Host, HostSource, describe
+from portability.inits.extraction import Seed
+from portability.tasks.classification import Scorer
 
 BERT = {"query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
         "attention_out": "attention.output.dense", "ffn_up": "intermediate.dense", "ffn_down": "output.dense"}

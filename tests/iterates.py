@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from portability import engine
-from portability.desk import Desk
-from portability.execute import scorer_of
-from portability.methods import Mounted
-from portability.plan import plan
+from portability.core.seeds import stream_seed
+from portability.execution.execute import scorer_of
+from portability.execution.worker_context import Desk
+from portability.methods.base import Mounted
+from portability.planning.plan import plan
 from portability.run import compose
-from portability.seeds import stream_seed
-from portability.stack import Bench
 from portability.store import Store
+from portability.training import trainer as engine
+from portability.training.stack import Bench
 
 SHARES, DECAYS = (0.2, 0.1, 0.05), (0.8, 0.9)
 SPAN, STEP = 16, 4

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from portability.spec import Cell, RunSpec, from_dict
+from portability.core.specs import Cell, RunSpec, from_dict
 from portability.store import Result, Store
 
 FIXTURES = Path(__file__).parent / "fixtures" / "records"

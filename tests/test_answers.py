@@ -12,16 +12,16 @@ from tiny import BAD, GOOD, PLAIN
 from analysis.evidence import gather
 from analysis.load import read
 from analysis.tables import build
-from portability.data import examples
-from portability.extracted import seed_examples
-from portability.hosts import load_plain, load_tokenizer
-from portability.overlap import guard
-from portability.plan import plan
+from portability.core.specs import EXTRACTION, RunSpec, from_dict
+from portability.data.decontamination import guard
+from portability.data.examples import Example
+from portability.data.splits import examples
+from portability.hosts.host import load_plain, load_tokenizer
+from portability.inits.seed_examples import seed_examples
+from portability.planning.plan import plan
 from portability.run import command
-from portability.spec import EXTRACTION, RunSpec, from_dict
 from portability.store import Store
-from portability.store.packing import pack
-from portability.tasks.examples import Example
+from portability.store.admin.archive import pack
 
 FAMILIES = ("gpt2", "llama", "t5")
 INITS = "grid.inits=[extracted,scratch,extracted_noise,extracted_random,pissa]"

@@ -10,20 +10,21 @@ from test_answers import of_data, tasks
 from test_answers import sets as sets  # a fixture
 from test_lora_mount import method
 
-from portability import engine, execute
-from portability.batches import Bucket, fill
-from portability.data import examples
-from portability.desk import Desk
-from portability.errors import UserError
-from portability.hosts import HostSource, describe, load_host
-from portability.methods import Mounted
-from portability.plan import plan
+from portability.core.errors import UserError
+from portability.data.answer_tokens import encode_answers
+from portability.data.examples import Example
+from portability.data.sampling import Bucket, fill
+from portability.data.sources import DataSource, answer_spec, read_split
+from portability.data.splits import examples
+from portability.execution import execute
+from portability.execution.worker_context import Desk
+from portability.hosts.host import HostSource, describe, load_host
+from portability.methods.base import Mounted
+from portability.planning.plan import plan
 from portability.run import command
-from portability.sources import DataSource, answer_spec, read_split
 from portability.store import Store
-from portability.tasks.encode import encode_answers
-from portability.tasks.examples import Example
-from portability.tasks.scorer import AnswerScorer, questions
+from portability.tasks.generation import AnswerScorer, questions
+from portability.training import trainer as engine
 
 SPECS = {
     "scoring: exact": "unknown data.set.answers.scoring",

@@ -12,11 +12,13 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
-from portability import attention, hosts, similarity
-from portability.attention import causal_mask, padding_mask, text_mask
-from portability.hosts import load_host
-from portability.methods import Mounted
-from portability.scorer import Scorer
+from portability.hosts import attention
+from portability.hosts import host as hosts
+from portability.hosts.attention import causal_mask, padding_mask, text_mask
+from portability.hosts.host import load_host
+from portability.methods.base import Mounted
+from portability.porting import similarity
+from portability.tasks.classification import Scorer
 from portability.tasks.decoding import answer_scores, greedy
 from portability.tasks.padding import Batch
 

@@ -12,7 +12,7 @@ import pytest
 from test_study import launch, wait_for
 
 from portability.analyze import main as analyze
-from portability.claims import Claims
+from portability.execution.leases import Claims
 from portability.store import Store
 from portability.store.__main__ import main as store_command
 

@@ -3,9 +3,9 @@
 import pytest
 from test_plan import grid
 
-from portability.choice import Part, chosen
-from portability.errors import UserError
-from portability.plan import alike, cost, plan
+from portability.core.errors import UserError
+from portability.planning.plan import alike, cost, plan
+from portability.planning.selection import Part, chosen
 
 PLANNED = plan(grid())
 

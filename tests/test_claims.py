@@ -9,17 +9,17 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from portability import claims
-from portability.claims import Claims
-from portability.data import DataSource
-from portability.devices import Place
-from portability.tracking import TrackingSpec
-from portability.worker import Setup, Worker
+from portability.data.splits import DataSource
+from portability.execution import leases as claims
+from portability.execution.leases import Claims
+from portability.execution.worker import Setup, Worker
+from portability.hosts.devices import Place
+from portability.tracking.runs import TrackingSpec
 
 ID, OTHER = "0123456789abcdef", "fedcba9876543210"
 HOLD = """
 import sys, time
-from portability.claims import Claims
+from portability.execution.leases import Claims
 with Claims(sys.argv[1]).held([sys.argv[2]]) as mine:
     print(sorted(mine), flush=True)
     time.sleep(float(sys.argv[3]))

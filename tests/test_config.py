@@ -10,9 +10,9 @@ import pytest
 import yaml
 from tiny import CONF
 
-from portability.config import KEYS, facts
-from portability.errors import UserError
-from portability.plan import plan
+from portability.config.study import KEYS, facts
+from portability.core.errors import UserError
+from portability.planning.plan import plan
 from portability.run import compose, main
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
@@ -382,7 +382,7 @@ def test_settings_beside_the_weights_are_part_of_a_host(make_host, tmp_path, nam
     import json
     import shutil
 
-    from portability.hosts import HostSource, describe
+    from portability.hosts.host import HostSource, describe
     first = make_host("t5", 32, 2, 4, 0)
     folder = shutil.copytree(first.source, tmp_path / "host")
     values = json.loads((folder / name).read_text())
@@ -402,7 +402,7 @@ def test_settings_beside_the_weights_are_part_of_a_host(make_host, tmp_path, nam
 def test_a_host_that_changed_since_planning_is_refused(make_host, tmp_path):
     import shutil
 
-    from portability.hosts import HostSource, describe, load_host
+    from portability.hosts.host import HostSource, describe, load_host
     folder = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
     planned = describe(HostSource("a", path=str(folder)))
     load_host(planned)
@@ -417,7 +417,7 @@ def test_a_host_that_changed_since_planning_is_refused(make_host, tmp_path):
 def test_broken_host_configurations_are_one_sentence(make_host, tmp_path, text, words):
     import shutil
 
-    from portability.hosts import HostSource, describe
+    from portability.hosts.host import HostSource, describe
     folder = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=words):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from portability import data
-from portability.data import DataSource, data_spec, rows, rows_digest, study_data
-from portability.errors import UserError
-from portability.fingerprints import file_digest
-from portability.spec import EvalSpec
+from portability.core.errors import UserError
+from portability.core.hashing import file_digest
+from portability.core.specs import EvalSpec
+from portability.data import splits as data
+from portability.data.splits import DataSource, data_spec, rows, rows_digest, study_data
 
 TEST = EvalSpec("test", 0, 8)
 
@@ -188,7 +188,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path, cache, reads, 
 def test_planning_needs_neither_torch_nor_transformers(tmp_path):
     folder = write(tmp_path / "one").path
     code = (
-        "import sys; from portability.data import *; from portability.spec import EvalSpec\n"
+        "import sys; from portability.data.splits import *; from portability.core.specs import EvalSpec\n"
         f"study = study_data([DataSource('one', path={folder!r})], 'drop')\n"
         "data_spec(study, 'one', EvalSpec('test', 3, 8))\n"
         "sys.exit(' '.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from portability import devices
-from portability.devices import Place, places
-from portability.errors import UserError
+from portability.core.errors import UserError
+from portability.hosts import devices
+from portability.hosts.devices import Place, places
 
 
 def test_without_a_gpu_there_is_one_worker_a_core():

@@ -9,10 +9,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from portability import encoding
-from portability.encoding import Encoded, encode
-from portability.errors import UserError
-from portability.spec import TaskSpec
+from portability.core.errors import UserError
+from portability.core.specs import TaskSpec
+from portability.data import tokenization as encoding
+from portability.data.tokenization import Encoded, encode
 
 LETTERS = ["</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz?:"]
 TEXTS = ["abc de", "a", "ab cd ef gh ij", "abcdefghijklmnopqrst"]

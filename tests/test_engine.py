@@ -7,15 +7,16 @@ from test_lora_mount import method
 from tiny import METHODS, TASK, sentences
 from torch.nn import functional as F
 
-from portability import engine, hosts
-from portability.batches import Schedule, buckets, pad
-from portability.data import Encoded
-from portability.engine import Member, Trainer
-from portability.families import FAMILIES
-from portability.hosts import load_host
-from portability.methods import Mounted
-from portability.scorer import Scorer
-from portability.spec import TrainSpec
+from portability.core.architectures import FAMILIES
+from portability.core.specs import TrainSpec
+from portability.data.sampling import Schedule, buckets, pad
+from portability.data.splits import Encoded
+from portability.hosts import host as hosts
+from portability.hosts.host import load_host
+from portability.methods.base import Mounted
+from portability.tasks.classification import Scorer
+from portability.training import trainer as engine
+from portability.training.trainer import Member, Trainer
 
 SPEC = TrainSpec(updates=12, batch_size=8, warmup=4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0,
                  tail=0.25, bucket_batches=3, head_learning_rate=1e-3)

@@ -9,15 +9,15 @@ from test_config import small
 from test_plan import grid
 from test_status import record
 
-from portability import estimate as module
-from portability.errors import UserError
-from portability.estimate import Estimate, agree, estimate
-from portability.plan import plan, work
-from portability.progress import carry_out
+from portability.core.errors import UserError
+from portability.core.specs import AnswerSpec
+from portability.execution import estimate as module
+from portability.execution.estimate import Estimate, agree, estimate
+from portability.execution.scheduler import carry_out
+from portability.planning.plan import plan, work
 from portability.run import command
-from portability.spec import AnswerSpec
 from portability.store import Result, Store
-from portability.tracking import TrackingSpec
+from portability.tracking.runs import TrackingSpec
 
 
 def whole(run, marks):
@@ -85,7 +85,7 @@ def seconds(text):
 
 def test_a_queue_elsewhere_is_not_calibrated_from_here(data_folders, make_host, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WORST", (1.0, 1e6))
-    monkeypatch.setattr("portability.engines.slurm.check", lambda conf: None)  # no cluster is needed to ask
+    monkeypatch.setattr("portability.execution.engines.slurm.check", lambda conf: None)  # no cluster is needed to ask
     study = small(data_folders, make_host, f"results={tmp_path}", "study=far", "engine=slurm", "method=lora")
     planned, store = plan(study.grid), Store(tmp_path / "far")
     with pytest.raises(UserError, match="run a part first .only=...., or repeat the command with yes=true"):

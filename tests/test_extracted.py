@@ -8,16 +8,16 @@ import torch
 from test_config import small
 from test_config import study as composed
 
-from portability.data import rows
-from portability.desk import Desk
-from portability.errors import UserError
-from portability.execute import execute
-from portability.extracted import extraction_options, seed_examples
-from portability.hosts import label_ids, load_host
-from portability.module import ModuleState, equal
-from portability.plan import plan
+from portability.core.errors import UserError
+from portability.core.specs import EXTRACTION, InitSpec, MethodSpec
+from portability.data.splits import rows
+from portability.execution.execute import execute
+from portability.execution.worker_context import Desk
+from portability.hosts.host import label_ids, load_host
+from portability.inits.seed_examples import extraction_options, seed_examples
+from portability.methods.module import ModuleState, equal
+from portability.planning.plan import plan
 from portability.run import command
-from portability.spec import EXTRACTION, InitSpec, MethodSpec
 from portability.store import Store
 
 INITS = ("extracted", "scratch", "extracted_random", "extracted_shuffled", "extracted_noise", "pissa")

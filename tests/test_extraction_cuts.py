@@ -9,13 +9,13 @@ import torch
 from extraction_slow import best_block, changed_host, head_of, seeds_of
 from tiny import FAMILIES
 
-from portability.errors import UserError
-from portability.extraction import ExtractionOptions, extract, peak_bytes
-from portability.extraction.aligned import pending_cuts, residual_offset
-from portability.extraction.cuts import CUTS, LAYER_CHOICES, window_sums
-from portability.families import LORA_AXES
-from portability.seeds import stream
-from portability.spec import HostShape
+from portability.core.architectures import LORA_AXES
+from portability.core.errors import UserError
+from portability.core.seeds import stream
+from portability.core.specs import HostShape
+from portability.inits.extraction import ExtractionOptions, extract, peak_bytes
+from portability.inits.extraction.aligned import pending_cuts, residual_offset
+from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES, window_sums
 
 
 def scores_of(m, n, seed=0):

@@ -6,13 +6,13 @@ import torch
 from extraction_slow import changed_host, head_of, plain_model, seeds_of, truncated
 from tiny import FAMILIES, WORDS
 
-from portability.errors import UserError
-from portability.extraction import CONTROLS, Extracted, ExtractionOptions, control, extract
-from portability.extraction.factors import low_rank
-from portability.extraction.options import Place
-from portability.extraction.spill import Spill
-from portability.families import Slot
-from portability.module import equal
+from portability.core.architectures import Slot
+from portability.core.errors import UserError
+from portability.inits.extraction import CONTROLS, Extracted, ExtractionOptions, control, extract
+from portability.inits.extraction.factors import low_rank
+from portability.inits.extraction.options import Place
+from portability.inits.extraction.spill import Spill
+from portability.methods.module import equal
 
 
 def product(module, slot):

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, WORDS
 from torch import nn
 
-from portability.errors import UserError
-from portability.extraction import ExtractionOptions, Seed, extract, peak_bytes, threads
-from portability.extraction.gradients import AbsoluteGradients, add_absolute
-from portability.extraction.sensitivity import ones, sensitivity
-from portability.extraction.spill import Spill
-from portability.extraction.weights import Weights
-from portability.hosts import HostSource, describe
-from portability.module import equal
+from portability.core.errors import UserError
+from portability.hosts.host import HostSource, describe
+from portability.inits.extraction import ExtractionOptions, Seed, extract, peak_bytes, threads
+from portability.inits.extraction.gradients import AbsoluteGradients, add_absolute
+from portability.inits.extraction.sensitivity import ones, sensitivity
+from portability.inits.extraction.spill import Spill
+from portability.inits.extraction.weights import Weights
+from portability.methods.module import equal
 
 
 def close(one, other):
@@ -299,8 +299,8 @@ import re, sys, torch
 torch.set_num_threads(1)
 def memory(what):  # getrusage would begin with the parent's memory
     return 1024 * int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
-from portability.extraction import ExtractionOptions, Seed, extract, peak_bytes
-from portability.hosts import HostSource, describe
+from portability.inits.extraction import ExtractionOptions, Seed, extract, peak_bytes
+from portability.hosts.host import HostSource, describe
 teacher, student, small = (describe(HostSource(p, path=p)) for p in sys.argv[1:4])
 seeds = [Seed([3 + (7 * i + j) % 20 for j in range(48)], start=24) for i in range(4)]
 inside, outside = ("attention", "ffn"), ("embedding", "head")

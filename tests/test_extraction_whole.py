@@ -15,14 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from portability.errors import UserError
-from portability.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
-from portability.extraction.options import Place
-from portability.families import LORA_AXES, Slot
-from portability.hosts import HostSource, describe
-from portability.module import ModuleState, equal
-from portability.port import port
-from portability.spec import PortSpec
+from portability.core.architectures import LORA_AXES, Slot
+from portability.core.errors import UserError
+from portability.core.specs import PortSpec
+from portability.hosts.host import HostSource, describe
+from portability.inits.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
+from portability.inits.extraction.options import Place
+from portability.methods.module import ModuleState, equal
+from portability.porting.port import port
 
 
 def product(module, place):

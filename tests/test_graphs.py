@@ -10,11 +10,11 @@ from tiny import FAMILIES, METHODS
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from portability.attention import Placed
-from portability.engine import Member, Trainer
-from portability.graphs import Replayer
-from portability.hosts import load_host
-from portability.methods import Mounted
+from portability.hosts.attention import Placed
+from portability.hosts.host import load_host
+from portability.methods.base import Mounted
+from portability.training.cuda_graphs import Replayer
+from portability.training.trainer import Member, Trainer
 
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique_dim", "_unique2", "lift_fresh")
 

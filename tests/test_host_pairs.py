@@ -14,14 +14,14 @@ import pytest
 from test_config import small
 from test_study import OFF, children, wait_for
 
-from portability import pairs
-from portability.choice import Part, chosen
-from portability.plan import plan
+from portability.core.specs import TaskSpec
+from portability.execution import host_comparison as pairs
+from portability.planning.plan import plan
+from portability.planning.selection import Part, chosen
+from portability.porting.similarity import compare_hosts
 from portability.run import command
-from portability.similarity import compare_hosts
-from portability.spec import TaskSpec
 from portability.store import Store
-from portability.store import pairs as stored
+from portability.store import host_pairs as stored
 from portability.store.__main__ import main as store_command
 
 WORDS = (*OFF, "similarity=true", "method=lora", "grid.inits=[ported]", "grid.seeds=[0]", "grid.budgets=[2]")

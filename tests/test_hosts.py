@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES
 
-from portability.errors import UserError
-from portability.extraction.weights import Weights
-from portability.hosts import HostSource, describe, load_plain
-from portability.rehearse import skeleton
+from portability.core.errors import UserError
+from portability.execution.rehearse import skeleton
+from portability.hosts.host import HostSource, describe, load_plain
+from portability.inits.extraction.weights import Weights
 
 ENCODERS = ("bert", "roberta")
 SOME = {  # a matrix in the middle of each family

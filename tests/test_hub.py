@@ -10,16 +10,16 @@ import pytest
 
 PIN = "0123456789abcdef0123456789abcdef01234567"
 HOST = f"""
-from portability.errors import UserError
-from portability.hosts import HostSource, describe
+from portability.core.errors import UserError
+from portability.hosts.host import HostSource, describe
 try:
     describe(HostSource("mine", hub="them/it", revision="{PIN}"))
 except UserError as error:
     print(error)
 """
 DATA = f"""
-from portability.errors import UserError
-from portability.sources import DataSource, read_split
+from portability.core.errors import UserError
+from portability.data.sources import DataSource, read_split
 try:
     read_split(DataSource("mine", hub="them/it", revision="{PIN}", splits={{"train": "train", "test": "test"}}), "train")
 except UserError as error:

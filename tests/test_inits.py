@@ -5,14 +5,14 @@ import pytest
 import torch
 from tiny import METHODS, noisy
 
-from portability.errors import UserError
-from portability.extracted import extraction_options
-from portability.extraction import extract
-from portability.inits import INITS, Given
-from portability.methods import Mounted
-from portability.module import equal
-from portability.port import port
-from portability.spec import FROM_EXTRACTION, FROM_ORIGIN, KINDS, PISSA, InitSpec, MethodSpec, PortSpec
+from portability.core.errors import UserError
+from portability.core.specs import FROM_EXTRACTION, FROM_ORIGIN, KINDS, PISSA, InitSpec, MethodSpec, PortSpec
+from portability.inits.base import INITS, Given
+from portability.inits.extraction import extract
+from portability.inits.seed_examples import extraction_options
+from portability.methods.base import Mounted
+from portability.methods.module import equal
+from portability.porting.port import port
 
 CUT = (*FROM_EXTRACTION, PISSA)
 PAD = PortSpec("pad", "pad", "stretch")
@@ -108,8 +108,8 @@ def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(moun
 def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(mounted):
     from tiny import TASK
 
-    from portability import engine
-    from portability.scorer import Scorer
+    from portability.tasks.classification import Scorer
+    from portability.training import trainer as engine
     host = mounted("adapter")
     scorer = Scorer(host.host, TASK)
     ids = torch.randint(3, 20, (16, 9), generator=torch.Generator().manual_seed(0))

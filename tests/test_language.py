@@ -14,10 +14,12 @@ import torch
 import yaml
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from portability import corpus, language, lexicon, pretrain
-from portability.corpus import Corpus
-from portability.curriculum import Curriculum
-from portability.language import Mix
+from portability.embedded.recipes import corpus, pretrain
+from portability.embedded.recipes import synthetic_text as language
+from portability.embedded.recipes import vocabulary as lexicon
+from portability.embedded.recipes.corpus import Corpus
+from portability.embedded.recipes.curriculum import Curriculum
+from portability.embedded.recipes.synthetic_text import Mix
 
 CONF = yaml.safe_load(pretrain.CONF.read_text())
 HOSTS = sorted(CONF["hosts"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from portability.errors import UserError
-from portability.layers import LAYER_MAPS, average_layers
+from portability.core.errors import UserError
+from portability.porting.layer_maps import LAYER_MAPS, average_layers
 
 
 @pytest.mark.parametrize("name", LAYER_MAPS)

@@ -10,14 +10,14 @@ import torch
 from tiny import FAMILIES, TASK, noisy
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from portability import engine
-from portability.families import Slot
-from portability.hosts import load_host
-from portability.lora import Pair
-from portability.methods import Mounted
-from portability.module import ModuleState, equal
-from portability.scorer import Scorer
-from portability.spec import MethodSpec
+from portability.core.architectures import Slot
+from portability.core.specs import MethodSpec
+from portability.hosts.host import load_host
+from portability.methods.base import Mounted
+from portability.methods.module import ModuleState, equal
+from portability.methods.subtractive_lora import Pair
+from portability.tasks.classification import Scorer
+from portability.training import trainer as engine
 
 ALL = ["attention", "ffn", "embedding", "head"]
 METHOD = MethodSpec("own", "portability", "LoRA", {"r": 4, "alpha": 6, "sites": ALL}, 3e-3)

@@ -6,8 +6,8 @@ import pytest
 from test_lora_mount import METHOD, method
 from tiny import METHODS
 
-from portability.errors import UserError
-from portability.methods import Mounted
+from portability.core.errors import UserError
+from portability.methods.base import Mounted
 
 
 @pytest.mark.parametrize(("family", "settings", "words"), [

@@ -11,19 +11,20 @@ from test_lora_mount import method, named
 from test_memory import batch
 from tiny import FAMILIES, noisy
 
-from portability import engine, execute
-from portability import stack as stacks
-from portability.desk import Desk
-from portability.engine import Member, Trainer
-from portability.errors import UserError
-from portability.memory import member_bytes
-from portability.methods import Mounted
-from portability.plan import plan
-from portability.port import port
-from portability.scorer import Scorer
-from portability.spec import PortSpec
-from portability.stack import Stack, Start
+from portability.core.errors import UserError
+from portability.core.specs import PortSpec
+from portability.execution import execute
+from portability.execution.worker_context import Desk
+from portability.methods.base import Mounted
+from portability.planning.plan import plan
+from portability.porting.port import port
 from portability.store import Store
+from portability.tasks.classification import Scorer
+from portability.training import stack as stacks
+from portability.training import trainer as engine
+from portability.training.memory import member_bytes
+from portability.training.stack import Stack, Start
+from portability.training.trainer import Member, Trainer
 
 SHORT = replace(SPEC, updates=6)
 

@@ -6,9 +6,9 @@ import torch
 from test_engine import Bench
 from tiny import METHODS
 
-from portability import memory
-from portability.batches import pad
-from portability.memory import STATE, kept_bytes, member_bytes, most_members
+from portability.data.sampling import pad
+from portability.training import memory
+from portability.training.memory import STATE, kept_bytes, member_bytes, most_members
 
 
 def batch(table, size):

@@ -7,15 +7,15 @@ import store_parts
 from test_config import small
 from test_extracted import QUICK, hosts, inits
 
-from portability import engine
-from portability.data import rows
-from portability.encoding import encode
-from portability.hosts import HostSource, describe, load_host
-from portability.merge import main
-from portability.plan import plan
+from portability.data.splits import rows
+from portability.data.tokenization import encode
+from portability.hosts.host import HostSource, describe, load_host
+from portability.methods.merge_lora import main
+from portability.planning.plan import plan
 from portability.run import command
-from portability.scorer import Scorer
 from portability.store import Store
+from portability.tasks.classification import Scorer
+from portability.training import trainer as engine
 
 RATE = "method.lora_all.learning_rate=0.02"
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny import FAMILIES, METHODS, TASK, noisy
 
-from portability import engine
-from portability.errors import UserError
-from portability.families import FAMILIES as TABLE
-from portability.families import Slot
-from portability.methods import Mounted
-from portability.module import ModuleState, axis_size, equal
-from portability.scorer import Scorer
+from portability.core.architectures import FAMILIES as TABLE
+from portability.core.architectures import Slot
+from portability.core.errors import UserError
+from portability.methods.base import Mounted
+from portability.methods.module import ModuleState, axis_size, equal
+from portability.tasks.classification import Scorer
+from portability.training import trainer as engine
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from portability.errors import UserError
-from portability.measures import metric_names
-from portability.metrics import METRICS, own_metric, score
+from portability.core.errors import UserError
+from portability.core.measures import metric_names
+from portability.tasks.metrics import METRICS, own_metric, score
 
 MARGIN = np.array([2.0, 0.5, -1.0, 3.0, 0.0])
 NLL = np.array([0.1, 0.5, 0.3, 2.1, 0.7])

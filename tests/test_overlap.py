@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from portability.data import DataSource, data_spec, rows, study_data
-from portability.errors import UserError
-from portability.overlap import guard, kept, key
-from portability.spec import EvalSpec
+from portability.core.errors import UserError
+from portability.core.specs import EvalSpec
+from portability.data.decontamination import guard, kept, key
+from portability.data.splits import DataSource, data_spec, rows, study_data
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 

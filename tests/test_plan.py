@@ -4,8 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from portability.plan import Grid, plan, stacks
-from portability.spec import (
+from portability.core.specs import (
     AnswerSpec,
     DataSpec,
     EvalSpec,
@@ -19,6 +18,7 @@ from portability.spec import (
     TrainSpec,
     from_dict,
 )
+from portability.planning.plan import Grid, plan, stacks
 
 
 def host(name, family="t5", hidden=64):

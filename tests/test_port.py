@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny import FAMILIES, METHODS, noisy
 
-from portability.errors import UserError
-from portability.families import Slot
-from portability.layers import LAYER_MAPS
-from portability.module import equal
-from portability.port import STRATEGIES, fit_head, port
-from portability.spec import PortSpec
+from portability.core.architectures import Slot
+from portability.core.errors import UserError
+from portability.core.specs import PortSpec
+from portability.methods.module import equal
+from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.port import STRATEGIES, fit_head, port
 
 SHAPES = {"same": (32, 2, 4), "deeper": (32, 3, 4), "shallower": (32, 1, 4), "wider": (48, 2, 4), "narrower": (16, 2, 4),
           "wider and deeper": (48, 4, 6)}
@@ -164,7 +164,7 @@ def test_single_stacks_of_other_families_are_mapped(mounted, method, origin, rec
 def test_other_hyper_parameters_are_refused_not_cut(mount, mounted):
     from dataclasses import replace
 
-    from portability.methods import Mounted
+    from portability.methods.base import Mounted
     source = mounted("lora")
     host = mount("lora").host
     host.model.delete_adapter("module")
@@ -186,7 +186,7 @@ def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(mounted
     source = mounted("adapter")
     wide = source.fresh(0)
     slot = Slot("encoder", 0, "attention", "down_weight")
-    from portability.port import repeat_axis
+    from portability.porting.port import repeat_axis
     repeated = repeat_axis(wide.tensors[slot], 1, 48, True)
     x = torch.randn(32)
     assert torch.allclose(repeated @ x[torch.arange(48) % 32], wide.tensors[slot] @ x, atol=1e-6)

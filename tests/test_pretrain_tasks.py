@@ -11,11 +11,10 @@ import yaml
 from tiny import model, tokenizer
 from torch.nn import functional as F
 
-from portability import pretrain_tasks
-from portability.errors import UserError
-from portability.hosts import HostSource, describe, load_host, load_plain
-from portability.paths import EMBEDDED
-from portability.pretrain_tasks import (
+from portability.core.errors import UserError
+from portability.core.paths import EMBEDDED
+from portability.embedded.recipes import pretrain_tasks
+from portability.embedded.recipes.pretrain_tasks import (
     NONE,
     build_tokenizer,
     corpus_rows,
@@ -25,6 +24,7 @@ from portability.pretrain_tasks import (
     sampled_rows,
     train,
 )
+from portability.hosts.host import HostSource, describe, load_host, load_plain
 from portability.tasks import generated
 
 CONF = yaml.safe_load(pretrain_tasks.CONF.read_text())

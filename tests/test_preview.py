@@ -13,13 +13,14 @@ from test_config import command as words_of
 from test_config import small
 from test_tasks_encode import gpt2_like
 
-from portability import preview, progress
-from portability.errors import UserError
-from portability.hosts import HostSource, describe, label_ids, label_tokens, load_tokenizer
-from portability.methods import Mounted
-from portability.plan import plan
+from portability.core.errors import UserError
+from portability.core.specs import MethodSpec
+from portability.execution import preview
+from portability.execution import scheduler as progress
+from portability.hosts.host import HostSource, describe, label_ids, label_tokens, load_tokenizer
+from portability.methods.base import Mounted
+from portability.planning.plan import plan
 from portability.run import command, compose
-from portability.spec import MethodSpec
 from portability.store import Store
 
 QUICK = ("grid.seeds=[0]", "grid.budgets=[2]", "engine.workers=1", "tracking.wandb=disabled", "grid.study_data=[nano_films]")
@@ -169,7 +170,8 @@ def test_the_command_exits_with_2_and_trains_nothing(make_host, data_folders, tm
 
 
 def test_what_fits_is_looked_at_once_and_without_weights(make_host, data_folders, tmp_path, monkeypatch):
-    from portability import hosts, rehearse
+    from portability.execution import rehearse
+    from portability.hosts import host as hosts
 
     def refuse(*_):
         raise AssertionError("weights were loaded")

@@ -6,13 +6,13 @@ from test_plan import grid
 from test_status import many_questions, slow_to_score  # noqa: F401
 from tqdm import tqdm
 
-from portability import progress
-from portability.claims import Claims
-from portability.plan import plan
-from portability.progress import RETRIES, Ledger
+from portability.execution import scheduler as progress
+from portability.execution.leases import Claims
+from portability.execution.scheduler import RETRIES, Ledger
+from portability.execution.worker import TimedOut, overdue
+from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Result, Store
-from portability.worker import TimedOut, overdue
 
 
 def ledger(tmp_path, seeds=8, **how):
@@ -261,8 +261,8 @@ def bar_of(book):
 
 
 def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tmp_path):
-    from portability.plan import work
-    from portability.stages import PREPARING, SCORING, TRAINING, Stage
+    from portability.core.stages import PREPARING, SCORING, TRAINING, Stage
+    from portability.planning.plan import work
 
     book = ledger(tmp_path, seeds=2)
     job = origin_job(book)

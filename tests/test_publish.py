@@ -9,13 +9,13 @@ from store_parts import contents, flip, ported, study
 from test_tracking import _no_home, files, inspect  # noqa: F401  (W&B's own folders and keys are those of nobody)
 
 from analysis.load import tidy
-from portability.dashboards import VERSION, save, workspace
-from portability.errors import UserError
-from portability.publish import comparisons, main
-from portability.spec import RunSpec, from_dict
+from portability.core.errors import UserError
+from portability.core.specs import RunSpec, from_dict
 from portability.store import Result
-from portability.store.packing import pack
-from portability.tracking import Tracker, TrackingSpec, describe_run, history
+from portability.store.admin.archive import pack
+from portability.tracking.runs import Tracker, TrackingSpec, describe_run, history
+from portability.tracking.upload import comparisons, main
+from portability.tracking.workspace import VERSION, save, workspace
 
 
 @pytest.fixture

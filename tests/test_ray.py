@@ -17,17 +17,17 @@ import pytest
 from test_config import small
 from tiny import CONF
 
-from portability.claims import Claims
-from portability.config import EngineConf
-from portability.engines import ray as ray_engine
-from portability.engines import ray_actor, ray_cluster
-from portability.engines.ray_actor import standing
-from portability.errors import UserError
-from portability.plan import plan
+from portability.config.study import EngineConf
+from portability.core.errors import UserError
+from portability.execution.engines import ray as ray_engine
+from portability.execution.engines import ray_actor, ray_cluster
+from portability.execution.engines.ray_actor import standing
+from portability.execution.leases import Claims
+from portability.execution.worker import Job, Setup, TimedOut
+from portability.planning.plan import plan
 from portability.run import command, compose
 from portability.store import Store
-from portability.tracking import TrackingSpec
-from portability.worker import Job, Setup, TimedOut
+from portability.tracking.runs import TrackingSpec
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'portability[ray]')")
 OFF = ("tracking.wandb=disabled", "yes=true")

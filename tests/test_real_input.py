@@ -8,8 +8,8 @@ import pytest
 from test_config import study
 from transformers import AutoTokenizer
 
-from portability.batches import buckets
-from portability.plan import plan
+from portability.data.sampling import buckets
+from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tiny import FAMILIES, TASK, sentences
 
-from portability.errors import UserError
-from portability.hosts import HostSource, describe, load_host
-from portability.similarity import cka, compare_hosts, gram, readings, shape_distance, weight_distance
-from portability.spec import HostShape, TaskSpec
+from portability.core.errors import UserError
+from portability.core.specs import HostShape, TaskSpec
+from portability.hosts.host import HostSource, describe, load_host
+from portability.porting.similarity import cka, compare_hosts, gram, readings, shape_distance, weight_distance
 
 TEXTS = [row["text"] for row in sentences(48, 3)]
 SHARED = Path(__file__).parents[2] / "shared"

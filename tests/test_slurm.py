@@ -16,17 +16,17 @@ from test_config import small
 from test_plan import grid
 from test_study import launch
 
-from portability.claims import Claims
-from portability.engines import slurm
-from portability.engines.slurm import _cost, _packed
-from portability.engines.slurm_queue import require
-from portability.engines.slurm_task import STOPS, Notes, _limit, _Log, run_task
-from portability.errors import UserError
-from portability.plan import plan
+from portability.core.errors import UserError
+from portability.execution.engines import slurm
+from portability.execution.engines.slurm import _cost, _packed
+from portability.execution.engines.slurm_queue import require
+from portability.execution.engines.slurm_task import STOPS, Notes, _limit, _Log, run_task
+from portability.execution.leases import Claims
+from portability.execution.worker import Job, Setup
+from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
-from portability.tracking import TrackingSpec
-from portability.worker import Job, Setup
+from portability.tracking.runs import TrackingSpec
 
 QUICK = ("engine=slurm", "engine.options.poll_seconds=0.3", "engine.options.late_seconds=0")
 FAST = (*QUICK, "tracking.wandb=disabled", "yes=true", "method=lora")

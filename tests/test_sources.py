@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from portability.errors import UserError
-from portability.sources import DataSource, embedded, read, read_split
+from portability.core.errors import UserError
+from portability.data.sources import DataSource, embedded, read, read_split
 
 GOOD = [{"text": "fine film", "label": 1}, {"text": "dull film", "label": 0}]
 PIN = "0" * 40

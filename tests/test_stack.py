@@ -5,12 +5,14 @@ import pytest
 import torch
 from test_config import small
 
-from portability import desk as desks
-from portability import engine, execute, stack
-from portability.desk import Desk
-from portability.plan import plan
-from portability.stages import TRAINING
+from portability.core.stages import TRAINING
+from portability.execution import execute
+from portability.execution import worker_context as desks
+from portability.execution.worker_context import Desk
+from portability.planning.plan import plan
 from portability.store import Store
+from portability.training import stack
+from portability.training import trainer as engine
 
 
 def scratch_runs(data_folders, make_host, *overrides, seeds=5):

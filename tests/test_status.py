@@ -12,9 +12,9 @@ from test_config import small
 from test_plan import grid
 from tiny import sentences, write_set
 
-from portability.claims import Claims
-from portability.plan import plan
-from portability.status import duration, states, status_lines
+from portability.execution.leases import Claims
+from portability.execution.status import duration, states, status_lines
+from portability.planning.plan import plan
 from portability.store import Result, Store
 
 
@@ -84,12 +84,12 @@ def test_the_rate_is_that_of_the_last_half_hour(tmp_path):
 
 WORKER = """
 import sys
-from portability import claims
-from portability.devices import Place
-from portability.plan import plan
+from portability.execution import leases as claims
+from portability.hosts.devices import Place
+from portability.planning.plan import plan
 from portability.run import compose
-from portability.tracking import TrackingSpec
-from portability.worker import Job, Setup, Worker
+from portability.tracking.runs import TrackingSpec
+from portability.execution.worker import Job, Setup, Worker
 claims.HEARTBEAT_SECONDS = 0.05
 study = compose(sys.argv[1:])
 planned, root = plan(study.grid), study.results / study.name

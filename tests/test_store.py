@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from portability import store as store_module
-from portability.errors import UserError
-from portability.spec import Cell
+from portability.core.errors import UserError
+from portability.core.specs import Cell
 from portability.store import Result, Store, studies
 
 ID = "0123456789abcdef"

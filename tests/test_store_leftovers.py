@@ -6,7 +6,8 @@ import time
 import pytest
 from store_parts import contents, flip, grow
 
-from portability.store import Result, Store, writing
+from portability.store import Result, Store
+from portability.store import atomic as writing
 
 DAY = 86400
 

@@ -8,7 +8,7 @@ import pytest
 from store_parts import FIXTURES, change_a_digit, contents, flip, grow, ported, study
 
 from analysis.load import tidy
-from portability.spec import Cell
+from portability.core.specs import Cell
 from portability.store import Result, Store
 from portability.store.__main__ import main as command
 

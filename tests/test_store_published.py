@@ -11,10 +11,11 @@ import pytest
 from store_parts import change_a_digit, contents, flip, grow, ported, study
 
 from portability import analyze
-from portability.errors import UserError
-from portability.spec import SCHEMA
-from portability.store import Result, Store, packing, studies
+from portability.core.errors import UserError
+from portability.core.specs import SCHEMA
+from portability.store import Result, Store, studies
 from portability.store.__main__ import main as command
+from portability.store.admin import archive as packing
 
 
 @pytest.fixture

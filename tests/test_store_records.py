@@ -8,8 +8,8 @@ import pytest
 from store_parts import change_a_digit, flip, grow, ported, study
 
 from analysis.load import problems, read, tidy
-from portability.errors import UserError
-from portability.spec import SCHEMA
+from portability.core.errors import UserError
+from portability.core.specs import SCHEMA
 from portability.store import FORMAT, Result, Store
 
 

@@ -17,11 +17,13 @@ from test_tracking import files, inspect
 from tiny import CONF, noisy  # noqa: F401
 
 from analysis.load import problems, tidy
-from portability import engine, execute, progress
-from portability.errors import UserError
-from portability.plan import plan
+from portability.core.errors import UserError
+from portability.execution import execute
+from portability.execution import scheduler as progress
+from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
+from portability.training import trainer as engine
 
 OFF = ("tracking.wandb=disabled", "engine.workers=1")
 ASKED = ["+sweep=natives", "grid.seeds=[0,1]"]  # what the manifest says of the command, whatever the study is

@@ -8,12 +8,12 @@ from torch.func import vmap
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from portability.errors import UserError
-from portability.hosts import load_host
-from portability.methods import Mounted
+from portability.core.errors import UserError
+from portability.data.answer_tokens import encode_answers, encode_prompts
+from portability.data.examples import Example
+from portability.hosts.host import load_host
+from portability.methods.base import Mounted
 from portability.tasks.decoding import _each, answer_loss, answer_scores, greedy, texts
-from portability.tasks.encode import encode_answers, encode_prompts
-from portability.tasks.examples import Example
 from portability.tasks.padding import Batch, batch
 from portability.tasks.readers import reader
 

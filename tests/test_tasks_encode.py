@@ -9,10 +9,10 @@ from tiny import tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from portability.errors import UserError
-from portability.paths import EMBEDDED
-from portability.tasks.encode import encode_answers, encode_choices, encode_prompts
-from portability.tasks.examples import Example
+from portability.core.errors import UserError
+from portability.core.paths import EMBEDDED
+from portability.data.answer_tokens import encode_answers, encode_choices, encode_prompts
+from portability.data.examples import Example
 from portability.tasks.padding import batch
 
 NANO = sorted((EMBEDDED / "hosts").iterdir())

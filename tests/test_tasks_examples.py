@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from portability.errors import UserError
-from portability.tasks.examples import Example, key, kind, read_examples, render
+from portability.core.errors import UserError
+from portability.data.examples import Example, key, kind, read_examples, render
 
 CHAT = [{"role": "system", "content": "be short"}, {"role": "user", "content": "2 + 2 ?"},
         {"role": "assistant", "content": "4"}, {"role": "user", "content": "and 3 more ?"},

@@ -7,8 +7,8 @@ from itertools import combinations, islice
 
 import pytest
 
-from portability.errors import UserError
-from portability.tasks.examples import key, kind, read_examples
+from portability.core.errors import UserError
+from portability.data.examples import key, kind, read_examples
 from portability.tasks.generated import (
     CHOICES,
     LEVELS,

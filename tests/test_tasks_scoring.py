@@ -6,9 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from portability.errors import UserError
-from portability.metrics import score_answers
-from portability.tasks.scoring import (
+from portability.core.errors import UserError
+from portability.data.answer_scores import (
     NORMALISERS,
     choice,
     common_length,
@@ -20,6 +19,7 @@ from portability.tasks.scoring import (
     rouge_l,
     squad,
 )
+from portability.tasks.metrics import score_answers
 
 # ---- texts
 

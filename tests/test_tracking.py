@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from portability.errors import UserError
-from portability.tracking import Tracker, TrackingSpec, describe_run, entry_of, resolve_mode
+from portability.core.errors import UserError
+from portability.tracking.runs import Tracker, TrackingSpec, describe_run, entry_of, resolve_mode
 
 ID = "0123456789abcdef"
 RECORD = {

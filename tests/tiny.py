@@ -9,9 +9,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from portability.methods import Mounted
-from portability.paths import bundled
-from portability.spec import MethodSpec, TaskSpec
+from portability.core.paths import bundled
+from portability.core.specs import MethodSpec, TaskSpec
+from portability.methods.base import Mounted
 
 torch.set_num_threads(1)
 CONF = bundled("conf")

@@ -12,7 +12,7 @@ from typing import Any
 from portability.bench import grid, machine, memory, rivals, scale, shapes, tables, workload
 from portability.bench.children import ONE_THREAD, ChildFailed, once
 from portability.bench.workload import Workload
-from portability.devices import cores
+from portability.hosts.devices import cores
 
 MEMORY_STACKS = (1, 4, 16)
 Report = dict[str, Any]

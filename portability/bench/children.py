@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.bench.workload import Workload
-from portability.worker import ENVIRONMENT
+from portability.execution.worker import ENVIRONMENT
 
 ONE_THREAD: Mapping[str, str] = ENVIRONMENT  # what a worker of a study runs under
 ALL_CORES = {key: value for key, value in ENVIRONMENT.items() if not key.endswith("_NUM_THREADS")}

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from portability.bench.workload import Workload, method_spec, task_spec
-from portability.hosts import Host, HostSource, describe, from_folder
-from portability.methods import MOUNTS
-from portability.scorer import HEAD, Scorer
-from portability.spec import HostSpec
+from portability.core.specs import HostSpec
+from portability.hosts.host import Host, HostSource, describe, from_folder
+from portability.methods.base import MOUNTS
+from portability.tasks.classification import HEAD, Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

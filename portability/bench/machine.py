@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from portability.devices import cores
+from portability.hosts.devices import cores
 
 PACKAGES = ("torch", "transformers", "peft", "adapters", "accelerate")
 

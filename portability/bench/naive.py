@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.batches import pad
 from portability.bench.line import Line
 from portability.bench.plain import PlainLoop
 from portability.bench.workload import Workload
-from portability.config import Study
-from portability.data import Encoded
-from portability.desk import Desk
-from portability.devices import places
-from portability.engine import window
-from portability.inits import INITS, Given
-from portability.methods import Mounted
-from portability.module import ModuleState
-from portability.plan import Plan, plan
+from portability.config.study import Study
+from portability.core.seeds import stream_seed
+from portability.core.specs import FROM_ORIGIN, Cell, RunSpec
+from portability.data.sampling import pad
+from portability.data.splits import Encoded
+from portability.execution.worker_context import Desk
+from portability.hosts.devices import places
+from portability.inits.base import INITS, Given
+from portability.methods.base import Mounted
+from portability.methods.module import ModuleState
+from portability.planning.plan import Plan, plan
 from portability.run import compose
-from portability.scorer import Scorer
-from portability.seeds import stream_seed
-from portability.spec import FROM_ORIGIN, Cell, RunSpec
-from portability.stack import Bench
 from portability.store import Store
+from portability.tasks.classification import Scorer
+from portability.training.stack import Bench
+from portability.training.trainer import window
 
 TRIED = 12  # updates on which one thread is compared with all
 

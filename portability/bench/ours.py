@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from portability import engine
-from portability.batches import Schedule, pad
 from portability.bench import libraries
 from portability.bench.line import Line
 from portability.bench.meter import Meter
 from portability.bench.workload import Workload, evaluation_batch, load_set, method_spec, task_spec, train_spec
-from portability.encoding import Encoded
-from portability.hosts import load_host
-from portability.methods import Mounted
-from portability.scorer import Scorer
+from portability.data.sampling import Schedule, pad
+from portability.data.tokenization import Encoded
+from portability.hosts.host import load_host
+from portability.methods.base import Mounted
+from portability.tasks.classification import Scorer
+from portability.training import trainer as engine
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

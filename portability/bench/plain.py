@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from portability.scorer import HEAD, Scorer
-from portability.spec import TrainSpec
+from portability.core.specs import TrainSpec
+from portability.tasks.classification import HEAD, Scorer
 
 
 class PlainLoop:

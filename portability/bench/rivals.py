@@ -236,7 +236,7 @@ def full_grid(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     ours = {name: ms for name, ms in measured.items() if name.startswith("ours")}
     if "trainer" not in measured or not ours:
         return None
-    from portability.plan import plan, updates_of
+    from portability.planning.plan import plan, updates_of
     from portability.run import compose
 
     shared, alone = updates_of(plan(compose(["+sweep=full", "grid.budgets=[100,500,2000]", "primary=[]"]).grid))

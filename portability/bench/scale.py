@@ -55,11 +55,11 @@ def _plan_seconds(seeds: int) -> float:
 
 def bookkeeping(work: Workload, line: Line) -> None:
     """Carry out a grid in this process, with a clock on everything that the planner and the store do."""
-    from portability.desk import Desk
-    from portability.devices import places
-    from portability.execute import execute
-    from portability.plan import plan
-    from portability.progress import Ledger
+    from portability.execution.execute import execute
+    from portability.execution.scheduler import Ledger
+    from portability.execution.worker_context import Desk
+    from portability.hosts.devices import places
+    from portability.planning.plan import plan
     from portability.run import compose
     from portability.store import Store
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from portability.bench.workload import Workload, save_set, task_spec
-from portability.seeds import stream_seed
+from portability.core.seeds import stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

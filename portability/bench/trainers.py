@@ -21,8 +21,8 @@ from portability.bench import libraries
 from portability.bench.line import Line
 from portability.bench.meter import Meter
 from portability.bench.workload import Workload, evaluation_batch, load_set, method_spec
-from portability.encoding import Encoded
-from portability.hosts import narrow
+from portability.data.tokenization import Encoded
+from portability.hosts.host import narrow
 
 ANSWER_TOKENS = 2  # of `generate`: the label and </s>, what a trained module would stop after
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from portability.encoding import Encoded
-from portability.paths import bundled
-from portability.spec import MethodSpec, TaskSpec, TrainSpec
+from portability.core.paths import bundled
+from portability.core.specs import MethodSpec, TaskSpec, TrainSpec
+from portability.data.tokenization import Encoded
 
 
 @dataclass(frozen=True)

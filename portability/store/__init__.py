@@ -9,8 +9,8 @@ here needs torch to read, check, merge or pack.
                                        predictions.safetensors, port_report.json
     <study>/failures/<run_id>-<attempt>.json   given_up/: of runs whose cells were asked for with other settings since
     <study>/checkpoints/<run_id>.safetensors   of runs in training, so that a killed stack goes on where it was
-    <study>/running/<run_id>.json      who has a run in hand (portability/claims.py); slurm/: what engine=slurm submitted
-    <study>/hosts/<id>.json            how alike two hosts are, measured once a pair (portability/similarity.py)
+    <study>/running/<run_id>.json      who has a run in hand (execution/leases.py); slurm/: what engine=slurm submitted
+    <study>/hosts/<id>.json            how alike two hosts are, measured once a pair (porting/similarity.py)
     <study>/index.parquet              derived from the records and never needed: reading is faster with it
     <study>/discarded/<run_id>-<n>/    unsound run folders, moved here by `verify --discard`
     <study>/published/                 instead of runs/: records.parquet and predictions.parquet, without modules

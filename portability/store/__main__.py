@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from portability.errors import UserError
+from portability.core.errors import UserError
+from portability.core.wording import counted
 from portability.store.results import studies
 from portability.store.study import Store
-from portability.wording import counted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def _study(folder: Path) -> Store:
 
 
 def _verify(options: argparse.Namespace) -> bool:
-    from portability.store.verify import Tally, lines
+    from portability.store.admin.verify import Tally, lines
 
     found = 0
     for line in lines(studies(options.folder), Tally(), options.discard):
@@ -64,14 +64,14 @@ def _verify(options: argparse.Namespace) -> bool:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from portability.store.merge import merge
+    from portability.store.admin.merge import merge
 
     for merged in merge(Store(options.target), [Store(shard) for shard in options.shards]):
         _say(str(merged))
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from portability.store.packing import pack
+    from portability.store.admin.archive import pack
 
     runs, failures = pack(_study(options.study), options.target)
     _say(f"{options.target}: {counted(runs, 'run')} and {counted(failures, 'failure')} packed, without modules")

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from portability.store.atomic import draft_of
 from portability.store.records import Arrays
-from portability.store.writing import draft_of
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ def fail(folder: Path, run_id: str, failure: Mapping[str, Any]) -> int:
 
 def keep(folder: Path, run_id: str, failure: Mapping[str, Any]) -> int:
     """Write a failure under the first number that is free."""
-    from portability.store.writing import create_json
+    from portability.store.atomic import create_json
 
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in count(1 + attempts(folder, run_id)):

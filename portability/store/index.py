@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from portability.store.atomic import replacing
 from portability.store.records import canonical, evaluated, parse
-from portability.store.writing import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,11 +7,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from portability.errors import UserError
-from portability.spec import Cell, digest
+from portability.core.errors import UserError
+from portability.core.specs import Cell, digest
+from portability.core.wording import counted
 from portability.store import failures
-from portability.store.writing import write_json
-from portability.wording import counted
+from portability.store.atomic import write_json
 
 PLACE = tuple(f.name for f in fields(Cell) if f.name not in ("run_id", "mark", "native_id", "bare_id"))  # of a cell
 Rows = list[dict[str, Any]]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portability.errors import UserError
+from portability.core.errors import UserError
 from portability.store.records import Parsed, parse
 
 if TYPE_CHECKING:

@@ -9,12 +9,15 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portability.errors import UserError
-from portability.spec import Cell
-from portability.store import checkpoints, failures, index, leftovers, manifests, pairs, soundness
+from portability.core.errors import UserError
+from portability.core.specs import Cell
+from portability.store import checkpoints, failures, index, manifests
+from portability.store import cleanup as leftovers
+from portability.store import host_pairs as pairs
+from portability.store import integrity as soundness
+from portability.store.atomic import draft_folder, fill, place
 from portability.store.published import FAILURE, FOLDER, RUN, Published
 from portability.store.records import TORN, Arrays, Parsed, Result, evaluated, parse
-from portability.store.writing import draft_folder, fill, place
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,9 +1,7 @@
-"""Tasks beyond sentiment: an answer is written, or chosen among several, after a prompt of any kind.
+"""How texts are asked and answers scored: `classification` by label words or a head, `generation` by written or chosen answers.
 
-    JSONL --examples--> Example --encode--> Sequences --padding--> Batch --readers, decoding--> losses, likelihoods, answers
-    answers, likelihoods --scoring--> a score an example --metrics--> a number
+    JSONL --data.examples--> Example --data.answer_tokens--> Sequences --padding--> Batch --readers, decoding--> losses, likelihoods,
+    answers --data.answer_scores--> a score an example --metrics--> a number
 
-`scorer` puts them together for training and evaluation, as `portability.scorer` does for texts with labels. `generated` makes
-two such tasks, and the text to pretrain hosts on, out of a seed. Nothing here knows the grid, the store or Hydra; examples,
-encode, scoring and generated do without torch.
+`generated` makes two such tasks out of a seed.
 """

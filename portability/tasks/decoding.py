@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from portability.errors import UserError
+from portability.core.errors import UserError
 from portability.tasks.padding import Batch
 from portability.tasks.readers import Reader
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from portability.errors import choose
-from portability.seeds import stream_seed
+from portability.core.errors import choose
+from portability.core.seeds import stream_seed
 
 Row = dict[str, object]
 Item = TypeVar("Item")

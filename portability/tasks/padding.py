@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from portability.tasks.encode import Sequences
+from portability.data.answer_tokens import Sequences
 
 
 class Batch(NamedTuple):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from portability.attention import causal_mask, computing, padding_mask, text_mask
-from portability.errors import UserError
-from portability.hosts import Host
+from portability.core.errors import UserError
+from portability.hosts.attention import causal_mask, computing, padding_mask, text_mask
+from portability.hosts.host import Host
 from portability.tasks.padding import Batch
 
 Past = tuple[tuple[Tensor, ...], ...]  # what a host keeps of the tokens it has read, by layer

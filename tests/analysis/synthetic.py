@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from portability.spec import SCHEMA, Cell, digest
+from portability.core.specs import SCHEMA, Cell, digest
 from portability.store import Store
 
 SHARED = ("scratch", "pissa", "extracted_random")  # inits that look at none of the origin's data

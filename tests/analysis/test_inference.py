@@ -14,7 +14,7 @@ from analysis.answers import right
 from analysis.inference import LEVELS, bare_pairs, compare, designs, pairs_of, ties
 from analysis.load import read
 from analysis.stats import paired
-from portability.errors import UserError
+from portability.core.errors import UserError
 from portability.store import Store
 
 

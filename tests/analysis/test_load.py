@@ -9,7 +9,7 @@ import pytest
 from synthetic import FACTS, Axes, Synthetic, accuracy, build, record, write
 
 from analysis.load import problems, tidy
-from portability.errors import UserError
+from portability.core.errors import UserError
 from portability.store import Store, records
 
 

@@ -23,11 +23,11 @@ from analysis.plots import headline
 from analysis.render import grid
 from analysis.sections import QUESTIONS, sections
 from analysis.tables import TABLES
-from portability.choice import chosen
-from portability.errors import without_places
-from portability.plan import plan
+from portability.core.errors import without_places
+from portability.core.specs import SCHEMA
+from portability.planning.plan import plan
+from portability.planning.selection import chosen
 from portability.run import compose
-from portability.spec import SCHEMA
 from portability.store import Store
 
 NANO = Path(__file__).parents[2] / "results" / "nano_full"

@@ -19,7 +19,7 @@ from analysis.evidence import Evidence
 from analysis.metrics import METRICS
 from analysis.page import page as write_page
 from analysis.primary import primary
-from portability.primary import Contrast
+from portability.core.contrasts import Contrast
 from portability.store import Store
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -7,8 +7,7 @@ from synthetic import FACTS, accuracy, record, write
 
 from analysis.evidence import gather
 from analysis.tables import build
-from portability.plan import Grid, plan
-from portability.spec import (
+from portability.core.specs import (
     DataSpec,
     EvalSpec,
     HostShape,
@@ -19,6 +18,7 @@ from portability.spec import (
     TaskSpec,
     TrainSpec,
 )
+from portability.planning.plan import Grid, plan
 from portability.store import Store
 
 SHAPE = HostShape("t5", {"encoder": 2, "decoder": 2}, 32, 64, 4, 4, 8)

@@ -15,7 +15,7 @@ from written import entry, rewrite
 from analysis.evidence import Evidence, gather
 from analysis.primary import primary, sentence
 from analysis.verdict import caveats, numbers, said, verdict_words
-from portability.primary import Contrast
+from portability.core.contrasts import Contrast
 
 AXES = Axes(("lora", "prefix"), (("base", "large"), ("tuned", "large"), ("large", "base"), ("base", "tuned")), budgets=(0, 100),
             seeds=tuple(range(6)))

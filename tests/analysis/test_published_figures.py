@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis.published import COLUMNS, FILE, SETTING, compare, load
-from portability.errors import UserError
+from portability.core.errors import UserError
 
 
 def ours(**row):

@@ -22,7 +22,7 @@ from analysis.sections import sections
 from analysis.tables import build as build_tables
 from analysis.verdict import NOTHING, caveats, chief, iterates, numbers, said, turns, verdict_words
 from portability.analyze import WIDE, say
-from portability.primary import Contrast
+from portability.core.contrasts import Contrast
 from portability.store import Store
 
 SIX = Axes(("lora",), (("base", "large"),), ("same",), seeds=tuple(range(6)))

@@ -1,0 +1,1 @@
+"""Values, names and errors that everything else is made of."""

@@ -1,0 +1,126 @@
+"""Primary contrasts: the few comparisons that a sweep declares before its runs. All else that a study shows is exploratory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+from portability.core.errors import UserError, choose
+from portability.core.specs import BARE, HostSpec
+from portability.core.typed import build
+
+MOST = 8  # contrasts of a study: Holm's correction makes every further one dearer for all (our choice)
+PAIRS = "pairs"  # narrows to pairs of hosts of one kind (`pair_kind`)
+LINEAGE, SIZE, APART, ITSELF = "lineage", "size", "apart", "self"
+Place = Mapping[str, str]  # coordinate, and PAIRS, to the name that a cell has there
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Arm minus baseline after `budget` updates, over the cells of `of`; less the same over the cells of `less`, where given.
+
+    `of` and `less` map a coordinate of a cell (method, origin, receiving, relation, data, port) or PAIRS to a name or a list of
+    names; what they leave out is not narrowed.
+    """
+
+    name: str
+    arm: str
+    baseline: str
+    budget: int
+    of: dict = field(default_factory=dict)
+    less: dict | None = None
+
+    @property
+    def sides(self) -> list[dict]:
+        """What each side narrows to: one, or two whose difference is taken."""
+        return [self.of] if self.less is None else [self.of, self.less]
+
+
+def selects(narrowed: Mapping[str, list[str]], place: Place) -> bool:
+    """Whether a narrowing holds a place.
+
+    Example:
+        >>> place = {"method": "lora", "pairs": "size"}
+        >>> selects({"method": ["lora"]}, place), selects({"pairs": ["lineage"]}, place)
+        (True, False)
+    """
+    return all(place[key] in names for key, names in narrowed.items())
+
+
+def pair_kind(one: HostSpec, other: HostSpec, lineages: Sequence[Sequence[str]]) -> str:
+    """What relates two hosts: "self", "lineage" (weights of one lineage), "size" (other shapes), or "apart" (only the shape).
+
+    Args:
+        lineages: names of hosts whose weights stem from each other's, as the host set says.
+    """
+    if one.name == other.name:
+        return ITSELF
+    if any({one.name, other.name} <= set(names) for names in lineages):
+        return LINEAGE
+    return SIZE if one.shape != other.shape else APART
+
+
+def declared(
+    values: Any, inits: Sequence[str], budgets: Mapping[str, Sequence[int]], places: Sequence[Place], hosts: Mapping[str, str]
+) -> list[Contrast]:
+    """The contrasts of `primary` in the configuration, every name in them held against the grid.
+
+    Args:
+        budgets: by init, the budgets that its cells have, zero-shot included.
+        places: of every cell, its coordinates and PAIRS.
+        hosts: role to host, for origins and receiving hosts that are named by their role.
+
+    Raises:
+        UserError: too many, two of one name, or a name or number that the grid lacks.
+    """
+    if not isinstance(values, list):
+        raise UserError(f"primary must be a list of contrasts, got {values!r}")
+    if len(values) > MOST:
+        raise UserError(f"primary declares {len(values)} contrasts, and at most {MOST} can be; leave the others out, they are "
+                        "shown as exploratory")
+    found: list[Contrast] = []
+    for i, value in enumerate(values):
+        contrast = build(Contrast, value, f"primary[{i}]")
+        where = f"primary '{contrast.name}'"
+        if contrast.name in [other.name for other in found] or not contrast.name:
+            raise UserError(f"primary[{i}].name must be a name that no other contrast has, got {contrast.name!r}")
+        choose(contrast.arm, inits, f"arm of {where}")
+        choose(contrast.baseline, [name for name in (*inits, BARE) if name != contrast.arm], f"baseline of {where}")
+        for init in (contrast.arm, contrast.baseline):
+            if contrast.budget not in budgets[init]:
+                raise UserError(f"{where} asks for {init} after {contrast.budget} updates, and the grid has it after "
+                                f"{', '.join(map(str, budgets[init]))}; name one of these, or leave the contrast out")
+        contrast = replace(contrast, of=_narrowed(contrast.of, where, places, hosts),
+                           less=None if contrast.less is None else _narrowed(contrast.less, where, places, hosts))
+        if contrast.less is not None and any(all(selects(side, place) for side in contrast.sides) for place in places):
+            raise UserError(f"{where} takes the same cells on both sides; narrow `of` and `less` to other ones")
+        found.append(contrast)
+    return found
+
+
+def _narrowed(value: Mapping[str, Any], where: str, places: Sequence[Place], hosts: Mapping[str, str]) -> dict[str, list[str]]:
+    """One side: each coordinate to a list of names that cells of the grid have together."""
+    found = {}
+    for key, names in value.items():
+        choose(str(key), list(places[0]), f"coordinate in {where}")
+        names = [str(name) for name in (names if isinstance(names, list) else [names])]
+        names = [hosts.get(name, name) for name in names] if key in ("origin", "receiving") else names
+        for name in names:
+            choose(name, sorted({place[key] for place in places}), f"{key} of {where}")
+        found[key] = names
+    if not any(selects(found, place) for place in places):
+        words = ", ".join(f"{key} {' or '.join(names)}" for key, names in found.items())
+        raise UserError(f"{where} has no cell: nothing in the grid is {words}")
+    return found
+
+
+def all_alike(manifests: Sequence[Mapping[str, Any]]) -> list[Contrast] | None:
+    """The contrasts that every manifest of a study declares; None where they differ (a study then has no primary contrast)."""
+    lists = [facts.get("primary") or [] for facts in manifests]
+    return [Contrast(**value) for value in lists[0]] if all(one == lists[0] for one in lists) else None
+
+
+def kinds(manifests: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """(origin, receiving) to what relates them, as the manifests say; pairs of older manifests are not in it."""
+    rows = chain.from_iterable(facts.get("pairs") or [] for facts in manifests)
+    return {(origin, receiving): kind for origin, receiving, kind in rows}

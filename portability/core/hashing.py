@@ -1,0 +1,79 @@
+"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes; and other values that are
+kept by the content they follow from."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from portability.core.specs import digest
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where derived data may be kept: $PORTABILITY_CACHE, else ~/.cache/portability."""
+    return Path(os.environ.get("PORTABILITY_CACHE") or Path.home() / ".cache" / "portability")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hex digits, from the cache where path, size and mtime are unchanged."""
+    stat = path.stat()
+    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    entry = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        known = entry.read_bytes()
+        if re.fullmatch(rb"[0-9a-f]{64}", known):
+            return known.decode()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        draft = entry.with_name(f".{entry.name}.{os.getpid()}")
+        draft.write_text(found)
+        draft.rename(entry)
+    except OSError as error:
+        log.warning("cannot keep digests in %s (%s); files are read again next time", entry.parent, error.strerror)
+    return found
+
+
+def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+    """SHA-256, 64 hex digits, of a host: of its files' names and SHA-256 and of its settings, as canonical JSON; folders do not
+    count. A hub knows the files' SHA-256 without a download."""
+    content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def combined_digest(paths: Iterable[Path], *extra: str) -> str:
+    """First 16 hex digits over the files' names and bytes and any `extra` text; folders do not count."""
+    total = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
+        total.update(f"{path.name}:{file_digest(path)};".encode())
+    for text in extra:
+        total.update(text.encode())
+    return total.hexdigest()[:16]
+
+
+def remembered(kind: str, entry: str) -> Any:
+    """A value kept under a name in the folder of its kind, or None where there is none that is intact."""
+    try:
+        found = json.loads((cache_folder() / kind / f"{entry}.json").read_text())
+        value, mark = found["value"], found["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if digest(value) == mark else None
+
+
+def remember(kind: str, entry: str, value: Any) -> None:
+    """Keep a value; a cache that cannot be written costs time, not the study."""
+    path = cache_folder() / kind / f"{entry}.json"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps({"digest": digest(value), "value": value}))
+        draft.replace(path)
+    except OSError as error:
+        log.warning("cannot keep what was derived in %s (%s)", path.parent, error.strerror)

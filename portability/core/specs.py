@@ -1,0 +1,290 @@
+"""The values a study is made of; a run is named by the hash of everything that can change its number."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from portability.core.wording import counted
+
+FROM_ORIGIN = ("ported", "sampled", "shuffled")  # kinds of init that start from the origin's module
+EXTRACTION = "extraction"  # of a run without updates: pairs cut out of a larger host's own weights
+FROM_EXTRACTION = ("extracted", "extracted_shuffled", "extracted_noise")  # kinds of init that start from an extraction
+PISSA = "pissa"  # the receiving host's own largest singular triples
+SUBTRACTED = (EXTRACTION, *FROM_EXTRACTION, PISSA)  # kinds whose start is taken off the host, so that training begins at it
+BARE = "bare"  # no module at all: the host as it is
+MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
+KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
+METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked for
+SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
+PROTOCOLS = {  # the schemas whose records can be read; records of two of them are never pooled
+    1: "old protocol (schema 1): marks evaluate a moving average that still holds the start",
+    SCHEMA: "marks evaluate the last iterate, or a mean of late ones",
+}
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of `value` as JSON with sorted keys.
+
+    Example:
+        >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+        True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class HostShape:
+    """Depth and widths of a host: all that a port needs to know of it.
+
+    `layers` maps each stack ("encoder", "decoder") to its depth; `kv_heads` is smaller than `heads` under
+    grouped-query attention.
+    """
+
+    family: str
+    layers: Mapping[str, int]
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.heads // self.kv_heads
+
+    def size(self, axis: str) -> int | None:
+        """Length of a host-dependent axis, or None for an axis that belongs to the method."""
+        return getattr(self, axis) if axis in HOST_AXES else None
+
+
+HOST_AXES = ("hidden", "ffn", "kv_heads", "group", "head_dim")
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """A frozen language model: where it is, what it is (fingerprint over weights and tokenizer) and its shape."""
+
+    name: str
+    source: str  # folder, or hub id
+    revision: str | None
+    fingerprint: str
+    shape: HostShape
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A PEFT technique with its hyper-parameters; `config` is the name of its class in `library`."""
+
+    name: str
+    library: str
+    config: str
+    settings: Mapping[str, Any]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class InitSpec:
+    """How a receiving module starts: the kind (a function in inits.INITS) and its options."""
+
+    name: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PortSpec:
+    """How a module is fitted to another shape: width strategy, layer map, and whether a partial carry is allowed."""
+
+    name: str
+    strategy: str
+    layer_map: str
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set after the leak guard, named by the digests of what is trained on and what is evaluated."""
+
+    name: str
+    source: str  # folder, or hub id
+    revision: str | None
+    train_digest: str
+    eval_digest: str
+    counts: Mapping[str, int]  # train, eval, dropped: examples
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """How a text becomes a question to a host: template with {text}, label words (negative, positive), length limit."""
+
+    template: str
+    label_words: tuple[str, str]
+    max_length: int  # tokens
+
+
+@dataclass(frozen=True)
+class AnswerSpec:
+    """How the answers of a set of prompts are scored, and the length limit; what a scoring does not use is None.
+
+    Attributes:
+        scoring: a name in SCORINGS.
+        normaliser: of exact_match, a name in tasks.scoring.NORMALISERS.
+        likelihood: of choice, a name in tasks.scoring.LIKELIHOODS.
+        new_tokens: most tokens of a written answer, its end token included; None for choice.
+        max_length: tokens of prompt and answer (of t5: of the prompt, and of the answer).
+        too_long: what becomes of answers to write that leave no room for a prompt in it, one of TOO_LONG
+            (tasks.encode.encode_answers).
+    """
+
+    scoring: str
+    normaliser: str | None
+    likelihood: str | None
+    new_tokens: int | None
+    max_length: int
+    too_long: str = "refuse"
+
+
+TOO_LONG = ("refuse", "drop", "truncate")
+SCORINGS = ("exact_match", "rouge_l", "choice")
+
+
+def too_long_words(counts: Mapping[str, int]) -> str:
+    """Numbers of answers that were too long, in words.
+
+    Example:
+        >>> too_long_words({"train_dropped": 2, "train_truncated": 0, "test_truncated": 1})
+        '2 training examples left out, 0 training answers cut, 1 test answer cut in the likelihood'
+    """
+    return (f"{counted(counts['train_dropped'], 'training example')} left out, "
+            f"{counted(counts['train_truncated'], 'training answer')} cut, "
+            f"{counted(counts['test_truncated'], 'test answer')} cut in the likelihood")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One protocol for every arm; `updates` is the run's total, the marks are not part of it."""
+
+    updates: int
+    batch_size: int
+    warmup: int  # updates
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    clip: float  # gradient norm of one member
+    tail: float  # share of a mark's updates whose iterates the mark averages; 0: the last iterate alone
+    bucket_batches: int  # at least so many batches share a length bucket
+    head_learning_rate: float  # of a classification head, where the host needs one
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """Which split serves as test, how many of its examples (0: all of them), and what is computed of the predictions: names
+    of measures.metric_names, which change no prediction and are no part of a run's identity."""
+
+    split: str
+    limit: int
+    batch_size: int
+    metrics: tuple[str, ...] = METRICS
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The unit of work that is executed once: one module trained (or a bare host scored) on one host.
+
+    `origin` is the run_id of the run whose module (and head) this run starts from; None where it starts from nothing.
+    `head` is "none" for hosts that score label words, else "shared" or "fresh". `teacher` is the host out of which an
+    extraction cuts its module, None for all other runs.
+    """
+
+    host: HostSpec
+    data: DataSpec
+    task: TaskSpec | AnswerSpec
+    method: MethodSpec | None  # None only for the bare host
+    init: InitSpec
+    port: PortSpec | None
+    origin: str | None
+    head: str
+    seed: int | None  # None where no random number is drawn
+    train: TrainSpec
+    eval: EvalSpec
+    precision: str
+    teacher: HostSpec | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change the run's numbers, and nothing else: no path, no display name."""
+        return {
+            "schema": SCHEMA,
+            "host": self.host.fingerprint,
+            "data": [self.data.train_digest, self.data.eval_digest],
+            "task": asdict(self.task),
+            "method": _without(self.method, "name"),
+            "init": _without(self.init, "name"),
+            "port": _without(self.port, "name"),
+            "origin": self.origin,
+            "head": self.head,
+            "seed": self.seed,
+            "train": asdict(self.train),
+            "eval": {"split": self.eval.split, "limit": self.eval.limit},
+            "precision": self.precision,
+            "teacher": self.teacher.fingerprint if self.teacher else None,
+        }
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run: hash of its identity."""
+        return digest(self.identity())
+
+    @property
+    def stream(self) -> tuple[object, ...]:
+        """First names of what the run draws for its module (seeds.stream): its seed, role, method and the run it starts from,
+        so that no two starts of a seed are made of the same numbers. Batches and heads are named by seed and data alone: all
+        arms of a seed share them.
+        """
+        method = digest(_without(self.method, "name", "learning_rate"))
+        return self.seed, "receiving" if self.origin else "origin", method, self.origin
+
+    def with_updates(self, updates: int) -> "RunSpec":
+        """The same run with another number of updates."""
+        return replace(self, train=replace(self.train, updates=updates))
+
+
+def _without(value: Any, *names: str) -> dict[str, Any] | None:
+    return None if value is None else {k: v for k, v in asdict(value).items() if k not in names}
+
+
+def from_dict(cls: Any, value: Mapping[str, Any]) -> Any:
+    """Rebuild a spec from `dataclasses.asdict` after a trip through JSON (lists become tuples again)."""
+    parts: dict[str, Any] = {
+        "host": HostSpec, "data": DataSpec, "task": TaskSpec, "method": MethodSpec, "init": InitSpec,
+        "port": PortSpec, "train": TrainSpec, "eval": EvalSpec, "shape": HostShape, "teacher": HostSpec,
+    }
+    built = {}
+    for key, item in value.items():
+        if key in parts and isinstance(item, Mapping):
+            item = from_dict(AnswerSpec if key == "task" and "scoring" in item else parts[key], item)
+        built[key] = tuple(item) if isinstance(item, list) else item
+    return cls(**built)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid; many cells may share one run. `mark` is the update of the run that the cell reads."""
+
+    method: str
+    origin: str
+    receiving: str
+    relation: str
+    origin_data: str
+    data: str
+    init: str
+    port: str
+    seed: int
+    budget: int  # updates on the receiving host; 0 is zero-shot
+    run_id: str
+    mark: int
+    native_id: str  # the run of the same method trained on the receiving host itself
+    bare_id: str  # the host without a module, with this cell's head

@@ -1,0 +1,248 @@
+"""What an answer is worth, example by example: a score in [0, 1] from its text, or from the likelihoods of the choices."""
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+
+import numpy as np
+
+from portability.core.errors import UserError, choose
+
+SQUAD = "Rajpurkar et al., EMNLP 2016 (arXiv 1606.05250), normalize_answer of the official evaluation script"
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.(?!\d)|(?<=\d))")
+_ARTICLES = ("a", "an", "the")
+
+
+def number(text: str) -> str | None:
+    """A number in its one plain form, or None where the text is none; thousands may be set off by commas.
+
+    Example:
+        >>> number("1,234.0"), number("-.50"), number("12,34"), number("3 apples")
+        ('1234', '-0.5', None, None)
+    """
+    if not _NUMBER.fullmatch(text):
+        return None
+    plain = f"{Decimal(text.replace(',', '')):f}"
+    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
+    return "0" if plain in ("-0", "+0", "") else plain.removeprefix("+")
+
+
+def plain(text: str) -> str:
+    """The text without blanks around it."""
+    return text.strip()
+
+
+def squad(text: str) -> str:
+    """Lower case, without punctuation, articles and surplus blanks, as SQuAD's script does (`SQUAD`).
+
+    Numbers are kept apart, in one form (our choice): "$1,234.0" is "1234", and "-5" is not "5". Where punctuation or articles
+    are all there is they stay, so that the letter "A" is an answer (our choice; the script would leave nothing).
+
+    Example:
+        >>> squad("The  answer, in dollars: $1,234.0!"), squad("A"), squad("an apple.")
+        ('answer in dollars 1234', 'a', 'apple')
+    """
+    words = [_word(word) for word in text.lower().split()]
+    kept = [word for word in words if word] or text.lower().split()
+    return " ".join([word for word in kept if word not in _ARTICLES] or kept)
+
+
+def _word(word: str) -> str:
+    bare = word.strip(string.punctuation)
+    signed = word[word.find(bare) - 1 : word.find(bare)] if bare else ""
+    found = number(("-" if signed == "-" else "") + bare)
+    return found if found is not None else "".join(char for char in word if char not in string.punctuation)
+
+
+def last_number(text: str) -> str:
+    """The last number of the text in its plain form, or nothing (Open-Instruct's GSM8K evaluation takes the same one).
+
+    A sign counts where a blank or a bracket stands before it: "7-5" ends in 5.
+
+    Example:
+        >>> last_number("so 3 apples cost $1,250.00 each."), last_number("he lost -5"), last_number("none")
+        ('1250', '-5', '')
+    """
+    found = re.findall(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w.)])-)?\.\d+", text)
+    return number(found[-1]) or "" if found else ""
+
+
+def after_marker(text: str) -> str:
+    """What follows the last "####", as GSM8K ends its chains (Cobbe et al. 2021, arXiv 2110.14168), normalised by `squad`;
+    nothing where there is no marker.
+
+    Example:
+        >>> after_marker("5 + 1 = 6 #### 6.0")
+        '6'
+    """
+    return _after("####", text)
+
+
+def after_answer_is(text: str) -> str:
+    """What follows the last "answer is", as in "The answer is: B", the target of Zhong et al. (ICLR 2024) for MMLU, on
+    its line, normalised by `squad`; nothing where these words are missing.
+
+    Example:
+        >>> after_answer_is("I think the answer is: B.")
+        'b'
+    """
+    return _after("answer is", text)
+
+
+def _after(marker: str, text: str) -> str:
+    _, found, rest = text.lower().rpartition(marker)
+    return squad((rest.strip().splitlines() or [""])[0]) if found else ""
+
+
+def final(text: str) -> str:
+    """The end of a chain of thought: what follows the last "####", else the last "answer is", else the last number (our
+    choice of the order). Of what follows a marker the last number counts, if there is one.
+
+    Example:
+        >>> final("2 + 3 = 5 #### 5 apples"), final("The answer is: 7."), final("2 + 3 = 5"), final("The answer is yes")
+        ('5', '7', '5', 'yes')
+    """
+    for marked in (after_marker(text), after_answer_is(text)):
+        if marked:
+            return last_number(marked) or marked
+    return last_number(text)
+
+
+NORMALISERS: dict[str, Callable[[str], str]] = {
+    "plain": plain,
+    "squad": squad,
+    "last_number": last_number,
+    "after_marker": after_marker,
+    "after_answer_is": after_answer_is,
+    "final": final,
+}
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str], normaliser: str = "squad") -> np.ndarray:
+    """1 where prediction and reference are the same after normalisation, else 0; (N,) float64.
+
+    A prediction that normalises to nothing is wrong.
+
+    Args:
+        normaliser: a name in NORMALISERS, applied to both.
+
+    Raises:
+        UserError: an unknown normaliser, or a reference of which it leaves nothing.
+        ValueError: none, or not as many predictions as references.
+
+    Example:
+        >>> exact_match(["The 1,234.0", "six"], ["1234", "6"]).tolist()
+        [1.0, 0.0]
+    """
+    normalise = NORMALISERS[choose(normaliser, NORMALISERS, "normaliser")]
+    _check(predictions, references)
+    wanted = [normalise(text) for text in references]
+    if "" in wanted:
+        place = wanted.index("")
+        raise UserError(f"normaliser '{normaliser}' leaves nothing of the answer {references[place][:60]!r} (example {place}, "
+                        f"from 0); choose another one, or another answer")
+    return np.array([float(normalise(text) == want) for text, want in zip(predictions, wanted, strict=True)])
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """ROUGE-L F-measure of each prediction, (N,) float64 in [0, 1]: Lin 2004, section 3.1, tokens as in rouge_score without
+    stemming (lower case, runs of ASCII letters and digits; so a text in another script has no tokens and scores 0).
+
+    Raises:
+        ValueError: none, or not as many predictions as references.
+
+    Example:
+        >>> rouge_l(["the cat sat"], ["the cat was sat upon"]).tolist()
+        [0.75]
+    """
+    _check(predictions, references)
+    return np.array([_f_measure(_tokens(a), _tokens(b)) for a, b in zip(predictions, references, strict=True)])
+
+
+def _tokens(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _f_measure(predicted: list[str], wanted: list[str]) -> float:
+    if not predicted or not wanted:
+        return 0.0
+    common = common_length(predicted, wanted)
+    return 2 * common / (len(predicted) + len(wanted))  # of precision and recall, both over `common`
+
+
+def common_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the table at once as the bits of one number (Hyyro 2004,
+    "Bit-parallel LCS-length computation revisited").
+
+    Example:
+        >>> common_length("abcde", "badxe")
+        3
+    """
+    places: dict[str, int] = {}
+    for index, token in enumerate(first):
+        places[token] = places.get(token, 0) | 1 << index
+    full = (1 << len(first)) - 1
+    row = full
+    for token in second:
+        hit = row & places.get(token, 0)
+        row = (row + hit | row - hit) & full
+    return len(first) - row.bit_count()
+
+
+LIKELIHOODS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "sum": lambda sums, lengths: sums,  # of the log-probabilities of a choice's tokens
+    "mean": lambda sums, lengths: sums / lengths,  # of one token, so that long choices are not at a disadvantage
+}
+
+
+def margins(
+    sums: np.ndarray, lengths: np.ndarray, group: np.ndarray, right: np.ndarray, likelihood: str = "sum"
+) -> np.ndarray:
+    """How much likelier the right choice is than the best wrong one, (..., N) float64, nats (a token, for "mean").
+
+    Args:
+        sums: (..., R) summed log-probabilities of each row's tokens, nats; a row is a choice of an example.
+        lengths: (R,) tokens of each row, at least 1.
+        group: (R,) the row's example, from 0 to N - 1.
+        right: (R,) bool, the right choice: one row of each example.
+        likelihood: "sum", or "mean" for the length-normalised one.
+
+    Raises:
+        UserError: an unknown likelihood.
+        ValueError: values that are not finite, or an example without exactly one right and at least one wrong choice.
+
+    Example:
+        >>> rows = np.array([0, 0, 1, 1]), np.array([True, False, True, False])
+        >>> margins(np.array([-4.0, -3.0, -1.0, -1.0]), np.array([4, 1, 1, 1]), *rows, "mean").tolist()
+        [2.0, 0.0]
+    """
+    values = LIKELIHOODS[choose(likelihood, LIKELIHOODS, "likelihood")](np.asarray(sums, np.float64), lengths)
+    if not np.isfinite(values).all():
+        raise ValueError(f"log-probabilities are not finite for {int((~np.isfinite(values)).sum())} of {values.size} rows")
+    count = int(group.max()) + 1
+    rights, wrongs = (np.bincount(group[rows], minlength=count) for rows in (right, ~right))
+    if (rights != 1).any() or (wrongs < 1).any():
+        raise ValueError("each example needs exactly one right choice and at least one wrong one")
+    by_row = np.moveaxis(values, -1, 0)
+    best = np.full((count, *by_row.shape[1:]), -np.inf)
+    np.maximum.at(best, group[~right], by_row[~right])
+    mine = np.empty_like(best)
+    mine[group[right]] = by_row[right]
+    return np.moveaxis(mine - best, 0, -1)
+
+
+def choice(margin: np.ndarray) -> np.ndarray:
+    """1 where the right choice is the likeliest, else 0, of any shape, float64. A tie with a wrong choice is wrong, so a host
+    that knows nothing gains nothing by it.
+
+    Example:
+        >>> choice(np.array([2.0, 0.0, -1.0])).tolist()
+        [1.0, 0.0, 0.0]
+    """
+    return (np.asarray(margin) > 0).astype(np.float64)
+
+
+def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
+    if len(predictions) != len(references) or not references:
+        raise ValueError(f"scores need as many predictions as references, got {len(predictions)} and {len(references)}")

@@ -1,0 +1,285 @@
+"""Examples to token ids: what a host is trained on, what it continues, and what it chooses from.
+
+A prompt is tokenised as it will stand before a generated answer, and its tokens always begin the sequence that is trained
+on. Between prompt and answer stands a blank, unless the prompt ends in a line break or tab; blanks at the prompt's end go to
+the answer, because "word" and " word" are different tokens for most hosts. The answer's tokens are what the whole text has
+after the prompt's, and the host's end token follows. Where the tokenizer merges across the border, the answer is tokenised by
+itself. (The same rule as lm-evaluation-harness, `TemplateLM._encode_pair`, but for such merges: it cuts there all the same.)
+
+Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is cut only where that is
+asked for (`encode_answers`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from portability.core.architectures import FAMILIES
+from portability.core.errors import UserError
+from portability.data.examples import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+OF_SET = "of the data set's answers (data.NAME.answers.max_length, else task.max_length)"
+
+
+def joined(text: str, word: str) -> str:
+    """What follows a text: the word, with a blank before it unless text or word has one there.
+
+    Example:
+        >>> joined("answer :", "yes"), joined("answer :", " yes"), joined("answer:\\n", "yes")
+        (' yes', ' yes', 'yes')
+    """
+    return word if text[-1:].isspace() or word[:1].isspace() else f" {word}"
+
+
+def after(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """Tokens of an answer: what the `whole` text has after the prompt's, or, where the tokenizer merges across the border,
+    those of the answer `alone`."""
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token ids of N rows, one after another: an example each, or a choice of an example each.
+
+    Attributes:
+        ids: (T,) int32; of decoder-only hosts prompt and answer, of t5 the encoder's input.
+        offsets: (N + 1,) int64; row i is ``ids[offsets[i] : offsets[i + 1]]``.
+        starts: (N,) int64, where the answer begins in its row, at least 1; of t5 in the row's target, so 0.
+        group: (N,) int64, the example behind each row.
+        right: (N,) bool, whether the row's answer is the right one.
+        cut: number of rows whose prompt lost its beginning.
+        target_ids: (S,) int32, of t5 the answers, without a start token; else None.
+        target_offsets: (N + 1,) int64, likewise.
+        dropped: number of examples that were left out, because their answers are too long.
+        truncated: number of rows whose answer lost its end.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    starts: np.ndarray
+    group: np.ndarray
+    right: np.ndarray
+    cut: int
+    target_ids: np.ndarray | None = None
+    target_offsets: np.ndarray | None = None
+    dropped: int = 0
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Flat ids among which the answers stand, and where each answer begins in them, (N,)."""
+        if self.target_ids is not None and self.target_offsets is not None:
+            return self.target_ids, self.target_offsets[:-1]
+        return self.ids, self.offsets[:-1] + self.starts
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row (of t5, of the encoder's input), (N,) int64."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def answer_lengths(self) -> np.ndarray:
+        """Tokens of each answer, its end token included, (N,) int64."""
+        return self.lengths - self.starts if self.target_offsets is None else np.diff(self.target_offsets)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Tokens of a prompt, without what the host puts around it, and of an answer with its end token."""
+
+    before: list[int]
+    prompt: list[int]
+    answer: list[int]
+
+
+def encode_answers(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
+    too_long: str = "refuse", new_tokens: int = 1,
+) -> Sequences:
+    """Prompts with their right answers, to train on; one row an example.
+
+    An answer is too long where it leaves no room for a token of the prompt (of t5: where it has more than `max_length`).
+
+    Args:
+        family: the host's, a key of families.FAMILIES.
+        max_length: most tokens of a row, special ones and the end token included; of t5, of the encoder's input and of the
+            target each.
+        too_long: what becomes of answers that are: "refuse"; "drop" leaves their examples out; "truncate" keeps their first
+            tokens, without an end token, because the answer does not end there (our choice).
+        new_tokens: a truncated answer has at least so many, as far as the prompt's last token leaves room, and more where the
+            whole prompt leaves room for more: the prompt is cut no shorter than where an answer is to be written.
+
+    Raises:
+        UserError: an encoder host, a tokenizer without an end token, an answer that does not fit or that the tokenizer does
+            not know, or a chat that the host's template refuses.
+    """
+    work, count = _Encoder(tokenizer, family), len(examples)
+    rows = work.rows(examples, [example.answer for example in examples])
+    long = [index for index, row in enumerate(rows) if len(row.answer) > work.room(row, max_length)]
+    kept = np.setdiff1d(np.arange(count), long if too_long == "drop" else [])
+    if long and (too_long == "refuse" or not len(kept)):
+        raise UserError(f"{len(long)} of {count} answers are too long, first in example {long[0]} (from 0, of those used): "
+                        f"{max_length} tokens are too few for a prompt and an answer of {len(rows[long[0]].answer)} with its "
+                        f"end token; raise max_length {OF_SET}, or set too_long beside it to drop or truncate")
+    if too_long == "truncate":
+        for index in long:
+            rows[index] = work.truncated(rows[index], max_length, new_tokens)
+    found = work.flat([rows[index] for index in kept], kept, np.ones(len(kept), dtype=bool), max_length)
+    return replace(found, dropped=count - len(kept), truncated=len(long) if too_long == "truncate" else 0)
+
+
+def encode_choices(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int
+) -> Sequences:
+    """Prompts with each of their choices, to compare likelihoods; one row a choice, in order. All choices of an example keep
+    as much of its prompt as the longest leaves room for.
+
+    Raises:
+        UserError: as `encode_answers`, or an example without choices.
+    """
+    work = _Encoder(tokenizer, family)
+    whole = [(index, place) for index, one in enumerate(examples) for place in range(len(one.choices or ()))]
+    group = np.array([index for index, _ in whole], dtype=np.int64)
+    lacking = sorted(set(range(len(examples))) - set(group.tolist()))
+    if lacking:
+        raise UserError(f"example {lacking[0]} (from 0) has no choices to compare; give each example choices, or none")
+    rows = work.rows([examples[index] for index, _ in whole], [(examples[index].choices or ())[at] for index, at in whole])
+    return work.flat(rows, group, np.array([at == examples[index].right for index, at in whole]), max_length)
+
+
+def encode_prompts(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int, new_tokens: int
+) -> Sequences:
+    """Prompts alone, to continue by up to `new_tokens`; answers are empty, and `starts` is each row's length (of t5, 0).
+
+    Decoder-only hosts need room for both, so their prompts are cut to ``max_length - new_tokens``.
+
+    Raises:
+        UserError: an encoder host, a tokenizer without an end token, no room for a prompt, or a chat that the host's template
+            refuses.
+    """
+    work, count = _Encoder(tokenizer, family), len(examples)
+    room = max_length if work.seq2seq else max_length - new_tokens
+    if room < 1:
+        raise UserError(f"{new_tokens} new tokens leave no room for a prompt in {max_length} tokens; raise max_length {OF_SET}")
+    return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
+
+
+def shown(example: Example, tokenizer: "PreTrainedTokenizerBase", family: str) -> tuple[str, str, list[int]]:
+    """The text that a host reads, the right answer as it follows it, and the answer's tokens.
+
+    Raises:
+        UserError: as `encode_answers`.
+    """
+    work, answer = _Encoder(tokenizer, family), example.answer.strip()
+    text, _ = work.prompt(example)
+    (row,) = work.rows([example], [answer])
+    return text, answer if work.seq2seq else joined(text, answer), row.answer
+
+
+class _Encoder:
+    """A host's tokenizer, and how prompts and answers go through it."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str):
+        if FAMILIES[family].scoring == "head":
+            raise UserError(f"a {family} host can neither write an answer nor rate choices token by token; a task of prompts "
+                            "and answers needs a gpt2, llama or t5 host")
+        if tokenizer.eos_token_id is None:
+            raise UserError("the host's tokenizer has no end token, so no answer could end; name one in its "
+                            "tokenizer_config.json (eos_token)")
+        self.tokenizer, self.seq2seq, self.end = tokenizer, family == "t5", int(tokenizer.eos_token_id)
+
+    def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
+        """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts alone."""
+        texts = [self.prompt(example) for example in examples]
+        prompts = self._tokens([text for text, _ in texts])
+        empty = [index for index, prompt in enumerate(prompts) if not prompt]
+        if empty:
+            raise UserError(f"the prompt {texts[empty[0]][0][:60]!r} has no tokens for the host's tokenizer")
+        front = self._front(texts[0][0], prompts[0]) if texts else []
+        tails = self._answers([text for text, _ in texts], prompts, answers) if answers is not None else [[] for _ in texts]
+        parts = zip(texts, prompts, tails, strict=True)
+        return [_Row([] if templated else front, prompt, tail) for (_, templated), prompt, tail in parts]
+
+    def prompt(self, example: Example) -> tuple[str, bool]:
+        """The text before the answer, and whether the host's chat template made it, with its special tokens in the text."""
+        if not example.turns or not self.tokenizer.chat_template:
+            return example.prompt.rstrip(" "), False
+        from jinja2 import TemplateError
+
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            raise UserError("the host's chat template writes today's date, so a study could not be repeated; put a fixed date "
+                            "into it (chat_template in its tokenizer_config.json, or chat_template.jinja)")
+        turns = [{"role": role, "content": content} for role, content in example.turns]
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)).rstrip(" "), True
+        except TemplateError as error:
+            raise UserError(f"the host's chat template refuses the chat {example.prompt[:60]!r}: {error}") from error
+
+    def _front(self, text: str, prompt: list[int]) -> list[int]:
+        """Special tokens that the tokenizer puts before a text."""
+        whole = list(self.tokenizer(text)["input_ids"])
+        return next(whole[:at] for at in range(len(whole)) if whole[at : at + len(prompt)] == prompt)
+
+    def _answers(self, texts: list[str], prompts: list[list[int]], answers: Sequence[str]) -> list[list[int]]:
+        """Tokens of the answers, as they follow the prompts, with the end token."""
+        alone = self._tokens([answer.strip() for answer in answers])
+        tails = alone
+        if not self.seq2seq:
+            pairs = zip(texts, answers, strict=True)
+            whole = self._tokens([text + joined(text, answer.strip()) for text, answer in pairs])
+            tails = [after(*parts) for parts in zip(prompts, whole, alone, strict=True)]
+        for answer, tail in zip(answers, tails, strict=True):
+            if not set(tail) - {self.tokenizer.unk_token_id}:
+                raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer, so it can neither be learnt "
+                                "nor written; choose another host, or other answers")
+        return [[*tail, self.end] for tail in tails]
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    def room(self, row: _Row, max_length: int) -> int:
+        """Most tokens of an answer, beside the last one of its prompt."""
+        return max_length if self.seq2seq else max_length - len(row.before) - 1
+
+    def truncated(self, row: _Row, max_length: int, least: int) -> _Row:
+        """The row with the beginning of its answer, which is too long: at least so many tokens, if there is room for them."""
+        room = self.room(row, max_length)
+        beside = room if self.seq2seq else room + 1 - len(row.prompt)
+        return replace(row, answer=row.answer[: max(min(least, room), beside)])
+
+    def flat(self, rows: Sequence[_Row], group: np.ndarray, right: np.ndarray, max_length: int) -> Sequences:
+        """The rows one after another, prompts cut from the left where they have to be."""
+        longest = np.zeros(int(group.max(initial=-1)) + 1, dtype=np.int64)
+        np.maximum.at(longest, group, [len(row.answer) for row in rows])
+        heads, cut = [], 0
+        for row, example in zip(rows, group, strict=True):
+            after = [self.end] if self.seq2seq else []
+            taken = len(row.before) + (len(after) if self.seq2seq else int(longest[example]))
+            if max_length <= taken or (self.seq2seq and longest[example] > max_length):
+                raise UserError(f"example {example} (from 0, of those used): {max_length} tokens are too few for a prompt and "
+                                f"an answer of {longest[example]} with its end token; raise max_length {OF_SET}")
+            kept = row.prompt[-(max_length - taken) :]
+            cut += len(kept) < len(row.prompt)
+            heads.append([*row.before, *kept, *after])
+        tails = [row.answer for row in rows]
+        if self.seq2seq:
+            return Sequences(*_join(heads), np.zeros(len(rows), dtype=np.int64), group, right, cut, *_join(tails))
+        starts = np.array([len(head) for head in heads], dtype=np.int64)
+        return Sequences(*_join([head + tail for head, tail in zip(heads, tails, strict=True)]), starts, group, right, cut)
+
+
+def _join(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids (T,) int32, and where each row begins and the last one ends (N + 1,) int64."""
+    flat = np.array([token for row in rows for token in row], dtype=np.int32)
+    return flat, np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])

@@ -1,0 +1,191 @@
+"""The data of a study: guarded, counted and named by content; what is derived is kept, so planning re-reads nothing.
+
+    sources.read_split -> overlap.guard -> study_data (counts, digests) -> rows -> encoding.encode
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import TYPE_CHECKING, Any
+
+from portability.core.errors import UserError, choose
+from portability.core.hashing import remember, remembered
+from portability.core.seeds import stream_seed
+from portability.core.specs import DataSpec, EvalSpec, digest
+from portability.data.decontamination import EVAL_SPLITS, OVERLAPS, Rows, guard, kept
+from portability.data.examples import Example
+from portability.data.sources import DataSource, as_columns, check, files, read, read_split
+from portability.data.tokenization import Encoded, encode
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = [
+    "DataSource", "Encoded", "StudyData", "data_spec", "encode", "examples", "read", "rows", "rows_digest", "study_data",
+]
+GUARD_RULE = 1  # raise it when the leak guard or the digests change, so that kept results are not used
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The data sets of a study after the leak guard, without their texts.
+
+    Attributes:
+        sources: by name, in the order of precedence.
+        overlap: "drop" or "keep".
+        counts: name -> examples: train (kept), validation, test, dropped_eval, dropped_train, dropped (their sum), and
+            shared_eval (evaluation examples that stand in another set's evaluation splits too; they stay).
+        digests: name -> split -> digest of its rows (of those kept, for train).
+        dropped: name -> indices of the training rows that were dropped.
+    """
+
+    sources: Mapping[str, DataSource]
+    overlap: str
+    counts: Mapping[str, Mapping[str, int]]
+    digests: Mapping[str, Mapping[str, str]]
+    dropped: Mapping[str, Sequence[int]]
+
+
+def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
+    """Apply the leak guard to a study's sets; no file is read where they are as they were the last time.
+
+    Args:
+        sources: every set of the study; the order is the order of precedence.
+        overlap: "drop" or "keep" training sentences that stand elsewhere in the study (overlap.guard).
+
+    Raises:
+        UserError: a source is bad, two have one name, or the guard leaves less than two classes to train on.
+    """
+    choose(overlap, OVERLAPS, "overlap")
+    by_name = {source.name: source for source in sources}
+    if not sources or len(by_name) < len(sources):
+        raise UserError(f"a study needs distinct data sets, got {[source.name for source in sources]}")
+    entry = digest(["study", GUARD_RULE, overlap, [_stamp(source) for source in sources]])
+    facts = remembered("data", entry)
+    if facts is None:
+        facts = _facts(by_name, overlap)
+        remember("data", entry, facts)
+    parts = {part: {name: facts[name][part] for name in by_name} for part in ("counts", "digests", "dropped")}
+    return StudyData(by_name, overlap, **parts)
+
+
+def _facts(sources: Mapping[str, DataSource], overlap: str) -> dict[str, Any]:
+    sets = {name: {split: read_split(source, split) for split in check(source)} for name, source in sources.items()}
+    out = {}
+    for name, guarded in guard(sets, overlap).items():
+        splits = sets[name] | {"train": kept(sets[name]["train"], guarded.dropped)}
+        counts = {split: len(splits.get(split, [])) for split in ("train", *EVAL_SPLITS)}
+        dropped = asdict(guarded) | {"dropped": len(guarded.dropped)}
+        out[name] = {
+            "counts": counts | dropped,
+            "digests": {split: rows_digest(found) for split, found in splits.items()},
+            "dropped": list(guarded.dropped),
+        }
+    return out
+
+
+def rows_digest(found: Rows) -> str:
+    """First 16 hex digits of the SHA-256 over texts and labels, or over examples, in order; nothing but content counts.
+
+    Example:
+        >>> rows_digest([("a", 0), ("b", 1)]) == rows_digest([("a", 0), ("b", 0)])
+        False
+    """
+    total = hashlib.sha256()
+    for row in found:
+        content = list(astuple(row) if isinstance(row, Example) else row)
+        total.update(json.dumps(content, separators=(",", ":")).encode() + b"\n")
+    return total.hexdigest()[:16]
+
+
+def data_spec(study: StudyData, name: str, eval_spec: EvalSpec) -> DataSpec:
+    """One set of the study as a value: digests of what is trained on and of what is evaluated, and counts.
+
+    Raises:
+        UserError: no such set, or it lacks the split that is to be evaluated.
+    """
+    source = study.sources[choose(name, study.sources, "data set")]
+    counts, size = study.counts[name], _eval_size(study, name, eval_spec.split, eval_spec.limit)
+    return DataSpec(
+        name=name,
+        source=source.path or str(source.hub),
+        revision=source.revision if source.hub else None,
+        train_digest=study.digests[name]["train"],
+        eval_digest=_eval_digest(study, name, eval_spec, size),
+        counts={"train": counts["train"], "eval": size, "dropped": counts["dropped"]},
+    )
+
+
+def _eval_size(study: StudyData, name: str, split: str, limit: int) -> int:
+    choose(split, EVAL_SPLITS, "eval.split")
+    if limit < 0:
+        raise UserError(f"eval.limit must be 0 (all) or a number of examples, got {limit}")
+    if split not in study.digests[name]:
+        raise UserError(f"data set '{name}' has no {split} split; choose another eval.split, or name one in conf/data")
+    size = study.counts[name][split]
+    return min(limit, size) if limit else size
+
+
+def _eval_digest(study: StudyData, name: str, eval_spec: EvalSpec, size: int) -> str:
+    split, full = eval_spec.split, study.digests[name][eval_spec.split]
+    if size == study.counts[name][split]:
+        return full
+    entry = digest(["subset", GUARD_RULE, full, split, eval_spec.limit])
+    facts = remembered("data", entry)
+    if facts is None:
+        facts = {"digest": rows_digest(_subset(_kept_rows(study, name, split), split, eval_spec.limit))}
+        remember("data", entry, facts)
+    return facts["digest"]
+
+
+def rows(study: StudyData, name: str, split: str, limit: int) -> "Dataset":
+    """The rows that are trained on or evaluated, with columns text and label, or prompt, answer and choices.
+
+    Args:
+        split: "train" (after the guard), "validation" or "test".
+        limit: first so many of a fixed shuffle, at least 0; 0: all, in the source's order.
+
+    Raises:
+        UserError: no such set or split, or its content is no longer what the study was planned with.
+    """
+    from datasets import Dataset
+
+    return Dataset.from_dict(as_columns(_chosen(study, name, split, limit)))
+
+
+def examples(study: StudyData, name: str, split: str, limit: int) -> list[Example]:
+    """The examples of a set of prompts that are trained on or evaluated; arguments and errors as of `rows`."""
+    return [row for row in _chosen(study, name, split, limit) if isinstance(row, Example)]
+
+
+def _chosen(study: StudyData, name: str, split: str, limit: int) -> Rows:
+    choose(name, study.sources, "data set")
+    return _subset(_kept_rows(study, name, split), split, limit)
+
+
+def _kept_rows(study: StudyData, name: str, split: str) -> Rows:
+    found = read_split(study.sources[name], split)
+    if split == "train":
+        found = kept(found, study.dropped[name])
+    if rows_digest(found) != study.digests[name][split]:
+        raise UserError(f"the {split} split of data set '{name}' changed since the study was planned; run it again")
+    return found
+
+
+def _subset(found: Rows, split: str, limit: int) -> Rows:
+    if not 0 < limit < len(found):
+        return found
+    order = list(range(len(found)))
+    random.Random(stream_seed("eval-subset", split, limit)).shuffle(order)
+    return [found[i] for i in order[:limit]]
+
+
+# ---- what is kept between commands
+
+
+def _stamp(source: DataSource) -> list[Any]:
+    """What tells whether a source is as it was: path, size and time of its files, or the pinned revision."""
+    stats = [(str(path.resolve()), path.stat()) for path in files(source).values()]
+    return [asdict(source), [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]]

@@ -1,0 +1,1 @@
+"""Hosts and data that come with the project."""

@@ -1,0 +1,1 @@
+"""How the embedded hosts and data were made."""

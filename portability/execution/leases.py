@@ -1,0 +1,232 @@
+"""Who works on what: a file a run while it is executed, so that several commands on one store share the work.
+
+`<study>/running/<run_id>.json` names host, process and time; its modification time is the heartbeat. A claim is stale when
+its process is gone (seen on the same machine at once) or its heartbeat is older than STALE_SECONDS. With each heartbeat a
+process also writes what its runs are at (stages.Stage), in `<study>/running/<owner>.stage`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from portability.core.specs import digest
+from portability.core.stages import Stage
+
+log = logging.getLogger(__name__)
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0  # our choice: twelve heartbeats, because network file systems show times late (DECISIONS D-44)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim says: the run, and who has had it in hand since when (UTC)."""
+
+    run_id: str
+    host: str
+    pid: int
+    since: str
+    machine: str  # digest of what tells machines, boots and containers apart
+    started: str  # of the process, so that a number that the system gave out again is not taken for it
+    owner: str  # one a process
+
+
+class Claims:
+    """The claims of a study. Safe between processes and machines but for one race: when two find the same claim stale at
+    the same moment, both may come to own it for a moment, and the run may be executed twice, to the same record."""
+
+    def __init__(self, root: Path | str):
+        self.folder = Path(root) / "running"
+        self.owner = uuid.uuid4().hex
+        self.mine: set[str] = set()
+        self.stage: Stage | None = None
+
+    @contextlib.contextmanager
+    def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
+        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards.
+
+        Raises:
+            OSError: the study's folder cannot be written.
+        """
+        self.stage = None
+        self.mine = {run_id for run_id in run_ids if self._take(run_id)}
+        over = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        beat.start()
+        try:
+            yield set(self.mine)
+        finally:
+            over.set()
+            beat.join()
+            self._stage_path(self.owner).unlink(missing_ok=True)
+            for run_id in self.mine:
+                if (claim := self.read(run_id)) is not None and claim.owner == self.owner:
+                    self._path(run_id).unlink(missing_ok=True)
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            for run_id in self.mine:
+                with contextlib.suppress(OSError):  # taken over as stale, or the disk is away for a moment
+                    os.utime(self._path(run_id))
+            with contextlib.suppress(OSError):
+                self._write_stage()
+
+    def say(self, stage: Stage) -> None:
+        """Note what runs that are held are at; it is written with the next heartbeat."""
+        self.stage = stage
+
+    def _write_stage(self) -> None:
+        if self.stage is not None:
+            draft = self.folder / f".{self.owner}.stage"
+            draft.write_text(json.dumps(asdict(self.stage)))
+            draft.rename(self._stage_path(self.owner))
+
+    def stages(self) -> dict[str, Stage]:
+        """What the processes that hold runs were at, at their last heartbeats, by owner."""
+        found = {}
+        for path in self.folder.glob("[!.]*.stage"):
+            with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # its owner let go, or a crash tore it
+                found[path.stem] = Stage(**json.loads(path.read_text()))
+        return found
+
+    def _take(self, run_id: str) -> bool:
+        path, draft = self._path(run_id), self.folder / f".{self.owner}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        claim = Claim(run_id, platform.node(), os.getpid(), now, machine(), started(os.getpid()), self.owner)
+        draft.write_text(json.dumps(asdict(claim)))
+        try:
+            for _ in range(2):
+                try:
+                    os.link(draft, path)  # fails where there is one, on network file systems too
+                    return True
+                except FileExistsError:  # a network file system may say so of a link that it made itself
+                    if (held := self.read(run_id)) is not None and held.owner == self.owner:
+                        return True
+                    if not self._clear(run_id):
+                        return False
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _clear(self, run_id: str) -> bool:
+        """Move a stale claim out of the way; False where it lives."""
+        path, seen = self._path(run_id), self.read(run_id)
+        if seen is not None and self.lives(seen):
+            return False
+        away = self.folder / f".{self.owner}-stale"
+        try:
+            path.rename(away)
+        except FileNotFoundError:  # another was faster, or its owner let go
+            return True
+        found = _parse(away, run_id)
+        if found == seen:
+            self._stage_path(found.owner).unlink(missing_ok=True)
+            log.info("run %s was left behind by a process that is gone", run_id)
+        else:  # another took it over in this very moment: give it back
+            with contextlib.suppress(FileExistsError):
+                os.link(away, path)
+        away.unlink(missing_ok=True)
+        return found == seen
+
+    def tidy(self) -> None:
+        """Remove what processes that are gone left behind."""
+        for run_id, claim in self.all().items():
+            if not self.lives(claim):
+                self._clear(run_id)
+
+    def read(self, run_id: str) -> Claim | None:
+        """The claim on a run, or None where there is none."""
+        return _parse(self._path(run_id), run_id)
+
+    def all(self) -> dict[str, Claim]:
+        """Every claim by run id, stale ones too."""
+        found = (_parse(path, path.stem) for path in sorted(self.folder.glob("*.json")))
+        return {claim.run_id: claim for claim in found if claim is not None}
+
+    def neighbours(self) -> int:
+        """How many other processes of this machine have runs of the study in hand, of those that share a core with this
+        one."""
+        here = {claim.pid for claim in self.all().values() if claim.machine == machine() and self.lives(claim)}
+        return sum(_share_cores(pid) for pid in here - {os.getpid()})
+
+    def lives(self, claim: Claim) -> bool:
+        """Whether the claim's owner still works on it."""
+        if claim.machine == machine() and claim.started:
+            return runs(claim.pid) and started(claim.pid) in (claim.started, "")  # empty: another user's, hidden from us
+        return self.silence(claim) <= STALE_SECONDS
+
+    def silence(self, claim: Claim) -> float:
+        """Seconds since the claim's last heartbeat, by the clock of the file system."""
+        probe = self.folder / f".{self.owner}-clock"
+        try:
+            probe.touch()
+            os.utime(probe)
+            now = probe.stat().st_mtime
+            probe.unlink()
+        except OSError:  # a reader of somebody else's study
+            now = time.time()
+        try:
+            return max(0.0, now - self._path(claim.run_id).stat().st_mtime)
+        except FileNotFoundError:
+            return float("inf")
+
+    def _path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+    def _stage_path(self, owner: str) -> Path:
+        return self.folder / f"{owner}.stage"
+
+
+def _parse(path: Path, run_id: str) -> Claim | None:
+    try:
+        return Claim(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):  # torn by a crash of the machine
+        return Claim(run_id, "unknown", 0, "", "", "", "")
+
+
+def _share_cores(pid: int) -> bool:
+    """Whether a process may use a core that this one may use too."""
+    try:
+        return bool(os.sched_getaffinity(pid) & os.sched_getaffinity(0))
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # no such thing on this system, or somebody else's process
+        return True
+
+
+def machine() -> str:
+    """Tells machines, boots and containers apart: process numbers mean something only where this is equal."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return digest([platform.node(), boot.read_text() if boot.exists() else "", os.readlink(space) if space.exists() else ""])
+
+
+def runs(pid: int) -> bool:
+    """Whether this machine has such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def started(pid: int) -> str:
+    """When a process of this machine began, in ticks since boot; empty where that cannot be seen, "gone" of one that has
+    ended and waits for its parent to notice."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "gone" if fields[0] == "Z" else fields[19]

@@ -1,0 +1,159 @@
+"""A run as far as shapes and tokens tell, before any weight is loaded: everything that would end it for certain is found here.
+
+The code is the run's own. The host stands on torch's meta device, which knows shapes and no numbers; a trained module, or a
+head, is drawn at random, so that no two of its layers are alike.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from portability.core.errors import FAULTS, UserError
+from portability.core.specs import EXTRACTION, FROM_ORIGIN, AnswerSpec, HostSpec, MethodSpec, RunSpec
+from portability.data.answer_tokens import joined, shown
+from portability.data.splits import examples, rows
+from portability.execution.execute import scorer_of
+from portability.execution.worker_context import Desk
+from portability.hosts.host import Host, folder_of, label_tokens, load_tokenizer, model_class
+from portability.inits.base import INITS, Given
+from portability.inits.extraction import peak_bytes
+from portability.inits.extraction.weights import Weights
+from portability.inits.seed_examples import extraction_options, seed_examples
+from portability.methods.base import Mounted
+from portability.methods.module import ModuleState
+from portability.porting.port import fit_head
+from portability.tasks.classification import HEAD
+from portability.tasks.generation import too_long
+
+SHOWN, TOKENS = 80, 12  # characters of a text, prompt or answer in an example that is shown, and tokens of an answer
+
+
+class Rehearsal:
+    """Runs rehearsed one after the other; what is made for one is kept for the next.
+
+    Args:
+        desk: of whose data the texts are.
+    """
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self.hosts: dict[str, Host] = {}
+        self.modules: dict[tuple[str, str], ModuleState] = {}
+
+    @torch.random.fork_rng(devices=[])  # meta tensors, too, take numbers from the one generator
+    def of(self, run: RunSpec, origin: RunSpec | None) -> dict[str, Any]:
+        """What is asked in a run (`_asked`), if nothing stands in its way.
+
+        Args:
+            origin: the run that it starts from, if there is one.
+
+        Raises:
+            UserError: names the host, the method or the data set that does not fit, and why.
+        """
+        with _said(f"host '{run.host.name}'", f"data set '{run.data.name}'"):
+            asked = self._asked(run)
+        if run.head == "shared" and origin is not None and run.port is not None:
+            with _said(f"port '{run.port.name}' from '{origin.host.name}' to '{run.host.name}'"):
+                fit_head(_head(origin.host), run.host.shape.hidden, run.port)
+        if run.method is not None:
+            fresh = self._module(run.host, run.method)
+            pair = [f"from '{origin.host.name}' to '{run.host.name}'"] if origin else []
+            with _said(f"init '{run.init.name}'", f"method '{run.method.name}'", *pair):
+                self._start(run, run.method, origin, fresh)
+        return asked
+
+    def _start(self, run: RunSpec, method: MethodSpec, origin: RunSpec | None, fresh: ModuleState) -> None:
+        """The module that a run starts from, where it comes from another host."""
+        if run.init.kind in FROM_ORIGIN and origin is not None:
+            INITS[run.init.kind](Given(
+                fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, origin=origin.host, port=run.port,
+                module=self._module(origin.host, method), method=method, change=_norm), run.init.options)
+        if run.init.kind == EXTRACTION and run.teacher is not None:
+            options = extraction_options(method, run.init)
+            seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.desk.data)
+            peak_bytes(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)
+
+    def _host(self, spec: HostSpec) -> Host:
+        if spec.fingerprint not in self.hosts:
+            self.hosts[spec.fingerprint] = skeleton(spec)
+        return self.hosts[spec.fingerprint]
+
+    def _module(self, host: HostSpec, method: MethodSpec) -> ModuleState:
+        """A module of the method's shape on a host, drawn from (0, 1)."""
+        key = (host.fingerprint, repr(method))
+        if key not in self.modules:
+            with _said(f"host '{host.name}'", f"method '{method.name}'"), torch.device("meta"):
+                mounted = Mounted(self._host(host), method)
+                shapes = mounted.to_state({name: torch.empty(shape) for name, shape in mounted.shapes.items()})
+                mounted.unmount()
+            generator = torch.Generator().manual_seed(0)
+            self.modules[key] = shapes.map(
+                {slot: torch.rand(tensor.shape, generator=generator) for slot, tensor in shapes.tensors.items()})
+        return self.modules[key]
+
+    def _asked(self, run: RunSpec) -> dict[str, Any]:
+        """What the host reads of the first test example, `text`; the `answers` it may give, as they follow the text; and
+        their `tokens`. A host with a head gives none. Of prompts also how many answers are `too_long`."""
+        host, task = self._host(run.host), run.task
+        scorer = scorer_of(host, run)
+        with _said("training examples"):
+            training = None if run.method is None else self.desk.training(host, run)
+        with _said(f"{run.eval.split} examples"):
+            test = self.desk.test(host, run)
+        if isinstance(task, AnswerSpec):
+            first = examples(self.desk.data, run.data.name, run.eval.split, run.eval.limit)[0]
+            text, answer, ids = shown(first, host.tokenizer, host.family)
+            example = _example(f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids], host)
+            return example | {"too_long": too_long(task, training, test)}
+        text = rows(self.desk.data, run.data.name, run.eval.split, run.eval.limit)[0]["text"]
+        text = f"{text[:SHOWN]} ..." if len(text) > SHOWN else text
+        if scorer.has_head:
+            return _example(text, [], [], host)
+        text, alone = task.template.replace("{text}", text), host.family == "t5"
+        answers = [word if alone else joined(text, word) for word in task.label_words]
+        return _example(text, answers, label_tokens(host.tokenizer, task.label_words, alone, task.template), host)
+
+
+def _example(text: str, answers: list[str], ids: list[list[int]], host: Host) -> dict[str, Any]:
+    tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]] for one in ids]
+    return {"text": text, "answers": [f"{one[:SHOWN]} ..." if len(one) > SHOWN else one for one in answers], "tokens": tokens}
+
+
+def skeleton(spec: HostSpec) -> Host:
+    """A host without weights, on the meta device, with its tokenizer.
+
+    Raises:
+        UserError: its files hold other weights than its config.json asks for, or its tokenizer cannot be loaded.
+    """
+    import adapters
+    from transformers import AutoConfig
+
+    Weights(spec)  # holds names and shapes in the files' headers against the model's
+    config = AutoConfig.from_pretrained(folder_of(spec), local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = model_class(spec.shape.family).from_config(config)
+        adapters.init(model)
+    return Host(spec, model.requires_grad_(False).eval(), load_tokenizer(spec))
+
+
+def _head(host: HostSpec) -> dict[str, Tensor]:
+    return dict(zip(HEAD, (torch.ones(2, host.shape.hidden), torch.ones(2)), strict=True))
+
+
+def _norm(module: ModuleState) -> float:
+    """Stands for the change that a module makes to the logits: its own size."""
+    return float(sum(tensor.square().sum() for tensor in module.tensors.values()) ** 0.5)
+
+
+@contextmanager
+def _said(*where: str) -> Iterator[None]:
+    """Errors as one sentence that begins with those of these places that it does not name itself."""
+    try:
+        yield
+    except FAULTS as error:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        places = ", ".join(place for place in where if place not in text)
+        raise UserError(f"{places}: {text}" if places else text) from error

@@ -1,0 +1,173 @@
+"""From what a run measured to its record: field names as in PEFT's method comparison, plus `cell` and `port_info`."""
+
+import datetime
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from portability.core.errors import without_places
+from portability.core.specs import SCHEMA, AnswerSpec, RunSpec
+from portability.methods.module import ModuleState
+from portability.porting.port import PortReport
+from portability.store import Result
+from portability.tasks.metrics import score, score_answers
+from portability.training.trainer import Outcome, Predictions
+
+PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy", "safetensors")
+
+
+@dataclass
+class Evidence:
+    """Everything measured about one finished run; `predictions` by mark, for the N test examples, with `labels` where these
+    are texts with labels, and `last_predictions` of each mark's last iterate, of which records hold the metrics alone."""
+
+    run: RunSpec
+    labels: np.ndarray | None
+    predictions: dict[int, Predictions]
+    last_predictions: dict[int, Predictions]
+    host_parameters: int
+    seconds: float  # share of the stack's wall time
+    device: str = "cpu"
+    stack: int = 1  # modules trained together; never changes a result
+    train_seconds: float = 0.0
+    module: ModuleState | None = None
+    start: ModuleState | None = None  # what was taken off the host all through the run
+    head: dict[str, torch.Tensor] = field(default_factory=dict)
+    report: PortReport | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    origin: dict[str, str] | None = None  # names of the origin's host and data
+    too_long: dict[str, int] = field(default_factory=dict)  # answers that were (tasks.scorer.too_long)
+
+
+def build_result(evidence: Evidence) -> Result:
+    """The record and the files beside it.
+
+    Paths never enter a record: a host's or set's source is kept only where it is a hub id or an embedded name.
+    """
+    run, module = evidence.run, evidence.module
+    trainable = (module.entries if module else 0) + sum(tensor.numel() for tensor in evidence.head.values())
+    record = {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "spec": _without_paths(asdict(run)),
+        "cell": {
+            "method": run.method.name if run.method else None, "host": run.host.name, "data": run.data.name,
+            "init": run.init.name, "seed": run.seed, "origin": evidence.origin,
+        },
+        "run_info": {
+            "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "total_time": evidence.seconds, **git_state(),
+        },
+        "train_info": {
+            "status": "success",
+            "train_time": evidence.train_seconds,
+            "file_size": 4 * (module.entries if module else 0),  # bytes of the module's tensors in fp32
+            "num_trainable_params": trainable,
+            "num_total_params": evidence.host_parameters + trainable,
+            "tokens": evidence.outcome.tokens,
+            "padded_tokens": evidence.outcome.padded_tokens,
+            "stack": evidence.stack,
+            **({"too_long": evidence.too_long} if evidence.too_long else {}),
+            "train_loss": [list(point) for point in evidence.outcome.losses],
+            **_metrics(evidence),
+        },
+        "port_info": evidence.report.summary() if evidence.report else None,
+        "meta_info": {"package_info": packages(), "system_info": system(evidence.device)},
+    }
+    tensors: dict[str, Any] = {"predictions": _prediction_tensors(evidence)}
+    metadata = {}
+    if module is not None:
+        tensors["module"], metadata["module"] = module.to_file()
+    if evidence.start is not None:
+        tensors["start"], metadata["start"] = evidence.start.to_file()
+    if evidence.head:
+        tensors["head"] = evidence.head
+    report = {"tensors": evidence.report.tensors} | evidence.report.summary() if evidence.report else None
+    return Result(record, tensors, metadata, report)
+
+
+def _metrics(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+    """The numbers by mark, those of the last iterate under names that begin with last_; and, where a metric has no number at a
+    mark, why."""
+    found = {mark: dict(_measured(predictions, evidence)) for mark, predictions in sorted(evidence.predictions.items())}
+    for mark, one in found.items():
+        last = _measured(evidence.last_predictions[mark], evidence)
+        one |= {name.replace("eval_", "last_", 1): value for name, value in last.items()}
+    numbers = [{"updates": mark} | {name: value for name, value in one.items() if not isinstance(value, str)}
+               for mark, one in found.items()]
+    holes = [{"updates": mark, "metric": name, "reason": without_places(value)}
+             for mark, one in found.items() for name, value in one.items() if isinstance(value, str)]
+    return {"metrics": numbers} | ({"unmeasured": holes} if holes else {})
+
+
+def _measured(found: Predictions, evidence: Evidence) -> Mapping[str, float | str]:
+    if isinstance(evidence.run.task, AnswerSpec):
+        assert found.score is not None
+        return score_answers(found.score, found.nll, found.invalid, evidence.run.task.scoring)
+    assert found.margin is not None
+    return score(found.margin, found.nll, found.invalid, np.asarray(evidence.labels), evidence.run.eval.metrics)
+
+
+def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
+    """By mark: what there is of margin and score, and invalid; the labels, if there are any."""
+    marks = sorted(evidence.predictions)
+    parts = [evidence.predictions[mark].columns for mark in marks]
+    found = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0] if name != "nll"}
+    label = {} if evidence.labels is None else {"label": torch.from_numpy(np.array(evidence.labels, dtype=np.int8))}
+    return {"updates": torch.tensor(marks, dtype=torch.int64)} | {
+        name: value if value.dtype == torch.bool else value.float() for name, value in found.items()} | label
+
+
+def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
+    del spec["eval"]["metrics"]  # the record's numbers show them
+    for part in (spec["host"], spec["data"], *([spec["teacher"]] if spec["teacher"] else [])):
+        source = part["source"] or ""
+        if part["revision"] is None and not source.startswith("embedded:"):
+            part["source"] = Path(source).name
+    return spec
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Versions of the packages that can change a number."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@functools.cache
+def system(device: str) -> dict[str, Any]:
+    """What the run ran on, without names or paths of the machine."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    return {
+        "python": platform.python_version(), "system": platform.system(), "machine": platform.machine(),
+        "device": name, "threads": torch.get_num_threads(),
+    }
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit of the code and whether it was changed since, or None where it is not a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", ".")
+    return {"git_commit": git("rev-parse", "HEAD"), "worktree_dirty": None if changed is None else bool(changed)}

@@ -1,0 +1,70 @@
+"""Where workers compute: one process a CPU core, or processes spread over the GPUs."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from portability.core.errors import UserError, choose
+
+DEVICES = ("auto", "cpu", "cuda")
+STACKS = {"cpu": 16, "cuda": 32}  # most modules trained at once where the configuration names no number (DECISIONS D-36)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker's device ("cpu" or "cuda:N"), the share of its memory that the worker may use, and the cores that it has
+    together with the other workers of its machine."""
+
+    device: str
+    share: float
+    cores: int = 1
+
+
+def places(wanted: str, workers: int | None) -> list[Place]:
+    """The place of each worker.
+
+    Args:
+        wanted: "auto" (GPUs where there are any), "cpu" or "cuda".
+        workers: how many; None: one a CPU core, or one a GPU.
+
+    Raises:
+        UserError: cuda was asked for and there is none.
+
+    Example:
+        >>> [place.share for place in places("cpu", 2)]
+        [0.5, 0.5]
+    """
+    choose(wanted, DEVICES, "engine.device")
+    gpus = 0 if wanted == "cpu" else count_gpus()
+    if wanted == "cuda" and not gpus:
+        raise UserError("engine.device is cuda, but torch finds no GPU here; use engine.device=auto or cpu")
+    if not gpus:
+        count = workers or cores()
+        return [Place("cpu", 1 / count, cores())] * count
+    count = workers or gpus
+    devices = [f"cuda:{i % gpus}" for i in range(count)]
+    return [Place(device, 1 / devices.count(device), cores()) for device in devices]
+
+
+def cores() -> int:
+    """Cores that this process may use, a container's quota included."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = control("cpu.max")
+    return found if quota is None else max(1, min(found, quota[0] // quota[1]))
+
+
+def control(name: str) -> list[int] | None:
+    """Numbers in a file of the control group that this process is in, or None where it sets no limit."""
+    try:
+        return [int(part) for part in (Path("/sys/fs/cgroup") / name).read_text().split()]
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def count_gpus() -> int:
+    """GPUs that torch can use; torch is imported only where the machine has the driver's device files."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,0 +1,109 @@
+"""Absolute gradients of each example of a batch, for the kinds of parts that hosts' layers are made of."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+from transformers.pytorch_utils import Conv1D
+
+from portability.core.errors import UserError
+from portability.inits.extraction.threads import share, slices
+
+Product = tuple[Tensor, Tensor]  # (T, M) and (T, N), for the matrix (M, N) that they make summed over T
+Gradients = dict[str, Tensor | Product]
+Rule = Callable[[nn.Module, Tensor, Tensor], Gradients]
+
+
+def _linear(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
+    return {"weight": (out, into), "bias": out.sum(0)}
+
+
+def _conv1d(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
+    return {"weight": (into, out), "bias": out.sum(0)}
+
+
+def _layer_norm(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
+    normed = nn.functional.layer_norm(into, into.shape[-1:], eps=part.eps)  # type: ignore[arg-type]
+    return {"weight": (out * normed).sum(0), "bias": out.sum(0)}
+
+
+def _rms_norm(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
+    root = torch.rsqrt(into.square().mean(-1, keepdim=True) + part.variance_epsilon)  # type: ignore[operator]
+    return {"weight": (out * into * root).sum(0)}
+
+
+RULES: dict[type[nn.Module], Rule] = {  # part, input (T, in) and the loss's gradient at the output (T, out) of an example
+    nn.Linear: _linear, Conv1D: _conv1d, nn.LayerNorm: _layer_norm, LlamaRMSNorm: _rms_norm, T5LayerNorm: _rms_norm,
+}
+
+
+class AbsoluteGradients:
+    """Watches a layer: each backward pass adds |dL/dtheta| of every example, made absolute before it is added.
+
+    A layer's gradients are never whole in memory: a matrix's gradient for one example, dY^T X, is made where backward passes
+    it, some rows at a time, and added (our choice; with per-example gradients from `vmap` a batch would hold them all).
+
+    Args:
+        layer: weights without gradients; every part with parameters of its own must have a rule.
+        elsewhere: names of parameters whose gradients the caller adds to `sums` himself.
+        where: the layer, for messages.
+
+    Raises:
+        UserError: a part without a rule.
+    """
+
+    def __init__(self, layer: nn.Module, where: str, elsewhere: Sequence[str] = ()):
+        self.where, self.numbers = where, list[int]()
+        self.sums = {name: torch.zeros_like(parameter) for name, parameter in layer.named_parameters()}
+        for name, part in layer.named_modules():
+            own = [f"{name}.{short}" for short, _ in part.named_parameters(recurse=False)]
+            if not own or set(own) <= set(elsewhere):
+                continue
+            if type(part) not in RULES:
+                raise UserError(f"{where} of the teacher has a {type(part).__name__}, whose sensitivity is not known "
+                                f"(portability/inits/extraction/gradients.py)")
+            part.register_forward_hook(self._watch(name, RULES[type(part)]))
+
+    def _watch(self, name: str, rule: Rule) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                into = inputs[0].detach()
+                output.register_hook(lambda gradient: self._add(name, rule, part, into, gradient))
+
+        return hook
+
+    def _add(self, name: str, rule: Rule, part: nn.Module, into: Tensor, gradient: Tensor) -> None:
+        for place, number in enumerate(self.numbers):
+            found = rule(part, into[place], gradient[place])
+            for short in [s for s in found if f"{name}.{s}" in self.sums]:
+                add_absolute(self.sums[f"{name}.{short}"], found[short], number, self.where)
+
+
+def add_absolute(total: Tensor, gradient: Tensor | Product, number: int, where: str) -> None:
+    """Add a gradient's absolute values to `total`; a gradient that is whole is used up.
+
+    Raises:
+        UserError: the gradient of this seed example is not finite.
+    """
+    pieces = slices(total)
+
+    def work(parts: Iterator[slice]) -> None:
+        room = None if isinstance(gradient, Tensor) else torch.empty_like(total[pieces[0]])
+        for part in parts:
+            if isinstance(gradient, Tensor):
+                piece = gradient[part]
+            else:
+                left, right = gradient
+                piece = torch.mm(left[:, part].T, right, out=room[: part.stop - part.start])  # type: ignore[index]
+            if not _finite(piece):
+                raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, or check "
+                                f"the weights")
+            total[part].add_(piece.abs_())
+
+    share(work, pieces)
+
+
+def _finite(piece: Tensor) -> bool:
+    return bool(torch.isfinite(piece.sum()))

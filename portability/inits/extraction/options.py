@@ -1,0 +1,180 @@
+"""The values of an extraction: seed examples, options and the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from portability.core.architectures import FAMILIES, LORA_AXES, SITE_GROUPS
+from portability.core.errors import UserError, choose
+from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES
+from portability.methods.module import ModuleState
+
+STRUCTURES = (*CUTS, "aligned")
+SPLITS = ("reference", "balanced")
+SCORES = ("sensitivity", "ones")
+
+
+class Place(NamedTuple):
+    """Where a matrix of a host stands: the slot of its pair without the role."""
+
+    stack: str
+    layer: int
+    site: str
+
+    @property
+    def key(self) -> str:
+        """The place as text: ``decoder.3.query``."""
+        return f"{self.stack}.{self.layer}.{self.site}"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed example in the teacher's token ids, with its gold answer (Zhong et al. 2024, section 3.1).
+
+    Attributes:
+        ids: prompt and answer (gpt2, llama), the encoder's input (t5), or the text (bert, roberta).
+        start: index in `ids` of the answer's first token (gpt2, llama), at least 1.
+        target: the decoder's tokens, without a start token (t5).
+        label: the class (bert, roberta), a row of the classification head.
+    """
+
+    ids: Sequence[int]
+    start: int | None = None
+    target: Sequence[int] = ()
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """How to extract; defaults are the paper's.
+
+    Attributes:
+        rank: r of the pairs (16: the reference's train.sh).
+        layers: which teacher layers feed the student, in their order: "sensitivity" the ones with the largest sums,
+            "first", "last", "random" (the paper's ablation).
+        structure: what is kept of a matrix (extraction/cuts.py; "aligned" is our own, extraction/aligned.py).
+        split: where the singular values go: "reference" all into B, "balanced" their roots into both.
+        scores: "sensitivity", or "ones" where this stage is switched off.
+        sites: groups (families.SITE_GROUPS; a group takes what the family has of it), or single sites such as "query", which
+            stands for a decoder's cross-attention query too.
+        batch_size: seed examples that go through a layer together; scores do not depend on it.
+        blocks: whether the cuts themselves are given beside their pairs (the formula of section 3.2 takes them off whole).
+
+    Raises:
+        UserError: an unknown name, a rank or batch below 1, or no site.
+    """
+
+    rank: int = 16
+    layers: str = "sensitivity"
+    structure: str = "block"
+    split: str = "reference"
+    scores: str = "sensitivity"
+    sites: tuple[str, ...] = ("attention", "ffn", "embedding", "head")
+    batch_size: int = 8
+    blocks: bool = False
+
+    def __post_init__(self) -> None:
+        known_names = {"layers": LAYER_CHOICES, "structure": STRUCTURES, "split": SPLITS, "scores": SCORES}
+        for name, known in known_names.items():
+            choose(getattr(self, name), known, f"extraction option {name}")
+        for site in self.sites:
+            choose(site, {*SITE_GROUPS, *LORA_AXES}, "extraction site")
+        for name in ("rank", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"extraction option {name} is {getattr(self, name)}; it must be at least 1")
+        if not self.sites:
+            raise UserError("extraction has no sites; name at least one of attention, ffn, embedding, head")
+
+    def wanted(self, site: str) -> bool:
+        """Whether a site, ``cross_query`` for one, is to be extracted.
+
+        Example:
+            >>> ExtractionOptions(sites=("attention",)).wanted("cross_query")
+            True
+        """
+        single = {one for name in self.sites for one in SITE_GROUPS.get(name, (name,))}
+        return site.removeprefix("cross_") in single
+
+
+@dataclass
+class ExtractReport:
+    """What an extraction did.
+
+    Attributes:
+        layers: per stack, the teacher layer behind each student layer.
+        totals: per stack, the summed scores of each teacher layer.
+        offsets: place -> first row and column of a contiguous cut in the teacher's (out, in) matrix, else None.
+        captured: place -> share of the matrix's summed scores inside the cut, in [0, 1]; of an embedding or head, of the
+            rows of shared tokens.
+        kept: place -> share of the cut's squared norm in its r largest singular values, in [0, 1].
+        shared_tokens: tokens that both tokenizers have, or None where neither embedding nor head is extracted.
+        peak_bytes: memory foreseen beyond what the process held (extraction/sizes.py).
+        scratch_bytes: disk foreseen for activations, under TMPDIR.
+        seconds: wall-clock time.
+        blocks: the cuts behind the pairs, one matrix a place with role "D" and the axes of what comes out, then of what
+            goes in; None unless the options ask for them.
+    """
+
+    seed_count: int
+    peak_bytes: int
+    scratch_bytes: int
+    layers: dict[str, list[int]] = field(default_factory=dict)
+    totals: dict[str, list[float]] = field(default_factory=dict)
+    offsets: dict[Place, tuple[int, int] | None] = field(default_factory=dict)
+    captured: dict[Place, float] = field(default_factory=dict)
+    kept: dict[Place, float] = field(default_factory=dict)
+    shared_tokens: int | None = None
+    seconds: float = 0.0
+    blocks: ModuleState | None = None
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """By place as text, JSON-ready: offset, captured and kept."""
+        return {
+            place.key: {"offset": list(offset) if offset else None, "captured": self.captured[place],
+                        "kept": self.kept[place]}
+            for place, offset in self.offsets.items()
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The report for a run's record, JSON-ready: everything but what is said place by place."""
+        return {k: v for k, v in vars(self).items() if k not in ("offsets", "captured", "kept", "blocks")}
+
+
+def check_seeds(
+    seeds: Sequence[Seed], family: str, vocabulary: int, positions: int | None, head: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Refuse seed examples that the teacher cannot be scored on.
+
+    Args:
+        vocabulary: rows of the teacher's embedding.
+        positions: tokens that the teacher has positions for, None where they are relative.
+        head: classification head of an encoder ("head.weight" (C, d), "head.bias" (C,)).
+
+    Raises:
+        UserError: no seeds, an empty or missing answer, an unknown id, too long, or no head for an encoder.
+    """
+    if not seeds:
+        raise UserError("extraction needs at least one seed example, and got none")
+    encoder = FAMILIES[family].scoring == "head"
+    if encoder and head is None:
+        raise UserError(f"sensitivity on a {family} teacher needs its classification head, and got none")
+    for number, seed in enumerate(seeds):
+        where = f"seed example {number}"
+        if not len(seed.ids):
+            raise UserError(f"{where} has no tokens")
+        if encoder:
+            classes = head["head.weight"].shape[0] if head else 0
+            if seed.label is None or not 0 <= seed.label < classes:
+                raise UserError(f"{where} has answer {seed.label}; give a class from 0 to {classes - 1} as `label`")
+        elif family == "t5" and not len(seed.target):
+            raise UserError(f"{where} has no answer; give the decoder's token ids as `target`")
+        elif family != "t5" and (seed.start is None or not 1 <= seed.start < len(seed.ids)):
+            raise UserError(f"{where} has no answer: start {seed.start} must lie from 1 to {len(seed.ids) - 1}")
+        wrong = [token for token in (*seed.ids, *seed.target) if not 0 <= token < vocabulary]
+        if wrong:
+            raise UserError(f"{where} has token {wrong[0]}, but the teacher has {vocabulary}; use its own tokenizer")
+        if positions is not None and len(seed.ids) - (not encoder) > positions:
+            raise UserError(f"{where} has {len(seed.ids)} tokens, but the teacher has {positions} positions")

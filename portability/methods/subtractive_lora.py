@@ -1,0 +1,252 @@
+"""A LoRA of our own, beside any matrix of a host, whose start can be taken off again so that training begins at the host.
+
+Pairs A (r, in), B (out, r) (Hu et al. 2021, section 4.1) stand beside linear layers, GPT-2's transposed ones (query, key
+and value are one layer there, with up to three pairs), the embedding and the language-model head:
+
+    y = W x + s B A x                    s = alpha / r
+    y = W x + s (B A x - B0 A0 x)        where a frozen start (A0, B0) is given, ``subtract: product``
+    y = W x + s (B A x - D x)            where the frozen block D behind it is given, ``subtract: block``
+
+The second is what the reference code of Zhong et al. (ICLR 2024) does, the third their formula: it begins beside the host
+by what of D lies outside rank r. An embedding's matrix is its transpose (hidden, vocab), which takes a token to its vector.
+Where a host ties head and embedding, each has a pair of its own on top of the one matrix. There is no dropout.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from portability.core.architectures import LORA_AXES, SITE_GROUPS, Slot, locate
+from portability.core.errors import UserError, choose
+from portability.hosts.host import Host
+from portability.methods.module import Axes
+
+FROZEN = {"product": {"A0": "A", "B0": "B"}, "block": {"D": "D"}}  # what is subtracted: tensors, with their roles in a module
+Part = tuple[Slot, Axes, tuple[int, ...]]  # slot of a tensor, with the labels and sizes of its axes
+Parts = dict[str, tuple[tuple[int, ...], Part]]  # by a tensor's name in the host, with its own shape
+Place = tuple[str, int, str]  # stack, layer, site
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """A method's settings: rank, sites or groups of sites (families.SITE_GROUPS; "query" stands for a decoder's
+    cross-attention query too), alpha (null: r, a scale of 1), and what a start subtracts."""
+
+    r: int
+    sites: tuple[str, ...]
+    alpha: float | None = None
+    subtract: str = "product"
+
+    @property
+    def scale(self) -> float:
+        """What a pair's product is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / self.r
+
+    def wants(self, site: str) -> bool:
+        """Whether a pair stands at a site.
+
+        Example:
+            >>> LoraSettings(r=4, sites=("attention",)).wants("cross_query")
+            True
+        """
+        return site.removeprefix("cross_") in {one for name in self.sites for one in SITE_GROUPS.get(name, (name,))}
+
+
+def lora_settings(values: Mapping[str, Any], method: str) -> LoraSettings:
+    """Settings as a method's file has them.
+
+    Raises:
+        UserError: a setting is unknown, missing or out of range.
+    """
+    where = f"method '{method}'"
+    for name in values:
+        choose(name, LoraSettings.__dataclass_fields__, f"setting of {where}")
+    if lacking := [name for name in ("r", "sites") if name not in values]:
+        raise UserError(f"{where} lacks the setting {lacking[0]} (conf/method/{method}.yaml)")
+    sites = values["sites"]
+    if isinstance(sites, str) or not sites:
+        raise UserError(f"{where}: sites must be a list such as [attention, ffn, embedding, head], got {sites!r}")
+    for site in sites:
+        choose(site, {*SITE_GROUPS, *LORA_AXES}, f"site of {where}")
+    for name in ("r", "alpha"):
+        value = values.get(name)
+        if value is None and name == "alpha":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if name == "r" else int | float) or value <= 0:
+            raise UserError(f"{where}: {name} must be a {'whole ' if name == 'r' else ''}number above 0, got {value!r}")
+    choose(str(values.get("subtract", "product")), FROZEN, f"subtract of {where}")
+    return LoraSettings(**{**values, "sites": tuple(sites)})
+
+
+class Pair(nn.Module):
+    """What one pair adds to its layer's output; zero until it is given values.
+
+    Attributes:
+        A, B: (r, in), (out, r).
+        A0, B0, D: frozen tensors, None where nothing is subtracted; the engine hands them in with each call.
+        lookup: whether inputs are token ids, which pick columns, instead of vectors.
+    """
+
+    A0: Tensor | None
+    B0: Tensor | None
+    D: Tensor | None
+
+    def __init__(self, rank: int, into: int, out: int, scale: float, lookup: bool):
+        super().__init__()
+        self.A = nn.Parameter(torch.zeros(rank, into))
+        self.B = nn.Parameter(torch.zeros(out, rank))
+        for name in ("A0", "B0", "D"):
+            self.register_buffer(name, None)
+        self.scale, self.lookup = scale, lookup
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., out) for vectors (..., in) or ids (...).
+
+        B A - B0 A0 is computed as (B - B0) A + B0 (A - A0): exactly zero at the start, on any device, and under bf16 its
+        rounding is relative to the difference, not to the start, beside which the difference is small.
+        """
+        if self.A0 is not None and self.B0 is not None:
+            change = self._times(self.A, x) @ (self.B - self.B0).T + self._times(self.A - self.A0, x) @ self.B0.T
+        else:
+            change = self._times(self.A, x) @ self.B.T
+        if self.D is not None:
+            change = change - self._times(self.D, x)
+        return self.scale * change
+
+    def _times(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """(..., rows) of a matrix (rows, in). Columns are picked by plain indexing: under `vmap`, torch's embedding would
+        copy every member's whole matrix in each pass (4 to 8 times slower at 32,000 tokens)."""
+        return matrix[:, x].movedim(0, -1) if self.lookup else x @ matrix.T
+
+    def fresh(self) -> dict[str, Tensor]:
+        """New values in ordinary memory, by torch's global generator, as peft's `reset_lora_parameters` draws them: the
+        pair's product is zero, as A is uniform and B zero, or for an embedding A zero and B normal."""
+        first, second = torch.zeros(self.A.shape), torch.zeros(self.B.shape)
+        if self.lookup:
+            nn.init.normal_(second)
+        else:
+            nn.init.kaiming_uniform_(first, a=math.sqrt(5))
+        return {"A": first, "B": second}
+
+
+class Beside(nn.Module):
+    """A host's layer with pairs beside it.
+
+    Args:
+        base: the layer, called as it is.
+        sites: parts of its output, in order and of one size.
+        pairs: site -> pair, for some or all of them.
+    """
+
+    def __init__(self, base: nn.Module, sites: list[str], pairs: Mapping[str, Pair]):
+        super().__init__()
+        self.base, self.sites, self.loras = base, sites, nn.ModuleDict(pairs)
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own: T5's feed-forward asks its last layer for the number format."""
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with what the pairs add."""
+        parts = zip(self.sites, self.base(x).chunk(len(self.sites), -1), strict=True)
+        changed = [part + self.loras[site](x) if site in self.loras else part for site, part in parts]
+        return changed[0] if len(changed) == 1 else torch.cat(changed, -1)
+
+
+class Lora:
+    """Pairs on a host: it is changed in place, by one `Beside` for each layer, until `unmount`.
+
+    Attributes:
+        trained: name of each of the host's new parameters -> what it is.
+        frozen: name of each tensor that holds what is subtracted -> what it is; a "D" has the axes of out and in.
+        order: name of each layer with pairs -> the sites that its output consists of.
+
+    Raises:
+        UserError: the host has no such site, or none of the groups of sites.
+    """
+
+    def __init__(self, host: Host, settings: LoraSettings, method: str):
+        self.settings = settings
+        self.trained: Parts = {}
+        self.frozen: Parts = {}
+        self.order: dict[str, list[str]] = {}
+        self._pairs: dict[str, Pair] = {}
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        layers = _layers(host)
+        _check_sites(host, settings, {place[2] for _, places in layers.values() for place in places}, method)
+        for name, (layer, places) in layers.items():
+            if any(settings.wants(site) for _, _, site in places):
+                self._mount(host, name, layer, places)
+
+    def _mount(self, host: Host, name: str, layer: nn.Module, places: list[Place]) -> None:
+        pairs, self.order[name] = {}, [place[2] for place in places]
+        for place in places:
+            if self.settings.wants(place[2]):
+                pairs[place[2]] = self._pair(host, f"{name}.loras.{place[2]}", layer, place)
+        holders = [(parent, attribute) for parent in host.model.modules()
+                   for attribute, child in parent._modules.items() if child is layer]  # a T5's stacks share one embedding
+        beside = Beside(layer, [site for _, _, site in places], pairs)
+        for parent, attribute in holders:
+            parent._modules[attribute] = beside
+            self._replaced.append((parent, attribute, layer))
+
+    def _pair(self, host: Host, name: str, layer: nn.Module, place: Place) -> Pair:
+        """A new pair of a place, entered in the lists."""
+        weight, shape = layer.weight, host.spec.shape
+        assert isinstance(weight, Tensor)
+        into, out = LORA_AXES[place[2].removeprefix("cross_")]
+        sizes = {axis: int(shape.size(axis) or 0) for axis in into + out}
+        sizes |= {"rank": self.settings.r, "vocab": weight.shape[0]}
+        width, height = (math.prod(sizes[axis] for axis in labels) for labels in (into, out))
+        parts = {}
+        for role, first, second in (("A", ("rank",), into), ("B", out, ("rank",)), ("D", out, into)):
+            flat = tuple(math.prod(sizes[axis] for axis in labels) for labels in (first, second))
+            labels = (*first, *second)
+            parts[role] = flat, (Slot(*place, role), labels, tuple(sizes[axis] for axis in labels))
+        self.trained |= {f"{name}.{role}": parts[role] for role in ("A", "B")}
+        self.frozen |= {f"{name}.{held}": parts[role] for held, role in FROZEN[self.settings.subtract].items()}
+        pair = Pair(self.settings.r, width, height, self.settings.scale, isinstance(layer, nn.Embedding))
+        self._pairs[name] = pair.to(weight.device)
+        return pair
+
+    def unmount(self) -> None:
+        """Put the host's own layers back."""
+        for parent, attribute, layer in self._replaced:
+            parent._modules[attribute] = layer
+
+    def fresh(self, seed: int) -> dict[str, Tensor]:
+        """Values of a new module, from this seed and nothing else, in ordinary memory; those in the host stay."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return {f"{name}.{role}": value for name, pair in self._pairs.items() for role, value in pair.fresh().items()}
+
+
+def _layers(host: Host) -> dict[str, tuple[nn.Module, list[Place]]]:
+    """Name -> layer, and what its output's parts are, for every layer of the host beside which a pair can stand."""
+    from transformers.pytorch_utils import Conv1D
+
+    found = {}
+    for name, layer in host.model.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D | nn.Embedding):
+            try:
+                stack, number, site = locate(host.family, f"{name}.loras.")
+            except KeyError:  # tables of positions and the like
+                continue
+            found[name] = layer, [(stack, number, one) for one in site.split("+")]
+    return found
+
+
+def _check_sites(host: Host, settings: LoraSettings, have: set[str], method: str) -> None:
+    plain = {site.removeprefix("cross_") for site in have}
+    for site in settings.sites:
+        if site not in plain | set(SITE_GROUPS):
+            raise UserError(f"method '{method}': host '{host.spec.name}' ({host.family}) has no site '{site}'; it has "
+                            f"{', '.join(sorted(plain))}")
+    if not any(settings.wants(site) for site in have):
+        raise UserError(f"method '{method}': host '{host.spec.name}' ({host.family}) has none of the sites "
+                        f"{', '.join(settings.sites)}")

@@ -1,0 +1,106 @@
+"""Which runs of a plan a command carries out: those of some cells, or one of n parts that need nothing of each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from portability.core.errors import UserError, choose
+from portability.core.specs import Cell
+from portability.planning.plan import Plan, alike, cost
+
+RETRIES = ("died", "failed")  # which of the runs that failed before are tried again
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a plan is carried out here, and what is asked before: the grid and its cells stay whole.
+
+    `only` maps columns of a cell (or run_id) to the values wanted; `shard` is (i, n), i from 1 on.
+    """
+
+    only: Mapping[str, Sequence[Any]]
+    shard: tuple[int, int]
+    retry: str
+    yes: bool
+
+
+def part_of(raw: Mapping[str, Any]) -> Part:
+    """What the configuration says of the part.
+
+    Raises:
+        UserError: an unknown column, retry, or shard.
+    """
+    only = {} if raw["only"] is None else raw["only"]
+    if not isinstance(only, Mapping):
+        raise UserError(f"only must map columns of a cell to values, as in 'only={{method: lora, seed: [0, 1]}}', got {only!r}")
+    columns = [field.name for field in fields(Cell)]
+    wanted = {choose(str(key), columns, "column in only"): value if isinstance(value, list) else [value]
+              for key, value in only.items()}
+    if not isinstance(raw["yes"], bool):
+        raise UserError(f"yes must be true or false, got {raw['yes']!r}")
+    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), raw["yes"])
+
+
+def _shard(value: Any) -> tuple[int, int]:
+    try:
+        part, _, count = str(value or "1/1").partition("/")
+        shard = int(part), int(count)
+    except ValueError:
+        shard = 0, 0
+    if not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"shard must be i/n with i from 1 to n, as in shard=2/3, got {value!r}")
+    return shard
+
+
+def chosen(planned: Plan, part: Part) -> set[str]:
+    """Ids of the runs to carry out, and of the origins they need.
+
+    Raises:
+        UserError: `only` names what no cell has, or matches none.
+    """
+    ids = set(planned.runs)
+    if part.only:
+        ids = _of_cells(planned, part.only)
+    if part.shard != (1, 1):
+        ids = _of_shard(planned, ids, *part.shard)
+    return ids
+
+
+def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Runs of the matching cells, with the native and bare runs they are compared with, and all origins."""
+    wanted = {column: {str(value) for value in values} for column, values in only.items()}
+    for column, values in wanted.items():
+        held = {str(getattr(cell, column)) for cell in planned.cells}
+        if unknown := sorted(values - held):
+            choices = ", ".join(sorted(held)) if "_id" not in column else f"{len(held)} ids, see mode=status"
+            raise UserError(f"only: no cell of this grid has {column} {', '.join(unknown)}; there is: {choices}")
+    cells = [cell for cell in planned.cells if all(str(getattr(cell, column)) in wanted[column] for column in wanted)]
+    if not cells:
+        raise UserError(f"only matches no cell of this grid: no cell has all of {', '.join(wanted)} as asked")
+    ids = {run_id for cell in cells for run_id in (cell.run_id, cell.native_id, cell.bare_id)}
+    return ids | {str(planned.runs[run_id].origin) for run_id in ids if planned.runs[run_id].origin}
+
+
+def _of_shard(planned: Plan, ids: set[str], number: int, count: int) -> set[str]:
+    """The part of these runs that is number `number` (from 1) of `count`, about equally costly.
+
+    Runs that start from each other stay together, so no shard waits for, or repeats, what another one does; trees whose
+    origins may train together come side by side, so that stacks stay large.
+    """
+    trees: dict[str, list[str]] = {}
+    for run_id in planned.runs:
+        if run_id not in ids:
+            continue
+        root = run_id
+        while origin := planned.runs[root].origin:
+            root = origin
+        trees.setdefault(root, []).append(run_id)
+    roots = sorted(trees, key=lambda root: (alike(planned.runs[root]), root))
+    costs = {root: sum(cost(planned.runs[run_id]) for run_id in trees[root]) for root in roots}
+    total, before, mine = sum(costs.values()), 0.0, set()
+    for root in roots:
+        middle = before + costs[root] / 2
+        before += costs[root]
+        if int(count * middle / total) + 1 == number:
+            mine.update(trees[root])
+    return mine

@@ -1,0 +1,1 @@
+"""Fit a module to another host."""

@@ -1,0 +1,106 @@
+"""Layer maps: which origin layers feed each receiving layer, and how several become one."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from portability.core.errors import UserError
+
+LayerMap = Callable[[int, int], list[list[int]]]
+
+
+def skip(origin: int, receiving: int) -> list[list[int]]:
+    """Keep every k-th origin layer, k = floor(L_o / L_r), as in Klimaszewski et al. (2024), arXiv 2403.18804.
+
+    Raises:
+        UserError: the receiving stack is deeper, so there is nothing to skip.
+
+    Example:
+        >>> skip(6, 3)
+        [[0], [2], [4]]
+    """
+    if receiving > origin:
+        raise UserError(f"layer map 'skip' only drops layers ({origin} -> {receiving}); use 'stretch' or 'average'")
+    return [[layer * (origin // receiving)] for layer in range(receiving)]
+
+
+def stretch(origin: int, receiving: int) -> list[list[int]]:
+    """Spread the origin's layers evenly over the receiving depth, first on first and last on last (our choice, D-06).
+
+    Example:
+        >>> stretch(3, 6), stretch(6, 3)
+        ([[0], [0], [1], [1], [2], [2]], [[0], [2], [5]])
+    """
+    if receiving == 1:
+        return [[origin - 1]]
+    return [[round(layer * (origin - 1) / (receiving - 1))] for layer in range(receiving)]
+
+
+def average(origin: int, receiving: int) -> list[list[int]]:
+    """Give each receiving layer its even share of neighbouring origin layers (Klimaszewski et al. 2024, `avg`).
+
+    Example:
+        >>> average(6, 3), average(2, 3)
+        ([[0, 1], [2, 3], [4, 5]], [[0], [0], [1]])
+    """
+    starts = [layer * origin // receiving for layer in range(receiving + 1)]
+    return [list(range(first, max(last, first + 1))) for first, last in zip(starts, starts[1:], strict=False)]
+
+
+LAYER_MAPS: dict[str, LayerMap] = {"skip": skip, "stretch": stretch, "average": average}
+
+
+def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One layer's tensors from several layers' (role -> tensor of one site).
+
+    Low-rank pairs are averaged as products and split again by a truncated SVD, because the factors of two layers have
+    no common basis (averaging factors keeps a cosine of 0.74 with the averaged product); everything else is averaged
+    entry by entry. A bottleneck's nonlinearity is left out of the product and its bias travels as one more input
+    (our choice, D-07).
+    """
+    if len(layers) == 1:
+        return {role: tensor.clone() for role, tensor in layers[0].items()}
+    roles = set(layers[0])
+    out = {role: torch.stack([layer[role] for layer in layers]).mean(0) for role in roles}
+    if {"A", "B"} <= roles:
+        out |= _average_pair(layers, "A", "B")
+    if {"down_weight", "up_weight"} <= roles:
+        widened = [dict(x) | {"down_weight": torch.cat([x["down_weight"], x["down_bias"][:, None]], 1)} for x in layers]
+        pair = _average_pair(widened, "down_weight", "up_weight")
+        out |= {"down_weight": pair["down_weight"][:, :-1], "down_bias": pair["down_weight"][:, -1]}
+        out["up_weight"] = pair["up_weight"]
+    for side in ("down", "up"):
+        if f"{side}_left" in roles:
+            blocks = [[_block(layer, side, i) for layer in layers] for i in range(layers[0][f"{side}_left"].shape[0])]
+            pairs = [_average_pair(block, "A", "B") for block in blocks]
+            out[f"{side}_left"] = torch.stack([pair["B"] for pair in pairs])
+            out[f"{side}_right"] = torch.stack([pair["A"] for pair in pairs])
+    return out
+
+
+def _block(layer: Mapping[str, Tensor], side: str, index: int) -> dict[str, Tensor]:
+    """Compacter's index-th low-rank block: left (width, rank) times right (rank, width)."""
+    return {"A": layer[f"{side}_right"][index], "B": layer[f"{side}_left"][index]}
+
+
+def _average_pair(layers: Sequence[Mapping[str, Tensor]], into: str, out: str) -> dict[str, Tensor]:
+    """Best rank-r factors of the mean of B_l A_l, with the mean norm of the layers' A kept.
+
+    Shapes: A (r, *in), B (*out, r).
+    """
+    first_a, first_b = layers[0][into], layers[0][out]
+    rank = first_a.shape[0]
+    product = torch.stack([x[out].reshape(-1, rank) @ x[into].reshape(rank, -1) for x in layers]).double().mean(0)
+    left, scale, right = torch.linalg.svd(product, full_matrices=False)
+    root = scale[:rank].sqrt()
+    a, b = root[:, None] * right[:rank], left[:, :rank] * root
+    if a.shape[0] < rank:  # a matrix narrower than the rank: the missing directions are zero
+        a = torch.cat([a, a.new_zeros(rank - a.shape[0], a.shape[1])])
+        b = torch.cat([b, b.new_zeros(b.shape[0], rank - b.shape[1])], 1)
+    wanted = torch.stack([x[into].double().norm() for x in layers]).mean()
+    ratio = wanted / a.norm() if a.norm() > 0 else wanted.new_tensor(1.0)
+    return {
+        into: (a * ratio).to(first_a.dtype).reshape(first_a.shape),
+        out: (b / ratio).to(first_b.dtype).reshape(first_b.shape),
+    }

@@ -1,0 +1,1 @@
+"""Verify, merge and archive studies."""

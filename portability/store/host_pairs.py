@@ -1,0 +1,78 @@
+"""How alike two hosts of a study are: one file a pair, named by both hosts, the text they read and the measure's version."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from portability.core.specs import digest
+from portability.store.atomic import write_json
+from portability.store.records import self_digest
+
+log = logging.getLogger(__name__)
+SCHEMA = 1  # raise it when a change of portability/porting/similarity.py changes numbers: every pair is then measured anew
+FOLDER = "hosts"
+
+
+def name_of(one: str, other: str, text_digest: str) -> str:
+    """The name of a pair's file, from the fingerprints of its hosts in any order."""
+    return digest([SCHEMA, sorted((one, other)), text_digest])
+
+
+def keep(root: Path, pair: Mapping[str, Any]) -> Path:
+    """Write a pair (similarity.compare_hosts, with `text` and `text_digest`) whole or not at all; gives back its file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+        ValueError: a number is not finite.
+    """
+    plain = json.loads(json.dumps({**pair, "schema": SCHEMA}, allow_nan=False))
+    path = root / FOLDER / f"{_own_name(plain)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**plain, "digest": self_digest(plain)})
+    return path
+
+
+def paths(root: Path) -> list[Path]:
+    """The study's files of pairs."""
+    return sorted(path for path in (root / FOLDER).glob("*.json") if not path.name.startswith("."))
+
+
+def load(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """A pair, or what keeps it from being used."""
+    try:
+        pair = json.loads(path.read_bytes())
+        if (schema := pair["schema"]) != SCHEMA:
+            return None, f"it is of schema {schema}, this version reads {SCHEMA}"
+        if pair["digest"] != self_digest(pair):
+            return None, "it differs from its own digest (it was changed, or damaged)"
+        own = _own_name(pair)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return None, f"it is no pair of hosts ({error!r})"
+    return (pair, None) if own == path.stem else (None, f"it is the pair {own}")
+
+
+def held(root: Path) -> dict[str, dict[str, Any]]:
+    """The study's pairs by name; one that cannot be used is warned of."""
+    found = {}
+    for path in paths(root):
+        pair, fault = load(path)
+        if pair is not None:
+            found[path.stem] = pair
+        else:
+            log.warning("%s/%s is passed over: %s", FOLDER, path.name, fault)
+    return found
+
+
+def copy(source: Path, target: Path) -> int:
+    """Copy the pairs that the target lacks; gives back how many."""
+    there = held(target)
+    new = [pair for name, pair in held(source).items() if name not in there]
+    for pair in new:
+        keep(target, pair)
+    return len(new)
+
+
+def _own_name(pair: Mapping[str, Any]) -> str:
+    return name_of(pair["one_fingerprint"], pair["other_fingerprint"], pair["text_digest"])

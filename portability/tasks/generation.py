@@ -1,0 +1,198 @@
+"""From prompts with answers to losses, scores and predictions: what `scorer.Scorer` does for texts with labels.
+
+An answer that is written is written greedily; a choice is the likeliest of all. Hosts need a language-model head.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from portability.core.specs import AnswerSpec, TaskSpec
+from portability.data.answer_scores import choice, exact_match, margins, rouge_l
+from portability.data.answer_tokens import Sequences, encode_answers, encode_choices, encode_prompts
+from portability.data.examples import Example
+from portability.data.sampling import Bucket, fill
+from portability.data.tokenization import Encoded
+from portability.hosts.host import Host
+from portability.tasks.classification import SCORE_ROWS, Parameters, Predictions, check_length
+from portability.tasks.decoding import answer_loss, answer_scores, greedy, texts
+from portability.tasks.padding import Batch, batch
+from portability.tasks.readers import reader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Told = Callable[[float], None]  # of the part of the work that is done
+
+@dataclass(frozen=True)
+class Questions:
+    """A test set of prompts in a host's tokens.
+
+    Attributes:
+        asked: prompts to continue, a row an example; or a row a choice of each example.
+        right: prompts with their right answers, a row an example; None where `asked` holds them.
+        answers: (N,) the right answers' texts.
+    """
+
+    asked: Sequences
+    right: Sequences | None
+    answers: Sequence[str]
+
+    labels = None  # classes are of texts with labels
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+
+def questions(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, spec: AnswerSpec) -> Questions:
+    """A test set as a host reads it: all of its examples, whatever is too long in training. What an answer is worth is said by
+    its text; where answers may be too long, the likelihood of the right one is that of its beginning.
+
+    Raises:
+        UserError: what `encode_choices`, `encode_prompts` and `encode_answers` raise.
+    """
+    answers, length = [example.answer for example in examples], spec.max_length
+    if spec.new_tokens is None:
+        return Questions(encode_choices(examples, tokenizer, family, length), None, answers)
+    asked = encode_prompts(examples, tokenizer, family, length, spec.new_tokens)
+    too_long = spec.too_long if spec.too_long == "refuse" else "truncate"
+    return Questions(asked, encode_answers(examples, tokenizer, family, length, too_long, spec.new_tokens), answers)
+
+
+def too_long(task: TaskSpec | AnswerSpec, training: Encoded | Sequences | None, test: Encoded | Questions) -> dict[str, int]:
+    """How many answers were too long for a host, where they may be: of training, left out or cut; of the test, cut for their
+    likelihood; nothing where they may not."""
+    if isinstance(task, TaskSpec) or task.too_long == "refuse":
+        return {}
+    assert isinstance(training, Sequences | None) and isinstance(test, Questions) and test.right is not None
+    own = {} if training is None else {"train_dropped": training.dropped, "train_truncated": training.truncated}
+    return own | {"test_truncated": test.right.truncated}
+
+
+class AnswerScorer:
+    """Losses of right answers, and scores of a member's own, over one host; parameters bear `scorer.Scorer`'s names."""
+
+    has_head = False
+
+    def __init__(self, host: Host, task: AnswerSpec):
+        check_length(host, task)
+        self.reader, self.tokenizer, self.task = reader(host), host.tokenizer, task
+        self.model, self.device = host.model, host.model.device
+        shape = host.spec.shape
+        self.depth_times_width = sum(shape.layers.values()) * shape.kv_heads * shape.head_dim  # of keys, and of values
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The host's."""
+        return self.reader.parameters()
+
+    def fresh_head(self, seed: int) -> dict[str, Tensor]:
+        """No head: the host has its own."""
+        return {}
+
+    def rows(self, encoded: Sequences, picks: np.ndarray, real: int, bucket: Bucket) -> Batch:
+        """The picked prompts with their answers, padded to the longest prompt and the longest answer of the bucket.
+
+        Args:
+            picks: (..., B) indices of examples.
+            real: how many of the B are to have a loss; the others fill up.
+        """
+        found = batch(encoded, picks, bucket.length, int(encoded.answer_lengths[bucket.members].max()))
+        found.answer_mask[..., real:, :] = 0
+        return found
+
+    def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
+        """Logits (B, A, V) of one member for each token of the right answers, 0 for padding."""
+        found = Batch(*rows)
+        logits: Tensor = functional_call(self.reader, dict(parameters), ("answer_logits", found), tie_weights=False)
+        return logits * found.answer_mask[..., None]
+
+    def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
+        """Mean loss of one member's batch, in nats (see decoding.answer_loss)."""
+        return answer_loss(self.reader, parameters, Batch(*rows))
+
+    def scoring_bytes(self, test: Questions, batch_size: int) -> int:
+        """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for their sums, or keys
+        and values of its prompts and answers (our choice: counted, not measured)."""
+        config, spec = self.model.config, self.task
+        rows = test.asked if test.right is None else test.right
+        count = min(len(rows), batch_size) + SCORE_ROWS
+        logits = 2 * count * int(rows.answer_lengths.max()) * config.vocab_size
+        tokens = int(test.asked.lengths.max()) + (spec.new_tokens or 0)
+        kept = 2 * count * tokens * self.depth_times_width if spec.new_tokens else 0
+        return 4 * max(logits, kept)
+
+    def predict(
+        self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told = lambda part: None
+    ) -> Predictions:
+        """Score every example with every member, in the order of the examples.
+
+        Args:
+            parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
+            batch_size: prompts, or choices, of a batch.
+            on_part: see engine.predict; a token that is written counts as much as all of a right answer.
+        """
+        if test.right is None:
+            return self._chosen(parameters, test, batch_size, on_part)
+        passes = 1 + int(self.task.new_tokens or 0)
+        sums = self._likelihoods(parameters, test.right, batch_size, lambda part: on_part(part / passes))
+        nll = -sums / test.right.answer_lengths
+        written, ended = self._written(
+            parameters, test.asked, batch_size, lambda part: on_part((1 + part * (passes - 1)) / passes))
+        score = np.stack([self._worth(own, test.answers) for own in written])
+        return Predictions(nll.astype(np.float32), ~ended, score=score.astype(np.float32))
+
+    def _worth(self, written: list[str], answers: Sequence[str]) -> np.ndarray:
+        """Score (N,) of one member's answers."""
+        if self.task.scoring == "rouge_l":
+            return rouge_l(written, answers)
+        return exact_match(written, answers, str(self.task.normaliser))
+
+    def _chosen(self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told) -> Predictions:
+        rows = test.asked
+        sums = self._likelihoods(parameters, rows, batch_size, on_part)
+        nll = -(sums / rows.answer_lengths)[:, rows.right]  # one row an example, in order
+        wrong = ~np.isfinite(sums).all(1)  # a member that diverged: its own run fails, its neighbours' stand
+        sums[wrong] = 0.0
+        margin = margins(sums, rows.answer_lengths, rows.group, rows.right, str(self.task.likelihood))
+        score = choice(margin)
+        nll[wrong], margin[wrong], score[wrong] = np.nan, np.nan, np.nan
+        whole = np.zeros(margin.shape, dtype=bool)
+        return Predictions(nll.astype(np.float32), whole, margin.astype(np.float32), score.astype(np.float32))
+
+    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int, on_part: Told) -> np.ndarray:
+        """Summed log-probability of each row's answer, (K, R) float64, nats."""
+        found = [answer_scores(self.reader, parameters, part)[:, :count].cpu()
+                 for part, count in self._parts(rows, batch_size, on_part)]
+        return torch.cat(found, 1).double().numpy()[:, np.argsort(_order(rows))]
+
+    def _written(
+        self, parameters: Parameters, prompts: Sequences, batch_size: int, on_part: Told
+    ) -> tuple[list[list[str]], np.ndarray]:
+        """Each member's answers, N texts, and (K, N) whether they ended within the limit."""
+        assert self.task.new_tokens is not None
+        stop, found = int(self.tokenizer.eos_token_id), []
+        for part, count in self._parts(prompts, batch_size, on_part):
+            found.append(greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])[:, :count].cpu())
+        written = torch.cat(found, 1)[:, torch.from_numpy(np.argsort(_order(prompts)))]
+        return texts(written, self.tokenizer, [stop]), (written == stop).any(-1).numpy()
+
+    def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
+        """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part` is told of each
+        when the next one is asked for."""
+        order = _order(rows)
+        for first in range(0, len(order), batch_size):
+            picks = order[first : first + batch_size]
+            longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))
+            whole = batch(rows, fill(picks, SCORE_ROWS), *longest)
+            yield Batch(*(part.to(self.device) for part in whole)), len(picks)
+            on_part((first + len(picks)) / len(order))
+
+
+def _order(rows: Sequences) -> np.ndarray:
+    """Rows by length, (R,)."""
+    return np.argsort(rows.lengths, kind="stable")

@@ -1,0 +1,1 @@
+"""Many modules in training over one frozen host."""

@@ -1,0 +1,90 @@
+"""How many modules fit into a device at once: measured on a real forward pass, not guessed from sizes."""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from portability.hosts.devices import control
+from portability.training.trainer import AnyScorer, loss_of
+
+STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two moments
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+MARGINS = {"cpu": 1.5, "cuda": 3.0}  # for what lives beside the activations: gradients on their way, the allocator's
+# gaps, and on a GPU the pool of the graphs beside the memory of ordinary calls (our choice, D-36)
+
+
+def member_bytes(
+    scorer: AnyScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
+) -> int:
+    """Bytes that one more member of a stack needs: its state, its frozen tensors, and the activations that its update keeps.
+
+    Both grow linearly with the members: under `vmap` every activation has a member axis, and the host has none.
+
+    Args:
+        start: one member's parameters by the scorer's names.
+        rows: (B, ...) each, the longest batch of the training set as the scorer makes it.
+        frozen: what one member holds beside its parameters, by the scorer's names.
+    """
+    stacked, beside = ({name: value[None] for name, value in part.items()} for part in (start, frozen))
+    kept = kept_bytes(scorer, stacked, [part[None] for part in rows], beside)
+    state = STATE * sum(value.numel() for value in start.values()) + sum(value.numel() for value in frozen.values())
+    return int(MARGINS[scorer.device.type] * kept) + 4 * state
+
+
+def kept_bytes(
+    scorer: AnyScorer, stacked: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
+) -> int:
+    """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights and the members' frozen
+    tensors not counted.
+
+    Args:
+        stacked: parameters (K, ...), frozen alike; rows (K, B, ...) each.
+    """
+    beside = {name: value.to(scorer.device) for name, value in frozen.items()}
+    own = {p.untyped_storage().data_ptr() for p in (*scorer.parameters(), *beside.values())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    there = {name: value.to(scorer.device).requires_grad_() for name, value in stacked.items()}
+    batch = [part.to(scorer.device) for part in rows]
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        whole = vmap(lambda *member: loss_of(scorer, *member))(there | beside, *batch)  # held, so that no address is used twice
+    del whole
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device, share: float) -> int:
+    """Bytes that a worker may still take of a device's memory: what is free, and of it at most its share of the whole."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return int(min(free, total * share))
+    return int(_available() * share)
+
+
+@functools.cache
+def _available() -> int:
+    """Bytes that were free when this process first asked: later, what it freed stays with it and would not be seen."""
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    except FileNotFoundError:  # not Linux: half of all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    free = int(facts["MemAvailable"].split()[0]) * 1024
+    limit, used = (control(f"memory.{name}") for name in ("max", "current"))  # of a container
+    return free if limit is None or used is None else min(free, limit[0] - used[0])
+
+
+def most_members(one: int, device: torch.device, share: float) -> int:
+    """The largest stack of members of `one` bytes each, at least 1: a fifth of what is free stays free."""
+    return max(1, int(0.8 * free_bytes(device, share)) // one)

@@ -1,0 +1,280 @@
+"""Train K modules at once over one frozen host: one path, and K = 1 is the ordinary case of it.
+
+`functional_call` over the host with the modules stacked on a leading member axis, under `vmap` with the host
+unmapped. Every member has its own seed, data order, learning rate, AdamW state and gradient-norm clip, and how runs
+were stacked does not change a bit of their results on a CPU.
+
+On a GPU the same step is captured as a CUDA graph for each length of batch, so nothing in it may wait for the device:
+what happens to a member (its losses, the update at which it went wrong) is kept on the device until it is asked for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import ceil, fsum
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from portability.core.specs import TrainSpec
+from portability.data.answer_tokens import Sequences
+from portability.data.sampling import Schedule, fill
+from portability.data.tokenization import Encoded
+from portability.tasks.classification import HEAD, Parameters, Predictions, Scorer
+from portability.tasks.generation import AnswerScorer, Questions
+from portability.training.cuda_graphs import Replayer
+
+AnyScorer = Scorer | AnswerScorer  # each with its own kinds of token ids:
+Training = Encoded | Sequences
+Test = Encoded | Questions
+LOSS_EVERY = 10  # updates between two points of the stored training loss
+TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (batches.fill)
+
+
+@dataclass
+class Member:
+    """One run in a stack: its start (module and head parameters by the scorer's names), seed and learning rate, and tensors
+    that stay as they are beside its parameters, by the scorer's names too."""
+
+    start: Parameters
+    seed: int
+    learning_rate: float
+    frozen: Parameters = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What training a member gave; `failed_at` is the update whose loss or gradient was not finite."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)  # (updates done, mean loss since the last point)
+    failed_at: int | None = None
+    tokens: int = 0
+    padded_tokens: int = 0
+
+
+class Bank:
+    """All members' parameters as one tensor (K, P) on the host's device, with a view (K, *shape) per parameter."""
+
+    def __init__(self, starts: Sequence[Parameters], device: torch.device):
+        self.shapes = {name: value.shape for name, value in starts[0].items()}
+        self.sizes = [shape.numel() for shape in self.shapes.values()]
+        rows = [torch.cat([start[name].reshape(-1) for name in self.shapes]) for start in starts]
+        self.theta = torch.stack(rows).to(device).requires_grad_()
+        self.module_size = sum(size for name, size in zip(self.shapes, self.sizes, strict=True) if name not in HEAD)
+
+    def views(self, theta: Tensor) -> dict[str, Tensor]:
+        """Name -> (K, *shape) views of a bank-shaped tensor, cut by one split, so that the way back is one concatenation."""
+        parts = zip(self.shapes.items(), theta.split(self.sizes, 1), strict=True)
+        return {name: part.reshape(-1, *shape) for (name, shape), part in parts}
+
+    def member(self, theta: Tensor, index: int) -> dict[str, Tensor]:
+        """One member's parameters, copied, in ordinary memory."""
+        return {name: view[index].detach().cpu().clone() for name, view in self.views(theta).items()}
+
+
+def logits_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
+    """Logits of one member's batch (see the scorers)."""
+    return scorer.logits(parameters, *rows)
+
+
+def loss_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
+    """Mean loss of one member's batch, in nats (see the scorers)."""
+    return scorer.loss(parameters, *rows)
+
+
+class Trainer:
+    """A stack in training; `done` are the updates made, `marks` those at which it will be evaluated, and `averages` (K, P) what
+    the last mark passed evaluates: the mean of the iterates of its window (`window`). `tails` holds the means so far of the
+    marks whose windows are open, `frozen` (K, ...) each what is never trained and in no checkpoint, because it follows from
+    the start.
+
+    Args:
+        scorer: host and head, on the device on which to train.
+        members: equal in the names and shapes of their parameters and of their frozen tensors; the head, where there is
+            one, comes last.
+    """
+
+    def __init__(self, scorer: AnyScorer, members: Sequence[Member], spec: TrainSpec):
+        self.scorer, self.members, self.spec, self.done = scorer, list(members), spec, 0
+        self.device = scorer.device
+        self.bank = Bank([member.start for member in members], self.device)
+        self.averages = self.bank.theta.detach().clone()
+        self.marks: Sequence[int] = ()
+        self.tails: dict[int, Tensor] = {}
+        self.frozen = {name: torch.stack([member.frozen[name] for member in members]).to(self.device)
+                       for name in members[0].frozen}
+        self.optimizer, self.blocks = self._optimizer()
+        self.tokens = np.zeros((2, len(self.members)), dtype=np.int64)  # real, padded
+        size = len(self.members)
+        self.losses = torch.zeros(spec.updates, size, device=self.device)
+        self.clock = torch.zeros(1, dtype=torch.int64, device=self.device)  # `done`, as the device knows it
+        self.failed_at = torch.zeros(size, dtype=torch.int64, device=self.device)  # 0: not failed
+        self._replayer = Replayer(self.device)
+
+    def _optimizer(self) -> tuple[torch.optim.AdamW, list[tuple[slice, slice]]]:
+        """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart, because AdamW
+        takes no vector learning rate. AdamW works entry by entry, so blocks change no bit (tested)."""
+        theta, cut = self.bank.theta.detach(), self.bank.module_size
+        columns = [(slice(0, cut), None)] + ([(slice(cut, None), self.spec.head_learning_rate)] if cut < theta.shape[1] else [])
+        groups, blocks, at = [], [], 0
+        for rate, same in groupby(member.learning_rate for member in self.members):
+            rows = slice(at, at := at + len(list(same)))
+            for part, own in columns:
+                block = torch.nn.Parameter(theta[rows, part])
+                groups.append({"params": [block], "rate": rate if own is None else own})
+                blocks.append((rows, part))
+        spec, options = self.spec, {}
+        if self.device.type == "cuda":  # the step counter, and below the rate, are on the device, where a graph reads them
+            options = {"foreach": True, "capturable": True, "lr": torch.zeros((), device=self.device)}
+        optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, **options)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"].clone() if options else 0.0
+        return optimizer, blocks
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What became of each member so far."""
+        ends = [*range(LOSS_EVERY, self.done + 1, LOSS_EVERY)]
+        ends += [self.done] if self.done == self.spec.updates and self.done % LOSS_EVERY else []
+        spans = [((end - 1) // LOSS_EVERY * LOSS_EVERY, end) for end in ends]
+        return [
+            Outcome([(b, fsum(losses[a:b]) / (b - a)) for a, b in spans if not at or b < at], at or None, *tokens)
+            for losses, at, tokens in zip(self.losses.T.tolist(), self.failed_at.tolist(), self.tokens.T.tolist(), strict=True)
+        ]
+
+    def alive(self) -> bool:
+        """Whether any member is still finite; waits for the device."""
+        return bool((self.failed_at == 0).any())
+
+    def update(self, step: int, schedule: Schedule, encoded: Training) -> None:
+        """One optimiser update of every member, on its own batch from the step's bucket."""
+        batch = self._batch(step, schedule, encoded)
+        warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(group["rate"] * warm)
+            else:
+                group["lr"] = group["rate"] * warm
+        self._replayer(self._step, *batch)
+        self.done = step + 1
+        self._average()
+
+    def _average(self) -> None:
+        """Take the iterate into the mean of every mark in whose window it is."""
+        theta = self.bank.theta.detach()
+        for mark in self.marks:
+            place = self.done - mark + window(mark, self.spec.tail)  # from 1 on inside the window
+            if place == 1:
+                self.tails[mark] = theta.clone()
+            elif place > 1 and self.done <= mark:
+                self.tails[mark].lerp_(theta, 1 / place)
+        if self.done in self.tails:
+            self.averages = self.tails.pop(self.done)
+
+    def _batch(self, step: int, schedule: Schedule, encoded: Training) -> tuple[Tensor, ...]:
+        """The scorer's rows, (K, B, ...) each, on the device (or on their way to it)."""
+        picks = np.stack([schedule.examples(step, member.seed) for member in self.members])
+        size, bucket = picks.shape[1], schedule.buckets[schedule.bucket(step)[0]]
+        rows = self.scorer.rows(encoded, fill(picks, TRAIN_ROWS), size, bucket)
+        mask = rows[1][:, :size]
+        self.tokens += np.stack([mask.sum((1, 2)).numpy(), np.full(len(picks), mask[0].numel())])
+        if self.device.type != "cuda":
+            return rows
+        return tuple(part.pin_memory().to(self.device, non_blocking=True) for part in rows)
+
+    def _step(self, *rows: Tensor) -> None:
+        """The update itself, on the device alone. A member that went wrong goes on as numbers that are not finite, in its
+        own rows: each operation here works on every row by itself."""
+        each = vmap(lambda *member: loss_of(self.scorer, *member))
+        losses = each(self.bank.views(self.bank.theta) | self.frozen, *rows)
+        (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
+        norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
+        gradient = gradient * torch.clamp(self.spec.clip / (norms + 1e-6), max=1.0)[:, None]
+        for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
+            group["params"][0].grad = gradient[rows, part]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        wrong = ~(torch.isfinite(losses) & torch.isfinite(norms)) & (self.failed_at == 0)
+        self.losses.index_copy_(0, self.clock, losses[None])
+        self.clock += 1
+        self.failed_at.copy_(torch.where(wrong, self.clock, self.failed_at))
+
+    # ---- what is needed to go on after a kill
+
+    def snapshot(self, index: int) -> dict[str, Tensor]:
+        """Everything that a member's next updates depend on, and its history, in ordinary memory."""
+        found = {"theta": self.bank.theta.detach()[index], "losses": self.losses[: self.done, index],
+                 "tokens": torch.from_numpy(self.tokens[:, index].copy())}
+        found |= {f"tail.{mark}": mean[index] for mark, mean in self.tails.items()}
+        return {name: value.cpu().clone() for name, value in (found | self._moments(index)).items()}
+
+    def _moments(self, index: int) -> dict[str, Tensor]:
+        """AdamW's two moments of a member, (P,) each."""
+        names = ("exp_avg", "exp_avg_sq")
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        for group, (rows, _) in zip(self.optimizer.param_groups, self.blocks, strict=True):
+            if rows.start <= index < rows.stop:
+                state = self.optimizer.state[group["params"][0]]
+                for name in names:
+                    parts[name].append(state[name][index - rows.start])
+        return {name: torch.cat(found) for name, found in parts.items()}
+
+    def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from snapshots, one a member, all made after the same number of updates (at least 1)."""
+        self.done = len(snapshots[0]["losses"])
+        stacked = {name: torch.stack([one[name] for one in snapshots]).to(self.device) for name in snapshots[0]}
+        with torch.no_grad():
+            self.bank.theta.copy_(stacked["theta"])
+        self.tails = {int(name.partition(".")[2]): value for name, value in stacked.items() if name.startswith("tail.")}
+        self.losses[: self.done] = stacked["losses"].T
+        self.tokens = stacked["tokens"].T.cpu().numpy().copy()
+        self.clock.fill_(self.done)
+        for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
+            moments = {name: stacked[name][rows, part].clone() for name in ("exp_avg", "exp_avg_sq")}
+            step = torch.tensor(float(self.done), device=self.device if isinstance(group["lr"], Tensor) else None)
+            self.optimizer.state[group["params"][0]] = {"step": step, **moments}
+
+
+def window(mark: int, tail: float) -> int:
+    """How many iterates, the mark's own and those before it, a mark averages: the share `tail` of its updates, rounded up.
+
+    Source: suffix averaging (Rakhlin, Shamir & Sridharan 2012, arXiv 1109.5647, section 5); the share is our choice.
+
+    Example:
+        >>> window(50, 0.2), window(3, 0.2), window(200, 0.0)
+        (10, 1, 1)
+    """
+    return max(1, ceil(mark * tail - 1e-9))
+
+
+def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequence[int],
+          on_mark: Callable[[int, dict[str, Tensor], dict[str, Tensor]], None],
+          on_update: Callable[[], None] = lambda: None) -> None:
+    """Carry a stack through the updates it still lacks, and call `on_mark(updates, averages, last)` at each mark that it passes
+    with the mark's averages and the last iterate, and what is frozen beside them.
+
+    Args:
+        marks: updates at which to evaluate, ascending, 0 for the start; parameters have shape (K, ...).
+    """
+    alive, trainer.marks = True, marks
+    for done in range(trainer.done, trainer.spec.updates + 1):
+        if done in marks:
+            iterates = trainer.averages, trainer.bank.theta.detach()
+            on_mark(done, *(trainer.bank.views(theta) | trainer.frozen for theta in iterates))
+        if done % LOSS_EVERY == 0:
+            alive = trainer.alive()
+        if done < trainer.spec.updates and alive:
+            trainer.update(done, schedule, encoded)
+            on_update()
+
+
+def predict(scorer: AnyScorer, parameters: Parameters, test: Test, batch_size: int,
+            on_part: Callable[[float], None] = lambda part: None) -> Predictions:
+    """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers).
+
+    Args:
+        on_part: called after each batch with the part in [0, 1] of the work that is done.
+    """
+    return scorer.predict(parameters, test, batch_size, on_part)
