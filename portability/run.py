@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from portability.config.compose import composed, options, shown
-from portability.config.study import Study, to_study
+from portability.config.study import to_study
 from portability.core.errors import UserError, without_places
 from portability.core.measures import MEASURES, name_of, own
 from portability.core.specs import METRICS
@@ -23,6 +23,7 @@ from portability.execution.status import status_lines
 from portability.execution.worker import Setup
 from portability.planning.plan import Plan, plan, updates_of
 from portability.planning.selection import chosen
+from portability.planning.study import Study
 from portability.store import Store
 from portability.store.records import measured
 from portability.tracking.runs import TrackingSpec, resolve_mode

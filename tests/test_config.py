@@ -10,9 +10,10 @@ import pytest
 import yaml
 from tiny import CONF
 
-from portability.config.study import KEYS, facts
+from portability.config.study import KEYS
 from portability.core.errors import UserError
 from portability.planning.plan import plan
+from portability.planning.study import facts
 from portability.run import compose, main
 
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))

@@ -17,7 +17,6 @@ import pytest
 from test_config import small
 from tiny import CONF
 
-from portability.config.study import EngineConf
 from portability.core.errors import UserError
 from portability.execution.engines import ray as ray_engine
 from portability.execution.engines import ray_actor, ray_cluster
@@ -25,6 +24,7 @@ from portability.execution.engines.ray_actor import standing
 from portability.execution.leases import Claims
 from portability.execution.worker import Job, Setup, TimedOut
 from portability.planning.plan import plan
+from portability.planning.study import EngineConf
 from portability.run import command, compose
 from portability.store import Store
 from portability.tracking.runs import TrackingSpec

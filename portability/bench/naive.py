@@ -11,7 +11,6 @@ from torch import Tensor
 from portability.bench.line import Line
 from portability.bench.plain import PlainLoop
 from portability.bench.workload import Workload
-from portability.config.study import Study
 from portability.core.seeds import stream_seed
 from portability.core.specs import FROM_ORIGIN, Cell, RunSpec
 from portability.data.sampling import pad
@@ -22,6 +21,7 @@ from portability.inits.base import INITS, Given
 from portability.methods.base import Mounted
 from portability.methods.module import ModuleState
 from portability.planning.plan import Plan, plan
+from portability.planning.study import Study
 from portability.run import compose
 from portability.store import Store
 from portability.tasks.classification import Scorer

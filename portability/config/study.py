@@ -1,9 +1,8 @@
 """The one place where YAML becomes values; with commandline.py the only code that knows Hydra."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,8 @@ from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.hosts.devices import DEVICES
 from portability.hosts.host import HostSource, HostSpec, describe
 from portability.planning.plan import Grid, check_relations, origins, rated
-from portability.planning.selection import Part, part_of
+from portability.planning.selection import part_of
+from portability.planning.study import EngineConf, Study, TrackingConf
 
 MODES = ("run", "plan", "status")
 ENGINES = ("local", "ray", "slurm")  # modules of portability.execution.engines, files of conf/engine
@@ -80,27 +80,6 @@ class GridConf:
 
 
 @dataclass(frozen=True)
-class EngineConf:
-    """How the work is carried out; nothing here changes a result. `options` are the engine's own (see its file)."""
-
-    kind: str
-    device: str
-    workers: int | None
-    stack: int | None
-    checkpoint_seconds: float
-    timeout_minutes: float | None  # of one run; a stack may take as many times that
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TrackingConf:
-    """Where runs are logged besides the store."""
-
-    wandb: str
-    project: str
-
-
-@dataclass(frozen=True)
 class TrainConf:
     """TrainSpec without the updates, which follow from the budgets."""
 
@@ -113,25 +92,6 @@ class TrainConf:
     tail: float
     bucket_batches: int
     head_learning_rate: float
-
-
-@dataclass(frozen=True)
-class Study:
-    """Everything a command was asked: the grid, its data, and how to carry it out."""
-
-    name: str
-    mode: str
-    results: Path
-    grid: Grid
-    sources: Sequence[DataSource]
-    data: StudyData
-    overlap: str
-    engine: EngineConf
-    tracking: TrackingConf
-    part: Part
-    primary: Sequence[Contrast]  # declared before the runs, no part of any run
-    kinds: Sequence[tuple[str, str, str]]  # of every pair, what relates origin and receiving host
-    similarity: bool  # compare the hosts of each pair (portability/execution/host_comparison.py)
 
 
 def to_study(cfg: DictConfig) -> Study:
@@ -380,24 +340,3 @@ def _check_train(train: TrainConf) -> None:
     if train.tail > LONGEST_TAIL:
         raise UserError(f"train.tail must be at most {LONGEST_TAIL}, got {train.tail}: a mark must not average its first "
                         "updates")
-
-
-def facts(study: Study, sweep: str | None) -> dict[str, Any]:
-    """What a manifest says of a study besides its cells."""
-    grid = study.grid
-    return {
-        "study": study.name,
-        "sweep": sweep,
-        "overlap": study.overlap,
-        "data": [{"name": name, **dict(counts), "eval": counts[grid.eval.split] if not grid.eval.limit
-                  else min(grid.eval.limit, counts[grid.eval.split])} for name, counts in study.data.counts.items()],
-        "eval_split": grid.eval.split,
-        "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
-        "origin_updates": grid.origin_updates,
-        "origin_seeds": grid.origin_seeds,
-        "rates": {rated(method, rate).name: [method.name, rate] for method in grid.methods for rate in grid.rates},
-        "task": json.loads(json.dumps(vars(grid.task))),
-        "answers": {name: vars(spec) for name, spec in grid.answers.items()},
-        "pairs": [list(kind) for kind in study.kinds],
-        "primary": [asdict(contrast) for contrast in study.primary],
-    }

@@ -11,7 +11,6 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from portability.config.study import EngineConf, Study, facts
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec
 from portability.core.stages import Stage
@@ -23,6 +22,7 @@ from portability.execution.preview import preview
 from portability.execution.worker import Job, Setup, TimedOut
 from portability.hosts.devices import STACKS, count_gpus, places
 from portability.planning.plan import Plan, alike, stacks, work
+from portability.planning.study import EngineConf, Study, facts
 from portability.store import Store
 from portability.store.manifests import load, paths
 from portability.tracking.runs import TrackingSpec

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from portability.config.study import EngineConf
 from portability.core.errors import Drained, UserError
 from portability.core.stages import Stage
 from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, Worker, overdue
 from portability.hosts.devices import Place, places
+from portability.planning.study import EngineConf
 
 log = logging.getLogger(__name__)
 

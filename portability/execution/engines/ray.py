@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from portability.config.study import EngineConf
 from portability.core.errors import UserError, without_places
 from portability.core.stages import Stage
 from portability.execution.engines.ray_actor import SHARED_SECONDS, Actor, Standing, Start, standing
 from portability.execution.engines.ray_cluster import Options, connected, need, room
 from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, overdue
+from portability.planning.study import EngineConf
 from portability.store import Store
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from portability.config.study import EngineConf, build
 from portability.core.errors import UserError
+from portability.core.typed import build
 from portability.hosts.devices import cores
+from portability.planning.study import EngineConf
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 20  # a cluster that has not let us in by then does not (our choice; Ray itself tries for many minutes)

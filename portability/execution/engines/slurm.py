@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from portability.config.study import EngineConf
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec
 from portability.core.stages import SCORING, Stage
@@ -29,6 +28,7 @@ from portability.execution.engines.slurm_task import Notes, run_task
 from portability.execution.leases import Claims
 from portability.execution.worker import Job, Setup, TimedOut
 from portability.planning.plan import cost, evenly
+from portability.planning.study import EngineConf
 from portability.store import Store
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portability.config.study import build
 from portability.core.errors import UserError
+from portability.core.typed import build
 from portability.execution.worker import ENVIRONMENT
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "srun")

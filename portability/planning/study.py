@@ -1,0 +1,74 @@
+"""A study as a command was asked for it: the grid, its data, and how to carry it out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from portability.core.architectures import FAMILIES
+from portability.core.contrasts import Contrast
+from portability.data.splits import DataSource, StudyData
+from portability.planning.plan import Grid, rated
+from portability.planning.selection import Part
+
+
+@dataclass(frozen=True)
+class EngineConf:
+    """How the work is carried out; nothing here changes a result. `options` are the engine's own (see its file)."""
+
+    kind: str
+    device: str
+    workers: int | None
+    stack: int | None
+    checkpoint_seconds: float
+    timeout_minutes: float | None  # of one run; a stack may take as many times that
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrackingConf:
+    """Where runs are logged besides the store."""
+
+    wandb: str
+    project: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything a command was asked: the grid, its data, and how to carry it out."""
+
+    name: str
+    mode: str
+    results: Path
+    grid: Grid
+    sources: Sequence[DataSource]
+    data: StudyData
+    overlap: str
+    engine: EngineConf
+    tracking: TrackingConf
+    part: Part
+    primary: Sequence[Contrast]  # declared before the runs, no part of any run
+    kinds: Sequence[tuple[str, str, str]]  # of every pair, what relates origin and receiving host
+    similarity: bool  # compare the hosts of each pair (portability/execution/host_comparison.py)
+
+
+def facts(study: Study, sweep: str | None) -> dict[str, Any]:
+    """What a manifest says of a study besides its cells."""
+    grid = study.grid
+    return {
+        "study": study.name,
+        "sweep": sweep,
+        "overlap": study.overlap,
+        "data": [{"name": name, **dict(counts), "eval": counts[grid.eval.split] if not grid.eval.limit
+                  else min(grid.eval.limit, counts[grid.eval.split])} for name, counts in study.data.counts.items()],
+        "eval_split": grid.eval.split,
+        "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
+        "origin_updates": grid.origin_updates,
+        "origin_seeds": grid.origin_seeds,
+        "rates": {rated(method, rate).name: [method.name, rate] for method in grid.methods for rate in grid.rates},
+        "task": json.loads(json.dumps(vars(grid.task))),
+        "answers": {name: vars(spec) for name, spec in grid.answers.items()},
+        "pairs": [list(kind) for kind in study.kinds],
+        "primary": [asdict(contrast) for contrast in study.primary],
+    }
