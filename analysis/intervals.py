@@ -88,7 +88,7 @@ class Spread:
         The mean of t with the degrees of freedom of both parts together (Satterthwaite: short at 5 seeds, most of all in the
         tail that Holm's correction asks about) and of the t intervals of both parts in quadrature (Howe: long).
 
-        Source: Howe, J. Am. Stat. Assoc. 69, 1974; the mean of both is our choice, by simulation (DECISIONS.md).
+        Source: Howe, J. Am. Stat. Assoc. 69, 1974; the mean of both is our choice, by simulation (D-119).
         """
         def limit(df: np.ndarray | int) -> np.ndarray:
             return -special.stdtrit(df, alpha / 2)

@@ -42,7 +42,7 @@ def mixed(cells: pd.DataFrame, baseline: str, budget: int, scale: float = 100.0)
 
     A cross-check only: its Wald intervals take variances as known and are too short at few seeds. Factors are coded as
     deviations from the mean of their levels; a factor with one level is left out, and said so. Fitted by Nelder and Mead's
-    search, which finds spreads of 0 where gradients stop short of them (DECISIONS D-93), and given to DIGITS decimals.
+    search, which finds spreads of 0 where gradients stop short of them (D-93), and given to DIGITS decimals.
 
     Source: Laird & Ware, Biometrics 38, 1982, as in statsmodels' MixedLM; the model is our choice.
     """

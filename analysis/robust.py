@@ -66,7 +66,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray,
     """A statistic of all scores with its percentile interval, whole seeds drawn anew.
 
     n - `fewer` of n seeds are drawn: with n - 1 the variance of a mean is unbiased at few seeds. Even so this is for
-    description: the interval for a claim is that of analysis.inference (coverage of both: DECISIONS.md). rliable, and
+    description: the interval for a claim is that of analysis.inference (coverage of both: D-61). rliable, and
     scipy.stats.bootstrap, draw n; rliable draws each task by itself, but the runs of a seed are not independent.
 
     Args:

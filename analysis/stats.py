@@ -27,7 +27,7 @@ def summarise(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         cells with a number; `runs`, the distinct runs behind them; `expected` cells asked for; one count per fault;
         `status`: "complete" (n = expected), "incomplete", or, where n is 0, the faults joined by "+".
 
-    Source: our choice (DECISIONS.md): std, not the standard error, because the spread of runs is what a user meets.
+    Source: our choice (D-21): std, not the standard error, because the spread of runs is what a user meets.
 
     Example:
         >>> cells = pd.DataFrame({"init": "scratch", "origin": ["a", "b", "a"], "run_id": ["r", "r", "s"], "mark": 5,
@@ -75,7 +75,7 @@ def paired(cells: pd.DataFrame, arm: str, baseline: str, scale: float = 100.0) -
         that of the arm's cell, or the baseline's where only that one is not done; "unpaired" where no baseline, or no
         single one, was asked for.
 
-    Source: our choice (DECISIONS.md).
+    Source: our choice (D-21).
     """
     treated, base = cells[cells["init"] == arm], cells[cells["init"] == baseline]
     on = PAIR

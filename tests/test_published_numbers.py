@@ -1,5 +1,5 @@
 """Declared contrasts of the published studies, computed once more: from the Parquet and the manifest alone, with nothing of
-`analysis`, by loops over plain arrays (DECISIONS.md, D-119)."""
+`analysis`, by loops over plain arrays (D-119)."""
 
 import json
 from pathlib import Path

@@ -29,7 +29,8 @@ from portability.run import command, compose
 from portability.store import Store
 from portability.tracking.runs import TrackingSpec
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'portability[ray]')")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None,
+                                reason="needs Ray (pip install 'peft-portability[ray]')")
 OFF = ("tracking.wandb=disabled", "yes=true")
 SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[60]", "engine.stack=1",
         "engine.checkpoint_seconds=0.2", *OFF)

@@ -188,7 +188,7 @@ def test_without_submitit_or_slurm_one_sentence_says_what_to_do(monkeypatch, tmp
     with pytest.raises(UserError, match="sbatch, squeue, scontrol, srun is not on PATH|needs the package submitit"):
         require()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'portability\[slurm\]'"):
+    with pytest.raises(UserError, match=r"pip install 'peft-portability\[slurm\]'"):
         require()
 
 

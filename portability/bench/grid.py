@@ -25,7 +25,7 @@ LEVELS: tuple[tuple[str, tuple[str, ...]], ...] = (  # each line adds one thing 
     ("- the same, all padded to the longest", ("train.bucket_batches=1000000",)),
 )
 ALIKE = {"mean": 0.02, "mean_absolute": 0.04}  # of accuracies of the same cells by the naive loop and by us: over some
-# hundred updates a difference of rounding grows to points for single cells, in either direction (DECISIONS D-41)
+# hundred updates a difference of rounding grows to points for single cells, in either direction (D-41)
 
 
 def command(overrides: Sequence[str], results: Path, device: str) -> float:

@@ -32,7 +32,7 @@ def accuracy_calibrated(margin: np.ndarray, labels: np.ndarray) -> float:
     """Accuracy after Batch Calibration: the mean log-odds over the evaluated inputs, unlabelled, is subtracted first.
 
     The contextual bias is averaged over the batch as in the paper; the mean is taken over log-odds and the batch is
-    the whole evaluated set (our choice, DECISIONS.md). It presumes that classes are about balanced.
+    the whole evaluated set (our choice, D-12). It presumes that classes are about balanced.
     """
     return accuracy(margin - np.mean(margin), labels)
 

@@ -93,7 +93,7 @@ def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
     """Picks (..., B) with the first one repeated until B divides by `multiple`; what comes of the repeats is not used.
 
     Products of one, of few or of an odd number of rows may take another kernel than larger ones, and then a result would
-    show how many members were stacked (measured, DECISIONS D-42).
+    show how many members were stacked (measured, D-42).
 
     Example:
         >>> fill(np.array([[7, 8, 9]]), 4).tolist(), fill(np.array([1, 2]), 2).tolist()

@@ -104,7 +104,7 @@ def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tup
     Raises:
         UserError: the limit leaves no room for the text, or a text has no tokens.
 
-    Source: our choice (DECISIONS.md).
+    Source: our choice (D-15).
 
     Example:
         >>> words = lambda texts: [f"{text} ?".split() for text in texts]

@@ -23,7 +23,7 @@ from portability.store import Store
 ASK_SECONDS = 3600.0
 UPDATES = 6  # of a calibration, the first of which is not counted
 HOSTS = 3  # that a calibration measures: the ones that the most work is on
-WORST = 1.5e-8, 0.03  # seconds per unit of work, and per update: slower than any CPU we saw (our choice, DECISIONS D-46)
+WORST = 1.5e-8, 0.03  # seconds per unit of work and per update, slower than any CPU we saw (our choice, D-46)
 RECORD_BYTES = 16_384  # a record, its report and the tracker's file, roughly
 
 

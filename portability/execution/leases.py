@@ -23,7 +23,7 @@ from portability.core.stages import Stage
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0  # our choice: twelve heartbeats, because network file systems show times late (DECISIONS D-44)
+STALE_SECONDS = 60.0  # our choice: twelve heartbeats, because network file systems show times late (D-44)
 
 
 @dataclass(frozen=True)

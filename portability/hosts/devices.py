@@ -7,7 +7,7 @@ from pathlib import Path
 from portability.core.errors import UserError, choose
 
 DEVICES = ("auto", "cpu", "cuda")
-STACKS = {"cpu": 16, "cuda": 32}  # most modules trained at once where the configuration names no number (DECISIONS D-36)
+STACKS = {"cpu": 16, "cuda": 32}  # most modules of a stack where the configuration names no number (D-34)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def describe(source: HostSource) -> HostSpec:
     if not weights:
         if source.hub:
             raise UserError(f"host '{source.name}': {source.hub} holds no safetensors at this revision, and pickled "
-                            f"weights are refused; convert it once as README says and set host.{source.name}.path=FOLDER")
+                            f"weights are refused; convert it once as docs/operations.md says and set "
+                            f"host.{source.name}.path=FOLDER")
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         found = f"only {', '.join(pickled)}, and pickled weights are refused" if pickled else "none"
         raise UserError(f"host '{source.name}': needs *.safetensors in {folder}, found {found}")

@@ -65,7 +65,7 @@ def sampled(given: Given, options: Mapping[str, Any]) -> Start:
 
     Per tensor, on the carried entries only and before any padding: ``law: normal`` draws from N(mean, std) with std
     of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module is then scaled so
-    that it changes the logits as much as the ported one (DECISIONS D-09).
+    that it changes the logits as much as the ported one (D-09).
 
     Raises:
         UserError: unknown law or match.
@@ -187,7 +187,7 @@ def _reordered(tensors: Mapping[Slot, Tensor], depth: int, generator: torch.Gene
 def _match_function(module: ModuleState, done: Port, given: Given) -> ModuleState:
     """Scale a module by one factor until it changes the logits as much as the ported one, by bisection in log2 between the
     first two powers of two, going outwards from the sample as drawn, that have the wanted change between them. Where none up to
-    2^FURTHEST has, the power whose change comes nearest; the report says how near (DECISIONS D-122).
+    2^FURTHEST has, the power whose change comes nearest; the report says how near (D-122).
     """
     if given.change is None:
         raise ValueError("match: function_norm needs the logit change of a module")

@@ -58,7 +58,7 @@ class Scorer(nn.Module):
 
     Hosts with a language-model head give logits over their vocabulary for the answer's first token (T5: the first
     decoder step; decoder-only hosts: after the last real token). Encoders give two logits from a linear head over
-    the mean of the real tokens' states (our choice, DECISIONS D-11); the head is handed in like a module.
+    the mean of the real tokens' states (our choice, D-11); the head is handed in like a module.
     """
 
     def __init__(self, host: Host, task: TaskSpec):

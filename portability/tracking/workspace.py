@@ -32,7 +32,7 @@ def workspace(entity: str, project: str) -> "Workspace":
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise UserError("a dashboard needs wandb-workspaces; pip install 'portability[dashboard]'") from error
+        raise UserError("a dashboard needs wandb-workspaces: pip install 'peft-portability[dashboard]'") from error
     settings = ws.WorkspaceSettings(max_runs=MOST)
     runs = ws.RunsetSettings(
         groupby=[ws.Config("method"), ws.Config("init")], order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)],

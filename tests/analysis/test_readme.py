@@ -1,8 +1,9 @@
-"""Every sentence of README's findings is a declared contrast of the published evidence, with its numbers and its verdict."""
+"""Numbers in README and docs/results that come from the published evidence are those of its declared contrasts."""
 
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis.entries import number
@@ -13,8 +14,9 @@ from analysis.verdict import verdict_words
 from portability.store import Store
 
 ROOT = Path(__file__).parents[2]
-FINDING = re.compile(r"^\*\*(?P<name>[^*]+)\*\*: (?P<words>.*?) (?P<size>[+−]\d+\.\d) points \[(?P<low>[+−]\d+\.\d), "
-                     r"(?P<high>[+−]\d+\.\d)\]: (?P<verdict>ahead|behind|open)\.$")
+PAGE = (ROOT / "docs/results/nano_evidence.md").read_text()
+SIZE = r"(?P<size>[+−]\d+\.\d) points \[(?P<low>[+−]\d+\.\d), (?P<high>[+−]\d+\.\d)\]"
+FINDING = re.compile(rf"^\*\*(?P<name>[^*]+)\*\*: (?P<words>.*?) {SIZE}: (?P<verdict>ahead|behind|open)\.$")
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,8 @@ def evidence():
 
 
 def findings() -> list[str]:
-    """The bullets of README's section, one line each."""
-    section = re.search(r"^## What the embedded hosts say$(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S).group(1)
+    """The bullets of the page's declared contrasts, one line each."""
+    section = re.search(r"^## The declared contrasts$(.*?)^## ", PAGE, re.M | re.S).group(1)
     return [" ".join(bullet.split()) for bullet in re.findall(r"^- (.*?)(?=^- |^$)", section, re.M | re.S)]
 
 
@@ -39,6 +41,22 @@ def test_every_sentence_of_the_findings_is_a_declared_contrast_and_every_contras
         assert [found[key] for key in ("size", "low", "high")] == [number(row[key], unit) for key in ("mean", "low", "high")]
         assert found["verdict"] == row["verdict"]
         assert str(row["budget"]) in found["words"] and not re.search(r"\d", found["words"].replace(str(row["budget"]), ""))
+
+
+def test_readmes_finding_is_two_of_the_declared_contrasts():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    said = {match[0] for match in re.finditer(SIZE, text)}
+    early, late = (next(line for line in findings() if line.startswith(f"**against scratch {when}**"))
+                   for when in ("early", "at the end"))
+    assert said == {re.search(SIZE, early)[0], re.search(SIZE, late)[0]}
+    assert early.endswith("ahead.") and late.endswith("open.") and "left open" in text
+
+
+def test_nano_full_agrees_in_every_verdict_that_it_shares_with_nano_evidence():
+    tables = [pd.read_csv(ROOT / f"results/{name}/tables/primary.csv").set_index("name")["verdict"]
+              for name in ("nano_full", "nano_evidence")]
+    assert tables[0].to_dict() == tables[1].loc[tables[0].index].to_dict()
+    assert (tables[0] == "ahead").sum() == 4 and (tables[0] == "open").sum() == 2
 
 
 def test_the_picture_and_the_report_say_the_same_verdict(evidence):

@@ -1,6 +1,6 @@
 """From easy text to hard: when a host moves on, and at which learning rate.
 
-Our choice, measured (DECISIONS.md, embedded hosts): hosts that meet hard text early stay at chance.
+Our choice, measured (D-25): hosts that meet hard text early stay at chance.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The words of the generated language: domains, polarity words, endings, neutral things.
 
-Every list is data of our own choice (DECISIONS.md, embedded hosts). Words stand in alphabetic or
+Every list is data of our own choice (D-24, D-26). Words stand in alphabetic or
 thematic order. Every second polarity word is held out of labelled training text (`HELD_OUT`).
 """
 

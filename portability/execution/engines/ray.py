@@ -45,7 +45,7 @@ def check(conf: EngineConf) -> None:
     """
     Options.checked(conf.options)
     if importlib.util.find_spec("ray") is None:
-        raise UserError("engine=ray needs the package ray; install it with: pip install 'portability[ray]'")
+        raise UserError("engine=ray needs the package ray: pip install 'peft-portability[ray]'")
 
 
 def run_jobs(

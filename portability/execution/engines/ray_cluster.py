@@ -99,7 +99,7 @@ def connected(options: Options, workers: int | None) -> Iterator[Any]:
 
 def _imported() -> Any:
     if importlib.util.find_spec("ray") is None:
-        raise UserError("engine=ray needs Ray: pip install 'portability[ray]'")
+        raise UserError("engine=ray needs Ray: pip install 'peft-portability[ray]'")
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
         raise UserError("Ray was imported before its authentication was switched on; set RAY_AUTH_MODE=token before")
     os.environ.update(RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")

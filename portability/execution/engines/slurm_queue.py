@@ -91,7 +91,7 @@ def require() -> None:
         UserError: submitit or Slurm's commands are missing.
     """
     if importlib.util.find_spec("submitit") is None:
-        raise UserError("engine=slurm needs the package submitit; install it with: pip install 'portability[slurm]'")
+        raise UserError("engine=slurm needs the package submitit: pip install 'peft-portability[slurm]'")
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         raise UserError(f"engine=slurm needs Slurm's commands, and {', '.join(missing)} is not on PATH; start this on a "
                         "machine that submits to a Slurm cluster, or use engine=local")

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-PIECE = 1 << 20  # entries of a piece: it is made, made absolute and added before it leaves the cache (DECISIONS, D-103)
+PIECE = 1 << 20  # entries of a piece: it is made, made absolute and added before it leaves the cache (D-103)
 WIDE = 4 << 20  # entries of a piece of a matrix that vectors are multiplied by (measured: smaller ones take longer)
 ASK_SECONDS = 1.0  # our choice: other workers begin and end their jobs while an extraction goes on
 MOST = 64  # threads; beyond that pieces are too few and memory too slow (our choice)
