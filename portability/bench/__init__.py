@@ -1,1 +1,1 @@
-"""What training a module costs here, against what a user would do instead: ``python -m portability.bench``."""
+"""Our engine against what a user would do instead: ``python -m portability.bench``."""

@@ -1,111 +1,72 @@
-"""What every contender is given: one host, one method, one set of token ids, one protocol, read from conf/."""
+"""What contenders are given: a host of a named shape with random weights, and sentences as long as SST-2's.
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+Speed and memory depend on shapes and lengths, not on what the weights have learned, so no hub is needed.
+"""
+
+import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
+import torch
+from transformers import AutoConfig, PreTrainedModel
 
-from portability.core.paths import bundled
-from portability.core.specs import MethodSpec, TaskSpec, TrainSpec
-from portability.data.tokenization import Encoded
+from portability.core.seeds import stream_seed
+from portability.hosts.host import load_tokenizer, model_class
+from portability.run import compose
+
+BATCHES = 200  # of the data set; on smaller ones transformers sorts by length within a smaller window
+SMALL = 4_000  # words, for hosts that a CPU can train: 32,128 would be most of their arithmetic
+SHAPES = {  # family, width, layers (of each stack), heads, vocabulary; the feed-forward is four times as wide
+    "t5-64x2": ("t5", 64, 2, 2, SMALL),  # a smoke test
+    "t5-128x4": ("t5", 128, 4, 4, SMALL),  # heads of 32, relu as in T5 (v1.1 has gelu)
+    "t5-256x4": ("t5", 256, 4, 4, SMALL),  # heads of 64
+    "t5-small": ("t5", 512, 6, 8, 32_128),  # published sizes of t5-small
+    "t5-base": ("t5", 768, 12, 12, 32_128),  # and of t5-base
+    "minilm": ("bert", 384, 6, 12, 30_522),  # all-MiniLM-L6-v2
+    "bert-256x4": ("bert", 256, 4, 4, SMALL),
+    "llama-256x4": ("llama", 256, 4, 4, SMALL),  # two key-value heads
+}
+# Words of SST-2's sentences (6,907 of them, mean 19.3): share of sentences -> the most words that they have.
+LENGTHS = {0.0: 2, 0.05: 6, 0.25: 12, 0.5: 19, 0.75: 25, 0.95: 36, 1.0: 52}
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A job for a child process; it travels as JSON.
+def prepare(folder: str, shape: str, method: str, batch_size: int, precision: str, device: str) -> list[str]:
+    """Write the host and the data set, and give the words of `portability.run` for a study that trains a
+    scratch module on them. The labels follow from nothing, which costs no more and no less."""
+    tokenizer = load_tokenizer(compose([]).grid.pairs[0][0])
+    for part in (build(*SHAPES[shape]), tokenizer):
+        part.save_pretrained(f"{folder}/host")
+    draw = np.random.default_rng(stream_seed("bench"))
+    words = sorted(filter(str.isalpha, tokenizer.get_vocab()))
+    texts = [" ".join(draw.choice(words, count)) for count in lengths(draw, BATCHES * batch_size)]
+    rows = [json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(texts)]
+    for split, some in {"train": rows, "validation": rows[:2], "test": rows[:2]}.items():
+        Path(folder, f"{split}.jsonl").write_text("".join(some))
+    return [f"+host.bench.path={folder}/host", f"+data.bench.path={folder}", "grid.pairs=[[bench,bench]]",
+            "grid.data=bench", "grid.study_data=[bench]", "grid.overlap=keep", "grid.inits=[scratch]",
+            "grid.seeds=[0]", "grid.budgets=[10000]", f"method={method}", f"precision={precision}",
+            f"train.batch_size={batch_size}", "train.warmup=0", f"engine.device={device}"]
 
-    Attributes:
-        kind: which part of the benchmark the child plays (contender.KINDS).
-        folder: holds the host (``host/``) and token ids (train, test, and sentences all of the mean, of the largest length).
-        modules: modules that one process trains at once.
-        updates: optimiser updates that will be asked for at most.
-        stacks: sizes of stack, for the parts that go through several.
-        overrides: a study's words on the command line, for the parts that carry out a grid; `seeds`: how many of its seeds.
+
+def lengths(draw: np.random.Generator, number: int) -> np.ndarray:
+    """Words of each sentence, (number,), drawn from SST-2's distribution.
+
+    Example:
+        >>> drawn = lengths(np.random.default_rng(0), 10_000)
+        >>> int(drawn.min()), int(drawn.max()), round(float(drawn.mean()))
+        (2, 52, 20)
     """
-
-    kind: str
-    folder: str
-    shape: str
-    method: str
-    batch_size: int
-    precision: str  # fp32 | bf16
-    device: str  # cpu | cuda
-    modules: int = 1
-    updates: int = 200
-    first_seed: int = 0
-    stacks: tuple[int, ...] = ()
-    train_batches: int = 200
-    test_examples: int = 320
-    overrides: tuple[str, ...] = ()
-    seeds: int = 1
-
-    @property
-    def path(self) -> Path:
-        """The folder as a path."""
-        return Path(self.folder)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> "Workload":
-        """Back from JSON (lists become tuples again)."""
-        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+    return np.interp(draw.random(number), list(LENGTHS), list(LENGTHS.values())).round().astype(int)
 
 
-def _settings(*names: str) -> dict[str, Any]:
-    return yaml.safe_load(bundled("conf").joinpath(*names).read_text())
-
-
-def methods() -> list[str]:
-    """Names of the methods in conf/method."""
-    return sorted(path.stem for path in (bundled("conf") / "method").glob("*.yaml"))
-
-
-def method_spec(name: str) -> MethodSpec:
-    """A method with its settings, as a study would train it."""
-    return MethodSpec(name=name, **_settings("method", f"{name}.yaml")[name])
-
-
-def task_spec() -> TaskSpec:
-    """Template, label words and length limit."""
-    task = _settings("config.yaml")["task"]
-    return TaskSpec(task["template"], tuple(task["label_words"]), task["max_length"])
-
-
-def train_spec(work: Workload) -> TrainSpec:
-    """The protocol of a study, with this workload's updates and batch size."""
-    values = _settings("config.yaml")["train"]
-    values["betas"] = tuple(values["betas"])
-    values["eps"] = float(values["eps"])
-    return replace(TrainSpec(updates=work.updates, **values), batch_size=work.batch_size)
-
-
-def evaluation_batch() -> int:
-    """Examples scored at once, for every contender."""
-    return int(_settings("config.yaml")["eval"]["batch_size"])
-
-
-def default_batch() -> int:
-    """Examples of an update, as in a study."""
-    return int(_settings("config.yaml")["train"]["batch_size"])
-
-
-# ---- token ids on disk
-
-
-def save_set(folder: Path, name: str, rows: list[list[int]], labels: list[int]) -> None:
-    """Write token ids, one row an example."""
-    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
-    np.savez(folder / f"{name}.npz", ids=np.concatenate(rows).astype(np.int32), offsets=offsets,
-             labels=np.array(labels, dtype=np.int64))
-
-
-def load_set(folder: Path, name: str) -> Encoded:
-    """The same token ids for everyone."""
-    with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-        return Encoded(file["ids"], file["offsets"], file["labels"], 0)
+def build(family: str, width: int, layers: int, heads: int, vocabulary: int) -> PreTrainedModel:
+    """A host with random weights; dropout stays what the library sets (0.1 in T5 and BERT)."""
+    if family == "t5":
+        sizes = {"d_model": width, "d_kv": width // heads, "d_ff": 4 * width, "num_layers": layers,
+                 "num_heads": heads, "decoder_start_token_id": 0}
+    else:
+        sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+                 "intermediate_size": 4 * width, "num_key_value_heads": 2 if family == "llama" else heads}
+    torch.manual_seed(0)
+    common = {"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1}
+    return model_class(family).from_config(AutoConfig.for_model(family, **common, **sizes))

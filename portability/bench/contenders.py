@@ -1,0 +1,187 @@
+"""Who trains: stacks of our engine, transformers' Trainer, a plain loop, the cells of a grid one by one."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import adapters
+import peft
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+from portability.core.specs import RunSpec
+from portability.execution.execute import execute, scorer_of
+from portability.execution.worker_context import Desk
+from portability.hosts.devices import places
+from portability.hosts.host import Host, folder_of, from_folder, load_tokenizer, narrow
+from portability.methods.base import Mounted
+from portability.planning.plan import Plan, plan
+from portability.run import compose
+from portability.store import Store
+from portability.tasks.classification import HEAD, Scorer
+from portability.training.stack import Bench, Stack, Start
+from portability.training.trainer import Trainer as Engine
+
+logging.getLogger("adapters").setLevel(logging.ERROR)  # as in a worker
+WINDOW = 50  # batches over which Trainer sorts by length, from long to short; it is timed over whole windows
+SEGMENT = 20  # updates over which ours is timed, whose batches come in no order of length
+CAPTURED = 200  # updates after which nearly all lengths of batches were met twice, and are CUDA graphs
+LORA_TARGETS = {  # what conf/method/lora.yaml adapts: q, k, v of every attention, and the feed-forward
+    "t5": r".*\.(q|k|v|wi|wo)",
+    "bert": r".*\.(query|key|value|intermediate\.dense|layer\.\d+\.output\.dense)",
+    "llama": r".*\.(q_proj|k_proj|v_proj|up_proj|down_proj)"}  # adapters 1.3.0 leaves the gate alone
+
+
+def now() -> float:
+    """Seconds on the wall, once the device has done all it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def study_of(words: Sequence[str]) -> tuple[Plan, RunSpec, Desk]:
+    """A study's plan, its first run that trains, and where to carry it out, without a store."""
+    study = compose(words)
+    planned, place = plan(study.grid), places(study.engine.device, 1)[0]
+    run = next(run for run in planned.runs.values() if run.method is not None)
+    return planned, run, Desk(Store(""), study.data, place=place)
+
+
+class Ours:
+    """A stack of our engine: `members` modules with seeds from `first` on; each trains `size` numbers."""
+
+    def __init__(self, words: Sequence[str], members: int, first: int = 0):
+        _, self.run, desk = study_of(words)
+        host, self.device = desk.host(self.run), desk.device
+        mounted, test = Mounted(host, self.run.method), desk.test(host, self.run)
+        self.bench = Bench(mounted, scorer_of(host, self.run), desk.training(host, self.run), test)
+        self.schedule = self.bench.schedule(self.run)
+        self.engine = self.stack(range(first, first + members))
+        self.size = self.engine.bank.theta.shape[1]
+
+    def stack(self, seeds: Sequence[int]) -> Engine:
+        """Fresh members, before their first update."""
+        fresh, head = self.bench.mounted.fresh, self.bench.scorer.fresh_head
+        starts = [Start(fresh(seed), head(seed), None, None) for seed in seeds]
+        return Stack([replace(self.run, seed=seed) for seed in seeds], starts, self.bench, {}).trainer
+
+    def update(self, engine: Engine, step: int) -> None:
+        """One update of all members."""
+        engine.update(step, self.schedule, self.bench.training)
+
+    def train(self) -> tuple[float, float]:
+        """A segment, the first one a warm-up: seconds, and real tokens of all members."""
+        done, tokens, began = self.engine.done, self.engine.tokens[0].sum(), now()
+        for step in range(done, done + (CAPTURED if self.device.type == "cuda" and not done else SEGMENT)):
+            self.update(self.engine, step)
+        return now() - began, self.engine.tokens[0].sum() - tokens
+
+
+def plain_loop(ours: Ours, factor: float = 1.0) -> Callable[[int], Tensor]:
+    """The slower, second way to train the member with seed 0: torch's AdamW and gradient clipping around the
+    library's own module. Gives a function that makes a step's update and returns the loss before it, in nats.
+
+    Args:
+        factor: of the module's learning rate.
+    """
+    spec, bank, schedule, training = ours.run.train, ours.stack([0]).bank, ours.schedule, ours.bench.training
+    scorer = ours.bench.scorer.to(ours.device)  # adapters leaves most modules in ordinary memory
+    known, parameters = dict(scorer.named_parameters()), bank.member(bank.theta, 0)
+    for name, value in parameters.items():
+        known[name].requires_grad_(True).data.copy_(value)
+    rates = {True: spec.head_learning_rate, False: ours.run.method.learning_rate * factor}
+    groups = [{"params": known[name], "lr": rates[name in HEAD]} for name in parameters]
+    optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+
+    def update(step: int) -> Tensor:
+        picks, bucket = schedule.examples(step, 0), schedule.buckets[schedule.bucket(step)[0]]
+        *batch, target = (part.to(ours.device) for part in scorer.rows(training, picks, len(picks), bucket))
+        loss = nn.functional.cross_entropy(scorer(*batch), target)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([known[name] for name in parameters], spec.clip)
+        optimizer.step()
+        return loss.detach()
+
+    return update
+
+
+class Library:
+    """transformers' Trainer with one module by peft (LoRA) or adapters; it trains `size` numbers.
+
+    As it comes: dropout, T5's own loss on label and end token, batches in random order. `tuned`: no dropout,
+    the label alone, batches of like length, rows in memory, and bf16 if the study asks for it.
+    """
+
+    def __init__(self, words: Sequence[str], tuned: bool):
+        _, run, desk = study_of(words)
+        family, cuda = run.host.shape.family, desk.device.type == "cuda"
+        settings = vars(AutoConfig.from_pretrained(folder_of(run.host)))
+        dropout = {name: 0.0 for name in settings if tuned and "dropout" in name}
+        model = from_folder(run.host.name, family, folder_of(run.host), **dropout)
+        if tuned and run.precision == "bf16":  # as ours: autocast would cast the frozen weights in every pass
+            narrow(model)
+        host = Host(run.host, model, load_tokenizer(run.host))
+        network, scorer = attach(host, run), Scorer(host, run.task)
+        whole = family == "t5" and not tuned  # the answer with its end
+        if scorer.has_head:
+            scorer.head.requires_grad_(True)
+        rows, encoded, end = [], desk.training(host, run), host.tokenizer.eos_token_id
+        for ids, label in zip(map(encoded.row, range(len(encoded))), encoded.labels, strict=True):
+            answer = [scorer.label_ids[label], end] if whole else scorer.label_ids[label]
+            rows.append({"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": answer})
+        updates = WINDOW * (4 if cuda else 1)  # so that the start of the loading processes weighs little
+        self.tokens = updates * run.train.batch_size * encoded.lengths.mean()
+        faster = {"group_by_length": True, "bf16": run.precision == "bf16", "logging_strategy": "no",
+                  "logging_nan_inf_filter": False, "dataloader_num_workers": 2 if cuda else 0}
+        arguments = TrainingArguments(
+            str(folder_of(run.host).parent), report_to="none", save_strategy="no", disable_tqdm=True,
+            use_cpu=not cuda, max_steps=updates, learning_rate=run.method.learning_rate,
+            per_device_train_batch_size=run.train.batch_size, remove_unused_columns=False,
+            **(faster if tuned else {}))
+        collator = DataCollatorForSeq2Seq(host.tokenizer) if whole else None
+        network, loss = (network, None) if whole else (scorer, label_loss)
+        self.trainer = Trainer(network, arguments, collator, rows if tuned else Dataset.from_list(rows),
+                               processing_class=host.tokenizer, compute_loss_func=loss)
+        self.size = sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
+
+    def train(self) -> tuple[float, float]:
+        """Whole windows of updates: seconds, and real tokens by the data set's mean."""
+        return self.trainer.train().metrics["train_runtime"], self.tokens
+
+
+def label_loss(logits: Tensor, labels: Tensor, **_: Any) -> Tensor:
+    """Mean loss (nats) of logits (B, V) or (B, 2), of which labels (B,) are the classes."""
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def attach(host: Host, run: RunSpec) -> nn.Module:
+    """Put a module into the host's model; the network that the library makes of it."""
+    if run.method.name == "lora":
+        settings = run.method.settings
+        return peft.get_peft_model(host.model, peft.LoraConfig(
+            r=settings["r"], lora_alpha=settings["alpha"], target_modules=LORA_TARGETS[host.family]))
+    adapters.init(host.model)
+    host.model.requires_grad_(False).accepts_loss_kwargs = False  # **kwargs do not take num_items_in_batch
+    Mounted(host, run.method)
+    return host.model
+
+
+def cells_alone(words: Sequence[str]) -> float:
+    """Seconds to train every cell of a grid for itself, its origin too, with the engine in one process whose
+    imports are done. Cells of the first seed stand for those of all seeds."""
+    planned, _, desk = study_of(words)
+    cells, began = [cell for cell in planned.cells if cell.budget > 0], now()
+    first = [cell for cell in cells if cell.seed == cells[0].seed]
+    for cell in first:
+        run = planned.runs[cell.run_id].with_updates(cell.mark)
+        with tempfile.TemporaryDirectory() as folder:
+            desk.store = Store(folder)
+            for one in (planned.runs[run.origin], run) if run.origin else (run,):
+                execute([one], {one.run_id: [one.train.updates]}, desk)
+    return (now() - began) * len(cells) / len(first)
