@@ -1,0 +1,84 @@
+"""Mappings out of YAML as dataclasses, checked by pydantic; what is wrong is said in one sentence with its place."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge, Gt
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
+
+from portability.core.errors import UserError, choose
+
+T = TypeVar("T")
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Name = Annotated[str, BeforeValidator(str)]  # YAML reads a name such as 2024 as a number
+PLAIN = {"Input should be ": "must be ", "greater than or equal to": "at least", "less than or equal to": "at most",
+         "greater than": "above", "a valid list": "a list", "an object": "a mapping", "Value error, ": ""}
+_adapter = cache(TypeAdapter)
+
+
+def build(cls: type[T], value: Any, where: str) -> T:
+    """A dataclass from a mapping of its fields, of which no type is converted but whole numbers to decimal ones.
+
+    Args:
+        where: place of the mapping in the configuration; empty for the whole of it.
+
+    Raises:
+        UserError: an unknown or missing key or a bad value, with its place and, for a typo, the name that would be right.
+    """
+    try:  # as JSON, whose lists are tuples where the dataclass has tuples
+        return _adapter(cls).validate_json(json.dumps(value), strict=True, extra="forbid")
+    except ValidationError as error:
+        found = sorted(error.errors(), key=lambda one: one["type"] != "unexpected_keyword_argument")
+        raise UserError(_sentence(cls, found[0], where)) from error
+
+
+def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
+    """What pydantic found, as the sentence for the user."""
+    *above, last = error["loc"] or ("",)
+    level = ".".join(map(str, filter(None, (where, *above))))
+    place, kind, cause = f"{level}.{last}".strip("."), error["type"], error.get("ctx", {}).get("error")
+    try:
+        if kind == "unexpected_keyword_argument":
+            choose(str(last), [*cls.__dataclass_fields__], f"key in {level}" if level else "key")  # type: ignore[attr-defined]
+        if kind == "literal_error":
+            choose(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), place)
+    except UserError as unknown:
+        return str(unknown)
+    if isinstance(cause, UserError):
+        return str(cause)
+    if kind == "missing":
+        return f"{place} is missing"
+    said = error["msg"]
+    for theirs, ours in PLAIN.items():
+        said = said.replace(theirs, ours)
+    return f"{place} {said}, got {error['input']!r}"
+
+
+def mapping(value: Any, where: str) -> dict[Any, Any]:
+    """A mapping as a dict.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} must be a mapping, got {value!r}")
+    return dict(value)
+
+
+def distinct(values: list[T]) -> list[T]:
+    """The same values.
+
+    Raises:
+        ValueError: none, or one twice.
+    """
+    if not values or len(set(values)) != len(values):
+        raise ValueError("must name at least one value and none twice")
+    return values
+
+
+Axis = Annotated[list[T], AfterValidator(distinct)]
