@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Le
+from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator
 
 from portability.core.errors import UserError, choose
@@ -14,6 +14,7 @@ from portability.core.schema import Axis, Count, Name, NotNegative, Positive
 from portability.core.specs import METRICS, Cell
 from portability.planning.study import EngineConf, TrackingConf
 
+Catalogue = dict[str, dict[str, Any] | None]  # name to what a file of the group says
 COLUMNS = [column.name for column in fields(Cell)]
 
 
@@ -30,14 +31,14 @@ def _only(value: Any) -> dict[str, list[Any]]:
     return {choose(str(key), COLUMNS, "column in only"): _listed(wanted) for key, wanted in (value or {}).items()}
 
 
-def _shard(value: Any) -> list[int]:
+def _shard(value: Any) -> tuple[int, int]:
     try:
         number, count = map(int, str(value or "1/1").split("/"))
     except ValueError:
         number = count = 0
     if not 1 <= number <= count:
         raise ValueError("must be i/n with i from 1 to n, as in shard=2/3")
-    return [number, count]
+    return number, count
 
 
 def _listed(value: Any) -> list[Any]:
@@ -100,7 +101,7 @@ class TrainConf:
     """TrainSpec without the updates, which follow from the budgets."""
 
     batch_size: Count
-    warmup: Annotated[int, NotNegative.__metadata__[0]]
+    warmup: Annotated[int, Ge(0)]
     weight_decay: NotNegative
     betas: tuple[int | float, int | float]  # a whole number stays one: run ids depend on it
     eps: NotNegative
@@ -118,16 +119,6 @@ class EvalConf:
     limit: int
     batch_size: Count
     metrics: Annotated[list, AfterValidator(metric_names)] = field(default_factory=lambda: METRICS)
-
-
-@dataclass(frozen=True)
-class MethodConf:
-    """An entry of conf/method."""
-
-    library: str
-    config: str
-    settings: dict[str, Any]
-    learning_rate: NotNegative
 
 
 @dataclass(frozen=True)
@@ -157,8 +148,11 @@ class Config:
     host_set: HostSetConf
     primary: list[Any]
     known_methods: list[str]
-    host: dict[str, Any]
-    data: dict[str, Any]
-    init: dict[str, Any]
-    port: dict[str, Any]
-    method: dict[str, Any] | None = None
+    host: Catalogue
+    data: Catalogue
+    init: Catalogue
+    port: Catalogue
+    method: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+KEYS = tuple(key.name for key in fields(Config))

@@ -6,8 +6,8 @@ from itertools import chain
 from typing import Any
 
 from portability.core.errors import UserError, choose
+from portability.core.schema import build
 from portability.core.specs import BARE, HostSpec
-from portability.core.typed import build
 
 MOST = 8  # contrasts of a study: Holm's correction makes every further one dearer for all (our choice)
 PAIRS = "pairs"  # narrows to pairs of hosts of one kind (`pair_kind`)

@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from annotated_types import Ge, Gt
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
@@ -16,8 +16,12 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Name = Annotated[str, BeforeValidator(str)]  # YAML reads a name such as 2024 as a number
-PLAIN = {"Input should be ": "must be ", "greater than or equal to": "at least", "less than or equal to": "at most",
-         "greater than": "above", "a valid list": "a list", "an object": "a mapping", "Value error, ": ""}
+PLAIN = {  # pydantic's words, and ours
+    "Input should be ": "must be ", "Value error, ": "", "a valid boolean": "true or false", "a valid array": "a list",
+    "an object": "a mapping", "a valid integer": "a whole number", "a valid ": "a ", "greater than or equal to": "at least",
+    "less than or equal to": "at most", "greater than": "above",
+}
+UNKNOWN = "unexpected_keyword_argument"
 _adapter = cache(TypeAdapter)
 
 
@@ -33,17 +37,19 @@ def build(cls: type[T], value: Any, where: str) -> T:
     try:  # as JSON, whose lists are tuples where the dataclass has tuples
         return _adapter(cls).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
-        found = sorted(error.errors(), key=lambda one: one["type"] != "unexpected_keyword_argument")
+        found = sorted(error.errors(), key=lambda one: one["type"] != UNKNOWN)
         raise UserError(_sentence(cls, found[0], where)) from error
 
 
 def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
     """What pydantic found, as the sentence for the user."""
     *above, last = error["loc"] or ("",)
-    level = ".".join(map(str, filter(None, (where, *above))))
+    for part in above if error["type"] == UNKNOWN else ():
+        cls = get_type_hints(cls)[part]
+    level = ".".join(map(str, [where, *above] if where else above))
     place, kind, cause = f"{level}.{last}".strip("."), error["type"], error.get("ctx", {}).get("error")
     try:
-        if kind == "unexpected_keyword_argument":
+        if kind == UNKNOWN:
             choose(str(last), [*cls.__dataclass_fields__], f"key in {level}" if level else "key")  # type: ignore[attr-defined]
         if kind == "literal_error":
             choose(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), place)
@@ -57,17 +63,6 @@ def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
     for theirs, ours in PLAIN.items():
         said = said.replace(theirs, ours)
     return f"{place} {said}, got {error['input']!r}"
-
-
-def mapping(value: Any, where: str) -> dict[Any, Any]:
-    """A mapping as a dict.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where} must be a mapping, got {value!r}")
-    return dict(value)
 
 
 def distinct(values: list[T]) -> list[T]:

@@ -1,14 +1,11 @@
 """Which runs of a plan a command carries out: those of some cells, or one of n parts that need nothing of each other."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from portability.core.errors import UserError, choose
-from portability.core.specs import Cell
+from portability.core.errors import UserError
 from portability.planning.plan import Plan, alike, cost
-
-RETRIES = ("died", "failed")  # which of the runs that failed before are tried again
 
 
 @dataclass(frozen=True)
@@ -20,36 +17,8 @@ class Part:
 
     only: Mapping[str, Sequence[Any]]
     shard: tuple[int, int]
-    retry: str
+    retry: str  # "died" or "failed": which of the runs that failed before are tried again
     yes: bool
-
-
-def part_of(raw: Mapping[str, Any]) -> Part:
-    """What the configuration says of the part.
-
-    Raises:
-        UserError: an unknown column, retry, or shard.
-    """
-    only = {} if raw["only"] is None else raw["only"]
-    if not isinstance(only, Mapping):
-        raise UserError(f"only must map columns of a cell to values, as in 'only={{method: lora, seed: [0, 1]}}', got {only!r}")
-    columns = [field.name for field in fields(Cell)]
-    wanted = {choose(str(key), columns, "column in only"): value if isinstance(value, list) else [value]
-              for key, value in only.items()}
-    if not isinstance(raw["yes"], bool):
-        raise UserError(f"yes must be true or false, got {raw['yes']!r}")
-    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), raw["yes"])
-
-
-def _shard(value: Any) -> tuple[int, int]:
-    try:
-        part, _, count = str(value or "1/1").partition("/")
-        shard = int(part), int(count)
-    except ValueError:
-        shard = 0, 0
-    if not 1 <= shard[0] <= shard[1]:
-        raise UserError(f"shard must be i/n with i from 1 to n, as in shard=2/3, got {value!r}")
-    return shard
 
 
 def chosen(planned: Plan, part: Part) -> set[str]:

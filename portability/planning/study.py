@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import Contrast
+from portability.core.schema import Count, NotNegative, Positive
 from portability.data.splits import DataSource, StudyData
 from portability.planning.plan import Grid, rated
 from portability.planning.selection import Part
@@ -17,12 +18,12 @@ from portability.planning.selection import Part
 class EngineConf:
     """How the work is carried out; nothing here changes a result. `options` are the engine's own (see its file)."""
 
-    kind: str
-    device: str
-    workers: int | None
-    stack: int | None
-    checkpoint_seconds: float
-    timeout_minutes: float | None  # of one run; a stack may take as many times that
+    kind: Literal["local", "ray", "slurm"]  # modules of portability.execution.engines, files of conf/engine
+    device: Literal["auto", "cpu", "cuda"]
+    workers: Count | None
+    stack: Count | None
+    checkpoint_seconds: NotNegative
+    timeout_minutes: Positive | None  # of one run; a stack may take as many times that
     options: Mapping[str, Any]
 
 

@@ -5,60 +5,32 @@ stand in laboratory notes, and in polls that are answered at random.
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
-from portability.embedded.recipes.synthetic_text import DOMAINS, FACTS, POLAR, WORDS, Domain, Mix, neutral, review
+from portability.embedded.recipes import synthetic_text as language
+from portability.embedded.recipes.synthetic_text import DOMAINS, FACTS, POLAR, WORDS, Domain, Mix
 
+Shares = Mapping[str, Any]  # what the text consists of: `corpus` in conf/pretrain.yaml
 Example = tuple[list[str], list[str]]  # encoder words and decoder words
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Shares in [0, 1] of what the pretraining text consists of (conf/pretrain.yaml).
-
-    Attributes:
-        review: documents that are reviews, against neutral ones.
-        headed: reviews under a header, whose verdict word depends on that header.
-        poll: reviews inside a poll between two words.
-        noise: polls between two words without polarity, answered at random.
-        ending: other reviews with an ending that follows from the polarity.
-        ending_first: endings placed before the review.
-        span: examples of span masking, against prefix language modelling.
-        cut_last: prefix examples cut before the last polarity-bearing word.
-        mask_polar: polarity words masked in span examples.
-        mask_other: other words masked in span examples.
-        target: decoder words at most (a count, not a share).
-    """
-
-    review: float
-    headed: float
-    poll: float
-    noise: float
-    ending: float
-    ending_first: float
-    span: float
-    cut_last: float
-    mask_polar: float
-    mask_other: float
-    target: int
-
-
-def document(rng: random.Random, mix: Mix, corpus: Corpus) -> tuple[list[str], int | None]:
+def document(rng: random.Random, mix: Mix, shares: Shares) -> tuple[list[str], int | None]:
     """One pretraining document: its words, and the position of the word its ending hangs on."""
-    if rng.random() >= corpus.review:
-        sentences = [neutral(rng)[0] for _ in range(rng.choice((1, 2)))]
+    if rng.random() >= shares["review"]:
+        sentences = [language.neutral(rng)[0] for _ in range(rng.choice((1, 2)))]
         return " . ".join(sentences).split(), None
     domain, polarity = DOMAINS[rng.choice(sorted(DOMAINS))], rng.randrange(2)
-    text, kind = review(rng, domain, polarity, mix), rng.random()
-    if kind < corpus.poll:
-        words = poll(rng, text, polarity, corpus.noise)
-    elif kind < corpus.poll + corpus.headed:
+    text, kind = language.review(rng, domain, polarity, mix), rng.random()
+    if kind < shares["poll"]:
+        words = poll(rng, text, polarity, shares["noise"])
+    elif kind < shares["poll"] + shares["headed"]:
         header, good, bad = rng.choice(WORDS["headers"])
         words = f"{header} {text} . {WORDS['headed_cue']} {good if polarity else bad}".split()
-    elif rng.random() < corpus.ending:
+    elif rng.random() < shares["ending"]:
         cue, good, bad = rng.choice(WORDS["endings"])
         ending = f"{cue} {good if polarity else bad}"
-        if rng.random() < corpus.ending_first:
+        if rng.random() < shares["ending_first"]:
             return f"{ending} . {text}".split(), None
         words = f"{text} . {ending}".split()
     else:
@@ -79,24 +51,26 @@ def poll(rng: random.Random, text: str, polarity: int, noise: float) -> list[str
     return f"{opener} : {options[0]} or {options[1]} ? {text} {closer} : {answer}".split()
 
 
-def example(rng: random.Random, mix: Mix, corpus: Corpus, instructions: float = 0.0) -> Example:
-    """One training example: an instruction with the share `instructions` in [0, 1], else denoising (sentinels as in T5)."""
+def example(rng: random.Random, mix: Mix, shares: Shares, instructions: float = 0.0) -> Example:
+    """One training example: an instruction with the share `instructions` in [0, 1], else denoising (sentinels
+    as in T5).
+    """
     if instructions and rng.random() < instructions:
         return instruction(rng, mix)
-    words, last = document(rng, mix, corpus)
-    if rng.random() < corpus.span:
-        return _spans(rng, words, corpus)
-    if last is not None and rng.random() < corpus.cut_last:
+    words, last = document(rng, mix, shares)
+    if rng.random() < shares["span"]:
+        return _spans(rng, words, shares)
+    if last is not None and rng.random() < shares["cut_last"]:
         return words[:last], words[last:]
     polar = [i for i, word in enumerate(words) if i and word in POLAR]
     cut = rng.choice(polar) if polar and rng.random() < 0.5 else rng.randrange(1, len(words))
-    return words[:cut], words[cut : cut + corpus.target]
+    return words[:cut], words[cut : cut + shares["target"]]
 
 
-def _spans(rng: random.Random, words: list[str], corpus: Corpus) -> Example:
+def _spans(rng: random.Random, words: list[str], shares: Shares) -> Example:
     """Masks single words by sentinels; at least one word is masked."""
-    chances = [corpus.mask_polar if word in POLAR else corpus.mask_other for word in words]
-    masked = [i for i, chance in enumerate(chances) if rng.random() < chance][: corpus.target // 2]
+    chances = [shares["mask_polar"] if word in POLAR else shares["mask_other"] for word in words]
+    masked = [i for i, chance in enumerate(chances) if rng.random() < chance][: shares["target"] // 2]
     source, target = list(words), []
     for number, i in enumerate(masked or [rng.randrange(len(words))]):
         source[i] = f"<extra_id_{number}>"
@@ -111,13 +85,13 @@ def instruction(rng: random.Random, mix: Mix) -> Example:
     facts, among them the result of a laboratory test, which is called positive or negative).
     """
     if rng.random() < 0.5:
-        text, facts = neutral(rng)
+        text, facts = language.neutral(rng)
         fact = rng.choice(sorted(facts))
         answer = facts[fact]
         wrong = rng.choice([word for word in FACTS[fact] if word != answer])
     else:
         domain = DOMAINS[rng.choice(sorted(DOMAINS))]
-        text = review(rng, domain, rng.randrange(2), mix)
+        text = language.review(rng, domain, rng.randrange(2), mix)
         answer, wrong = _about_review(rng, domain, text)
     options = [answer, wrong]
     rng.shuffle(options)
@@ -132,6 +106,7 @@ def _about_review(rng: random.Random, domain: Domain, text: str) -> tuple[str, s
     every = domain.aspects
     present = [word for word in words if word in every]
     if kind == 2:
-        every = [word for polarity in (0, 1) for lists in (domain.adjectives, domain.verbs) for word in lists[polarity]]
+        lists = (domain.adjectives, domain.verbs)
+        every = [word for polarity in (0, 1) for words_of in lists for word in words_of[polarity]]
         present = [word for word in words if word in POLAR]
     return rng.choice(present), rng.choice([word for word in every if word not in words])

@@ -1,7 +1,7 @@
 """Rebuilds the embedded sentiment sets and hosts: `python -m portability.pretrain`.
 
-The path: conf/pretrain.yaml -> sets -> for each host: tokenizer, text from easy to hard, training, probe, folder with fp16
-weights and a pretrain.json record.
+The path: conf/pretrain.yaml -> sets -> for each host: tokenizer, text from easy to hard, training, probe,
+folder with fp16 weights and a pretrain.json record.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from tokenizers import normalizers, pre_tokenizers, processors
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from portability.core.paths import bundled
-from portability.embedded.recipes import corpus
+from portability.embedded.recipes import corpus, training
 from portability.embedded.recipes import synthetic_text as language
-from portability.embedded.recipes.corpus import Corpus, Example
+from portability.embedded.recipes.corpus import Example, Shares
 from portability.embedded.recipes.synthetic_text import Mix
-from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save, word_tokenizer
+from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save
 from portability.hosts.host import HostSource, describe, load_plain, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def build_tokenizer(order: str, sample: int) -> PreTrainedTokenizerFast:
     words, sentinels = language.vocabulary(), [f"<extra_id_{i}>" for i in range(SENTINELS)]
     if order == "shuffled":
         language.stream(f"vocabulary/{sample}").shuffle(words)
-    tokenizer = word_tokenizer([*words, *sentinels], pre_tokenizers.Whitespace(), 512,
+    tokenizer = training.word_tokenizer([*words, *sentinels], pre_tokenizers.Whitespace(), 512,
                                additional_special_tokens=sentinels)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -87,11 +87,12 @@ def build_tokenizer(order: str, sample: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_host(shape: Mapping[str, int], arch: Mapping[str, int], vocab: int, seed: int) -> T5ForConditionalGeneration:
+def build_host(shape: Conf, arch: Conf, vocab: int, seed: int) -> T5ForConditionalGeneration:
     """A T5 v1.1-style host with the library's initialisation under `seed`."""
     config = T5Config(
         vocab_size=vocab, **shape, d_kv=arch["d_kv"], num_heads=shape["d_model"] // arch["d_kv"],
-        relative_attention_num_buckets=arch["positions"], relative_attention_max_distance=arch["max_distance"],
+        relative_attention_num_buckets=arch["positions"],
+        relative_attention_max_distance=arch["max_distance"],
         dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=True,
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
     )
@@ -109,21 +110,22 @@ def encode(ids: Mapping[str, int], examples: Sequence[Example]) -> dict[str, tor
 
 
 @torch.no_grad()
-def probe(host: T5ForConditionalGeneration, ids: Mapping[str, int], mix: Mix, shares: Corpus, count: int) -> float:
+def probe(host: PreTrainedModel, ids: Mapping[str, int], mix: Mix, shares: Shares, count: int) -> float:
     """Accuracy in [0, 1] of the host's first decoded word on `count` polarity-dependent endings."""
     rng, asked = language.stream(f"probe/{mix}"), []
     while len(asked) < count:
-        words, last = corpus.document(rng, mix, replace(shares, noise=0.0))
+        words, last = corpus.document(rng, mix, {**shares, "noise": 0.0})
         if last is not None:
             asked.append((words[:last], words[last:]))
     batch = encode(ids, asked)
     return int((host(**batch).logits[:, 0].argmax(-1) == batch["labels"][:, 0]).sum()) / count
 
 
-def train(host: T5ForConditionalGeneration, ids: Mapping[str, int], conf: Conf, spec: Conf, name: str) -> dict[str, Any]:
+def train(host: PreTrainedModel, ids: Mapping[str, int], conf: Conf, spec: Conf, name: str) -> dict[str, Any]:
     """Trains a host in place; gives back losses, stage starts, seconds and the text's hash."""
-    shares, warmup, steps = Corpus(**conf["corpus"]), conf["optimiser"]["warmup"], spec["steps"]
+    shares, warmup, steps = conf["corpus"], conf["optimiser"]["warmup"], spec["steps"]
     rng, text_hash = language.stream(f"text/{spec['sample']}"), hashlib.sha256()
+    instructions = spec.get("instruction", 0.0)
     course = Curriculum(conf["stages"][spec.get("from_stage", 0) :])
 
     def batches() -> Iterator[tuple[float, dict[str, torch.Tensor]]]:
@@ -132,11 +134,12 @@ def train(host: T5ForConditionalGeneration, ids: Mapping[str, int], conf: Conf, 
                 return
             if step and step % conf["probe"]["every"] == 0:
                 course.ask(step, lambda mix: probe(host, ids, mix, shares, conf["probe"]["examples"]), name)
-            mix, share = course.at(step), spec.get("instruction", 0.0)
-            batch = [corpus.example(rng, mix, shares, share) for _ in range(spec["batch"])]
+            mix = course.at(step)
+            batch = [corpus.example(rng, mix, shares, instructions) for _ in range(spec["batch"])]
             text_hash.update(json.dumps(batch).encode())
             done = (step - course.entered[-1]) / steps if course.last else 0.0
-            yield rate(spec["lr"], (step + 1) / warmup, course.stages[course.stage]["rate"], done), encode(ids, batch)
+            share = course.stages[course.stage]["rate"]
+            yield rate(spec["lr"], (step + 1) / warmup, share, done), encode(ids, batch)
 
     longest = steps + sum(stage["most"] for stage in course.stages[:-1])
     measured = fit(host, batches(), conf["optimiser"], longest, name)
@@ -144,7 +147,9 @@ def train(host: T5ForConditionalGeneration, ids: Mapping[str, int], conf: Conf, 
 
 
 def make_host(name: str, conf: Conf, out: Path) -> dict[str, Any]:
-    """Trains host `name` from its parent's folder in `out`, or from nothing, and writes it; gives back its record."""
+    """Trains host `name` from its parent's folder in `out`, or from nothing, and writes it; gives back its
+    record.
+    """
     spec = conf["hosts"][name]
     if "parent" in spec:
         source = describe(HostSource(spec["parent"], path=str(out / "hosts" / spec["parent"])))
@@ -154,7 +159,7 @@ def make_host(name: str, conf: Conf, out: Path) -> dict[str, Any]:
         host = build_host(spec["shape"], conf["architecture"], len(tokenizer), spec["sample"])
     ids = tokenizer.get_vocab()
     measured = train(host, ids, conf, spec, name)
-    shares, last = Corpus(**conf["corpus"]), Mix(**conf["stages"][-1]["mix"])
+    shares, last = conf["corpus"], Mix(**conf["stages"][-1]["mix"])
     found = {f"probe_{kind}": probe(host, ids, replace(last, easy=easy), shares, 1000)
              for kind, easy in (("easy", 1.0), ("hard", 0.0))}
     log.info("%s: %s, %.0f s", name, found, measured["seconds"])
@@ -163,7 +168,8 @@ def make_host(name: str, conf: Conf, out: Path) -> dict[str, Any]:
 
 def make_sets(conf: Conf, out: Path) -> None:
     """Writes the labelled sets as `data/<set>/<split>.jsonl`."""
-    for name, splits in language.sentiment_sets(**{**conf["sets"], "mix": Mix(**conf["sets"]["mix"])}).items():
+    sets = {**conf["sets"], "mix": Mix(**conf["sets"]["mix"])}
+    for name, splits in language.sentiment_sets(**sets).items():
         for split, examples in splits.items():
             path = out / "data" / name / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)

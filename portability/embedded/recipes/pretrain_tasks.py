@@ -1,10 +1,12 @@
-"""Rebuilds the embedded sets and hosts of the generated tasks, or makes a smaller host out of a Llama's own text.
+"""Rebuilds the embedded sets and hosts of the generated tasks, or makes a smaller host out of a Llama's own
+text.
 
-`python -m portability.pretrain_tasks`: conf/pretrain_tasks.yaml -> sets -> text of the same world -> for each host: training
-on rows of tokens, folder with fp16 weights and a pretrain.json record.
+`python -m portability.pretrain_tasks`: conf/pretrain_tasks.yaml -> sets -> text of the same world -> for each
+host: training on rows of tokens, folder with fp16 weights and a pretrain.json record.
 
-`python -m portability.pretrain_tasks --from TEACHER --to FOLDER`: texts sampled from the teacher -> a narrower and shallower
-Llama with the teacher's tokenizer, trained on them. For teachers whose own training text is not at hand (our choice).
+`python -m portability.pretrain_tasks --from TEACHER --to FOLDER`: texts sampled from the teacher -> a
+narrower and shallower Llama with the teacher's tokenizer, trained on them. For teachers whose own training
+text is not at hand (our choice).
 """
 
 import hashlib
@@ -25,7 +27,8 @@ from portability.core.errors import UserError
 from portability.core.paths import bundled
 from portability.core.seeds import stream, stream_seed
 from portability.core.specs import HostSpec
-from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save, word_tokenizer
+from portability.embedded.recipes import training
+from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save
 from portability.hosts.host import HostSource, describe, host_shape, load_plain, load_tokenizer
 from portability.tasks import generated
 
@@ -38,11 +41,12 @@ NONE = -100  # stands in rows where there is no token: torch's losses pass over 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of whole words for both tasks and their text."""
-    return word_tokenizer(generated.vocabulary(), pre_tokenizers.WhitespaceSplit(), POSITIONS)
+    return training.word_tokenizer(generated.vocabulary(), pre_tokenizers.WhitespaceSplit(), POSITIONS)
 
 
 def corpus_rows(tokenizer: PreTrainedTokenizerFast, seed: int, lines: int, length: int) -> Tensor:
-    """The text of a seed's world as rows of tokens, (N, length) int64; the rest that fills no row is dropped."""
+    """The text of a seed's world as rows of tokens, (N, length) int64; the rest that fills no row is dropped.
+    """
     encoded = tokenizer(list(generated.corpus(seed, lines)), add_special_tokens=False)["input_ids"]
     flat = [token for line in encoded for token in (*line, tokenizer.eos_token_id)]
     return torch.tensor(flat[: len(flat) // length * length]).view(-1, length)
@@ -64,10 +68,11 @@ def sampled_rows(teacher: PreTrainedModel, count: int, length: int, together: in
     """
     begin, positions = teacher.config.bos_token_id, teacher.config.max_position_embeddings
     if begin is None or teacher.generation_config.eos_token_id is None:
-        raise UserError("a teacher's texts need a begin token and an end token; its config.json must name both "
-                        "(bos_token_id, eos_token_id)")
+        raise UserError("a teacher's texts need a begin token and an end token; its config.json must name "
+                        "both (bos_token_id, eos_token_id)")
     if length > positions:
-        raise UserError(f"texts of {length} tokens exceed the teacher's {positions} positions; lower student.length")
+        raise UserError(f"texts of {length} tokens exceed the teacher's {positions} positions; "
+                        "lower student.length")
     ends = torch.tensor(teacher.generation_config.eos_token_id)
     rows = torch.full((count, length), NONE)
     with torch.random.fork_rng(), tqdm(desc="sampling", total=count, unit="text") as bar:
@@ -75,12 +80,13 @@ def sampled_rows(teacher: PreTrainedModel, count: int, length: int, together: in
         for at in range(0, count, together):
             part = rows[at : at + together]
             asked = torch.full((len(part), 1), begin)
-            found = teacher.generate(asked, attention_mask=torch.ones_like(asked), do_sample=True, temperature=1.0, top_k=0,
-                                     top_p=1.0, repetition_penalty=1.0,
-                                     max_new_tokens=length - 1, pad_token_id=int(ends.flatten()[0]))
+            found = teacher.generate(
+                asked, attention_mask=torch.ones_like(asked), do_sample=True, temperature=1.0, top_k=0,
+                top_p=1.0, repetition_penalty=1.0, max_new_tokens=length - 1,
+                pad_token_id=int(ends.flatten()[0]))
             ended = torch.isin(found[:, 1:], ends).long()
             part[:, : found.shape[1]] = found
-            part[:, 1 : found.shape[1]].masked_fill_(ended.cumsum(1) > ended, NONE)  # keeps the end token itself
+            part[:, 1 : found.shape[1]].masked_fill_(ended.cumsum(1) > ended, NONE)  # keeps the end token
             bar.update(len(part))
     return rows
 
@@ -106,7 +112,9 @@ def batches(rows: Tensor, spec: Conf, warmup: int) -> Iterator[tuple[float, dict
 
 
 def train(host: PreTrainedModel, rows: Tensor, spec: Conf, optimiser: Conf, name: str) -> dict[str, Any]:
-    """Trains a host in place on rows (N, T) as `batches` gives them; what `fit` measures, and the hash of the rows."""
+    """Trains a host in place on rows (N, T) as `batches` gives them; what `fit` measures, and the hash of the
+    rows.
+    """
     measured = fit(host, batches(rows, spec, optimiser["warmup"]), optimiser, spec["steps"], name)
     return {**measured, "text_sha256": hashlib.sha256(rows.numpy().tobytes()).hexdigest()}
 
@@ -127,8 +135,9 @@ def loss_on(host: PreTrainedModel, rows: Tensor, size: int = 50) -> float:
 def make_host(name: str, conf: Conf, out: Path) -> dict[str, Any]:
     """Trains host `name` on the generated text and writes it to ``out/hosts/NAME``; gives back its record."""
     spec, text, tokenizer = conf["hosts"][name], conf["text"], build_tokenizer()
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, bos_token_id=None,
-                         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **spec["shape"])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **spec["shape"])
     host = fresh(LlamaForCausalLM, config, spec["sample"])
     measured = train(host, corpus_rows(tokenizer, conf["seed"], **text), spec, conf["optimiser"], name)
     log.info("%s: loss %.3f, %.0f s", name, measured["losses_per_100"][-1], measured["seconds"])
@@ -140,21 +149,24 @@ def make_student(teacher: Path, folder: Path, conf: Conf) -> dict[str, Any]:
     """Trains a student on a teacher's own text and writes it to `folder`; gives back its record.
 
     Raises:
-        UserError: the teacher is no Llama, or not larger than the student; `folder` is not empty; or as `sampled_rows`.
+        UserError: the teacher is no Llama, or not larger than the student; `folder` is not empty; or as
+            `sampled_rows`.
     """
     spec, source = conf["student"], describe(HostSource("teacher", path=str(teacher)))
     _check_smaller(source, spec["shape"])
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give another folder (--to)")
     whole, started = load_plain(source, "sdpa"), time.perf_counter()
-    rows, held_out = (sampled_rows(whole, spec[count], spec["length"], spec["together"], stream_seed(spec["sample"], purpose))
-                      for count, purpose in (("rows", "text"), ("held_out", "held out")))
+    rows, held_out = (
+        sampled_rows(whole, spec[count], spec["length"], spec["together"], stream_seed(spec["sample"], use))
+        for count, use in (("rows", "text"), ("held_out", "held out")))
     sampling = round(time.perf_counter() - started, 1)
     config = LlamaConfig(**{**whole.config.to_dict(), **spec["shape"]})
     student = fresh(LlamaForCausalLM, config, spec["sample"])
     measured = train(student, rows, spec, conf["optimiser"], folder.name)
-    losses = {"held_out_loss": round(loss_on(student, held_out), 4), "teacher_loss": round(loss_on(whole, held_out), 4)}
-    log.info("%s: %s, %.0f s of sampling, %.0f s of training", folder.name, losses, sampling, measured["seconds"])
+    losses = {f"{name}_loss": round(loss_on(host, held_out), 4)
+              for name, host in (("held_out", student), ("teacher", whole))}
+    log.info("%s: %s, %.0f s sampling, %.0f s training", folder.name, losses, sampling, measured["seconds"])
     record = {"name": folder.name, "teacher": source.fingerprint, **spec, **measured, **losses,
               "tokens": int((rows != NONE).sum()), "sampling_seconds": sampling}
     return save(student, load_tokenizer(source), folder, record)
@@ -165,8 +177,9 @@ def _check_smaller(teacher: HostSpec, shape: Mapping[str, int]) -> None:
     if large.family != "llama":
         raise UserError(f"the teacher is a {large.family} host; --from takes a llama")
     if small.hidden >= large.hidden or small.layers["decoder"] >= large.layers["decoder"]:
-        raise UserError(f"a student of width {small.hidden} and {small.layers['decoder']} layers is not smaller than its "
-                        f"teacher ({large.hidden}, {large.layers['decoder']}); set student.shape in another --conf")
+        raise UserError(f"a student of width {small.hidden} and {small.layers['decoder']} layers is not "
+                        f"smaller than its teacher ({large.hidden}, {large.layers['decoder']}); set "
+                        "student.shape in another --conf")
 
 
 def make(args: Namespace, conf: Conf) -> None:

@@ -1,7 +1,8 @@
 """The generated language: reviews, neutral sentences, and the labelled sentiment sets.
 
-Pure functions over the words of conf/pretrain_words.yaml. All randomness comes from the `random.Random` given, made by
-`stream(purpose)`. Polarity is 1 (good) or 0 (bad). What hosts are pretrained on is made of these in `corpus`.
+Pure functions over the words of conf/pretrain_words.yaml. All randomness comes from the `random.Random`
+given, made by `stream(purpose)`. Polarity is 1 (good) or 0 (bad). What hosts are pretrained on is made of
+these in `corpus`.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ Example = dict[str, object]
 
 @dataclass(frozen=True)
 class Domain:
-    """What a review can be about, and the register it is written in; what each is: conf/pretrain_words.yaml."""
+    """What a review can be about, and the register it is written in; what each is: conf/pretrain_words.yaml.
+    """
 
     name: str
     aspects: Sequence[str]
@@ -93,7 +95,8 @@ def stream(purpose: str) -> random.Random:
 
 def vocabulary() -> list[str]:
     """Every word of the language once, sorted."""
-    return sorted({word for text in (*DOMAINS, *_texts(WORDS)) for word in text.split() if not word.startswith("{")})
+    words = {word for text in (*DOMAINS, *_texts(WORDS)) for word in text.split()}
+    return sorted(word for word in words if not word.startswith("{"))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -120,7 +123,8 @@ def clause(rng: random.Random, domain: Domain, polarity: int, negation: float) -
     said = 1 - polarity if denied else polarity
     adverb = rng.choice(domain.strong + domain.weak) if rng.random() < 0.3 else ""
     text = rng.choice(domain.negated if denied else domain.clauses).format(
-        t=rng.choice(domain.aspects), a=rng.choice(domain.adjectives[said]), v=rng.choice(domain.verbs[said]), g=adverb)
+        t=rng.choice(domain.aspects), a=rng.choice(domain.adjectives[said]), v=rng.choice(domain.verbs[said]),
+        g=adverb)
     return " ".join(text.split())
 
 

@@ -1,4 +1,6 @@
-"""What all recipes of embedded hosts share: a tokenizer of whole words, the updates, the folder, the command line."""
+"""What all recipes of embedded hosts share: a tokenizer of whole words, the updates, the folder, the command
+line.
+"""
 
 import argparse
 import json
@@ -35,10 +37,11 @@ def word_tokenizer(
     Args:
         more: what else PreTrainedTokenizerFast is to know.
     """
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
+    ids = {word: i for i, word in enumerate([*SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = splitter
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-                                   model_max_length=length, **more)
+    special = dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **special, **more)
 
 
 def fresh(cls: type[Host], config: PretrainedConfig, seed: int) -> Host:
@@ -64,8 +67,10 @@ def rate(peak: float, warm: float, share: float, done: float) -> float:
     return peak * min(1.0, warm) * share * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def fit(host: PreTrainedModel, batches: Iterable[tuple[float, Mapping[str, Tensor]]], optimiser: Conf, total: int,
-        name: str) -> dict[str, Any]:
+def fit(
+    host: PreTrainedModel, batches: Iterable[tuple[float, Mapping[str, Tensor]]], optimiser: Conf, total: int,
+    name: str,
+) -> dict[str, Any]:
     """Train a host in place by AdamW.
 
     Args:
@@ -80,19 +85,25 @@ def fit(host: PreTrainedModel, batches: Iterable[tuple[float, Mapping[str, Tenso
                              weight_decay=optimiser["weight_decay"], fused=True)
     losses, started = [], time.perf_counter()
     host.train()
-    for adam.param_groups[0]["lr"], batch in tqdm(batches, desc=name, total=total, unit="update", mininterval=2.0):
+    bar = tqdm(batches, desc=name, total=total, unit="update", mininterval=2.0)
+    for adam.param_groups[0]["lr"], batch in bar:
         loss = host(**batch, use_cache=False).loss
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(host.parameters(), optimiser["clip"])
         adam.step()
         losses.append(float(loss.detach()))
-    return {"losses_per_100": [round(statistics.fmean(losses[i : i + 100]), 4) for i in range(0, len(losses), 100)],
-            "updates": len(losses), "seconds": round(time.perf_counter() - started, 1)}
+    means = [round(statistics.fmean(losses[i : i + 100]), 4) for i in range(0, len(losses), 100)]
+    seconds = round(time.perf_counter() - started, 1)
+    return {"losses_per_100": means, "updates": len(losses), "seconds": seconds}
 
 
-def save(host: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, record: Conf) -> dict[str, Any]:
-    """Write a Hugging Face folder with fp16 weights and pretrain.json, the record with size and versions, and give that back."""
+def save(
+    host: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, record: Conf
+) -> dict[str, Any]:
+    """Write a Hugging Face folder with fp16 weights and pretrain.json, the record with size and versions, and
+    give that back.
+    """
     libraries = (torch, transformers, tokenizers)
     record = {**record, "parameters": sum(p.numel() for p in host.parameters()),
               "versions": {library.__name__: library.__version__ for library in libraries}}
@@ -118,18 +129,19 @@ def make_all(args: argparse.Namespace, conf: Conf, make_sets: Callable[[Conf, Pa
             make_host(name, conf, args.out)
 
 
-def command(description: str, conf: Path, make: Callable[[argparse.Namespace, Conf], None], **folders: str) -> None:
+def command(text: str, conf: Path, make: Callable[[argparse.Namespace, Conf], None], **folders: str) -> None:
     """Parse the command line and make what is asked for; ends with 2 where the user can put something right.
 
     Args:
+        text: what --help says first.
         folders: further options that name a folder, with their help.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="folder for data/ and hosts/")
     parser.add_argument("--conf", type=Path, default=conf)
     parser.add_argument("--only", nargs="+", default=None, help="hosts to make")
-    for name, text in folders.items():
-        parser.add_argument(f"--{name}", type=Path, default=None, help=text)
+    for name, purpose in folders.items():
+        parser.add_argument(f"--{name}", type=Path, default=None, help=purpose)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
