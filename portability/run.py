@@ -60,7 +60,8 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
         if not equals or name.lstrip("+~").split(".")[0] in HOW:
             continue
         place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
-        found.append(f"{name}=PATH" if place or without_places(value) != value or Path(value).is_absolute() else word)
+        place = place or without_places(value) != value or Path(value).is_absolute()
+        found.append(f"{name}=PATH" if place else word)
     return found
 
 
@@ -76,7 +77,8 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     part = planned if len(ids) == len(planned.runs) else planned.part(ids)
     if study.mode == "plan":
         untracked = TrackingSpec("disabled", study.tracking.project, store.root)
-        found = preview(part, to_do(part, store, part.runs)[0], Setup(store.root, study.sources, study.overlap, untracked))
+        setup = Setup(store.root, study.sources, study.overlap, untracked)
+        found = preview(part, to_do(part, store, part.runs)[0], setup)
         _say([*plan_lines(study, part, store), *example_lines(part, found)])
         return 0
     if study.mode == "status":
@@ -86,9 +88,11 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     for line in lacking(study, part, store):
         log.info(line)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
-    tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
+    mode = resolve_mode(study.tracking.wandb)
+    tracking = TrackingSpec(mode, study.tracking.project, store.root.resolve(), sweep)
     failed = carry_out(planned, ids, store, study, tracking, asked)
-    _say([*status_lines(part, store), f"verdict and report: python -m portability.analyze {shlex.quote(str(store.root))}"])
+    report = f"python -m portability.analyze {shlex.quote(str(store.root))}"
+    _say([*status_lines(part, store), f"verdict and report: {report}"])
     return 1 if failed else 0
 
 
@@ -121,7 +125,8 @@ def main() -> None:
         _stop(f"{error}; finished runs are kept, repeat the command when it is put right", 2)
     except KeyboardInterrupt as stop:
         number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
-        _stop(f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on", 128 + number)
+        said = f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on"
+        _stop(said, 128 + number)
 
 
 if __name__ == "__main__":

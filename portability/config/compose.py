@@ -1,4 +1,6 @@
-"""What the words on the command line ask for: Hydra composes them; what it refuses or passes over is said in one sentence."""
+"""What the words on the command line ask for: Hydra composes them; what it refuses or passes over is said in
+one sentence.
+"""
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +22,9 @@ from portability.core.paths import bundled
 
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
 # ... are conf groups that are loaded whole, with the axis that names their entries
-ALWAYS = ("method", "engine", "host_set")  # conf groups of which something is always chosen; others are added with a plus
-SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method=[lora,prefix]'; anything else takes one "
-           "value: repeat the command for another, with study=NAME")
+ALWAYS = ("method", "engine", "host_set")  # something of these is always chosen; others are added with a plus
+SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method=[lora,prefix]'; anything "
+           "else takes one value: repeat the command for another, with study=NAME")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,15 +33,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="python -m portability.run", usage="%(prog)s [+sweep=NAME] [key=value ...] [options]",
-                     description=portability.__doc__, add_help=False, allow_abbrev=False)
+    parser = _Parser(
+        prog="python -m portability.run", usage="%(prog)s [+sweep=NAME] [key=value ...] [options]",
+        description=portability.__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*", metavar="key=value",
                         help="settings: key=value, key=[a,b], '~key' to take an entry out; see --cfg job")
-    parser.add_argument("-h", "--help", action="store_true", help="show this, and the names that every group knows")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, and the names in every group")
     parser.add_argument("--version", action="store_true", help="show the version")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR",
                         help="a folder of your own host/, data/, method/, init/, port/ or sweep/ files")
-    parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration that the words give, and do nothing")
+    parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration, and do nothing")
     parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: this part of it")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: with all references filled in")
     return parser
@@ -69,10 +72,11 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 def shown(asked: argparse.Namespace) -> str:
     """What the options ask to show instead of doing something; else nothing."""
     if asked.help:
-        groups = _groups(_folders(asked))
-        return _parser().format_help() + "\ngroups, chosen with GROUP=NAME, +sweep=NAME, or named by an axis:\n" + "\n".join(
-            f"  {group}" + (f" ({CATALOGUES[group]})" if group in CATALOGUES else "") + f": {', '.join(names)}"
-            for group, names in groups.items())
+        axes = {group: f" ({axis})" for group, axis in CATALOGUES.items()}
+        lines = [f"  {group}{axes.get(group, '')}: {', '.join(names)}"
+                 for group, names in _groups(_folders(asked)).items()]
+        title = "groups, chosen with GROUP=NAME, +sweep=NAME, or named by an axis:"
+        return "\n".join([_parser().format_help(), title, *lines])
     if asked.version:
         return f"portability {portability.__version__}"
     if not asked.cfg:
@@ -87,8 +91,8 @@ def shown(asked: argparse.Namespace) -> str:
 
 
 def composed(asked: argparse.Namespace) -> DictConfig:
-    """The configuration that these words ask for: Hydra puts together what is chosen of the groups, and the other words
-    are set in that. Every catalogue is loaded whole, so that the axes can name any entry.
+    """The configuration that these words ask for: Hydra puts together what is chosen of the groups, and the
+    other words are set in that. Every catalogue is loaded whole, so that the axes can name any entry.
 
     Raises:
         UserError: a word that cannot be read, names what there is not, or would change nothing.
@@ -138,18 +142,21 @@ def _quoted(text: str) -> str:
 
 
 def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
-    """A word of the command line; several values, what is Hydra's own, and files that there are not are refused."""
+    """A word of the command line; several values, what is Hydra's own, and files that there are not are
+    refused.
+    """
     try:
         found = OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
-        raise UserError(f"cannot read '{word}': a setting is key=value, a list [a,b], a mapping {{a: b}}, every bracket "
-                        "and quote is closed, a value with a sign like ~ stands in quotes of its own (\"key='~/a'\"), and "
-                        "the whole stands in quotes for the shell") from error
+        raise UserError(f"cannot read '{word}': a setting is key=value, a list [a,b], a mapping {{a: b}}, "
+                        "every bracket and quote is closed, a value with a sign like ~ stands in quotes of "
+                        "its own (\"key='~/a'\"), and the whole stands in quotes for the shell") from error
     if found.is_sweep_override():
         raise UserError(f"'{word}' names several values: {SEVERAL}")
     if found.is_hydra_override():
-        raise UserError(f"'{word}' is a setting of Hydra, which only puts the configuration together here: leave it out; "
-                        f"your own files lie in a folder given with --config-dir, and {SEVERAL}")
+        raise UserError(f"'{word}' is a setting of Hydra, which only puts the configuration together here: "
+                        "leave it out; your own files lie in a folder given with --config-dir, and "
+                        f"{SEVERAL}")
     if (group := found.key_or_group) in groups and not found.is_delete():
         _check_choice(found, group, groups[group])
     return found
@@ -169,8 +176,9 @@ def _check_choice(word: Override, group: str, names: Sequence[str]) -> None:
 
 
 def _check_files(folders: Sequence[Path]) -> None:
-    """Refuse files that are not UTF-8, and files of methods that hold a method of another name: it would stand in results
-    under that one."""
+    """Refuse files that are not UTF-8, and files of methods that hold a method of another name: it would
+    stand in results under that one.
+    """
     for path in sorted(path for folder in folders for path in folder.glob("*/**/*.yaml")):
         try:
             text = path.read_text(encoding="utf-8")
@@ -187,15 +195,18 @@ def _check_files(folders: Sequence[Path]) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of what Hydra says, and of its cause; all of what YAML says, which names the place last."""
-    told = [" ".join(str(error).split())] if isinstance(error, YAMLError) else [
-        str(one).strip().partition("\n")[0].rstrip(".:") for one in (error, error.__cause__) if str(one or "").strip()]
-    return f"configuration: {': '.join(told)}"
+    """The first line of what Hydra says, and of its cause; all of what YAML says, which names the place last.
+    """
+    if isinstance(error, YAMLError):
+        return "configuration: " + " ".join(str(error).split())
+    told = [str(one or "").strip().partition("\n")[0].rstrip(".:") for one in (error, error.__cause__)]
+    return ": ".join(["configuration", *filter(None, told)])
 
 
 def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
-    """Change, add (`+`) or take out (`~`) a key. The relations are an axis with names of its own: named as a whole they take
-    the place of the sweep's, as lists do, and a new one needs no plus."""
+    """Change, add (`+`) or take out (`~`) a key. The relations are an axis with names of its own: named as a
+    whole they take the place of the sweep's, as lists do, and a new one needs no plus.
+    """
     key, line, value = word.key_or_group, str(word.input_line), word.value()
     parent, _, last = key.rpartition(".")
     added = word.is_add() or word.is_force_add()
@@ -231,6 +242,7 @@ def _check_key(known: Any, key: str, groups: Iterable[str] = ()) -> None:
             raise UserError(f"{'.'.join(place)} holds {known!r} and no keys, so there is no '{key}'")
         deeper = [] if place else [*groups, *(f"{top}.{part}" for top, below in known.items()
                                               if isinstance(below, dict) and part in below)]
-        choose(part, {*map(str, known), *deeper} - {"known_methods"}, f"key in {'.'.join(place)}" if place else "key")
+        level = f"key in {'.'.join(place)}" if place else "key"
+        choose(part, {*map(str, known), *deeper} - {"known_methods"}, level)
         known = known[part]
         place.append(part)

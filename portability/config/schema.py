@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import choose
 from portability.core.measures import metric_names
 from portability.core.schema import Axis, Count, Name, NotNegative, Positive
-from portability.core.specs import METRICS, Cell
+from portability.core.specs import Cell
 from portability.planning.study import EngineConf, TrackingConf
 
 Catalogue = dict[str, dict[str, Any] | None]  # name to what a file of the group says
@@ -26,9 +26,9 @@ def _folder_name(name: str) -> str:
 
 def _only(value: Any) -> dict[str, list[Any]]:
     if not isinstance(value, Mapping | None):
-        raise UserError("only must map columns of a cell to values, as in 'only={method: lora, seed: [0, 1]}', "
-                        f"got {value!r}")
-    return {choose(str(key), COLUMNS, "column in only"): _listed(wanted) for key, wanted in (value or {}).items()}
+        raise ValueError("must map columns of a cell to values, as in 'only={method: lora, seed: [0, 1]}'")
+    wanted = (value or {}).items()
+    return {choose(str(key), COLUMNS, "column in only"): _listed(names) for key, names in wanted}
 
 
 def _shard(value: Any) -> tuple[int, int]:
@@ -66,7 +66,7 @@ class HostSetConf:
     sets: dict[str, Name | None]  # role to data set
     study_data: list[Name]
     budgets: list[int]
-    lineages: list[Axis[Name]] = field(default_factory=list)  # roles or hosts whose weights stem from each other's
+    lineages: list[Axis[Name]] = field(default_factory=list)  # hosts whose weights stem from each other's
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,13 @@ class EvalConf:
     split: str
     limit: int
     batch_size: Count
-    metrics: Annotated[list, AfterValidator(metric_names)] = field(default_factory=lambda: METRICS)
+    metrics: Annotated[list, AfterValidator(metric_names)]
 
 
 @dataclass(frozen=True)
 class Config:
-    """All keys. Entries of the catalogues (method, host, data, init, port) are checked when they are chosen."""
+    """All keys. Entries of the catalogues (method, host, data, init, port) are checked when they are chosen.
+    """
 
     study: Annotated[Name, AfterValidator(_folder_name)]
     mode: Literal["run", "plan", "status"]

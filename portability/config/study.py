@@ -1,7 +1,7 @@
 """From the composed configuration to a study: hosts and data are described, nothing is loaded (no torch)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,9 @@ from portability.planning.selection import Part
 from portability.planning.study import Study
 
 T = TypeVar("T")
+Relations = Mapping[str, Mapping[str, str]]  # relation -> receiving set -> set of the origin's training
 Kinds = list[tuple[str, str, str]]  # origin, receiving host, and what relates them
-SIZES = {"r", "bottleneck", "prefix_length", "phm_dim"}  # settings of methods that are sizes, whatever the library
+SIZES = {"r", "bottleneck", "prefix_length", "phm_dim"}  # settings of methods that are sizes
 
 
 def to_study(cfg: DictConfig) -> Study:
@@ -46,12 +47,15 @@ def to_study(cfg: DictConfig) -> Study:
     names = conf.grid.study_data or dict.fromkeys([*conf.host_set.study_data, *used])
     sources = [_entry(conf, "data", name, DataSource) for name in names]
     data = study_data(sources, conf.grid.overlap)
-    grid = _grid(conf, data, relations, [choose(name, data.sources, "data set of grid.study_data") for name in used])
+    for name in used:
+        choose(name, data.sources, "data set of grid.study_data")
+    grid = _grid(conf, data, relations, used)
     _check(grid, relations)
     kinds = _kinds(grid, conf.host_set)
     return Study(
-        name=conf.study, mode=conf.mode, results=Path(conf.results).expanduser(), grid=grid, sources=sources, data=data,
-        overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine, tracking=conf.tracking,
+        name=conf.study, mode=conf.mode, results=Path(conf.results).expanduser(), grid=grid, sources=sources,
+        data=data, overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine,
+        tracking=conf.tracking,
         part=Part(conf.only, conf.shard, conf.retry, conf.yes),
         primary=_primary(conf.primary, grid, kinds, conf.host_set.roles), kinds=kinds,
     )
@@ -66,11 +70,11 @@ def _check_finite(value: Any, where: str) -> None:
         raise UserError(f"{where} must be a finite number, got {value}")
 
 
-def _relations(conf: Config) -> dict[str, dict[str, str]]:
-    """By relation and receiving set, the set that the origin is trained on."""
+def _relations(conf: Config) -> Relations:
     if None in (*conf.grid.data, *conf.grid.relations.values()):
-        raise UserError(f"host set '{conf.host_set.name}' names no data set for one of this sweep's relations; name one "
-                        "(host_set.sets.ROLE=SET) or leave the relation out (grid.relations)")
+        raise UserError(f"host set '{conf.host_set.name}' names no data set for one of this sweep's "
+                        "relations; name one (host_set.sets.ROLE=SET) or leave the relation out "
+                        "(grid.relations)")
     return {name: origins(name, str(value), conf.grid.data) for name, value in conf.grid.relations.items()}
 
 
@@ -81,7 +85,7 @@ def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
     return build(cls, {"name": name} | (catalogue[name] or {}), f"{group}.{name}")
 
 
-def _grid(conf: Config, data: StudyData, relations: Mapping[str, Mapping[str, str]], used: Sequence[str]) -> Grid:
+def _grid(conf: Config, data: StudyData, relations: Relations, used: Iterable[str]) -> Grid:
     grid, task, evaluation = conf.grid, specs.TaskSpec(**vars(conf.task)), specs.EvalSpec(**vars(conf.eval))
     pairs = [[_role(conf, name) for name in pair] for pair in grid.pairs or [(conf.origin, conf.receiving)]]
     hosts = {name: describe(_entry(conf, "host", name, HostSource)) for pair in pairs for name in pair}
@@ -90,7 +94,8 @@ def _grid(conf: Config, data: StudyData, relations: Mapping[str, Mapping[str, st
     return Grid(
         methods=_methods(conf),
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
-        relations={name: {own: sets[source] for own, source in given.items()} for name, given in relations.items()},
+        relations={name: {own: sets[origin] for own, origin in named.items()}
+                   for name, named in relations.items()},
         data=[sets[name] for name in grid.data],
         inits=[_init(conf, name) for name in grid.inits],
         ports=[_entry(conf, "port", name, specs.PortSpec) for name in grid.ports],
@@ -119,7 +124,9 @@ def _role(conf: Config, name: str) -> str:
 
 
 def _methods(conf: Config) -> list[specs.MethodSpec]:
-    """The chosen methods. A sweep may set a rate for a method that the command line left out: that entry is passed over."""
+    """The chosen methods. A sweep may set a rate for a method that the command line left out: that entry is
+    passed over.
+    """
     for name in conf.method:
         choose(name, conf.known_methods, "method")
     methods = [build(specs.MethodSpec, {"name": name} | value, f"method.{name}")
@@ -127,11 +134,12 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
     if not methods:
         raise UserError(f"no method is chosen; choose of: {', '.join(conf.known_methods)}")
     for method in methods:
+        where = f"method.{method.name}"
         if method.learning_rate < 0:
-            raise UserError(f"method.{method.name}.learning_rate must be at least 0, got {method.learning_rate}")
+            raise UserError(f"{where}.learning_rate must be at least 0, got {method.learning_rate}")
         for key in SIZES & method.settings.keys():
             if type(size := method.settings[key]) is not int or size < 1:
-                raise UserError(f"method.{method.name}.settings.{key} must be a whole number from 1 on, got {size!r}")
+                raise UserError(f"{where}.settings.{key} must be a whole number from 1 on, got {size!r}")
     return methods
 
 
@@ -141,16 +149,18 @@ def _init(conf: Config, name: str) -> specs.InitSpec:
     return spec
 
 
-def _check(grid: Grid, relations: Mapping[str, Mapping[str, str]]) -> None:
+def _check(grid: Grid, relations: Relations) -> None:
     """Refuse axes that do not go together."""
     received = [data.name for data in grid.data]
-    encoders = [host.name for pair in grid.pairs for host in pair if FAMILIES[host.shape.family].scoring == "head"]
+    hosts = [host for pair in grid.pairs for host in pair]
+    encoders = [host.name for host in hosts if FAMILIES[host.shape.family].scoring == "head"]
     if encoders and grid.answers:
-        raise UserError(f"host '{encoders[0]}' is an encoder and can neither write an answer nor rate choices token by "
-                        f"token, as data set '{next(iter(grid.answers))}' asks for; choose a gpt2, llama or t5 host")
+        raise UserError(f"host '{encoders[0]}' is an encoder and can neither write an answer nor rate "
+                        f"choices token by token, as data set '{next(iter(grid.answers))}' asks for; choose "
+                        "a gpt2, llama or t5 host")
     if grid.eval.metrics != specs.METRICS and all(name in grid.answers for name in received):
-        raise UserError(f"eval.metrics ({', '.join(map(name_of, grid.eval.metrics))}) are of texts with labels, and no "
-                        "set of grid.data has them: answers to prompts are measured as "
+        raise UserError(f"eval.metrics ({', '.join(map(name_of, grid.eval.metrics))}) are of texts with "
+                        "labels, and no set of grid.data has them: answers to prompts are measured as "
                         f"data.{received[0]}.answers.scoring says; leave eval.metrics out")
     if any(init.kind in specs.FROM_EXTRACTION for init in grid.inits):
         check_relations(relations, received)
@@ -168,18 +178,21 @@ def _kinds(grid: Grid, hosts: HostSetConf) -> Kinds:
     return [(one.name, other.name, pair_kind(one, other, lineages)) for one, other in grid.pairs]
 
 
-def _primary(values: Sequence[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, str | None]) -> list[Contrast]:
+def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, str | None]) -> list[Contrast]:
     methods = [rated(method, rate).name for method, rate in product(grid.methods, grid.rates)]
     axes = product(methods, kinds, grid.relations, grid.data, grid.ports)
-    places = [{"method": method, "origin": origin, "receiving": receiving, "relation": relation, "data": data.name,
-               "port": port.name, PAIRS: kind} for method, (origin, receiving, kind), relation, data, port in axes]
-    budgets = {init.name: [*([] if init.kind == specs.MATCHED else [0]), *grid.budgets] for init in grid.inits} | {specs.BARE: [0]}
+    places = [{"method": method, "origin": origin, "receiving": receiving, PAIRS: kind, "relation": relation,
+               "data": data.name, "port": port.name}
+              for method, (origin, receiving, kind), relation, data, port in axes]
+    budgets = {init.name: [*([] if init.kind == specs.MATCHED else [0]), *grid.budgets]
+               for init in grid.inits}
     try:
-        found = declared(values, [init.name for init in grid.inits], budgets, places, roles)
+        found = declared(values, budgets | {specs.BARE: [0]}, places, roles)
         for contrast in found if len(grid.rates) > 1 else []:
             if any("method" not in side for side in contrast.sides):
-                raise UserError(f"primary '{contrast.name}' would pool the rates of grid.rates; name its methods: "
-                                f"{', '.join(methods)}")
+                raise UserError(f"primary '{contrast.name}' would pool the rates of grid.rates; name its "
+                                f"methods: {', '.join(methods)}")
         return found
     except UserError as error:
-        raise UserError(f"{error} (where a sweep's grid is narrowed, primary=[] declares no contrast)") from error
+        raise UserError(f"{error} (where a sweep's grid is narrowed, primary=[] declares no "
+                        "contrast)") from error

@@ -1,4 +1,6 @@
-"""Mappings out of YAML as dataclasses, checked by pydantic; what is wrong is said in one sentence with its place."""
+"""Mappings out of YAML as dataclasses, checked by pydantic; what is wrong is said in one sentence with its
+place.
+"""
 
 import json
 import re
@@ -17,22 +19,25 @@ NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Name = Annotated[str, BeforeValidator(str)]  # YAML reads a name such as 2024 as a number
 PLAIN = {  # pydantic's words, and ours
-    "Input should be ": "must be ", "Value error, ": "", "a valid boolean": "true or false", "a valid array": "a list",
-    "an object": "a mapping", "a valid integer": "a whole number", "a valid ": "a ", "greater than or equal to": "at least",
-    "less than or equal to": "at most", "greater than": "above",
+    "Input should be ": "must be ", "Value error, ": "", "a valid boolean": "true or false",
+    "an object": "a mapping", "a valid array": "a list", "a valid integer": "a whole number",
+    "a valid ": "a ", "greater than or equal to": "at least", "less than or equal to": "at most",
+    "greater than": "above",
 }
 UNKNOWN = "unexpected_keyword_argument"
 _adapter = cache(TypeAdapter)
 
 
 def build(cls: type[T], value: Any, where: str) -> T:
-    """A dataclass from a mapping of its fields, of which no type is converted but whole numbers to decimal ones.
+    """A dataclass from a mapping of its fields, of which no type is converted but whole numbers to decimal
+    ones.
 
     Args:
         where: place of the mapping in the configuration; empty for the whole of it.
 
     Raises:
-        UserError: an unknown or missing key or a bad value, with its place and, for a typo, the name that would be right.
+        UserError: an unknown or missing key or a bad value, with its place and, for a typo, the name that
+            would be right.
     """
     try:  # as JSON, whose lists are tuples where the dataclass has tuples
         return _adapter(cls).validate_json(json.dumps(value), strict=True, extra="forbid")
@@ -50,7 +55,7 @@ def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
     place, kind, cause = f"{level}.{last}".strip("."), error["type"], error.get("ctx", {}).get("error")
     try:
         if kind == UNKNOWN:
-            choose(str(last), [*cls.__dataclass_fields__], f"key in {level}" if level else "key")  # type: ignore[attr-defined]
+            choose(str(last), get_type_hints(cls), f"key in {level}" if level else "key")
         if kind == "literal_error":
             choose(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), place)
     except UserError as unknown:

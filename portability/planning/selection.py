@@ -1,4 +1,6 @@
-"""Which runs of a plan a command carries out: those of some cells, or one of n parts that need nothing of each other."""
+"""Which runs of a plan a command carries out: those of some cells, or one of n parts that need nothing of
+each other.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,8 +44,10 @@ def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
         held = {str(getattr(cell, column)) for cell in planned.cells}
         if unknown := sorted(values - held):
             choices = ", ".join(sorted(held)) if "_id" not in column else f"{len(held)} ids, see mode=status"
-            raise UserError(f"only: no cell of this grid has {column} {', '.join(unknown)}; there is: {choices}")
-    cells = [cell for cell in planned.cells if all(str(getattr(cell, column)) in wanted[column] for column in wanted)]
+            raise UserError(f"only: no cell of this grid has {column} {', '.join(unknown)}; there is: "
+                            f"{choices}")
+    cells = [cell for cell in planned.cells
+             if all(str(getattr(cell, column)) in values for column, values in wanted.items())]
     if not cells:
         raise UserError(f"only matches no cell of this grid: no cell has all of {', '.join(wanted)} as asked")
     ids = {run_id for cell in cells for run_id in (cell.run_id, cell.native_id, cell.bare_id)}
@@ -53,8 +57,8 @@ def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
 def _of_shard(planned: Plan, ids: set[str], number: int, count: int) -> set[str]:
     """The part of these runs that is number `number` (from 1) of `count`, about equally costly.
 
-    Runs that start from each other stay together, so no shard waits for, or repeats, what another one does; trees whose
-    origins may train together come side by side, so that stacks stay large.
+    Runs that start from each other stay together, so no shard waits for, or repeats, what another one does;
+    trees whose origins may train together come side by side, so that stacks stay large.
     """
     trees: dict[str, list[str]] = {}
     for run_id in planned.runs:
