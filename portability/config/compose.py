@@ -142,9 +142,7 @@ def _quoted(text: str) -> str:
 
 
 def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
-    """A word of the command line; several values, what is Hydra's own, and files that there are not are
-    refused.
-    """
+    """A word of the command line. Refused are several values, what is Hydra's own, and unknown files."""
     try:
         found = OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
@@ -176,9 +174,7 @@ def _check_choice(word: Override, group: str, names: Sequence[str]) -> None:
 
 
 def _check_files(folders: Sequence[Path]) -> None:
-    """Refuse files that are not UTF-8, and files of methods that hold a method of another name: it would
-    stand in results under that one.
-    """
+    """Refuse files that are not UTF-8, and methods under another name than their file's, which results show."""
     for path in sorted(path for folder in folders for path in folder.glob("*/**/*.yaml")):
         try:
             text = path.read_text(encoding="utf-8")
@@ -195,8 +191,7 @@ def _check_files(folders: Sequence[Path]) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of what Hydra says, and of its cause; all of what YAML says, which names the place last.
-    """
+    """The first line of what Hydra says, and of its cause; all of what YAML says: it names the place last."""
     if isinstance(error, YAMLError):
         return "configuration: " + " ".join(str(error).split())
     told = [str(one or "").strip().partition("\n")[0].rstrip(".:") for one in (error, error.__cause__)]
@@ -210,21 +205,21 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
     key, line, value = word.key_or_group, str(word.input_line), word.value()
     parent, _, last = key.rpartition(".")
     added = word.is_add() or word.is_force_add()
-    if not added and (parent != "grid.relations" or word.is_delete()):
-        _check_key(OmegaConf.to_container(cfg), key, groups)
     if added:
         choose(key.partition(".")[0], {*KEYS, *groups}, "key")
-    held = OmegaConf.select(cfg, key, throw_on_missing=False)
-    if word.is_add() and not isinstance(value, dict | list) and held is not None:
-        raise UserError(f"'{line}' is written {line[1:]}: {key} is a setting already")
-    if word.is_delete() and value not in (None, held):
-        raise UserError(f"'{line}' takes nothing out: {key} is {held}")
+    elif parent != "grid.relations" or word.is_delete():
+        _check_key(OmegaConf.to_container(cfg), key, groups)
     try:
-        if not word.is_delete():
-            OmegaConf.update(cfg, key, value, merge=added or key != "grid.relations", force_add=True)
-        else:
+        held = OmegaConf.select(cfg, key)
+        if word.is_add() and not isinstance(value, dict | list) and held is not None:
+            raise UserError(f"'{line}' is written {line[1:]}: {key} is a setting already")
+        if word.is_delete() and value not in (None, held):
+            raise UserError(f"'{line}' takes nothing out: {key} is {held}")
+        if word.is_delete():
             del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
-    except (OmegaConfBaseException, IndexError, ValueError) as error:
+        else:
+            OmegaConf.update(cfg, key, value, merge=added or key != "grid.relations", force_add=True)
+    except (OmegaConfBaseException, LookupError, TypeError) as error:
         raise UserError(f"'{line}': {str(error).partition(chr(10))[0]}") from error
 
 

@@ -51,12 +51,6 @@ def _template(text: str) -> str:
     return text
 
 
-def _two_words(words: list[str]) -> tuple[str, ...]:
-    if len(words) != 2:
-        raise ValueError("must be two words (negative, positive)")
-    return tuple(words)
-
-
 @dataclass(frozen=True)
 class HostSetConf:
     """Who plays the roles: a file of conf/host_set."""
@@ -92,7 +86,7 @@ class TaskConf:
     """How texts with labels are asked."""
 
     template: Annotated[str, AfterValidator(_template)]
-    label_words: Annotated[list[str], AfterValidator(_two_words)]
+    label_words: tuple[str, str]  # negative, positive
     max_length: int
 
 

@@ -97,7 +97,7 @@ def _grid(conf: Config, data: StudyData, relations: Relations, used: Iterable[st
         relations={name: {own: sets[origin] for own, origin in named.items()}
                    for name, named in relations.items()},
         data=[sets[name] for name in grid.data],
-        inits=[_init(conf, name) for name in grid.inits],
+        inits=[_entry(conf, "init", name, specs.InitSpec) for name in grid.inits],
         ports=[_entry(conf, "port", name, specs.PortSpec) for name in grid.ports],
         seeds=grid.seeds,
         budgets=sorted(grid.budgets),
@@ -143,14 +143,10 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
     return methods
 
 
-def _init(conf: Config, name: str) -> specs.InitSpec:
-    spec = _entry(conf, "init", name, specs.InitSpec)
-    choose(spec.kind, [kind for kind in specs.KINDS if kind != specs.BARE], f"kind of init '{name}'")
-    return spec
-
-
 def _check(grid: Grid, relations: Relations) -> None:
     """Refuse axes that do not go together."""
+    for init in grid.inits:
+        choose(init.kind, {*specs.KINDS} - {specs.BARE}, f"kind of init '{init.name}'")
     received = [data.name for data in grid.data]
     hosts = [host for pair in grid.pairs for host in pair]
     encoders = [host.name for host in hosts if FAMILIES[host.shape.family].scoring == "head"]

@@ -17,12 +17,18 @@ T = TypeVar("T")
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
-Name = Annotated[str, BeforeValidator(str)]  # YAML reads a name such as 2024 as a number
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int | float) else value
+
+
+Name = Annotated[str, BeforeValidator(_text)]  # YAML reads a name such as 2024 as a number
 PLAIN = {  # pydantic's words, and ours
     "Input should be ": "must be ", "Value error, ": "", "a valid boolean": "true or false",
     "an object": "a mapping", "a valid array": "a list", "a valid integer": "a whole number",
     "a valid ": "a ", "greater than or equal to": "at least", "less than or equal to": "at most",
-    "greater than": "above",
+    "greater than": "above", "Tuple should": "must", " after validation": "",
 }
 UNKNOWN = "unexpected_keyword_argument"
 _adapter = cache(TypeAdapter)
@@ -63,7 +69,7 @@ def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
     if isinstance(cause, UserError):
         return str(cause)
     if kind == "missing":
-        return f"{place} is missing"
+        return f"{level} has too few values" if isinstance(last, int) else f"{place} is missing"
     said = error["msg"]
     for theirs, ours in PLAIN.items():
         said = said.replace(theirs, ours)
