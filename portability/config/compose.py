@@ -174,7 +174,7 @@ def _check_choice(word: Override, group: str, names: Sequence[str]) -> None:
 
 
 def _check_files(folders: Sequence[Path]) -> None:
-    """Refuse files that are not UTF-8, and methods under another name than their file's, which results show."""
+    """Refuse files that are not UTF-8, and methods that results would show under another name."""
     for path in sorted(path for folder in folders for path in folder.glob("*/**/*.yaml")):
         try:
             text = path.read_text(encoding="utf-8")

@@ -117,8 +117,7 @@ class EvalConf:
 
 @dataclass(frozen=True)
 class Config:
-    """All keys. Entries of the catalogues (method, host, data, init, port) are checked when they are chosen.
-    """
+    """All keys; entries of the catalogues (method, host, data, init, port) are checked when chosen."""
 
     study: Annotated[Name, AfterValidator(_folder_name)]
     mode: Literal["run", "plan", "status"]

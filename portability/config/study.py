@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,8 +55,7 @@ def to_study(cfg: DictConfig) -> Study:
     return Study(
         name=conf.study, mode=conf.mode, results=Path(conf.results).expanduser(), grid=grid, sources=sources,
         data=data, overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine,
-        tracking=conf.tracking,
-        part=Part(conf.only, conf.shard, conf.retry, conf.yes),
+        tracking=conf.tracking, part=Part(conf.only, conf.shard, conf.retry, conf.yes),
         primary=_primary(conf.primary, grid, kinds, conf.host_set.roles), kinds=kinds,
     )
 
@@ -88,7 +87,7 @@ def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
 def _grid(conf: Config, data: StudyData, relations: Relations, used: Iterable[str]) -> Grid:
     grid, task, evaluation = conf.grid, specs.TaskSpec(**vars(conf.task)), specs.EvalSpec(**vars(conf.eval))
     pairs = [[_role(conf, name) for name in pair] for pair in grid.pairs or [(conf.origin, conf.receiving)]]
-    hosts = {name: describe(_entry(conf, "host", name, HostSource)) for pair in pairs for name in pair}
+    hosts = {name: describe(_entry(conf, "host", name, HostSource)) for name in dict.fromkeys(chain(*pairs))}
     sets = {name: data_spec(data, name, evaluation) for name in used}
     answers = {name: answer_spec(data.sources[name], task.max_length) for name in used}
     return Grid(
@@ -148,8 +147,7 @@ def _check(grid: Grid, relations: Relations) -> None:
     for init in grid.inits:
         choose(init.kind, {*specs.KINDS} - {specs.BARE}, f"kind of init '{init.name}'")
     received = [data.name for data in grid.data]
-    hosts = [host for pair in grid.pairs for host in pair]
-    encoders = [host.name for host in hosts if FAMILIES[host.shape.family].scoring == "head"]
+    encoders = [host.name for host in chain(*grid.pairs) if FAMILIES[host.shape.family].scoring == "head"]
     if encoders and grid.answers:
         raise UserError(f"host '{encoders[0]}' is an encoder and can neither write an answer nor rate "
                         f"choices token by token, as data set '{next(iter(grid.answers))}' asks for; choose "
