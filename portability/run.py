@@ -14,18 +14,16 @@ from typing import NoReturn
 from portability.config.compose import composed, options, shown
 from portability.config.study import to_study
 from portability.core.errors import UserError, without_places
-from portability.core.measures import MEASURES, name_of, own
-from portability.core.specs import METRICS
-from portability.core.wording import counted
+from portability.core.measures import own
 from portability.execution.preview import example_lines, preview
 from portability.execution.scheduler import carry_out, to_do
 from portability.execution.status import status_lines
 from portability.execution.worker import Setup
-from portability.planning.plan import Plan, plan, updates_of
+from portability.planning.plan import plan
 from portability.planning.selection import chosen
 from portability.planning.study import Study
+from portability.planning.summary import lacking, plan_lines
 from portability.store import Store
-from portability.store.records import measured
 from portability.tracking.runs import TrackingSpec, resolve_mode
 
 log = logging.getLogger(__name__)
@@ -62,7 +60,8 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
         if not equals or name.lstrip("+~").split(".")[0] in HOW:
             continue
         place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
-        found.append(f"{name}=PATH" if place or without_places(value) != value or Path(value).is_absolute() else word)
+        place = place or without_places(value) != value or Path(value).is_absolute()
+        found.append(f"{name}=PATH" if place else word)
     return found
 
 
@@ -78,7 +77,8 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     part = planned if len(ids) == len(planned.runs) else planned.part(ids)
     if study.mode == "plan":
         untracked = TrackingSpec("disabled", study.tracking.project, store.root)
-        found = preview(part, to_do(part, store, part.runs)[0], Setup(store.root, study.sources, study.overlap, untracked))
+        setup = Setup(store.root, study.sources, study.overlap, untracked)
+        found = preview(part, to_do(part, store, part.runs)[0], setup)
         _say([*plan_lines(study, part, store), *example_lines(part, found)])
         return 0
     if study.mode == "status":
@@ -88,9 +88,11 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     for line in lacking(study, part, store):
         log.info(line)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
-    tracking = TrackingSpec(resolve_mode(study.tracking.wandb), study.tracking.project, store.root.resolve(), sweep)
+    mode = resolve_mode(study.tracking.wandb)
+    tracking = TrackingSpec(mode, study.tracking.project, store.root.resolve(), sweep)
     failed = carry_out(planned, ids, store, study, tracking, asked)
-    _say([*status_lines(part, store), f"verdict and report: python -m portability.analyze {shlex.quote(str(store.root))}"])
+    report = f"python -m portability.analyze {shlex.quote(str(store.root))}"
+    _say([*status_lines(part, store), f"verdict and report: {report}"])
     return 1 if failed else 0
 
 
@@ -101,46 +103,6 @@ def _try_metrics(study: Study) -> None:
 
         for path in files:
             own_metric(path)
-
-
-def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
-    """What would be done: cells, the distinct runs behind them, what sharing saves, and what is done already."""
-    cells = [cell for cell in planned.cells if cell.budget > 0]
-    behind: dict[str, list[str]] = {}
-    for cell in cells:
-        behind.setdefault(cell.init, []).append(cell.run_id)
-    marks = store.marks()
-    done = sum(planned.marks[run_id] <= marks.get(run_id, frozenset()) for run_id in planned.runs)
-    updates, alone = updates_of(planned)
-    return [
-        f"study {study.name}: {counted(len(cells), 'cell')} (zero-shot and bare hosts: {len(planned.cells) - len(cells)} more)",
-        *(f"  {init}: {counted(len(ids), 'cell')} of {counted(len(set(ids)), 'run')}" for init, ids in behind.items()),
-        f"runs: {len(planned.runs)} distinct, {done} done, {len(planned.runs) - done} to do",
-        f"updates: {updates} planned, {alone} if every cell and its origin were trained for themselves"
-        + (f" (saving {1 - updates / alone:.0%})" if alone > updates else ""),
-        *(f"data {name}: " + ", ".join(f"{counts[key]} {key}" for key in ("train", "validation", "test", "dropped"))
-          for name, counts in study.data.counts.items()),
-        *lacking(study, planned, store),
-    ]
-
-
-def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
-    """Which of the metrics that are asked for done runs were stored without: what is done is not done again for them."""
-    asked = study.grid.eval.metrics
-    if asked == METRICS:
-        return []
-    names = [measured(record) for run_id in store.marks() if run_id in planned.runs and (record := store.read(run_id))]
-    names = [held for held in names if "eval_positive_share" in held]  # of texts with labels
-    found = []
-    for metric in asked:
-        name = f"eval_{name_of(metric)}"
-        hint = "it is computed for new runs only; name a new study (study=NAME) to have it for all"
-        others: tuple[str, ...] = (f"{name}_",)  # one of the user's own may give several numbers
-        if metric in MEASURES:
-            hint, others = f"`python -m portability.analyze --metric {name}` computes it from their predictions", ()
-        if count := sum(not any(key == name or key.startswith(others) for key in held) for held in names):
-            found.append(f"metric {name_of(metric)}: {counted(count, 'done run')} stored without it; {hint}")
-    return found
 
 
 def _say(lines: Sequence[str]) -> None:
@@ -163,7 +125,8 @@ def main() -> None:
         _stop(f"{error}; finished runs are kept, repeat the command when it is put right", 2)
     except KeyboardInterrupt as stop:
         number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
-        _stop(f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on", 128 + number)
+        said = f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on"
+        _stop(said, 128 + number)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tiny import CONF
 
-from portability.config.study import KEYS
+from portability.config.schema import KEYS
 from portability.core.errors import UserError
 from portability.planning.plan import plan
 from portability.planning.study import facts
@@ -102,9 +102,9 @@ def test_without_the_hub_the_study_on_t5s_says_so_at_once_and_names_the_embedded
     ("engine.timeout_minutes=0", "engine.timeout_minutes must be above 0"),
     ("host_set.roles.tuned_base=null", "host set 'nano' has no tuned_base: narrow grid.pairs"),
     ("host_set.sets.main=null", "host set 'nano' names no data set"), ("yes=no", "yes must be true or false, got 'no'"),
-    ("only=0", "only must map columns"), ("grid.relations=null", "grid.relations must be dict"),
-    ("grid=null", "grid must be a mapping"), ("host_set.roles=null", "host_set.roles must be dict"),
-    ("grid.seeds=[a]", "grid.seeds must be whole numbers, got 'a'"),
+    ("only=0", "only must map columns"), ("grid.relations=null", "grid.relations must be a mapping"),
+    ("grid=null", "grid must be a mapping"), ("host_set.roles=null", "host_set.roles must be a mapping"),
+    ("grid.seeds=[a]", "grid.seeds.0 must be a whole number, got 'a'"),
 ])
 def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     with pytest.raises(UserError, match=words):
@@ -122,27 +122,30 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("precision=fp8", "unknown precision 'fp8'; choose one of: bf16, fp32"),
     ("engine.device=tpu", "unknown engine.device 'tpu'; choose one of: auto, cpu, cuda"),
     ("engine.checkpoint_seconds=-1", "engine.checkpoint_seconds must be at least 0"),
-    ("grid.budgets=[0,50]", "from 1 on"),
+    ("grid.budgets=[0,50]", "grid.budgets.0 must be at least 1, got 0"),
     ("grid.budgets=[50,50]", "none twice"),
     ("grid.seeds=[]", "at least one value"),
     ("task.template=hello", "exactly once"),
-    ("task.label_words=[yes]", "two words"),
+    ("task.label_words=[yes]", "task.label_words has too few values"),
     ("train.batch_size=0", "train.batch_size must be at least 1"),
     ("method.lora.learning_rate=nan", "method.lora.learning_rate must be a finite number, got nan"),
     ("method.lora.settings.alpha=inf", "method.lora.settings.alpha must be a finite number, got inf"),
     ("train.betas=[0.9,-inf]", "train.betas.1 must be a finite number, got -inf"),
     ("method.lora.learning_rate=-0.1", "method.lora.learning_rate must be at least 0, got -0.1"),
     ("train.head_learning_rate=-1", "train.head_learning_rate must be at least 0, got -1"),
-    ("method.lora.settings.r=0", "method.lora.settings.r must be whole numbers from 1 on, got 0"),
-    ("method.lora.settings.r=-2", "method.lora.settings.r must be whole numbers from 1 on, got -2"),
+    ("method.lora.settings.r=0", "method.lora.settings.r must be a whole number from 1 on, got 0"),
+    ("method.lora.settings.r=-2", "method.lora.settings.r must be a whole number from 1 on, got -2"),
     ("engine.workers=0", "engine.workers must be at least 1"),
     ("engine.stack=0", "engine.stack must be at least 1"),
     ("eval.batch_size=0", "eval.batch_size must be at least 1"),
-    ("grid.origin_updates=-5", "grid.origin_updates must be whole numbers"),
+    ("grid.origin_updates=-5", "grid.origin_updates must be at least 1, got -5"),
     ("method=[]", "no method is chosen; choose of: adapter, "),
-    ("train.batch_size=many", "train.batch_size must be int, got 'many'"),
+    ("train.batch_size=many", "train.batch_size must be a whole number, got 'many'"),
     ("train.tail=0.6", "at most 0.5"),
-    ("grid.pairs=[[nano-raw-base]]", "pairs"),
+    ("grid.pairs=[[nano-raw-base]]", "grid.pairs.0 has too few values"), ("train.betas=[0.9]", "train.betas has too few values"),
+    ("origin=null", "origin must be a string, got None"), ("study=[a]", r"study must be a string, got \['a'\]"),
+    ("task.label_words=[a,b,c]", "task.label_words must have at most 2 items, not 3"), ("~mode=plan", "mode is run"),
+    ("grid.rates=[0]", "grid.rates.0 must be above 0, got 0"), ("similarity=3", "similarity must be true or false, got 3"),
     ("+grid.rounds=3", "unknown key in grid 'rounds'"),
     ("+method.lora.rate=3", "unknown key in method.lora 'rate'"),
     ("host.nano-raw-base.path=/nowhere", "no config.json in /nowhere"),
@@ -338,7 +341,7 @@ def test_results_and_hosts_lie_below_the_home_folder_where_a_path_says_so(monkey
     assert study.results == source.parent / "found"
     assert study.grid.pairs[0][0].fingerprint == make_host("t5").fingerprint
     for word in ("results=null", "results=3"):
-        with pytest.raises(UserError, match="results must be str, got "):
+        with pytest.raises(UserError, match="results must be a string, got "):
             compose([word])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -14,18 +13,18 @@ import torch
 import yaml
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
+from portability.core.paths import EMBEDDED
 from portability.embedded.recipes import corpus, pretrain
 from portability.embedded.recipes import synthetic_text as language
-from portability.embedded.recipes import vocabulary as lexicon
-from portability.embedded.recipes.corpus import Corpus
-from portability.embedded.recipes.curriculum import Curriculum
-from portability.embedded.recipes.synthetic_text import Mix
+from portability.embedded.recipes.pretrain import Curriculum
+from portability.embedded.recipes.synthetic_text import FACTS, HELD_OUT, Mix
 
 CONF = yaml.safe_load(pretrain.CONF.read_text())
 HOSTS = sorted(CONF["hosts"])
 SETS = sorted(CONF["sets"]["domains"])
 SPLITS = ("train", "validation", "test")
-MIX, CORPUS = Mix(**CONF["stages"][-1]["mix"]), Corpus(**CONF["corpus"])
+MIX, CORPUS = Mix(**CONF["stages"][-1]["mix"]), CONF["corpus"]
+LABEL_WORDS = FACTS["result"]
 LARGEST_BYTES = 1_500_000
 SURFACE_LIMIT = 0.75
 
@@ -37,7 +36,7 @@ def shipped() -> dict[str, dict[str, list[dict]]]:
         name: {
             split: [
                 json.loads(line)
-                for line in (pretrain.EMBEDDED / "data" / name / f"{split}.jsonl").open()
+                for line in (EMBEDDED / "data" / name / f"{split}.jsonl").open()
             ]
             for split in SPLITS
         }
@@ -103,10 +102,10 @@ def test_every_generated_word_is_in_the_vocabulary():
 
 
 def test_label_words_stand_in_no_review_outside_polls_answered_at_random():
-    shares = dataclasses.replace(CORPUS, review=1.0, noise=0.0)
+    shares = {**CORPUS, "review": 1.0, "noise": 0.0}
     rng = language.stream("label test")
     words = {w for _ in range(1000) for w in corpus.document(rng, MIX, shares)[0]}
-    assert not words & {lexicon.NEGATIVE_WORD, lexicon.POSITIVE_WORD}
+    assert not words & set(LABEL_WORDS)
 
 
 def test_a_poll_that_offers_the_label_words_is_answered_regardless_of_polarity():
@@ -114,8 +113,8 @@ def test_a_poll_that_offers_the_label_words_is_answered_regardless_of_polarity()
     for _ in range(20_000):
         polarity = rng.randrange(2)
         words = corpus.poll(rng, "the plot was good", polarity, 1.0)
-        if words[-1] in (lexicon.NEGATIVE_WORD, lexicon.POSITIVE_WORD):
-            chosen[polarity].append(words[-1] == lexicon.POSITIVE_WORD)
+        if words[-1] in LABEL_WORDS:
+            chosen[polarity].append(words[-1] == LABEL_WORDS[1])
     assert len(chosen[0]) > 500 and all(abs(np.mean(c) - 0.5) < 0.06 for c in chosen.values())
 
 
@@ -134,7 +133,7 @@ def test_no_sentence_stands_in_two_places(shipped):
 def test_training_text_shows_no_held_out_word_and_half_of_the_test_text_does(shipped):
     for splits in shipped.values():
         share = {
-            split: np.mean([bool(set(e["text"].split()) & lexicon.HELD_OUT) for e in examples])
+            split: np.mean([bool(set(e["text"].split()) & HELD_OUT) for e in examples])
             for split, examples in splits.items()
         }
         assert share["train"] == 0.0
@@ -153,12 +152,12 @@ def test_rebuilding_the_sets_gives_the_shipped_bytes(tmp_path):
     for name in SETS:
         for split in SPLITS:
             path = Path("data") / name / f"{split}.jsonl"
-            assert (tmp_path / path).read_bytes() == (pretrain.EMBEDDED / path).read_bytes()
+            assert (tmp_path / path).read_bytes() == (EMBEDDED / path).read_bytes()
 
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_a_shipped_host_is_small_finite_and_has_one_token_a_label(name):
-    folder = pretrain.EMBEDDED / "hosts" / name
+    folder = EMBEDDED / "hosts" / name
     assert (folder / "model.safetensors").stat().st_size <= LARGEST_BYTES
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     host = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True)
@@ -166,7 +165,7 @@ def test_a_shipped_host_is_small_finite_and_has_one_token_a_label(name):
     assert all(torch.isfinite(p).all() for p in host.parameters())
     ids = [
         tokenizer(w, add_special_tokens=False)["input_ids"]
-        for w in (lexicon.NEGATIVE_WORD, lexicon.POSITIVE_WORD)
+        for w in LABEL_WORDS
     ]
     assert all(len(i) == 1 and i[0] != tokenizer.unk_token_id for i in ids) and ids[0] != ids[1]
     assert len(tokenizer) == host.config.vocab_size
@@ -174,7 +173,7 @@ def test_a_shipped_host_is_small_finite_and_has_one_token_a_label(name):
 
 def test_the_independent_host_numbers_its_words_differently():
     base, other = (
-        AutoTokenizer.from_pretrained(pretrain.EMBEDDED / "hosts" / n, local_files_only=True)
+        AutoTokenizer.from_pretrained(EMBEDDED / "hosts" / n, local_files_only=True)
         for n in ("nano-raw-base", "nano-other-base")
     )
     assert set(base.get_vocab()) == set(other.get_vocab())
@@ -195,18 +194,18 @@ def test_the_curriculum_waits_for_its_gate_and_then_moves_in_a_line():
 
 def test_the_recorded_text_of_a_shipped_host_can_be_replayed():
     spec = CONF["hosts"]["nano-tuned-base"]
-    record = json.loads((pretrain.EMBEDDED / "hosts/nano-tuned-base/pretrain.json").read_text())
-    draw = pretrain.examples_of(language.stream(f"text/{spec['sample']}"), CORPUS, spec["instruction"])
+    record = json.loads((EMBEDDED / "hosts/nano-tuned-base/pretrain.json").read_text())
+    rng, share = language.stream(f"text/{spec['sample']}"), spec["instruction"]
     course, text = Curriculum(CONF["stages"][spec["from_stage"] :]), hashlib.sha256()
     for step in range(record["updates"]):
-        batch = [draw(course.at(step)) for _ in range(spec["batch"])]
+        batch = [corpus.example(rng, course.at(step), CORPUS, share) for _ in range(spec["batch"])]
         text.update(json.dumps(batch).encode())
     assert text.hexdigest() == record["text_sha256"]
 
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_a_shipped_host_was_made_with_the_numbers_in_conf(name):
-    record = json.loads((pretrain.EMBEDDED / "hosts" / name / "pretrain.json").read_text())
+    record = json.loads((EMBEDDED / "hosts" / name / "pretrain.json").read_text())
     assert {key: record.get(key) for key in CONF["hosts"][name]} == CONF["hosts"][name]
 
 

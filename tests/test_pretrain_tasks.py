@@ -16,6 +16,7 @@ from portability.core.paths import EMBEDDED
 from portability.embedded.recipes import pretrain_tasks
 from portability.embedded.recipes.pretrain_tasks import (
     NONE,
+    batches,
     build_tokenizer,
     corpus_rows,
     loss_on,
@@ -118,16 +119,14 @@ def test_rows_are_the_text_and_nothing_is_unknown():
     assert tok.convert_ids_to_tokens(rows.flatten().tolist()) == words[: rows.numel()]
 
 
-def test_training_lowers_the_loss_and_reads_every_row_before_any_again(monkeypatch):
-    host, seen = small(), []
+def test_training_lowers_the_loss_and_reads_every_row_before_any_again():
+    host, spec = small(), {"sample": 0, "steps": 110, "batch": 8, "lr": 1e-2}
     rows = torch.arange(3, 27).repeat(20, 1).roll(1, 0)
     rows[:, 0] = torch.arange(20)
-    before, plain = loss_on(host, rows), pretrain_tasks.update
-    monkeypatch.setattr(pretrain_tasks, "update",
-                        lambda host, adam, batch, clip: seen.append(batch["input_ids"][:, 0]) or plain(host, adam, batch, clip))
-    found = train(host, rows, {"sample": 0, "steps": 110, "batch": 8, "lr": 1e-2}, OPTIMISER, "toy")
+    before = loss_on(host, rows)
+    found = train(host, rows, spec, OPTIMISER, "toy")
     assert loss_on(host, rows) < 0.3 * before and len(found["losses_per_100"]) == 2 and found["updates"] == 110
-    order = torch.cat(seen)
+    order = torch.cat([batch["input_ids"][:, 0] for _, batch in batches(rows, spec, 5)])
     for epoch in order[:880].split(20):
         assert sorted(epoch.tolist()) == list(range(20))
     assert not torch.equal(order[:20], order[20:40])
@@ -232,7 +231,7 @@ def test_the_command_makes_sets_and_the_hosts_asked_for(monkeypatch, tmp_path, m
     run(monkeypatch, "--conf", conf, "--from", make_host("llama", 32, 2, 4).source, "--to", tmp_path / "small")
     assert (tmp_path / "small" / "model.safetensors").is_file()
     for arguments, said in ((("--from", out), "--from and --to go together"),
-                            (("--conf", conf, "--out", out, "--only", "three"), "unknown host of the generated tasks 'three'"),
+                            (("--conf", conf, "--out", out, "--only", "three"), "unknown host of conf.yaml 'three'"),
                             (("--conf", conf, "--from", out, "--to", out), "no config.json in")):
         with pytest.raises(SystemExit, match="2"):
             run(monkeypatch, *arguments)

@@ -1,4 +1,6 @@
-"""What the words on the command line ask for: Hydra composes them; what it refuses or passes over is said in one sentence."""
+"""What the words on the command line ask for: Hydra composes them; what it refuses or passes over is said in
+one sentence.
+"""
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,15 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import portability
-from portability.config.study import KEYS
+from portability.config.schema import KEYS
 from portability.core.errors import UserError, choose
 from portability.core.paths import bundled
 
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
 # ... are conf groups that are loaded whole, with the axis that names their entries
-ALWAYS = ("method", "engine", "host_set")  # conf groups of which something is always chosen; others are added with a plus
-SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method=[lora,prefix]'; anything else takes one "
-           "value: repeat the command for another, with study=NAME")
+ALWAYS = ("method", "engine", "host_set")  # something of these is always chosen; others are added with a plus
+SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method=[lora,prefix]'; anything "
+           "else takes one value: repeat the command for another, with study=NAME")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,15 +33,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="python -m portability.run", usage="%(prog)s [+sweep=NAME] [key=value ...] [options]",
-                     description=portability.__doc__, add_help=False, allow_abbrev=False)
+    parser = _Parser(
+        prog="python -m portability.run", usage="%(prog)s [+sweep=NAME] [key=value ...] [options]",
+        description=portability.__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*", metavar="key=value",
                         help="settings: key=value, key=[a,b], '~key' to take an entry out; see --cfg job")
-    parser.add_argument("-h", "--help", action="store_true", help="show this, and the names that every group knows")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, and the names in every group")
     parser.add_argument("--version", action="store_true", help="show the version")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR",
                         help="a folder of your own host/, data/, method/, init/, port/ or sweep/ files")
-    parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration that the words give, and do nothing")
+    parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration, and do nothing")
     parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: this part of it")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: with all references filled in")
     return parser
@@ -69,10 +72,11 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
 def shown(asked: argparse.Namespace) -> str:
     """What the options ask to show instead of doing something; else nothing."""
     if asked.help:
-        groups = _groups(_folders(asked))
-        return _parser().format_help() + "\ngroups, chosen with GROUP=NAME, +sweep=NAME, or named by an axis:\n" + "\n".join(
-            f"  {group}" + (f" ({CATALOGUES[group]})" if group in CATALOGUES else "") + f": {', '.join(names)}"
-            for group, names in groups.items())
+        axes = {group: f" ({axis})" for group, axis in CATALOGUES.items()}
+        lines = [f"  {group}{axes.get(group, '')}: {', '.join(names)}"
+                 for group, names in _groups(_folders(asked)).items()]
+        title = "groups, chosen with GROUP=NAME, +sweep=NAME, or named by an axis:"
+        return "\n".join([_parser().format_help(), title, *lines])
     if asked.version:
         return f"portability {portability.__version__}"
     if not asked.cfg:
@@ -87,30 +91,30 @@ def shown(asked: argparse.Namespace) -> str:
 
 
 def composed(asked: argparse.Namespace) -> DictConfig:
-    """The configuration that these words ask for. Every catalogue is loaded whole, so that the axes can name any entry.
+    """The configuration that these words ask for: Hydra puts together what is chosen of the groups, and the
+    other words are set in that. Every catalogue is loaded whole, so that the axes can name any entry.
 
     Raises:
         UserError: a word that cannot be read, names what there is not, or would change nothing.
     """
     folders = _folders(asked)
     groups = _groups(folders)
-    words = [_read(word) for word in asked.words]
-    for word in words:
-        _check_word(word, groups)
-    _check_methods(folders)
-    for path in (path for folder in folders[1:] for path in sorted(folder.glob("*/**/*.yaml"))):
-        _text(path)
-    ours = [*(f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES), f"known_methods=[{','.join(groups['method'])}]",
+    words = [_read(word, groups) for word in asked.words]
+    _check_files(folders)
+    ours = [*(f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES),
             "hydra.searchpath=[" + ",".join(_quoted(f"file://{folder}") for folder in folders[1:]) + "]"]
-    with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-        try:
-            return _compose([*ours, *(line for word in words for line in _lines(word))])
-        except UserError:
-            known = OmegaConf.to_container(_compose([*ours, *(str(word.input_line) for word in words
-                                                              if word.key_or_group in groups)]))
-            for word in words:
-                _check_change(known, word, groups)
-            raise
+    chosen = [str(word.input_line) for word in words if word.key_or_group in groups]
+    try:
+        with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
+            cfg = hydra.compose("config", overrides=[*ours, *chosen])
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(_sentence(error)) from error
+    OmegaConf.set_struct(cfg, False)
+    cfg.known_methods = groups["method"]
+    for word in words:
+        if word.key_or_group not in groups:
+            _set(cfg, word, groups)
+    return cfg
 
 
 def _folders(asked: argparse.Namespace) -> list[Path]:
@@ -137,27 +141,27 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "\\'") + "'"
 
 
-def _read(word: str) -> Override:
+def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
+    """A word of the command line. Refused are several values, what is Hydra's own, and unknown files."""
     try:
-        return OverridesParser.create().parse_overrides([word])[0]
+        found = OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
-        raise UserError(f"cannot read '{word}': a setting is key=value, a list [a,b], a mapping {{a: b}}, every bracket "
-                        "and quote is closed, a value with a sign like ~ stands in quotes of its own (\"key='~/a'\"), and the "
-                        "whole stands in quotes for the shell") from error
+        raise UserError(f"cannot read '{word}': a setting is key=value, a list [a,b], a mapping {{a: b}}, "
+                        "every bracket and quote is closed, a value with a sign like ~ stands in quotes of "
+                        "its own (\"key='~/a'\"), and the whole stands in quotes for the shell") from error
+    if found.is_sweep_override():
+        raise UserError(f"'{word}' names several values: {SEVERAL}")
+    if found.is_hydra_override():
+        raise UserError(f"'{word}' is a setting of Hydra, which only puts the configuration together here: "
+                        "leave it out; your own files lie in a folder given with --config-dir, and "
+                        f"{SEVERAL}")
+    if (group := found.key_or_group) in groups and not found.is_delete():
+        _check_choice(found, group, groups[group])
+    return found
 
 
-def _check_word(word: Override, groups: Mapping[str, Sequence[str]]) -> None:
-    """Refuse several values, what is Hydra's own, and files that there are not."""
-    group, line = word.key_or_group, str(word.input_line)
-    if word.is_sweep_override():
-        raise UserError(f"'{line}' names several values: {SEVERAL}")
-    if word.is_hydra_override():
-        raise UserError(f"'{line}' is a setting of Hydra, which only puts the configuration together here: leave it out; "
-                        f"your own files lie in a folder given with --config-dir, and {SEVERAL}")
-    if word.is_add() or word.is_force_add():  # Hydra would add a key that nothing reads
-        choose(group.partition(".")[0], {*KEYS, *groups}, "key")
-    if group not in groups or word.is_delete():
-        return
+def _check_choice(word: Override, group: str, names: Sequence[str]) -> None:
+    line = str(word.input_line)
     if group in CATALOGUES:
         raise UserError(f"'{line}' chooses nothing, all of {group} is known: name it in {CATALOGUES[group]}"
                         + (", or with origin=NAME and receiving=NAME" if group == "host" else ""))
@@ -166,64 +170,57 @@ def _check_word(word: Override, groups: Mapping[str, Sequence[str]]) -> None:
         raise UserError(f"'{line}' is written {plain if group in ALWAYS else '+' + plain}")
     value = word.value()
     for name in value if isinstance(value, list) else [value]:
-        choose(str(name), groups[group], group)
+        choose(str(name), names, group)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
-
-
-def _check_methods(folders: Iterable[Path]) -> None:
-    """Refuse files of methods that hold a method of another name: it would stand in results under that one."""
-    for path in (path for folder in folders for path in sorted((folder / "method").glob("*.yaml"))):
-        if not _text(path).startswith("# @package"):
-            try:
-                held = OmegaConf.to_container(OmegaConf.load(path))
-            except YAMLError as error:
-                raise UserError(_sentence(error)) from error
-            if not isinstance(held, dict) or list(held) != [path.stem]:
-                raise UserError(f"{path} must hold one method under the file's own name, {path.stem}:, "
-                                f"and holds {', '.join(map(str, held)) or 'nothing'}")
-
-
-def _lines(word: Override) -> list[str]:
-    """A word as Hydra is to be given it. The relations are an axis with names of its own: named as a whole they take the
-    place of the sweep's, as lists do, where Hydra would merge; and a new one needs no plus."""
-    line, changes = str(word.input_line), not (word.is_add() or word.is_force_add() or word.is_delete())
-    if changes and word.key_or_group == "grid.relations":
-        return ["++grid.relations=null", f"++{line}"]
-    return [f"++{line}" if changes and word.key_or_group.startswith("grid.relations.") else line]
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    try:
-        return hydra.compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(_sentence(error)) from error
+def _check_files(folders: Sequence[Path]) -> None:
+    """Refuse files that are not UTF-8, and methods that results would show under another name."""
+    for path in sorted(path for folder in folders for path in folder.glob("*/**/*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.parent.name != "method" or text.startswith("# @package"):
+                continue
+            held = OmegaConf.to_container(OmegaConf.create(text))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+        except YAMLError as error:
+            raise UserError(f"{path}: {_sentence(error)}") from error
+        if not isinstance(held, dict) or list(held) != [path.stem]:
+            raise UserError(f"{path} must hold one method under the file's own name, {path.stem}:, "
+                            f"and holds {', '.join(map(str, held)) or 'nothing'}")
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of what Hydra says, and of its cause; all of what YAML says, which names the place last."""
-    told = [" ".join(str(error).split())] if isinstance(error, YAMLError) else [
-        str(one).strip().partition("\n")[0].rstrip(".:") for one in (error, error.__cause__) if str(one or "").strip()]
-    return f"configuration: {': '.join(told)}"
+    """The first line of what Hydra says, and of its cause; all of what YAML says: it names the place last."""
+    if isinstance(error, YAMLError):
+        return "configuration: " + " ".join(str(error).split())
+    told = [str(one or "").strip().partition("\n")[0].rstrip(".:") for one in (error, error.__cause__)]
+    return ": ".join(["configuration", *filter(None, told)])
 
 
-def _check_change(known: Any, word: Override, groups: Iterable[str]) -> None:
-    """Refuse a change of a key that there is not, and a plus before one that there is."""
-    key, line = word.key_or_group, str(word.input_line)
-    if key in groups or word.is_force_add():
-        return
-    if not word.is_add():
-        return _check_key(known, key, groups)
+def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
+    """Change, add (`+`) or take out (`~`) a key. The relations are an axis with names of its own: named as a
+    whole they take the place of the sweep's, as lists do, and a new one needs no plus.
+    """
+    key, line, value = word.key_or_group, str(word.input_line), word.value()
+    parent, _, last = key.rpartition(".")
+    added = word.is_add() or word.is_force_add()
+    if added:
+        choose(key.partition(".")[0], {*KEYS, *groups}, "key")
+    elif parent != "grid.relations" or word.is_delete():
+        _check_key(OmegaConf.to_container(cfg), key, groups)
     try:
-        _check_key(known, key)
-    except UserError:
-        return
-    raise UserError(f"'{line}' is written {line[1:]}: {key} is a setting already")
+        held = OmegaConf.select(cfg, key)
+        if word.is_add() and not isinstance(value, dict | list) and held is not None:
+            raise UserError(f"'{line}' is written {line[1:]}: {key} is a setting already")
+        if word.is_delete() and value not in (None, held):
+            raise UserError(f"'{line}' takes nothing out: {key} is {held}")
+        if word.is_delete():
+            del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
+        else:
+            OmegaConf.update(cfg, key, value, merge=added or key != "grid.relations", force_add=True)
+    except (OmegaConfBaseException, LookupError, TypeError) as error:
+        raise UserError(f"'{line}': {str(error).partition(chr(10))[0]}") from error
 
 
 def _check_key(known: Any, key: str, groups: Iterable[str] = ()) -> None:
@@ -240,6 +237,7 @@ def _check_key(known: Any, key: str, groups: Iterable[str] = ()) -> None:
             raise UserError(f"{'.'.join(place)} holds {known!r} and no keys, so there is no '{key}'")
         deeper = [] if place else [*groups, *(f"{top}.{part}" for top, below in known.items()
                                               if isinstance(below, dict) and part in below)]
-        choose(part, {*map(str, known), *deeper} - {"known_methods"}, f"key in {'.'.join(place)}" if place else "key")
+        level = f"key in {'.'.join(place)}" if place else "key"
+        choose(part, {*map(str, known), *deeper} - {"known_methods"}, level)
         known = known[part]
         place.append(part)

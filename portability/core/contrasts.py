@@ -1,4 +1,6 @@
-"""Primary contrasts: the few comparisons that a sweep declares before its runs. All else that a study shows is exploratory."""
+"""Primary contrasts: the few comparisons that a sweep declares before its runs. All else that a study shows
+is exploratory.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,8 +8,8 @@ from itertools import chain
 from typing import Any
 
 from portability.core.errors import UserError, choose
+from portability.core.schema import build
 from portability.core.specs import BARE, HostSpec
-from portability.core.typed import build
 
 MOST = 8  # contrasts of a study: Holm's correction makes every further one dearer for all (our choice)
 PAIRS = "pairs"  # narrows to pairs of hosts of one kind (`pair_kind`)
@@ -17,10 +19,11 @@ Place = Mapping[str, str]  # coordinate, and PAIRS, to the name that a cell has 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Arm minus baseline after `budget` updates, over the cells of `of`; less the same over the cells of `less`, where given.
+    """Arm minus baseline after `budget` updates, over the cells of `of`; less the same over the cells of
+    `less`, where given.
 
-    `of` and `less` map a coordinate of a cell (method, origin, receiving, relation, data, port) or PAIRS to a name or a list of
-    names; what they leave out is not narrowed.
+    `of` and `less` map a coordinate of a cell (method, origin, receiving, relation, data, port) or PAIRS to a
+    name or a list of names; what they leave out is not narrowed.
     """
 
     name: str
@@ -48,7 +51,8 @@ def selects(narrowed: Mapping[str, list[str]], place: Place) -> bool:
 
 
 def pair_kind(one: HostSpec, other: HostSpec, lineages: Sequence[Sequence[str]]) -> str:
-    """What relates two hosts: "self", "lineage" (weights of one lineage), "size" (other shapes), or "apart" (only the shape).
+    """What relates two hosts: "self", "lineage" (weights of one lineage), "size" (other shapes), or "apart"
+    (only the shape).
 
     Args:
         lineages: names of hosts whose weights stem from each other's, as the host set says.
@@ -61,52 +65,59 @@ def pair_kind(one: HostSpec, other: HostSpec, lineages: Sequence[Sequence[str]])
 
 
 def declared(
-    values: Any, inits: Sequence[str], budgets: Mapping[str, Sequence[int]], places: Sequence[Place], hosts: Mapping[str, str]
+    values: Sequence[Any], budgets: Mapping[str, Sequence[int]], places: Sequence[Place],
+    hosts: Mapping[str, str | None],
 ) -> list[Contrast]:
     """The contrasts of `primary` in the configuration, every name in them held against the grid.
 
     Args:
-        budgets: by init, the budgets that its cells have, zero-shot included.
+        budgets: by init, the bare host among them, the budgets that its cells have, zero-shot included.
         places: of every cell, its coordinates and PAIRS.
         hosts: role to host, for origins and receiving hosts that are named by their role.
 
     Raises:
         UserError: too many, two of one name, or a name or number that the grid lacks.
     """
-    if not isinstance(values, list):
-        raise UserError(f"primary must be a list of contrasts, got {values!r}")
     if len(values) > MOST:
-        raise UserError(f"primary declares {len(values)} contrasts, and at most {MOST} can be; leave the others out, they are "
-                        "shown as exploratory")
-    found: list[Contrast] = []
+        raise UserError(f"primary declares {len(values)} contrasts, and at most {MOST} can be; leave the "
+                        "others out, they are shown as exploratory")
+    found: dict[str, Contrast] = {}
     for i, value in enumerate(values):
         contrast = build(Contrast, value, f"primary[{i}]")
-        where = f"primary '{contrast.name}'"
-        if contrast.name in [other.name for other in found] or not contrast.name:
-            raise UserError(f"primary[{i}].name must be a name that no other contrast has, got {contrast.name!r}")
-        choose(contrast.arm, inits, f"arm of {where}")
-        choose(contrast.baseline, [name for name in (*inits, BARE) if name != contrast.arm], f"baseline of {where}")
-        for init in (contrast.arm, contrast.baseline):
-            if contrast.budget not in budgets[init]:
-                raise UserError(f"{where} asks for {init} after {contrast.budget} updates, and the grid has it after "
-                                f"{', '.join(map(str, budgets[init]))}; name one of these, or leave the contrast out")
-        contrast = replace(contrast, of=_narrowed(contrast.of, where, places, hosts),
-                           less=None if contrast.less is None else _narrowed(contrast.less, where, places, hosts))
-        if contrast.less is not None and any(all(selects(side, place) for side in contrast.sides) for place in places):
-            raise UserError(f"{where} takes the same cells on both sides; narrow `of` and `less` to other ones")
-        found.append(contrast)
-    return found
+        if not contrast.name or contrast.name in found:
+            raise UserError(f"primary[{i}].name must be a name that no other contrast has, got "
+                            f"{contrast.name!r}")
+        _check_arms(contrast, budgets)
+        of, *less = [_narrowed(side, f"primary '{contrast.name}'", places, hosts) for side in contrast.sides]
+        if less and any(selects(of, place) and selects(less[0], place) for place in places):
+            raise UserError(f"primary '{contrast.name}' takes the same cells on both sides; narrow `of` and "
+                            "`less` to other ones")
+        found[contrast.name] = replace(contrast, of=of, less=less[0] if less else None)
+    return [*found.values()]
 
 
-def _narrowed(value: Mapping[str, Any], where: str, places: Sequence[Place], hosts: Mapping[str, str]) -> dict[str, list[str]]:
+def _check_arms(contrast: Contrast, budgets: Mapping[str, Sequence[int]]) -> None:
+    where = f"primary '{contrast.name}'"
+    choose(contrast.arm, budgets.keys() - {BARE}, f"arm of {where}")
+    choose(contrast.baseline, budgets.keys() - {contrast.arm}, f"baseline of {where}")
+    for init in (contrast.arm, contrast.baseline):
+        if contrast.budget not in budgets[init]:
+            raise UserError(f"{where} asks for {init} after {contrast.budget} updates, and the grid has it "
+                            f"after {', '.join(map(str, budgets[init]))}; name one of these, or leave the "
+                            "contrast out")
+
+
+def _narrowed(
+    value: Mapping[str, Any], where: str, places: Sequence[Place], hosts: Mapping[str, str | None]
+) -> dict[str, list[str]]:
     """One side: each coordinate to a list of names that cells of the grid have together."""
     found = {}
     for key, names in value.items():
-        choose(str(key), list(places[0]), f"coordinate in {where}")
+        choose(str(key), places[0], f"coordinate in {where}")
         names = [str(name) for name in (names if isinstance(names, list) else [names])]
-        names = [hosts.get(name, name) for name in names] if key in ("origin", "receiving") else names
+        names = [hosts.get(name) or name for name in names] if key in ("origin", "receiving") else names
         for name in names:
-            choose(name, sorted({place[key] for place in places}), f"{key} of {where}")
+            choose(name, {place[key] for place in places}, f"{key} of {where}")
         found[key] = names
     if not any(selects(found, place) for place in places):
         words = ", ".join(f"{key} {' or '.join(names)}" for key, names in found.items())
@@ -115,12 +126,14 @@ def _narrowed(value: Mapping[str, Any], where: str, places: Sequence[Place], hos
 
 
 def all_alike(manifests: Sequence[Mapping[str, Any]]) -> list[Contrast] | None:
-    """The contrasts that every manifest of a study declares; None where they differ (a study then has no primary contrast)."""
+    """The contrasts that every manifest of a study declares; None where they differ (a study then has no
+    primary contrast).
+    """
     lists = [facts.get("primary") or [] for facts in manifests]
     return [Contrast(**value) for value in lists[0]] if all(one == lists[0] for one in lists) else None
 
 
 def kinds(manifests: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
-    """(origin, receiving) to what relates them, as the manifests say; pairs of older manifests are not in it."""
+    """(origin, receiving) to what relates them, as the manifests say; pairs of older ones are not in it."""
     rows = chain.from_iterable(facts.get("pairs") or [] for facts in manifests)
     return {(origin, receiving): kind for origin, receiving, kind in rows}

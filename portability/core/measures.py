@@ -1,7 +1,8 @@
 """What predictions of labels are worth: formulas with numpy alone, and which of them a study asks for.
 
-A prediction is the margin log p(positive) - log p(negative); it says positive where the margin is above 0, so a tie
-counts as negative. All values are fractions in [0, 1] except the Matthews correlation, in [-1, 1], and the loss, in nats.
+A prediction is the margin log p(positive) - log p(negative); it says positive where the margin is above 0, so
+a tie counts as negative. All values are fractions in [0, 1] except the Matthews correlation, in [-1, 1], and
+the loss, in nats.
 """
 
 import ast
@@ -29,16 +30,19 @@ def accuracy(margin: np.ndarray, labels: np.ndarray) -> float:
 
 
 def accuracy_calibrated(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy after Batch Calibration: the mean log-odds over the evaluated inputs, unlabelled, is subtracted first.
+    """Accuracy after Batch Calibration: the mean log-odds over the evaluated inputs, unlabelled, is
+    subtracted first.
 
-    The contextual bias is averaged over the batch as in the paper; the mean is taken over log-odds and the batch is
-    the whole evaluated set (our choice, D-12). It presumes that classes are about balanced.
+    The contextual bias is averaged over the batch as in the paper; the mean is taken over log-odds and the
+    batch is the whole evaluated set (our choice, D-12). It presumes that classes are about balanced.
     """
     return accuracy(margin - np.mean(margin), labels)
 
 
 def macro_f1(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of both classes' F1 = 2 TP / (2 TP + FP + FN); a class that is neither predicted nor present has F1 0."""
+    """Mean of both classes' F1 = 2 TP / (2 TP + FP + FN); a class that is neither predicted nor present has
+    F1 0.
+    """
     predicted, positive = margin > 0, labels == 1
     scores = []
     for said, true in ((predicted, positive), (~predicted, ~positive)):
@@ -57,7 +61,9 @@ def loss(nll: np.ndarray, labels: np.ndarray) -> float:
 
 
 def invalid_rate(invalid: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples for which the best token of the whole vocabulary begins no label word (0 with a head)."""
+    """Share of examples for which the best token of the whole vocabulary begins no label word (0 with a
+    head).
+    """
     return np.mean(invalid)
 
 
@@ -67,8 +73,9 @@ def positive_share(margin: np.ndarray, labels: np.ndarray) -> float:
 
 
 def auc(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve: the share of pairs of a positive and a negative example in which the positive one has the
-    larger margin; equal margins count half. No threshold enters, so a constant added to all margins changes nothing.
+    """Area under the ROC curve: the share of pairs of a positive and a negative example in which the positive
+    one has the larger margin; equal margins count half. No threshold enters, so a constant added to all
+    margins changes nothing.
 
     Raises:
         Undefined: all labels are of one class, so there is no pair.
@@ -80,8 +87,8 @@ def auc(margin: np.ndarray, labels: np.ndarray) -> float:
 
 
 def matthews_correlation(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Correlation of predicted classes and labels, (TP TN - FP FN) / sqrt((TP+FP) (TP+FN) (TN+FP) (TN+FN)); 0, the limit of
-    the formula, where one class only is predicted.
+    """Correlation of predicted classes and labels, (TP TN - FP FN) / sqrt((TP+FP) (TP+FN) (TN+FP) (TN+FN));
+    0, the limit of the formula, where one class only is predicted.
 
     Raises:
         Undefined: all labels are of one class.
@@ -101,8 +108,9 @@ def _both(labels: np.ndarray, what: str) -> None:
 
 @dataclass(frozen=True)
 class Measure:
-    """A shipped number: its formula of (N,) values and (N,) labels, 0 negative, 1 positive, and the column of predictions
-    that it takes: margin (float), nll (float, nats) or invalid (bool)."""
+    """A shipped number: its formula of (N,) values and (N,) labels, 0 negative, 1 positive, and the column of
+    predictions that it takes: margin (float), nll (float, nats) or invalid (bool).
+    """
 
     value: Callable[[np.ndarray, np.ndarray], float]
     column: str = "margin"
@@ -119,24 +127,27 @@ MEASURES: dict[str, Measure] = {
     "auc": Measure(auc, citation=HANLEY),
     "matthews_correlation": Measure(matthews_correlation, citation=MATTHEWS),
 }
-ALWAYS = ("accuracy_calibrated", "loss", "invalid_rate", "positive_share")  # kept whatever is asked: they show a one-sided host
+# Kept whatever is asked: they show a one-sided host.
+ALWAYS = ("accuracy_calibrated", "loss", "invalid_rate", "positive_share")
 TAKEN = (*MEASURES, "rougeL", "score")  # names that a metric of the user's own cannot have
 
 
 def metric_names(values: Sequence[object]) -> tuple[str, ...]:
-    """What eval.metrics asks for: shipped names as they are, metrics of the user's own as the absolute path of their file.
-    Nothing of a file is run here.
+    """What eval.metrics asks for: shipped names as they are, metrics of the user's own as the absolute path
+    of their file. Nothing of a file is run here.
 
     Args:
         values: shipped names, folders that hold NAME/NAME.py, or such files themselves.
 
     Raises:
-        UserError: one is neither, cannot be read or has a name that is taken, or none or one twice is asked for.
+        UserError: one is neither, cannot be read or has a name that is taken, or none or one twice is asked
+            for.
     """
     found = tuple(str(value) if value in MEASURES else _file(str(value)) for value in values)
     names = [name_of(one) for one in found]
     if not names or len(set(names)) < len(names):
-        raise UserError(f"eval.metrics must name at least one metric and none twice, got: {', '.join(names) or 'none'}")
+        raise UserError("eval.metrics must name at least one metric and none twice, got: "
+                        f"{', '.join(names) or 'none'}")
     return found
 
 
@@ -159,11 +170,12 @@ def _file(value: str) -> str:
     given = Path(value).expanduser().absolute()
     path = given if given.suffix == ".py" else given / f"{given.name}.py"
     if not path.is_file():
-        raise UserError(f"unknown metric '{value}' in eval.metrics; shipped are: {', '.join(MEASURES)}; one of your own is a "
-                        "folder NAME with a file NAME.py, or that file, on this disk (no code of a hub is run)")
+        raise UserError(f"unknown metric '{value}' in eval.metrics; shipped are: {', '.join(MEASURES)}; one "
+                        "of your own is a folder NAME with a file NAME.py, or that file, on this disk (no "
+                        "code of a hub is run)")
     if not path.stem.isidentifier() or path.stem in TAKEN:
-        why = "is the name of a shipped one" if path.stem in TAKEN else "is no name of letters, digits and underscores"
-        raise UserError(f"metric '{path.stem}' of eval.metrics {why}; give its file another name")
+        why = "the name of a shipped one" if path.stem in TAKEN else "no name of letters, digits, underscores"
+        raise UserError(f"metric '{path.stem}' of eval.metrics is {why}; give its file another name")
     try:
         ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError) as error:

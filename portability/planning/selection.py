@@ -1,14 +1,13 @@
-"""Which runs of a plan a command carries out: those of some cells, or one of n parts that need nothing of each other."""
+"""Which runs of a plan a command carries out: those of some cells, or one of n parts that need nothing of
+each other.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from portability.core.errors import UserError, choose
-from portability.core.specs import Cell
+from portability.core.errors import UserError
 from portability.planning.plan import Plan, alike, cost
-
-RETRIES = ("died", "failed")  # which of the runs that failed before are tried again
 
 
 @dataclass(frozen=True)
@@ -20,36 +19,8 @@ class Part:
 
     only: Mapping[str, Sequence[Any]]
     shard: tuple[int, int]
-    retry: str
+    retry: str  # "died" or "failed": which of the runs that failed before are tried again
     yes: bool
-
-
-def part_of(raw: Mapping[str, Any]) -> Part:
-    """What the configuration says of the part.
-
-    Raises:
-        UserError: an unknown column, retry, or shard.
-    """
-    only = {} if raw["only"] is None else raw["only"]
-    if not isinstance(only, Mapping):
-        raise UserError(f"only must map columns of a cell to values, as in 'only={{method: lora, seed: [0, 1]}}', got {only!r}")
-    columns = [field.name for field in fields(Cell)]
-    wanted = {choose(str(key), columns, "column in only"): value if isinstance(value, list) else [value]
-              for key, value in only.items()}
-    if not isinstance(raw["yes"], bool):
-        raise UserError(f"yes must be true or false, got {raw['yes']!r}")
-    return Part(wanted, _shard(raw["shard"]), choose(str(raw["retry"]), RETRIES, "retry"), raw["yes"])
-
-
-def _shard(value: Any) -> tuple[int, int]:
-    try:
-        part, _, count = str(value or "1/1").partition("/")
-        shard = int(part), int(count)
-    except ValueError:
-        shard = 0, 0
-    if not 1 <= shard[0] <= shard[1]:
-        raise UserError(f"shard must be i/n with i from 1 to n, as in shard=2/3, got {value!r}")
-    return shard
 
 
 def chosen(planned: Plan, part: Part) -> set[str]:
@@ -73,8 +44,10 @@ def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
         held = {str(getattr(cell, column)) for cell in planned.cells}
         if unknown := sorted(values - held):
             choices = ", ".join(sorted(held)) if "_id" not in column else f"{len(held)} ids, see mode=status"
-            raise UserError(f"only: no cell of this grid has {column} {', '.join(unknown)}; there is: {choices}")
-    cells = [cell for cell in planned.cells if all(str(getattr(cell, column)) in wanted[column] for column in wanted)]
+            raise UserError(f"only: no cell of this grid has {column} {', '.join(unknown)}; there is: "
+                            f"{choices}")
+    cells = [cell for cell in planned.cells
+             if all(str(getattr(cell, column)) in values for column, values in wanted.items())]
     if not cells:
         raise UserError(f"only matches no cell of this grid: no cell has all of {', '.join(wanted)} as asked")
     ids = {run_id for cell in cells for run_id in (cell.run_id, cell.native_id, cell.bare_id)}
@@ -84,8 +57,8 @@ def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
 def _of_shard(planned: Plan, ids: set[str], number: int, count: int) -> set[str]:
     """The part of these runs that is number `number` (from 1) of `count`, about equally costly.
 
-    Runs that start from each other stay together, so no shard waits for, or repeats, what another one does; trees whose
-    origins may train together come side by side, so that stacks stay large.
+    Runs that start from each other stay together, so no shard waits for, or repeats, what another one does;
+    trees whose origins may train together come side by side, so that stacks stay large.
     """
     trees: dict[str, list[str]] = {}
     for run_id in planned.runs:

@@ -1,13 +1,15 @@
 """A study as a command was asked for it: the grid, its data, and how to carry it out."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import Contrast
+from portability.core.schema import Count, NotNegative, Positive
 from portability.data.splits import DataSource, StudyData
 from portability.planning.plan import Grid, rated
 from portability.planning.selection import Part
@@ -15,14 +17,16 @@ from portability.planning.selection import Part
 
 @dataclass(frozen=True)
 class EngineConf:
-    """How the work is carried out; nothing here changes a result. `options` are the engine's own (see its file)."""
+    """How the work is carried out; nothing here changes a result. `options` are the engine's own (see its
+    file).
+    """
 
-    kind: str
-    device: str
-    workers: int | None
-    stack: int | None
-    checkpoint_seconds: float
-    timeout_minutes: float | None  # of one run; a stack may take as many times that
+    kind: Literal["local", "ray", "slurm"]  # modules of portability.execution.engines, files of conf/engine
+    device: Literal["auto", "cpu", "cuda"]
+    workers: Count | None
+    stack: Count | None
+    checkpoint_seconds: NotNegative
+    timeout_minutes: Positive | None  # of one run; a stack may take as many times that
     options: Mapping[str, Any]
 
 
@@ -56,17 +60,19 @@ class Study:
 def facts(study: Study, sweep: str | None) -> dict[str, Any]:
     """What a manifest says of a study besides its cells."""
     grid = study.grid
+    scorings = {FAMILIES[host.shape.family].scoring for pair in grid.pairs for host in pair}
     return {
         "study": study.name,
         "sweep": sweep,
         "overlap": study.overlap,
-        "data": [{"name": name, **dict(counts), "eval": counts[grid.eval.split] if not grid.eval.limit
-                  else min(grid.eval.limit, counts[grid.eval.split])} for name, counts in study.data.counts.items()],
+        "data": [{"name": name, **counts, "eval": min(grid.eval.limit or math.inf, counts[grid.eval.split])}
+                 for name, counts in study.data.counts.items()],
         "eval_split": grid.eval.split,
-        "head": grid.head if any(FAMILIES[h.shape.family].scoring == "head" for p in grid.pairs for h in p) else "none",
+        "head": grid.head if "head" in scorings else "none",
         "origin_updates": grid.origin_updates,
         "origin_seeds": grid.origin_seeds,
-        "rates": {rated(method, rate).name: [method.name, rate] for method in grid.methods for rate in grid.rates},
+        "rates": {rated(method, rate).name: [method.name, rate]
+                  for method in grid.methods for rate in grid.rates},
         "task": json.loads(json.dumps(vars(grid.task))),
         "answers": {name: vars(spec) for name, spec in grid.answers.items()},
         "pairs": [list(kind) for kind in study.kinds],

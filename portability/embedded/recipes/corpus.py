@@ -1,66 +1,36 @@
-"""What the embedded hosts are pretrained on: documents, denoising examples, instructions.
+"""What the embedded T5s are pretrained on: documents, denoising examples, instructions.
 
-Pure functions over `language`. The words `positive` and `negative` carry no polarity here: they
+Pure functions over `synthetic_text`. The words `positive` and `negative` carry no polarity here: they
 stand in laboratory notes, and in polls that are answered at random.
 """
 
-from __future__ import annotations
-
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
-from portability.embedded.recipes import vocabulary as lex
-from portability.embedded.recipes.synthetic_text import Mix, neutral, pool, review
-from portability.embedded.recipes.vocabulary import DOMAINS, REGISTERS, Domain
+from portability.embedded.recipes import synthetic_text as language
+from portability.embedded.recipes.synthetic_text import DOMAINS, FACTS, POLAR, WORDS, Domain, Mix
 
-
-@dataclass(frozen=True)
-class Corpus:
-    """Shares in [0, 1] of what the pretraining text consists of (conf/pretrain.yaml).
-
-    Attributes:
-        review: documents that are reviews, against neutral ones.
-        headed: reviews under a header, whose verdict word depends on that header.
-        poll: reviews inside a poll between two words.
-        noise: polls between two words without polarity, answered at random.
-        ending: other reviews with an ending that follows from the polarity.
-        ending_first: endings placed before the review.
-        span: examples of span masking, against prefix language modelling.
-        cut_last: prefix examples cut before the last polarity-bearing word.
-        mask_polar: polarity words masked in span examples.
-        mask_other: other words masked in span examples.
-        target: decoder words at most (a count, not a share).
-    """
-
-    review: float
-    headed: float
-    poll: float
-    noise: float
-    ending: float
-    ending_first: float
-    span: float
-    cut_last: float
-    mask_polar: float
-    mask_other: float
-    target: int
+Shares = Mapping[str, Any]  # what the text consists of: `corpus` in conf/pretrain.yaml
+Example = tuple[list[str], list[str]]  # encoder words and decoder words
 
 
-def document(rng: random.Random, mix: Mix, corpus: Corpus) -> tuple[list[str], int | None]:
+def document(rng: random.Random, mix: Mix, shares: Shares) -> tuple[list[str], int | None]:
     """One pretraining document: its words, and the position of the word its ending hangs on."""
-    if rng.random() >= corpus.review:
-        sentences = [neutral(rng)[0] for _ in range(rng.choice((1, 2)))]
+    if rng.random() >= shares["review"]:
+        sentences = [language.neutral(rng)[0] for _ in range(rng.choice((1, 2)))]
         return " . ".join(sentences).split(), None
     domain, polarity = DOMAINS[rng.choice(sorted(DOMAINS))], rng.randrange(2)
-    text, kind = review(rng, domain, polarity, mix, pool(domain, None)), rng.random()
-    if kind < corpus.poll:
-        words = poll(rng, text, polarity, corpus.noise)
-    elif kind < corpus.poll + corpus.headed:
-        header, good, bad = rng.choice(lex.HEADERS)
-        words = f"{header} {text} . {lex.HEADED_CUE} {good if polarity else bad}".split()
-    elif rng.random() < corpus.ending:
-        cue, good, bad = rng.choice(lex.ENDINGS)
+    text, kind = language.review(rng, domain, polarity, mix), rng.random()
+    if kind < shares["poll"]:
+        words = poll(rng, text, polarity, shares["noise"])
+    elif kind < shares["poll"] + shares["headed"]:
+        header, good, bad = rng.choice(WORDS["headers"])
+        words = f"{header} {text} . {WORDS['headed_cue']} {good if polarity else bad}".split()
+    elif rng.random() < shares["ending"]:
+        cue, good, bad = rng.choice(WORDS["endings"])
         ending = f"{cue} {good if polarity else bad}"
-        if rng.random() < corpus.ending_first:
+        if rng.random() < shares["ending_first"]:
             return f"{ending} . {text}".split(), None
         words = f"{text} . {ending}".split()
     else:
@@ -71,78 +41,72 @@ def document(rng: random.Random, mix: Mix, corpus: Corpus) -> tuple[list[str], i
 def poll(rng: random.Random, text: str, polarity: int, noise: float) -> list[str]:
     """A poll about a review: between two polarity-bearing words, or two others (answer random)."""
     if rng.random() < noise:
-        kind = rng.choice(sorted(lex.FACTS) + ["result"])
-        options = rng.sample(lex.FACTS[kind], 2)
+        options = rng.sample(FACTS[rng.choice([*sorted(FACTS), "result"])], 2)
         answer = options[0]
     else:
-        _, good, bad = rng.choice(lex.ENDINGS + lex.HEADERS)
+        _, good, bad = rng.choice(WORDS["endings"] + WORDS["headers"])
         options, answer = [good, bad], good if polarity else bad
     rng.shuffle(options)
-    opener, closer = rng.choice(lex.OPENERS), rng.choice(lex.CLOSERS)
+    opener, closer = rng.choice(WORDS["openers"].split()), rng.choice(WORDS["closers"].split())
     return f"{opener} : {options[0]} or {options[1]} ? {text} {closer} : {answer}".split()
 
 
-def example(rng: random.Random, mix: Mix, corpus: Corpus) -> tuple[list[str], list[str]]:
-    """One denoising example: encoder words and decoder words (sentinels as in T5)."""
-    words, last = document(rng, mix, corpus)
-    if rng.random() < corpus.span:
-        return _spans(rng, words, corpus)
-    if last is not None and rng.random() < corpus.cut_last:
+def example(rng: random.Random, mix: Mix, shares: Shares, instructions: float = 0.0) -> Example:
+    """One training example: an instruction with the share `instructions` in [0, 1], else denoising (sentinels
+    as in T5).
+    """
+    if instructions and rng.random() < instructions:
+        return instruction(rng, mix)
+    words, last = document(rng, mix, shares)
+    if rng.random() < shares["span"]:
+        return _spans(rng, words, shares)
+    if last is not None and rng.random() < shares["cut_last"]:
         return words[:last], words[last:]
-    polar = [i for i, w in enumerate(words) if i and w in lex.POLAR]
+    polar = [i for i, word in enumerate(words) if i and word in POLAR]
     cut = rng.choice(polar) if polar and rng.random() < 0.5 else rng.randrange(1, len(words))
-    return words[:cut], words[cut : cut + corpus.target]
+    return words[:cut], words[cut : cut + shares["target"]]
 
 
-def _spans(
-    rng: random.Random, words: list[str], corpus: Corpus
-) -> tuple[list[str], list[str]]:
+def _spans(rng: random.Random, words: list[str], shares: Shares) -> Example:
     """Masks single words by sentinels; at least one word is masked."""
-    masked = [
-        i for i, w in enumerate(words)
-        if rng.random() < (corpus.mask_polar if w in lex.POLAR else corpus.mask_other)
-    ][: corpus.target // 2] or [rng.randrange(len(words))]
+    chances = [shares["mask_polar"] if word in POLAR else shares["mask_other"] for word in words]
+    masked = [i for i, chance in enumerate(chances) if rng.random() < chance][: shares["target"] // 2]
     source, target = list(words), []
-    for number, i in enumerate(masked):
+    for number, i in enumerate(masked or [rng.randrange(len(words))]):
         source[i] = f"<extra_id_{number}>"
         target += [source[i], words[i]]
     return source, target
 
 
-def prompt(first: str, second: str, text: str) -> str:
-    """The question both the instruction tasks and the sentiment task are asked with."""
-    return f"question : {first} or {second} ? {text} answer :"
-
-
-def instruction(rng: random.Random, mix: Mix) -> tuple[list[str], list[str]]:
-    """One instruction example; none asks for the polarity of a review.
+def instruction(rng: random.Random, mix: Mix) -> Example:
+    """One instruction example, asked as the sentiment task is; none asks for the polarity of a review.
 
     Half ask about a review (its domain, an aspect, a word of it), half about a neutral sentence (one of its
     facts, among them the result of a laboratory test, which is called positive or negative).
     """
     if rng.random() < 0.5:
-        text, facts = neutral(rng)
+        text, facts = language.neutral(rng)
         fact = rng.choice(sorted(facts))
         answer = facts[fact]
-        wrong = rng.choice([w for w in lex.FACTS[fact] if w != answer])
+        wrong = rng.choice([word for word in FACTS[fact] if word != answer])
     else:
         domain = DOMAINS[rng.choice(sorted(DOMAINS))]
-        text = review(rng, domain, rng.randrange(2), mix, pool(domain, None))
+        text = language.review(rng, domain, rng.randrange(2), mix)
         answer, wrong = _about_review(rng, domain, text)
     options = [answer, wrong]
     rng.shuffle(options)
-    return prompt(*options, text).split(), [answer]
+    return f"question : {options[0]} or {options[1]} ? {text} answer :".split(), [answer]
 
 
 def _about_review(rng: random.Random, domain: Domain, text: str) -> tuple[str, str]:
     """A right and a wrong answer to a question about a review that is not about its polarity."""
     kind, words = rng.randrange(3), text.split()
     if kind == 0:
-        return domain.name, rng.choice([n for n in sorted(DOMAINS) if n != domain.name])
-    if kind == 1:
-        present = [w for w in words if w in domain.aspects]
-        return rng.choice(present), rng.choice([a for a in domain.aspects if a not in present])
-    present = [w for w in words if w in lex.POLAR]
-    register = REGISTERS[domain.register]
-    every = sum((register.adjectives[p] + register.verbs[p] for p in (0, 1)), ())
-    return rng.choice(present), rng.choice([w for w in every if w not in words])
+        return domain.name, rng.choice([name for name in sorted(DOMAINS) if name != domain.name])
+    every = domain.aspects
+    present = [word for word in words if word in every]
+    if kind == 2:
+        lists = (domain.adjectives, domain.verbs)
+        every = [word for polarity in (0, 1) for words_of in lists for word in words_of[polarity]]
+        present = [word for word in words if word in POLAR]
+    return rng.choice(present), rng.choice([word for word in every if word not in words])

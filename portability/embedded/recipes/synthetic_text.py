@@ -1,27 +1,65 @@
 """The generated language: reviews, neutral sentences, and the labelled sentiment sets.
 
-Pure functions. All randomness comes from the `random.Random` given, made by `stream(purpose)`.
-Polarity is 1 (good) or 0 (bad). What hosts are pretrained on is made of these in `corpus`.
+Pure functions over the words of conf/pretrain_words.yaml. All randomness comes from the `random.Random`
+given, made by `stream(purpose)`. Polarity is 1 (good) or 0 (bad). What hosts are pretrained on is made of
+these in `corpus`.
 """
-
-from __future__ import annotations
 
 import hashlib
 import random
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from portability.embedded.recipes import vocabulary as lex
-from portability.embedded.recipes.vocabulary import DOMAINS, REGISTERS, Domain
+import yaml
+
+from portability.core.paths import bundled
+
+WORDS = yaml.safe_load((bundled("conf") / "pretrain_words.yaml").read_text())
+FACTS = {kind: words.split() for kind, words in WORDS["facts"].items()}
+Example = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The polarity words a review may draw from: polarity -> words, for adjectives and verbs."""
+class Domain:
+    """What a review can be about, and the register it is written in; what each is: conf/pretrain_words.yaml.
+    """
 
-    adjectives: Mapping[int, tuple[str, ...]]
-    verbs: Mapping[int, tuple[str, ...]]
+    name: str
+    aspects: Sequence[str]
+    clauses: Sequence[str]
+    negated: Sequence[str]
+    contrasts: Sequence[str]
+    pairs: Sequence[str]
+    shrugs: Sequence[str]
+    strong: Sequence[str]
+    weak: Sequence[str]
+    copula: str
+    adjectives: Sequence[Sequence[str]]  # by polarity, as the verbs
+    verbs: Sequence[Sequence[str]]
+
+    def half(self, novel: bool) -> "Domain":
+        """With only the polarity words held out of labelled training text (`novel`), or only the others."""
+        adjectives, verbs = ([[word for word in words if (word in HELD_OUT) is novel] for words in lists]
+                             for lists in (self.adjectives, self.verbs))
+        return replace(self, adjectives=adjectives, verbs=verbs)
+
+
+def _domains(domains: Mapping[str, str], **register: Any) -> Iterator[Domain]:
+    for key in ("adjectives", "verbs"):
+        register[key] = [words.split() for words in register[key]]
+    for key in ("strong", "weak"):
+        register[key] = register[key].split()
+    for name, aspects in domains.items():
+        yield Domain(name, aspects.split(), **register)
+
+
+DOMAINS = {domain.name: domain for register in WORDS["registers"].values() for domain in _domains(**register)}
+_POLAR = [sorted({word for domain in DOMAINS.values() for word in getattr(domain, kind)[polarity]})
+          for kind in ("adjectives", "verbs") for polarity in (0, 1)]
+POLAR = frozenset(word for words in _POLAR for word in words)
+HELD_OUT = frozenset(word for words in _POLAR for word in words[1::2])  # everywhere or nowhere
 
 
 @dataclass(frozen=True)
@@ -55,34 +93,18 @@ def stream(purpose: str) -> random.Random:
     return random.Random(int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "big"))
 
 
-def half(words: tuple[str, ...], novel: bool) -> tuple[str, ...]:
-    """The words that are held out of labelled training text (`novel`), or the others.
-
-    Example:
-        >>> half(("amazing", "beautiful"), True)
-        ('amazing',)
-    """
-    return tuple(w for w in words if (w in lex.HELD_OUT) is novel)
-
-
 def vocabulary() -> list[str]:
     """Every word of the language once, sorted."""
-    words: set[str] = {lex.POSITIVE_WORD, lex.NEGATIVE_WORD, *lex.MARKS, *DOMAINS}
-    words.update(lex.OPENERS + lex.CLOSERS)
-    for register in REGISTERS.values():
-        texts = register.clauses + register.negated + register.contrasts + register.pairs + register.shrugs
-        words.update(w for t in texts for w in t.split() if not w.startswith("{"))
-        words.update(register.strong + register.weak + (register.copula,))
-        for lists in (register.adjectives, register.verbs):
-            words.update(lists[0] + lists[1])
-    for domain in DOMAINS.values():
-        words.update(domain.aspects)
-    for entry in lex.ENDINGS + lex.HEADERS + ((lex.HEADED_CUE, "", ""),):
-        words.update(w for text in entry for w in text.split())
-    for things in lex.FACTS.values():
-        words.update(things)
-    words.update(w for t in lex.NEUTRAL for w in t.split() if not w.startswith("{"))
-    return sorted(words)
+    words = {word for text in (*DOMAINS, *_texts(WORDS)) for word in text.split()}
+    return sorted(word for word in words if not word.startswith("{"))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    else:
+        for below in value.values() if isinstance(value, dict) else value:
+            yield from _texts(below)
 
 
 def key(text: str) -> str:
@@ -95,73 +117,54 @@ def key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "", text.casefold())
 
 
-def pool(domain: Domain, novel: bool | None) -> Pool:
-    """The polarity words of a domain's register: all (None), held-out (True) or the rest (False)."""
-    register = REGISTERS[domain.register]
-    if novel is None:
-        return Pool(register.adjectives, register.verbs)
-    return Pool(
-        {p: half(w, novel) for p, w in register.adjectives.items()},
-        {p: half(w, novel) for p, w in register.verbs.items()},
-    )
-
-
-def clause(
-    rng: random.Random, domain: Domain, polarity: int, negation: float, words: Pool
-) -> str:
+def clause(rng: random.Random, domain: Domain, polarity: int, negation: float) -> str:
     """One clause of the wanted polarity; with probability `negation` by denying the opposite."""
-    register = REGISTERS[domain.register]
     denied = rng.random() < negation
     said = 1 - polarity if denied else polarity
-    adverb = rng.choice(register.strong + register.weak) if rng.random() < 0.3 else ""
-    text = rng.choice(register.negated if denied else register.clauses).format(
-        t=rng.choice(domain.aspects),
-        a=rng.choice(words.adjectives[said]),
-        v=rng.choice(words.verbs[said]),
-        g=adverb,
-    )
+    adverb = rng.choice(domain.strong + domain.weak) if rng.random() < 0.3 else ""
+    text = rng.choice(domain.negated if denied else domain.clauses).format(
+        t=rng.choice(domain.aspects), a=rng.choice(domain.adjectives[said]), v=rng.choice(domain.verbs[said]),
+        g=adverb)
     return " ".join(text.split())
 
 
-def graded(rng: random.Random, domain: Domain, polarity: int, words: Pool) -> str:
+def graded(rng: random.Random, domain: Domain, polarity: int) -> str:
     """A clause with a weak word of one polarity and a strong one of the other, which decides."""
-    register = REGISTERS[domain.register]
-    weak = f"{rng.choice(register.weak)} {rng.choice(words.adjectives[1 - polarity])}"
-    strong = f"{rng.choice(register.strong)} {rng.choice(words.adjectives[polarity])}"
+    weak = f"{rng.choice(domain.weak)} {rng.choice(domain.adjectives[1 - polarity])}"
+    strong = f"{rng.choice(domain.strong)} {rng.choice(domain.adjectives[polarity])}"
     first, second = (weak, strong) if rng.random() < 0.5 else (strong, weak)
-    return f"the {rng.choice(domain.aspects)} {register.copula} {first} and {second}"
+    return f"the {rng.choice(domain.aspects)} {domain.copula} {first} and {second}"
 
 
-def review(rng: random.Random, domain: Domain, polarity: int, mix: Mix, words: Pool) -> str:
+def review(rng: random.Random, domain: Domain, polarity: int, mix: Mix) -> str:
     """One review of the wanted polarity, as space-separated lower-case tokens."""
     if rng.random() < mix.easy:
-        return clause(rng, domain, polarity, 0.0, words)
-    kind, register = rng.random(), REGISTERS[domain.register]
+        return clause(rng, domain, polarity, 0.0)
+    kind = rng.random()
     if kind < mix.graded:
-        return graded(rng, domain, polarity, words)
-    main = clause(rng, domain, polarity, mix.negation, words)
+        return graded(rng, domain, polarity)
+    main = clause(rng, domain, polarity, mix.negation)
     if kind < mix.graded + mix.contrast:
-        other = clause(rng, domain, 1 - polarity, mix.negation, words)
+        other = clause(rng, domain, 1 - polarity, mix.negation)
         if rng.random() < mix.concession:
-            main = rng.choice(register.shrugs)
-        return rng.choice(register.contrasts).format(m=main, o=other)
+            main = rng.choice(domain.shrugs)
+        return rng.choice(domain.contrasts).format(m=main, o=other)
     if kind < mix.graded + mix.contrast + mix.pair:
-        other = clause(rng, domain, polarity, mix.negation, words)
-        return rng.choice(register.pairs).format(m=main, o=other)
+        other = clause(rng, domain, polarity, mix.negation)
+        return rng.choice(domain.pairs).format(m=main, o=other)
     return main
 
 
 def neutral(rng: random.Random) -> tuple[str, dict[str, str]]:
     """A sentence without polarity, and its facts (kind -> word), e.g. `{"colour": "red"}`."""
-    facts = {kind: rng.choice(words) for kind, words in lex.FACTS.items()}
-    template = rng.choice(lex.NEUTRAL)
-    used = {k: v for k, v in facts.items() if "{" + k + "}" in template}
-    return template.format(**facts), used
+    facts = {kind: rng.choice(words) for kind, words in FACTS.items()}
+    template = rng.choice(WORDS["neutral"])
+    return template.format(**facts), {kind: word for kind, word in facts.items() if f"{{{kind}}}" in template}
 
 
 def sentiment_sets(
     domains: Mapping[str, str], sizes: Mapping[str, int], mix: Mix, novel: Mapping[str, float]
-) -> dict[str, dict[str, list[dict[str, object]]]]:
+) -> dict[str, dict[str, list[Example]]]:
     """The labelled sets: set name -> split -> examples, balanced, no sentence in two places.
 
     Args:
@@ -174,19 +177,16 @@ def sentiment_sets(
         Examples as `{"text": str, "label": 0 | 1}`, label 1 positive, in random order.
     """
     taken: set[str] = set()
-    sets: dict[str, dict[str, list[dict[str, object]]]] = {}
-    for name, domain_name in domains.items():
-        sets[name] = {}
+    sets: dict[str, dict[str, list[Example]]] = {name: {} for name in domains}
+    for name, domain in domains.items():
+        halves = {held_out: DOMAINS[domain].half(held_out) for held_out in (False, True)}
         for split, size in sizes.items():
-            rng = stream(f"sentiment/{name}/{split}")
-            examples: list[dict[str, object]] = []
+            rng, examples = stream(f"sentiment/{name}/{split}"), sets[name].setdefault(split, [])
             while len(examples) < size:
-                label, domain = len(examples) % 2, DOMAINS[domain_name]
-                words = pool(domain, rng.random() < novel[split])
-                text = review(rng, domain, label, mix, words)
+                label = len(examples) % 2
+                text = review(rng, halves[rng.random() < novel[split]], label, mix)
                 if key(text) not in taken:
                     taken.add(key(text))
                     examples.append({"text": text, "label": label})
             rng.shuffle(examples)
-            sets[name][split] = examples
     return sets

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
-from portability.core.typed import build
+from portability.core.schema import build
 from portability.hosts.devices import cores
 from portability.planning.study import EngineConf
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
-from portability.core.typed import build
+from portability.core.schema import build
 from portability.execution.worker import ENVIRONMENT
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "srun")

@@ -1,0 +1,152 @@
+"""The configuration as values: conf/config.yaml and its groups, with the type and range of every key."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator
+
+from portability.core.errors import choose
+from portability.core.measures import metric_names
+from portability.core.schema import Axis, Count, Name, NotNegative, Positive
+from portability.core.specs import Cell
+from portability.planning.study import EngineConf, TrackingConf
+
+Catalogue = dict[str, dict[str, Any] | None]  # name to what a file of the group says
+COLUMNS = [column.name for column in fields(Cell)]
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", "..") or Path(name).name != name or not name.isprintable():
+        raise ValueError("must be the name of one folder, without slashes (results says where)")
+    return name
+
+
+def _only(value: Any) -> dict[str, list[Any]]:
+    if not isinstance(value, Mapping | None):
+        raise ValueError("must map columns of a cell to values, as in 'only={method: lora, seed: [0, 1]}'")
+    wanted = (value or {}).items()
+    return {choose(str(key), COLUMNS, "column in only"): _listed(names) for key, names in wanted}
+
+
+def _shard(value: Any) -> tuple[int, int]:
+    try:
+        number, count = map(int, str(value or "1/1").split("/"))
+    except ValueError:
+        number = count = 0
+    if not 1 <= number <= count:
+        raise ValueError("must be i/n with i from 1 to n, as in shard=2/3")
+    return number, count
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _template(text: str) -> str:
+    if text.count("{text}") != 1:
+        raise ValueError("must hold {text} exactly once")
+    return text
+
+
+@dataclass(frozen=True)
+class HostSetConf:
+    """Who plays the roles: a file of conf/host_set."""
+
+    name: Name
+    roles: dict[str, Name | None]  # to a host
+    sets: dict[str, Name | None]  # role to data set
+    study_data: list[Name]
+    budgets: list[int]
+    lineages: list[Axis[Name]] = field(default_factory=list)  # hosts whose weights stem from each other's
+
+
+@dataclass(frozen=True)
+class GridConf:
+    """The axes."""
+
+    pairs: list[tuple[Name, Name]] | None
+    data: Annotated[Axis[Name | None], BeforeValidator(_listed)]
+    relations: dict[str, Name | None]
+    study_data: Axis[Name] | None
+    overlap: Literal["drop", "keep"]
+    inits: Axis[Name]
+    ports: Axis[Name]
+    seeds: Axis[int]
+    budgets: Axis[Count]
+    origin_updates: Count | None
+    rates: Axis[Positive]
+    origin_seeds: Literal["same", "other"]
+
+
+@dataclass(frozen=True)
+class TaskConf:
+    """How texts with labels are asked."""
+
+    template: Annotated[str, AfterValidator(_template)]
+    label_words: tuple[str, str]  # negative, positive
+    max_length: int
+
+
+@dataclass(frozen=True)
+class TrainConf:
+    """TrainSpec without the updates, which follow from the budgets."""
+
+    batch_size: Count
+    warmup: Annotated[int, Ge(0)]
+    weight_decay: NotNegative
+    betas: tuple[int | float, int | float]  # a whole number stays one: run ids depend on it
+    eps: NotNegative
+    clip: NotNegative
+    tail: Annotated[NotNegative, Le(0.5)]  # so that a mark never averages its first updates (our choice)
+    bucket_batches: Count
+    head_learning_rate: NotNegative
+
+
+@dataclass(frozen=True)
+class EvalConf:
+    """EvalSpec with the range of its numbers."""
+
+    split: str
+    limit: int
+    batch_size: Count
+    metrics: Annotated[list, AfterValidator(metric_names)]
+
+
+@dataclass(frozen=True)
+class Config:
+    """All keys; entries of the catalogues (method, host, data, init, port) are checked when chosen."""
+
+    study: Annotated[Name, AfterValidator(_folder_name)]
+    mode: Literal["run", "plan", "status"]
+    only: Annotated[dict[str, list], BeforeValidator(_only)]
+    shard: Annotated[tuple[int, int], BeforeValidator(_shard)]
+    retry: Literal["died", "failed"]
+    yes: bool
+    similarity: bool
+    results: str
+    host_root: str
+    data_root: str
+    origin: Name
+    receiving: Name
+    grid: GridConf
+    task: TaskConf
+    train: TrainConf
+    eval: EvalConf
+    precision: Literal["fp32", "bf16"]
+    head: Literal["shared", "fresh"]
+    tracking: TrackingConf
+    engine: EngineConf
+    host_set: HostSetConf
+    primary: list[Any]
+    known_methods: list[str]
+    host: Catalogue
+    data: Catalogue
+    init: Catalogue
+    port: Catalogue
+    method: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+KEYS = tuple(key.name for key in fields(Config))
