@@ -49,6 +49,11 @@ def grow(store: Store, seeds: range, shift: float = 0.0) -> list[str]:
     return ids
 
 
+def broken(store: Store) -> list[str]:
+    """Ids of the runs whose record is missing, does not parse, or was changed."""
+    return [run_id for run_id, record, _ in store.entries() if record is None]
+
+
 def flip(path: Path, at: int = -1) -> None:
     """Change one bit of a file and nothing else."""
     raw = bytearray(path.read_bytes())

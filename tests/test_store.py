@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from store_parts import broken
 
 from portability import store as store_module
 from portability.core.errors import UserError
@@ -67,7 +68,7 @@ def test_what_is_no_record_counts_as_not_done(tmp_path, text):
     store = Store(tmp_path)
     store.commit(ID, result(0))
     (store.folder(ID) / "record.json").write_text(text)
-    assert not store.has(ID) and store.broken() == [ID]
+    assert not store.has(ID) and broken(store) == [ID]
 
 
 def test_a_full_disk_as_safetensors_reports_it_is_an_error_of_the_disk(tmp_path, monkeypatch):
@@ -103,9 +104,9 @@ def test_a_torn_record_counts_as_not_done_and_is_named(tmp_path):
     store.commit(ID, result(0))
     path = store.folder(ID) / "record.json"
     path.write_text(path.read_text()[:20])
-    assert not store.has(ID) and store.broken() == [ID] and list(store.records()) == []
+    assert not store.has(ID) and broken(store) == [ID] and list(store.records()) == []
     store.commit(ID, result(0))
-    assert store.has(ID) and store.broken() == []
+    assert store.has(ID) and broken(store) == []
 
 
 def test_drafts_of_a_killed_process_are_never_read(tmp_path):

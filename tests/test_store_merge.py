@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from store_parts import FIXTURES, change_a_digit, contents, flip, grow, ported, study
+from store_parts import FIXTURES, broken, change_a_digit, contents, flip, grow, ported, study
 
 from analysis.load import tidy
 from portability.core.specs import Cell
@@ -222,4 +222,4 @@ def test_studies_of_format_1_are_merged_by_their_bytes(tmp_path, capsys):
     assert merge(one, two) == 0 and "0 runs copied, 4 already there" in capsys.readouterr().out
     flip(two.folder(ported(two)) / "predictions.safetensors")
     assert "differ in predictions.safetensors" in refuse(capsys, one, two)
-    assert Store(FIXTURES / "format1" / "study").broken() == []
+    assert broken(Store(FIXTURES / "format1" / "study")) == []

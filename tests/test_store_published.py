@@ -8,14 +8,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from store_parts import change_a_digit, contents, flip, grow, ported, study
+from store_parts import broken, change_a_digit, contents, flip, grow, ported, study
 
 from portability import analyze
 from portability.core.errors import UserError
 from portability.core.specs import SCHEMA
 from portability.store import Result, Store, studies
 from portability.store.__main__ import main as command
-from portability.store.admin import archive as packing
+from portability.store.admin import archive
 
 
 @pytest.fixture
@@ -37,8 +37,7 @@ def original(tmp_path):
 
 
 @pytest.fixture
-def copy(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "ROWS", 3)  # several row groups
+def copy(original, tmp_path):
     assert command(["pack", str(original.root), str(tmp_path / "copy")]) == 0
     return Store(tmp_path / "copy")
 
@@ -49,7 +48,7 @@ def test_every_read_path_says_the_same_of_the_copy(original, copy):
     assert sorted(path.name for path in (copy.root / "published").iterdir()) == [
         "cells.parquet", "predictions.parquet", "records.parquet"]
     assert list(copy.entries()) == list(original.entries()) and list(copy.records()) == list(original.records())
-    assert copy.marks() == original.marks() and copy.broken() == [] and copy.manifests() == original.manifests()
+    assert copy.marks() == original.marks() and broken(copy) == [] and copy.manifests() == original.manifests()
     assert copy.failures() == original.failures() and len(copy.failures()) == 1
     (failed,) = copy.failures()
     assert copy.attempts(failed) == 2 and copy.attempts("f" * 16) == 0 and not copy.has(failed)
@@ -144,7 +143,7 @@ def test_verify_finds_a_copy_clean_and_names_what_was_changed(copy, capsys):
     record = json.loads(rows[place]["record"])
     record["train_info"]["metrics"][0]["eval_accuracy"] = 0.99
     rows[place]["record"] = json.dumps(record)
-    packing._write_parquet(path, table.schema, iter([pa.Table.from_pylist(rows, table.schema)]))
+    archive.write(path, pa.Table.from_pylist(rows, table.schema))
     assert command(["verify", str(copy.root)]) == 1
     assert f"run {record['run_id']}: its record differs from the record's own digest" in capsys.readouterr().out
     assert not Store(copy.root).has(record["run_id"])
@@ -156,7 +155,7 @@ def test_verify_compares_packed_predictions_with_the_digest_in_the_record(copy, 
     rows = table.to_pylist()
     run_id = ported(copy)
     next(row for row in rows if row["run_id"] == run_id and row["example"] == 3)["margin"] += 0.001
-    packing._write_parquet(path, table.schema, iter([pa.Table.from_pylist(rows, table.schema)]))
+    archive.write(path, pa.Table.from_pylist(rows, table.schema))
     assert command(["verify", str(copy.root)]) == 1
     out = capsys.readouterr().out
     assert f"run {run_id}: its predictions differ" in out and out.endswith(": 1 finding\n")

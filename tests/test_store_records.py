@@ -5,7 +5,7 @@ import json
 import logging
 
 import pytest
-from store_parts import change_a_digit, flip, grow, ported, study
+from store_parts import broken, change_a_digit, flip, grow, ported, study
 
 from analysis.load import problems, read, tidy
 from portability.core.errors import UserError
@@ -18,7 +18,7 @@ def test_studies_of_both_formats_are_read_whole(kind, tmp_path):
     store = study(kind, tmp_path / "study")
     records = list(store.records())
     assert len(records) == 4 and {record.get("format", 1) for record in records} == {1 if kind == "format1" else FORMAT}
-    assert store.broken() == [] and all(store.sound(record["run_id"]) is None for record in records)
+    assert broken(store) == [] and all(store.sound(record["run_id"]) is None for record in records)
     cells = tidy(store)
     assert set(cells["status"]) == {"done"} and cells["eval_accuracy"].notna().all() and not problems(store)
     assert store.predictions(ported(store))["margin"].shape == (2, 16)
@@ -46,7 +46,7 @@ def test_a_changed_digit_in_a_record_that_still_parses_makes_the_run_not_done_an
     with caplog.at_level(logging.WARNING):
         assert not store.has(run_id)
     assert run_id in caplog.text and "own digest" in caplog.text
-    assert store.broken() == [run_id] and "own digest" in store.sound(run_id)
+    assert broken(store) == [run_id] and "own digest" in store.sound(run_id)
     assert len(list(store.records())) == 3 and run_id not in store.marks()
     assert {problem.kind for problem in problems(store)} == {"missing", "broken"}
     with pytest.raises(UserError, match="no record that can be used"):
@@ -61,7 +61,7 @@ def test_a_record_of_format_2_cannot_pass_for_an_older_one(tmp_path, key):
     record = json.loads(path.read_text())
     del record[key]
     path.write_text(json.dumps(record))
-    assert store.read(run_id) is None and store.broken() == [run_id]
+    assert store.read(run_id) is None and broken(store) == [run_id]
 
 
 def test_a_record_of_a_newer_format_is_foreign_and_is_not_replaced(tmp_path):
@@ -69,7 +69,7 @@ def test_a_record_of_a_newer_format_is_foreign_and_is_not_replaced(tmp_path):
     run_id = ported(store)
     path = store.folder(run_id) / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
-    assert not store.has(run_id) and store.broken() == [] and "format 3" in store.sound(run_id)
+    assert not store.has(run_id) and broken(store) == [] and "format 3" in store.sound(run_id)
     found = read(store)
     assert set(found.cells[found.cells["run_id"] == run_id]["status"]) == {"foreign"}
     assert {problem.kind for problem in found.problems} == {"foreign"} and "format 3" in str(found.problems[0])
@@ -116,7 +116,7 @@ def test_two_runs_whose_folders_were_swapped_are_both_broken(tmp_path):
     store.folder(one).rename(aside)
     store.folder(two).rename(store.folder(one))
     aside.rename(store.folder(two))
-    assert store.broken() == sorted([one, two]) and f"that of run {two}" in store.sound(one)
+    assert broken(store) == sorted([one, two]) and f"that of run {two}" in store.sound(one)
 
 
 def test_no_flipped_bit_of_a_record_changes_what_is_read(tmp_path, caplog):
@@ -135,7 +135,7 @@ def test_numbers_and_keys_of_every_kind_keep_their_digest(tmp_path):
     store = Store(tmp_path)
     odd = {"x": {10: 1e-310, 9: -0.0, True: 2**70}, "y": (1, 2), "z": "ü\ud800", "train_info": {"metrics": [{"updates": 0}]}}
     store.commit("a" * 16, Result(odd))
-    assert store.read("a" * 16)["x"]["10"] == 1e-310 and store.broken() == []
+    assert store.read("a" * 16)["x"]["10"] == 1e-310 and broken(store) == []
     with pytest.raises(ValueError, match="JSON compliant"):
         store.commit("b" * 16, Result({**odd, "nan": float("nan")}))
     assert not store.folder("b" * 16).exists() and len(list(store.folder("b" * 16).parent.iterdir())) == 0

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from portability.core.errors import UserError
 from portability.core.wording import counted
-from portability.store.results import studies
-from portability.store.study import Store
+from portability.store.store import Store, studies
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command; 0 when all is well, 1 when `verify` found something, 2 when the user must change something."""
+    """Carry out one command; 0 when all is well, 1 when `verify` found something, 2 when the user must change
+    something."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -56,11 +56,10 @@ def _study(folder: Path) -> Store:
 def _verify(options: argparse.Namespace) -> bool:
     from portability.store.admin.verify import Tally, lines
 
-    found = 0
-    for line in lines(studies(options.folder), Tally(), options.discard):
-        found += 1
+    count = 0
+    for count, line in enumerate(lines(studies(options.folder), Tally(), options.discard)):  # noqa: B007
         _say(line)
-    return found > 1  # the last line is the count
+    return count > 0  # the last line is the count
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from portability.store.records import Result, seal
-
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -21,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or not writable; no draft stays behind.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
         yield draft
@@ -36,7 +35,12 @@ def draft_of(path: Path) -> Path:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a value as `pretty` gives it."""
+    """Write a value as JSON that people can read, in place of what is there.
+
+    Raises:
+        OSError: the disk is full or not writable.
+        ValueError: a number is not finite.
+    """
     with replacing(path) as draft:
         draft.write_text(pretty(value))
 
@@ -72,15 +76,30 @@ def sealed(path: Path) -> dict[str, Any]:
         return {"sha256": found, "bytes": os.fstat(file.fileno()).st_size}
 
 
+@contextlib.contextmanager
+def replacing_folder(final: Path) -> Iterator[Path]:
+    """A draft folder to fill; when the block ends well it takes the place of `final`, else nothing of it stays.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    draft = draft_folder(final)
+    try:
+        yield draft
+        _place(draft, final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def draft_folder(final: Path) -> Path:
-    """A folder beside `final`, to be filled and handed to `place`."""
+    """A new folder beside `final` that no reader looks at."""
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".draft-{final.name}-{os.getpid()}-", dir=final.parent))
     draft.chmod(0o755)
     return draft
 
 
-def place(draft: Path, final: Path) -> None:
+def _place(draft: Path, final: Path) -> None:
     """Rename a draft folder into place; a run evaluated again at more marks, or a broken one, makes room first."""
     old = final.parent / f".old-{draft.name}"
     if final.exists():
@@ -92,17 +111,3 @@ def place(draft: Path, final: Path) -> None:
             old.rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def fill(draft: Path, result: Result) -> None:
-    """Write a run's files, each flushed to the disk, and last the record that names them."""
-    from safetensors.torch import save_file
-
-    for name, tensors in result.tensors.items():
-        contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-        save_file(contiguous, draft / f"{name}.safetensors", metadata=result.metadata.get(name))
-        (draft / f"{name}.safetensors").chmod(0o644)  # as the other files, for whoever may read the folder
-    if result.port_report is not None:
-        (draft / "port_report.json").write_text(pretty(result.port_report))
-    files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
-    write_json(draft / "record.json", seal(result.record, files))

@@ -11,39 +11,35 @@ from pathlib import Path
 from portability.store.integrity import check
 
 log = logging.getLogger(__name__)
-OLD = re.compile(r"\.old-\.draft-([^-]+)-.*")  # as `writing.place` names it
+OLD = re.compile(r"\.old-\.draft-([^-]+)-.*")  # as `atomic.replacing_folder` names it
+PATTERNS = ("runs/??/.draft-*", "runs/??/.old-*", "manifests/.*", "failures/.*", "checkpoints/.*", "hosts/.*",
+            ".index.parquet.*")
 
 
 def tidy_up(root: Path, older_than_seconds: float) -> int:
-    """See `Store.tidy_up`."""
+    """Remove or put back what killed processes left (see `Store.tidy_up`); gives back how many paths it dealt with."""
     count = 0
     for path in leftovers(root, older_than_seconds):
-        try:
-            _settle(path)
-        except FileNotFoundError:  # another process was first
-            continue
-        count += 1
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            _tidy(path)
+            count += 1
     return count
 
 
 def leftovers(root: Path, older_than_seconds: float) -> Iterator[Path]:
-    """Drafts and runs moved aside that no living process can be at work on: so long ago were they last changed.
+    """Drafts and runs moved aside that were last changed so long ago that no living process is at work on them.
 
     Of a run moved aside the time of its renaming counts, because its content is as old as the run.
     """
-    patterns = ("runs/??/.draft-*", "runs/??/.old-*", "manifests/.*", "failures/.*", "checkpoints/.*", "hosts/.*",
-                ".index.parquet.*")
-    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
-        try:
+    for path in sorted(path for pattern in PATTERNS for path in root.glob(pattern)):
+        with contextlib.suppress(FileNotFoundError):
             seen = path.stat()
-        except FileNotFoundError:
-            continue
-        changed = max(seen.st_ctime, seen.st_mtime) if path.name.startswith(".old-") else seen.st_mtime
-        if time.time() - changed >= older_than_seconds:
-            yield path
+            changed = max(seen.st_ctime, seen.st_mtime) if path.name.startswith(".old-") else seen.st_mtime
+            if time.time() - changed >= older_than_seconds:
+                yield path
 
 
-def _settle(path: Path) -> None:
+def _tidy(path: Path) -> None:
     """Remove a leftover, or put back the run that it is."""
     moved = OLD.fullmatch(path.name)
     final = path.with_name(moved[1]) if moved else path
@@ -57,7 +53,7 @@ def _settle(path: Path) -> None:
 
 
 def set_aside(root: Path, folder: Path) -> Path:
-    """Move an unsound run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""
+    """Move a run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""
     away = root / "discarded"
     away.mkdir(exist_ok=True)
     number = next(n for n in range(1, 1 << 30) if not (away / f"{folder.name}-{n}").exists())

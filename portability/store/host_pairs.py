@@ -1,4 +1,4 @@
-"""How alike two hosts of a study are: one file a pair, named by both hosts, the text they read and the measure's version."""
+"""How alike two hosts of a study are: a file for each pair, named by both hosts, the text they read and the measure."""
 
 import json
 import logging
@@ -8,10 +8,10 @@ from typing import Any
 
 from portability.core.specs import digest
 from portability.store.atomic import write_json
-from portability.store.records import self_digest
+from portability.store.records import self_digest, with_digest
 
 log = logging.getLogger(__name__)
-SCHEMA = 1  # raise it when a change of portability/porting/similarity.py changes numbers: every pair is then measured anew
+SCHEMA = 1  # raise it when porting/similarity.py changes a number: every pair is then measured anew
 FOLDER = "hosts"
 
 
@@ -27,10 +27,8 @@ def keep(root: Path, pair: Mapping[str, Any]) -> Path:
         OSError: the disk is full or not writable.
         ValueError: a number is not finite.
     """
-    plain = json.loads(json.dumps({**pair, "schema": SCHEMA}, allow_nan=False))
-    path = root / FOLDER / f"{_own_name(plain)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**plain, "digest": self_digest(plain)})
+    path = root / FOLDER / f"{_own_name(pair)}.json"
+    write_json(path, with_digest({**pair, "schema": SCHEMA}))
     return path
 
 

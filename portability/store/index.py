@@ -1,163 +1,80 @@
-"""One parquet file with the records of all runs: derived from the run folders, checked against them, never needed.
+"""One Parquet file with the records of all runs: derived from the run folders, checked against them, never needed.
 
 A row is used while the record's time of change and size are those of the row; anything else is read from the folder.
 """
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from portability.store.atomic import replacing
-from portability.store.records import canonical, evaluated, parse
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from portability.store.folders import folder_of, scan
+from portability.store.records import canonical, read_record
 
 log = logging.getLogger(__name__)
 NAME = "index.parquet"
-DERIVED = ("schema", "format", "marks", "record")  # columns that follow from the record
-BATCH = 2000  # rows (our choice: a few megabytes of records at a time)
+SCHEMA = pa.schema({  # the run, its record's time of change and bytes, and the record as canonical JSON
+    "run_id": pa.string(), "mtime_ns": pa.int64(), "size": pa.int64(), "record": pa.string()})
+Rows = list[dict[str, Any]]
 
 
-class Row(NamedTuple):
-    """A run folder: its id, time of change and bytes of its record (None: there is none), and what the index holds."""
-
-    run_id: str
-    seen: tuple[int, int] | None
-    kept: tuple | None
+def texts(root: Path) -> dict[str, str | None]:
+    """Every run folder's id, in order, with its record as canonical JSON, or None where the index does not hold it."""
+    known = _by_state(_rows(root))
+    return {run_id: known.get((run_id, seen)) for run_id, seen in scan(root).items()}
 
 
-def schema() -> "pa.Schema":
-    """Columns of the index."""
-    import pyarrow as pa
-
-    return pa.schema({
-        "run_id": pa.string(), "mtime_ns": pa.int64(), "size": pa.int64(), "schema": pa.int64(), "format": pa.int64(),
-        "marks": pa.list_(pa.int64()), "record": pa.string(),
-    })
+def _by_state(rows: Rows) -> dict[tuple, str]:
+    return {(row["run_id"], (row["mtime_ns"], row["size"])): row["record"] for row in rows}
 
 
-def scan(root: Path) -> dict[str, tuple[int, int] | None]:
-    """Run id -> (mtime_ns, size) of its record.json, or None where there is none; in one pass over the folders."""
-    found: dict[str, tuple[int, int] | None] = {}
-    for shard in folders(root / "runs", 2):
-        for run_id in folders(root / "runs" / shard, 16):
-            if run_id[:2] != shard:  # of no use there; `verify` says so
-                found.setdefault(run_id, None)
-                continue
-            try:
-                seen = os.stat(root / "runs" / shard / run_id / "record.json")
-                found[run_id] = (seen.st_mtime_ns, seen.st_size)
-            except (FileNotFoundError, NotADirectoryError):
-                found[run_id] = None
-    return {run_id: found[run_id] for run_id in sorted(found)}
-
-
-def folders(root: Path, length: int) -> list[str]:
-    """Names of that length in a folder, drafts left out."""
+def _rows(root: Path) -> Rows:
+    """Rows of the index; none where it is not there, or broken, which is warned of."""
     try:
-        with os.scandir(root) as entries:
-            return [entry.name for entry in entries if len(entry.name) == length and not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
+        return load(root / NAME) if (root / NAME).exists() else []
+    except ValueError as error:
+        log.warning("%s cannot be read (%s); records are read one by one until it is made anew", root / NAME, error)
         return []
 
 
-def rows(root: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """Every run folder in the order of ids, with these columns of the index where its row still holds."""
-    kept = _indexed(root / NAME, columns)
-    row = next(kept, None)
-    for run_id, seen in scan(root).items():
-        while row is not None and row[0] < run_id:
-            row = next(kept, None)
-        hit = row is not None and seen is not None and row[:3] == (run_id, *seen)
-        yield Row(run_id, seen, row[3:] if hit and row is not None else None)
+def load(path: Path) -> Rows:
+    """Rows of an index.
 
-
-def _indexed(path: Path, columns: Sequence[str]) -> Iterator[tuple]:
-    """Rows (run_id, mtime_ns, size, and these columns); they end where the index is broken."""
-    if not path.exists():
-        return
-    import pyarrow as pa
-
+    Raises:
+        ValueError: it cannot be read, or lacks a column.
+    """
     try:
-        yield from _read(path, ["run_id", "mtime_ns", "size", *columns])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s); records are read one by one until it is made anew", path, error)
-
-
-def _read(path: Path, columns: Sequence[str]) -> Iterator[tuple]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        if not file.schema_arrow.equals(schema()):
-            raise pa.ArrowInvalid("it has other columns")
-        for batch in file.iter_batches(BATCH, columns=columns):
-            yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-
-
-def unreadable(path: Path) -> str | None:
-    """Why an index cannot be read, or None."""
-    import pyarrow as pa
-
-    try:
-        for _ in _read(path, schema().names):
-            pass
-    except (pa.ArrowException, OSError, ValueError) as error:
-        return str(error)
-    return None
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+        return table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(str(error)) from error
 
 
 def compact(root: Path) -> int:
-    """Write the index anew, taking over the rows that hold; gives back how many records were read for it."""
-    import pyarrow.parquet as pq
+    """Write the index anew, taking over the rows that hold; gives back how many records were read for it.
 
-    count = 0
-    if not root.is_dir() or _holds(root):
-        return 0
-    with replacing(root / NAME) as draft, pq.ParquetWriter(
-        draft, schema(), compression="zstd", write_page_checksum=True, write_statistics=False
-    ) as writer:
-        batch: list[tuple] = []
-        for row in rows(root, DERIVED):
-            count += row.kept is None and row.seen is not None
-            kept = row.kept or fresh(root, row.run_id)
-            if kept is not None and row.seen is not None:
-                batch.append((row.run_id, *row.seen, *kept))
-            if len(batch) == BATCH:
-                writer.write_batch(_batch(batch))
-                batch = []
-        writer.write_batch(_batch(batch))
+    Raises:
+        OSError: the disk is full or not writable; the old index stays.
+    """
+    old, rows, count = _rows(root), [], 0
+    known = _by_state(old)
+    for run_id, seen in scan(root).items():
+        if seen is not None:
+            text = known.get((run_id, seen))
+            count += text is None
+            if text := text or fresh(root, run_id):
+                rows.append(dict(zip(SCHEMA.names, (run_id, *seen, text), strict=True)))
+    if rows != old:
+        with replacing(root / NAME) as draft:
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), draft, compression="zstd", write_page_checksum=True,
+                           write_statistics=False)
     return count
 
 
-def _holds(root: Path) -> bool:
-    """Whether the index has a row for each run folder that still holds, and no other."""
-    found = [row.kept is not None for row in rows(root, DERIVED)]  # all columns: any may be damaged
-    if not all(found) or not (root / NAME).exists():
-        return False
-    return sum(1 for _ in _indexed(root / NAME, [])) == len(found)
-
-
-def fresh(root: Path, run_id: str) -> tuple | None:
-    """The DERIVED columns, read from the folder; None where the record cannot be used."""
-    try:
-        raw = (root / "runs" / run_id[:2] / run_id / "record.json").read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    record, fault = parse(raw, run_id)
-    if record is None or fault is not None:
-        return None
-    version = record.get("schema")
-    return (version if isinstance(version, int) else None, record.get("format", 1), sorted(evaluated(record)),
-            canonical(record))
-
-
-def _batch(batch: list[tuple]) -> "pa.RecordBatch":
-    import pyarrow as pa
-
-    columns: Any = list(zip(*batch, strict=True)) or [[] for _ in schema()]
-    return pa.record_batch([pa.array(list(part), kind.type) for part, kind in zip(columns, schema(), strict=True)],
-                           schema=schema())
+def fresh(root: Path, run_id: str) -> str | None:
+    """A record as canonical JSON, read from the folder; None where it cannot be used."""
+    record, fault = read_record(folder_of(root, run_id), run_id)
+    return None if record is None or fault else canonical(record)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
-from portability.store.records import TORN, parse
+from portability.store.records import CORRUPT, RECORD, Parsed, read_record
 
 KNOWN = ("module.safetensors", "head.safetensors", "predictions.safetensors", "port_report.json")  # of format 1
 REMEDY = "move it away with `python -m portability.store verify STUDY --discard` and repeat the command"
@@ -14,51 +14,55 @@ REMEDY = "move it away with `python -m portability.store verify STUDY --discard`
 
 @dataclass
 class Checked:
-    """What was found in a run's folder: its record, faults in words, files that are none of its own, and the digests
-    (SHA-256) of those that are."""
+    """A run whose files were read.
+
+    Attributes:
+        record: its record, where that parses.
+        unsupported_version: why this version does not read the record.
+        faults: what is wrong with the record and the files that it names.
+        strays: files that the record does not name.
+        digests: SHA-256 of the files that the record names.
+    """
 
     record: dict[str, Any] | None = None
-    foreign: str | None = None  # why this version does not read it
+    unsupported_version: str | None = None
     faults: list[str] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, parsed: Parsed) -> "Checked":
+        """A record whose files were not read yet."""
+        record, fault = parsed
+        return cls(None, None, [fault or CORRUPT]) if record is None else cls(record, fault)
+
+    @property
+    def fault(self) -> str | None:
+        """The first reason why the run cannot be used, or None."""
+        return next(iter(self.faults), None) or self.unsupported_version
+
 
 def check(folder: Path, run_id: str) -> Checked:
     """Read every file of a run's folder and compare it with the record."""
-    found = Checked()
-    try:
-        raw = (folder / "record.json").read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        found.faults.append(TORN)
+    found = Checked.of(read_record(folder, run_id))
+    if found.record is None or found.unsupported_version:
         return found
-    found.record, fault = parse(raw, run_id)
-    if found.record is None:
-        found.faults.append(str(fault))
-        return found
-    found.foreign = fault
-    if fault is None:
-        _check_files(folder, found)
-    return found
-
-
-def _check_files(folder: Path, found: Checked) -> None:
-    assert found.record is not None
-    present = {path.name: path for path in sorted(folder.iterdir()) if path.name != "record.json"}
-    named = found.record["files"] if "format" in found.record else {name: None for name in KNOWN if name in present}
+    present = {path.name: path for path in sorted(folder.iterdir()) if path.name != RECORD}
+    of_format_1 = {name: None for name in KNOWN if name in present}
+    named = found.record["files"] if "format" in found.record else of_format_1
     found.strays = [name for name in present if name not in named]
     for name, entry in named.items():
         try:
             raw = present[name].read_bytes()
-        except (KeyError, OSError) as error:
-            found.faults.append(f"{name} is not there" if isinstance(error, KeyError) else f"{name} cannot be read ({error})")
-            continue
-        found.digests[name] = hashlib.sha256(raw).hexdigest()
-        fault = differs(raw, entry) if entry else None
-        if fault is None and name.endswith(".safetensors"):
-            fault = unopenable(present[name])
-        if fault:
-            found.faults.append(f"{name} {fault}")
+        except KeyError:
+            found.faults.append(f"{name} is not there")
+        except OSError as error:
+            found.faults.append(f"{name} cannot be read ({error})")
+        else:
+            found.digests[name] = hashlib.sha256(raw).hexdigest()
+            if fault := (differs(raw, entry) if entry else None) or _unopenable(present[name]):
+                found.faults.append(f"{name} {fault}")
+    return found
 
 
 def differs(raw: bytes, entry: dict[str, Any]) -> str | None:
@@ -70,10 +74,12 @@ def differs(raw: bytes, entry: dict[str, Any]) -> str | None:
     return None
 
 
-def unopenable(path: Path) -> str | None:
-    """Why a file does not open as safetensors, or None."""
+def _unopenable(path: Path) -> str | None:
+    """Why a file of tensors does not open, or None."""
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix != ".safetensors":
+        return None
     try:
         with safe_open(path, "numpy"):
             return None
@@ -81,21 +87,21 @@ def unopenable(path: Path) -> str | None:
         return f"does not open as safetensors ({error})"
 
 
-def load_bytes(folder: Path, record: dict[str, Any] | None, name: str) -> bytes:
+def load_bytes(folder: Path, run_id: str, name: str) -> bytes:
     """The bytes of a run's file, compared with its record (of format 2).
 
     Raises:
         UserError: the file is not there, or differs from the record, or the record itself cannot be used.
     """
-    path = folder / name
-    if record is None:
-        raise UserError(f"{path} cannot be read (its run has no record that can be used); {REMEDY}")
+    record, unusable = read_record(folder, run_id)
+    if record is None or unusable:
+        raise UserError(f"{folder / name} cannot be read (its run has no record that can be used); {REMEDY}")
     try:
-        raw = path.read_bytes()
+        raw = (folder / name).read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); {REMEDY}") from error
+        raise UserError(f"{folder / name} cannot be read ({error}); {REMEDY}") from error
     if "format" in record:
         entry = record["files"].get(name)
         if fault := differs(raw, entry) if entry else "is not named by its record":
-            raise UserError(f"{path} cannot be read ({name} {fault}); {REMEDY}")
+            raise UserError(f"{folder / name} cannot be read ({name} {fault}); {REMEDY}")
     return raw

@@ -1,4 +1,4 @@
-"""What was asked of a study: one file a command, named by its content, and one run for each cell."""
+"""The cells that were asked for: a file for each command, named by its content, and one run for each cell."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -13,14 +13,15 @@ from portability.core.wording import counted
 from portability.store import failures
 from portability.store.atomic import write_json
 
-PLACE = tuple(f.name for f in fields(Cell) if f.name not in ("run_id", "mark", "native_id", "bare_id"))  # of a cell
+# the coordinates that name a cell; the other fields say which runs it reads
+PLACE = tuple(f.name for f in fields(Cell) if f.name not in ("run_id", "mark", "native_id", "bare_id"))
 Rows = list[dict[str, Any]]
 place_of = itemgetter(*PLACE)
 
 
 def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any], given_up: Callable[[str], bool]) -> None:
-    """Write a manifest unless the study has it (see `Store.expect`); of the others, cells that are asked for anew go first, so
-    that no cell is ever of two runs."""
+    """Write a manifest unless the study has it (see `Store.expect`). Cells that are asked for with other settings leave
+    the older manifests first, so that no cell is ever of two runs."""
     rows = [asdict(cell) for cell in cells]
     known = held(root)
     if refuse_other_settings(root.name, known, rows, given_up):
@@ -28,22 +29,26 @@ def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any], given_up
             _withdraw(path, {place_of(row): row for row in rows})
         for run_id in set(known.values()) - set(held(root).values()) - {row["run_id"] for row in rows}:
             failures.set_aside(root / "failures", run_id)
-    path = root / "manifests" / f"{name_of({**facts, 'cells': rows})}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**facts, "cells": rows})
+    write(root, {**facts, "cells": rows})
+
+
+def write(root: Path, manifest: Mapping[str, Any]) -> bool:
+    """Write a manifest under its own name unless it is there; whether it was written."""
+    path = root / "manifests" / f"{name_of(manifest)}.json"
+    if path.exists():
+        return False
+    write_json(path, manifest)
+    return True
 
 
 def _withdraw(path: Path, anew: Mapping[tuple, Mapping[str, Any]]) -> None:
-    """Take those cells out of a manifest that are asked for otherwise now; without a cell it goes itself."""
+    """Take those cells out of a manifest that are asked for otherwise now; without a cell the file goes."""
     manifest = load(path)
     left = [row for row in manifest["cells"] if anew.get(place_of(row), row) == row]
-    if len(left) == len(manifest["cells"]):
-        return
-    if left:
-        manifest["cells"] = left
-        write_json(path.with_name(f"{name_of(manifest)}.json"), manifest)
-    path.unlink()
+    if len(left) < len(manifest["cells"]):
+        if left:
+            write(path.parents[1], {**manifest, "cells": left})
+        path.unlink()
 
 
 def name_of(manifest: Mapping[str, Any]) -> str:
@@ -52,7 +57,7 @@ def name_of(manifest: Mapping[str, Any]) -> str:
 
 
 def held(root: Path) -> dict[tuple, str]:
-    """Which run each cell of a study is, by the cell's place."""
+    """Which run each cell of a study is, by the cell's coordinates."""
     return {place_of(row): row["run_id"] for path in paths(root) for row in load(path)["cells"]}
 
 
@@ -73,9 +78,11 @@ def refuse_other_settings(
         first, free = kept[0], len(others) - len(kept)
         where = ", ".join(f"{key} {first[key]}" for key in PLACE)
         more = f", and {counted(len(kept) - 1, 'more cell')}" if len(kept) > 1 else ""
-        rest = f", or leave them out: {counted(free, 'other cell')} only failed so far and may be asked for anew" * (free > 0)
-        raise UserError(f"study {study} already holds the cell ({where}) with other settings (run {known[place_of(first)]}, "
-                        f"now {first['run_id']}){more}; choose another study=NAME for these settings{rest}")
+        rest = (f", or leave them out: {counted(free, 'other cell')} only failed so far and may be asked for anew"
+                if free else "")
+        raise UserError(f"study {study} already holds the cell ({where}) with other settings "
+                        f"(run {known[place_of(first)]}, now {first['run_id']}){more}; "
+                        f"choose another study=NAME for these settings{rest}")
     return bool(others)
 
 
@@ -100,11 +107,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_all(root: Path) -> list[dict[str, Any]]:
-    """All manifests of a study (see `Store.manifests`)."""
-    found = [load(path) for path in paths(root)]
-    if not found:
-        raise no_study(root)
-    return found
+    """All manifests of a study (see `Store.manifests`).
+
+    Raises:
+        UserError: the folder holds no study, or a file is no manifest.
+    """
+    if found := [load(path) for path in paths(root)]:
+        return found
+    raise no_study(root)
 
 
 def no_study(root: Path) -> UserError:

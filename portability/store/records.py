@@ -1,24 +1,26 @@
-"""What a record is: its canonical text, its digest, and what is wrong with one that was read."""
+"""The record of a run: its canonical text, its digest, and what keeps a record that was read from being used."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 2  # of the files of a run; raise it when this version could not read the next one's
-TORN = "its record is not there or does not parse"
+RECORD = "record.json"
+CORRUPT = "its record is not there or does not parse"
 Arrays = Mapping[str, "torch.Tensor"]
-Parsed = tuple[dict[str, Any] | None, str | None]  # record, fault; both, where the record is foreign
+Parsed = tuple[dict[str, Any] | None, str | None]  # record, fault; both, where the record is of a newer format
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 @dataclass
 class Result:
-    """What a finished run leaves behind: its record, and tensors by file name (module, head, predictions)."""
+    """What a finished run leaves behind: its record, and tensors by file name (module, start, head, predictions)."""
 
     record: dict[str, Any]
     tensors: dict[str, Arrays] = field(default_factory=dict)
@@ -27,12 +29,21 @@ class Result:
 
 
 def seal(record: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The record with its format, the digests of the `files` beside it, and last its own digest.
+    """The record with its format, the SHA-256 and bytes of the `files` beside it, and last its own digest.
 
     Raises:
         ValueError: a number is not finite.
     """
-    plain = json.loads(json.dumps({**record, "format": FORMAT, "files": files}, allow_nan=False))
+    return with_digest({**record, "format": FORMAT, "files": files})
+
+
+def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A value as it is read back from JSON, with its own digest.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    plain = json.loads(json.dumps(value, allow_nan=False))
     return {**plain, "digest": self_digest(plain)}
 
 
@@ -41,18 +52,27 @@ def self_digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "digest"}).encode()).hexdigest()
 
 
+def read_record(folder: Path, run_id: str) -> Parsed:
+    """The record in a run's folder as `parse` gives it; (None, None) where there is none."""
+    try:
+        raw = (folder / RECORD).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None, None
+    return parse(raw, run_id)
+
+
 def parse(raw: bytes | str, run_id: str) -> Parsed:
-    """The record in a file's text, and what is wrong with it: (record, None), (None, fault), or (record, fault) for a
-    foreign one, that is, of a newer format than this version reads."""
+    """The record in a file's text and what is wrong with it: (record, None), (None, fault), or (record, fault) where its
+    format is newer than this version reads."""
     try:
         record = json.loads(raw)
     except ValueError:
-        return None, TORN
+        return None, CORRUPT
     if not isinstance(record, dict):
-        return None, TORN
-    kind = record.get("format", 1)
-    if isinstance(kind, int) and kind > FORMAT:
-        return record, f"format {kind}, this version reads up to {FORMAT}"
+        return None, CORRUPT
+    version = record.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
+        return record, f"format {version}, this version reads up to {FORMAT}"
     fault = _fault(record, run_id)
     return (None, fault) if fault else (record, None)
 
@@ -83,13 +103,14 @@ def _is_count(value: Any) -> bool:
 
 def _names_files(files: Any) -> bool:
     return isinstance(files, dict) and all(
-        "/" not in name and isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and _is_count(entry.get("bytes"))
+        "/" not in name and isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str) and _is_count(entry.get("bytes"))
         for name, entry in files.items()
     )
 
 
 def evaluated(record: Mapping[str, Any]) -> frozenset[int]:
-    """The updates at which a run was evaluated."""
+    """The optimiser updates at which a run was evaluated."""
     return frozenset(mark["updates"] for mark in record["train_info"]["metrics"])
 
 

@@ -182,7 +182,7 @@ def test_each_record_is_read_once(study, monkeypatch):
         seen.append(run_id)
         return parse(raw, run_id)
 
-    monkeypatch.setattr("portability.store.study.parse", counting)
+    monkeypatch.setattr("portability.store.records.parse", counting)
     tidy(study.store)
     assert sorted(seen) == sorted(study.runs)
     assert json.loads(study.path(seen[0]).read_text())["run_id"] == seen[0]

@@ -1,34 +1,30 @@
-"""Pack a study for publication: its records, failures, cells and predictions as parquet files, without modules."""
+"""Pack a study for publication: its records, failures, cells and predictions as Parquet files, without modules."""
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from portability.core.errors import UserError
-from portability.store import failures
-from portability.store import host_pairs as pairs
-from portability.store.atomic import draft_folder, replacing
-from portability.store.index import scan
+from portability.store import failures, host_pairs
+from portability.store.atomic import replacing, replacing_folder
 from portability.store.manifests import place_of
-from portability.store.published import FAILURE, FOLDER, RUN, predictions_schema, records_schema
+from portability.store.published import EXAMPLES, FAILURE, FOLDER, PREDICTIONS, RECORDS, RUN
 from portability.store.records import canonical
-from portability.store.study import Store
+from portability.store.store import Store
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    import pyarrow as pa
-
-SCORE = {"score": "float32"}
-ROWS = 500_000  # of a row group, at least: what is read to find one run (our choice: a few megabytes)
+KINDS = {"updates": "int64", "invalid": "bool", "label": "int8", "margin": "float32", "score": "float32"}
 
 
 def pack(store: Store, target: Path) -> tuple[int, int]:
     """Write the published copy of a study to a folder; gives back its numbers of runs and of failures.
 
     Raises:
-        UserError: the target is not empty, or a run of this one is broken, foreign or unsound, or its
+        UserError: the target is not empty, or a run of this one is broken, unsound or of another version, or its
             predictions are of other types than a published copy keeps.
     """
     store.manifests()
@@ -36,37 +32,44 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
         raise UserError(f"{store.root} is a published copy already; copy the folder")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty; choose another folder")
-    draft = draft_folder(target)
-    try:
-        (draft / FOLDER).mkdir()
-        counts = _write_records(store, draft / FOLDER / "records.parquet")
-        answers = any(_answers(store, run_id) for run_id in scan(store.root))
-        _write_parquet(draft / FOLDER / "predictions.parquet", predictions_schema(answers), _predictions(store, answers))
-        cells_of(store).to_parquet(draft / FOLDER / "cells.parquet", index=False, compression="zstd")
+    with replacing_folder(target) as draft:
+        folder = draft / FOLDER
+        folder.mkdir()
+        records = _records(store)
+        write(folder / "records.parquet", records)
+        write(folder / "predictions.parquet", _predictions(store))
+        cells_of(store).to_parquet(folder / "cells.parquet", index=False, compression="zstd")
         shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
-        pairs.copy(store.root, draft)
-        draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return counts
+        host_pairs.copy(store.root, draft)
+    kinds = records.column("kind").to_pylist()
+    return kinds.count(RUN), kinds.count(FAILURE)
 
 
-def _write_records(store: Store, path: Path) -> tuple[int, int]:
-    """Rows by run id, a run's record before its failures, those by attempt."""
-    runs, failed = scan(store.root), failures.names(store.root / "failures")
-    _write_parquet(path, records_schema(), _records(store, runs, failed))
-    return len(runs), sum(map(len, failed.values()))
+def _records(store: Store) -> pa.Table:
+    """Rows by run, a run's record before its failures, those by attempt. Every file of the runs is read."""
+    rows = {}
+    for run_id in tqdm(store.reader.ids(), desc="records", unit="run", disable=None):
+        found = store.inspect(run_id)
+        if found.fault is not None:
+            raise UserError(f"run {run_id} cannot be published: {found.fault}; "
+                            f"see `python -m portability.store verify {store.root}`")
+        rows[run_id, 0] = found.record
+    for run_id, attempt, failure in store.reader.failures():
+        if failure is None:
+            path = failures.path_of(store.root / "failures", run_id, attempt)
+            raise UserError(f"{path} is no failure; remove it and pack again")
+        rows[run_id, attempt] = failure
+    keys = sorted(rows)
+    return pa.table([[run_id for run_id, _ in keys], [FAILURE if attempt else RUN for _, attempt in keys],
+                     [attempt for _, attempt in keys], [canonical(rows[key]) for key in keys]], schema=RECORDS)
 
 
-def cells_of(store: Store) -> "pd.DataFrame":
-    """A row per cell that was asked for: its coordinates, run and mark, whether it is done, and the metrics of both iterates at
-    its mark (null where it is not done)."""
-    import pandas as pd
-
+def cells_of(store: Store) -> pd.DataFrame:
+    """A row for each cell that was asked for: its coordinates, run and mark, whether it is done, and the metrics of both
+    iterates at its mark (null where it is not done)."""
     found = [(record["schema"], record["run_id"], mark) for record in store.records()
              for mark in record["train_info"]["metrics"]]
-    newest = max((schema for schema, _, _ in found), default=None)  # the study's protocol, as analysis has it; never pooled
+    newest = max((schema for schema, _, _ in found), default=None)  # records of two schemas are never pooled
     metrics = {(run_id, mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
                for schema, run_id, mark in found if schema == newest}
     rows = {(place_of(row), row["run_id"]): row for manifest in store.manifests() for row in manifest["cells"]}
@@ -75,74 +78,32 @@ def cells_of(store: Store) -> "pd.DataFrame":
     return pd.DataFrame(cells)
 
 
-def _records(store: Store, runs: Collection[str], failed: Mapping[str, list[int]]) -> "Iterator[pa.Table]":
-    import pyarrow as pa
-    from tqdm import tqdm
-
-    folder = store.root / "failures"
-    for run_id in tqdm(sorted({*runs, *failed}), desc="records", unit="run", disable=None):
-        rows = [{"run_id": run_id, "kind": RUN, "attempt": 0, "record": _record(store, run_id)}] if run_id in runs else []
-        for attempt in failed.get(run_id, []):
-            if (failure := failures.load(folder, run_id, attempt)) is None:
-                raise UserError(f"{failures.path_of(folder, run_id, attempt)} is no failure; remove it and pack again")
-            rows.append({"run_id": run_id, "kind": FAILURE, "attempt": attempt, "record": canonical(failure)})
-        yield pa.Table.from_pylist(rows, records_schema())
+def _predictions(store: Store) -> pa.Table:
+    runs = [run_id for run_id in store.reader.ids() if (store.folder(run_id) / PREDICTIONS).exists()]
+    parts = (_examples(run_id, store.predictions(run_id))
+             for run_id in tqdm(runs, desc="predictions", unit="run", disable=None))
+    return pa.concat_tables([EXAMPLES.empty_table(), *parts])
 
 
-def _record(store: Store, run_id: str) -> str:
-    """A run's canonical record; every file of the run was read."""
-    if (fault := store.sound(run_id)) is not None:
-        raise UserError(f"run {run_id} cannot be published: {fault}; see `python -m portability.store verify {store.root}`")
-    return canonical(store.read(run_id))
-
-
-def _predictions(store: Store, answers: bool) -> "Iterator[pa.Table]":
-    from tqdm import tqdm
-
-    for run_id in tqdm(scan(store.root), desc="predictions", unit="run", disable=None):
-        if (store.folder(run_id) / "predictions.safetensors").exists():
-            yield _examples(run_id, store.predictions(run_id), predictions_schema(answers))
-
-
-def _answers(store: Store, run_id: str) -> bool:
-    """Whether a run answers prompts."""
-    record = store.read(run_id) or {}
-    return "scoring" in record.get("spec", {}).get("task", {})
-
-
-def _examples(run_id: str, found: "dict[str, np.ndarray]", schema: "pa.Schema") -> "pa.Table":
-    """A run's predictions, an example a row, mark by mark."""
-    import numpy as np
-    import pyarrow as pa
-
+def _examples(run_id: str, found: dict[str, np.ndarray]) -> pa.Table:
+    """A run's predictions, a row for each example, mark by mark."""
     kinds = {name: str(array.dtype) for name, array in found.items()}
-    label = {"margin": "float32", "label": "int8"}
-    if kinds not in [{"updates": "int64", "invalid": "bool", **rest} for rest in (label, SCORE, SCORE | {"margin": "float32"})]:
-        raise UserError(f"the predictions of run {run_id} are of the types {kinds}, which a published copy does not keep")
+    if not kinds.items() <= KINDS.items() or "score" not in kinds and not {"margin", "label"} <= kinds.keys():
+        raise UserError(f"the predictions of run {run_id} are of the types {kinds}, "
+                        "which a published copy does not keep")
     marks, count = found["invalid"].shape
-    columns = {"run_id": pa.array([run_id]).take(np.zeros(marks * count, int)), "updates": found["updates"].repeat(count),
+    columns = {"run_id": pa.repeat(run_id, marks * count), "updates": found["updates"].repeat(count),
                "example": np.tile(np.arange(count, dtype=np.int32), marks)}
     columns |= {name: np.tile(value, marks) if name == "label" else value.reshape(-1)
                 for name, value in found.items() if name != "updates"}
-    nothing = {field.name: pa.nulls(marks * count, field.type) for field in schema}
-    return pa.table(nothing | columns, schema=schema)
+    nulls = {field.name: pa.nulls(marks * count, field.type) for field in EXAMPLES}
+    return pa.table(nulls | columns, schema=EXAMPLES)
 
 
-def _write_parquet(path: Path, schema: "pa.Schema", runs: "Iterator[pa.Table]") -> None:
-    """Write tables given run by run, so that no run crosses a row group."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
-    with replacing(path) as draft, pq.ParquetWriter(
-        draft, schema, compression="zstd", write_page_checksum=True, write_statistics=False,
-        use_dictionary=[field.name for field in schema if field.name not in floats], use_byte_stream_split=floats,
-    ) as writer:
-        waiting: list[pa.Table] = []
-        for found in runs:
-            waiting.append(found)
-            if sum(map(len, waiting)) >= ROWS:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=ROWS + len(found))
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=ROWS + len(waiting[-1]))
+def write(path: Path, table: pa.Table) -> None:
+    """Write a table as small as it goes, with checksums."""
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    with replacing(path) as draft:
+        pq.write_table(table, draft, compression="zstd", write_page_checksum=True, write_statistics=False,
+                       use_dictionary=[name for name in table.column_names if name not in floats],
+                       use_byte_stream_split=floats)

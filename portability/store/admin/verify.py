@@ -1,26 +1,32 @@
-"""Check every file of a study against what names it; each finding says what, where, and what to do."""
+"""Check every file of a study against what names it; each finding says what is wrong, where, and what to do."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+from tqdm import tqdm
+
 from portability.core.errors import UserError
 from portability.core.specs import PROTOCOLS, SCHEMA, RunSpec, from_dict
 from portability.core.wording import counted
-from portability.store import failures, index, manifests
-from portability.store import host_pairs as pairs
+from portability.store import failures, host_pairs, index, manifests
+from portability.store.admin.archive import cells_of
 from portability.store.cleanup import leftovers, set_aside
+from portability.store.folders import run_folders
 from portability.store.integrity import Checked, check
-from portability.store.study import Store
+from portability.store.published import FOLDER, Published
+from portability.store.store import Store
 
-AGAIN = "discard it (--discard) and repeat the command that ran it"
+DISCARD = "discard it (--discard) and repeat the command that ran it"
+REPEAT = "remove it and repeat the command that wrote it"
+FETCH = "fetch the published study again"
 DAY = 86400  # seconds; a younger draft may be of a process that is alive
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong: what, at which path below the study, and what to do; `discard` names the unsound run folder."""
+    """Something wrong: what, at which path below the study, and what to do; `discard` is the run folder to move away."""
 
     what: str
     where: str
@@ -33,7 +39,7 @@ class Finding:
 
 @dataclass
 class Tally:
-    """What was checked so far."""
+    """What was checked so far: numbers of all studies, and the runs of the study at hand."""
 
     runs: int = 0
     files: int = 0
@@ -41,70 +47,139 @@ class Tally:
     sound: set[str] = field(default_factory=set)
 
 
+def lines(stores: Iterable[Store], tally: Tally, away: bool) -> Iterator[str]:
+    """Findings of all studies as lines, folders being moved away where that is asked for, and last the count."""
+    count = 0
+    for store in stores:
+        found: list[Finding] = []
+        for finding in verify(store, tally):
+            found.append(finding)
+            yield f"{store.root.name}/{finding}"
+        count += len(found)
+        for folder in dict.fromkeys(finding.discard for finding in found if finding.discard and away):
+            new = set_aside(store.root, folder)
+            yield f"{store.root.name}: moved {folder.relative_to(store.root)} to {new.relative_to(store.root)}"
+    yield f"{counted(tally.runs, 'run')}, {counted(tally.files, 'file')} checked: {counted(count, 'finding')}"
+
+
 def verify(store: Store, tally: Tally) -> Iterator[Finding]:
     """Everything that is wrong with a study, as it is found."""
+    tally.origins, tally.sound = {}, set()
     if store.published:
-        from portability.store.admin.verify_published import published_findings
-
-        yield from published_findings(store, tally)
+        tally.files += 3
+        try:
+            yield from _published(store, tally)
+        except UserError as error:
+            yield Finding(str(error), FOLDER, FETCH)
     else:
-        yield from _runs(store, tally)
-        yield from _strays(store)
-        yield from _failures(store.root / "failures", tally)
-        yield from _index(store, tally)
-    yield from _manifests(store, tally)
-    yield from _pairs(store, tally)
-    origins, sound, tally.origins, tally.sound = tally.origins, tally.sound, {}, set()  # of this study alone
-    for run_id, origin in origins.items():
-        if origin not in sound:
-            yield Finding(f"run {run_id} starts from run {origin}, which is not there or not sound",
-                          str(store.folder(run_id).relative_to(store.root)),
+        yield from _folders(store, tally)
+    yield from _manifests(store.root, tally)
+    yield from _host_pairs(store.root, tally)
+    for run_id, origin in tally.origins.items():
+        if origin not in tally.sound:
+            where = str(store.folder(run_id).relative_to(store.root))
+            yield Finding(f"run {run_id} starts from run {origin}, which is not there or not sound", where,
                           "repeat the command that ran it")
 
 
-def discard(store: Store, findings: Iterable[Finding]) -> list[tuple[Path, Path]]:
-    """Move the unsound run folders to `discarded/`; gives back what went where."""
-    folders = dict.fromkeys(finding.discard for finding in findings if finding.discard)
-    return [(folder, set_aside(store.root, folder)) for folder in folders]
-
-
-# ---- run folders
-
-
-def _runs(store: Store, tally: Tally) -> Iterator[Finding]:
-    from tqdm import tqdm
-
-    shards = [(shard, run_id) for shard in sorted(index.folders(store.root / "runs", 2))
-              for run_id in sorted(index.folders(store.root / "runs" / shard, 16))]
-    for shard, run_id in tqdm(shards, desc=store.root.name, unit="run", disable=None):
-        folder = store.root / "runs" / shard / run_id
-        found = check(folder, run_id)
-        tally.runs += 1
+def _folders(store: Store, tally: Tally) -> Iterator[Finding]:
+    """An ordinary study: its run folders, failures and index, and what belongs to none of them."""
+    root = store.root
+    for folder in tqdm(run_folders(root), desc=root.name, unit="run", disable=None):
+        found, shard, where = check(folder, folder.name), folder.name[:2], str(folder.relative_to(root))
         tally.files += len(found.digests) + (found.record is not None)
-        where = str(folder.relative_to(store.root))
-        faults = [*found.faults, *run_faults(run_id, found, tally)]
-        if run_id[:2] != shard:
-            faults.append(f"its folder belongs into runs/{run_id[:2]}")
-        yield from (Finding(fault, where, AGAIN, folder) for fault in faults)
-        yield from (Finding(why, where, "read it with the version that wrote it") for why in foreign(found))
+        if folder.parent.name != shard:
+            found.faults.append(f"its folder belongs into runs/{shard}")
+        yield from (Finding(fault, where, DISCARD, folder) for fault in _run(folder.name, found, tally))
+        if why := _unsupported(found):
+            yield Finding(why, where, "read it with the version that wrote it")
         yield from (Finding(f"{name} is not named by the record", where, "remove that file") for name in found.strays)
-        if not faults and not foreign(found):
-            tally.sound.add(run_id)
+    for run_id, attempt, failure in store.reader.failures():
+        tally.files += 1
+        if failure is None:
+            where = str(failures.path_of(root / "failures", run_id, attempt).relative_to(root))
+            yield Finding("it is no failure of that run and number", where, "remove it")
+    yield from (Finding("it is no run's folder", str(path.relative_to(root)), "remove it") for path in _strays(root))
+    for path in leftovers(root, DAY):
+        where = str(path.relative_to(root))
+        yield Finding("a killed process left it", where, f"python -m portability.store tidy {root}")
+    yield from _index(root, tally)
 
 
-def foreign(found: Checked) -> list[str]:
-    """Why a record belongs to another version of the project."""
+def _strays(root: Path) -> list[Path]:
+    """Paths below runs/ that are no run's folder, no shard and no draft."""
+    shards = sorted((root / "runs").glob("*"))
+    runs = [path for shard in shards if len(shard.name) == 2 for path in sorted(shard.glob("*"))]
+    return [*(path for path in shards if len(path.name) != 2 or not path.is_dir()),
+            *(path for path in runs if len(path.name) != 16 and not path.name.startswith("."))]
+
+
+def _index(root: Path, tally: Tally) -> Iterator[Finding]:
+    """Rows that claim to hold and do not agree with the record."""
+    remedy = f"remove it, then python -m portability.store compact {root}"
+    if not (root / index.NAME).exists():
+        return
+    tally.files += 1
+    try:
+        index.load(root / index.NAME)
+    except ValueError as error:
+        yield Finding(f"it cannot be read ({error})", index.NAME, remedy)
+        return
+    for run_id, text in index.texts(root).items():
+        if text is not None and text != index.fresh(root, run_id):
+            yield Finding(f"its row of run {run_id} differs from the record", index.NAME, remedy)
+
+
+def _published(store: Store, tally: Tally) -> Iterator[Finding]:
+    """A published study: its packed records, failures, predictions and cells."""
+    copy = Published(store.root)
+    for run_id in tqdm(copy.ids(), desc=FOLDER, unit="run", disable=None):
+        found = copy.check(run_id)
+        for fault in [*_run(run_id, found, tally), _unsupported(found)]:
+            if fault:
+                yield Finding(f"run {run_id}: {fault}", FOLDER, FETCH)
+    for run_id in copy.without_record():
+        yield Finding(f"run {run_id}: there are predictions without a record", FOLDER, FETCH)
+    for run_id, attempt, failure in copy.failures():
+        if failure is None:
+            yield Finding(f"run {run_id}: its failure {attempt} cannot be read", FOLDER, FETCH)
+    if not _cells_follow(store):
+        yield Finding("cells.parquet is not what the records and manifests say", FOLDER, FETCH)
+
+
+def _cells_follow(store: Store) -> bool:
+    """Whether the table of cells is what the records and manifests say."""
+    try:
+        return pd.read_parquet(store.root / FOLDER / "cells.parquet").equals(cells_of(store))
+    except (OSError, ValueError):
+        return False
+
+
+# ---- what both kinds of study have
+
+
+def _run(run_id: str, found: Checked, tally: Tally) -> list[str]:
+    """What is wrong with a run; a sound one and the origin of any are noted."""
+    tally.runs += 1
+    faults = [*found.faults, *_name_faults(run_id, found, tally)]
+    if not faults and not _unsupported(found):
+        tally.sound.add(run_id)
+    return faults
+
+
+def _unsupported(found: Checked) -> str | None:
+    """Why a record belongs to another version of the project, or None."""
     schema = (found.record or {}).get("schema")
-    known = found.record is None or schema in PROTOCOLS
-    reads = f"schema {schema}, this version reads {', '.join(map(str, PROTOCOLS))}"
-    return [*([found.foreign] if found.foreign else []), *([] if known else [reads])]
+    if found.unsupported_version or found.record is None or schema in PROTOCOLS:
+        return found.unsupported_version
+    return f"schema {schema}, this version reads {', '.join(map(str, PROTOCOLS))}"
 
 
-def run_faults(run_id: str, found: Checked, tally: Tally) -> list[str]:
-    """Whether a record is that of the run it is kept as: its id is the digest of its own spec (of an older schema's, whose ids
-    are no longer made, only its name is compared)."""
+def _name_faults(run_id: str, found: Checked, tally: Tally) -> list[str]:
+    """Whether a record is that of the run it is kept as: its id is the digest of its own spec (of an older schema, whose
+    ids are no longer made, only its name is compared)."""
     record = found.record
-    if record is None or foreign(found):
+    if record is None or _unsupported(found):
         return []
     if record["schema"] != SCHEMA:
         own = record.get("run_id")
@@ -120,78 +195,24 @@ def run_faults(run_id: str, found: Checked, tally: Tally) -> list[str]:
     return [f"the {what} is {name}, the digest of its spec is {own}" for what, name in names.items() if name != own]
 
 
-def _strays(store: Store) -> Iterator[Finding]:
-    """Files and folders that are none of the store's, and what killed processes left."""
-    runs = store.root / "runs"
-    for shard in sorted(os.listdir(runs)) if runs.is_dir() else []:
-        places = [runs / shard] if len(shard) != 2 or not (runs / shard).is_dir() else [
-            runs / shard / name for name in sorted(os.listdir(runs / shard)) if len(name) != 16 and not name.startswith(".")]
-        for path in places:
-            yield Finding("it is no run's folder", str(path.relative_to(store.root)), "remove it")
-    for path in leftovers(store.root, DAY):
-        yield Finding("a killed process left it", str(path.relative_to(store.root)),
-                      f"python -m portability.store tidy {store.root}")
-
-
-# ---- the rest
-
-
-def _failures(folder: Path, tally: Tally) -> Iterator[Finding]:
-    for run_id, numbers in failures.names(folder).items():
-        for number in numbers:
-            tally.files += 1
-            if failures.load(folder, run_id, number) is None:
-                yield Finding("it is no failure of that run and number", f"failures/{run_id}-{number}.json", "remove it")
-
-
-def _manifests(store: Store, tally: Tally) -> Iterator[Finding]:
-    places: dict[tuple, str] = {}
-    for path in manifests.paths(store.root):
+def _manifests(root: Path, tally: Tally) -> Iterator[Finding]:
+    known: dict[tuple, str] = {}
+    for path in manifests.paths(root):
         tally.files += 1
         where = f"manifests/{path.name}"
         try:
             manifest = manifests.load(path)
-            manifests.refuse_other_settings(store.root.name, places, manifest["cells"])
+            manifests.refuse_other_settings(root.name, known, manifest["cells"])
         except UserError as error:
-            yield Finding(str(error), where, "remove it and repeat the command that wrote it")
+            yield Finding(str(error), where, REPEAT)
             continue
-        places.update((manifests.place_of(row), row["run_id"]) for row in manifest["cells"])
+        known.update((manifests.place_of(row), row["run_id"]) for row in manifest["cells"])
         if (own := manifests.name_of(manifest)) != path.stem:
-            yield Finding(f"it was changed: the digest of its content is {own}", where,
-                          "remove it and repeat the command that wrote it")
+            yield Finding(f"it was changed: the digest of its content is {own}", where, REPEAT)
 
 
-def _pairs(store: Store, tally: Tally) -> Iterator[Finding]:
-    for path in pairs.paths(store.root):
+def _host_pairs(root: Path, tally: Tally) -> Iterator[Finding]:
+    for path in host_pairs.paths(root):
         tally.files += 1
-        if (fault := pairs.load(path)[1]) is not None:
-            yield Finding(fault, f"{pairs.FOLDER}/{path.name}", "remove it and repeat the command that wrote it")
-
-
-def _index(store: Store, tally: Tally) -> Iterator[Finding]:
-    """Rows that claim to hold and do not agree with the record."""
-    remedy = f"remove it, then python -m portability.store compact {store.root}"
-    path = store.root / index.NAME
-    if not path.exists():
-        return
-    tally.files += 1
-    if (fault := index.unreadable(path)) is not None:
-        yield Finding(f"it cannot be read ({fault})", index.NAME, remedy)
-        return
-    for row in index.rows(store.root, index.DERIVED):
-        if row.kept is not None and row.kept != index.fresh(store.root, row.run_id):
-            yield Finding(f"its row of run {row.run_id} differs from the record", index.NAME, remedy)
-
-
-def lines(stores: Iterable[Store], tally: Tally, away: bool) -> Iterator[str]:
-    """Findings of all studies as lines, folders being moved away where that is asked for, and last the count."""
-    count = 0
-    for store in stores:
-        found: list[Finding] = []
-        for finding in verify(store, tally):
-            found.append(finding)
-            yield f"{store.root.name}/{finding}"
-        count += len(found)
-        for old, new in discard(store, found) if away else []:
-            yield f"{store.root.name}: moved {old.relative_to(store.root)} to {new.relative_to(store.root)}"
-    yield f"{counted(tally.runs, 'run')}, {counted(tally.files, 'file')} checked: {counted(count, 'finding')}"
+        if (fault := host_pairs.load(path)[1]) is not None:
+            yield Finding(fault, f"{host_pairs.FOLDER}/{path.name}", REPEAT)

@@ -1,8 +1,8 @@
 """A study's folder: what is read from it and written to it, run by run and as a whole."""
 
+import datetime
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache, cached_property
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from portability.core.errors import UserError
 from portability.core.specs import Cell
-from portability.store import checkpoints, failures, index, manifests
-from portability.store import cleanup as leftovers
-from portability.store import host_pairs as pairs
-from portability.store import integrity as soundness
-from portability.store.atomic import draft_folder, fill, place
-from portability.store.published import FAILURE, FOLDER, RUN, Published
-from portability.store.records import TORN, Arrays, Parsed, Result, evaluated, parse
+from portability.store import cleanup, failures, host_pairs, manifests
+from portability.store.atomic import draft_of, pretty, replacing_folder, sealed, write_json
+from portability.store.folders import RunFolders, folder_of
+from portability.store.integrity import REMEDY, Checked, load_bytes
+from portability.store.records import RECORD, Arrays, Result, evaluated, seal
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from portability.store.published import Published
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,17 @@ class Store:
     @property
     def published(self) -> bool:
         """Whether this is a published copy: packed records and predictions, no modules."""
-        return (self.root / FOLDER).is_dir() and not (self.root / "runs").exists()
+        return (self.root / "published").is_dir() and not (self.root / "runs").exists()
+
+    @property
+    def reader(self) -> "RunFolders | Published":
+        """Reads the runs and failures of a study of this kind."""
+        return self._copy if self.published else RunFolders(self.root)
 
     @cached_property
-    def _copy(self) -> Published:
+    def _copy(self) -> "Published":
+        from portability.store.published import Published
+
         return Published(self.root)
 
     def _refuse_published(self) -> None:
@@ -49,27 +56,18 @@ class Store:
 
     def folder(self, run_id: str) -> Path:
         """Where the run is, or will be."""
-        return self.root / "runs" / run_id[:2] / run_id
+        return folder_of(self.root, run_id)
 
     def read(self, run_id: str) -> dict[str, Any] | None:
-        """The run's record, or None where there is none that can be used (a torn or changed one is warned of)."""
-        record, fault = self._parsed(run_id)
-        return None if fault and self._warn(run_id, fault) else record
-
-    def _parsed(self, run_id: str) -> Parsed:
-        """A run's record, its fault, or neither where it has no record."""
-        if self.published:
-            return self._copy.parsed(run_id)
-        try:
-            raw = (self.folder(run_id) / "record.json").read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None, None
-        return parse(raw, run_id)
+        """The run's record, or None where there is none that can be used (one that is there is warned of)."""
+        return self._usable(run_id, *self.reader.parsed(run_id))
 
     @staticmethod
-    def _warn(run_id: str, fault: str) -> bool:
-        log.warning("run %s: %s; the run counts as not done", run_id, fault)
-        return True
+    def _usable(run_id: str, record: dict[str, Any] | None, fault: str | None) -> dict[str, Any] | None:
+        if fault:
+            log.warning("run %s: %s; the run counts as not done", run_id, fault)
+            return None
+        return record
 
     def has(self, run_id: str, marks: Iterable[int] = ()) -> bool:
         """Whether the run is done and was evaluated at all `marks` (optimiser updates)."""
@@ -81,17 +79,17 @@ class Store:
         record = self.read(run_id)
         return frozenset() if record is None else evaluated(record)
 
+    def inspect(self, run_id: str) -> Checked:
+        """Read every file of a run and compare it with the run's record."""
+        return self.reader.check(run_id)
+
     def sound(self, run_id: str) -> str | None:
-        """What is wrong with a run's files, or None: its record missing, torn or changed, or a file that is missing, of
-        another size, or of other bytes than the record says (of format 1: that does not open)."""
-        if self.published:
-            record, fault = self._copy.parsed(run_id)
-            return fault or (None if record else TORN)
-        found = soundness.check(self.folder(run_id), run_id)
-        return next(iter(found.faults), None) or found.foreign
+        """What is wrong with a run's files, or None: its record missing, corrupt or changed, or a file that is missing,
+        of another size, or of other bytes than the record says (of format 1: that does not open)."""
+        return self.inspect(run_id).fault
 
     def tensors(self, run_id: str, name: str) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
-        """Tensors of one file of a run (module or head), and the file's metadata.
+        """Tensors of one file of a run (module, start or head), and the file's metadata.
 
         Raises:
             UserError: the run has no such file, or the file is broken, or differs from its record's digest.
@@ -100,73 +98,39 @@ class Store:
         from safetensors.torch import load
 
         self._refuse_published()
-        raw = self._bytes(run_id, name)
+        file = f"{name}.safetensors"
+        raw = load_bytes(self.folder(run_id), run_id, file)
         try:
             tensors = load(raw)
         except (SafetensorError, ValueError) as error:
-            path = self.folder(run_id) / f"{name}.safetensors"
-            raise UserError(f"{path} cannot be read ({error}); {soundness.REMEDY}") from error
+            raise UserError(f"{self.folder(run_id) / file} cannot be read ({error}); {REMEDY}") from error
         header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         return tensors, header.get("__metadata__", {})
 
     def predictions(self, run_id: str) -> dict[str, "np.ndarray"]:
-        """Per-example predictions, of M marks and N test examples: `updates` (M,), `invalid` (M, N) bool; of texts with labels
-        `margin` (M, N) (see scorer.Predictions) and `label` (N,) 0 or 1; of prompts `score` (M, N), of choices `margin` too.
+        """Predictions of M marks and N test examples: `updates` (M,) int, `invalid` (M, N) bool; of texts with labels
+        `margin` (M, N), the log-odds of label 1, and `label` (N,) 0 or 1; of prompts `score` (M, N) in [0, 1], of choices
+        `margin` too, against the best wrong choice.
 
         Raises:
             UserError: the run has none, or they differ from its record's digest.
         """
-        if self.published:
-            return self._copy.predictions(run_id)
-        from safetensors.numpy import load
-
-        return load(self._bytes(run_id, "predictions"))
-
-    def _bytes(self, run_id: str, name: str) -> bytes:
-        return soundness.load_bytes(self.folder(run_id), self.read(run_id), f"{name}.safetensors")
+        return self.reader.predictions(run_id)
 
     # ---- all runs
 
     def entries(self) -> Iterator[tuple[str, dict[str, Any] | None, str | None]]:
         """Id, record and fault of every run folder in the order of ids: a record or a fault, or both where the record
-        is of a newer format than this version reads (foreign)."""
-        if self.published:
-            for row in self._copy.rows(RUN):
-                yield row["run_id"], *parse(row["record"], row["run_id"])
-            return
-        for row in index.rows(self.root, ["record"]):
-            if row.kept is not None:
-                yield row.run_id, json.loads(row.kept[0]), None
-            else:
-                record, fault = self._parsed(row.run_id)
-                yield row.run_id, record, fault or (None if record else TORN)
+        is of a newer format than this version reads."""
+        return ((run_id, *parsed) for run_id, parsed in self.reader.entries())
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """All records that can be used, in the order of their ids."""
-        for run_id, record, fault in self.entries():
-            if fault:
-                self._warn(run_id, fault)
-            elif record is not None:
-                yield record
+        """All records that can be used, in the order of their ids; the others are warned of."""
+        return (record for entry in self.entries() if (record := self._usable(*entry)) is not None)
 
     def marks(self) -> dict[str, frozenset[int]]:
         """Every finished run's evaluated updates, in one pass."""
-        if self.published:
-            return {run_id: evaluated(record) for run_id, record, fault in self.entries() if record and not fault}
-        found = {}
-        for row in index.rows(self.root, ["marks"]):
-            if row.kept is not None:
-                found[row.run_id] = frozenset(row.kept[0])
-            elif (record := self.read(row.run_id)) is not None:
-                found[row.run_id] = evaluated(record)
-        return found
-
-    def broken(self) -> list[str]:
-        """Ids of the run folders whose record is missing, does not parse, or was changed."""
-        if self.published:
-            return [run_id for run_id, record, _ in self.entries() if record is None]
-        return [row.run_id for row in index.rows(self.root, [])
-                if row.kept is None and (row.seen is None or self._parsed(row.run_id)[0] is None)]
+        return {entry[0]: evaluated(record) for entry in self.entries() if (record := self._usable(*entry)) is not None}
 
     def compact(self) -> int:
         """Bring `index.parquet` up to date, so that reading many runs is fast; gives back how many records were read.
@@ -174,32 +138,38 @@ class Store:
         Raises:
             OSError: the disk is full or not writable; the old index stays.
         """
+        from portability.store import index
+
         return 0 if self.published else index.compact(self.root)
 
     # ---- writing runs
 
     def commit(self, run_id: str, result: Result) -> None:
-        """Publish a finished run; the rename is the only thing that marks it done.
+        """Publish a finished run; the rename is the only thing that marks it done. Every file is flushed to the disk
+        first, and last the record that names them.
 
         Raises:
             OSError: the disk is full or not writable; nothing half-written stays behind.
             UserError: a run of a newer format is there, or this is a published copy.
+            ValueError: a number of the record is not finite.
         """
         from safetensors import SafetensorError
+        from safetensors.torch import save_file
 
         self._refuse_published()
         self.refuse_newer(run_id)
-        final = self.folder(run_id)
-        draft = draft_folder(final)
         try:
-            fill(draft, result)
-            place(draft, final)
-        except SafetensorError as error:  # what safetensors makes of a full disk
-            shutil.rmtree(draft, ignore_errors=True)
+            with replacing_folder(self.folder(run_id)) as draft:
+                for name, tensors in result.tensors.items():
+                    contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
+                    save_file(contiguous, draft / f"{name}.safetensors", metadata=result.metadata.get(name))
+                    (draft / f"{name}.safetensors").chmod(0o644)  # as the other files, for whoever may read the folder
+                if result.port_report is not None:
+                    (draft / "port_report.json").write_text(pretty(result.port_report))
+                files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
+                write_json(draft / RECORD, seal(result.record, files))
+        except SafetensorError as error:  # safetensors' error of a full disk
             raise OSError(f"cannot write run {run_id}: {error}") from error
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
 
     def refuse_newer(self, run_id: str) -> None:
         """Leave a run alone that a newer version of the project wrote.
@@ -207,36 +177,61 @@ class Store:
         Raises:
             UserError: there is one.
         """
-        record, fault = self._parsed(run_id)
+        record, fault = self.reader.parsed(run_id)
         if record is not None and fault:
             raise UserError(f"run {run_id} of {self.root} is of a newer version ({fault}); choose another study=NAME")
 
     def set_aside(self, run_id: str) -> Path:
-        """Move an unsound run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""
-        return leftovers.set_aside(self.root, self.folder(run_id))
+        """Move a run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""
+        return cleanup.set_aside(self.root, self.folder(run_id))
 
     def tidy_up(self, older_than_seconds: float = 86400) -> int:
         """Remove drafts that killed processes left longer ago than that; a run that a kill caught between the two
         renames of its second evaluation is put back. Gives back how many were removed or put back."""
-        return leftovers.tidy_up(self.root, older_than_seconds)
+        return cleanup.tidy_up(self.root, older_than_seconds)
 
-    # ---- checkpoints of runs in training
+    # ---- checkpoints of runs in training: one file a run, replaced whole, dropped when the run is done
+
+    def _checkpoint_path(self, run_id: str) -> Path:
+        return self.root / "checkpoints" / f"{run_id}.safetensors"
 
     def save_checkpoint(self, run_id: str, tensors: Arrays) -> None:
-        """Keep what a run in training needs to go on (engine.Trainer.snapshot and the predictions so far).
+        """Keep what a run in training needs to go on. Not flushed to the disk: a lost checkpoint costs time only.
 
         Raises:
             OSError: the disk is full or not writable.
         """
-        checkpoints.save(self.root, run_id, tensors)
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        path = self._checkpoint_path(run_id)
+        draft = draft_of(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
+            draft.rename(path)
+        except SafetensorError as error:
+            raise OSError(f"cannot write a checkpoint of run {run_id}: {error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
 
     def checkpoint(self, run_id: str) -> dict[str, "torch.Tensor"] | None:
-        """What was kept of a run in training, or None where nothing was, or nothing that can be read."""
-        return checkpoints.load(self.root, run_id)
+        """A run's checkpoint, or None where there is none that can be read."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._checkpoint_path(run_id))
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            log.warning("checkpoint of run %s cannot be read (%s); it starts anew", run_id, error)
+            return None
 
     def drop_checkpoint(self, run_id: str) -> None:
-        """Forget a run's checkpoint, and what a killed process left of one, because the run is done."""
-        checkpoints.drop(self.root, run_id)
+        """Remove a run's checkpoint, and drafts of it that a killed process left, because the run is done."""
+        for path in (self._checkpoint_path(run_id), *(self.root / "checkpoints").glob(f".{run_id}.*")):
+            path.unlink(missing_ok=True)
 
     # ---- failures
 
@@ -247,24 +242,26 @@ class Store:
             UserError: this is a published copy.
         """
         self._refuse_published()
-        return failures.fail(self.root / "failures", run_id, failure)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return failures.keep(self.root / "failures", run_id, {"at": now, **failure})
 
     def attempts(self, run_id: str) -> int:
         """Number of recorded failures of a run."""
-        if self.published:
-            return self._copy.attempts(run_id)
-        return failures.attempts(self.root / "failures", run_id)
+        return self.reader.attempts(run_id)
 
     def failures(self, marks: Mapping[str, Iterable[int]] | None = None) -> dict[str, dict[str, Any]]:
         """The latest failure of each run that is not done: run_id, attempt, at, error, and updates where known.
 
-        `marks` says at which updates a run must have been evaluated to count as done.
+        Args:
+            marks: the updates at which a run must have been evaluated to count as done.
         """
+        latest = {}
+        for run_id, attempt, failure in self.reader.failures():
+            if failure is None:
+                log.warning("failure %s-%d cannot be read; it is passed over", run_id, attempt)
+            else:
+                latest[run_id] = failure
         wanted = marks or {}
-        if self.published:  # rows come by run and attempt: the last one stays
-            latest = {row["run_id"]: json.loads(row["record"]) for row in self._copy.rows(FAILURE)}
-        else:
-            latest = {failure["run_id"]: failure for failure in failures.latest(self.root / "failures")}
         return {run_id: failure for run_id, failure in latest.items() if not self.has(run_id, wanted.get(run_id, ()))}
 
     # ---- cells
@@ -297,7 +294,7 @@ class Store:
 
     def host_pairs(self) -> list[dict[str, Any]]:
         """How alike the hosts of each pair are (similarity.compare_hosts); one that cannot be used is warned of."""
-        return list(pairs.held(self.root).values())
+        return list(host_pairs.held(self.root).values())
 
     def manifests(self) -> list[dict[str, Any]]:
         """Every manifest of the study: its facts, and `cells` as a list of rows (see spec.Cell).
@@ -306,3 +303,17 @@ class Store:
             UserError: the folder holds no study.
         """
         return manifests.load_all(self.root)
+
+
+def studies(results: Path | str) -> list[Store]:
+    """The studies below a results folder; the folder itself may be a study.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(results)
+    if (root / "manifests").is_dir():
+        return [Store(root)]
+    if found := [Store(path.parent) for path in sorted(root.glob("*/manifests")) if path.is_dir()]:
+        return found
+    raise manifests.no_study(root)
