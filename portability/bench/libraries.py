@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from portability.bench.workload import Workload, method_spec, task_spec
 from portability.core.specs import HostSpec
 from portability.hosts.host import Host, HostSource, describe, from_folder
-from portability.methods.base import MOUNTS
+from portability.methods.adapters_backend import config_of
 from portability.tasks.classification import HEAD, Scorer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def with_adapters(model: "PreTrainedModel", work: Workload, sizes: Sequence[int]
 
     adapters.init(model)
     model.accepts_loss_kwargs = False  # Trainer takes the library's **kwargs for a place to put num_items_in_batch
-    config = MOUNTS["adapters"](method_spec(work.method), host_spec(work).shape)
+    config = config_of(method_spec(work.method), host_spec(work).shape)
     names = [f"module{i}" for i in range(len(sizes) or 1)]
     for name in names:
         model.add_adapter(name, config=config)
