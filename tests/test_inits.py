@@ -114,9 +114,8 @@ def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(
     scorer = Scorer(host.host, TASK)
     ids = torch.randint(3, 20, (16, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
-    host.host.model.set_active_adapters(None)
-    bare = engine.logits_of(scorer, {}, ids, mask)
-    host.host.model.set_active_adapters("module")
+    with host.disabled():
+        bare = engine.logits_of(scorer, {}, ids, mask)
 
     def change(module):
         values = {f"model.{name}": value for name, value in host.to_parameters(module).items()}

@@ -121,7 +121,7 @@ def changes(module):
 
 def merged(mounted, module, start=None):
     """Logits of the host's folder, loaded plainly, with a module added to its weights and a start taken off."""
-    family, scale = mounted.host.family, mounted.config.scale
+    family, scale = mounted.host.family, mounted.scale
     scorer, model = Scorer(mounted.host, TASK), plain_model(mounted.host.spec, mounted.host.family)
     for slot, change in changes(module):
         merge(model, family, slot, scale * change)

@@ -40,7 +40,7 @@ def test_a_setting_that_is_not_there_and_another_class_are_refused(load):
 
 def test_groups_take_what_a_family_has_and_alpha_is_r_by_default(load):
     mounted = Mounted(load("bert"), method(sites=["ffn", "head"], alpha=None))
-    assert {slot.site for slot in mounted.fresh(0).tensors} == {"ffn_up", "ffn_down"} and mounted.config.scale == 1.0
+    assert {slot.site for slot in mounted.fresh(0).tensors} == {"ffn_up", "ffn_down"} and mounted.scale == 1.0
 
 
 def test_a_start_that_does_not_fit_or_a_library_that_cannot_subtract_is_refused(load):

@@ -10,7 +10,7 @@ from test_extracted import QUICK, hosts, inits
 from portability.data.splits import rows
 from portability.data.tokenization import encode
 from portability.hosts.host import HostSource, describe, load_host
-from portability.methods.merge_lora import main
+from portability.merge import main
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store

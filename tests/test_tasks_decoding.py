@@ -32,7 +32,7 @@ class Bench:
         for seed in range(4):
             module = noisy(mounted, seed)
             found = mounted.to_parameters(module.map({slot: 3 * tensor for slot, tensor in module.tensors.items()}))
-            if mounted.mount.frozen:
+            if mounted.frozen:
                 found |= mounted.to_frozen(noisy(mounted, seed + 10))
             self.members.append({f"model.{name}": value for name, value in found.items()})
         draw = torch.Generator().manual_seed(5)

@@ -1,10 +1,10 @@
-"""Where a method's matrices sit in each architecture family: data, and the look-ups over it, no logic of porting.
+"""Where each architecture family keeps its matrices: data, and the look-ups over it.
 
-A slot is (stack, layer, site, role). A library's parameter name is taken apart by the family's patterns into stack,
-layer and site; the role and the axes follow from the method's own part of the name.
+A slot is (stack, layer, site, role): the site names what the tensor stands beside, the role its part of the method.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,38 +37,43 @@ class Family:
         scoring: "label" (a language-model head scores the label words) or "head" (a classification head).
         stacks: the stacks it has, with the config key of each one's depth.
         widths: config key of hidden, ffn, heads, kv_heads, head_dim (missing ones are derived).
-        sites: (regular expression over parameter names, stack or None where group "stack" says it, site).
+        layer: path of a layer, with {stack} where the stack is part of it and {layer} for its number.
+        matrices: stack -> path inside a layer -> site; one matrix for several sites has them joined by "+".
+        shared: path -> site of the matrices outside the layers.
         sdpa: whether transformers has scaled-dot-product attention for it (used on a GPU, with ready-made masks).
         tied: whether a config.json that does not say so ties head and embedding (`tie_word_embeddings`).
-        unused: beginnings of the weights' names of parts on top of the last states, which are never used here: a file may
-            lack them or have them all the same.
+        unused: beginnings of the weights' names of parts on top of the last states, which are never used here: a
+            file may lack them or have them all the same.
     """
 
     scoring: str
-    stacks: dict[str, str]
-    widths: dict[str, str]
-    sites: tuple[tuple[str, str | None, str], ...]
+    stacks: Mapping[str, str]
+    widths: Mapping[str, str]
+    layer: str
+    matrices: Mapping[str, Mapping[str, str]]
+    shared: Mapping[str, str]
     sdpa: bool = False
     tied: bool = True
     unused: tuple[str, ...] = ()
 
 
-_T5_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "attention_out"}
-_BERT_SITES = (
-    (r"encoder\.layer\.(?P<layer>\d+)\.attention\.output\.adapters\.", "encoder", "attention"),
-    (r"encoder\.layer\.(?P<layer>\d+)\.output\.adapters\.", "encoder", "ffn"),
-    (r"encoder\.layer\.(?P<layer>\d+)\.attention\.self\.(?P<name>query|key|value)\.loras\.", "encoder", "{name}"),
-    (r"encoder\.layer\.(?P<layer>\d+)\.attention\.output\.dense\.loras\.", "encoder", "attention_out"),
-    (r"encoder\.layer\.(?P<layer>\d+)\.intermediate\.dense\.loras\.", "encoder", "ffn_up"),
-    (r"encoder\.layer\.(?P<layer>\d+)\.output\.dense\.loras\.", "encoder", "ffn_down"),
-    (r"self_prefix\.control_trans$", "encoder", "self_prefix"),
-)
-_BERT_WIDTHS = {"hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads"}
-_ON_TOP = ("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs.")  # of models that pretraining and fine-tuning leave
-_SHARED = (
-    (r"shared_parameters\.", "shared", "phm"),
-    (r"(^|\.)(shared|embeddings\.word_embeddings|wte|embed_tokens)\.loras\.", "shared", "embedding"),
-    (r"(^|\.)lm_head\.loras\.", "shared", "head"),
+_T5_NAMES = {"q": "query", "k": "key", "v": "value", "o": "attention_out"}
+_T5_SELF = {f"layer.0.SelfAttention.{name}": site for name, site in _T5_NAMES.items()}
+_T5_CROSS = {f"layer.1.EncDecAttention.{name}": f"cross_{site}" for name, site in _T5_NAMES.items()}
+_T5_FFN = {"wi": "ffn_up", "wi_1": "ffn_up", "wi_0": "ffn_gate", "wo": "ffn_down"}  # wi of the first version, ungated
+_WIDTHS = {"hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads"}
+_BERT = Family(
+    scoring="head",
+    stacks={"encoder": "num_hidden_layers"},
+    widths=_WIDTHS,
+    layer="encoder.layer.{layer}",
+    matrices={"encoder": {
+        "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
+        "attention.output.dense": "attention_out", "intermediate.dense": "ffn_up", "output.dense": "ffn_down",
+    }},
+    shared={"embeddings.word_embeddings": "embedding"},
+    sdpa=True,
+    unused=("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs."),  # left by pretraining and fine-tuning
 )
 
 FAMILIES: dict[str, Family] = {
@@ -76,56 +81,39 @@ FAMILIES: dict[str, Family] = {
         scoring="label",
         stacks={"encoder": "num_layers", "decoder": "num_decoder_layers"},
         widths={"hidden": "d_model", "ffn": "d_ff", "heads": "num_heads", "head_dim": "d_kv"},
-        sites=(
-            (r"(?P<stack>encoder|decoder)\.block\.(?P<layer>\d+)\.layer\.0\.adapters\.", None, "attention"),
-            (r"decoder\.block\.(?P<layer>\d+)\.layer\.1\.adapters\.", "decoder", "cross_attention"),
-            (r"encoder\.block\.(?P<layer>\d+)\.layer\.1\.adapters\.", "encoder", "ffn"),
-            (r"decoder\.block\.(?P<layer>\d+)\.layer\.2\.adapters\.", "decoder", "ffn"),
-            (r"(?P<stack>encoder|decoder)\.block\.(?P<layer>\d+)\.layer\.0\.SelfAttention\.(?P<name>[qkvo])\.loras\.",
-             None, "{name}"),
-            (r"decoder\.block\.(?P<layer>\d+)\.layer\.1\.EncDecAttention\.(?P<name>[qkvo])\.loras\.",
-             "decoder", "cross_{name}"),
-            (r"(?P<stack>encoder|decoder)\.block\.(?P<layer>\d+)\.layer\.\d\.DenseReluDense\.wi(_1)?\.loras\.",
-             None, "ffn_up"),
-            (r"(?P<stack>encoder|decoder)\.block\.(?P<layer>\d+)\.layer\.\d\.DenseReluDense\.wi_0\.loras\.",
-             None, "ffn_gate"),
-            (r"(?P<stack>encoder|decoder)\.block\.(?P<layer>\d+)\.layer\.\d\.DenseReluDense\.wo\.loras\.",
-             None, "ffn_down"),
-            (r"encoder_prefix\.control_trans$", "encoder", "self_prefix"),
-            (r"self_prefix\.control_trans$", "decoder", "self_prefix"),
-            (r"cross_prefix\.control_trans$", "decoder", "cross_prefix"),
-        ) + _SHARED,
+        layer="{stack}.block.{layer}",
+        matrices={
+            "encoder": _T5_SELF | {f"layer.1.DenseReluDense.{name}": site for name, site in _T5_FFN.items()},
+            "decoder": _T5_SELF | _T5_CROSS | {
+                f"layer.2.DenseReluDense.{name}": site for name, site in _T5_FFN.items()},
+        },
+        shared={"shared": "embedding", "lm_head": "head"},
     ),
-    "bert": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True, unused=_ON_TOP),
-    "roberta": Family("head", {"encoder": "num_hidden_layers"}, _BERT_WIDTHS, _BERT_SITES + _SHARED, sdpa=True, unused=_ON_TOP),
+    "bert": _BERT,
+    "roberta": _BERT,
     "gpt2": Family(
         scoring="label",
         stacks={"decoder": "n_layer"},
         widths={"hidden": "n_embd", "ffn": "n_inner", "heads": "n_head"},
-        sites=(
-            (r"\.h\.(?P<layer>\d+)\.attention_adapters\.adapters\.", "decoder", "attention"),
-            (r"\.h\.(?P<layer>\d+)\.output_adapters\.adapters\.", "decoder", "ffn"),
-            (r"\.h\.(?P<layer>\d+)\.attn\.c_attn\.loras\.", "decoder", "query+key+value"),
-            (r"\.h\.(?P<layer>\d+)\.attn\.c_proj\.loras\.", "decoder", "attention_out"),
-            (r"\.h\.(?P<layer>\d+)\.mlp\.c_fc\.loras\.", "decoder", "ffn_up"),
-            (r"\.h\.(?P<layer>\d+)\.mlp\.c_proj\.loras\.", "decoder", "ffn_down"),
-            (r"self_prefix\.control_trans$", "decoder", "self_prefix"),
-        ) + _SHARED,
+        layer="h.{layer}",
+        matrices={"decoder": {
+            "attn.c_attn": "query+key+value", "attn.c_proj": "attention_out",
+            "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+        }},
+        shared={"wte": "embedding", "lm_head": "head"},
         sdpa=True,
     ),
     "llama": Family(
         scoring="label",
         stacks={"decoder": "num_hidden_layers"},
-        widths=_BERT_WIDTHS | {"kv_heads": "num_key_value_heads", "head_dim": "head_dim"},
-        sites=(
-            (r"\.layers\.(?P<layer>\d+)\.attention_adapters\.adapters\.", "decoder", "attention"),
-            (r"\.layers\.(?P<layer>\d+)\.output_adapters\.adapters\.", "decoder", "ffn"),
-            (r"\.layers\.(?P<layer>\d+)\.self_attn\.(?P<name>[qkvo])_proj\.loras\.", "decoder", "{name}"),
-            (r"\.layers\.(?P<layer>\d+)\.mlp\.gate_proj\.loras\.", "decoder", "ffn_gate"),
-            (r"\.layers\.(?P<layer>\d+)\.mlp\.up_proj\.loras\.", "decoder", "ffn_up"),
-            (r"\.layers\.(?P<layer>\d+)\.mlp\.down_proj\.loras\.", "decoder", "ffn_down"),
-            (r"self_prefix\.control_trans$", "decoder", "self_prefix"),
-        ) + _SHARED,
+        widths=_WIDTHS | {"kv_heads": "num_key_value_heads", "head_dim": "head_dim"},
+        layer="layers.{layer}",
+        matrices={"decoder": {
+            "self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value",
+            "self_attn.o_proj": "attention_out", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+        }},
+        shared={"embed_tokens": "embedding", "lm_head": "head"},
         sdpa=True,
         tied=False,
     ),
@@ -152,20 +140,38 @@ SITE_GROUPS: dict[str, tuple[str, ...]] = {  # names for what a family has of th
 }
 
 
+def within_layer(family: str, name: str) -> tuple[str, int, str] | None:
+    """Stack and layer of a parameter's name, and the rest of the name inside the layer; None outside the layers.
+
+    Example:
+        >>> within_layer("bert", "encoder.layer.3.attention.self.key.weight")
+        ('encoder', 3, 'attention.self.key.weight')
+    """
+    stacks = FAMILIES[family].stacks
+    path = re.escape(FAMILIES[family].layer).replace(r"\{stack\}", f"(?P<stack>{'|'.join(stacks)})")
+    path = path.replace(r"\{layer\}", r"(?P<layer>\d+)")
+    match = re.search(rf"(?:^|\.){path}\.(?P<rest>.+)", name)
+    if match is None:
+        return None
+    return match.groupdict().get("stack") or next(iter(stacks)), int(match["layer"]), match["rest"]
+
+
 def locate(family: str, name: str) -> tuple[str, int, str]:
-    """Stack, layer and site of a library's parameter name.
+    """Stack, layer and site of a parameter of a host's matrix, or of one that a method put beside it.
 
     Raises:
-        KeyError: no pattern of the family fits, so the name would be lost in a port.
+        KeyError: the family has no such matrix.
 
     Example:
         >>> locate("bert", "encoder.layer.3.attention.self.key.loras.m.lora_A")
         ('encoder', 3, 'key')
     """
-    for pattern, stack, site in FAMILIES[family].sites:
-        if match := re.search(pattern, name):
-            parts = match.groupdict()
-            short = parts.get("name", "")
-            site = site.replace("{name}", _T5_ATTENTION.get(short, short))
-            return stack or parts["stack"], int(parts.get("layer") or 0), site
+    if inside := within_layer(family, name):
+        stack, layer, rest = inside
+        for path, site in FAMILIES[family].matrices[stack].items():
+            if rest.startswith(f"{path}."):
+                return stack, layer, site
+    for path, site in FAMILIES[family].shared.items():
+        if f".{path}." in f".{name}":
+            return "shared", 0, site
     raise KeyError(f"no place is known for parameter {name!r} in the {family} family (portability/core/architectures.py)")

@@ -231,21 +231,12 @@ def _logit_change(bench: Bench, head: Head) -> Callable[[ModuleState], float]:
     @torch.no_grad()
     def change(module: ModuleState) -> float:
         if not bare:
-            bare.append(bare_logits(scorer, head, *rows))
+            with bench.mounted.disabled():
+                bare.append(engine.logits_of(scorer, _there(head, scorer), *rows))
         logits = engine.logits_of(scorer, _there(bench.parameters(module, head), scorer), *rows)
         return float(torch.linalg.vector_norm(logits - bare[0]))
 
     return change
-
-
-def bare_logits(scorer: engine.AnyScorer, head: Head, *rows: Tensor) -> Tensor:
-    """Logits of the host without any module."""
-    active = scorer.model.active_adapters
-    scorer.model.set_active_adapters(None)
-    try:
-        return engine.logits_of(scorer, _there(head, scorer), *rows)
-    finally:
-        scorer.model.set_active_adapters(active)
 
 
 def _there(parameters: Mapping[str, Tensor], scorer: engine.AnyScorer) -> dict[str, Tensor]:
@@ -257,7 +248,6 @@ def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk:
     started = time.perf_counter()
     head = start_head(run, scorer, desk.store)
     stacked = {name: value[None] for name, value in _there(head, scorer).items()}
-    scorer.model.set_active_adapters(None)
     stage = Stage([run.run_id], SCORING)
     desk.report(stage)
     found = engine.predict(scorer, stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, part=part)))

@@ -128,14 +128,12 @@ def skeleton(spec: HostSpec) -> Host:
     Raises:
         UserError: its files hold other weights than its config.json asks for, or its tokenizer cannot be loaded.
     """
-    import adapters
     from transformers import AutoConfig
 
     Weights(spec)  # holds names and shapes in the files' headers against the model's
     config = AutoConfig.from_pretrained(folder_of(spec), local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = model_class(spec.shape.family).from_config(config)
-        adapters.init(model)
     return Host(spec, model.requires_grad_(False).eval(), load_tokenizer(spec))
 
 

@@ -1,204 +1,26 @@
-"""Hosts: frozen language models from a local folder or a pinned hub revision, described without loading them."""
+"""Hosts: frozen language models, loaded from their folder with all of its weights and no others."""
 
-import functools
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.core.architectures import FAMILIES
-from portability.core.errors import UserError, choose
-from portability.core.hashing import fingerprint
-from portability.core.hub import look_for_hub, remedy
-from portability.core.paths import EMBEDDED
-from portability.core.specs import HostShape, HostSpec
+from portability.core.errors import UserError
+from portability.core.specs import HostSpec
 from portability.data.answer_tokens import after, joined
+from portability.hosts.sources import (  # noqa: F401
+    HEAD,
+    HostSource,
+    check_unchanged,
+    check_weights,
+    describe,
+    folder_of,
+    host_shape,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
-SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-HEAD = "lm_head.weight"  # of every family that has a language-model head
-IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters",
-              "_commit_hash")  # keys of versions and paths, which change no number
-
-
-@dataclass(frozen=True)
-class HostSource:
-    """Where a host comes from: exactly one of a local folder (``embedded:NAME`` for shipped ones) and a hub id."""
-
-    name: str
-    path: str | None = None
-    hub: str | None = None
-    revision: str | None = None
-
-
-def host_shape(config: Mapping[str, Any]) -> HostShape:
-    """Read the shape off a host's config.json.
-
-    Raises:
-        UserError: the architecture is none of the known families, or a size is missing or no size.
-    """
-    name = choose(str(config.get("model_type")), FAMILIES, "host family (model_type)")
-    family = FAMILIES[name]
-    for key in (*family.widths.values(), *family.stacks.values(), "num_layers"):
-        if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
-            raise UserError(f"a {name} host's config.json must have a whole number from 1 on as {key}, got {size!r}")
-    lacking = [family.widths[axis] for axis in ("hidden", "heads") if not config.get(family.widths[axis])]
-    lacking += [key for key in family.stacks.values() if not (config.get(key) or config.get("num_layers"))]
-    if lacking:
-        raise UserError(f"a {name} host's config.json lacks {', '.join(lacking)}")
-    widths = {axis: config.get(key) for axis, key in family.widths.items()}
-    widths["ffn"] = widths["ffn"] or 4 * widths["hidden"]
-    widths["kv_heads"] = widths.get("kv_heads") or widths["heads"]
-    widths["head_dim"] = widths.get("head_dim") or widths["hidden"] // widths["heads"]
-    depth = {stack: config.get(key) or config["num_layers"] for stack, key in family.stacks.items()}
-    return HostShape(family=name, layers=depth, **widths)
-
-
-def folder_of(source: HostSource | HostSpec) -> Path:
-    """The local folder of a host; a hub id is fetched (safetensors and JSON only) at its pinned revision.
-
-    Raises:
-        UserError: no such folder, no pinned revision, or the hub cannot be reached.
-    """
-    path = source.path if isinstance(source, HostSource) else source.source
-    if isinstance(source, HostSource) and path is None:
-        return _from_hub(source.name, source.hub, source.revision)
-    if isinstance(source, HostSpec) and source.revision is not None:
-        return _from_hub(source.name, source.source, source.revision)
-    assert path is not None
-    folder = EMBEDDED / "hosts" / path.removeprefix("embedded:") if path.startswith("embedded:") \
-        else Path(path).expanduser()
-    if not (folder / "config.json").is_file():
-        raise UserError(f"host '{source.name}': no config.json in {folder}; set its path in conf/host or host_root=...")
-    return folder
-
-
-@functools.cache
-def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
-    look_for_hub()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if not hub or not revision or len(revision) != 40:
-        raise UserError(f"host '{name}': give a path, or a hub id with its 40-digit revision (got {hub}@{revision})")
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(f"host '{name}': cannot fetch {hub}@{revision[:8]}: {remedy(error, hub)}") from error
-
-
-def describe(source: HostSource) -> HostSpec:
-    """The host's shape and fingerprint, without loading weights or importing torch.
-
-    Raises:
-        UserError: unknown family, or weights that are not safetensors.
-    """
-    if source.path and source.hub:
-        raise UserError(f"host '{source.name}': give a path or a hub id, not both (host.{source.name}.hub=null)")
-    folder = folder_of(source)
-    config = _settings(folder / "config.json")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        if source.hub:
-            raise UserError(f"host '{source.name}': {source.hub} holds no safetensors at this revision, and pickled "
-                            f"weights are refused; convert it once as docs/operations.md says and set "
-                            f"host.{source.name}.path=FOLDER")
-        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-        found = f"only {', '.join(pickled)}, and pickled weights are refused" if pickled else "none"
-        raise UserError(f"host '{source.name}': needs *.safetensors in {folder}, found {found}")
-    try:
-        shape = host_shape(config)
-    except UserError as error:
-        raise UserError(f"host '{source.name}': {error} ({folder})") from error
-    _check_head(source.name, config, folder)
-    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if not tokenizer:
-        raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of {', '.join(TOKENIZER_FILES)})")
-    settings = {name: _settings(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
-    templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
-    mark = fingerprint([*weights, *tokenizer, *templates], settings)
-    revision = None if source.path else source.revision
-    return HostSpec(source.name, source.path or str(source.hub), revision, mark, shape)
-
-
-def _check_head(name: str, config: Mapping[str, Any], folder: Path) -> None:
-    """See, without loading, that the weight files are whole and hold a language-model head where one is needed.
-
-    Raises:
-        UserError: a file or the head is missing, or a file cannot be read.
-    """
-    stored = {weight for file in weight_files(name, folder) for weight in stored_names(name, file)}
-    family = str(config["model_type"])
-    needed = FAMILIES[family].scoring == "label" and not config.get("tie_word_embeddings", FAMILIES[family].tied)
-    check_weights(name, family, folder, missing={HEAD} - stored if needed else (), unexpected=(), mismatched=())
-
-
-def weight_files(name: str, folder: Path) -> list[Path]:
-    """The files that transformers would load: model.safetensors, else those in the index.
-
-    Raises:
-        UserError: neither is there, or a file that the index names is not.
-    """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        raise UserError(f"host '{name}': neither model.safetensors nor its index in {folder}")
-    try:
-        table, _ = itemgetter("weight_map", "metadata")(json.loads(index.read_text()))  # transformers asks for both
-        files = [folder / file for file in sorted(set(table.values()))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"host '{name}': {index} is no index of weights ({error!r}); take a whole copy of the host") from error
-    if lacking := [file.name for file in files if not file.is_file()]:
-        raise UserError(f"host '{name}': {index} names {', '.join(lacking[:3])}, not in its folder; take a whole copy of the "
-                        "host")
-    return files
-
-
-def stored_names(name: str, file: Path) -> set[str]:
-    """Names of the weights in a safetensors file, from its header alone.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "numpy") as opened:
-            return set(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"host '{name}': {file} cannot be read: {error}") from error
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """A host's JSON file without what cannot change a number.
-
-    Raises:
-        UserError: the file is not a JSON object.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return _relevant(found)
-
-
-def _relevant(value: Any) -> Any:
-    """A JSON value without the keys of IRRELEVANT, also in the configurations that stand in it."""
-    if isinstance(value, list):
-        return [_relevant(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {key: _relevant(item) for key, item in value.items() if key not in IRRELEVANT}
 
 
 @dataclass
@@ -212,7 +34,7 @@ class Host:
 
     @property
     def family(self) -> str:
-        """Name of the architecture family (families.FAMILIES)."""
+        """Name of the architecture family (architectures.FAMILIES)."""
         return self.spec.shape.family
 
     @property
@@ -222,7 +44,7 @@ class Host:
 
 
 def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> Host:
-    """Load weights, frozen, in eval mode (no dropout), ready for adapters.
+    """Load weights, frozen, in eval mode (no dropout).
 
     Args:
         device: "cpu", or "cuda:N".
@@ -232,12 +54,9 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
     Raises:
         UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
     """
-    import adapters
-
     model, tokenizer = load_plain(spec, attention_of(spec.shape.family, device)), load_tokenizer(spec)
     if precision == "bf16":
         narrow(model)
-    adapters.init(model)
     model.requires_grad_(False).eval().to(device)
     return Host(spec, model, tokenizer, precision)
 
@@ -284,44 +103,6 @@ def model_class(family: str) -> Any:
     return AutoModelForSeq2SeqLM if "encoder" in FAMILIES[family].stacks else AutoModelForCausalLM
 
 
-def check_weights(
-    name: str, family: str, folder: Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
-) -> None:
-    """Refuse a host whose file and config.json do not ask for the same weights: transformers would draw those that are missing
-    at random, anew at every load, and pass over the others.
-
-    Args:
-        missing, unexpected, mismatched: names of weights that the file lacks, has beyond the model, or has in another shape;
-            those of parts that are never used here (`Family.unused`) do not count.
-
-    Raises:
-        UserError: there are such weights; the first of each kind are named.
-    """
-    kinds = {"lacks": missing, "has beyond them": unexpected, "has in another shape": mismatched}
-    found = {kind: sorted(one for one in names if not one.startswith(FAMILIES[family].unused)) for kind, names in kinds.items()}
-    said = [f"it {kind} {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
-            for kind, names in found.items() if names]
-    if said:
-        raise UserError(f"host '{name}': the weights in {folder} are not those that its config.json asks for: "
-                        f"{'; '.join(said)}; take a whole copy of the host, or mend its config.json")
-
-
-def check_unchanged(spec: HostSpec) -> None:
-    """See that a host's folder holds what was planned with.
-
-    Raises:
-        UserError: it does not.
-    """
-    folder = folder_of(spec)
-    changed = f"host '{spec.name}' changed since the study was planned"
-    try:
-        found = describe(HostSource(spec.name, path=str(folder)))
-    except UserError as error:
-        raise UserError(f"{changed}: {error}") from error
-    if found.fingerprint != spec.fingerprint:
-        raise UserError(f"{changed} ({folder}); run the command again")
-
-
 def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":
     """A host's tokenizer, without its weights."""
     from transformers import AutoTokenizer
@@ -352,7 +133,7 @@ def narrow(model: "PreTrainedModel") -> None:
 def label_tokens(
     tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
 ) -> list[list[int]]:
-    """Tokens of each label word (negative, positive), as they follow a question (tasks.encode.joined): a word that begins
+    """Tokens of each label word (negative, positive), as they follow a question (answer_tokens.joined): a word that begins
     with a blank is taken as it is written.
 
     Args:

@@ -1,1 +1,36 @@
-"""PEFT methods on a host."""
+"""PEFT methods on a host. A library is one backend: a file here and a line in BACKENDS, or an installed package with an
+entry point in the group ``portability.methods`` that names its `MethodBackend` class."""
+
+from importlib.metadata import entry_points
+
+from portability.core.errors import UserError, choose
+from portability.core.specs import MethodSpec
+from portability.hosts.host import Host
+from portability.methods.adapters_backend import AdaptersBackend
+from portability.methods.base import AttachedMethod, MethodBackend
+from portability.methods.subtractive_lora import LoraBackend
+
+BACKENDS: dict[str, type[MethodBackend]] = {"adapters": AdaptersBackend, "portability": LoraBackend}
+
+
+def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
+    """Put a method on a host, in place, until it is detached.
+
+    Raises:
+        UserError: no such library, or it is not installed or clashes with one of ours; or as `MethodBackend.attach`.
+    """
+    outside = {point.name: point for point in entry_points(group="portability.methods")}
+    if clash := sorted(BACKENDS.keys() & outside):
+        raise UserError(f"the package of {outside[clash[0]].value} names its PEFT library '{clash[0]}', as one here is named; "
+                        "rename its entry point, or remove the package")
+    name = choose(spec.library, BACKENDS | outside, "PEFT library")
+    try:
+        backend = BACKENDS[name] if name in BACKENDS else outside[name].load()
+        attached = backend().attach(host, spec)
+    except ImportError as error:
+        raise UserError(f"method '{spec.name}': the PEFT library '{name}' cannot be imported ({error}); install it, or use "
+                        f"one of {', '.join(sorted(BACKENDS.keys() | outside))}") from error
+    if not attached.layouts:
+        attached.detach()
+        raise UserError(f"method '{spec.name}' adds no parameter to host '{host.spec.name}'")
+    return attached

@@ -13,7 +13,8 @@ Where a host ties head and embedding, each has a pair of its own on top of the o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,11 @@ from torch import Tensor, nn
 
 from portability.core.architectures import LORA_AXES, SITE_GROUPS, Slot, locate
 from portability.core.errors import UserError, choose
+from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
-from portability.methods.module import Axes
+from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
 
-FROZEN = {"product": {"A0": "A", "B0": "B"}, "block": {"D": "D"}}  # what is subtracted: tensors, with their roles in a module
-Part = tuple[Slot, Axes, tuple[int, ...]]  # slot of a tensor, with the labels and sizes of its axes
-Parts = dict[str, tuple[tuple[int, ...], Part]]  # by a tensor's name in the host, with its own shape
-Place = tuple[str, int, str]  # stack, layer, site
+FROZEN = {"product": {"A0": "A", "B0": "B"}, "block": {"D": "D"}}  # what is subtracted: tensors -> roles in a module
 
 
 @dataclass(frozen=True)
@@ -138,13 +137,13 @@ class Beside(nn.Module):
 
     Args:
         base: the layer, called as it is.
-        sites: parts of its output, in order and of one size.
-        pairs: site -> pair, for some or all of them.
+        places: stack, layer and site of each part of its output, in order; the parts are of one size.
+        pairs: site -> pair, for some or all of the places.
     """
 
-    def __init__(self, base: nn.Module, sites: list[str], pairs: Mapping[str, Pair]):
+    def __init__(self, base: nn.Module, places: list[tuple[str, int, str]], pairs: Mapping[str, Pair]):
         super().__init__()
-        self.base, self.sites, self.loras = base, sites, nn.ModuleDict(pairs)
+        self.base, self.places, self.loras = base, places, nn.ModuleDict(pairs)
 
     @property
     def weight(self) -> Tensor:
@@ -152,89 +151,101 @@ class Beside(nn.Module):
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output with what the pairs add."""
-        parts = zip(self.sites, self.base(x).chunk(len(self.sites), -1), strict=True)
-        changed = [part + self.loras[site](x) if site in self.loras else part for site, part in parts]
+        """The layer's output (..., out) with what the pairs add."""
+        parts = zip(self.places, self.base(x).chunk(len(self.places), -1), strict=True)
+        changed = [part + self.loras[site](x) if site in self.loras else part for (_, _, site), part in parts]
         return changed[0] if len(changed) == 1 else torch.cat(changed, -1)
 
 
-class Lora:
-    """Pairs on a host: it is changed in place, by one `Beside` for each layer, until `unmount`.
+class LoraBackend:
+    """Our LoRA as a `MethodBackend`."""
+
+    def attach(self, host: Host, spec: MethodSpec) -> "SubtractiveLora":
+        """As `MethodBackend.attach`."""
+        choose(spec.config, ("LoRA",), "config class of portability")
+        return SubtractiveLora(host, spec, lora_settings(spec.settings, spec.name))
+
+
+class SubtractiveLora(AttachedMethod):
+    """Pairs on a host: one `Beside` stands for each layer that has some.
 
     Attributes:
-        trained: name of each of the host's new parameters -> what it is.
-        frozen: name of each tensor that holds what is subtracted -> what it is; a "D" has the axes of out and in.
-        order: name of each layer with pairs -> the sites that its output consists of.
+        besides: name of each of these layers -> what stands for it.
 
     Raises:
         UserError: the host has no such site, or none of the groups of sites.
     """
 
-    def __init__(self, host: Host, settings: LoraSettings, method: str):
-        self.settings = settings
-        self.trained: Parts = {}
-        self.frozen: Parts = {}
-        self.order: dict[str, list[str]] = {}
-        self._pairs: dict[str, Pair] = {}
-        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    def __init__(self, host: Host, spec: MethodSpec, settings: LoraSettings):
+        super().__init__(host, spec)
+        self.settings, self.scale = settings, settings.scale
+        self.layouts, self.frozen = [], []
+        self.besides: dict[str, Beside] = {}
         layers = _layers(host)
-        _check_sites(host, settings, {place[2] for _, places in layers.values() for place in places}, method)
+        _check_sites(host, settings, {site for _, places in layers.values() for _, _, site in places}, spec.name)
         for name, (layer, places) in layers.items():
             if any(settings.wants(site) for _, _, site in places):
-                self._mount(host, name, layer, places)
+                pairs = {place[2]: self._pair(f"{name}.loras.{place[2]}", layer, Slot(*place, ""))
+                         for place in places if settings.wants(place[2])}
+                self.besides[name] = Beside(layer, places, pairs)
+        self._holders = [(parent, attribute, beside) for beside in self.besides.values() for parent in host.model.modules()
+                         for attribute, child in parent._modules.items() if child is beside.base]
+        self._attach()
 
-    def _mount(self, host: Host, name: str, layer: nn.Module, places: list[Place]) -> None:
-        pairs, self.order[name] = {}, [place[2] for place in places]
-        for place in places:
-            if self.settings.wants(place[2]):
-                pairs[place[2]] = self._pair(host, f"{name}.loras.{place[2]}", layer, place)
-        holders = [(parent, attribute) for parent in host.model.modules()
-                   for attribute, child in parent._modules.items() if child is layer]  # a T5's stacks share one embedding
-        beside = Beside(layer, [site for _, _, site in places], pairs)
-        for parent, attribute in holders:
-            parent._modules[attribute] = beside
-            self._replaced.append((parent, attribute, layer))
-
-    def _pair(self, host: Host, name: str, layer: nn.Module, place: Place) -> Pair:
-        """A new pair of a place, entered in the lists."""
-        weight, shape = layer.weight, host.spec.shape
+    def _pair(self, name: str, layer: nn.Module, place: Slot) -> Pair:
+        """A new pair of a place, whose tensors are entered in the layouts."""
+        weight, shape = layer.weight, self.host.spec.shape
         assert isinstance(weight, Tensor)
-        into, out = LORA_AXES[place[2].removeprefix("cross_")]
-        sizes = {axis: int(shape.size(axis) or 0) for axis in into + out}
-        sizes |= {"rank": self.settings.r, "vocab": weight.shape[0]}
-        width, height = (math.prod(sizes[axis] for axis in labels) for labels in (into, out))
-        parts = {}
-        for role, first, second in (("A", ("rank",), into), ("B", out, ("rank",)), ("D", out, into)):
-            flat = tuple(math.prod(sizes[axis] for axis in labels) for labels in (first, second))
-            labels = (*first, *second)
-            parts[role] = flat, (Slot(*place, role), labels, tuple(sizes[axis] for axis in labels))
-        self.trained |= {f"{name}.{role}": parts[role] for role in ("A", "B")}
-        self.frozen |= {f"{name}.{held}": parts[role] for held, role in FROZEN[self.settings.subtract].items()}
-        pair = Pair(self.settings.r, width, height, self.settings.scale, isinstance(layer, nn.Embedding))
-        self._pairs[name] = pair.to(weight.device)
-        return pair
+        into, out = LORA_AXES[place.site.removeprefix("cross_")]
+        size = {axis: int(shape.size(axis) or 0) for axis in into + out} | {"rank": self.settings.r, "vocab": len(weight)}
 
-    def unmount(self) -> None:
+        def layout(key: str, role: str) -> ParameterLayout:
+            first, second = {"A": (("rank",), into), "B": (out, ("rank",)), "D": (out, into)}[role]
+            flat = tuple(math.prod(size[axis] for axis in axes) for axes in (first, second))
+            sizes = tuple(size[axis] for axis in first + second)
+            return ParameterLayout(f"{name}.{key}", flat, (SlotLayout(place._replace(role=role), first + second, sizes),))
+
+        trained = [layout(role, role) for role in ("A", "B")]
+        self.layouts += trained
+        self.frozen += [layout(key, role) for key, role in FROZEN[self.settings.subtract].items()]
+        (_, width), (height, _) = (one.shape for one in trained)
+        return Pair(self.settings.r, width, height, self.scale, isinstance(layer, nn.Embedding)).to(weight.device)
+
+    def _attach(self) -> None:
+        for parent, attribute, beside in self._holders:
+            parent._modules[attribute] = beside
+
+    def detach(self) -> None:
         """Put the host's own layers back."""
-        for parent, attribute, layer in self._replaced:
-            parent._modules[attribute] = layer
+        for parent, attribute, beside in self._holders:
+            parent._modules[attribute] = beside.base
 
-    def fresh(self, seed: int) -> dict[str, Tensor]:
-        """Values of a new module, from this seed and nothing else, in ordinary memory; those in the host stay."""
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The host's own layers stand in their places within it."""
+        self.detach()
+        try:
+            yield
+        finally:
+            self._attach()
+
+    def draw(self, seed: int) -> dict[str, Tensor]:
+        """Values of a new module; those in the host stay."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return {f"{name}.{role}": value for name, pair in self._pairs.items() for role, value in pair.fresh().items()}
+            return {f"{name}.loras.{site}.{role}": value for name, beside in self.besides.items()
+                    for site, pair in beside.loras.items() for role, value in pair.fresh().items()}
 
 
-def _layers(host: Host) -> dict[str, tuple[nn.Module, list[Place]]]:
-    """Name -> layer, and what its output's parts are, for every layer of the host beside which a pair can stand."""
+def _layers(host: Host) -> dict[str, tuple[nn.Module, list[tuple[str, int, str]]]]:
+    """Name -> layer, and stack, layer number and site of each part of its output, wherever a pair can stand."""
     from transformers.pytorch_utils import Conv1D
 
     found = {}
     for name, layer in host.model.named_modules():
         if isinstance(layer, nn.Linear | Conv1D | nn.Embedding):
             try:
-                stack, number, site = locate(host.family, f"{name}.loras.")
+                stack, number, site = locate(host.family, f"{name}.weight")
             except KeyError:  # tables of positions and the like
                 continue
             found[name] = layer, [(stack, number, one) for one in site.split("+")]

@@ -86,13 +86,10 @@ class CausalReader(Reader):
         return self._head(states).squeeze(1), _kept(cache)
 
     def _states(self, ids: Tensor, added: Tensor, cache: DynamicCache | None = None, places: Tensor | None = None) -> Tensor:
-        """Last states (B, T, d). The layers that adapters puts into a llama take a cache by its former name alone, and pass
-        over the usual one without a word; both kinds of gpt2 layer take the usual one."""
-        name = "past_key_value" if self.model.config.model_type == "llama" else "past_key_values"
-        keep = {name: cache} if cache is not None else {}
+        """Last states (B, T, d)."""
         places = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
         return self.model.base_model(
-            input_ids=ids, attention_mask=added, position_ids=places, use_cache=False, **keep
+            input_ids=ids, attention_mask=added, position_ids=places, use_cache=False, past_key_values=cache,
         ).last_hidden_state
 
     def _head(self, states: Tensor) -> Tensor:
