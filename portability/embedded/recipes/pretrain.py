@@ -35,7 +35,7 @@ SENTINELS = 8  # masked words at most in one example
 class Curriculum:
     """Stages of text, easy to hard: the next one begins when a probe passes the gate.
 
-    Our choice, measured (DECISIONS.md, embedded hosts): hosts that meet hard text early stay at chance.
+    Our choice, measured (D-25): hosts that meet hard text early stay at chance.
 
     Attributes:
         stage: the present stage, from 0.
