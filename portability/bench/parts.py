@@ -22,7 +22,7 @@ from portability.hosts.devices import cores
 
 Times = dict[str, list[float]]  # of each contender, per round
 ALL_CORES = {key: value for key, value in ENVIRONMENT.items() if not key.endswith("_NUM_THREADS")}
-COMPARED = 10  # updates whose losses are compared
+COMPARED = 5  # updates whose losses are compared
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.1}  # of a loss; rounding gives 1e-6 to 1e-4 and 1e-3 to 1e-2
 SQUARE = {"cpu": 1024, "cuda": 8192}  # side of the matrices of the measured product
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
