@@ -99,7 +99,7 @@ class TrainConf:
     betas: tuple[int | float, int | float]  # a whole number stays one: run ids depend on it
     eps: NonNegativeFloat
     clip: NonNegativeFloat
-    tail: Annotated[float, Field(ge=0, le=0.5)]  # so that a mark never averages its first updates (our choice)
+    tail: Annotated[float, Field(ge=0, le=0.5)]  # a mark never averages its first updates (our choice)
     bucket_batches: Count
     head_learning_rate: NonNegativeFloat
 
