@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import AfterValidator
+from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat
 
 from portability.core.errors import UserError
-from portability.core.schema import Axis, Count, Name, NotNegative, Positive, build
+from portability.core.schema import Axis, Count, Name, build
 
 
 def check_even(value: int) -> int:
@@ -28,8 +28,8 @@ class Outer:
     name: Name
     kind: Literal["local", "ray"]
     size: Count = 1
-    share: NotNegative = 0.0
-    factors: Axis[Positive] = field(default_factory=lambda: [1.0])
+    share: NonNegativeFloat = 0.0
+    factors: Axis[PositiveFloat] = field(default_factory=lambda: [1.0])
     options: Mapping[str, Any] = field(default_factory=dict)
     folder: str | None = None
     inner: Inner = Inner()

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from portability.core.errors import choose
 from portability.core.measures import metric_names
-from portability.core.schema import Axis, Count, Name, NotNegative, Positive
+from portability.core.schema import Axis, Count, Name
 from portability.core.specs import Cell
 from portability.planning.study import EngineConf, TrackingConf
 
@@ -77,7 +76,7 @@ class GridConf:
     seeds: Axis[int]
     budgets: Axis[Count]
     origin_updates: Count | None
-    rates: Axis[Positive]
+    rates: Axis[PositiveFloat]
     origin_seeds: Literal["same", "other"]
 
 
@@ -95,14 +94,14 @@ class TrainConf:
     """TrainSpec without the updates, which follow from the budgets."""
 
     batch_size: Count
-    warmup: Annotated[int, Ge(0)]
-    weight_decay: NotNegative
+    warmup: NonNegativeInt
+    weight_decay: NonNegativeFloat
     betas: tuple[int | float, int | float]  # a whole number stays one: run ids depend on it
-    eps: NotNegative
-    clip: NotNegative
-    tail: Annotated[NotNegative, Le(0.5)]  # so that a mark never averages its first updates (our choice)
+    eps: NonNegativeFloat
+    clip: NonNegativeFloat
+    tail: Annotated[float, Field(ge=0, le=0.5)]  # a mark never averages its first updates (our choice)
     bucket_batches: Count
-    head_learning_rate: NotNegative
+    head_learning_rate: NonNegativeFloat
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from annotated_types import Ge, Gt
-from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from portability.core.errors import UserError, choose
 
 T = TypeVar("T")
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 def _text(value: object) -> object:

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import Contrast
-from portability.core.schema import Count, NotNegative, Positive
+from portability.core.schema import Count
 from portability.data.splits import DataSource, StudyData
 from portability.planning.plan import Grid, rated
 from portability.planning.selection import Part
@@ -25,8 +27,8 @@ class EngineConf:
     device: Literal["auto", "cpu", "cuda"]
     workers: Count | None
     stack: Count | None
-    checkpoint_seconds: NotNegative
-    timeout_minutes: Positive | None  # of one run; a stack may take as many times that
+    checkpoint_seconds: NonNegativeFloat
+    timeout_minutes: PositiveFloat | None  # of one run; a stack may take as many times that
     options: Mapping[str, Any]
 
 

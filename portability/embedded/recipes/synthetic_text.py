@@ -8,36 +8,38 @@ these in `corpus`.
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BeforeValidator
 
 from portability.core.paths import bundled
+from portability.core.schema import build
 
 WORDS = yaml.safe_load((bundled("conf") / "pretrain_words.yaml").read_text())
 FACTS = {kind: words.split() for kind, words in WORDS["facts"].items()}
+Words = Annotated[list[str], BeforeValidator(str.split)]
 Example = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What a review can be about, and the register it is written in; what each is: conf/pretrain_words.yaml.
-    """
+    """What a review can be about, in the register that it is written in (conf/pretrain_words.yaml)."""
 
     name: str
-    aspects: Sequence[str]
-    clauses: Sequence[str]
-    negated: Sequence[str]
-    contrasts: Sequence[str]
-    pairs: Sequence[str]
-    shrugs: Sequence[str]
-    strong: Sequence[str]
-    weak: Sequence[str]
+    aspects: Words
+    clauses: list[str]
+    negated: list[str]
+    contrasts: list[str]
+    pairs: list[str]
+    shrugs: list[str]
+    strong: Words
+    weak: Words
     copula: str
-    adjectives: Sequence[Sequence[str]]  # by polarity, as the verbs
-    verbs: Sequence[Sequence[str]]
+    adjectives: list[Words]  # by polarity, as the verbs
+    verbs: list[Words]
 
     def half(self, novel: bool) -> "Domain":
         """With only the polarity words held out of labelled training text (`novel`), or only the others."""
@@ -46,16 +48,8 @@ class Domain:
         return replace(self, adjectives=adjectives, verbs=verbs)
 
 
-def _domains(domains: Mapping[str, str], **register: Any) -> Iterator[Domain]:
-    for key in ("adjectives", "verbs"):
-        register[key] = [words.split() for words in register[key]]
-    for key in ("strong", "weak"):
-        register[key] = register[key].split()
-    for name, aspects in domains.items():
-        yield Domain(name, aspects.split(), **register)
-
-
-DOMAINS = {domain.name: domain for register in WORDS["registers"].values() for domain in _domains(**register)}
+DOMAINS = {name: build(Domain, {"name": name, "aspects": aspects, **WORDS["registers"][register]}, name)
+           for register, domains in WORDS["domains"].items() for name, aspects in domains.items()}
 _POLAR = [sorted({word for domain in DOMAINS.values() for word in getattr(domain, kind)[polarity]})
           for kind in ("adjectives", "verbs") for polarity in (0, 1)]
 POLAR = frozenset(word for words in _POLAR for word in words)
