@@ -22,6 +22,7 @@ from portability.hosts.host import HostSource, describe
 from portability.inits.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
 from portability.inits.extraction.options import Place
 from portability.methods.module import ModuleState, equal
+from portability.porting.base import PortContext
 from portability.porting.port import port
 
 
@@ -159,7 +160,7 @@ def test_a_module_goes_through_a_file_and_a_port(make_host):
     hosts = make_host("llama", 64, 3, 8), make_host("llama", 32, 2, 4)
     module = extract(*hosts, seeds_of("llama"), options, 0)[0]
     assert equal(ModuleState.from_file(*module.to_file()), module)
-    moved = port(module, hosts[1], module, hosts[1], PortSpec("copy", "copy", "skip"))
+    moved = port(module, PortContext(hosts[1], hosts[1], module, PortSpec("copy", "copy", "skip")))
     assert equal(moved.module, module)
 
 

@@ -12,16 +12,19 @@ from portability.bench.line import Line
 from portability.bench.plain import PlainLoop
 from portability.bench.workload import Workload
 from portability.core.seeds import stream_seed
-from portability.core.specs import FROM_ORIGIN, Cell, RunSpec
+from portability.core.specs import Cell, RunSpec
 from portability.data.sampling import pad
 from portability.data.splits import Encoded
 from portability.execution.worker_context import Desk
 from portability.hosts.devices import places
-from portability.inits.base import INITS, Given
+from portability.inits import INITS
+from portability.inits.base import InitContext
 from portability.methods.base import Mounted
 from portability.methods.module import ModuleState
 from portability.planning.plan import Plan, plan
 from portability.planning.study import Study
+from portability.porting.base import PortContext
+from portability.porting.port import port
 from portability.run import compose
 from portability.store import Store
 from portability.tasks.classification import Scorer
@@ -48,7 +51,7 @@ class Naive:
         """Train one cell, after its origin where it has one, and score it: accuracy."""
         run = self.planned.runs[cell.run_id]
         origin = None
-        if run.init.kind in FROM_ORIGIN:
+        if "port" in run.init.traits.needs:
             source = self.planned.runs[str(run.origin)]
             origin, _ = self.train(source, source.train.updates, None, score=False)
         module, found = self.train(run, cell.mark, origin, score=True)
@@ -81,10 +84,11 @@ class Naive:
 
     def _start(self, run: RunSpec, bench: Bench, origin: ModuleState | None) -> ModuleState:
         fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
-        source = self.planned.runs[str(run.origin)].host if run.origin else None
-        given = Given(fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, module=origin,
-                      origin=source, port=run.port)
-        return INITS[run.init.kind](given, run.init.options)[0]
+        context = InitContext(run.host, bench.mounted.spec, int(run.seed or 0), run.stream, lambda: fresh)
+        if origin is not None and run.port is not None:
+            known = PortContext(self.planned.runs[str(run.origin)].host, run.host, fresh, run.port)
+            context = replace(context, port=lambda: port(origin, known))
+        return INITS[run.init.kind](context, run.init.options).module
 
 
 @torch.no_grad()

@@ -13,14 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind
 from portability.core.errors import UserError, choose
+from portability.core.init_kinds import INIT_KINDS
 from portability.core.measures import metric_names, name_of
 from portability.core.specs import (
     BARE,
-    FROM_EXTRACTION,
-    KINDS,
-    MATCHED,
     METRICS,
-    PISSA,
     AnswerSpec,
     EvalSpec,
     InitSpec,
@@ -141,7 +138,7 @@ def _primary(value: Any, grid: Grid, kinds: Sequence[tuple[str, str, str]], host
     axes = product(methods, kinds, grid.relations, grid.data, grid.ports)
     places = [{"method": method.name, "origin": origin, "receiving": receiving, "relation": relation, "data": data.name,
                "port": port.name, PAIRS: kind} for method, (origin, receiving, kind), relation, data, port in axes]
-    budgets = {init.name: [*([] if init.kind == MATCHED else [0]), *grid.budgets] for init in grid.inits} | {BARE: [0]}
+    budgets = {init.name: [*([] if init.traits.trains_extra else [0]), *grid.budgets] for init in grid.inits} | {BARE: [0]}
     try:
         found = declared(value, [init.name for init in grid.inits], budgets, places, hosts.roles)
         for contrast in found if len(grid.rates) > 1 else []:
@@ -208,7 +205,7 @@ def _grid(raw: Mapping[str, Any], conf: GridConf, data: StudyData) -> Grid:
     _check_metrics(evaluation, received, answers)
     methods, inits = _methods(raw), [_init(raw, name) for name in distinct(conf.inits, "grid.inits")]
     _check_extractions(methods, inits)
-    if any(init.kind in FROM_EXTRACTION for init in inits):
+    if any("extraction" in init.traits.needs for init in inits):
         check_relations(relations, received)
     return Grid(
         methods=methods,
@@ -295,13 +292,13 @@ def _methods(raw: Mapping[str, Any]) -> list[MethodSpec]:
 
 def _init(raw: Mapping[str, Any], name: str) -> InitSpec:
     spec = build(InitSpec, {"name": name} | _known(raw, "init", name), f"init.{name}")
-    choose(spec.kind, [kind for kind in KINDS if kind != "bare"], f"kind of init '{name}'")
+    choose(spec.kind, [kind for kind, traits in INIT_KINDS.items() if traits.offered], f"kind of init '{name}'")
     return spec
 
 
 def _check_extractions(methods: Sequence[MethodSpec], inits: Sequence[InitSpec]) -> None:
     """Refuse what an extraction could not be made with."""
-    extracted = [init for init in inits if init.kind in (*FROM_EXTRACTION, PISSA)]
+    extracted = [init for init in inits if init.traits.subtracts_start]
     if extracted:
         from portability.inits.seed_examples import extraction_options, seed_count  # with torch, which other plans do without
 

@@ -6,16 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from portability.core.init_kinds import INIT_KINDS, InitKind
 from portability.core.wording import counted
 
-FROM_ORIGIN = ("ported", "sampled", "shuffled")  # kinds of init that start from the origin's module
-EXTRACTION = "extraction"  # of a run without updates: pairs cut out of a larger host's own weights
-FROM_EXTRACTION = ("extracted", "extracted_shuffled", "extracted_noise")  # kinds of init that start from an extraction
-PISSA = "pissa"  # the receiving host's own largest singular triples
-SUBTRACTED = (EXTRACTION, *FROM_EXTRACTION, PISSA)  # kinds whose start is taken off the host, so that training begins at it
-BARE = "bare"  # no module at all: the host as it is
-MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
-KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
+BARE = "bare"  # kind of init of a run without a module: the host as it is
+EXTRACTION = "extraction"  # kind of init of a run without updates: pairs cut out of a larger host's own weights
 METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked for
 SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
 PROTOCOLS = {  # the schemas whose records can be read; records of two of them are never pooled
@@ -88,11 +83,16 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class InitSpec:
-    """How a receiving module starts: the kind (a function in inits.INITS) and its options."""
+    """How a receiving module starts: the kind (a key of INIT_KINDS, and of inits.INITS) and its options."""
 
     name: str
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def traits(self) -> InitKind:
+        """What planning knows of the kind."""
+        return INIT_KINDS[self.kind]
 
 
 @dataclass(frozen=True)

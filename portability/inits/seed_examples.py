@@ -8,7 +8,7 @@ import numpy as np
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError, choose
 from portability.core.seeds import stream_seed
-from portability.core.specs import PISSA, AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
+from portability.core.specs import AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
 from portability.data.answer_tokens import encode_answers
 from portability.data.examples import Example
 from portability.data.splits import StudyData, encode, examples, rows
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPTIONS = ("seeds", "layers", "structure", "split", "scores")  # of an init that starts from an extraction
-BLOCKLESS = ("extracted_noise", PISSA)  # kinds of init that know pairs alone
 SEEDS = 32  # examples, as in the reference (Zhong et al. 2024, n_sample of its sampling script)
 
 
@@ -39,7 +38,7 @@ def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
         choose(str(name), OPTIONS, f"option of init '{init.name}'")
     settings = lora_settings(method.settings, method.name)
     blocks = settings.subtract == "block"
-    if blocks and init.kind in BLOCKLESS:
+    if blocks and not init.traits.subtracts_blocks:
         raise UserError(f"init '{init.name}' has no block to take off the host, only pairs; leave it out (grid.inits), or set "
                         f"method.{method.name}.settings.subtract=product")
     values = {name: str(value) for name, value in init.options.items() if name != "seeds"}
@@ -58,7 +57,7 @@ def seed_count(init: InitSpec) -> int:
     return count
 
 
-def extraction(
+def extract_for(
     run: RunSpec, data: StudyData, store: Store, device: str = "cpu", free: Callable[[], int] = lambda: 1
 ) -> tuple[ModuleState, ExtractReport]:
     """The module of a run of kind `extraction`.
@@ -70,7 +69,8 @@ def extraction(
     Raises:
         UserError: what `extract` raises.
     """
-    assert run.teacher is not None and run.method is not None
+    if run.teacher is None or run.method is None:
+        raise ValueError(f"run {run.run_id} is no extraction")
     for host in (run.teacher, run.host):
         check_unchanged(host)
     options = extraction_options(run.method, run.init)

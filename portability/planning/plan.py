@@ -10,10 +10,6 @@ from portability.core.errors import UserError
 from portability.core.specs import (
     BARE,
     EXTRACTION,
-    FROM_EXTRACTION,
-    FROM_ORIGIN,
-    MATCHED,
-    PISSA,
     AnswerSpec,
     Cell,
     DataSpec,
@@ -176,11 +172,11 @@ class _Arm:
             bare_id = out.add(self._bare(origin_id, port), 0)
             yield self._cell(BARE, port, 0, bare_id, 0, native_id, bare_id)
             for init in grid.inits:
-                extracted = init.kind in FROM_EXTRACTION
-                source = out.add(self._extraction(init, port, origin_id), 0) if extracted else origin_id
+                extracts = "extraction" in init.traits.needs
+                source = out.add(self._extraction(init, port, origin_id), 0) if extracts else origin_id
                 run = self._run(init, port, source)
-                ahead = grid.origin_updates if init.kind == MATCHED else 0
-                budgets = grid.budgets if ahead else (0, *grid.budgets)  # matched scratch has no zero-shot
+                ahead = grid.origin_updates if init.traits.trains_extra else 0
+                budgets = grid.budgets if ahead else (0, *grid.budgets)
                 run_id = out.add(run, *(ahead + budget for budget in budgets))
                 for budget in budgets:
                     yield self._cell(init.name, port, budget, run_id, ahead + budget, native_id, bare_id)
@@ -215,8 +211,8 @@ class _Arm:
     @property
     def _trains_origin(self) -> bool:
         """Whether a module is to be trained on the origin host: not where it only lends its own weights."""
-        starts = {init.kind for init in self.grid.inits}
-        lends = bool(starts & {*FROM_EXTRACTION, PISSA}) and not starts & set(FROM_ORIGIN)
+        kinds = [init.traits for init in self.grid.inits]
+        lends = any(kind.subtracts_start for kind in kinds) and not any("origin_module" in kind.needs for kind in kinds)
         return not (lends and _scores_labels(self.origin) and not self._shares_head)
 
     def _extraction(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
@@ -232,17 +228,16 @@ class _Arm:
 
     def _run(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
         """The run of one arm on the receiving host; `origin_id` is the run that it starts from, if its init needs one."""
-        grid = self.grid
-        updates = max(grid.budgets) + (grid.origin_updates if init.kind == MATCHED else 0)
+        grid, traits, shares = self.grid, init.traits, self._shares_head
+        updates = max(grid.budgets) + (grid.origin_updates if traits.trains_extra else 0)
         base = self._trained(self.receiving, self.data).with_updates(updates)
-        shares, ported = self._shares_head, init.kind in FROM_ORIGIN
-        start = SCRATCH if init.kind == MATCHED else init
-        if init.kind in FROM_EXTRACTION:  # what the options say is the extraction's
+        start = SCRATCH if traits.trains_extra else init
+        if "extraction" in traits.needs:  # what the options say is the extraction's
             start = InitSpec(init.name, init.kind)
         return replace(
             base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head,
-            port=port if ported or shares else None,
-            origin=origin_id if ported or shares or init.kind in FROM_EXTRACTION else None,
+            port=port if "port" in traits.needs or shares else None,
+            origin=origin_id if traits.needs or shares else None,
         )
 
     def _bare(self, origin_id: str | None, port: PortSpec) -> RunSpec:
@@ -258,7 +253,9 @@ def rated(method: MethodSpec, rate: float) -> MethodSpec:
         >>> rated(MethodSpec("lora", "adapters", "LoRAConfig", {}, 3e-3), 3.0).name
         'lora x3'
     """
-    return method if rate == 1 else replace(method, name=f"{method.name} x{rate:g}", learning_rate=method.learning_rate * rate)
+    if rate == 1:
+        return method
+    return replace(method, name=f"{method.name} x{rate:g}", learning_rate=method.learning_rate * rate)
 
 
 def updates_of(planned: Plan) -> tuple[int, int]:

@@ -3,11 +3,11 @@
     seeds --sensitivity--> scores of a layer --cuts--> where to cut --factors--> pairs (A, B) as a ModuleState
 
 A teacher is read from its safetensors a layer at a time, so it may be larger than memory; nothing here knows the grid,
-the store or Hydra. `extract` is the one entry, `control` makes the pairs to compare with on the same places.
+the store or Hydra. `extract` is the one entry; controls.py makes pairs to compare with.
 """
 
-from portability.inits.extraction.controls import CONTROLS, Extracted, control
 from portability.inits.extraction.extractor import extract, peak_bytes
 from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Seed
+from portability.inits.extraction.sensitivity import Head
 
-__all__ = ["CONTROLS", "ExtractReport", "Extracted", "ExtractionOptions", "Seed", "control", "extract", "peak_bytes"]
+__all__ = ["ExtractReport", "ExtractionOptions", "Head", "Seed", "extract", "peak_bytes"]
