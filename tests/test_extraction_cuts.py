@@ -15,7 +15,7 @@ from portability.core.seeds import stream
 from portability.core.specs import HostShape
 from portability.inits.extraction import ExtractionOptions, extract, peak_bytes
 from portability.inits.extraction.aligned import pending_cuts, residual_offset
-from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES, window_sums
+from portability.inits.extraction.submatrix import CUTS, LAYER_CHOICES, window_sums
 
 
 def scores_of(m, n, seed=0):

@@ -11,8 +11,8 @@ from portability.core.errors import UserError
 from portability.inits.extraction import ExtractionOptions, extract
 from portability.inits.extraction.controls import noise, shuffle_layers, singular_pairs
 from portability.inits.extraction.factors import low_rank
+from portability.inits.extraction.offload import Offload
 from portability.inits.extraction.options import Place
-from portability.inits.extraction.spill import Spill
 from portability.methods.module import equal
 
 
@@ -102,7 +102,7 @@ def test_no_common_token_is_refused(make_host, tmp_path):
 def test_fewer_common_tokens_than_the_rank_are_refused_before_any_work(count, make_host, tmp_path, monkeypatch):
     words = [*WORDS[7 : 7 + count], *(f"other{i}" for i in range(31 - count))]
     student = changed_host(tmp_path, "llama", words=words)
-    monkeypatch.setattr(Spill, "put", lambda *given: pytest.fail("work began"))
+    monkeypatch.setattr(Offload, "put", lambda *given: pytest.fail("work began"))
     with pytest.raises(UserError, match=f"only {count} tokens? in common, too few for pairs of rank 4; leave out embedding "
                                         r"and head \(the sites of the method\)") as raised:
         extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4), 0)

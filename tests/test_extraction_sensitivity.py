@@ -19,8 +19,8 @@ from portability.core.errors import UserError
 from portability.hosts.host import HostSource, describe
 from portability.inits.extraction import ExtractionOptions, Seed, extract, peak_bytes, threads
 from portability.inits.extraction.gradients import AbsoluteGradients, add_absolute
+from portability.inits.extraction.offload import Offload
 from portability.inits.extraction.sensitivity import ones, sensitivity
-from portability.inits.extraction.spill import Spill
 from portability.inits.extraction.weights import Weights
 from portability.methods.module import equal
 
@@ -275,11 +275,11 @@ def test_a_part_without_a_rule_is_refused():
 
 
 def test_spilled_sets_may_be_replaced_while_they_are_read():
-    with Spill() as spill:
-        spill.put("a", {"x": torch.arange(4.0)})
-        before = spill.get("a")["x"]
-        spill.put("a", {"x": before * 2})
-        assert before.tolist() == [0, 1, 2, 3] and spill.get("a")["x"].tolist() == [0, 2, 4, 6]
+    with Offload() as offload:
+        offload.put("a", {"x": torch.arange(4.0)})
+        before = offload.get("a")["x"]
+        offload.put("a", {"x": before * 2})
+        assert before.tolist() == [0, 1, 2, 3] and offload.get("a")["x"].tolist() == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])

@@ -19,7 +19,7 @@ from portability.core.architectures import LORA_AXES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.hosts.host import HostSource, describe
-from portability.inits.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
+from portability.inits.extraction import ExtractionOptions, extract, gradients, offload, submatrix, threads
 from portability.inits.extraction.options import Place
 from portability.methods.module import ModuleState, equal
 from portability.porting.base import PortContext
@@ -196,7 +196,7 @@ def test_no_bit_depends_on_the_number_of_threads(family, large, small, structure
     """With pieces so small that every thread has some of every matrix."""
     for name, entries in (("PIECE", 200), ("WIDE", 300)):
         monkeypatch.setattr(threads, name, entries)
-    monkeypatch.setattr(cuts, "COLUMNS", 5)
+    monkeypatch.setattr(submatrix, "COLUMNS", 5)
     hosts, head = (make_host(family, *large), make_host(family, *small, seed=5)), head_of(family, large[0])
     options = ExtractionOptions(rank=3, structure=structure, batch_size=2)
     at_work = set()
@@ -298,7 +298,7 @@ def test_on_a_device_everything_is_made_there(family, structure, make_host, monk
     hosts, head = (make_host(family, 64, 3, 8), make_host(family, 32, 2, 4)), head_of(family, 64)
     options = ExtractionOptions(rank=3, structure=structure, blocks=True)
     plain = extract(*hosts, seeds_of(family), options, 0, head)
-    monkeypatch.setattr(spill, "load_file", lambda path, device: {
+    monkeypatch.setattr(offload, "load_file", lambda path, device: {
         name: tensor.to(device) for name, tensor in load_file(path).items()})
     monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", padded)
     with SecondDevice() as second, Calls(second):

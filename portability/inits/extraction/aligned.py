@@ -21,7 +21,7 @@ from torch import Tensor
 
 from portability.core.architectures import LORA_AXES
 from portability.core.specs import HostShape
-from portability.inits.extraction.cuts import Cut, window_sums
+from portability.inits.extraction.submatrix import Cut, window_sums
 
 RESIDUAL = "hidden"
 ENTRIES = {"query": "query_key", "key": "query_key", "value": "value_out", "attention_out": "value_out"}
@@ -113,6 +113,4 @@ def _labels(site: str) -> list[Axis]:
 
 
 def _size(label: str, shape: HostShape) -> int:
-    size = shape.size("head_dim" if label in ENTRIES.values() else label)
-    assert size is not None
-    return size
+    return int(getattr(shape, "head_dim" if label in ENTRIES.values() else label))

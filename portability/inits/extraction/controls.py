@@ -7,7 +7,7 @@ from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.seeds import stream
 from portability.core.specs import HostSpec
-from portability.inits.extraction.extractor import pair_parts
+from portability.inits.extraction.extractor import in_slot
 from portability.inits.extraction.factors import low_rank
 from portability.inits.extraction.options import ExtractionOptions
 from portability.inits.extraction.weights import Weights
@@ -21,7 +21,9 @@ def singular_pairs(host: HostSpec, options: ExtractionOptions) -> dict[Slot, Ten
     tensors: dict[Slot, Tensor] = {}
     for place in weights.places(options):
         pair = low_rank(weights.matrix(place), options.rank, options.split)[:2]
-        tensors |= {Slot(*place, role): part for role, part, _ in pair_parts(place, *pair, host.shape)}
+        for role, part in zip("AB", pair, strict=True):
+            slot, tensor, _ = in_slot(place, role, part, options.rank, host.shape)
+            tensors[slot] = tensor
     return tensors
 
 

@@ -8,7 +8,7 @@ import torch
 
 from portability.core.architectures import FAMILIES, LORA_AXES, SITE_GROUPS
 from portability.core.errors import UserError, choose
-from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES
+from portability.inits.extraction.submatrix import CUTS, LAYER_CHOICES
 from portability.methods.module import ModuleState
 
 STRUCTURES = (*CUTS, "aligned")
@@ -35,13 +35,13 @@ class Seed:
 
     Attributes:
         ids: prompt and answer (gpt2, llama), the encoder's input (t5), or the text (bert, roberta).
-        start: index in `ids` of the answer's first token (gpt2, llama), at least 1.
+        start: index in `ids` of the answer's first token (gpt2, llama), at least 1; 0 where there is none.
         target: the decoder's tokens, without a start token (t5).
         label: the class (bert, roberta), a row of the classification head.
     """
 
     ids: Sequence[int]
-    start: int | None = None
+    start: int = 0
     target: Sequence[int] = ()
     label: int | None = None
 
@@ -54,7 +54,7 @@ class ExtractionOptions:
         rank: r of the pairs (16: the reference's train.sh).
         layers: which teacher layers feed the student, in their order: "sensitivity" the ones with the largest sums,
             "first", "last", "random" (the paper's ablation).
-        structure: what is kept of a matrix (extraction/cuts.py; "aligned" is our own, extraction/aligned.py).
+        structure: what is kept of a matrix (extraction/submatrix.py; "aligned" is our own, extraction/aligned.py).
         split: where the singular values go: "reference" all into B, "balanced" their roots into both.
         scores: "sensitivity", or "ones" where this stage is switched off.
         sites: groups (families.SITE_GROUPS; a group takes what the family has of it), or single sites such as "query", which
@@ -110,7 +110,7 @@ class ExtractReport:
             rows of shared tokens.
         kept: place -> share of the cut's squared norm in its r largest singular values, in [0, 1].
         shared_tokens: tokens that both tokenizers have, or None where neither embedding nor head is extracted.
-        peak_bytes: memory foreseen beyond what the process held (extraction/sizes.py).
+        peak_bytes: memory foreseen beyond what the process held (extraction/memory_estimate.py).
         scratch_bytes: disk foreseen for activations, under TMPDIR.
         seconds: wall-clock time.
         blocks: the cuts behind the pairs, one matrix a place with role "D" and the axes of what comes out, then of what
@@ -171,7 +171,7 @@ def check_seeds(
                 raise UserError(f"{where} has answer {seed.label}; give a class from 0 to {classes - 1} as `label`")
         elif family == "t5" and not len(seed.target):
             raise UserError(f"{where} has no answer; give the decoder's token ids as `target`")
-        elif family != "t5" and (seed.start is None or not 1 <= seed.start < len(seed.ids)):
+        elif family != "t5" and not 1 <= seed.start < len(seed.ids):
             raise UserError(f"{where} has no answer: start {seed.start} must lie from 1 to {len(seed.ids) - 1}")
         wrong = [token for token in (*seed.ids, *seed.target) if not 0 <= token < vocabulary]
         if wrong:

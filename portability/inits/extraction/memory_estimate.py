@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from portability.inits.extraction.circuits import CIRCUITS
+from portability.inits.extraction.layerwise_forward import LAYERWISE
 from portability.inits.extraction.options import ExtractionOptions, Place, Seed
 from portability.inits.extraction.weights import EMBEDDING, Weights
 
@@ -28,8 +28,7 @@ def needs(
     """
     shape, family = teacher.spec.shape, teacher.family
     wanted, student_sizes = teacher.places(options), student.places(options)
-    layers = [sum(math.prod(teacher.shapes[name]) for name in teacher.names(stack, layer).values())
-              for stack, depth in shape.layers.items() for layer in range(depth)]
+    layers = [sum(math.prod(teacher.shapes[name]) for name in names.values()) for names in teacher.layers.values()]
     inside = [math.prod(size) for place, size in teacher.places(ExtractionOptions()).items() if place.stack != "shared"]
     largest = max(inside)
     cut = max((math.prod(size) for place, size in wanted.items() if place.stack != "shared"), default=0)
@@ -50,9 +49,9 @@ def needs(
 
 def _lengths(teacher: Weights, seeds: Sequence[Seed], batch: int) -> tuple[list[tuple[int, int]], int]:
     """Per stack, examples and tokens of the largest batch; tokens of all seeds, each padded to the longest."""
-    circuit = CIRCUITS[teacher.family](teacher)
-    inputs = [circuit.example(seed)[0] for seed in seeds]
-    longest = [max(len(one[stack]) for one in inputs) for stack in circuit.stacks]
+    model = LAYERWISE[teacher.family](teacher)
+    inputs = [model.example(seed)[0] for seed in seeds]
+    longest = [max(len(one[stack]) for one in inputs) for stack in model.stacks]
     return [(min(batch, len(seeds)), length) for length in longest], len(seeds) * max(longest)
 
 

@@ -3,13 +3,10 @@
 import copy
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bert import modeling_bert
-from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 from transformers.models.roberta import modeling_roberta
 from transformers.models.t5 import modeling_t5
@@ -19,7 +16,7 @@ from portability.core.errors import UserError
 from portability.hosts.attention import causal_mask, padding_mask
 from portability.inits.extraction.options import Seed
 from portability.inits.extraction.threads import times
-from portability.inits.extraction.weights import EMBEDDING, Weights
+from portability.inits.extraction.weights import EMBEDDING, LAYER, Weights
 
 
 def _linear(matrix: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
@@ -46,23 +43,24 @@ class Batch:
                      for s in inputs[0]}
 
 
-class Circuit(ABC):
+class LayerwiseModel(ABC):
     """The parts of one family: embedding, layers, and what comes after the last layer.
 
     Attributes:
+        norm: the norm after the last layer, by its name in the model, if the family has one.
         positions: tokens a text may have, or None where positions are relative.
         ignored: token whose embedding row gets no gradient (`padding_idx` of the host's embedding), or None.
         scale: factor of the last states before a language-model head.
     """
 
-    norm: str | None = None  # prefix of the parameters of the norm after the last layer
+    norm = ""
     scale = 1.0
+    positions: int | None = None
+    ignored: int | None = None
 
     def __init__(self, weights: Weights):
         self.weights, self.config = weights, weights.config
         self.stacks = list(weights.spec.shape.layers)
-        self.positions: int | None = None
-        self.ignored: int | None = None
 
     def example(self, seed: Seed) -> tuple[dict[str, Tensor], Tensor, int]:
         """Inputs of each stack, targets, and the position that predicts the first of them.
@@ -70,20 +68,27 @@ class Circuit(ABC):
         A decoder-only host does not read the answer's last token, because nothing is predicted after it.
         """
         ids = torch.tensor(list(seed.ids))
-        assert seed.start is not None
         return {self.stacks[0]: ids[:-1]}, ids[seed.start :], seed.start - 1
 
     def looked_up(self, stack: str, batch: Batch) -> Tensor:
         """(B, T, d) rows of the word embedding."""
         return self.weights.read(EMBEDDING[self.weights.family], batch.ids[stack])
 
-    @abstractmethod
     def stem(self, stack: str, batch: Batch, rows: Tensor) -> Tensor:
         """(B, T, d) states before the first layer, from the looked-up rows."""
+        return rows
 
     def context(self, stack: str, batch: Batch) -> dict[str, Tensor]:
         """What all layers of a stack read beside their states, each with the batch first (T5's biases and memory)."""
         return {}
+
+    def tables(self, index: int) -> list[str]:
+        """Parameters of a layer that all layers of its stack read, by their names inside the layer (T5's biases)."""
+        return []
+
+    def table_gradients(self, stack: str, bias: Tensor) -> Iterator[Tensor]:
+        """The table's gradient for each example, from those of the biases (B, heads, T, T) that were read from it."""
+        return iter(())
 
     def layer(self, stack: str, index: int) -> nn.Module:
         """A layer with its weights, in fp32, without gradients.
@@ -91,8 +96,8 @@ class Circuit(ABC):
         Raises:
             UserError: the file's parameters are not those of the config.
         """
-        with torch.device("meta"):
-            module = self.blank(stack, index)
+        name = LAYER[self.weights.family][stack].format(index).removesuffix(".")
+        module = copy.deepcopy(self.weights.base.get_submodule(name))
         try:
             module.load_state_dict(self.weights.layer(stack, index), assign=True)
         except RuntimeError as error:
@@ -106,57 +111,39 @@ class Circuit(ABC):
         return module.eval()
 
     @abstractmethod
-    def blank(self, stack: str, index: int) -> nn.Module:
-        """A layer of the family without weights."""
-
-    @abstractmethod
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
         """(B, T, d) states after a layer."""
 
     def last(self, stack: str, states: Tensor) -> Tensor:
         """(B, T, d) states as the head reads them: after the last norm, scaled."""
-        norm = self.blank_norm()
-        if norm is None:
+        if not self.norm:
             return states
-        with torch.no_grad():
-            for name, parameter in norm.named_parameters():
-                parameter.copy_(self.weights.read((self.norm or "").format(stack=stack) + name))
+        name = self.norm.format(stack=stack)
+        norm = copy.deepcopy(self.weights.base.get_submodule(name))
+        norm.load_state_dict({short: self.weights.read(f"{name}.{short}") for short in norm.state_dict()}, assign=True)
         return norm.requires_grad_(False)(states) * (self.scale if stack == self.stacks[-1] else 1.0)
 
-    def blank_norm(self) -> nn.Module | None:
-        """The norm after the last layer, without weights, if the family has one."""
-        return None
 
-
-class Llama(Circuit):
+class Llama(LayerwiseModel):
     """Llama and its like: rotary positions, RMS norms, gated feed-forward, perhaps grouped-query attention."""
 
-    norm = "norm."
+    norm = "norm"
 
     def __init__(self, weights: Weights):
         super().__init__(weights)
         self.positions, self.ignored = self.config.max_position_embeddings, self.config.pad_token_id
         self.rotary = modeling_llama.LlamaRotaryEmbedding(self.config)
 
-    def stem(self, stack: str, batch: Batch, rows: Tensor) -> Tensor:
-        return rows
-
-    def blank(self, stack: str, index: int) -> nn.Module:
-        return modeling_llama.LlamaDecoderLayer(self.config, index)
-
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
         places = torch.arange(states.shape[1])[None]
         return layer(states, attention_mask=causal_mask(batch.real[stack]), position_ids=places,
                      position_embeddings=self.rotary(states, places))
 
-    def blank_norm(self) -> nn.Module:
-        return modeling_llama.LlamaRMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
 
-
-class Gpt2(Circuit):
+class Gpt2(LayerwiseModel):
     """GPT-2: learned positions, layer norms before each part."""
 
-    norm = "ln_f."
+    norm = "ln_f"
 
     def __init__(self, weights: Weights):
         super().__init__(weights)
@@ -164,9 +151,6 @@ class Gpt2(Circuit):
 
     def stem(self, stack: str, batch: Batch, rows: Tensor) -> Tensor:
         return rows + self.weights.read("wpe.weight", torch.arange(rows.shape[1]))
-
-    def blank(self, stack: str, index: int) -> nn.Module:
-        return modeling_gpt2.GPT2Block(self.config, index)
 
     def layer(self, stack: str, index: int) -> nn.Module:
         """As in every family; the causal mask is no weight and is made here."""
@@ -179,20 +163,15 @@ class Gpt2(Circuit):
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
         return layer(states, attention_mask=causal_mask(batch.real[stack]))[0]
 
-    def blank_norm(self) -> nn.Module:
-        return nn.LayerNorm(self.config.n_embd, self.config.layer_norm_epsilon)
 
-
-class Encoder(Circuit):
+class Encoder(LayerwiseModel):
     """BERT and RoBERTa: learned positions, norms after each part, no language-model head."""
 
     def __init__(self, weights: Weights):
         super().__init__(weights)
-        bert = weights.family == "bert"
-        self.kinds: Any = ((modeling_bert.BertLayer, modeling_bert.BertEmbeddings) if bert
-                           else (modeling_roberta.RobertaLayer, modeling_roberta.RobertaEmbeddings))
         self.ignored = self.config.pad_token_id
-        self.positions = self.config.max_position_embeddings - (0 if bert else self.config.pad_token_id + 1)
+        before = 0 if weights.family == "bert" else self.config.pad_token_id + 1  # rows before the first position's
+        self.positions = self.config.max_position_embeddings - before
 
     def example(self, seed: Seed) -> tuple[dict[str, Tensor], Tensor, int]:
         """The text, its class, and no position."""
@@ -210,29 +189,20 @@ class Encoder(Circuit):
         weight, bias = (self.weights.read(f"{part}LayerNorm.{name}") for name in ("weight", "bias"))
         return nn.functional.layer_norm(rows, rows.shape[-1:], weight, bias, self.config.layer_norm_eps)
 
-    def blank(self, stack: str, index: int) -> nn.Module:
-        return self.kinds[0](self.config, index)
-
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
         return layer(states, attention_mask=padding_mask(batch.real[stack]))[0]
 
 
-class T5(Circuit):
+class T5(LayerwiseModel):
     """T5: relative biases from a table in each stack's first layer; the decoder reads the encoder's normed states."""
 
-    norm = "{stack}.final_layer_norm."
+    norm = "{stack}.final_layer_norm"
     table = "layer.0.SelfAttention.relative_attention_bias.weight"  # inside layer 0
 
     def __init__(self, weights: Weights):
         super().__init__(weights)
         if weights.tied:
             self.scale = self.config.d_model**-0.5
-        self.configs = {stack: self._config(stack == "decoder") for stack in self.stacks}
-
-    def _config(self, decoder: bool) -> Any:
-        config = copy.deepcopy(self.config)
-        config.is_decoder = decoder
-        return config
 
     def example(self, seed: Seed) -> tuple[dict[str, Tensor], Tensor, int]:
         """The encoder's text; the decoder's start token and its answer but the last token."""
@@ -240,13 +210,10 @@ class T5(Circuit):
         start = torch.tensor([self.config.decoder_start_token_id])
         return {"encoder": torch.tensor(list(seed.ids)), "decoder": torch.cat([start, target[:-1]])}, target, 0
 
-    def stem(self, stack: str, batch: Batch, rows: Tensor) -> Tensor:
-        return rows
+    def tables(self, index: int) -> list[str]:
+        return [self.table] if index == 0 else []
 
-    def blank(self, stack: str, index: int) -> nn.Module:
-        return modeling_t5.T5Block(self.configs[stack], index == 0, index)
-
-    def buckets(self, stack: str, size: int) -> Tensor:
+    def _buckets(self, stack: str, size: int) -> Tensor:
         """(T, T) row of the table for each query and key."""
         places = torch.arange(size)
         return modeling_t5.T5Attention._relative_position_bucket(
@@ -256,9 +223,14 @@ class T5(Circuit):
     def context(self, stack: str, batch: Batch) -> dict[str, Tensor]:
         """"bias": (B, heads, T, T), one copy an example."""
         count, size = batch.ids[stack].shape
-        table = self.weights.read(self.weights.names(stack, 0)[self.table])
-        bias = table[self.buckets(stack, size)].permute(2, 0, 1)
+        table = self.weights.read(self.weights.layers[stack, 0][self.table])
+        bias = table[self._buckets(stack, size)].permute(2, 0, 1)
         return {"bias": bias.expand(count, -1, -1, -1).contiguous()}
+
+    def table_gradients(self, stack: str, bias: Tensor) -> Iterator[Tensor]:
+        rows = self._buckets(stack, bias.shape[-1]).flatten()
+        for one in bias:
+            yield torch.zeros(self.config.relative_attention_num_buckets, len(one)).index_add_(0, rows, one.flatten(1).T)
 
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: dict[str, Tensor]) -> Tensor:
         bias = context["bias"] + (causal_mask if stack == "decoder" else padding_mask)(batch.real[stack])
@@ -268,8 +240,7 @@ class T5(Circuit):
         return layer(states, position_bias=bias, encoder_hidden_states=context["memory"],
                      encoder_decoder_position_bias=padding_mask(batch.real["encoder"]), cache_position=places)[0]
 
-    def blank_norm(self) -> nn.Module:
-        return modeling_t5.T5LayerNorm(self.config.d_model, self.config.layer_norm_epsilon)
 
-
-CIRCUITS: dict[str, type[Circuit]] = {"llama": Llama, "gpt2": Gpt2, "bert": Encoder, "roberta": Encoder, "t5": T5}
+LAYERWISE: dict[str, type[LayerwiseModel]] = {
+    "llama": Llama, "gpt2": Gpt2, "bert": Encoder, "roberta": Encoder, "t5": T5,
+}
