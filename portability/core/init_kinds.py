@@ -1,4 +1,5 @@
-"""What planning knows of each kind of init, without torch; how each kind makes a module stands in portability/inits."""
+"""What planning knows of each kind of init, without torch; how each kind makes a module stands in
+portability/inits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +13,12 @@ class InitKind:
 
     Attributes:
         stage: how a tracker files its runs (job_type).
-        needs: "origin_module", the module trained on the origin host; "port", how that one is fitted; "extraction", the
-            run that cut pairs out of the origin host's weights; "teacher", these weights themselves.
+        needs: "origin_module", the module trained on the origin host; "port", how that one is fitted;
+            "extraction", the run that cut pairs out of the origin host's weights; "teacher", these weights
+            themselves.
         subtracts_start: whether the start is taken off the host, so that training begins at the bare host.
-        subtracts_blocks: whether the whole cuts behind the pairs can be taken off instead (``subtract: block``).
+        subtracts_blocks: whether the whole cuts behind the pairs can be taken off instead (``subtract:
+            block``).
         trains_extra: whether it is trained for the origin's updates on top of its own, and has no zero-shot.
         offered: whether a grid may name it; the others are planned where they are needed.
     """
@@ -40,6 +43,7 @@ INIT_KINDS: dict[str, InitKind] = {
     "extracted_noise": InitKind("extracted", frozenset({"extraction"}), subtracts_start=True),
     "pissa": InitKind("extracted", subtracts_start=True),
     "compute_matched": InitKind("scratch", trains_extra=True),  # planned as scratch with more updates
-    "extraction": InitKind("extraction", frozenset({"teacher"}), subtracts_start=True, subtracts_blocks=True, offered=False),
+    "extraction": InitKind("extraction", frozenset({"teacher"}), subtracts_start=True, subtracts_blocks=True,
+                           offered=False),
     "bare": InitKind("bare", offered=False),
 }

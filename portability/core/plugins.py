@@ -1,4 +1,5 @@
-"""What installed packages add to a registry, by entry points (https://packaging.python.org/specifications/entry-points)."""
+"""What installed packages add to a registry, by entry points
+(https://packaging.python.org/specifications/entry-points)."""
 
 import functools
 from collections.abc import Collection
@@ -21,7 +22,7 @@ def plugins(group: str, ours: Collection[str]) -> dict[str, EntryPoint]:
     for entry in entry_points(group=group):
         if entry.name in ours or entry.name in found:
             package = entry.dist.name if entry.dist else entry.value
-            raise UserError(f"package {package} adds '{entry.name}' to {group}, a name that is already taken; "
-                            "uninstall it or have it renamed there")
+            raise UserError(f"package {package} adds '{entry.name}' to {group}, a name that is already "
+                            "taken; uninstall it or have it renamed there")
         found[entry.name] = entry
     return found

@@ -1,4 +1,5 @@
-"""How a run's module starts: one function for each kind of init; what planning knows of them is in core/init_kinds.py."""
+"""How a run's module starts: one function for each kind of init; what planning knows of them is in
+core/init_kinds.py."""
 
 from portability.inits.base import Init
 from portability.inits.extracted import extracted, extracted_noise, extracted_shuffled, extraction, pissa

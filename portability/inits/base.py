@@ -12,8 +12,8 @@ from portability.porting.base import Port, PortReport
 
 @dataclass(frozen=True)
 class ExtractedPairs:
-    """What an extraction's run left: its pairs, the host they were cut out of, and the cuts behind them where the method
-    takes these off."""
+    """What an extraction's run left: its pairs, the host they were cut out of, and the cuts behind them where
+    the method takes these off."""
 
     module: ModuleState
     teacher: HostSpec
@@ -26,13 +26,14 @@ def _undeclared(*_: Any) -> NoReturn:
 
 @dataclass(frozen=True)
 class InitContext:
-    """What an init may use. Of the last four, those that its kind declares (`core.init_kinds.InitKind.needs`) can be
-    called; they load, or make, what they give when it is asked for.
+    """What an init may use. Of the last four, those that its kind declares (`core.init_kinds.InitKind.needs`)
+    can be called; they load, or make, what they give when it is asked for.
 
     Attributes:
         stream: first names of the run's random streams (`RunSpec.stream`).
         fresh: gives a module as the library initialises it, from the run's own seed.
-        change: module -> Frobenius norm of the logit change it makes against the bare host, on training inputs.
+        change: module -> Frobenius norm of the logit change it makes against the bare host, on training
+            inputs.
         calibration_examples: how many of these inputs there are.
         origin_module: gives the module that was trained on the origin host.
         port: gives that module, fitted to the receiving host.
@@ -55,8 +56,8 @@ class InitContext:
 
 @dataclass(frozen=True)
 class InitialModule:
-    """The module that a run starts with, the report of the port or extraction behind it, and what is taken off the host all
-    through the run."""
+    """The module that a run starts with, the report of the port or extraction behind it, and what is taken
+    off the host all through the run."""
 
     module: ModuleState
     report: PortReport | ExtractReport | None = None

@@ -25,7 +25,8 @@ def ported(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
 
 
 def shuffled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
-    """The ported module with its layers in a random other order, per stack (our control: does the order matter?).
+    """The ported module with its layers in a random other order, per stack (our control: does the order
+    matter?).
 
     Raises:
         UserError: every layer is like every other, so there is nothing to shuffle.

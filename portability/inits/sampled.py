@@ -17,18 +17,19 @@ FURTHEST = 11  # powers of two by which a sample is scaled at most (our choice)
 
 
 def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
-    """Numbers from the same distribution as the ported module (Sabry & Belz 2024, abstract; which distribution is our
-    choice).
+    """Numbers from the same distribution as the ported module (Sabry & Belz 2024, abstract; which
+    distribution is our choice).
 
-    Per tensor, on the carried entries only and before any padding: ``law: normal`` draws from N(mean, std) with std
-    of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module is then scaled so
-    that it changes the logits as much as the ported one (D-09).
+    Per tensor, on the carried entries only and before any padding: ``law: normal`` draws from N(mean, std) with
+    std of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module is then
+    scaled so that it changes the logits as much as the ported one (D-09).
 
     Raises:
         UserError: unknown law or match.
     """
     done = context.port()
-    draw = DISTRIBUTIONS[choose(str(options.get("law")), DISTRIBUTIONS, "law of sampling (init.sampled.options.law)")]
+    draw = DISTRIBUTIONS[choose(str(options.get("law")), DISTRIBUTIONS, "law of sampling "
+                                                                        "(init.sampled.options.law)")]
     generator = stream(*context.stream, "sample")
     tensors = {}
     for slot, tensor in done.module.tensors.items():
@@ -44,7 +45,8 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
     module = match_change(module, target, context.change)
     fraction = context.change(module) / target if target else 1.0
     examples = context.calibration_examples
-    return InitialModule(module, replace(done.report, calibration_examples=examples, effect_fraction=fraction))
+    report = replace(done.report, calibration_examples=examples, effect_fraction=fraction)
+    return InitialModule(module, report)
 
 
 def _normal(entries: Tensor, generator: torch.Generator) -> Tensor:
@@ -58,14 +60,16 @@ def _permute(entries: Tensor, generator: torch.Generator) -> Tensor:
     return entries[torch.randperm(entries.numel(), generator=generator)]
 
 
-DISTRIBUTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"normal": _normal, "permute": _permute}
+Distribution = Callable[[Tensor, torch.Generator], Tensor]
+DISTRIBUTIONS: dict[str, Distribution] = {"normal": _normal, "permute": _permute}
 
 
 def match_change(module: ModuleState, target: float, change: Callable[[ModuleState], float]) -> ModuleState:
     """The module times one factor, with which it changes the logits by `target`.
 
-    The factor is found by bisection in log2 between the first two powers of two, going outwards from 1, that have the target
-    between them. Where none up to 2^FURTHEST has, it is the power whose change comes nearest (D-122).
+    The factor is found by bisection in log2 between the first two powers of two, going outwards from 1, that
+    have the target between them. Where none up to 2^FURTHEST has, it is the power whose change comes nearest
+    (D-122).
 
     Args:
         change: module -> norm of the logit change it makes.

@@ -28,15 +28,18 @@ CALIBRATION = 64  # training inputs on which a module's logit change is measured
 
 
 class StartBuilder:
-    """Makes the starts of one stack's runs. What several of them share, a port or a host that a strategy reads, is made once
-    and kept as long as the builder.
+    """Makes the starts of one stack's runs. What several of them share, a port or a host that a strategy
+    reads, is made once and kept as long as the builder.
 
     Args:
         device: where hosts are loaded and extractions computed.
         free: gives the threads that an extraction may use now.
     """
 
-    def __init__(self, bench: Bench, store: Store, data: StudyData, device: str = "cpu", free: Callable[[], int] = lambda: 1):
+    def __init__(
+        self, bench: Bench, store: Store, data: StudyData, device: str = "cpu",
+        free: Callable[[], int] = lambda: 1,
+    ):
         self.bench, self.store, self.data, self.device, self.free = bench, store, data, device, free
         self.method = bench.mounted.spec
         self._ports: dict[tuple[object, ...], Port] = {}
@@ -46,7 +49,8 @@ class StartBuilder:
         """A run's start.
 
         Raises:
-            UserError: the run that it starts from is not in the store, or what its port or extraction refuses.
+            UserError: the run that it starts from is not in the store, or what its port or extraction
+                refuses.
         """
         head = start_head(run, self.bench.scorer, self.store)
         providers: dict[Need, Callable[[], object]] = {
@@ -71,7 +75,8 @@ class StartBuilder:
         """The run that a run starts from."""
         record = self.store.read(str(run.origin))
         if record is None:
-            raise UserError(f"run {run.run_id} needs the module of run {run.origin}, which is not in the store")
+            raise UserError(f"run {run.run_id} needs the module of run {run.origin}, which is not in the "
+                            "store")
         return from_dict(RunSpec, record["spec"])
 
     def _names(self, run: RunSpec) -> dict[str, str] | None:
@@ -87,7 +92,8 @@ class StartBuilder:
         return ModuleState.from_file(*self.store.tensors(str(run.origin), "module"))
 
     def _port(self, run: RunSpec) -> Port:
-        """The origin's module fitted to the stack's host: one port for each origin, strategy and fresh module."""
+        """The origin's module fitted to the stack's host: one port for each origin, strategy and fresh
+        module."""
         spec = _port_of(run)
         key = run.origin, spec, run.stream
         if key not in self._ports:
@@ -104,15 +110,18 @@ class StartBuilder:
         return self._hosts[key]
 
     def _extraction(self, run: RunSpec) -> ExtractedPairs:
-        """The pairs of the extraction that a run starts from, with the cuts where the run's method takes these off."""
+        """The pairs of the extraction that a run starts from, with the cuts where the run's method takes
+        these off."""
         origin = self._origin(run)
-        takes_blocks = self.method.settings.get("subtract") == "block"
-        blocks = ModuleState.from_file(*self.store.tensors(str(run.origin), "start")) if takes_blocks else None
+        blocks = None
+        if self.method.settings.get("subtract") == "block":
+            blocks = ModuleState.from_file(*self.store.tensors(str(run.origin), "start"))
         return ExtractedPairs(self._origin_module(run), origin.teacher or origin.host, blocks)
 
 
 def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> Head:
-    """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's width.
+    """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's
+    width.
 
     All arms of a cell start from the same head, so that no arm has an advantage (design: head shared).
     """

@@ -1,7 +1,8 @@
 """Strategies that work tensor by tensor: layers by a layer map, then every axis of the host by one function.
 
-The libraries' own loaders are not used: they carry nothing from BERT to RoBERTa and half of a module to a deeper host
-without a word. A fresh module of the receiving host is filled slot by slot, and both lists of names are checked.
+The libraries' own loaders are not used: they carry nothing from BERT to RoBERTa and half of a module to a
+deeper host without a word. A fresh module of the receiving host is filled slot by slot, and both lists of
+names are checked.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +16,13 @@ from portability.methods.module import ModuleState, axis_size
 from portability.porting.base import Port, PortContext, PortReport, Strategy
 from portability.porting.layer_maps import LAYER_MAPS, average_layers
 
-INPUT_ROLES = ("A", "down_weight", "down_left")  # the host's axes of these are summed over in the forward pass
+INPUT_ROLES = ("A", "down_weight", "down_left")  # whose host axes are summed over in the forward pass
 ChangeAxis = Callable[[Tensor, int, int, bool], Tensor]
 
 
 def summed_over(role: str, axis: str) -> bool:
-    """Whether the forward pass sums over this axis: a query meets a prefix's key along the head size alone."""
+    """Whether the forward pass sums over this axis: a query meets a prefix's key along the head size
+    alone."""
     return role in INPUT_ROLES or (role == "prefix_key" and axis == "head_dim")
 
 
@@ -28,12 +30,13 @@ class AxisStrategy(Strategy):
     """A strategy given by what it does to one axis.
 
     Args:
-        change: (tensor, axis, wanted size, whether the forward pass sums over the axis) -> tensor of that size; called
-            where the sizes differ. Raises UserError where it has no rule.
+        change: (tensor, axis, wanted size, whether the forward pass sums over the axis) -> tensor of that
+            size; called where the sizes differ. Raises UserError where it has no rule.
         grown: the report's word for a tensor with a longer axis.
         same_depth: whether to refuse hosts of unequal depths.
 
-    Source: design after the comparison of Sabry & Belz (2024), who do not say how shapes are adapted; D-05 to D-08.
+    Source: design after the comparison of Sabry & Belz (2024), who do not say how shapes are adapted; D-05 to
+        D-08.
     """
 
     def __init__(self, change: ChangeAxis, grown: str, same_depth: bool = False):
@@ -43,7 +46,8 @@ class AxisStrategy(Strategy):
         """The module slot by slot.
 
         Raises:
-            UserError: shapes that cannot be mapped, a partial carry that was not asked for, or nothing carried.
+            UserError: shapes that cannot be mapped, a partial carry that was not asked for, or nothing
+                carried.
         """
         work, fresh = _Filling(self, module, context), context.fresh
         tensors, masks = {}, {}
@@ -76,8 +80,8 @@ class _Filling:
         for stack, source in self.stacks.items():
             depths = context.origin.shape.layers.get(source, 1), context.receiving.shape.layers.get(stack, 1)
             if strategy.same_depth and depths[0] != depths[1]:
-                raise UserError(f"cannot {context.spec.strategy} {context.pair}: {source} has {depths[0]} layers and "
-                                f"{stack} has {depths[1]}; use port=pad or port=repeat")
+                raise UserError(f"cannot {context.spec.strategy} {context.pair}: {source} has {depths[0]} "
+                                f"layers and {stack} has {depths[1]}; use port=pad or port=repeat")
             self.report.layer_map[stack] = LAYER_MAPS[context.spec.layer_map](*depths)
 
     def fill(self, slots: list[Slot]) -> dict[Slot, tuple[Tensor, Tensor]]:
@@ -86,14 +90,15 @@ class _Filling:
         source = self.stacks.get(stack)
         layers = self.report.layer_map[stack][layer] if source is not None else []
         found = [{s.role: s._replace(stack=source, layer=one) for s in slots} for one in layers]
-        missing = [s for s in slots if not found or any(one[s.role] not in self.module.tensors for one in found)]
+        have = self.module.tensors
+        missing = [s for s in slots if not found or any(one[s.role] not in have for one in found)]
         if missing and not self.context.spec.partial:
             raise UserError(f"port {self.context.pair}: {missing[0].key} has no counterpart in the module; "
                             f"a partial carry must be asked for (port.{self.context.spec.name}.partial=true)")
         present = [s for s in slots if s not in missing]
         out = {}
         if present:
-            values = average_layers([{s.role: self.module.tensors[one[s.role]] for s in present} for one in found])
+            values = average_layers([{s.role: have[one[s.role]] for s in present} for one in found])
             out = {s: self._fit(s, values[s.role], [one[s.role] for one in found]) for s in present}
         for slot in missing:
             self.report.tensors[slot.key] = "fresh"
@@ -127,8 +132,8 @@ class _Filling:
     def _check_axis(self, label: str) -> None:
         """Refuse to change an axis that is not one of the host's widths."""
         if label == "vocab":
-            raise UserError("the vocabularies differ, and rows of different tokens are not exchanged: leave embedding "
-                            "and head out of the method's sites")
+            raise UserError("the vocabularies differ, and rows of different tokens are not exchanged: leave "
+                            "embedding and head out of the method's sites")
         if axis_size(label, self.context.receiving.shape) is None:
             raise UserError(f"the method's own axis '{label}' differs: same hyper-parameters needed")
 
@@ -149,8 +154,9 @@ class _Filling:
         sites = {(slot.stack, slot.site, slot.role) for slot in self.used}
         lost = [slot for slot in dropped if (slot.stack, slot.site, slot.role) not in sites]
         if lost and not context.spec.partial:
-            raise UserError(f"port {context.pair} would lose {lost[0].key} {tuple(total[lost[0]].shape)}: the receiving "
-                            f"module has no such place; ask for a partial carry (port.{context.spec.name}.partial=true)")
+            raise UserError(f"port {context.pair} would lose {lost[0].key} {tuple(total[lost[0]].shape)}: "
+                            "the receiving module has no such place; ask for a partial carry "
+                            f"(port.{context.spec.name}.partial=true)")
 
 
 def _stack_map(module: ModuleState, fresh: ModuleState) -> dict[str, str]:

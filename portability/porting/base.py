@@ -73,15 +73,17 @@ class PortContext:
 
     def _check_declared(self, need: Need) -> None:
         if need not in self.needs:
-            raise UserError(f"port strategy '{self.spec.strategy}' uses {need}, which it does not declare (Strategy.needs)")
+            raise UserError(f"port strategy '{self.spec.strategy}' uses {need}, which it does not declare "
+                            "(Strategy.needs)")
 
 
 @dataclass
 class PortReport:
-    """What a port did. Fractions are of the origin module (carried) or of the receiving one (filled), in [0, 1].
+    """What a port did. Fractions are of the origin module (carried) or of the receiving one (filled), in [0,
+    1].
 
-    `tensors` maps each receiving slot to its action (carried, mapped, cut, padded, repeated, averaged, fresh) and
-    each unused origin slot to "dropped"; `layer_map` gives the origin layers behind each receiving layer.
+    `tensors` maps each receiving slot to its action (carried, mapped, cut, padded, repeated, averaged, fresh)
+    and each unused origin slot to "dropped"; `layer_map` gives the origin layers behind each receiving layer.
     """
 
     name: str
@@ -104,7 +106,8 @@ class PortReport:
 
 @dataclass
 class Port:
-    """A ported module, where in it something was carried (bool tensors of the slots' shapes), and the report."""
+    """A ported module, where in it something was carried (bool tensors of the slots' shapes), and the
+    report."""
 
     module: ModuleState
     carried: dict[Slot, Tensor]
@@ -115,8 +118,8 @@ class Strategy(ABC):
     """Fits a module trained on one host to another one.
 
     Attributes:
-        needs: what it uses besides the two modules and the hosts' shapes. Weights and texts are handed out only
-            where they are declared; "forward_passes" and "training" say what a port costs.
+        needs: what it uses besides the two modules and the hosts' shapes. Weights and texts are handed out
+            only where they are declared; "forward_passes" and "training" say what a port costs.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -136,6 +139,6 @@ class Strategy(ABC):
             UserError: the widths differ, and the strategy has no rule for it.
         """
         if (width := head["head.weight"].shape[1]) != hidden:
-            raise UserError(f"{type(self).__name__} has no rule that fits a head of width {width} to width {hidden}; "
-                            "use head=fresh")
+            raise UserError(f"{type(self).__name__} has no rule that fits a head of width {width} to width "
+                            f"{hidden}; use head=fresh")
         return {name: tensor.clone() for name, tensor in head.items()}

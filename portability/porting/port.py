@@ -18,15 +18,16 @@ def port(module: ModuleState, context: PortContext) -> Port:
     """Fit `module`, trained on ``context.origin``, to ``context.receiving``.
 
     Raises:
-        UserError: unknown strategy or layer map, what the strategy refuses, or a result that is no module of the
-            receiving host.
+        UserError: unknown strategy or layer map, what the strategy refuses, or a result that is no module of
+            the receiving host.
     """
     started = time.perf_counter()
     strategy = find_strategy(context.spec.strategy)
     choose(context.spec.layer_map, LAYER_MAPS, "layer map")
     done = strategy.fit(module, replace(context, needs=strategy.needs))
     _check(done, context)
-    done.report.filled_fraction = sum(int(mask.sum()) for mask in done.carried.values()) / context.fresh.entries
+    filled = sum(int(mask.sum()) for mask in done.carried.values())
+    done.report.filled_fraction = filled / context.fresh.entries
     done.report.seconds = time.perf_counter() - started
     return done
 
@@ -37,12 +38,13 @@ def _check(done: Port, context: PortContext) -> None:
     for tensors in (done.module.tensors, done.carried):
         found = {slot: tensor.shape for slot, tensor in tensors.items()}
         if wrong := sorted(s.key for s in wanted.keys() | found.keys() if wanted.get(s) != found.get(s)):
-            raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave no module of the receiving host: "
-                            f"{wrong[0]} is missing, left over or of another shape")
+            raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave no module of the "
+                            f"receiving host: {wrong[0]} is missing, left over or of another shape")
 
 
 def fit_head(head: Mapping[str, Tensor], hidden: int, spec: PortSpec) -> dict[str, Tensor]:
-    """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) in width `hidden`, by a port's strategy.
+    """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) in width `hidden`, by a
+    port's strategy.
 
     Raises:
         UserError: the strategy has no rule for these widths.

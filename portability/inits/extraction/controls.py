@@ -1,4 +1,5 @@
-"""Pairs to compare an extraction with, on the same slots: without the teacher, its layers' order, or its sensitivity."""
+"""Pairs to compare an extraction with, on the same slots: without the teacher, its layers' order, or its
+sensitivity."""
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from portability.methods.module import ModuleState, equal
 
 
 def singular_pairs(host: HostSpec, options: ExtractionOptions) -> dict[Slot, Tensor]:
-    """A host's own largest singular triples, split as the extracted ones (PiSSA: Meng et al. 2024, arXiv 2404.02948): is
-    it the teacher, or only a large, well-conditioned start? Nothing is drawn."""
+    """A host's own largest singular triples, split as the extracted ones (PiSSA: Meng et al. 2024, arXiv
+    2404.02948): is it the teacher, or only a large, well-conditioned start? Nothing is drawn."""
     weights = Weights(host)
     tensors: dict[Slot, Tensor] = {}
     for place in weights.places(options):
@@ -28,8 +29,8 @@ def singular_pairs(host: HostSpec, options: ExtractionOptions) -> dict[Slot, Ten
 
 
 def noise(module: ModuleState, seed: int) -> ModuleState:
-    """Gaussian pairs: A with the Frobenius norm of the extracted A, B so scaled that the product has that of the extracted
-    product, slot by slot (our choice).
+    """Gaussian pairs: A with the Frobenius norm of the extracted A, B so scaled that the product has that of
+    the extracted product, slot by slot (our choice).
 
     Shapes: A (r, *in), B (*out, r).
     """
@@ -45,8 +46,8 @@ def noise(module: ModuleState, seed: int) -> ModuleState:
 
 
 def shuffle_layers(module: ModuleState, teacher: HostSpec, student: HostSpec, seed: int) -> ModuleState:
-    """A module with each stack's layers in another order; a stack of one layer stays. Of one seed, pairs and blocks get the
-    same order.
+    """A module with each stack's layers in another order; a stack of one layer stays. Of one seed, pairs and
+    blocks get the same order.
 
     Raises:
         UserError: nothing changed.

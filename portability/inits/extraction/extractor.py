@@ -38,15 +38,18 @@ def extract(
         free: how many threads may be used now (on a CPU); no number depends on it.
 
     Returns:
-        The module: for each matrix of the student a pair of fp32 tensors, A ("rank", *in) and B (*out, "rank"), so that the
-        matrix's change is B A. An embedding's matrix is taken as (hidden, vocabulary): its weight changes by (B A)^T. Slots of
-        embedding and head are ("shared", 0, site). A teacher that ties them gives the same cut to both.
+        The module: for each matrix of the student a pair of fp32 tensors, A ("rank", *in) and B (*out,
+        "rank"), so that the matrix's change is B A. An embedding's matrix is taken as (hidden, vocabulary):
+        its weight changes by (B A)^T. Slots of embedding and head are ("shared", 0, site). A teacher that
+        ties them gives the same cut to both.
 
     Raises:
-        UserError: hosts of two families, a student larger than the teacher, sites that one of them lacks, too few tokens in
-            common, a rank that does not fit, weights that are not finite, or what `sensitivity` raises.
+        UserError: hosts of two families, a student larger than the teacher, sites that one of them lacks, too
+            few tokens in common, a rank that does not fit, weights that are not finite, or what `sensitivity`
+            raises.
 
-    Source: Zhong et al. (ICLR 2024), section 3; "aligned", unequal vocabularies and balanced splits are our choice.
+    Source: Zhong et al. (ICLR 2024), section 3; "aligned", unequal vocabularies and balanced splits are our
+        choice.
     """
     started = time.perf_counter()
     hosts = Weights(teacher, device), Weights(student, device)
@@ -62,7 +65,8 @@ def extract(
 
 
 def peak_bytes(
-    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None = None
+    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions,
+    head: Head | None = None,
 ) -> tuple[int, int]:
     """Memory that `extract` will take beyond what the process holds, and disk under TMPDIR, in bytes
     (memory_estimate.py); no weight is read.
@@ -78,10 +82,12 @@ def peak_bytes(
 
 
 class _Extraction:
-    """Two hosts that fit each other, and the cuts of the teacher's matrices as its layers go by; cuts wait on disk, because
-    some are as large as the student."""
+    """Two hosts that fit each other, and the cuts of the teacher's matrices as its layers go by; cuts wait on
+    disk, because some are as large as the student."""
 
-    def __init__(self, hosts: tuple[Weights, Weights], options: ExtractionOptions, seed: int, offload: Offload):
+    def __init__(
+        self, hosts: tuple[Weights, Weights], options: ExtractionOptions, seed: int, offload: Offload
+    ):
         self.teacher, self.student = hosts
         self.options, self.seed, self.offload = options, seed, offload
         self.have, self.want = check_fit(*hosts, options)
@@ -89,7 +95,7 @@ class _Extraction:
         self.totals = {stack: [0.0] * depth for stack, depth in self.shapes[0].layers.items()}
         self.cuts: dict[Place, tuple[tuple[int, int] | None, float]] = {}  # offset and captured share
         self.pending: dict[Place, Pending] = {}
-        self.tokens = torch.empty(2, 0, dtype=torch.int64)  # rows of teacher and student that belong to the same token
+        self.tokens = torch.empty(2, 0, dtype=torch.int64)  # rows of teacher and student for the same token
         self.shared = [place for place in self.want if place.stack == "shared"]
         if self.shared:
             sizes = [host.shapes[host.shared["embedding"]][0] for host in hosts]
@@ -148,9 +154,12 @@ class _Extraction:
                 if self.options.structure == "aligned":
                     self.pending[place] = shared_pending(rows)
                 else:
-                    self._cut_matrix(place, rows, (len(rows), self.shapes[1].hidden), place._replace(site=site))
+                    size = len(rows), self.shapes[1].hidden
+                    self._cut_matrix(place, rows, size, place._replace(site=site))
 
-    def _cut_matrix(self, place: Place, scores: Tensor, size: tuple[int, int], drawn_as: Place | None = None) -> None:
+    def _cut_matrix(
+        self, place: Place, scores: Tensor, size: tuple[int, int], drawn_as: Place | None = None
+    ) -> None:
         generator = stream(self.seed, "extraction", "cut", (drawn_as or place).key)
         cut = CUTS[self.options.structure](scores, size, generator)
         self._keep(place, cut, cut.share(scores))
@@ -188,7 +197,8 @@ class _Extraction:
         return ModuleState(tensors, axes)
 
     def _chosen(self, place: Place, report: ExtractReport) -> Tensor:
-        """The teacher's matrix (out, in) as it was cut for a place of the student, over shared tokens alone."""
+        """The teacher's matrix (out, in) as it was cut for a place of the student, over shared tokens
+        alone."""
         inside = place.stack != "shared"
         source = place._replace(layer=report.layers[place.stack][place.layer]) if inside else place
         offset, report.captured[place] = self.cuts[source]
@@ -207,7 +217,9 @@ class _Extraction:
         return torch.zeros(size).index_copy_(along, self.tokens[1], matrix)
 
 
-def in_slot(place: Place, role: str, matrix: Tensor, rank: int, shape: HostShape) -> tuple[Slot, Tensor, Axes]:
+def in_slot(
+    place: Place, role: str, matrix: Tensor, rank: int, shape: HostShape
+) -> tuple[Slot, Tensor, Axes]:
     """A matrix in the shape of its slot on a host of this shape, with the slot and the labels of its axes.
 
     Args:

@@ -10,7 +10,8 @@ Named = dict[str, Tensor]
 
 
 class Offload(tempfile.TemporaryDirectory):
-    """Named sets of tensors in a temporary folder (under TMPDIR), which goes with the `with` block; read to a device."""
+    """Named sets of tensors in a temporary folder (under TMPDIR), which goes with the `with` block; read to a
+    device."""
 
     def __init__(self, device: str = "cpu"):
         super().__init__(prefix="extraction-")

@@ -1,11 +1,12 @@
 """Sensitivity of a host's parameters to seed examples, layer by layer (Zhong et al. 2024, section 3.1).
 
-The score of a parameter is |theta * dL/dtheta| summed over the seed examples, made absolute for each example; L is the
-mean negative log-likelihood of that example's answer tokens (of its class, on an encoder).
+The score of a parameter is |theta * dL/dtheta| summed over the seed examples, made absolute for each example;
+L is the mean negative log-likelihood of that example's answer tokens (of its class, on an encoder).
 
-Forward, layer by layer, with the states at the boundaries kept on disk; then backward, layer by layer, each computed
-once more. All seeds pass a layer while it is in memory, so its scores are complete at once and never spilled: activations are
-k x T x d x L numbers on disk, scores would be as many as the host has parameters (DECISIONS).
+Forward, layer by layer, with the states at the boundaries kept on disk; then backward, layer by layer, each
+computed once more. All seeds pass a layer while it is in memory, so its scores are complete at once and never
+spilled: activations are k x T x d x L numbers on disk, scores would be as many as the host has parameters
+(DECISIONS).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,10 +30,11 @@ Head = Mapping[str, Tensor]
 def sensitivity(
     weights: Weights, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None = None
 ) -> Iterator[Scores]:
-    """Scores of one layer after another, in the order of the backward pass, each to be let go before the next is asked for.
+    """Scores of one layer after another, in the order of the backward pass, each to be let go before the next
+    is asked for.
 
-    Where the options ask for them, ("shared", 0, {"embedding" or "head": (vocabulary, hidden)}) stands among them; a tied
-    matrix comes once, as "embedding", with both its uses added before the absolute value.
+    Where the options ask for them, ("shared", 0, {"embedding" or "head": (vocabulary, hidden)}) stands among
+    them; a tied matrix comes once, as "embedding", with both its uses added before the absolute value.
 
     Args:
         head: "head.weight" (C, d) and "head.bias" (C,), the linear head over the mean of an encoder's states.
@@ -47,7 +49,9 @@ def sensitivity(
     return _scores(model, seeds, options, there)
 
 
-def _scores(model: LayerwiseModel, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None) -> Iterator[Scores]:
+def _scores(
+    model: LayerwiseModel, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None
+) -> Iterator[Scores]:
     weights = model.weights
     with Offload(weights.device) as offload:
         work = _Pass(model, offload, _batches(model, seeds, options.batch_size), head)
@@ -94,7 +98,8 @@ def _batches(model: LayerwiseModel, seeds: Sequence[Seed], size: int) -> list[Ba
 
 
 class _Pass:
-    """One forward and backward pass of all batches; states are spilled as "<stack>.<layer>.<batch>", gradients beside."""
+    """One forward and backward pass of all batches; states are spilled as "<stack>.<layer>.<batch>",
+    gradients beside."""
 
     def __init__(self, model: LayerwiseModel, offload: Offload, batches: list[Batch], head: Head | None):
         self.model, self.offload, self.batches, self.head = model, offload, batches, head
@@ -124,7 +129,8 @@ class _Pass:
         return context
 
     def top(self, scored: bool) -> Tensor | None:
-        """Gradients at the last states of all batches; with `scored`, the head's scores (vocabulary, hidden)."""
+        """Gradients at the last states of all batches; with `scored`, the head's scores (vocabulary,
+        hidden)."""
         stack = self.model.stacks[-1]
         matrix = None if self.head else self.weights.read(self.weights.shared["head"])
         total = torch.zeros_like(matrix) if scored and matrix is not None else None
@@ -173,7 +179,8 @@ class _Pass:
             named |= {name: named[name] + earlier for name, earlier in gradients.items()}
             self.offload.put(f"{stack}.gradient.{place}", named)
             for name in tables:
-                for number, gradient in zip(batch.numbers, self.model.table_gradients(stack, named["bias"]), strict=True):
+                whole = self.model.table_gradients(stack, named["bias"])
+                for number, gradient in zip(batch.numbers, whole, strict=True):
                     add_absolute(watch.sums[name], gradient, number, where)
         return {name: scale_by_size(total, layer.get_parameter(name)) for name, total in watch.sums.items()}
 
@@ -195,7 +202,8 @@ class _Pass:
             self.offload.put(f"{encoder}.gradient.{place}", {"states": gradient})
 
     def embedding(self) -> Tensor:
-        """Scores (vocabulary, hidden) of the word embedding, with its use as the head where the host ties them."""
+        """Scores (vocabulary, hidden) of the word embedding, with its use as the head where the host ties
+        them."""
         matrix = self.weights.read(EMBEDDING[self.weights.family], finite=False)  # no example may use a row
         total = torch.zeros_like(matrix)
         tied = self.weights.tied and "head" in self.weights.shared
@@ -209,7 +217,8 @@ class _Pass:
                     gradients = gradients * (ids != self.model.ignored)[:, None]
                 if tied:
                     into, out = next(answers)
-                    add_absolute(total, outer(out, into).index_add_(0, ids, gradients), number, "the embedding")
+                    gradient = outer(out, into).index_add_(0, ids, gradients)
+                    add_absolute(total, gradient, number, "the embedding")
                 else:
                     once, where = ids.unique(return_inverse=True)
                     gradient = torch.zeros(len(once), matrix.shape[1]).index_add_(0, where, gradients)
@@ -224,7 +233,8 @@ class _Pass:
 
 
 def _answers(last: Tensor, matrix: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per example, the states (n, d) that predict its answer and the loss's gradient (n, V) at their logits."""
+    """Per example, the states (n, d) that predict its answer and the loss's gradient (n, V) at their
+    logits."""
     for row, target in enumerate(batch.targets):
         into = last[row, batch.first[row] : batch.first[row] + len(target)]
         out = times(into, matrix.T).softmax(-1)
@@ -233,7 +243,8 @@ def _answers(last: Tensor, matrix: Tensor, batch: Batch) -> Iterator[tuple[Tenso
 
 
 def _class_loss(last: Tensor, batch: Batch, head: Head) -> Tensor:
-    """Sum over the examples of the loss of a linear head over the mean of the real tokens' states (as scorer.Scorer)."""
+    """Sum over the examples of the loss of a linear head over the mean of the real tokens' states (as
+    scorer.Scorer)."""
     real = batch.real["encoder"][..., None]
     pooled = (last * real).sum(1) / real.sum(1)
     logits = nn.functional.linear(pooled, head["head.weight"].float(), head["head.bias"].float())
@@ -244,5 +255,5 @@ def _check(gradient: Tensor, batch: Batch, where: str, row: int = 0) -> None:
     """Refuse a gradient (B, ...) that is not finite, by the number of its example."""
     for place, one in enumerate(gradient, row):
         if not torch.isfinite(one).all():
-            raise UserError(f"seed example {batch.numbers[place]} has a gradient that is not finite at {where}; "
-                            f"drop it, or check the weights")
+            raise UserError(f"seed example {batch.numbers[place]} has a gradient that is not finite at "
+                            f"{where}; drop it, or check the weights")

@@ -1,5 +1,6 @@
-"""Work in parts on several threads. Where the parts are cut depends on sizes alone, and each is computed by one thread, so
-numbers do not depend on how many threads there are (torch's own threads would add in another order)."""
+"""Work in parts on several threads. Where the parts are cut depends on sizes alone, and each is computed by
+one thread, so numbers do not depend on how many threads there are (torch's own threads would add in another
+order)."""
 
 import contextlib
 import math
@@ -11,8 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-PIECE = 1 << 20  # entries of a piece: it is made, made absolute and added before it leaves the cache (DECISIONS, D-103)
-WIDE = 4 << 20  # entries of a piece of a matrix that vectors are multiplied by (measured: smaller ones take longer)
+PIECE = 1 << 20  # entries of a piece: made, made absolute and added before it leaves the cache (D-103)
+WIDE = 4 << 20  # entries of a piece of a matrix that vectors are multiplied by (smaller takes longer)
 ASK_SECONDS = 1.0  # our choice: other workers begin and end their jobs while an extraction goes on
 MOST = 64  # threads; beyond that pieces are too few and memory too slow (our choice)
 Part = TypeVar("Part")
@@ -24,7 +25,7 @@ class _Threads:
 
     def __init__(self, free: Callable[[], int]):
         self.free, self.asked, self.count = free, -math.inf, 1
-        self.pool = ThreadPoolExecutor(MOST, "extraction", torch.set_num_threads, (1,))  # new ones have MKL's own number
+        self.pool = ThreadPoolExecutor(MOST, "extraction", torch.set_num_threads, (1,))  # not MKL's number
 
     def now(self) -> int:
         """How many may work, asked again every ASK_SECONDS."""
@@ -94,7 +95,8 @@ def total(values: Tensor) -> float:
 
 
 def scale_by_size(sums: Tensor, weights: Tensor) -> Tensor:
-    """Multiply by the weights' absolute values, in place; an entry of zero stays zero, whatever its weight is."""
+    """Multiply by the weights' absolute values, in place; an entry of zero stays zero, whatever its weight
+    is."""
     def work(parts: Iterator[slice]) -> None:
         for part in parts:
             sums[part] *= torch.where(sums[part] == 0, 0.0, weights[part].abs())
@@ -116,7 +118,8 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
 
 
 def times(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """(..., in) by a matrix (in, out) without gradients: (..., out), whose gradient goes back to the vectors."""
+    """(..., in) by a matrix (in, out) without gradients: (..., out), whose gradient goes back to the
+    vectors."""
     return _Product.apply(vectors, matrix)  # type: ignore[no-untyped-call, no-any-return]
 
 

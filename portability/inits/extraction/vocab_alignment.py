@@ -10,8 +10,8 @@ from portability.inits.extraction.weights import Weights
 def shared_tokens(teacher: Weights, student: Weights, sizes: tuple[int, int], rank: int) -> Tensor:
     """Rows of the teacher's and the student's embedding that belong to the same token.
 
-    Where both tokenizers and sizes are equal that is every row, also those beyond the tokenizer's last token; else the tokens
-    whose text both have, in the student's order.
+    Where both tokenizers and sizes are equal that is every row, also those beyond the tokenizer's last token;
+    else the tokens whose text both have, in the student's order.
 
     Args:
         sizes: rows of the teacher's and of the student's matrix.
@@ -30,8 +30,9 @@ def shared_tokens(teacher: Weights, student: Weights, sizes: tuple[int, int], ra
              if text in words[0] and words[0][text] < sizes[0] and row < sizes[1]]
     if len(pairs) < rank:
         count = {0: "no token", 1: "only 1 token"}.get(len(pairs), f"only {len(pairs)} tokens")
-        raise UserError(f"teacher '{teacher.spec.name}' and student '{student.spec.name}' have {count} in common, too few for "
-                        f"pairs of rank {rank}; leave out embedding and head (the sites of the method)")
+        raise UserError(f"teacher '{teacher.spec.name}' and student '{student.spec.name}' have {count} in "
+                        f"common, too few for pairs of rank {rank}; leave out embedding and head (the sites "
+                        "of the method)")
     return torch.tensor(pairs).T
 
 
@@ -41,5 +42,6 @@ def _vocabulary(host: Weights) -> dict[str, int]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(host.folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"host '{host.spec.name}': its tokenizer cannot be loaded from {host.folder}: {error}") from error
+        raise UserError(f"host '{host.spec.name}': its tokenizer cannot be loaded from {host.folder}: "
+                        f"{error}") from error
     return tokenizer.get_vocab()

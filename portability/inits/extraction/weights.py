@@ -27,15 +27,15 @@ LAYER = {  # where a layer's parameters stand, below the prefix
     "llama": {"decoder": "layers.{}."},
 }
 EMBEDDING = {
-    "t5": "shared.weight", "bert": "embeddings.word_embeddings.weight", "roberta": "embeddings.word_embeddings.weight",
-    "gpt2": "wte.weight", "llama": "embed_tokens.weight",
+    "t5": "shared.weight", "gpt2": "wte.weight", "llama": "embed_tokens.weight",
+    "bert": "embeddings.word_embeddings.weight", "roberta": "embeddings.word_embeddings.weight",
 }
 NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids",
               "EncDecAttention.relative_attention_bias.weight")
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # BERTs of 2018
 
@@ -49,15 +49,17 @@ class Stored(NamedTuple):
     first: int
 
     def open(self) -> Tensor:
-        """The parameter mapped from its file, of which what is looked at is read. Each is mapped alone: Linux refuses a
-        private map of a whole file that is larger than memory, which is what safetensors makes for torch."""
+        """The parameter mapped from its file, of which what is looked at is read. Each is mapped alone: Linux
+        refuses a private map of a whole file that is larger than memory, which is what safetensors makes for
+        torch."""
         size = math.prod(self.shape) * self.dtype.itemsize
-        return torch.from_numpy(np.memmap(self.path, np.uint8, "c", self.first, size)).view(self.dtype).view(self.shape)
+        mapped = torch.from_numpy(np.memmap(self.path, np.uint8, "c", self.first, size))
+        return mapped.view(self.dtype).view(self.shape)
 
 
 class Part(NamedTuple):
-    """Where the matrix of a place is: its parameter's name in the host and inside the layer, and which of how many equal
-    parts of it."""
+    """Where the matrix of a place is: its parameter's name in the host and inside the layer, and which of how
+    many equal parts of it."""
 
     name: str
     short: str
@@ -73,7 +75,8 @@ class Weights:
 
     Attributes:
         base: the host's model without its head, on torch's meta device.
-        shared: sites outside the layers ("embedding", "head") with the parameter of each; a tied host has one for both.
+        shared: sites outside the layers ("embedding", "head") with the parameter of each; a tied host has one
+            for both.
         layers: (stack, layer) -> name inside the layer -> name in the host, of every parameter there.
         parts: every matrix that a pair can stand beside.
 
@@ -100,7 +103,8 @@ class Weights:
             self.shared["head"] = EMBEDDING[self.family] if self.tied else HEAD
         self.layers: dict[tuple[str, int], dict[str, str]] = {}
         self.parts: dict[Place, Part] = {}
-        for stack, layer in ((stack, layer) for stack, depth in spec.shape.layers.items() for layer in range(depth)):
+        depths = spec.shape.layers.items()
+        for stack, layer in ((stack, layer) for stack, depth in depths for layer in range(depth)):
             prefix = LAYER[self.family][stack].format(layer)
             names = {name.removeprefix(prefix): name for name in self.stored if name.startswith(prefix)}
             self.layers[stack, layer] = names
@@ -118,18 +122,20 @@ class Weights:
             except (SafetensorError, OSError, KeyError) as error:
                 raise UserError(f"host '{self.spec.name}': {path} cannot be read: {error}") from error
         if EMBEDDING[self.family] not in found:
-            raise UserError(f"host '{self.spec.name}': no {EMBEDDING[self.family]} in the safetensors of {self.folder}")
+            raise UserError(f"host '{self.spec.name}': no {EMBEDDING[self.family]} in the safetensors of "
+                            f"{self.folder}")
         return found
 
     def _check(self, parameters: dict[str, Tensor]) -> None:
         """Hold the files' names and shapes against those of the model, which was built without memory."""
         wanted = {_plain(name, PREFIX[self.family]): weight for name, weight in parameters.items()}
-        there = {id(weight) for name, weight in wanted.items() if name in self.stored}  # one name of tied weights is enough
+        there = {id(weight) for name, weight in wanted.items() if name in self.stored}  # one of tied names
         check_weights(
             self.spec.name, self.family, self.folder,
             missing=[name for name, weight in wanted.items() if id(weight) not in there],
             unexpected=self.stored.keys() - wanted.keys(),
-            mismatched=[n for n, weight in wanted.items() if n in self.stored and self.shapes[n] != tuple(weight.shape)])
+            mismatched=[name for name, weight in wanted.items()
+                        if self.shapes.get(name, weight.shape) != weight.shape])
 
     def read(self, name: str, rows: Tensor | None = None, finite: bool = True) -> Tensor:
         """A parameter in fp32, or some of its rows (any shape of indices), read without the others.
@@ -141,7 +147,8 @@ class Weights:
             UserError: the file lacks it, or a number in it is not finite.
         """
         if name not in self.stored:
-            raise UserError(f"host '{self.spec.name}': no parameter {name} in the safetensors of {self.folder}")
+            raise UserError(f"host '{self.spec.name}': no parameter {name} in the safetensors of "
+                            f"{self.folder}")
         mapped = self.stored[name].open()
         source = mapped if rows is None else mapped[rows.cpu()]
         tensor = torch.empty(source.shape, device=self.device)
@@ -149,11 +156,13 @@ class Weights:
         def work(parts: Iterator[slice]) -> None:
             for part in parts:
                 tensor[part] = source[part]
-                if finite and not torch.isfinite(tensor[part].sum()) and len(bad := (~tensor[part].isfinite()).nonzero()):
+                if not finite or torch.isfinite(tensor[part].sum()):
+                    continue
+                if len(bad := (~tensor[part].isfinite()).nonzero()):
                     place = (part.start + int(bad[0, 0]), *bad[0, 1:].tolist())
                     row = place[0] if rows is None else int(rows[place[: rows.ndim]])
-                    raise UserError(f"host '{self.spec.name}': row {row} of {name} in {self.folder} has a number that is "
-                                    f"not finite; mend the file, or take another host")
+                    raise UserError(f"host '{self.spec.name}': row {row} of {name} in {self.folder} has a "
+                                    "number that is not finite; mend the file, or take another host")
 
         share(work, slices(tensor))
         return tensor
@@ -163,7 +172,8 @@ class Weights:
         return {short: self.read(name) for short, name in self.layers[stack, layer].items()}
 
     def places(self, options: ExtractionOptions) -> dict[Place, tuple[int, int]]:
-        """Every matrix that the options ask for, with its (out, in) shape; an embedding's is (hidden, vocabulary).
+        """Every matrix that the options ask for, with its (out, in) shape; an embedding's is (hidden,
+        vocabulary).
 
         Raises:
             UserError: a site was named that the host lacks, or there is nothing to extract.
@@ -178,13 +188,16 @@ class Weights:
                 size = self.view(place, torch.empty(self.shapes[part.name], device="meta")).shape
                 found[place] = size[0], size[1]
         if not found:
-            raise UserError(f"host '{self.spec.name}' ({self.family}) has none of the sites {', '.join(options.sites)}")
+            raise UserError(f"host '{self.spec.name}' ({self.family}) has none of the sites "
+                            f"{', '.join(options.sites)}")
         return found
 
     def view(self, place: Place, parameter: Tensor) -> Tensor:
-        """The (out, in) matrix at a place, as a view of its parameter or of the parameter's scores. GPT-2 keeps its weights
-        as (in, out), and query, key and value in one; an embedding's matrix is (hidden, vocabulary)."""
-        part, turned = self.parts[place], place.site == "embedding" or self.family == "gpt2" and place.stack != "shared"
+        """The (out, in) matrix at a place, as a view of its parameter or of the parameter's scores. GPT-2
+        keeps its weights as (in, out), and query, key and value in one; an embedding's matrix is (hidden,
+        vocabulary)."""
+        part = self.parts[place]
+        turned = place.site == "embedding" or self.family == "gpt2" and place.stack != "shared"
         return (parameter.T if turned else parameter).chunk(part.count, 0)[part.index]
 
     def matrix(self, place: Place) -> Tensor:
@@ -203,8 +216,8 @@ def _sites(family: str, name: str) -> list[str]:
 
 
 def _stored(path: Path) -> dict[str, Stored]:
-    """The parameters of a safetensors file by their names there, from its header; masks and tables that older checkpoints
-    keep are left out.
+    """The parameters of a safetensors file by their names there, from its header; masks and tables that older
+    checkpoints keep are left out.
 
     Raises:
         SafetensorError: the file is damaged or cut short.

@@ -25,7 +25,8 @@ def find_strategy(name: str) -> Strategy:
     found = outside[name].load()
     strategy = found() if isinstance(found, type) else found
     if not isinstance(strategy, Strategy):
-        raise UserError(f"port strategy '{name}' ({outside[name].value}) is no portability.porting.base.Strategy")
+        raise UserError(f"port strategy '{name}' ({outside[name].value}) is no "
+                        "portability.porting.base.Strategy")
     for need in strategy.needs:
         choose(need, get_args(Need), f"need of port strategy '{name}'")
     return strategy

@@ -7,7 +7,8 @@ from portability.porting.axes import AxisStrategy
 
 
 def pad_axis(tensor: Tensor, axis: int, size: int, summed: bool) -> Tensor:
-    """Cut an axis of a tensor of any shape at `size`, or fill it up with zeros. `summed` changes nothing here.
+    """Cut an axis of a tensor of any shape at `size`, or fill it up with zeros. `summed` changes nothing
+    here.
 
     Example:
         >>> pad_axis(torch.tensor([1.0, 2.0]), 0, 3, True).tolist()

@@ -1,4 +1,5 @@
-"""Strategy "repeat": widths are cut, or repeated so that a host of repeated units computes the same (Net2WiderNet)."""
+"""Strategy "repeat": widths are cut, or repeated so that a host of repeated units computes the same
+(Net2WiderNet)."""
 
 import torch
 from torch import Tensor
@@ -7,8 +8,8 @@ from portability.porting.axes import AxisStrategy
 
 
 def repeat_axis(tensor: Tensor, axis: int, size: int, summed: bool) -> Tensor:
-    """Cut an axis of a tensor of any shape at `size`, or repeat it from its start; along a summed axis each entry is
-    divided by how often it stands there, so a host whose units are repeated alike computes the same.
+    """Cut an axis of a tensor of any shape at `size`, or repeat it from its start; along a summed axis each
+    entry is divided by how often it stands there, so a host whose units are repeated alike computes the same.
 
     Source: Net2WiderNet (Chen et al. 2016, arXiv 1511.05641, section 2.2).
 
