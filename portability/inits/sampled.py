@@ -20,9 +20,10 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
     """Numbers from the same distribution as the ported module (Sabry & Belz 2024, abstract; which
     distribution is our choice).
 
-    Per tensor, on the carried entries only and before any padding: ``law: normal`` draws from N(mean, std) with
-    std of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module is then
-    scaled so that it changes the logits as much as the ported one (D-09).
+    Per tensor, on the carried entries only and before any padding: ``law: normal`` draws from N(mean, std)
+    with
+    std of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module is
+    then scaled so that it changes the logits as much as the ported one (D-09).
 
     Raises:
         UserError: unknown law or match.

@@ -1,7 +1,5 @@
 """Low-rank pairs of a matrix: its truncated singular value decomposition (Zhong et al. 2024, section 3.2)."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
@@ -69,12 +67,7 @@ def _gram(wide: Tensor) -> Tensor:
     """(m, m) products of the rows of an (m, n) matrix, of which only the blocks below the diagonal and on it
     are made."""
     gram = wide.new_empty(len(wide), len(wide))
-
-    def work(parts: Iterator[slice]) -> None:
-        for part in parts:
-            torch.mm(wide[part], wide[: part.stop].T, out=gram[part, : part.stop])
-
-    share(work, _lines(gram))
+    share(lambda part: torch.mm(wide[part], wide[: part.stop].T, out=gram[part, : part.stop]), _lines(gram))
     return gram
 
 
@@ -83,11 +76,10 @@ def _times(gram: Tensor, vector: np.ndarray) -> np.ndarray:
     there, blocks = torch.from_numpy(vector).to(gram.device), _lines(gram)
     sums = gram.new_zeros(len(blocks), len(gram))
 
-    def work(parts: Iterator[int]) -> None:
-        for place in parts:
-            own, lines = blocks[place], gram[blocks[place]]
-            torch.mv(lines[:, : own.start].T, there[own], out=sums[place, : own.start])
-            torch.mv(lines[:, : own.stop], there[: own.stop], out=sums[place, own])
+    def work(place: int) -> None:
+        own, lines = blocks[place], gram[blocks[place]]
+        torch.mv(lines[:, : own.start].T, there[own], out=sums[place, : own.start])
+        torch.mv(lines[:, : own.stop], there[: own.stop], out=sums[place, own])
 
     share(work, range(len(blocks)))
     return sums.sum(0).cpu().numpy()

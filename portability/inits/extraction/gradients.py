@@ -1,6 +1,7 @@
 """Absolute gradients of each example of a batch, for the kinds of parts that hosts' layers are made of."""
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,20 +91,20 @@ def add_absolute(total: Tensor, gradient: Tensor | Product, number: int, where: 
     Raises:
         UserError: the gradient of this seed example is not finite.
     """
-    pieces = slices(total)
+    pieces, kept = slices(total), threading.local()
 
-    def work(parts: Iterator[slice]) -> None:
-        room = torch.empty_like(total[pieces[0]][: 0 if isinstance(gradient, Tensor) else None])
-        for part in parts:
-            if isinstance(gradient, Tensor):
-                piece = gradient[part]
-            else:
-                left, right = gradient
-                piece = torch.mm(left[:, part].T, right, out=room[: part.stop - part.start])
-            if not _finite(piece):
-                raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop "
-                                "it, or check the weights")
-            total[part].add_(piece.abs_())
+    def work(part: slice) -> None:
+        if isinstance(gradient, Tensor):
+            piece = gradient[part]
+        else:
+            if not hasattr(kept, "room"):  # one piece a thread, used again and again
+                kept.room = torch.empty_like(total[pieces[0]])
+            left, right = gradient
+            piece = torch.mm(left[:, part].T, right, out=kept.room[: part.stop - part.start])
+        if not _finite(piece):
+            raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, "
+                            "or check the weights")
+        total[part].add_(piece.abs_())
 
     share(work, pieces)
 

@@ -1,7 +1,7 @@
 """Which layers of a teacher feed the student's, and which entries of a matrix become one of the student's
 shape."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +53,11 @@ def window_sums(scores: Tensor, size: int, axis: int) -> Tensor:
     sums = torch.empty(len(lines) - size + 1, *lines.shape[1:], dtype=torch.float64, device=scores.device)
     flat, found = lines.reshape(len(lines), -1), sums.view(len(sums), -1)
 
-    def work(parts: Iterator[int]) -> None:
-        for first in parts:
-            own, into = flat[:, first : first + COLUMNS], found[:, first : first + COLUMNS]
-            into[0] = own[:size].sum(0, dtype=torch.float64)
-            torch.sub(own[size:].double(), own[:-size], out=into[1:])  # a window's new line less its lost one
-            into.cumsum_(0)
+    def work(first: int) -> None:
+        own, into = flat[:, first : first + COLUMNS], found[:, first : first + COLUMNS]
+        into[0] = own[:size].sum(0, dtype=torch.float64)
+        torch.sub(own[size:].double(), own[:-size], out=into[1:])  # a window's new line less its lost one
+        into.cumsum_(0)
 
     share(work, range(0, flat.shape[1], COLUMNS))
     return sums.movedim(0, axis)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,16 +152,14 @@ class Weights:
         source = mapped if rows is None else mapped[rows.cpu()]
         tensor = torch.empty(source.shape, device=self.device)
 
-        def work(parts: Iterator[slice]) -> None:
-            for part in parts:
-                tensor[part] = source[part]
-                if not finite or torch.isfinite(tensor[part].sum()):
-                    continue
-                if len(bad := (~tensor[part].isfinite()).nonzero()):
-                    place = (part.start + int(bad[0, 0]), *bad[0, 1:].tolist())
-                    row = place[0] if rows is None else int(rows[place[: rows.ndim]])
-                    raise UserError(f"host '{self.spec.name}': row {row} of {name} in {self.folder} has a "
-                                    "number that is not finite; mend the file, or take another host")
+        def work(part: slice) -> None:
+            tensor[part] = source[part]
+            sound = not finite or bool(torch.isfinite(tensor[part].sum()))  # a sum may overflow
+            if not sound and len(bad := (~tensor[part].isfinite()).nonzero()):
+                place = (part.start + int(bad[0, 0]), *bad[0, 1:].tolist())
+                row = place[0] if rows is None else int(rows[place[: rows.ndim]])
+                raise UserError(f"host '{self.spec.name}': row {row} of {name} in {self.folder} has a number "
+                                "that is not finite; mend the file, or take another host")
 
         share(work, slices(tensor))
         return tensor
