@@ -273,7 +273,7 @@ def test_a_part_without_a_rule_is_refused():
         AbsoluteGradients(nn.Sequential(nn.Bilinear(2, 2, 2)), "encoder layer 0")
 
 
-def test_spilled_sets_may_be_replaced_while_they_are_read():
+def test_sets_on_disk_may_be_replaced_while_they_are_read():
     with Offload() as offload:
         offload.put("a", {"x": torch.arange(4.0)})
         before = offload.get("a")["x"]

@@ -89,8 +89,8 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
         UserError: the training data has fewer examples.
     """
     count, family = seed_count(run.init), teacher.shape.family
-    answers, tokenizer = isinstance(run.task, AnswerSpec), load_tokenizer(teacher)
-    dataset = examples(data, run.data.name, "train", 0) if answers else rows(data, run.data.name, "train", 0)
+    tokenizer, read = load_tokenizer(teacher), examples if isinstance(run.task, AnswerSpec) else rows
+    dataset = read(data, run.data.name, "train", 0)
     if isinstance(run.task, AnswerSpec) and run.task.too_long == "drop":
         kept = encode_answers(dataset, tokenizer, family, run.task.max_length, "drop").group
         dataset = [dataset[i] for i in kept]

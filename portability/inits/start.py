@@ -15,7 +15,6 @@ from portability.data.splits import StudyData
 from portability.hosts.host import Host, load_host
 from portability.inits import INITS
 from portability.inits.base import ExtractedPairs, InitContext
-from portability.inits.extraction import Head
 from portability.inits.seed_examples import extract_for
 from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext
@@ -119,7 +118,7 @@ class StartBuilder:
         return ExtractedPairs(self._origin_module(run), origin.teacher or origin.host, blocks)
 
 
-def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> Head:
+def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> dict[str, Tensor]:
     """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's
     width.
 
@@ -143,7 +142,7 @@ def _logit_change(bench: Bench, head: Mapping[str, Tensor]) -> Callable[[ModuleS
     picks = np.arange(min(CALIBRATION, len(training)))
     made = scorer.rows(training, picks, len(picks), Bucket(picks, int(training.lengths[picks].max())))
     rows = tuple(part.to(scorer.device) for part in made)
-    bare: list[Tensor] = []
+    bare: list[Tensor] = []  # made when it is first asked for
 
     @torch.no_grad()
     def change(module: ModuleState) -> float:

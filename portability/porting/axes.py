@@ -87,9 +87,10 @@ class _Filling:
     def fill(self, slots: list[Slot]) -> dict[Slot, tuple[Tensor, Tensor]]:
         """Tensors and masks for the receiving slots of one (stack, layer, site)."""
         stack, layer, site, _ = slots[0]
-        source = self.stacks.get(stack)
-        layers = self.report.layer_map[stack][layer] if source is not None else []
-        found = [{s.role: s._replace(stack=source, layer=one) for s in slots} for one in layers]
+        found: list[dict[str, Slot]] = []  # of each origin layer, its slots by role
+        if source := self.stacks.get(stack):
+            layers = self.report.layer_map[stack][layer]
+            found = [{s.role: s._replace(stack=source, layer=one) for s in slots} for one in layers]
         have = self.module.tensors
         missing = [s for s in slots if not found or any(one[s.role] not in have for one in found)]
         if missing and not self.context.spec.partial:

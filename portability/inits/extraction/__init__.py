@@ -9,6 +9,5 @@ the grid, the store or Hydra. `extract` is the one entry; controls.py makes pair
 
 from portability.inits.extraction.extractor import extract, peak_bytes
 from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Seed
-from portability.inits.extraction.sensitivity import Head
 
-__all__ = ["ExtractReport", "ExtractionOptions", "Head", "Seed", "extract", "peak_bytes"]
+__all__ = ["ExtractReport", "ExtractionOptions", "Seed", "extract", "peak_bytes"]

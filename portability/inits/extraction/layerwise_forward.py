@@ -113,7 +113,7 @@ class LayerwiseModel(ABC):
         for part in module.modules():
             if isinstance(part, nn.Linear | Conv1D):
                 matrix = part.weight if isinstance(part, Conv1D) else part.weight.T
-                part.forward = functools.partial(_linear, matrix, part.bias)
+                part.forward = functools.partial(_linear, matrix, part.bias)  # type: ignore[method-assign]
         return module.eval()
 
     @abstractmethod

@@ -98,8 +98,8 @@ def _batches(model: LayerwiseModel, seeds: Sequence[Seed], size: int) -> list[Ba
 
 
 class _Pass:
-    """One forward and backward pass of all batches; states are spilled as "<stack>.<layer>.<batch>",
-    gradients beside."""
+    """One forward and backward pass of all batches; states are kept on disk as "<stack>.<layer>.<batch>",
+    gradients beside them."""
 
     def __init__(self, model: LayerwiseModel, offload: Offload, batches: list[Batch], head: Head | None):
         self.model, self.offload, self.batches, self.head = model, offload, batches, head
@@ -132,8 +132,8 @@ class _Pass:
         """Gradients at the last states of all batches; with `scored`, the head's scores (vocabulary,
         hidden)."""
         stack = self.model.stacks[-1]
-        matrix = None if self.head else self.weights.read(self.weights.shared["head"])
-        total = torch.zeros_like(matrix) if scored and matrix is not None else None
+        matrix = torch.empty(0) if self.head else self.weights.read(self.weights.shared["head"])
+        total = torch.zeros_like(matrix) if scored else None
         for place, batch in enumerate(self.batches):
             states = self.offload.get(f"{stack}.{self.depth[stack]}.{place}")["states"].requires_grad_()
             last = self.model.last(stack, states)
@@ -148,7 +148,7 @@ class _Pass:
                 (gradient,) = torch.autograd.grad(last, states, at_last)
             _check(gradient, batch, "the head")
             self.offload.put(f"{stack}.gradient.{place}", {"states": gradient})
-        return total if total is None else scale_by_size(total, matrix)
+        return None if total is None else scale_by_size(total, matrix)
 
     def backward(self) -> Iterator[Scores]:
         """Scores of every layer, from the last stack's last layer to the first stack's first."""

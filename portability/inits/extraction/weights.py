@@ -62,8 +62,8 @@ class Part(NamedTuple):
 
     name: str
     short: str
-    index: int
-    count: int
+    nth: int
+    out_of: int
 
 
 class Weights:
@@ -195,7 +195,7 @@ class Weights:
         vocabulary)."""
         part = self.parts[place]
         turned = place.site == "embedding" or self.family == "gpt2" and place.stack != "shared"
-        return (parameter.T if turned else parameter).chunk(part.count, 0)[part.index]
+        return (parameter.T if turned else parameter).chunk(part.out_of, 0)[part.nth]
 
     def matrix(self, place: Place) -> Tensor:
         """The (out, in) matrix at a place, fp32."""
