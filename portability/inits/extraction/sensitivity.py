@@ -5,8 +5,7 @@ L is the mean negative log-likelihood of that example's answer tokens (of its cl
 
 Forward, layer by layer, with the states at the boundaries kept on disk; then backward, layer by layer, each
 computed once more. All seeds pass a layer while it is in memory, so its scores are complete at once and never
-spilled: activations are k x T x d x L numbers on disk, scores would be as many as the host has parameters
-(DECISIONS).
+kept on disk: activations are k x T x d x L numbers there, scores would be as many as the host has parameters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
