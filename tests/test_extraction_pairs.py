@@ -8,16 +8,17 @@ from tiny import FAMILIES, WORDS
 
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
-from portability.inits.extraction import CONTROLS, Extracted, ExtractionOptions, control, extract
+from portability.inits.extraction import ExtractionOptions, extract
+from portability.inits.extraction.controls import noise, shuffle_layers, singular_pairs
 from portability.inits.extraction.factors import low_rank
+from portability.inits.extraction.offload import Offload
 from portability.inits.extraction.options import Place
-from portability.inits.extraction.spill import Spill
 from portability.methods.module import equal
 
 
-def product(module, slot):
+def product(tensors, slot):
     """B A of a slot's pair, as a matrix."""
-    pair = [module.tensors[slot._replace(role=role)] for role in "AB"]
+    pair = [tensors[slot._replace(role=role)] for role in "AB"]
     return pair[1].flatten(0, -2).double() @ pair[0].flatten(1).double()
 
 
@@ -71,7 +72,7 @@ def test_tokens_are_matched_by_text_and_others_are_zero(family, make_host, tmp_p
         for row, word in enumerate(OTHER):
             if word in WORDS:
                 expected[row] = weight[WORDS.index(word)].detach().numpy()
-        change = product(module, Slot("shared", 0, site, "A"))
+        change = product(module.tensors, Slot("shared", 0, site, "A"))
         change = change.T if site == "embedding" else change
         assert np.allclose(change, truncated(expected, 4), atol=1e-5)
     assert report.shared_tokens == len(set(OTHER) & set(WORDS)) == len(WORDS) - 3
@@ -101,7 +102,7 @@ def test_no_common_token_is_refused(make_host, tmp_path):
 def test_fewer_common_tokens_than_the_rank_are_refused_before_any_work(count, make_host, tmp_path, monkeypatch):
     words = [*WORDS[7 : 7 + count], *(f"other{i}" for i in range(31 - count))]
     student = changed_host(tmp_path, "llama", words=words)
-    monkeypatch.setattr(Spill, "put", lambda *given: pytest.fail("work began"))
+    monkeypatch.setattr(Offload, "put", lambda *given: pytest.fail("work began"))
     with pytest.raises(UserError, match=f"only {count} tokens? in common, too few for pairs of rank 4; leave out embedding "
                                         r"and head \(the sites of the method\)") as raised:
         extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4), 0)
@@ -127,12 +128,12 @@ def test_a_tied_teacher_gives_one_cut_to_embedding_and_head(family, make_host):
     for structure in ("block", "neurons", "random_block", "random_entries", "aligned"):
         options = ExtractionOptions(rank=4, structure=structure, sites=("embedding", "head"))
         module, report = extract(make_host(family, 64, 2, 8), make_host(family, 32, 2, 4), seeds_of(family), options, 0)
-        both = [product(module, Slot("shared", 0, site, "A")) for site in ("embedding", "head")]
+        both = [product(module.tensors, Slot("shared", 0, site, "A")) for site in ("embedding", "head")]
         assert torch.allclose(both[0].T, both[1], atol=1e-5), structure
         assert len({*report.captured.values()}) == 1
     options = ExtractionOptions(rank=4, structure="aligned", sites=("head",))
     alone = extract(make_host(family, 64, 2, 8), make_host(family, 32, 2, 4), seeds_of(family), options, 0)[0]
-    assert torch.equal(product(alone, Slot("shared", 0, "head", "A")), both[1])
+    assert torch.equal(product(alone.tensors, Slot("shared", 0, "head", "A")), both[1])
 
 
 # ---- controls
@@ -142,25 +143,29 @@ def test_a_tied_teacher_gives_one_cut_to_embedding_and_head(family, make_host):
 def extracted(request, make_host):
     family = request.param
     teacher, student = make_host(family, 64, 4, 8), make_host(family, 32, 2, 4)
-    options = ExtractionOptions(rank=4)
-    return Extracted(extract(teacher, student, seeds_of(family), options, 0, head_of(family, 64))[0], teacher, student, options)
+    module, _ = extract(teacher, student, seeds_of(family), ExtractionOptions(rank=4), 0, head_of(family, 64))
+    return module, teacher, student
+
+
+CONTROLS = {
+    "noise": lambda module, teacher, student, seed: noise(module, seed),
+    "shuffled": shuffle_layers,
+    "pissa": lambda module, teacher, student, seed: module.map(singular_pairs(student, ExtractionOptions(rank=4))),
+}
 
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_every_control_stands_on_the_same_slots_and_changes_them(name, extracted):
-    module = control(name, extracted, 1)
-    assert module.axes == extracted.module.axes
-    assert {s: t.shape for s, t in module.tensors.items()} == {s: t.shape for s, t in extracted.module.tensors.items()}
-    assert all(torch.isfinite(t).all() for t in module.tensors.values())
-    assert not equal(module, extracted.module) and equal(module, control(name, extracted, 1))
-    assert equal(module, control(name, extracted, 2)) == (name == "pissa" or name == "layers_shuffled")
+    module, again, other = (CONTROLS[name](*extracted, seed) for seed in (1, 1, 2))
+    sizes = [{s: t.shape for s, t in one.tensors.items()} for one in (module, extracted[0])]
+    assert sizes[0] == sizes[1] and all(torch.isfinite(t).all() for t in module.tensors.values())
+    assert not equal(module, extracted[0]) and equal(module, again)
+    assert equal(module, other) == (name != "noise"), "two layers have one other order"
 
 
 def test_pissa_is_the_students_own_decomposition(make_host):
     student = make_host("gpt2", 32, 2, 4)
-    options = ExtractionOptions(rank=4, split="balanced")
-    module = extract(make_host("gpt2", 64, 4, 8), student, seeds_of("gpt2"), options, 0)[0]
-    own = control("pissa", Extracted(module, student, student, options), 0)
+    own = singular_pairs(student, ExtractionOptions(rank=4, split="balanced"))
     values = dict(plain_model(student).named_parameters())
     whole = values["transformer.h.1.attn.c_attn.weight"].detach().double().numpy().T
     for place, site in enumerate(("query", "key", "value")):
@@ -169,50 +174,29 @@ def test_pissa_is_the_students_own_decomposition(make_host):
     words = values["transformer.wte.weight"].detach().double().numpy()
     assert np.allclose(product(own, Slot("shared", 0, "embedding", "A")), truncated(words.T, 4), atol=1e-5)
     slot = Slot("decoder", 1, "query", "A")
-    assert own.tensors[slot].norm(dim=1).numpy() == pytest.approx(
+    assert own[slot].norm(dim=1).numpy() == pytest.approx(
         np.linalg.svd(whole[:32], compute_uv=False)[:4] ** 0.5, rel=1e-4)
 
 
 def test_noise_has_the_norms_of_the_extraction(extracted):
-    module = control("noise", extracted, 3)
-    for slot in [s for s in module.tensors if s.role == "A"]:
-        want, have = product(extracted.module, slot), product(module, slot)
+    tensors, drawn = extracted[0].tensors, noise(extracted[0], 3).tensors
+    for slot in [s for s in tensors if s.role == "A"]:
+        want, have = product(tensors, slot), product(drawn, slot)
         assert float(have.norm()) == pytest.approx(float(want.norm()), rel=1e-4)
-        assert float(module.tensors[slot].norm()) == pytest.approx(float(extracted.module.tensors[slot].norm()), rel=1e-4)
+        assert float(drawn[slot].norm()) == pytest.approx(float(tensors[slot].norm()), rel=1e-4)
         cosine = float((want * have).sum() / want.norm() / have.norm())
         assert abs(cosine) < 0.5
 
 
 def test_shuffled_layers_are_the_extracted_ones_in_another_order(extracted):
-    module = control("layers_shuffled", extracted, 0)
-    for slot, tensor in module.tensors.items():
+    module = extracted[0]
+    for slot, tensor in shuffle_layers(*extracted, 0).tensors.items():
         other = slot if slot.stack == "shared" else slot._replace(layer=1 - slot.layer)
-        assert torch.equal(tensor, extracted.module.tensors[other])
-
-
-def test_random_is_a_block_of_some_teacher_layer(extracted):
-    module = control("random", extracted, 0)
-    again = extract(extracted.teacher, extracted.student, (), ExtractionOptions(
-        rank=4, layers="random", structure="random_block", scores="ones"), 5)[1]
-    assert len(again.layers) and all(sorted(set(layers)) == layers for layers in again.layers.values())
-    assert any(not torch.equal(t, extracted.module.tensors[s]) for s, t in module.tensors.items())
-
-
-def test_a_control_that_would_change_nothing_is_refused(make_host):
-    one, two = make_host("llama", 32, 2, 4), make_host("llama", 32, 2, 4, seed=1)
-    options = ExtractionOptions(rank=4, sites=("attention",))
-    module = extract(one, two, seeds_of("llama"), options, 0)[0]
-    with pytest.raises(UserError, match="'random' is the same as the extraction"):
-        control("random", Extracted(module, one, two, options), 0)
-    with pytest.raises(UserError, match="'pissa' is the same as the extraction"):
-        control("pissa", Extracted(module, one, one, options), 0)
-    with pytest.raises(UserError, match="unknown control"):
-        control("randm", Extracted(module, one, two, options), 0)
+        assert torch.equal(tensor, module.tensors[other])
 
 
 def test_one_layer_cannot_be_shuffled(make_host):
     one = make_host("llama", 32, 1, 4)
-    options = ExtractionOptions(rank=4)
-    module = extract(one, one, seeds_of("llama"), options, 0)[0]
-    with pytest.raises(UserError, match="'layers_shuffled' is the same"):
-        control("layers_shuffled", Extracted(module, one, one, options), 0)
+    module = extract(one, one, seeds_of("llama"), ExtractionOptions(rank=4), 0)[0]
+    with pytest.raises(UserError, match="'layers_shuffled' is the same as the extraction"):
+        shuffle_layers(module, one, one, 0)

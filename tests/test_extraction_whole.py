@@ -19,9 +19,10 @@ from portability.core.architectures import LORA_AXES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.hosts.host import HostSource, describe
-from portability.inits.extraction import ExtractionOptions, cuts, extract, gradients, spill, threads
+from portability.inits.extraction import ExtractionOptions, extract, gradients, offload, submatrix, threads
 from portability.inits.extraction.options import Place
 from portability.methods.module import ModuleState, equal
+from portability.porting.base import PortContext
 from portability.porting.port import port
 
 
@@ -159,7 +160,7 @@ def test_a_module_goes_through_a_file_and_a_port(make_host):
     hosts = make_host("llama", 64, 3, 8), make_host("llama", 32, 2, 4)
     module = extract(*hosts, seeds_of("llama"), options, 0)[0]
     assert equal(ModuleState.from_file(*module.to_file()), module)
-    moved = port(module, hosts[1], module, hosts[1], PortSpec("copy", "copy", "skip"))
+    moved = port(module, PortContext(hosts[1], hosts[1], module, PortSpec("copy", "copy", "skip")))
     assert equal(moved.module, module)
 
 
@@ -195,7 +196,7 @@ def test_no_bit_depends_on_the_number_of_threads(family, large, small, structure
     """With pieces so small that every thread has some of every matrix."""
     for name, entries in (("PIECE", 200), ("WIDE", 300)):
         monkeypatch.setattr(threads, name, entries)
-    monkeypatch.setattr(cuts, "COLUMNS", 5)
+    monkeypatch.setattr(submatrix, "COLUMNS", 5)
     hosts, head = (make_host(family, *large), make_host(family, *small, seed=5)), head_of(family, large[0])
     options = ExtractionOptions(rank=3, structure=structure, batch_size=2)
     at_work = set()
@@ -225,10 +226,9 @@ def test_torchs_own_threads_are_put_aside_and_given_back(make_host):
 
 
 def test_what_a_thread_raises_comes_out(make_host):
-    def work(parts):
-        for part in parts:
-            if part == 5:
-                raise UserError("part 5")
+    def work(part):
+        if part == 5:
+            raise UserError("part 5")
 
     with pytest.raises(UserError, match="part 5"), threads.threads(lambda: 3):
         threads.share(work, range(9))
@@ -297,7 +297,7 @@ def test_on_a_device_everything_is_made_there(family, structure, make_host, monk
     hosts, head = (make_host(family, 64, 3, 8), make_host(family, 32, 2, 4)), head_of(family, 64)
     options = ExtractionOptions(rank=3, structure=structure, blocks=True)
     plain = extract(*hosts, seeds_of(family), options, 0, head)
-    monkeypatch.setattr(spill, "load_file", lambda path, device: {
+    monkeypatch.setattr(offload, "load_file", lambda path, device: {
         name: tensor.to(device) for name, tensor in load_file(path).items()})
     monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", padded)
     with SecondDevice() as second, Calls(second):

@@ -6,15 +6,19 @@ import torch
 from tiny import METHODS, noisy
 
 from portability.core.errors import UserError
-from portability.core.specs import FROM_EXTRACTION, FROM_ORIGIN, KINDS, PISSA, InitSpec, MethodSpec, PortSpec
-from portability.inits.base import INITS, Given
+from portability.core.init_kinds import INIT_KINDS
+from portability.core.specs import InitSpec, MethodSpec, PortSpec
+from portability.inits import INITS
+from portability.inits.base import ExtractedPairs, InitContext
 from portability.inits.extraction import extract
 from portability.inits.seed_examples import extraction_options
 from portability.methods.base import Mounted
 from portability.methods.module import equal
+from portability.porting.base import PortContext
 from portability.porting.port import port
 
-CUT = (*FROM_EXTRACTION, PISSA)
+PORTED = [kind for kind, traits in INIT_KINDS.items() if "port" in traits.needs]
+CUT = [kind for kind, traits in INIT_KINDS.items() if traits.subtracts_start and traits.offered]
 PAD = PortSpec("pad", "pad", "stretch")
 
 
@@ -32,26 +36,30 @@ def mounted(mount):
 
 
 def given(source, target, seed=0, **more):
-    return Given(fresh=target.fresh(seed), receiving=target.host.spec, seed=seed, stream=(seed,), module=noisy(source, 1),
-                 origin=source.host.spec, port=PAD, **more)
+    return InitContext(target.host.spec, target.spec, seed, (seed,), lambda: target.fresh(seed),
+                       port=lambda: carry(source, target, seed), **more)
+
+
+def carry(source, target, seed=0):
+    return port(noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.fresh(seed), PAD))
 
 
 def start(kind, have, **options):
     return INITS[kind](have, options)
 
 
-def test_the_registry_holds_the_kinds_that_a_grid_may_name():
-    assert set(INITS) | {"bare", "compute_matched"} == set(KINDS) and set(FROM_ORIGIN) < set(INITS)
+def test_every_kind_that_planning_knows_can_be_started_but_the_bare_host():
+    assert set(INITS) == set(INIT_KINDS) - {"bare"}
+    assert {kind for kind, traits in INIT_KINDS.items() if not traits.offered} == {"bare", "extraction"}
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", [kind for kind in INITS if kind not in CUT])
+@pytest.mark.parametrize("kind", ["scratch", *PORTED])
 @pytest.mark.parametrize("shape", [("t5", 32, 2, 4), ("t5", 48, 3, 6), ("t5", 16, 2, 4)])
 def test_every_init_fits_the_receiving_host_and_repeats_itself(mounted, method, kind, shape):
     have = given(mounted(method), mounted(method, *shape))
     options = {"law": "normal"} if kind == "sampled" else {}
-    module, _ = start(kind, have, **options)
-    again, _ = start(kind, have, **options)
+    module, again = (start(kind, have, **options).module for _ in range(2))
     assert equal(module, again) and mounted(method, *shape).to_parameters(module)
 
 
@@ -63,24 +71,24 @@ def test_every_start_that_is_taken_off_the_host_fits_it_and_repeats_itself(load,
     mounted = Mounted(student, method)
     options = extraction_options(method, InitSpec("e", "extracted", {"scores": "ones"}))
     cut, _ = extract(teacher.spec, student.spec, [], options, 0)
-    have = Given(mounted.fresh(0), student.spec, 0, (0,), cut, teacher.spec, method=method)
-    (module, _), (again, _) = start(kind, have), start(kind, have)
-    assert equal(module, again) and mounted.to_parameters(module) and mounted.to_frozen(module)
-    assert equal(module, cut) == (kind == "extracted")
+    have = InitContext(student.spec, method, 0, (0,), lambda: mounted.fresh(0),
+                       extraction=lambda: ExtractedPairs(cut, teacher.spec))
+    made, again = start(kind, have), start(kind, have)
+    assert equal(made.module, again.module) and mounted.to_parameters(made.module) and mounted.to_frozen(made.frozen)
+    assert equal(made.module, made.frozen) and equal(made.module, cut) == (kind == "extracted")
 
 
 def test_another_seed_gives_another_scratch_and_sample(mounted):
     source = mounted("adapter")
     for kind, options in (("scratch", {}), ("sampled", {"law": "normal"}), ("sampled", {"law": "permute"})):
-        one, other = (start(kind, given(source, source, seed), **options)[0] for seed in (0, 1))
+        one, other = (start(kind, given(source, source, seed), **options).module for seed in (0, 1))
         assert not equal(one, other)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_permuted_sample_holds_the_very_numbers_of_the_ported_module(mounted, method):
     have = given(mounted(method), mounted(method, "t5", 48, 3, 6))
-    ported = port(have.module, have.origin, have.fresh, have.receiving, PAD)
-    sample, _ = start("sampled", have, law="permute")
+    ported, sample = have.port(), start("sampled", have, law="permute").module
     moved = 0
     for slot, tensor in sample.tensors.items():
         mask = ported.carried[slot]
@@ -93,8 +101,7 @@ def test_a_permuted_sample_holds_the_very_numbers_of_the_ported_module(mounted, 
 def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(mounted):
     source, target = mounted("lora", "t5", 32, 2, 4), mounted("lora", "t5", 96, 2, 4)
     have = given(source, target)
-    ported = port(have.module, have.origin, have.fresh, have.receiving, PAD)
-    sample, _ = start("sampled", have, law="normal")
+    ported, sample = have.port(), start("sampled", have, law="normal").module
     pooled = []
     for slot, tensor in sample.tensors.items():
         mask = ported.carried[slot]
@@ -123,10 +130,9 @@ def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(
             return float((engine.logits_of(scorer, values, ids, mask) - bare).norm())
 
     have = given(host, host, change=change, calibration_examples=16)
-    ported, _ = start("ported", have)
-    plain, _ = start("sampled", have, law="normal")
-    matched, done = start("sampled", have, law="normal", match="function_norm")
-    assert change(matched) == pytest.approx(change(ported), rel=1e-2)
+    ported, plain = start("ported", have).module, start("sampled", have, law="normal").module
+    done = start("sampled", have, law="normal", match="function_norm")
+    assert change(done.module) == pytest.approx(change(ported), rel=1e-2)
     assert abs(change(plain) / change(ported) - 1) > 0.02, "the plain sample matched already: the test shows nothing"
     assert done.report.calibration_examples == 16
     assert done.report.effect_fraction == pytest.approx(1, rel=1e-2)
@@ -135,7 +141,7 @@ def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(
 @pytest.mark.parametrize("height", [0.4, 1.5], ids=["never so far", "always further"])
 def test_a_sample_that_cannot_be_matched_is_the_nearest_and_says_how_near(mounted, height):
     host = mounted("adapter")
-    ported, _ = start("ported", given(host, host))
+    ported = start("ported", given(host, host)).module
     norm = lambda module: sum(float(tensor.square().sum()) for tensor in module.tensors.values()) ** 0.5  # noqa: E731
     own = norm(ported)
 
@@ -146,15 +152,14 @@ def test_a_sample_that_cannot_be_matched_is_the_nearest_and_says_how_near(mounte
         far = np.log2(norm(module) / own) - (2 if height < 1 else -2)
         return height + (-0.01 if height < 1 else 0.01) * far**2
 
-    matched, done = start("sampled", given(host, host, change=change), law="normal", match="function_norm")
-    assert norm(matched) / own == pytest.approx(4 if height < 1 else 0.25, rel=0.5)
+    done = start("sampled", given(host, host, change=change), law="normal", match="function_norm")
+    assert norm(done.module) / own == pytest.approx(4 if height < 1 else 0.25, rel=0.5)
     assert done.report.effect_fraction == pytest.approx(height, abs=0.01)
 
 
 def test_shuffling_keeps_the_tensors_and_moves_the_layers(mounted):
     have = given(mounted("lora"), mounted("lora", "t5", 32, 3, 4))
-    ported, _ = start("ported", have)
-    other, _ = start("shuffled", have)
+    ported, other = start("ported", have).module, start("shuffled", have).module
     assert not equal(ported, other)
     total = [sum(float(t.double().sum()) for s, t in m.tensors.items() if s.site == "query") for m in (ported, other)]
     assert total[0] == pytest.approx(total[1])
@@ -164,7 +169,7 @@ def test_shuffling_keeps_the_tensors_and_moves_the_layers(mounted):
 def test_shuffling_never_gives_the_ported_module_back(mounted, seed):
     """2 layers stretched over 3: the first two are alike, and exchanging them would be no control."""
     have = given(mounted("lora"), mounted("lora", "t5", 32, 3, 4), seed)
-    assert not equal(start("ported", have)[0], start("shuffled", have)[0])
+    assert not equal(start("ported", have).module, start("shuffled", have).module)
     flat = given(mounted("lora", "t5", 16, 1, 4), mounted("lora", "t5", 16, 1, 4), seed)
     with pytest.raises(UserError, match="no layers to exchange"):
         start("shuffled", flat)

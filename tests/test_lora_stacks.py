@@ -17,6 +17,7 @@ from portability.execution import execute
 from portability.execution.worker_context import Desk
 from portability.methods.base import Mounted
 from portability.planning.plan import plan
+from portability.porting.base import PortContext
 from portability.porting.port import port
 from portability.store import Store
 from portability.tasks.classification import Scorer
@@ -136,13 +137,13 @@ def test_a_port_carries_embedding_and_head_between_equal_vocabularies_alone(load
     spec = PortSpec("pad", "pad", "stretch")
     small_, large = (Mounted(load("llama", width, 2, 4), method()) for width in (32, 48))
     module, fresh = noisy(small_, 0), large.fresh(0)
-    done = port(module, small_.host.spec, fresh, large.host.spec, spec)
+    done = port(module, PortContext(small_.host.spec, large.host.spec, fresh, spec))
     assert done.report.carried_fraction == 1.0
     for slot in [slot for slot in module.tensors if slot.stack == "shared"]:
         value, wanted = done.module.tensors[slot], module.tensors[slot]
         assert torch.equal(value[tuple(map(slice, wanted.shape))], wanted) and value.shape == fresh.tensors[slot].shape
     with pytest.raises(UserError, match="the vocabularies differ, and rows of different tokens are not exchanged: leave"):
-        port(with_vocabulary(module, 20), small_.host.spec, fresh, large.host.spec, spec)
+        port(with_vocabulary(module, 20), PortContext(small_.host.spec, large.host.spec, fresh, spec))
 
 
 # ---- whole runs

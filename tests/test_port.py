@@ -8,8 +8,11 @@ from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.methods.module import equal
+from portability.porting.base import PortContext
 from portability.porting.layer_maps import LAYER_MAPS
-from portability.porting.port import STRATEGIES, fit_head, port
+from portability.porting.port import fit_head, port
+from portability.porting.strategies import STRATEGIES
+from portability.porting.strategies.repeat import repeat_axis
 
 SHAPES = {"same": (32, 2, 4), "deeper": (32, 3, 4), "shallower": (32, 1, 4), "wider": (48, 2, 4), "narrower": (16, 2, 4),
           "wider and deeper": (48, 4, 6)}
@@ -35,7 +38,7 @@ def mounted(mount):
 def carry(source, target, how, module=None):
     """Port a noisy module from one mounted method to another."""
     module = module or noisy(source, 1)
-    return port(module, source.host.spec, target.fresh(2), target.host.spec, how), module
+    return port(module, PortContext(source.host.spec, target.host.spec, target.fresh(2), how)), module
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,7 +189,6 @@ def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(mounted
     source = mounted("adapter")
     wide = source.fresh(0)
     slot = Slot("encoder", 0, "attention", "down_weight")
-    from portability.porting.port import repeat_axis
     repeated = repeat_axis(wide.tensors[slot], 1, 48, True)
     x = torch.randn(32)
     assert torch.allclose(repeated @ x[torch.arange(48) % 32], wide.tensors[slot] @ x, atol=1e-6)

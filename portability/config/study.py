@@ -14,6 +14,7 @@ from portability.core import specs
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind
 from portability.core.errors import UserError, choose
+from portability.core.init_kinds import INIT_KINDS
 from portability.core.measures import name_of
 from portability.core.schema import build
 from portability.data.sources import answer_spec
@@ -145,7 +146,7 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
 def _check(grid: Grid, relations: Relations) -> None:
     """Refuse axes that do not go together."""
     for init in grid.inits:
-        choose(init.kind, {*specs.KINDS} - {specs.BARE}, f"kind of init '{init.name}'")
+        choose(init.kind, [kind for kind, traits in INIT_KINDS.items() if traits.offered], f"kind of init '{init.name}'")
     received = [data.name for data in grid.data]
     encoders = [host.name for host in chain(*grid.pairs) if FAMILIES[host.shape.family].scoring == "head"]
     if encoders and grid.answers:
@@ -156,9 +157,9 @@ def _check(grid: Grid, relations: Relations) -> None:
         raise UserError(f"eval.metrics ({', '.join(map(name_of, grid.eval.metrics))}) are of texts with "
                         "labels, and no set of grid.data has them: answers to prompts are measured as "
                         f"data.{received[0]}.answers.scoring says; leave eval.metrics out")
-    if any(init.kind in specs.FROM_EXTRACTION for init in grid.inits):
+    if any("extraction" in init.traits.needs for init in grid.inits):
         check_relations(relations, received)
-    if extracted := [init for init in grid.inits if init.kind in (*specs.FROM_EXTRACTION, specs.PISSA)]:
+    if extracted := [init for init in grid.inits if init.traits.subtracts_start]:
         from portability.inits.seed_examples import extraction_options, seed_count  # with torch
 
         for init in extracted:
@@ -178,7 +179,7 @@ def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, st
     places = [{"method": method, "origin": origin, "receiving": receiving, PAIRS: kind, "relation": relation,
                "data": data.name, "port": port.name}
               for method, (origin, receiving, kind), relation, data, port in axes]
-    budgets = {init.name: [*([] if init.kind == specs.MATCHED else [0]), *grid.budgets]
+    budgets = {init.name: [*([] if init.traits.trains_extra else [0]), *grid.budgets]
                for init in grid.inits}
     try:
         found = declared(values, budgets | {specs.BARE: [0]}, places, roles)

@@ -6,16 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from portability.core.init_kinds import INIT_KINDS, InitKind
 from portability.core.wording import counted
 
-FROM_ORIGIN = ("ported", "sampled", "shuffled")  # kinds of init that start from the origin's module
-EXTRACTION = "extraction"  # of a run without updates: pairs cut out of a larger host's own weights
-FROM_EXTRACTION = ("extracted", "extracted_shuffled", "extracted_noise")  # kinds of init that start from an extraction
-PISSA = "pissa"  # the receiving host's own largest singular triples
-SUBTRACTED = (EXTRACTION, *FROM_EXTRACTION, PISSA)  # kinds whose start is taken off the host, so that training begins at it
-BARE = "bare"  # no module at all: the host as it is
-MATCHED = "compute_matched"  # scratch, trained for the origin's updates on top of its own
-KINDS = ("scratch", *FROM_ORIGIN, *FROM_EXTRACTION, PISSA, BARE, MATCHED)
+BARE = "bare"  # kind of init of a run without a module: the host as it is
+EXTRACTION = "extraction"  # kind of init of a run without updates: pairs cut out of a larger host's weights
 METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked for
 SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
 PROTOCOLS = {  # the schemas whose records can be read; records of two of them are never pooled
@@ -66,7 +61,8 @@ HOST_AXES = ("hidden", "ffn", "kv_heads", "group", "head_dim")
 
 @dataclass(frozen=True)
 class HostSpec:
-    """A frozen language model: where it is, what it is (fingerprint over weights and tokenizer) and its shape."""
+    """A frozen language model: where it is, what it is (fingerprint over weights and tokenizer) and its
+    shape."""
 
     name: str
     source: str  # folder, or hub id
@@ -88,16 +84,22 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class InitSpec:
-    """How a receiving module starts: the kind (a function in inits.INITS) and its options."""
+    """How a receiving module starts: the kind (a key of INIT_KINDS, and of inits.INITS) and its options."""
 
     name: str
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def traits(self) -> InitKind:
+        """What planning knows of the kind."""
+        return INIT_KINDS[self.kind]
+
 
 @dataclass(frozen=True)
 class PortSpec:
-    """How a module is fitted to another shape: width strategy, layer map, and whether a partial carry is allowed."""
+    """How a module is fitted to another shape: width strategy, layer map, and whether a partial carry is
+    allowed."""
 
     name: str
     strategy: str
@@ -119,7 +121,8 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """How a text becomes a question to a host: template with {text}, label words (negative, positive), length limit."""
+    """How a text becomes a question to a host: template with {text}, label words (negative, positive), length
+    limit."""
 
     template: str
     label_words: tuple[str, str]
@@ -128,7 +131,8 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """How the answers of a set of prompts are scored, and the length limit; what a scoring does not use is None.
+    """How the answers of a set of prompts are scored, and the length limit; what a scoring does not use is
+    None.
 
     Attributes:
         scoring: a name in SCORINGS.
@@ -182,8 +186,9 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """Which split serves as test, how many of its examples (0: all of them), and what is computed of the predictions: names
-    of measures.metric_names, which change no prediction and are no part of a run's identity."""
+    """Which split serves as test, how many of its examples (0: all of them), and what is computed of the
+    predictions: names of measures.metric_names, which change no prediction and are no part of a run's
+    identity."""
 
     split: str
     limit: int
@@ -195,9 +200,9 @@ class EvalSpec:
 class RunSpec:
     """The unit of work that is executed once: one module trained (or a bare host scored) on one host.
 
-    `origin` is the run_id of the run whose module (and head) this run starts from; None where it starts from nothing.
-    `head` is "none" for hosts that score label words, else "shared" or "fresh". `teacher` is the host out of which an
-    extraction cuts its module, None for all other runs.
+    `origin` is the run_id of the run whose module (and head) this run starts from; None where it starts from
+    nothing. `head` is "none" for hosts that score label words, else "shared" or "fresh". `teacher` is the
+    host out of which an extraction cuts its module, None for all other runs.
     """
 
     host: HostSpec
@@ -240,9 +245,9 @@ class RunSpec:
 
     @property
     def stream(self) -> tuple[object, ...]:
-        """First names of what the run draws for its module (seeds.stream): its seed, role, method and the run it starts from,
-        so that no two starts of a seed are made of the same numbers. Batches and heads are named by seed and data alone: all
-        arms of a seed share them.
+        """First names of what the run draws for its module (seeds.stream): its seed, role, method and the run
+        it starts from, so that no two starts of a seed are made of the same numbers. Batches and heads are
+        named by seed and data alone: all arms of a seed share them.
         """
         method = digest(_without(self.method, "name", "learning_rate"))
         return self.seed, "receiving" if self.origin else "origin", method, self.origin
@@ -272,7 +277,8 @@ def from_dict(cls: Any, value: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid; many cells may share one run. `mark` is the update of the run that the cell reads."""
+    """One point of the grid; many cells may share one run. `mark` is the update of the run that the cell
+    reads."""
 
     method: str
     origin: str

@@ -7,36 +7,29 @@
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from portability.core.errors import FAULTS, UserError
-from portability.core.seeds import stream_seed
-from portability.core.specs import BARE, EXTRACTION, FROM_EXTRACTION, FROM_ORIGIN, SUBTRACTED, RunSpec, TaskSpec, from_dict
+from portability.core.specs import BARE, RunSpec, TaskSpec
 from portability.core.stages import SCORING, Stage
 from portability.data.sampling import Bucket
 from portability.execution.run_output import Evidence
 from portability.execution.worker_context import Desk
 from portability.hosts.host import Host
-from portability.inits.base import INITS, Given, subtracted
-from portability.inits.seed_examples import extraction
+from portability.inits.start import StartBuilder, on_device, start_head
 from portability.methods.base import Mounted
-from portability.methods.module import ModuleState
-from portability.porting.port import fit_head
-from portability.store import Store
 from portability.tasks.classification import Scorer
 from portability.tasks.generation import AnswerScorer, too_long
 from portability.training import trainer as engine
 from portability.training.memory import member_bytes, most_members
-from portability.training.stack import Bench, Head, Stack, Start, count_parameters, parts
+from portability.training.stack import Bench, Stack, Start, count_parameters, parts
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
-CALIBRATION = 64  # training inputs on which a module's logit change is measured
 
 
 def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> None:
@@ -162,92 +155,20 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, de
 
 def _starts(runs: Sequence[RunSpec], bench: Bench, desk: Desk) -> dict[str, Start]:
     """Each run's start; a run whose port is impossible fails alone."""
-    starts = {}
+    builder, starts = StartBuilder(bench, desk.store, desk.data, desk.place.device, desk.free), {}
     for run in runs:
         try:
-            starts[run.run_id] = _start(run, bench, desk)
+            starts[run.run_id] = builder.make(run)
         except UserError as error:
             desk.fail(run, error)
     return starts
-
-
-def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
-    store, head = desk.store, start_head(run, bench.scorer, desk.store)
-    if run.init.kind == EXTRACTION:
-        assert run.teacher is not None
-        cut, report = extraction(run, desk.data, store, desk.place.device, desk.free)
-        return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
-    fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
-    origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
-    given = Given(
-        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, port=run.port, method=run.method,
-        origin=(origin.teacher or origin.host) if origin else None,
-        module=ModuleState.from_file(*store.tensors(run.origin, "module"))
-        if run.origin and run.init.kind in FROM_ORIGIN + FROM_EXTRACTION else None,
-        blocks=_blocks(run, store), change=_logit_change(bench, head),
-        calibration_examples=min(CALIBRATION, len(bench.training)),
-    )
-    module, done = INITS[run.init.kind](given, run.init.options)
-    names = {"host": (origin.teacher or origin.host).name, "data": origin.data.name} if origin else None
-    taken = subtracted(run.init.kind, module, given) if run.init.kind in SUBTRACTED else None
-    return Start(module, head, done.report if done else None, names, taken)
-
-
-def _blocks(run: RunSpec, store: Store) -> ModuleState | None:
-    """The cuts behind an extraction's pairs, where the run's method takes these off."""
-    assert run.method is not None
-    if run.origin is None or run.init.kind not in FROM_EXTRACTION or run.method.settings.get("subtract") != "block":
-        return None
-    return ModuleState.from_file(*store.tensors(run.origin, "start"))
-
-
-def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> Head:
-    """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's width.
-
-    All arms of a cell start from the same head, so that no arm has an advantage (design: head shared).
-    """
-    if run.head == "shared":
-        assert run.origin is not None and run.port is not None
-        tensors, _ = store.tensors(run.origin, "head")
-        return fit_head(tensors, run.host.shape.hidden, run.port)
-    return scorer.fresh_head(stream_seed(run.seed, "head"))
-
-
-def _record(run: RunSpec, store: Store) -> dict:
-    record = store.read(str(run.origin))
-    if record is None:
-        raise UserError(f"run {run.run_id} needs the module of run {run.origin}, which is not in the store")
-    return record
-
-
-def _logit_change(bench: Bench, head: Head) -> Callable[[ModuleState], float]:
-    """Module -> Frobenius norm of its change of the logits on the first training inputs."""
-    training, scorer = bench.training, bench.scorer
-    picks = np.arange(min(CALIBRATION, len(training)))
-    made = scorer.rows(training, picks, len(picks), Bucket(picks, int(training.lengths[picks].max())))
-    rows = tuple(part.to(scorer.device) for part in made)
-    bare: list[Tensor] = []
-
-    @torch.no_grad()
-    def change(module: ModuleState) -> float:
-        if not bare:
-            with bench.mounted.disabled():
-                bare.append(engine.logits_of(scorer, _there(head, scorer), *rows))
-        logits = engine.logits_of(scorer, _there(bench.parameters(module, head), scorer), *rows)
-        return float(torch.linalg.vector_norm(logits - bare[0]))
-
-    return change
-
-
-def _there(parameters: Mapping[str, Tensor], scorer: engine.AnyScorer) -> dict[str, Tensor]:
-    return {name: value.to(scorer.device) for name, value in parameters.items()}
 
 
 def _score_bare(run: RunSpec, scorer: engine.AnyScorer, test: engine.Test, desk: Desk) -> None:
     """The host as it is, on the test set."""
     started = time.perf_counter()
     head = start_head(run, scorer, desk.store)
-    stacked = {name: value[None] for name, value in _there(head, scorer).items()}
+    stacked = {name: value[None] for name, value in on_device(head, scorer).items()}
     stage = Stage([run.run_id], SCORING)
     desk.report(stage)
     found = engine.predict(scorer, stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, part=part)))

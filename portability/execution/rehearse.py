@@ -12,19 +12,22 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import FAULTS, UserError
-from portability.core.specs import EXTRACTION, FROM_ORIGIN, AnswerSpec, HostSpec, MethodSpec, RunSpec
+from portability.core.specs import AnswerSpec, HostSpec, MethodSpec, RunSpec
 from portability.data.answer_tokens import joined, shown
 from portability.data.splits import examples, rows
 from portability.execution.execute import scorer_of
 from portability.execution.worker_context import Desk
 from portability.hosts.host import Host, folder_of, label_tokens, load_tokenizer, model_class
-from portability.inits.base import INITS, Given
+from portability.inits import INITS
+from portability.inits.base import InitContext
 from portability.inits.extraction import peak_bytes
 from portability.inits.extraction.weights import Weights
 from portability.inits.seed_examples import extraction_options, seed_examples
 from portability.methods.base import Mounted
 from portability.methods.module import ModuleState
-from portability.porting.port import fit_head
+from portability.porting.base import PortContext
+from portability.porting.port import fit_head, port
+from portability.porting.strategies import find_strategy
 from portability.tasks.classification import HEAD
 from portability.tasks.generation import too_long
 
@@ -67,11 +70,13 @@ class Rehearsal:
 
     def _start(self, run: RunSpec, method: MethodSpec, origin: RunSpec | None, fresh: ModuleState) -> None:
         """The module that a run starts from, where it comes from another host."""
-        if run.init.kind in FROM_ORIGIN and origin is not None:
-            INITS[run.init.kind](Given(
-                fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, origin=origin.host, port=run.port,
-                module=self._module(origin.host, method), method=method, change=_norm), run.init.options)
-        if run.init.kind == EXTRACTION and run.teacher is not None:
+        if "port" in run.init.traits.needs and origin is not None and run.port is not None:
+            module, known = self._module(origin.host, method), PortContext(origin.host, run.host, fresh, run.port)
+            if not find_strategy(run.port.strategy).needs:  # what a strategy makes of weights, the run itself shows
+                INITS[run.init.kind](InitContext(
+                    receiving=run.host, method=method, seed=int(run.seed or 0), stream=run.stream, fresh=lambda: fresh,
+                    change=_norm, port=lambda: port(module, known)), run.init.options)
+        if run.teacher is not None:
             options = extraction_options(method, run.init)
             seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.desk.data)
             peak_bytes(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)

@@ -16,7 +16,7 @@ import torch
 from portability.core.errors import without_places
 from portability.core.specs import SCHEMA, AnswerSpec, RunSpec
 from portability.methods.module import ModuleState
-from portability.porting.port import PortReport
+from portability.porting.base import PortReport
 from portability.store import Result
 from portability.tasks.metrics import score, score_answers
 from portability.training.trainer import Outcome, Predictions

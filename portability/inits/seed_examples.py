@@ -1,4 +1,5 @@
-"""The extraction behind a run: seed examples of the run's data in the teacher's tokens, and what is cut out by them."""
+"""The extraction behind a run: seed examples of the run's data in the teacher's tokens, and what is cut out
+by them."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ import numpy as np
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError, choose
 from portability.core.seeds import stream_seed
-from portability.core.specs import PISSA, AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
+from portability.core.specs import AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
 from portability.data.answer_tokens import encode_answers
 from portability.data.examples import Example
 from portability.data.splits import StudyData, encode, examples, rows
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPTIONS = ("seeds", "layers", "structure", "split", "scores")  # of an init that starts from an extraction
-BLOCKLESS = ("extracted_noise", PISSA)  # kinds of init that know pairs alone
 SEEDS = 32  # examples, as in the reference (Zhong et al. 2024, n_sample of its sampling script)
 
 
@@ -33,15 +33,16 @@ def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
         UserError: an unknown option or value, or a method that cannot take a start off the host.
     """
     if method.library != "portability":
-        raise UserError(f"init '{init.name}' starts from pairs that are taken off the host, which method '{method.name}' of "
-                        f"library {method.library} cannot do; use one of library portability (method=lora_all)")
+        raise UserError(f"init '{init.name}' starts from pairs that are taken off the host, which method "
+                        f"'{method.name}' of library {method.library} cannot do; use one of library "
+                        "portability (method=lora_all)")
     for name in init.options:
         choose(str(name), OPTIONS, f"option of init '{init.name}'")
     settings = lora_settings(method.settings, method.name)
     blocks = settings.subtract == "block"
-    if blocks and init.kind in BLOCKLESS:
-        raise UserError(f"init '{init.name}' has no block to take off the host, only pairs; leave it out (grid.inits), or set "
-                        f"method.{method.name}.settings.subtract=product")
+    if blocks and not init.traits.subtracts_blocks:
+        raise UserError(f"init '{init.name}' has no block to take off the host, only pairs; leave it out "
+                        f"(grid.inits), or set method.{method.name}.settings.subtract=product")
     values = {name: str(value) for name, value in init.options.items() if name != "seeds"}
     return ExtractionOptions(rank=settings.r, sites=settings.sites, blocks=blocks, **values)
 
@@ -58,7 +59,7 @@ def seed_count(init: InitSpec) -> int:
     return count
 
 
-def extraction(
+def extract_for(
     run: RunSpec, data: StudyData, store: Store, device: str = "cpu", free: Callable[[], int] = lambda: 1
 ) -> tuple[ModuleState, ExtractReport]:
     """The module of a run of kind `extraction`.
@@ -70,7 +71,8 @@ def extraction(
     Raises:
         UserError: what `extract` raises.
     """
-    assert run.teacher is not None and run.method is not None
+    if run.teacher is None or run.method is None:
+        raise ValueError(f"run {run.run_id} is no extraction")
     for host in (run.teacher, run.host):
         check_unchanged(host)
     options = extraction_options(run.method, run.init)
@@ -80,21 +82,24 @@ def extraction(
 
 
 def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed]:
-    """Examples of the run's training data with their gold answers, drawn by the run's seed without replacement, asked and
-    answered as in training: the answer is the first token of the label word.
+    """Examples of the run's training data with their gold answers, drawn by the run's seed without
+    replacement, asked and answered as in training: the answer is the first token of the label word.
 
     Raises:
         UserError: the training data has fewer examples.
     """
     count, family = seed_count(run.init), teacher.shape.family
-    answers, tokenizer = isinstance(run.task, AnswerSpec), load_tokenizer(teacher)
-    dataset = examples(data, run.data.name, "train", 0) if answers else rows(data, run.data.name, "train", 0)
+    tokenizer, read = load_tokenizer(teacher), examples if isinstance(run.task, AnswerSpec) else rows
+    dataset = read(data, run.data.name, "train", 0)
     if isinstance(run.task, AnswerSpec) and run.task.too_long == "drop":
-        dataset = [dataset[i] for i in encode_answers(dataset, tokenizer, family, run.task.max_length, "drop").group]
+        kept = encode_answers(dataset, tokenizer, family, run.task.max_length, "drop").group
+        dataset = [dataset[i] for i in kept]
     if count > len(dataset):
-        raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of data set "
-                        f"'{run.data.name}' has {len(dataset)}; set a smaller init.{run.init.name}.options.seeds")
-    picks = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds")).permutation(len(dataset))[:count]
+        raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of "
+                        f"data set '{run.data.name}' has {len(dataset)}; set a smaller "
+                        f"init.{run.init.name}.options.seeds")
+    draw = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds"))
+    picks = draw.permutation(len(dataset))[:count]
     labelled = FAMILIES[family].scoring == "label"
     if isinstance(run.task, AnswerSpec):
         return _answered([dataset[i] for i in picks.tolist()], tokenizer, family, run.task)
@@ -114,7 +119,8 @@ def _answered(
     chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, task: AnswerSpec
 ) -> list[Seed]:
     """Prompts with their whole answers, the end token among these, as in training."""
-    found, out = encode_answers(chosen, tokenizer, family, task.max_length, task.too_long, task.new_tokens or 1), []
+    limits = task.max_length, task.too_long, task.new_tokens or 1
+    found, out = encode_answers(chosen, tokenizer, family, *limits), []
     flat, begins = found.answers
     for i in range(len(found)):
         ids = found.ids[found.offsets[i] : found.offsets[i + 1]].tolist()

@@ -1,5 +1,7 @@
-"""From a grid to cells and runs. Work that is equal has one id, so it is planned, and paid for, once. No torch here."""
+"""From a grid to cells and runs. Work that is equal has one id, so it is planned, and paid for, once. No
+torch here."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -10,10 +12,6 @@ from portability.core.errors import UserError
 from portability.core.specs import (
     BARE,
     EXTRACTION,
-    FROM_EXTRACTION,
-    FROM_ORIGIN,
-    MATCHED,
-    PISSA,
     AnswerSpec,
     Cell,
     DataSpec,
@@ -40,12 +38,13 @@ SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the 
 class Grid:
     """The question: every combination of these axes is a cell.
 
-    `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name to the set the
-    origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on the receiving host (zero-shot
-    comes on top); `head` is "shared" or "fresh" and concerns hosts with a classification head only; `task` is that of sets
-    of texts with labels, `answers` has those of sets of prompts, by the set's name. `rates` are factors on each method's
-    learning rate on the receiving host, each a method of its own ("lora x3"); origins and natives keep the common rate. With
-    `origin_seeds` "other" an origin has a seed of its own, so a receiving run does not see its origin's batches again.
+    `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name
+    to the set the origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on
+    the receiving host (zero-shot comes on top); `head` is "shared" or "fresh" and concerns hosts with a
+    classification head only; `task` is that of sets of texts with labels, `answers` has those of sets of
+    prompts, by the set's name. `rates` are factors on each method's learning rate on the receiving host, each
+    a method of its own ("lora x3"); origins and natives keep the common rate. With `origin_seeds` "other" an
+    origin has a seed of its own, so a receiving run does not see its origin's batches again.
     """
 
     methods: Sequence[MethodSpec]
@@ -73,16 +72,14 @@ class Grid:
     @property
     def size(self) -> int:
         """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
-        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports, self.seeds,
-                self.budgets)
-        count = 1
-        for axis in axes:
-            count *= len(axis)
-        return count
+        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports,
+                self.seeds, self.budgets)
+        return math.prod(map(len, axes))
 
 
 def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:
-    """By receiving set, the set that its origin is trained on: the one named, or `self`, or the `next` receiving set.
+    """By receiving set, the set that its origin is trained on: the one named, or `self`, or the `next`
+    receiving set.
 
     Raises:
         UserError: there is no next one.
@@ -92,8 +89,9 @@ def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str
         {'sums': 'quiz', 'quiz': 'sums'}
     """
     if value == NEXT and len(received) < 2:
-        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in grid.data, which names one "
-                        f"set only; name another set there, or a set here, or leave it out: '~grid.relations.{relation}'")
+        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in "
+                        "grid.data, which names one set only; name another set there, or a set here, or "
+                        f"leave it out: '~grid.relations.{relation}'")
     following = dict(zip(received, [*received[1:], received[0]], strict=True))
     return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
 
@@ -111,7 +109,8 @@ def check_relations(relations: Mapping[str, Mapping[str, str]], received: Sequen
         sources = [given[own] for given in relations.values()]
         if len(set(sources)) < len(sources):
             raise UserError(f"grid.relations takes the seed examples of '{own}' twice from the same set "
-                            f"({', '.join(f'{name}: {given[own]}' for name, given in relations.items())}); name different ones")
+                            f"({', '.join(f'{name}: {given[own]}' for name, given in relations.items())}); "
+                            "name different ones")
 
 
 @dataclass
@@ -129,24 +128,25 @@ class Plan:
         self.marks.setdefault(run_id, set()).update(marks)
         return run_id
 
-
     def part(self, ids: Set[str]) -> "Plan":
         """These runs alone, with the cells that read them."""
         runs = {run_id: run for run_id, run in self.runs.items() if run_id in ids}
-        return Plan([cell for cell in self.cells if cell.run_id in ids], runs, {i: self.marks[i] for i in runs})
+        cells = [cell for cell in self.cells if cell.run_id in ids]
+        return Plan(cells, runs, {run_id: self.marks[run_id] for run_id in runs})
 
 
 def plan(grid: Grid) -> Plan:
     """Expand a grid; runs come in an order in which each follows the run it starts from.
 
-    A scratch run has no origin, so all origins share it, and an origin training is a scratch run on its host; budgets
-    nest, so one run of the largest budget yields the cells of all of them.
+    A scratch run has no origin, so all origins share it, and an origin training is a scratch run on its host;
+    budgets nest, so one run of the largest budget yields the cells of all of them.
     """
     out = Plan()
     axes = product(grid.methods, grid.rates, grid.pairs, grid.data, grid.relations.items(), grid.seeds)
     for method, rate, pair, data, (relation, sources), seed in axes:
         arm = _Arm(grid, method, rate, *pair, data, relation, sources[data.name], seed)
         out.cells.extend(arm.cells(out))
+
     def depth(run: RunSpec) -> int:
         return 0 if run.origin is None else 1 + depth(out.runs[run.origin])
 
@@ -176,28 +176,32 @@ class _Arm:
             bare_id = out.add(self._bare(origin_id, port), 0)
             yield self._cell(BARE, port, 0, bare_id, 0, native_id, bare_id)
             for init in grid.inits:
-                extracted = init.kind in FROM_EXTRACTION
-                source = out.add(self._extraction(init, port, origin_id), 0) if extracted else origin_id
+                extracts = "extraction" in init.traits.needs
+                source = out.add(self._extraction(init, port, origin_id), 0) if extracts else origin_id
                 run = self._run(init, port, source)
-                ahead = grid.origin_updates if init.kind == MATCHED else 0
-                budgets = grid.budgets if ahead else (0, *grid.budgets)  # matched scratch has no zero-shot
+                ahead = grid.origin_updates if init.traits.trains_extra else 0
+                budgets = grid.budgets if ahead else (0, *grid.budgets)
                 run_id = out.add(run, *(ahead + budget for budget in budgets))
                 for budget in budgets:
                     yield self._cell(init.name, port, budget, run_id, ahead + budget, native_id, bare_id)
 
-    def _cell(self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str) -> Cell:
+    def _cell(
+        self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str
+    ) -> Cell:
         return Cell(
             method=rated(self.method, self.rate).name, origin=self.origin.name, receiving=self.receiving.name,
-            relation=self.relation, origin_data=self.origin_data.name, data=self.data.name, init=init, port=port.name,
-            seed=self.seed, budget=budget, run_id=run_id, mark=mark, native_id=native, bare_id=bare,
+            relation=self.relation, origin_data=self.origin_data.name, data=self.data.name, init=init,
+            port=port.name, seed=self.seed, budget=budget, run_id=run_id, mark=mark, native_id=native,
+            bare_id=bare,
         )
 
     def _trained(self, host: HostSpec, data: DataSpec) -> RunSpec:
-        """A module trained from scratch, with a head of its own where the host needs one: an origin, or a native."""
+        """A module trained from scratch, with a head of its own where the host needs one: an origin, or a
+        native."""
         grid = self.grid
         return RunSpec(
-            host=host, data=data, task=grid.task_of(data), method=self.method, init=SCRATCH, port=None, origin=None,
-            head="none" if _scores_labels(host) else "fresh", seed=self.seed,
+            host=host, data=data, task=grid.task_of(data), method=self.method, init=SCRATCH, port=None,
+            origin=None, head="none" if _scores_labels(host) else "fresh", seed=self.seed,
             train=replace(grid.train, updates=grid.origin_updates), eval=grid.eval, precision=grid.precision,
         )
 
@@ -215,13 +219,14 @@ class _Arm:
     @property
     def _trains_origin(self) -> bool:
         """Whether a module is to be trained on the origin host: not where it only lends its own weights."""
-        starts = {init.kind for init in self.grid.inits}
-        lends = bool(starts & {*FROM_EXTRACTION, PISSA}) and not starts & set(FROM_ORIGIN)
-        return not (lends and _scores_labels(self.origin) and not self._shares_head)
+        kinds = [init.traits for init in self.grid.inits]
+        if any("origin_module" in kind.needs for kind in kinds) or self._shares_head:
+            return True
+        return not (any(kind.subtracts_start for kind in kinds) and _scores_labels(self.origin))
 
     def _extraction(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
-        """Pairs for the receiving host out of the origin host's weights, chosen by examples of the origin's data; an encoder
-        is asked through the head that the origin's training gave it."""
+        """Pairs for the receiving host out of the origin host's weights, chosen by examples of the origin's
+        data; an encoder is asked through the head that the origin's training gave it."""
         blind = init.options.get("scores") == "ones"  # no example is looked at
         base = self._trained(self.receiving, self.data if blind else self.origin_data).with_updates(0)
         return replace(
@@ -231,24 +236,25 @@ class _Arm:
         )
 
     def _run(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
-        """The run of one arm on the receiving host; `origin_id` is the run that it starts from, if its init needs one."""
-        grid = self.grid
-        updates = max(grid.budgets) + (grid.origin_updates if init.kind == MATCHED else 0)
+        """The run of one arm on the receiving host; `origin_id` is the run that it starts from, if its init
+        needs one."""
+        grid, traits, shares = self.grid, init.traits, self._shares_head
+        updates = max(grid.budgets) + (grid.origin_updates if traits.trains_extra else 0)
         base = self._trained(self.receiving, self.data).with_updates(updates)
-        shares, ported = self._shares_head, init.kind in FROM_ORIGIN
-        start = SCRATCH if init.kind == MATCHED else init
-        if init.kind in FROM_EXTRACTION:  # what the options say is the extraction's
+        start = SCRATCH if traits.trains_extra else init
+        if "extraction" in traits.needs:  # what the options say is the extraction's
             start = InitSpec(init.name, init.kind)
         return replace(
             base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head,
-            port=port if ported or shares else None,
-            origin=origin_id if ported or shares or init.kind in FROM_EXTRACTION else None,
+            port=port if "port" in traits.needs or shares else None,
+            origin=origin_id if traits.needs or shares else None,
         )
 
     def _bare(self, origin_id: str | None, port: PortSpec) -> RunSpec:
         """The receiving host without a module; nothing of it depends on method or seed but a shared head."""
         run = self._run(SCRATCH, port, origin_id)
-        return replace(run, method=None, init=BARE_INIT, seed=None if run.head == "none" else run.seed).with_updates(0)
+        seed = None if run.head == "none" else run.seed
+        return replace(run, method=None, init=BARE_INIT, seed=seed).with_updates(0)
 
 
 def rated(method: MethodSpec, rate: float) -> MethodSpec:
@@ -258,11 +264,14 @@ def rated(method: MethodSpec, rate: float) -> MethodSpec:
         >>> rated(MethodSpec("lora", "adapters", "LoRAConfig", {}, 3e-3), 3.0).name
         'lora x3'
     """
-    return method if rate == 1 else replace(method, name=f"{method.name} x{rate:g}", learning_rate=method.learning_rate * rate)
+    if rate == 1:
+        return method
+    return replace(method, name=f"{method.name} x{rate:g}", learning_rate=method.learning_rate * rate)
 
 
 def updates_of(planned: Plan) -> tuple[int, int]:
-    """Module-updates of a plan, and of the same cells if each one and its origin were trained for themselves."""
+    """Module-updates of a plan, and of the same cells if each one and its origin were trained for
+    themselves."""
     def alone(cell: Cell) -> int:
         origin = planned.runs[cell.run_id].origin
         return cell.mark + (planned.runs[origin].train.updates if origin else 0)
@@ -276,7 +285,8 @@ def _scores_labels(host: HostSpec) -> bool:
 
 
 def alike(run: RunSpec) -> str:
-    """Runs with the same answer may train together: same host, method, data, task, protocol, precision and updates."""
+    """Runs with the same answer may train together: same host, method, data, task, protocol, precision and
+    updates."""
     identity = run.identity()
     shared = {k: v for k, v in identity.items() if k not in ("seed", "init", "origin", "port", "head")}
     return digest([shared, run.method is None])
@@ -285,7 +295,8 @@ def alike(run: RunSpec) -> str:
 def stacks(runs: Mapping[str, RunSpec], size: int) -> list[list[str]]:
     """Group runs that may train together, at most `size` in a stack.
 
-    A group is cut evenly, and the longest stacks come first, so that the last worker to finish is not left with one.
+    A group is cut evenly, and the longest stacks come first, so that the last worker to finish is not left
+    with one.
     """
     groups: dict[str, list[str]] = {}
     for run_id, run in runs.items():
@@ -314,9 +325,9 @@ def _weight(run: RunSpec) -> int:
 
 
 def work(run: RunSpec, updates: int, marks: float) -> float:
-    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated example is a
-    third of a trained one, because it has no backward pass, a written answer that again for each token, and a choice for each
-    of CHOICES."""
+    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated
+    example is a third of a trained one, because it has no backward pass, a written answer that again for each
+    token, and a choice for each of CHOICES."""
     passes = 1
     if isinstance(run.task, AnswerSpec):
         passes = CHOICES if run.task.new_tokens is None else 1 + run.task.new_tokens

@@ -21,12 +21,14 @@ def skip(origin: int, receiving: int) -> list[list[int]]:
         [[0], [2], [4]]
     """
     if receiving > origin:
-        raise UserError(f"layer map 'skip' only drops layers ({origin} -> {receiving}); use 'stretch' or 'average'")
+        raise UserError(f"layer map 'skip' only drops layers ({origin} -> {receiving}); use 'stretch' or "
+                        "'average'")
     return [[layer * (origin // receiving)] for layer in range(receiving)]
 
 
 def stretch(origin: int, receiving: int) -> list[list[int]]:
-    """Spread the origin's layers evenly over the receiving depth, first on first and last on last (our choice, D-06).
+    """Spread the origin's layers evenly over the receiving depth, first on first and last on last (our
+    choice, D-06).
 
     Example:
         >>> stretch(3, 6), stretch(6, 3)
@@ -38,7 +40,8 @@ def stretch(origin: int, receiving: int) -> list[list[int]]:
 
 
 def average(origin: int, receiving: int) -> list[list[int]]:
-    """Give each receiving layer its even share of neighbouring origin layers (Klimaszewski et al. 2024, `avg`).
+    """Give each receiving layer its even share of neighbouring origin layers (Klimaszewski et al. 2024,
+    `avg`).
 
     Example:
         >>> average(6, 3), average(2, 3)
@@ -54,10 +57,10 @@ LAYER_MAPS: dict[str, LayerMap] = {"skip": skip, "stretch": stretch, "average": 
 def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """One layer's tensors from several layers' (role -> tensor of one site).
 
-    Low-rank pairs are averaged as products and split again by a truncated SVD, because the factors of two layers have
-    no common basis (averaging factors keeps a cosine of 0.74 with the averaged product); everything else is averaged
-    entry by entry. A bottleneck's nonlinearity is left out of the product and its bias travels as one more input
-    (our choice, D-07).
+    Low-rank pairs are averaged as products and split again by a truncated SVD, because the factors of two
+    layers have no common basis (averaging factors keeps a cosine of 0.74 with the averaged product);
+    everything else is averaged entry by entry. A bottleneck's nonlinearity is left out of the product and its
+    bias travels as one more input (our choice, D-07).
     """
     if len(layers) == 1:
         return {role: tensor.clone() for role, tensor in layers[0].items()}
@@ -66,13 +69,15 @@ def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     if {"A", "B"} <= roles:
         out |= _average_pair(layers, "A", "B")
     if {"down_weight", "up_weight"} <= roles:
-        widened = [dict(x) | {"down_weight": torch.cat([x["down_weight"], x["down_bias"][:, None]], 1)} for x in layers]
+        widened = [{**layer, "down_weight": torch.cat([layer["down_weight"], layer["down_bias"][:, None]], 1)}
+                   for layer in layers]
         pair = _average_pair(widened, "down_weight", "up_weight")
         out |= {"down_weight": pair["down_weight"][:, :-1], "down_bias": pair["down_weight"][:, -1]}
         out["up_weight"] = pair["up_weight"]
     for side in ("down", "up"):
         if f"{side}_left" in roles:
-            blocks = [[_block(layer, side, i) for layer in layers] for i in range(layers[0][f"{side}_left"].shape[0])]
+            count = layers[0][f"{side}_left"].shape[0]
+            blocks = [[_block(layer, side, i) for layer in layers] for i in range(count)]
             pairs = [_average_pair(block, "A", "B") for block in blocks]
             out[f"{side}_left"] = torch.stack([pair["B"] for pair in pairs])
             out[f"{side}_right"] = torch.stack([pair["A"] for pair in pairs])
@@ -91,7 +96,8 @@ def _average_pair(layers: Sequence[Mapping[str, Tensor]], into: str, out: str) -
     """
     first_a, first_b = layers[0][into], layers[0][out]
     rank = first_a.shape[0]
-    product = torch.stack([x[out].reshape(-1, rank) @ x[into].reshape(rank, -1) for x in layers]).double().mean(0)
+    products = [layer[out].reshape(-1, rank) @ layer[into].reshape(rank, -1) for layer in layers]
+    product = torch.stack(products).double().mean(0)
     left, scale, right = torch.linalg.svd(product, full_matrices=False)
     root = scale[:rank].sqrt()
     a, b = root[:, None] * right[:rank], left[:, :rank] * root

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 from portability.core.errors import choose
-from portability.core.specs import BARE, EXTRACTION, digest
+from portability.core.init_kinds import INIT_KINDS
+from portability.core.specs import digest
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "offline", "online", "disabled")
@@ -101,12 +102,11 @@ def describe_run(record: dict[str, Any], sweeps: Iterable[str]) -> dict[str, Any
     place = f"{origin['host']}->{cell['host']}" if origin else cell["host"]
     data = f"{origin['data']}->{cell['data']}" if origin else cell["data"]
     method = cell["method"] or "none"
-    kind, report = record["spec"]["init"]["kind"], record["port_info"] or {}
+    report = record["port_info"] or {}
     port = f"__{report['name']}" if "name" in report else ""
     group = f"{method}__{place}__{data}__{cell['init']}{port}"
-    stage = kind if kind in (BARE, EXTRACTION, "scratch") else "port" if "name" in report else "extracted"
     return {
-        "group": group, "job_type": stage, "name": f"{group}__{cell['seed']}",
+        "group": group, "job_type": INIT_KINDS[record["spec"]["init"]["kind"]].stage, "name": f"{group}__{cell['seed']}",
         "tags": [tag for tag in (method, cell["init"], cell["host"], *sweeps) if tag],
     }
 

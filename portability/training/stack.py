@@ -18,7 +18,7 @@ from portability.execution.worker_context import Desk
 from portability.methods.base import Mounted
 from portability.methods.module import ModuleState
 from portability.planning.plan import evenly
-from portability.porting.port import PortReport
+from portability.porting.base import PortReport
 from portability.store import Store
 from portability.tasks.classification import Predictions
 from portability.tasks.generation import too_long

@@ -1,13 +1,13 @@
-"""Start values for a student's low-rank pairs, cut out of a larger host's own weights (Zhong et al., ICLR 2024).
+"""Start values for a student's low-rank pairs, cut out of a larger host's own weights (Zhong et al., ICLR
+2024).
 
     seeds --sensitivity--> scores of a layer --cuts--> where to cut --factors--> pairs (A, B) as a ModuleState
 
-A teacher is read from its safetensors a layer at a time, so it may be larger than memory; nothing here knows the grid,
-the store or Hydra. `extract` is the one entry, `control` makes the pairs to compare with on the same places.
+A teacher is read from its safetensors a layer at a time, so it may be larger than memory; nothing here knows
+the grid, the store or Hydra. `extract` is the one entry; controls.py makes pairs to compare with.
 """
 
-from portability.inits.extraction.controls import CONTROLS, Extracted, control
 from portability.inits.extraction.extractor import extract, peak_bytes
 from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Seed
 
-__all__ = ["CONTROLS", "ExtractReport", "Extracted", "ExtractionOptions", "Seed", "control", "extract", "peak_bytes"]
+__all__ = ["ExtractReport", "ExtractionOptions", "Seed", "extract", "peak_bytes"]

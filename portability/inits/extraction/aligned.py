@@ -1,14 +1,16 @@
-"""Cuts that agree between matrices: what shares an axis shares the cut, so that what is extracted is a sub-network.
+"""Cuts that agree between matrices: what shares an axis shares the cut, so that what is extracted is a
+sub-network.
 
-The reference cuts every matrix for itself, so neither the residual stream nor heads agree between them. Here (our choice)
-each axis has one contiguous cut, the one with the largest scores summed over all extracted matrices that have the axis:
+The reference cuts every matrix for itself, so neither the residual stream nor heads agree between them. Here
+(our choice) each axis has one contiguous cut, the one with the largest scores summed over all extracted
+matrices that have the axis:
 
 - feed-forward units, one cut a layer;
-- heads, one a layer and attention, as (key-value head, place in its group, entry of the head): heads stay whole where
-  both hosts' heads are of one size, and a query stays with its key and value. Entries are cut once for query and key, which
-  meet in a product, and once for value and output;
-- the residual stream, one cut for the whole host (a T5's stacks share it through their embedding), chosen last: by the scores
-  that lie inside the other axes' cuts in the layers that were chosen.
+- heads, one a layer and attention, as (key-value head, place in its group, entry of the head): heads stay
+  whole where both hosts' heads are of one size, and a query stays with its key and value. Entries are cut
+  once for query and key, which meet in a product, and once for value and output;
+- the residual stream, one cut for the whole host (a T5's stacks share it through their embedding), chosen
+  last: by the scores that lie inside the other axes' cuts in the layers that were chosen.
 """
 
 import math
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from portability.core.architectures import LORA_AXES
 from portability.core.specs import HostShape
-from portability.inits.extraction.cuts import Cut, window_sums
+from portability.inits.extraction.submatrix import Cut, window_sums
 
 RESIDUAL = "hidden"
 ENTRIES = {"query": "query_key", "key": "query_key", "value": "value_out", "attention_out": "value_out"}
@@ -45,7 +47,8 @@ class Pending:
     first: bool
 
     def cut(self, offset: int, width: int) -> tuple[Cut, float]:
-        """The cut, with the residual stream's entries from `offset`, and the share of the scores inside it."""
+        """The cut, with the residual stream's entries from `offset`, and the share of the scores inside
+        it."""
         stream = torch.arange(offset, offset + width)
         rows, columns = (stream, self.kept) if self.first else (self.kept, stream)
         captured = float(self.profile[offset : offset + width].sum()) / self.total if self.total else 0.0
@@ -67,7 +70,8 @@ def pending_cuts(scores: Mapping[str, Tensor], teacher: HostShape, student: Host
         for place, axis in enumerate(labels):
             own = spread.movedim(place, 0).reshape(spread.shape[place], -1).sum(1)
             marginals[axis] = marginals[axis] + own if axis in marginals else own
-    starts = {axis: int(window_sums(values, _size(axis[1], student), 0).argmax()) for axis, values in marginals.items()}
+    starts = {axis: int(window_sums(values, _size(axis[1], student), 0).argmax())
+              for axis, values in marginals.items()}
     return {site: _pending(site, values, starts, teacher, student) for site, values in scores.items()}
 
 
@@ -83,7 +87,9 @@ def residual_offset(matrices: Iterable[Pending], width: int) -> int:
     return int(window_sums(torch.stack(profiles).sum(0), width, 0).argmax())
 
 
-def _pending(site: str, values: Tensor, starts: Mapping[Axis, int], teacher: HostShape, student: HostShape) -> Pending:
+def _pending(
+    site: str, values: Tensor, starts: Mapping[Axis, int], teacher: HostShape, student: HostShape
+) -> Pending:
     labels = _labels(site)
     sizes = [_size(label, teacher) for _, label in labels]
     grid = np.arange(math.prod(sizes)).reshape(sizes)
@@ -109,10 +115,9 @@ def _labels(site: str) -> list[Axis]:
     plain = site.removeprefix("cross_")
     into, out = LORA_AXES[plain]
     owner = "cross_" if site.startswith("cross_") else ""
-    return [(owner, ENTRIES[plain] if axis == "head_dim" else axis) for axis in (into if out == (RESIDUAL,) else out)]
+    side = into if out == (RESIDUAL,) else out
+    return [(owner, ENTRIES[plain] if axis == "head_dim" else axis) for axis in side]
 
 
 def _size(label: str, shape: HostShape) -> int:
-    size = shape.size("head_dim" if label in ENTRIES.values() else label)
-    assert size is not None
-    return size
+    return int(getattr(shape, "head_dim" if label in ENTRIES.values() else label))

@@ -1,64 +1,40 @@
-"""Pairs to compare an extraction with, on the same slots: without the teacher, its layers' order, or its sensitivity."""
-
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+"""Pairs to compare an extraction with, on the same slots: without the teacher, its layers' order, or its
+sensitivity."""
 
 import torch
 from torch import Tensor
 
 from portability.core.architectures import Slot
-from portability.core.errors import UserError, choose
-from portability.core.seeds import stream, stream_seed
+from portability.core.errors import UserError
+from portability.core.seeds import stream
 from portability.core.specs import HostSpec
-from portability.inits.extraction.extractor import extract, pair_parts
+from portability.inits.extraction.extractor import in_slot
 from portability.inits.extraction.factors import low_rank
 from portability.inits.extraction.options import ExtractionOptions
 from portability.inits.extraction.weights import Weights
 from portability.methods.module import ModuleState, equal
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """An extraction, and what it was made of."""
-
-    module: ModuleState
-    teacher: HostSpec
-    student: HostSpec
-    options: ExtractionOptions
-
-
-def control(name: str, extracted: Extracted, seed: int) -> ModuleState:
-    """The pairs of a control, of the slots, axes and sizes of the extracted ones.
-
-    Args:
-        name: one of CONTROLS.
-        seed: of what the control draws.
-
-    Raises:
-        UserError: unknown name, or a control that would not differ from the extraction.
-    """
-    module = CONTROLS[choose(name, CONTROLS, "control of an extraction")](extracted, seed)
-    if equal(module, extracted.module):
-        raise UserError(f"control '{name}' is the same as the extraction from '{extracted.teacher.name}' to "
-                        f"'{extracted.student.name}': these hosts leave it nothing to change")
-    return module
-
-
-def pissa(extracted: Extracted, seed: int) -> ModuleState:
-    """The student's own largest singular triples, split alike (PiSSA: Meng et al. 2024, arXiv 2404.02948): is it the
-    teacher, or only a large, well-conditioned start? Nothing is drawn."""
-    weights, options = Weights(extracted.student), extracted.options
+def singular_pairs(host: HostSpec, options: ExtractionOptions) -> dict[Slot, Tensor]:
+    """A host's own largest singular triples, split as the extracted ones (PiSSA: Meng et al. 2024, arXiv
+    2404.02948): is it the teacher, or only a large, well-conditioned start? Nothing is drawn."""
+    weights = Weights(host)
     tensors: dict[Slot, Tensor] = {}
     for place in weights.places(options):
         pair = low_rank(weights.matrix(place), options.rank, options.split)[:2]
-        tensors |= {Slot(*place, role): part for role, part, _ in pair_parts(place, *pair, extracted.student.shape)}
-    return extracted.module.map(tensors)
+        for role, part in zip("AB", pair, strict=True):
+            slot, tensor, _ = in_slot(place, role, part, options.rank, host.shape)
+            tensors[slot] = tensor
+    return tensors
 
 
-def noise(extracted: Extracted, seed: int) -> ModuleState:
-    """Gaussian pairs: A with the Frobenius norm of the extracted A, B so scaled that the product has that of the extracted
-    product, slot by slot (our choice)."""
-    tensors = dict(extracted.module.tensors)
+def noise(module: ModuleState, seed: int) -> ModuleState:
+    """Gaussian pairs: A with the Frobenius norm of the extracted A, B so scaled that the product has that of
+    the extracted product, slot by slot (our choice).
+
+    Shapes: A (r, *in), B (*out, r).
+    """
+    tensors = dict(module.tensors)
     for slot in [slot for slot in tensors if slot.role == "A"]:
         other = slot._replace(role="B")
         generator = stream(seed, "extraction", "noise", slot.key)
@@ -66,39 +42,29 @@ def noise(extracted: Extracted, seed: int) -> ModuleState:
         drawn[0] *= tensors[slot].norm() / drawn[0].norm()
         drawn[1] *= _product_norm(tensors[slot], tensors[other]) / _product_norm(*drawn)
         tensors[slot], tensors[other] = drawn
-    return extracted.module.map(tensors)
+    return module.map(tensors)
 
 
-def layers_shuffled(extracted: Extracted, seed: int) -> ModuleState:
-    """The extracted pairs with each stack's layers in another order; a stack of one layer stays."""
-    tensors = dict(extracted.module.tensors)
-    for stack, depth in extracted.student.shape.layers.items():
+def shuffle_layers(module: ModuleState, teacher: HostSpec, student: HostSpec, seed: int) -> ModuleState:
+    """A module with each stack's layers in another order; a stack of one layer stays. Of one seed, pairs and
+    blocks get the same order.
+
+    Raises:
+        UserError: nothing changed.
+    """
+    tensors = dict(module.tensors)
+    for stack, depth in student.shape.layers.items():
         generator = stream(seed, "extraction", "shuffle", stack)
         order = list(range(depth))
         while depth > 1 and order == list(range(depth)):
             order = torch.randperm(depth, generator=generator).tolist()
-        tensors |= {slot: extracted.module.tensors[slot._replace(layer=order[slot.layer])].clone()
+        tensors |= {slot: module.tensors[slot._replace(layer=order[slot.layer])].clone()
                     for slot in tensors if slot.stack == stack}
-    return extracted.module.map(tensors)
-
-
-def random(extracted: Extracted, seed: int) -> ModuleState:
-    """Random layers and random blocks of the same teacher: does sensitivity matter? Drawn again where small hosts' few
-    choices gave the extraction itself."""
-    options = replace(extracted.options, layers="random", structure="random_block", scores="ones")
-    if extracted.teacher.shape == extracted.student.shape:
-        return extracted.module
-    for draw in range(20):
-        drawn = stream_seed(seed, "extraction", "random", draw)
-        module = extract(extracted.teacher, extracted.student, (), options, drawn)[0]
-        if not equal(module, extracted.module):
-            break
-    return module
-
-
-CONTROLS: dict[str, Callable[[Extracted, int], ModuleState]] = {
-    "pissa": pissa, "noise": noise, "layers_shuffled": layers_shuffled, "random": random,
-}
+    shuffled = module.map(tensors)
+    if equal(shuffled, module):
+        raise UserError(f"control 'layers_shuffled' is the same as the extraction from '{teacher.name}' to "
+                        f"'{student.name}': these hosts leave it nothing to change")
+    return shuffled
 
 
 def _product_norm(pair_a: Tensor, pair_b: Tensor) -> Tensor:

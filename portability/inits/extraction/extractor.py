@@ -11,16 +11,16 @@ from portability.core.errors import UserError
 from portability.core.seeds import stream
 from portability.core.specs import HostShape, HostSpec
 from portability.inits.extraction.aligned import Pending, pending_cuts, residual_offset, shared_pending
-from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES, Cut
+from portability.inits.extraction.compatibility import check_family, check_fit
 from portability.inits.extraction.factors import low_rank
-from portability.inits.extraction.fit import check_family, check_fit
+from portability.inits.extraction.memory_estimate import needs
+from portability.inits.extraction.offload import Offload
 from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Place, Seed
 from portability.inits.extraction.sensitivity import SCORES, Head, Scores
-from portability.inits.extraction.sizes import needs
-from portability.inits.extraction.spill import Spill
+from portability.inits.extraction.submatrix import CUTS, LAYER_CHOICES, Cut
 from portability.inits.extraction.threads import threads, total
-from portability.inits.extraction.tokens import shared_tokens
-from portability.inits.extraction.weights import Weights, matrices
+from portability.inits.extraction.vocab_alignment import shared_tokens
+from portability.inits.extraction.weights import Weights
 from portability.methods.module import Axes, ModuleState
 
 
@@ -38,21 +38,24 @@ def extract(
         free: how many threads may be used now (on a CPU); no number depends on it.
 
     Returns:
-        The module: for each matrix of the student a pair of fp32 tensors, A ("rank", *in) and B (*out, "rank"), so that the
-        matrix's change is B A. An embedding's matrix is taken as (hidden, vocabulary): its weight changes by (B A)^T. Slots of
-        embedding and head are ("shared", 0, site). A teacher that ties them gives the same cut to both.
+        The module: for each matrix of the student a pair of fp32 tensors, A ("rank", *in) and B (*out,
+        "rank"), so that the matrix's change is B A. An embedding's matrix is taken as (hidden, vocabulary):
+        its weight changes by (B A)^T. Slots of embedding and head are ("shared", 0, site). A teacher that
+        ties them gives the same cut to both.
 
     Raises:
-        UserError: hosts of two families, a student larger than the teacher, sites that one of them lacks, too few tokens in
-            common, a rank that does not fit, weights that are not finite, or what `sensitivity` raises.
+        UserError: hosts of two families, a student larger than the teacher, sites that one of them lacks, too
+            few tokens in common, a rank that does not fit, weights that are not finite, or what `sensitivity`
+            raises.
 
-    Source: Zhong et al. (ICLR 2024), section 3; "aligned", unequal vocabularies and balanced splits are our choice.
+    Source: Zhong et al. (ICLR 2024), section 3; "aligned", unequal vocabularies and balanced splits are our
+        choice.
     """
     started = time.perf_counter()
     hosts = Weights(teacher, device), Weights(student, device)
     check_family(*hosts)
-    with torch.device(device), threads(free if device == "cpu" else lambda: 1), Spill(device) as spill:
-        work = _Extraction(hosts, options, seed, spill)
+    with torch.device(device), threads(free if device == "cpu" else lambda: 1), Offload(device) as offload:
+        work = _Extraction(hosts, options, seed, offload)
         scores = SCORES[options.scores](hosts[0], seeds, options, head)
         report = ExtractReport(len(seeds), *needs(*hosts, seeds, options))
         work.cut(scores)
@@ -62,10 +65,11 @@ def extract(
 
 
 def peak_bytes(
-    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None = None
+    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions,
+    head: Head | None = None,
 ) -> tuple[int, int]:
-    """Memory that `extract` will take beyond what the process holds, and disk under TMPDIR, in bytes (extraction/sizes.py);
-    no weight is read.
+    """Memory that `extract` will take beyond what the process holds, and disk under TMPDIR, in bytes
+    (memory_estimate.py); no weight is read.
 
     Raises:
         UserError: as `extract`, where that can be said without weights.
@@ -78,23 +82,37 @@ def peak_bytes(
 
 
 class _Extraction:
-    """Two hosts that fit each other, and the cuts of the teacher's matrices as its layers go by; cuts are spilled, because
-    some are as large as the student."""
+    """Two hosts that fit each other, and the cuts of the teacher's matrices as its layers go by; cuts wait on
+    disk, because some are as large as the student."""
 
-    def __init__(self, hosts: tuple[Weights, Weights], options: ExtractionOptions, seed: int, spill: Spill):
+    def __init__(
+        self, hosts: tuple[Weights, Weights], options: ExtractionOptions, seed: int, offload: Offload
+    ):
         self.teacher, self.student = hosts
-        self.options, self.seed, self.spill = options, seed, spill
+        self.options, self.seed, self.offload = options, seed, offload
         self.have, self.want = check_fit(*hosts, options)
         self.shapes = self.teacher.spec.shape, self.student.spec.shape
         self.totals = {stack: [0.0] * depth for stack, depth in self.shapes[0].layers.items()}
         self.cuts: dict[Place, tuple[tuple[int, int] | None, float]] = {}  # offset and captured share
         self.pending: dict[Place, Pending] = {}
-        self.tokens: tuple[Tensor, Tensor] | None = None
-        if any(place.stack == "shared" for place in self.want):
+        self.tokens = torch.empty(2, 0, dtype=torch.int64)  # rows of teacher and student for the same token
+        self.shared = [place for place in self.want if place.stack == "shared"]
+        if self.shared:
             sizes = [host.shapes[host.shared["embedding"]][0] for host in hosts]
             self.tokens = shared_tokens(*hosts, (sizes[0], sizes[1]), options.rank)
-            for site in {place.site for place in self.want if place.stack == "shared"}:
-                _check_rows(self.teacher, site, self.tokens[0])
+            for place in self.shared:
+                self._read_rows(place)
+
+    def _read_rows(self, place: Place) -> Tensor:
+        """(S, hidden) rows of the teacher's embedding or head that belong to shared tokens.
+
+        Raises:
+            UserError: a number in them is not finite.
+        """
+        try:
+            return self.teacher.read(self.teacher.shared[place.site], self.tokens[0])
+        except UserError as error:
+            raise UserError(f"{error}, or leave out embedding and head (the sites of the method)") from error
 
     def layers(self) -> dict[str, list[int]]:
         """Per stack, the teacher layers behind the student's, by the totals so far."""
@@ -117,29 +135,31 @@ class _Extraction:
             self._cut_residual()
 
     def _cut_layer(self, stack: str, layer: int, tensors: dict[str, Tensor]) -> None:
-        found = matrices(self.teacher.family, stack, layer, tensors)
-        scores = {site: matrix for site, matrix in found.items() if Place(stack, layer, site) in self.have}
+        parts, order = self.teacher.parts, list(tensors)
+        places = [place for place in self.have if place[:2] == (stack, layer)]
+        scores = {place: self.teacher.view(place, tensors[parts[place].short])
+                  for place in sorted(places, key=lambda place: order.index(parts[place].short))}
         if self.options.structure == "aligned":
-            pending = pending_cuts(scores, *self.shapes)
-            self.pending |= {Place(stack, layer, site): matrix for site, matrix in pending.items()}
+            pending = pending_cuts({place.site: matrix for place, matrix in scores.items()}, *self.shapes)
+            self.pending |= {place: pending[place.site] for place in scores}
             return
-        for site, matrix in scores.items():
-            self._cut_matrix(Place(stack, layer, site), matrix, self.want[Place(stack, 0, site)])
+        for place, matrix in scores.items():
+            self._cut_matrix(place, matrix, self.want[place._replace(layer=0)])
 
     def _cut_shared(self, tensors: dict[str, Tensor]) -> None:
         """Cuts of embedding and head, of the rows of shared tokens; a tied matrix is both."""
-        assert self.tokens is not None
-        width = self.shapes[1].hidden
         for site, scores in tensors.items():
             rows = scores[self.tokens[0]]
-            both = ("embedding", "head") if self.teacher.tied else (site,)
-            for place in [Place("shared", 0, one) for one in both if Place("shared", 0, one) in self.want]:
+            for place in [place for place in self.shared if self.teacher.tied or place.site == site]:
                 if self.options.structure == "aligned":
                     self.pending[place] = shared_pending(rows)
                 else:
-                    self._cut_matrix(place, rows, (len(rows), width), Place("shared", 0, site))
+                    size = len(rows), self.shapes[1].hidden
+                    self._cut_matrix(place, rows, size, place._replace(site=site))
 
-    def _cut_matrix(self, place: Place, scores: Tensor, size: tuple[int, int], drawn_as: Place | None = None) -> None:
+    def _cut_matrix(
+        self, place: Place, scores: Tensor, size: tuple[int, int], drawn_as: Place | None = None
+    ) -> None:
         generator = stream(self.seed, "extraction", "cut", (drawn_as or place).key)
         cut = CUTS[self.options.structure](scores, size, generator)
         self._keep(place, cut, cut.share(scores))
@@ -155,75 +175,58 @@ class _Extraction:
             self._keep(place, *matrix.cut(offset, width))
 
     def _keep(self, place: Place, cut: Cut, captured: float) -> None:
-        self.spill.put(place.key, {"rows": cut.rows, "columns": cut.columns})
+        self.offload.put(place.key, {"rows": cut.rows, "columns": cut.columns})
         self.cuts[place] = cut.offset, captured
 
     def factorise(self, report: ExtractReport) -> ModuleState:
         """The module out of the chosen layers; what was done goes into the report."""
         report.layers, report.totals = self.layers(), self.totals
-        report.shared_tokens = None if self.tokens is None else len(self.tokens[0])
+        report.shared_tokens = len(self.tokens[0]) if self.shared else None
         tensors: dict[Slot, Tensor] = {}
         axes: dict[Slot, Axes] = {}
-        blocks: tuple[dict[Slot, Tensor], dict[Slot, Axes]] = {}, {}
         for place in self.want:
-            inside = place.stack != "shared"
-            source = place._replace(layer=report.layers[place.stack][place.layer]) if inside else place
-            offset, report.captured[place] = self.cuts[source]
-            cut = Cut(**self.spill.get(source.key), offset=offset)
-            turned = offset is not None and place.site == "embedding"  # whose cut is made in (tokens, hidden)
-            report.offsets[place] = (offset[1], offset[0]) if turned else offset
-            matrix = cut.of(self.teacher.matrix(source)) if inside else self._shared_matrix(place, cut)
+            matrix = self._chosen(place, report)
             pair_a, pair_b, report.kept[place] = low_rank(matrix, self.options.rank, self.options.split)
-            if not inside:
-                pair_a, pair_b = self._all_tokens(place, pair_a, pair_b)
-            if self.options.blocks:
-                slot = Slot(*place, "D")
-                blocks[0][slot], blocks[1][slot] = self._block(place, matrix)
-            for role, tensor, labels in pair_parts(place, pair_a, pair_b, self.shapes[1]):
-                tensors[Slot(*place, role)], axes[Slot(*place, role)] = tensor.cpu(), labels
-        report.blocks = ModuleState(*blocks) if self.options.blocks else None
+            for role, part in {"A": pair_a, "B": pair_b, "D": matrix}.items():
+                if role != "D" or self.options.blocks:
+                    whole = self._all_tokens(place, role, part)
+                    slot, tensor, labels = in_slot(place, role, whole, self.options.rank, self.shapes[1])
+                    tensors[slot], axes[slot] = tensor.cpu(), labels
+        blocks = {slot: tensors.pop(slot) for slot in list(tensors) if slot.role == "D"}
+        report.blocks = ModuleState(blocks, {slot: axes.pop(slot) for slot in blocks}) if blocks else None
         return ModuleState(tensors, axes)
 
-    def _block(self, place: Place, matrix: Tensor) -> tuple[Tensor, Axes]:
-        """A cut in the shape of its slot, over all the student's tokens, with its labels."""
-        into, out = LORA_AXES[place.site.removeprefix("cross_")]
-        if place.stack == "shared":
-            assert self.tokens is not None
-            along = 1 if place.site == "embedding" else 0
-            matrix = torch.zeros(self.want[place]).index_copy_(along, self.tokens[1], matrix)
-        sizes = [self.shapes[1].size(axis) or self.want[place][int(axis in into)] for axis in out + into]
-        return matrix.reshape(sizes).clone().cpu(), (*out, *into)
+    def _chosen(self, place: Place, report: ExtractReport) -> Tensor:
+        """The teacher's matrix (out, in) as it was cut for a place of the student, over shared tokens
+        alone."""
+        inside = place.stack != "shared"
+        source = place._replace(layer=report.layers[place.stack][place.layer]) if inside else place
+        offset, report.captured[place] = self.cuts[source]
+        cut, turned = Cut(**self.offload.get(source.key), offset=offset), place.site == "embedding"
+        report.offsets[place] = (offset[1], offset[0]) if offset is not None and turned else offset
+        rows = cut.of(self.teacher.matrix(source) if inside else self._read_rows(place))
+        return rows.T if turned else rows  # an embedding is cut as (tokens, hidden)
 
-    def _shared_matrix(self, place: Place, cut: Cut) -> Tensor:
-        """The cut of an embedding (hidden, shared tokens) or head (shared tokens, hidden)."""
-        assert self.tokens is not None
-        rows = cut.of(self.teacher.read(self.teacher.shared[place.site], self.tokens[0]))
-        return rows.T if place.site == "embedding" else rows
-
-    def _all_tokens(self, place: Place, pair_a: Tensor, pair_b: Tensor) -> tuple[Tensor, Tensor]:
-        """A pair over the student's whole vocabulary: zero where the teacher has no such token."""
-        assert self.tokens is not None
-        if place.site == "embedding":
-            wide = torch.zeros(len(pair_a), self.want[place][1])
-            return wide.index_copy_(1, self.tokens[1], pair_a), pair_b
-        tall = torch.zeros(self.want[place][0], pair_b.shape[1])
-        return pair_a, tall.index_copy_(0, self.tokens[1], pair_b)
+    def _all_tokens(self, place: Place, role: str, matrix: Tensor) -> Tensor:
+        """A matrix over the student's whole vocabulary, with zeros where the teacher has no such token."""
+        along = 1 if place.site == "embedding" else 0
+        if place.stack != "shared" or role == "AB"[along]:
+            return matrix
+        size = list(matrix.shape)
+        size[along] = self.want[place][along]
+        return torch.zeros(size).index_copy_(along, self.tokens[1], matrix)
 
 
-def _check_rows(teacher: Weights, site: str, rows: Tensor) -> None:
-    """Refuse rows of the embedding or head that are to be cut and are not finite."""
-    try:
-        teacher.read(teacher.shared[site], rows)
-    except UserError as error:
-        raise UserError(f"{error}, or leave out embedding and head (the sites of the method)") from error
+def in_slot(
+    place: Place, role: str, matrix: Tensor, rank: int, shape: HostShape
+) -> tuple[Slot, Tensor, Axes]:
+    """A matrix in the shape of its slot on a host of this shape, with the slot and the labels of its axes.
 
-
-def pair_parts(place: Place, pair_a: Tensor, pair_b: Tensor, shape: HostShape) -> list[tuple[str, Tensor, Axes]]:
-    """Role, tensor in its slot's shape, and labels of A (r, in) and B (out, r) on a host of this shape."""
+    Args:
+        role: "A", of a matrix (r, in); "B" (out, r); or "D", the whole matrix (out, in) behind a pair.
+    """
     into, out = LORA_AXES[place.site.removeprefix("cross_")]
-    sizes = {axis: shape.size(axis) for axis in into + out} | {"vocab": -1}
-    parts = []
-    for role, tensor, labels in (("A", pair_a, ("rank", *into)), ("B", pair_b, (*out, "rank"))):
-        size = [len(pair_a) if axis == "rank" else sizes[axis] for axis in labels]
-        parts.append((role, tensor.reshape([int(one or 0) for one in size]).contiguous(), labels))
-    return parts
+    axes = {"A": ("rank", *into), "B": (*out, "rank"), "D": (*out, *into)}[role]
+    sizes = {"rank": rank, "vocab": -1}
+    size = [sizes[axis] if axis in sizes else int(getattr(shape, axis)) for axis in axes]
+    return Slot(*place, role), matrix.reshape(size).contiguous(), axes

@@ -1,7 +1,5 @@
 """Low-rank pairs of a matrix: its truncated singular value decomposition (Zhong et al. 2024, section 3.2)."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
@@ -11,27 +9,29 @@ from portability.core.errors import UserError
 from portability.inits.extraction.threads import share, total
 
 DENSE = 512  # smaller side up to which the whole decomposition is made (measured: 0.2 s at 512, 2 s at 1,024)
-LINES = 256  # of a Gram matrix that are made, or multiplied by a vector, at a time (measured: 128 to 512 are alike)
-TOLERANCE = 1e-8  # of the eigenvalues beyond it: singular vectors differ by 7e-10 from those at machine precision
+LINES = 256  # of a Gram matrix that are made, or multiplied, at a time (measured: 128 to 512 are alike)
+TOLERANCE = 1e-8  # of eigenvalues: singular vectors differ by 7e-10 from those at machine precision
 
 
 def low_rank(matrix: Tensor, rank: int, split: str) -> tuple[Tensor, Tensor, float]:
-    """The best pair of this rank: A, B with B A near `matrix`, and the share of its squared norm that they hold.
+    """The best pair of this rank: A, B with B A near `matrix`, and the share of its squared norm that they
+    hold.
 
     Args:
         matrix: (m, n), fp32.
         split: "reference": A = V_r^T, B = U_r S_r; "balanced": A = S_r^(1/2) V_r^T, B = U_r S_r^(1/2).
 
     Returns:
-        A (r, n), B (m, r), fp32, and a share in [0, 1], which is 1 for a matrix of zeros. Of each singular pair's two
-        signs, the one where the largest entry of its row of A is positive, so that machines can be compared.
+        A (r, n), B (m, r), fp32, and a share in [0, 1], which is 1 for a matrix of zeros. Of each singular
+        pair's two signs, the one where the largest entry of its row of A is positive, so that machines can be
+        compared.
 
     Raises:
         UserError: the rank is larger than the smaller side.
     """
     if rank > min(matrix.shape):
-        raise UserError(f"rank {rank} is larger than the smaller side of a {matrix.shape[0]} x {matrix.shape[1]} matrix; "
-                        f"lower the extraction's rank")
+        raise UserError(f"rank {rank} is larger than the smaller side of a {matrix.shape[0]} x "
+                        f"{matrix.shape[1]} matrix; lower the extraction's rank")
     exact = matrix.double()
     norm = total(exact.square())
     if min(matrix.shape) <= max(DENSE, 4 * rank):
@@ -64,14 +64,10 @@ def _largest_triples(exact: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gram(wide: Tensor) -> Tensor:
-    """(m, m) products of the rows of an (m, n) matrix, of which only the blocks below the diagonal and on it are made."""
+    """(m, m) products of the rows of an (m, n) matrix, of which only the blocks below the diagonal and on it
+    are made."""
     gram = wide.new_empty(len(wide), len(wide))
-
-    def work(parts: Iterator[slice]) -> None:
-        for part in parts:
-            torch.mm(wide[part], wide[: part.stop].T, out=gram[part, : part.stop])
-
-    share(work, _lines(gram))
+    share(lambda part: torch.mm(wide[part], wide[: part.stop].T, out=gram[part, : part.stop]), _lines(gram))
     return gram
 
 
@@ -80,11 +76,10 @@ def _times(gram: Tensor, vector: np.ndarray) -> np.ndarray:
     there, blocks = torch.from_numpy(vector).to(gram.device), _lines(gram)
     sums = gram.new_zeros(len(blocks), len(gram))
 
-    def work(parts: Iterator[int]) -> None:
-        for place in parts:
-            own, lines = blocks[place], gram[blocks[place]]
-            torch.mv(lines[:, : own.start].T, there[own], out=sums[place, : own.start])
-            torch.mv(lines[:, : own.stop], there[: own.stop], out=sums[place, own])
+    def work(place: int) -> None:
+        own, lines = blocks[place], gram[blocks[place]]
+        torch.mv(lines[:, : own.start].T, there[own], out=sums[place, : own.start])
+        torch.mv(lines[:, : own.stop], there[: own.stop], out=sums[place, own])
 
     share(work, range(len(blocks)))
     return sums.sum(0).cpu().numpy()

@@ -1,6 +1,7 @@
 """Absolute gradients of each example of a batch, for the kinds of parts that hosts' layers are made of."""
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +35,19 @@ def _rms_norm(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
     return {"weight": (out * into * root).sum(0)}
 
 
-RULES: dict[type[nn.Module], Rule] = {  # part, input (T, in) and the loss's gradient at the output (T, out) of an example
-    nn.Linear: _linear, Conv1D: _conv1d, nn.LayerNorm: _layer_norm, LlamaRMSNorm: _rms_norm, T5LayerNorm: _rms_norm,
+RULES: dict[type[nn.Module], Rule] = {  # (part, an example's input (T, in), gradient at its output (T, out))
+    nn.Linear: _linear, Conv1D: _conv1d, nn.LayerNorm: _layer_norm,
+    LlamaRMSNorm: _rms_norm, T5LayerNorm: _rms_norm,
 }
 
 
 class AbsoluteGradients:
-    """Watches a layer: each backward pass adds |dL/dtheta| of every example, made absolute before it is added.
+    """Watches a layer: each backward pass adds |dL/dtheta| of every example, made absolute before it is
+    added.
 
-    A layer's gradients are never whole in memory: a matrix's gradient for one example, dY^T X, is made where backward passes
-    it, some rows at a time, and added (our choice; with per-example gradients from `vmap` a batch would hold them all).
+    A layer's gradients are never whole in memory: a matrix's gradient for one example, dY^T X, is made where
+    backward passes it, some rows at a time, and added (our choice; with per-example gradients from `vmap` a
+    batch would hold them all).
 
     Args:
         layer: weights without gradients; every part with parameters of its own must have a rule.
@@ -62,8 +66,8 @@ class AbsoluteGradients:
             if not own or set(own) <= set(elsewhere):
                 continue
             if type(part) not in RULES:
-                raise UserError(f"{where} of the teacher has a {type(part).__name__}, whose sensitivity is not known "
-                                f"(portability/inits/extraction/gradients.py)")
+                raise UserError(f"{where} of the teacher has a {type(part).__name__}, whose sensitivity is "
+                                "not known (portability/inits/extraction/gradients.py)")
             part.register_forward_hook(self._watch(name, RULES[type(part)]))
 
     def _watch(self, name: str, rule: Rule) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -87,20 +91,20 @@ def add_absolute(total: Tensor, gradient: Tensor | Product, number: int, where: 
     Raises:
         UserError: the gradient of this seed example is not finite.
     """
-    pieces = slices(total)
+    pieces, kept = slices(total), threading.local()
 
-    def work(parts: Iterator[slice]) -> None:
-        room = None if isinstance(gradient, Tensor) else torch.empty_like(total[pieces[0]])
-        for part in parts:
-            if isinstance(gradient, Tensor):
-                piece = gradient[part]
-            else:
-                left, right = gradient
-                piece = torch.mm(left[:, part].T, right, out=room[: part.stop - part.start])  # type: ignore[index]
-            if not _finite(piece):
-                raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, or check "
-                                f"the weights")
-            total[part].add_(piece.abs_())
+    def work(part: slice) -> None:
+        if isinstance(gradient, Tensor):
+            piece = gradient[part]
+        else:
+            if not hasattr(kept, "room"):  # one piece a thread, used again and again
+                kept.room = torch.empty_like(total[pieces[0]])
+            left, right = gradient
+            piece = torch.mm(left[:, part].T, right, out=kept.room[: part.stop - part.start])
+        if not _finite(piece):
+            raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, "
+                            "or check the weights")
+        total[part].add_(piece.abs_())
 
     share(work, pieces)
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from portability.core.architectures import FAMILIES, LORA_AXES, SITE_GROUPS
+from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError, choose
-from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES
+from portability.inits.extraction.submatrix import CUTS, LAYER_CHOICES
 from portability.methods.module import ModuleState
+from portability.methods.subtractive_lora import LoraSettings
 
 STRUCTURES = (*CUTS, "aligned")
 SPLITS = ("reference", "balanced")
@@ -35,13 +36,13 @@ class Seed:
 
     Attributes:
         ids: prompt and answer (gpt2, llama), the encoder's input (t5), or the text (bert, roberta).
-        start: index in `ids` of the answer's first token (gpt2, llama), at least 1.
+        start: index in `ids` of the answer's first token (gpt2, llama), at least 1; 0 where there is none.
         target: the decoder's tokens, without a start token (t5).
         label: the class (bert, roberta), a row of the classification head.
     """
 
     ids: Sequence[int]
-    start: int | None = None
+    start: int = 0
     target: Sequence[int] = ()
     label: int | None = None
 
@@ -52,18 +53,20 @@ class ExtractionOptions:
 
     Attributes:
         rank: r of the pairs (16: the reference's train.sh).
-        layers: which teacher layers feed the student, in their order: "sensitivity" the ones with the largest sums,
-            "first", "last", "random" (the paper's ablation).
-        structure: what is kept of a matrix (extraction/cuts.py; "aligned" is our own, extraction/aligned.py).
+        layers: which teacher layers feed the student, in their order: "sensitivity" the ones with the largest
+            sums, "first", "last", "random" (the paper's ablation).
+        structure: what is kept of a matrix (extraction/submatrix.py; "aligned" is our own,
+            extraction/aligned.py).
         split: where the singular values go: "reference" all into B, "balanced" their roots into both.
         scores: "sensitivity", or "ones" where this stage is switched off.
-        sites: groups (families.SITE_GROUPS; a group takes what the family has of it), or single sites such as "query", which
-            stands for a decoder's cross-attention query too.
+        sites: groups (families.SITE_GROUPS; a group takes what the family has of it), or single sites such as
+            "query", which stands for a decoder's cross-attention query too.
         batch_size: seed examples that go through a layer together; scores do not depend on it.
-        blocks: whether the cuts themselves are given beside their pairs (the formula of section 3.2 takes them off whole).
+        blocks: whether the cuts themselves are given beside their pairs (the formula of section 3.2 takes
+            them off whole).
 
     Raises:
-        UserError: an unknown name, a rank or batch below 1, or no site.
+        UserError: an unknown name. (Rank and sites are a method's, which checks them.)
     """
 
     rank: int = 16
@@ -79,23 +82,10 @@ class ExtractionOptions:
         known_names = {"layers": LAYER_CHOICES, "structure": STRUCTURES, "split": SPLITS, "scores": SCORES}
         for name, known in known_names.items():
             choose(getattr(self, name), known, f"extraction option {name}")
-        for site in self.sites:
-            choose(site, {*SITE_GROUPS, *LORA_AXES}, "extraction site")
-        for name in ("rank", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"extraction option {name} is {getattr(self, name)}; it must be at least 1")
-        if not self.sites:
-            raise UserError("extraction has no sites; name at least one of attention, ffn, embedding, head")
 
     def wanted(self, site: str) -> bool:
-        """Whether a site, ``cross_query`` for one, is to be extracted.
-
-        Example:
-            >>> ExtractionOptions(sites=("attention",)).wanted("cross_query")
-            True
-        """
-        single = {one for name in self.sites for one in SITE_GROUPS.get(name, (name,))}
-        return site.removeprefix("cross_") in single
+        """Whether a site, ``cross_query`` for one, is to be extracted."""
+        return LoraSettings(self.rank, self.sites).wants(site)
 
 
 @dataclass
@@ -105,16 +95,18 @@ class ExtractReport:
     Attributes:
         layers: per stack, the teacher layer behind each student layer.
         totals: per stack, the summed scores of each teacher layer.
-        offsets: place -> first row and column of a contiguous cut in the teacher's (out, in) matrix, else None.
-        captured: place -> share of the matrix's summed scores inside the cut, in [0, 1]; of an embedding or head, of the
-            rows of shared tokens.
+        offsets: place -> first row and column of a contiguous cut in the teacher's (out, in) matrix, else
+            None.
+        captured: place -> share of the matrix's summed scores inside the cut, in [0, 1]; of an embedding or
+            head, of the rows of shared tokens.
         kept: place -> share of the cut's squared norm in its r largest singular values, in [0, 1].
-        shared_tokens: tokens that both tokenizers have, or None where neither embedding nor head is extracted.
-        peak_bytes: memory foreseen beyond what the process held (extraction/sizes.py).
+        shared_tokens: tokens that both tokenizers have, or None where neither embedding nor head is
+            extracted.
+        peak_bytes: memory foreseen beyond what the process held (extraction/memory_estimate.py).
         scratch_bytes: disk foreseen for activations, under TMPDIR.
         seconds: wall-clock time.
-        blocks: the cuts behind the pairs, one matrix a place with role "D" and the axes of what comes out, then of what
-            goes in; None unless the options ask for them.
+        blocks: the cuts behind the pairs, one matrix a place with role "D" and the axes of what comes out,
+            then of what goes in; None unless the options ask for them.
     """
 
     seed_count: int
@@ -144,7 +136,8 @@ class ExtractReport:
 
 
 def check_seeds(
-    seeds: Sequence[Seed], family: str, vocabulary: int, positions: int | None, head: Mapping[str, torch.Tensor] | None
+    seeds: Sequence[Seed], family: str, vocabulary: int, positions: int | None,
+    head: Mapping[str, torch.Tensor] | None,
 ) -> None:
     """Refuse seed examples that the teacher cannot be scored on.
 
@@ -165,16 +158,12 @@ def check_seeds(
         where = f"seed example {number}"
         if not len(seed.ids):
             raise UserError(f"{where} has no tokens")
-        if encoder:
-            classes = head["head.weight"].shape[0] if head else 0
-            if seed.label is None or not 0 <= seed.label < classes:
-                raise UserError(f"{where} has answer {seed.label}; give a class from 0 to {classes - 1} as `label`")
-        elif family == "t5" and not len(seed.target):
-            raise UserError(f"{where} has no answer; give the decoder's token ids as `target`")
-        elif family != "t5" and (seed.start is None or not 1 <= seed.start < len(seed.ids)):
-            raise UserError(f"{where} has no answer: start {seed.start} must lie from 1 to {len(seed.ids) - 1}")
+        if encoder and seed.label is None or family == "t5" and not len(seed.target) or (
+                not encoder and family != "t5" and not 1 <= seed.start < len(seed.ids)):
+            raise UserError(f"{where} has no answer (label, target or start, by the teacher's family)")
         wrong = [token for token in (*seed.ids, *seed.target) if not 0 <= token < vocabulary]
         if wrong:
-            raise UserError(f"{where} has token {wrong[0]}, but the teacher has {vocabulary}; use its own tokenizer")
+            raise UserError(f"{where} has token {wrong[0]}, but the teacher has {vocabulary}; use its own "
+                            "tokenizer")
         if positions is not None and len(seed.ids) - (not encoder) > positions:
             raise UserError(f"{where} has {len(seed.ids)} tokens, but the teacher has {positions} positions")

@@ -1,5 +1,6 @@
-"""Work in parts on several threads. Where the parts are cut depends on sizes alone, and each is computed by one thread, so
-numbers do not depend on how many threads there are (torch's own threads would add in another order)."""
+"""Work in parts on several threads. Where the parts are cut depends on sizes alone, and each is computed by
+one thread, so numbers do not depend on how many threads there are (torch's own threads would add in another
+order)."""
 
 import contextlib
 import math
@@ -11,8 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-PIECE = 1 << 20  # entries of a piece: it is made, made absolute and added before it leaves the cache (D-103)
-WIDE = 4 << 20  # entries of a piece of a matrix that vectors are multiplied by (measured: smaller ones take longer)
+PIECE = 1 << 20  # entries of a piece: made, made absolute and added before it leaves the cache (D-103)
+WIDE = 4 << 20  # entries of a piece of a matrix that vectors are multiplied by (smaller takes longer)
 ASK_SECONDS = 1.0  # our choice: other workers begin and end their jobs while an extraction goes on
 MOST = 64  # threads; beyond that pieces are too few and memory too slow (our choice)
 Part = TypeVar("Part")
@@ -24,7 +25,7 @@ class _Threads:
 
     def __init__(self, free: Callable[[], int]):
         self.free, self.asked, self.count = free, -math.inf, 1
-        self.pool = ThreadPoolExecutor(MOST, "extraction", torch.set_num_threads, (1,))  # new ones have MKL's own number
+        self.pool = ThreadPoolExecutor(MOST, "extraction", torch.set_num_threads, (1,))  # not MKL's number
 
     def now(self) -> int:
         """How many may work, asked again every ASK_SECONDS."""
@@ -51,18 +52,23 @@ def threads(free: Callable[[], int]) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def share(work: Callable[[Iterator[Part]], None], parts: Sequence[Part]) -> None:
-    """Call `work` on each thread, without gradients, with an iterator that hands every part to one of them.
+def share(work: Callable[[Part], object], parts: Sequence[Part]) -> None:
+    """Call `work` with every part, without gradients, on as many threads as are free.
 
     Raises:
         Exception: what `work` raises.
     """
     left = iter(list(parts))  # a list's iterator gives each item once, whoever asks
+
+    @torch.no_grad()  # which torch keeps for each thread
+    def take() -> None:
+        for part in left:
+            work(part)
+
     count = min(len(parts), _open[-1].now()) if _open else 1
-    alone = torch.no_grad()(work)  # torch keeps for each thread whether it wants gradients
-    helpers = [_open[-1].pool.submit(alone, left) for _ in range(count - 1)]
+    helpers = [_open[-1].pool.submit(take) for _ in range(count - 1)]
     try:
-        alone(left)
+        take()
     finally:
         wait(helpers)
     for helper in helpers:
@@ -85,19 +91,18 @@ def total(values: Tensor) -> float:
     pieces = slices(values)
     sums = torch.zeros(len(pieces), dtype=torch.float64, device=values.device)
 
-    def work(parts: Iterator[int]) -> None:
-        for part in parts:
-            sums[part] = values[pieces[part]].sum(dtype=torch.float64)
+    def work(place: int) -> None:
+        sums[place] = values[pieces[place]].sum(dtype=torch.float64)
 
     share(work, range(len(pieces)))
     return float(sums.sum())
 
 
 def scale_by_size(sums: Tensor, weights: Tensor) -> Tensor:
-    """Multiply by the weights' absolute values, in place; an entry of zero stays zero, whatever its weight is."""
-    def work(parts: Iterator[slice]) -> None:
-        for part in parts:
-            sums[part] *= torch.where(sums[part] == 0, 0.0, weights[part].abs())
+    """Multiply by the weights' absolute values, in place; an entry of zero stays zero, whatever its weight
+    is."""
+    def work(part: slice) -> None:
+        sums[part] *= torch.where(sums[part] == 0, 0.0, weights[part].abs())
 
     share(work, slices(sums))
     return sums
@@ -106,17 +111,13 @@ def scale_by_size(sums: Tensor, weights: Tensor) -> Tensor:
 def outer(left: Tensor, right: Tensor) -> Tensor:
     """(T, M) and (T, N) multiplied and summed over T: (M, N)."""
     product = left.new_empty(left.shape[1], right.shape[1])
-
-    def work(parts: Iterator[slice]) -> None:
-        for part in parts:
-            torch.mm(left[:, part].T, right, out=product[part])
-
-    share(work, slices(product))
+    share(lambda part: torch.mm(left[:, part].T, right, out=product[part]), slices(product))
     return product
 
 
 def times(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """(..., in) by a matrix (in, out) without gradients: (..., out), whose gradient goes back to the vectors."""
+    """(..., in) by a matrix (in, out) without gradients: (..., out), whose gradient goes back to the
+    vectors."""
     return _Product.apply(vectors, matrix)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -134,10 +135,5 @@ class _Product(torch.autograd.Function):
 def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
     flat = vectors.reshape(-1, vectors.shape[-1])
     out = flat.new_empty(len(flat), matrix.shape[1])
-
-    def work(parts: Iterator[slice]) -> None:
-        for part in parts:
-            torch.mm(flat, matrix[:, part], out=out[:, part])
-
-    share(work, slices(matrix.T, WIDE))
+    share(lambda part: torch.mm(flat, matrix[:, part], out=out[:, part]), slices(matrix.T, WIDE))
     return out.view(*vectors.shape[:-1], -1)

@@ -1,6 +1,7 @@
-"""Which layers of a teacher feed the student's, and which entries of a matrix become one of the student's shape."""
+"""Which layers of a teacher feed the student's, and which entries of a matrix become one of the student's
+shape."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ COLUMNS = 64  # that are summed at a time, while they are in the cache
 
 @dataclass(frozen=True)
 class Cut:
-    """Entries of an (M, N) matrix in the place of an (m, n) one: ``matrix[rows, columns]``, broadcast against each other.
+    """Entries of an (M, N) matrix in the place of an (m, n) one: ``matrix[rows, columns]``, broadcast against
+    each other.
 
     Attributes:
         rows: (m, 1) or (m, n) indices; columns: (1, n) or (m, n).
@@ -51,12 +53,11 @@ def window_sums(scores: Tensor, size: int, axis: int) -> Tensor:
     sums = torch.empty(len(lines) - size + 1, *lines.shape[1:], dtype=torch.float64, device=scores.device)
     flat, found = lines.reshape(len(lines), -1), sums.view(len(sums), -1)
 
-    def work(parts: Iterator[int]) -> None:
-        for first in parts:
-            own, into = flat[:, first : first + COLUMNS], found[:, first : first + COLUMNS]
-            into[0] = own[:size].sum(0, dtype=torch.float64)
-            torch.sub(own[size:].double(), own[:-size], out=into[1:])  # each window's new line less its lost one
-            into.cumsum_(0)
+    def work(first: int) -> None:
+        own, into = flat[:, first : first + COLUMNS], found[:, first : first + COLUMNS]
+        into[0] = own[:size].sum(0, dtype=torch.float64)
+        torch.sub(own[size:].double(), own[:-size], out=into[1:])  # a window's new line less its lost one
+        into.cumsum_(0)
 
     share(work, range(0, flat.shape[1], COLUMNS))
     return sums.movedim(0, axis)
@@ -69,10 +70,12 @@ def contiguous(offset: tuple[int, int], size: tuple[int, int]) -> Cut:
 
 
 def block(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -> Cut:
-    """The contiguous block with the largest summed score, the first of equal ones (Zhong et al. 2024, section 3.2).
+    """The contiguous block with the largest summed score, the first of equal ones (Zhong et al. 2024, section
+    3.2).
 
-    All blocks are compared, by sums over a window of rows and of those over a window of columns: a summed-area table taken
-    one axis at a time, in float64 (the reference's is fp32, whose differences lose digits).
+    All blocks are compared, by sums over a window of rows and of those over a window of columns: a
+    summed-area table taken one axis at a time, in float64 (the reference's is fp32, whose differences lose
+    digits).
 
     Example:
         >>> block(torch.tensor([[0., 1., 5.], [9., 0., 5.]]), (1, 2), torch.Generator()).offset
@@ -88,20 +91,19 @@ def rows_columns(scores: Tensor, size: tuple[int, int], generator: torch.Generat
     ``max_sens_submatrix``).
 
     Example:
-        >>> cut = rows_columns(torch.tensor([[1., 0., 1.], [3., 0., 4.], [2., 0., 2.]]), (2, 2), torch.Generator())
-        >>> cut.rows.flatten().tolist(), cut.columns.flatten().tolist()
-        ([1, 2], [0, 2])
+        >>> cut = rows_columns(torch.tensor([[1., 0., 1.], [3., 0., 4.], [2., 0., 2.]]), (2, 2),
+        torch.Generator()) >>> cut.rows.flatten().tolist(), cut.columns.flatten().tolist() ([1, 2], [0, 2])
     """
     rows, columns = (_largest(scores.sum(1 - axis, dtype=torch.float64), size[axis]) for axis in (0, 1))
     return Cut(rows[:, None], columns[None])
 
 
 def neurons(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -> Cut:
-    """The output units (rows) with the largest summed scores, in their order; of each the inputs with the largest scores,
-    chosen for each unit apart.
+    """The output units (rows) with the largest summed scores, in their order; of each the inputs with the
+    largest scores, chosen for each unit apart.
 
-    Our reading of the paper's ablation (section 4.4), which has no code: between single weights, of which no structure is
-    left, and rows with columns, where all units keep the same inputs.
+    Our reading of the paper's ablation (section 4.4), which has no code: between single weights, of which no
+    structure is left, and rows with columns, where all units keep the same inputs.
     """
     rows = _largest(scores.sum(1, dtype=torch.float64), size[0])
     return Cut(rows[:, None].int(), _largest(scores[rows], size[1]).int())
@@ -116,11 +118,12 @@ def random_block(scores: Tensor, size: tuple[int, int], generator: torch.Generat
 
 def random_entries(scores: Tensor, size: tuple[int, int], generator: torch.Generator) -> Cut:
     """Random entries of the matrix, none twice, in its order (the paper's "random weights")."""
-    picks = torch.randperm(scores.numel(), generator=generator, device="cpu")[: size[0] * size[1]].sort().values.view(size)
+    order = torch.randperm(scores.numel(), generator=generator, device="cpu")
+    picks = order[: size[0] * size[1]].sort().values.view(size)
     return Cut((picks // scores.shape[1]).int(), (picks % scores.shape[1]).int())
 
 
-CUTS: dict[str, Structure] = {  # structures that look at one matrix alone; "aligned" is in extraction/aligned.py
+CUTS: dict[str, Structure] = {  # structures that look at one matrix alone; "aligned" is in aligned.py
     "block": block, "rows_columns": rows_columns, "neurons": neurons, "random_block": random_block,
     "random_entries": random_entries,
 }
@@ -128,8 +131,9 @@ CUTS: dict[str, Structure] = {  # structures that look at one matrix alone; "ali
 
 LayerChoice = Callable[[list[float], int, torch.Generator], list[int]]
 
-LAYER_CHOICES: dict[str, LayerChoice] = {  # summed scores of each teacher layer, student layers -> teacher layers in order
-    "sensitivity": lambda totals, count, generator: _largest(torch.tensor(totals, dtype=torch.float64), count).tolist(),
+LAYER_CHOICES: dict[str, LayerChoice] = {  # (summed scores by teacher layer, how many) -> teacher layers
+    "sensitivity": lambda totals, count, generator: _largest(
+        torch.tensor(totals, dtype=torch.float64), count).tolist(),
     "first": lambda totals, count, generator: list(range(count)),
     "last": lambda totals, count, generator: list(range(len(totals) - count, len(totals))),
     "random": lambda totals, count, generator: sorted(

@@ -1,0 +1,160 @@
+"""The starts of runs that train together: module, head, and what is taken off the host."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from portability.core.errors import UserError
+from portability.core.init_kinds import Need
+from portability.core.seeds import stream_seed
+from portability.core.specs import HostSpec, PortSpec, RunSpec, from_dict
+from portability.data.sampling import Bucket
+from portability.data.splits import StudyData
+from portability.hosts.host import Host, load_host
+from portability.inits import INITS
+from portability.inits.base import ExtractedPairs, InitContext
+from portability.inits.seed_examples import extract_for
+from portability.methods.module import ModuleState
+from portability.porting.base import Port, PortContext
+from portability.porting.port import fit_head, port
+from portability.store import Store
+from portability.training import trainer as engine
+from portability.training.stack import Bench, Start
+
+CALIBRATION = 64  # training inputs on which a module's logit change is measured
+
+
+class StartBuilder:
+    """Makes the starts of one stack's runs. What several of them share, a port or a host that a strategy
+    reads, is made once and kept as long as the builder.
+
+    Args:
+        device: where hosts are loaded and extractions computed.
+        free: gives the threads that an extraction may use now.
+    """
+
+    def __init__(
+        self, bench: Bench, store: Store, data: StudyData, device: str = "cpu",
+        free: Callable[[], int] = lambda: 1,
+    ):
+        self.bench, self.store, self.data, self.device, self.free = bench, store, data, device, free
+        self.method = bench.mounted.spec
+        self._ports: dict[tuple[object, ...], Port] = {}
+        self._hosts: dict[tuple[str, str], Host] = {}
+
+    def make(self, run: RunSpec) -> Start:
+        """A run's start.
+
+        Raises:
+            UserError: the run that it starts from is not in the store, or what its port or extraction
+                refuses.
+        """
+        head = start_head(run, self.bench.scorer, self.store)
+        providers: dict[Need, Callable[[], object]] = {
+            "origin_module": lambda: self._origin_module(run),
+            "port": lambda: self._port(run),
+            "extraction": lambda: self._extraction(run),
+            "teacher": lambda: extract_for(run, self.data, self.store, self.device, self.free),
+        }
+        context = InitContext(
+            receiving=run.host, method=self.method, seed=int(run.seed or 0), stream=run.stream,
+            fresh=lambda: self._fresh(run), change=_logit_change(self.bench, head),
+            calibration_examples=min(CALIBRATION, len(self.bench.training)),
+            **{need: providers[need] for need in run.init.traits.needs},  # type: ignore[arg-type]
+        )
+        made = INITS[run.init.kind](context, run.init.options)
+        return Start(made.module, head, made.report, self._names(run), made.frozen)
+
+    def _fresh(self, run: RunSpec) -> ModuleState:
+        return self.bench.mounted.fresh(stream_seed(*run.stream, "module"))
+
+    def _origin(self, run: RunSpec) -> RunSpec:
+        """The run that a run starts from."""
+        record = self.store.read(str(run.origin))
+        if record is None:
+            raise UserError(f"run {run.run_id} needs the module of run {run.origin}, which is not in the "
+                            "store")
+        return from_dict(RunSpec, record["spec"])
+
+    def _names(self, run: RunSpec) -> dict[str, str] | None:
+        """Host and data behind a start, for its record."""
+        if run.teacher is not None:
+            return {"host": run.teacher.name, "data": run.data.name}
+        if run.origin is None:
+            return None
+        origin = self._origin(run)
+        return {"host": (origin.teacher or origin.host).name, "data": origin.data.name}
+
+    def _origin_module(self, run: RunSpec) -> ModuleState:
+        return ModuleState.from_file(*self.store.tensors(str(run.origin), "module"))
+
+    def _port(self, run: RunSpec) -> Port:
+        """The origin's module fitted to the stack's host: one port for each origin, strategy and fresh
+        module."""
+        spec = _port_of(run)
+        key = run.origin, spec, run.stream
+        if key not in self._ports:
+            context = PortContext(self._origin(run).host, run.host, self._fresh(run), spec,
+                                  load=lambda host: self._host(host, run.precision))
+            self._ports[key] = port(self._origin_module(run), context)
+        return self._ports[key]
+
+    def _host(self, spec: HostSpec, precision: str) -> Host:
+        """A host as it is on disk; the stack's own one holds the method."""
+        key = spec.fingerprint, precision
+        if key not in self._hosts:
+            self._hosts[key] = load_host(spec, self.device, precision)
+        return self._hosts[key]
+
+    def _extraction(self, run: RunSpec) -> ExtractedPairs:
+        """The pairs of the extraction that a run starts from, with the cuts where the run's method takes
+        these off."""
+        origin = self._origin(run)
+        blocks = None
+        if self.method.settings.get("subtract") == "block":
+            blocks = ModuleState.from_file(*self.store.tensors(str(run.origin), "start"))
+        return ExtractedPairs(self._origin_module(run), origin.teacher or origin.host, blocks)
+
+
+def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> dict[str, Tensor]:
+    """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's
+    width.
+
+    All arms of a cell start from the same head, so that no arm has an advantage (design: head shared).
+    """
+    if run.head == "shared":
+        tensors, _ = store.tensors(str(run.origin), "head")
+        return fit_head(tensors, run.host.shape.hidden, _port_of(run))
+    return scorer.fresh_head(stream_seed(run.seed, "head"))
+
+
+def _port_of(run: RunSpec) -> PortSpec:
+    if run.port is None:
+        raise ValueError(f"run {run.run_id} starts from run {run.origin}, but its plan names no port")
+    return run.port
+
+
+def _logit_change(bench: Bench, head: Mapping[str, Tensor]) -> Callable[[ModuleState], float]:
+    """Module -> Frobenius norm of its change of the logits on the first training inputs."""
+    training, scorer = bench.training, bench.scorer
+    picks = np.arange(min(CALIBRATION, len(training)))
+    made = scorer.rows(training, picks, len(picks), Bucket(picks, int(training.lengths[picks].max())))
+    rows = tuple(part.to(scorer.device) for part in made)
+    bare: list[Tensor] = []  # made when it is first asked for
+
+    @torch.no_grad()
+    def change(module: ModuleState) -> float:
+        if not bare:
+            with bench.mounted.disabled():
+                bare.append(engine.logits_of(scorer, on_device(head, scorer), *rows))
+        logits = engine.logits_of(scorer, on_device(bench.parameters(module, head), scorer), *rows)
+        return float(torch.linalg.vector_norm(logits - bare[0]))
+
+    return change
+
+
+def on_device(parameters: Mapping[str, Tensor], scorer: engine.AnyScorer) -> dict[str, Tensor]:
+    """The parameters where the scorer computes."""
+    return {name: value.to(scorer.device) for name, value in parameters.items()}

@@ -1,0 +1,32 @@
+"""The strategies by name: ours, one file each, and those of installed packages (entry points of GROUP)."""
+
+from typing import get_args
+
+from portability.core.errors import UserError, choose
+from portability.core.plugins import plugins
+from portability.porting.base import Need, Strategy
+from portability.porting.strategies.copy import COPY
+from portability.porting.strategies.pad import PAD
+from portability.porting.strategies.repeat import REPEAT
+
+GROUP = "portability.strategies"
+STRATEGIES: dict[str, Strategy] = {"copy": COPY, "pad": PAD, "repeat": REPEAT}
+
+
+def find_strategy(name: str) -> Strategy:
+    """The strategy of a name, as `port.NAME.strategy` has it.
+
+    Raises:
+        UserError: unknown name, or a package's entry point that is no Strategy or declares unknown needs.
+    """
+    outside = plugins(GROUP, tuple(STRATEGIES))
+    if choose(name, {*STRATEGIES, *outside}, "port strategy") in STRATEGIES:
+        return STRATEGIES[name]
+    found = outside[name].load()
+    strategy = found() if isinstance(found, type) else found
+    if not isinstance(strategy, Strategy):
+        raise UserError(f"port strategy '{name}' ({outside[name].value}) is no "
+                        "portability.porting.base.Strategy")
+    for need in strategy.needs:
+        choose(need, get_args(Need), f"need of port strategy '{name}'")
+    return strategy
