@@ -1,4 +1,5 @@
-"""Writing that a kill or a full disk cannot leave half done: beside the place, flushed to the disk, renamed last."""
+"""Writing that a kill or a full disk cannot leave half done: beside the place, flushed to the disk, renamed
+last."""
 
 import contextlib
 import hashlib
@@ -34,6 +35,11 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
+def json_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder, drafts left out; none where it is not there."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a value as JSON that people can read, in place of what is there.
 
@@ -55,7 +61,8 @@ def pretty(value: Mapping[str, Any]) -> str:
 
 
 def create_json(path: Path, value: Mapping[str, Any]) -> bool:
-    """Write JSON unless `path` is there; whether it was written. Of two processes at once exactly one writes."""
+    """Write JSON unless `path` is there; whether it was written. Of two processes at once exactly one
+    writes."""
     draft = draft_of(path)
     try:
         draft.write_text(pretty(value))
@@ -78,7 +85,8 @@ def sealed(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing_folder(final: Path) -> Iterator[Path]:
-    """A draft folder to fill; when the block ends well it takes the place of `final`, else nothing of it stays.
+    """A draft folder to fill; when the block ends well it takes the place of `final`, else nothing of it
+    stays.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -100,7 +108,8 @@ def draft_folder(final: Path) -> Path:
 
 
 def _place(draft: Path, final: Path) -> None:
-    """Rename a draft folder into place; a run evaluated again at more marks, or a broken one, makes room first."""
+    """Rename a draft folder into place; a run evaluated again at more marks, or a broken one, makes room
+    first."""
     old = final.parent / f".old-{draft.name}"
     if final.exists():
         final.rename(old)
