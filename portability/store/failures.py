@@ -1,5 +1,6 @@
 """Failed attempts: a file each, numbered from 1, never lost when two processes fail the same run at once."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from portability.store.atomic import create_json, json_files
+from portability.store.atomic import json_files, write_json
 from portability.store.records import canonical
 
 
@@ -15,8 +16,9 @@ def keep(folder: Path, run_id: str, failure: Mapping[str, Any]) -> int:
     """Write a failure under the first number that is free, and give back that number."""
     folder.mkdir(parents=True, exist_ok=True)
     for attempt in count(1 + attempts(folder, run_id)):
-        own = {**failure, "run_id": run_id, "attempt": attempt}
-        if create_json(path_of(folder, run_id, attempt), own):
+        with contextlib.suppress(FileExistsError):  # another process was first
+            own = {**failure, "run_id": run_id, "attempt": attempt}
+            write_json(path_of(folder, run_id, attempt), own, anew=True)
             return attempt
     raise AssertionError("numbers never end")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from portability.core.errors import UserError
 from portability.core.specs import Cell
 from portability.store import cleanup, failures, host_pairs, manifests
-from portability.store.atomic import draft_of, pretty, replacing_folder, sealed, write_json
+from portability.store.atomic import pretty, replacing, replacing_folder, sealed, write_json
 from portability.store.folders import RunFolders, folder_of
 from portability.store.integrity import REMEDY, Checked, load_bytes
 from portability.store.records import RECORD, Arrays, Result, evaluated, seal
@@ -209,16 +209,11 @@ class Store:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        path = self._checkpoint_path(run_id)
-        draft = draft_of(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
-            draft.rename(path)
+            with replacing(self._checkpoint_path(run_id), flush=False) as draft:
+                save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
         except SafetensorError as error:
             raise OSError(f"cannot write a checkpoint of run {run_id}: {error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
 
     def checkpoint(self, run_id: str) -> dict[str, "torch.Tensor"] | None:
         """A run's checkpoint, or None where there is none that can be read."""
