@@ -11,10 +11,10 @@ from test_tracking import _no_home, files, inspect  # noqa: F401  (W&B's own fol
 from analysis.load import tidy
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec, from_dict
+from portability.publish import comparisons, main
 from portability.store import Result
 from portability.store.admin.archive import pack
-from portability.tracking.runs import Tracker, TrackingSpec, describe_run, history
-from portability.tracking.upload import comparisons, main
+from portability.tracking.runs import Tracker, TrackingSpec, describe_run, entry_of, history
 from portability.tracking.workspace import VERSION, save, workspace
 
 
@@ -42,9 +42,15 @@ def publish(store, *how):
     return main([str(store.root), "--to", "wandb", "--mode", "offline", *how])
 
 
-def told(file):
-    """What W&B was told of a run: its run record with config, history by step, summary, and artifacts."""
-    records = inspect(file)
+def named(store, run_id):
+    """A run's id in W&B."""
+    return entry_of(store.read(run_id), []).id
+
+
+def told(*parts):
+    """What W&B was told of a run, in one folder or several: its first run record with config, history by step, summary, and
+    artifacts."""
+    records = [record for file in parts for record in inspect(file)]
     summary = {}
     for record in records:
         summary |= record.get("summary", {}).get("update", {})
@@ -61,8 +67,8 @@ def test_every_run_of_a_study_is_filed_as_while_it_runs(store, tmp_path, capsys)
     live = tmp_path / "live"
     Tracker(TrackingSpec("offline", "portability-mine", live, None)).log_run(store.read(ported(store)))
     assert publish(store) == 0 and "5 sent" in capsys.readouterr().out
-    assert sorted(files(store.root)) == sorted([*(f"{record['run_id']}-1" for record in store.records()), "study-1"])
-    name = f"{ported(store)}-1"
+    assert sorted(files(store.root)) == sorted([*(named(store, record["run_id"]) for record in store.records()), "study"])
+    name = named(store, ported(store))
     (run, points, summary, _), (before, curve, _, _) = told(files(store.root)[name]), told(files(live)[name])
     for key in ("run_id", "run_group", "job_type", "display_name", "project", "config"):
         assert run[key] == before[key], key
@@ -80,15 +86,15 @@ def lift_of(store):
 def test_a_module_is_traced_from_its_origin_to_what_was_trained(store):
     publish(store)
     record, found = store.read(ported(store)), files(store.root)
-    used, made = told(found[f"{record['run_id']}-1"])[3]
-    logged, = told(found[f"{record['spec']['origin']}-1"])[3]
+    of_run, of_origin = (found[named(store, run_id)] for run_id in (record["run_id"], record["spec"]["origin"]))
+    (used, made), (logged,) = told(of_run)[3], told(of_origin)[3]
     assert used["name"] == logged["name"] == f"module-{record['spec']['origin']}" and used["digest"] == logged["digest"]
     assert used["use_after_commit"] and used["user_created"] and not logged.get("use_after_commit")
     assert made["name"] == f"module-{record['run_id']}" and not made.get("use_after_commit")
     content, = made["manifest"]["contents"]
     assert content["size"] == str(record["files"]["module.safetensors"]["bytes"])
     assert content["local_path"] == str(store.folder(record["run_id"]).resolve() / "module.safetensors")
-    assert found[f"{record['spec']['origin']}-1"].parent.name <= found[f"{record['run_id']}-1"].parent.name  # origins first
+    assert of_origin.parent.name <= of_run.parent.name  # origins first
 
 
 def test_a_second_call_sends_nothing(store, capsys):
@@ -103,17 +109,20 @@ def test_what_was_logged_while_running_is_completed_and_not_doubled(store):
     for record in store.records():
         tracker.log_run(record)
     publish(store)
-    names = [path.parent.name.partition("-run-")[2].partition("-")[2] for path in files(store.root).values()]
-    assert sorted(names) == sorted(files(store.root)) and len(names) == 5 == len(list(store.root.glob("wandb/offline-run-*")))
-    assert len(told(files(store.root)[f"{ported(store)}-1"])[3]) == 2
+    assert len(files(store.root)) == 5, "a run is of two W&B runs"
+    name = named(store, ported(store))
+    first, then = sorted(store.root.glob(f"wandb/offline-run-*-{name}/*.wandb"))
+    run, points, summary, artifacts = told(then)
+    assert run["resume"] and points == {} and len(artifacts) == 2 and "zero_shot_lift" in summary
+    assert plain(told(first, then)[1]) == {point["step"]: point["values"] for point in history(store.read(ported(store)))}
 
 
 def test_a_published_copy_is_filed_without_modules(store, tmp_path):
     pack(store, tmp_path / "copy")
     copy = type(store)(tmp_path / "copy")
     assert publish(copy) == 0 and sorted(files(copy.root)) == sorted(
-        [*(f"{record['run_id']}-1" for record in store.records()), "study-1"])
-    run, points, _, artifacts = told(files(copy.root)[f"{ported(store)}-1"])
+        [*(named(store, record["run_id"]) for record in store.records()), "study"])
+    run, points, _, artifacts = told(files(copy.root)[named(store, ported(store))])
     assert points and artifacts == [] and run["config"]["update"]["origin_run"] == store.read(ported(store))["spec"]["origin"]
     before = written(copy.root)
     assert publish(copy) == 0 and written(copy.root) == before
@@ -123,12 +132,12 @@ def test_a_broken_module_is_named_the_others_go_on_and_it_is_sent_when_it_is_sou
     origin = store.read(ported(store))["spec"]["origin"]
     flip(store.folder(origin) / "module.safetensors")
     assert publish(store) == 1 and f"run {origin}: " in caplog.text and "SHA-256" in caplog.text
-    assert "4 sent" in capsys.readouterr().out and f"{origin}-1" not in files(store.root)
-    assert [one["name"] for one in told(files(store.root)[f"{ported(store)}-1"])[3]] == [f"module-{ported(store)}"]
+    assert "4 sent" in capsys.readouterr().out and named(store, origin) not in files(store.root)
+    assert [one["name"] for one in told(files(store.root)[named(store, ported(store))])[3]] == [f"module-{ported(store)}"]
     flip(store.folder(origin) / "module.safetensors")
     assert publish(store) == 0
     assert "sent to" in (line := capsys.readouterr().out.splitlines()[0]) and " 2 sent" in line  # and what started from it
-    assert len(told(files(store.root)[f"{ported(store)}-1"])[3]) == 2
+    assert len(told(files(store.root)[named(store, ported(store))])[3]) == 2
 
 
 def test_a_run_that_wandb_refuses_is_named_and_the_others_go_on(store, caplog, capsys):
@@ -139,7 +148,7 @@ def test_a_run_that_wandb_refuses_is_named_and_the_others_go_on(store, caplog, c
     store.commit(record["run_id"], Result(record))
     assert publish(store) == 1
     assert f"run {record['run_id']}: W&B did not take it" in caplog.text
-    assert "5 sent" in capsys.readouterr().out and f"{record['run_id']}-1" not in files(store.root)
+    assert "5 sent" in capsys.readouterr().out and named(store, record["run_id"]) not in files(store.root)
 
 
 def test_a_study_is_given_up_when_wandb_takes_nothing(store, capsys):
@@ -150,14 +159,14 @@ def test_a_study_is_given_up_when_wandb_takes_nothing(store, capsys):
 
 
 def test_records_that_cannot_be_described_are_named_and_the_tables_are_sent(invented, caplog):
-    assert publish(invented.store) == 1 and list(files(invented.store.root)) == ["study-1"]
+    assert publish(invented.store) == 1 and list(files(invented.store.root)) == ["study"]
     assert caplog.text.count("its record or module cannot be used: it has no") == len(set(invented.runs))
 
 
 def test_the_tables_hold_every_cell_and_the_gains_of_each_pair(invented):
     publish(invented.store)
     tables = {}
-    for path in invented.store.root.glob("wandb/offline-run-*-study-1/files/media/table/*.json"):
+    for path in invented.store.root.glob("wandb/offline-run-*-study/files/media/table/*.json"):
         tables[path.name.partition("_")[0]] = json.loads(path.read_text())
     assert len(tables["cells"]["data"]) == len(invented.cells)
     rows = [dict(zip(tables["gains"]["columns"], row, strict=True)) for row in tables["gains"]["data"]]
@@ -193,8 +202,9 @@ def test_a_study_that_grows_sends_what_is_new_and_its_tables_anew(store, capsys)
     new = grow(store, range(5, 7))
     assert publish(store) == 0
     assert " 4 sent" in capsys.readouterr().out.splitlines()[-2]  # two runs, their origin with its new tag, the tables
-    assert {f"{run_id}-1" for run_id in new} <= set(files(store.root))
-    assert len(list(store.root.glob("wandb/offline-run-*-study-1"))) == 1
+    assert {named(store, run_id) for run_id in new} <= set(files(store.root))
+    tables = [path.parents[2].name for path in store.root.glob("wandb/offline-run-*-study/files/media/table/cells_*.json")]
+    assert len(tables) == 2, "the second resumes the first"
 
 
 @pytest.mark.parametrize(("how", "fault"), [
@@ -222,7 +232,7 @@ def test_the_workspace_holds_the_comparison_panels_and_only_metrics_that_are_sen
              if "metrics" in panel["config"]}
     assert {("eval_accuracy", "init.value"), ("gain_over_scratch", "pair.value"), ("zero_shot_lift", "pair.value")} <= shown
     publish(store)
-    run, _, summary, _ = told(files(store.root)[f"{ported(store)}-1"])
+    run, _, summary, _ = told(files(store.root)[named(store, ported(store))])
     assert {metric for metric, _ in shown} <= {*summary, "gain_over_scratch", "gain_over_sampled"}
     groups = {by for _, by in shown} | {group["name"] for group in spec["runSets"][0]["grouping"]}
     assert {by.removesuffix(".value") for by in groups} <= set(run["config"]["update"])

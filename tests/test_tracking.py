@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ RECORD = {
                    "tokens": 640,
                    "metrics": [{"updates": 0, "eval_accuracy": 0.5}, {"updates": 20, "eval_accuracy": 0.75}]},
 }
+NAME = entry_of(RECORD, []).id
 AGAIN = RECORD | {"train_info": RECORD["train_info"] | {"metrics": [{"updates": 20, "eval_accuracy": 0.75}]}}
 
 
@@ -71,7 +71,7 @@ def test_the_stage_is_that_of_the_init(kind, report, stage):
 
 def test_what_was_logged_offline_is_read_back(tmp_path):
     offline(tmp_path).log_run(RECORD)
-    records = inspect(files(tmp_path)[f"{ID}-1"])
+    records = inspect(files(tmp_path)[NAME])
     run = next(record["run"] for record in records if record["type"] == "run")
     assert run["project"] == "portability-test" and run["run_group"] == "lora__a->b__meals->films__ported__pad"
     assert run["job_type"] == "port" and set(run["tags"]) == {"lora", "ported", "b", "demo"}
@@ -87,43 +87,36 @@ def test_what_was_logged_offline_is_read_back(tmp_path):
     assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [0]
 
 
-def test_the_same_record_is_logged_once_and_another_evaluation_of_the_run_under_its_next_number(tmp_path):
+def test_the_same_record_is_logged_once_and_another_evaluation_of_the_run_as_another(tmp_path):
     for record in (RECORD, RECORD, AGAIN, AGAIN):
         offline(tmp_path).log_run(record)
-    assert sorted(files(tmp_path)) == [f"{ID}-1", f"{ID}-2"]
-
-
-def test_another_project_gets_the_run_too_and_takes_nothing_from_the_first(tmp_path):
-    for project in ("one", "another", "one"):
-        offline(tmp_path, project).log_run(RECORD)
-        time.sleep(1.1)  # W&B names folders by the second
-    found = [inspect(file)[1]["run"] for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))]
-    assert [(run["project"], run["run_id"]) for run in found] == [("one", f"{ID}-1"), ("another", f"{ID}-1")]
-    assert offline(tmp_path, "one").send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
+    assert sorted(files(tmp_path)) == sorted([NAME, entry_of(AGAIN, []).id]) and NAME.startswith(f"{ID}-")
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
 
 
-def test_what_a_killed_process_left_is_replaced(tmp_path):
-    torn = tmp_path / "wandb" / f"offline-run-20260101_000000-{ID}-1"
-    torn.mkdir(parents=True)
-    (torn / f"run-{ID}-1.wandb").write_bytes(b":W&B\xe1\xee\x00torn")
-    offline(tmp_path).log_run(RECORD)
-    assert not torn.exists() and sorted(files(tmp_path)) == [f"{ID}-1"]
+def test_another_project_gets_the_run_too(tmp_path):
+    for project in ("one", "another", "one"):
+        offline(tmp_path, project).log_run(RECORD)
+    found = [inspect(file)[1]["run"] for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))]
+    assert [(run["project"], run["run_id"]) for run in found] == [("one", NAME), ("another", NAME)]
 
 
 def test_a_torn_memory_costs_only_that_the_run_is_sent_again(tmp_path):
     offline(tmp_path).log_run(RECORD)
-    (tmp_path / "wandb" / "sent" / f"{ID}.json").write_text('{"attempt": ')
+    (tmp_path / "wandb" / "sent" / f"{NAME}.json").write_text('{"offline: ')
     assert offline(tmp_path).send(entry_of(RECORD, ["demo"]))
     assert not offline(tmp_path).send(entry_of(RECORD, ["demo"]))
-    assert sorted(files(tmp_path)) == [f"{ID}-1"]
+    assert sorted(files(tmp_path)) == [NAME]
 
 
-def test_what_comes_to_a_run_later_takes_the_place_of_what_was_filed(tmp_path):
+def test_what_is_known_of_a_run_later_resumes_it_without_its_curve(tmp_path):
     offline(tmp_path).log_run(RECORD)
     assert offline(tmp_path).send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
-    assert sorted(files(tmp_path)) == [f"{ID}-1"]
-    assert '"gain_over_scratch":0.25' in json.dumps(inspect(*files(tmp_path).values()), separators=(",", ":"))
+    first, then = map(inspect, sorted(tmp_path.glob(f"wandb/offline-run-*-{NAME}/*.wandb")))
+    assert first[1]["run"]["resume"] and then[1]["run"]["resume"]  # `wandb sync` sends them in order, as one run
+    assert any(record["type"] == "history" for record in first)
+    assert not any(record["type"] == "history" for record in then)
+    assert '"gain_over_scratch":0.25' in json.dumps(then, separators=(",", ":"))
 
 
 def test_no_failure_of_the_tracker_reaches_a_run(tmp_path, caplog):

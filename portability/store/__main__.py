@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m portability.store", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("verify", help="check every file of a study, or of all studies of a results folder")
+    one = commands.add_parser(
+        "verify", help="check every file of a study, or of all studies of a results folder")
     one.add_argument("folder", type=Path, help="results folder, or one study's folder")
     one.add_argument("--discard", action="store_true", help="move unsound run folders to STUDY/discarded/")
     one.set_defaults(command=_verify)
@@ -34,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("target", type=Path, help="the study's folder; made where it is not there")
     one.add_argument("shards", type=Path, nargs="+", help="folders of the studies to copy from")
     one.set_defaults(command=_merge)
-    one = commands.add_parser("pack", help="write a study's records and predictions, without modules, for publication")
+    one = commands.add_parser(
+        "pack", help="write a study's records and predictions, without modules, for publication")
     one.add_argument("study", type=Path)
     one.add_argument("target", type=Path, help="a new folder")
     one.set_defaults(command=_pack)
@@ -65,15 +67,16 @@ def _verify(options: argparse.Namespace) -> bool:
 def _merge(options: argparse.Namespace) -> None:
     from portability.store.admin.merge import merge
 
-    for merged in merge(Store(options.target), [Store(shard) for shard in options.shards]):
-        _say(str(merged))
+    for line in merge(Store(options.target), [Store(shard) for shard in options.shards]):
+        _say(line)
 
 
 def _pack(options: argparse.Namespace) -> None:
     from portability.store.admin.archive import pack
 
     runs, failures = pack(_study(options.study), options.target)
-    _say(f"{options.target}: {counted(runs, 'run')} and {counted(failures, 'failure')} packed, without modules")
+    what = f"{counted(runs, 'run')} and {counted(failures, 'failure')}"
+    _say(f"{options.target}: {what} packed, without modules")
 
 
 def _compact(options: argparse.Namespace) -> None:

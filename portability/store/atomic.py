@@ -1,4 +1,5 @@
-"""Writing that a kill or a full disk cannot leave half done: beside the place, flushed to the disk, renamed last."""
+"""Writing that a kill or a full disk cannot leave half done: beside the place, flushed to the disk, renamed
+last."""
 
 import contextlib
 import hashlib
@@ -13,35 +14,42 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write to; when the block ends well it is flushed to the disk and takes the place of `path`.
+def replacing(path: Path, flush: bool = True, anew: bool = False) -> Iterator[Path]:
+    """A draft to write to, beside `path`; when the block ends well it takes that place.
+
+    Args:
+        flush: whether the draft is flushed to the disk first.
+        anew: whether `path` must not be there yet; of two processes at once exactly one has its way.
 
     Raises:
-        OSError: the disk is full or not writable; no draft stays behind.
+        FileExistsError: it is there.
+        OSError: the disk is full or not writable. No draft stays behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = draft_of(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")  # readers skip such names
     try:
         yield draft
-        sealed(draft)
-        draft.rename(path)
+        if flush:
+            sealed(draft)
+        os.link(draft, path) if anew else draft.rename(path)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def draft_of(path: Path) -> Path:
-    """A name beside `path` that no other process uses and no reader looks at."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+def json_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder, drafts left out; none where it is not there."""
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a value as JSON that people can read, in place of what is there.
+def write_json(path: Path, value: Mapping[str, Any], anew: bool = False) -> None:
+    """Write a value as JSON that people can read, in place of what is there, or where nothing is (`anew`).
 
     Raises:
+        FileExistsError: something is there.
         OSError: the disk is full or not writable.
         ValueError: a number is not finite.
     """
-    with replacing(path) as draft:
+    with replacing(path, anew=anew) as draft:
         draft.write_text(pretty(value))
 
 
@@ -54,20 +62,6 @@ def pretty(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
 
 
-def create_json(path: Path, value: Mapping[str, Any]) -> bool:
-    """Write JSON unless `path` is there; whether it was written. Of two processes at once exactly one writes."""
-    draft = draft_of(path)
-    try:
-        draft.write_text(pretty(value))
-        sealed(draft)
-        os.link(draft, path)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def sealed(path: Path) -> dict[str, Any]:
     """Flush a file to the disk; its SHA-256 (hex) and bytes."""
     with path.open("rb") as file:
@@ -78,7 +72,8 @@ def sealed(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing_folder(final: Path) -> Iterator[Path]:
-    """A draft folder to fill; when the block ends well it takes the place of `final`, else nothing of it stays.
+    """A draft folder to fill; when the block ends well it takes the place of `final`, else nothing of it
+    stays.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -100,7 +95,8 @@ def draft_folder(final: Path) -> Path:
 
 
 def _place(draft: Path, final: Path) -> None:
-    """Rename a draft folder into place; a run evaluated again at more marks, or a broken one, makes room first."""
+    """Rename a draft folder into place; a run evaluated again at more marks, or a broken one, makes room
+    first."""
     old = final.parent / f".old-{draft.name}"
     if final.exists():
         final.rename(old)

@@ -17,7 +17,8 @@ PATTERNS = ("runs/??/.draft-*", "runs/??/.old-*", "manifests/.*", "failures/.*",
 
 
 def tidy_up(root: Path, older_than_seconds: float) -> int:
-    """Remove or put back what killed processes left (see `Store.tidy_up`); gives back how many paths it dealt with."""
+    """Remove or put back what killed processes left (see `Store.tidy_up`); gives back how many paths it dealt
+    with."""
     count = 0
     for path in leftovers(root, older_than_seconds):
         with contextlib.suppress(FileNotFoundError):  # another process was first
@@ -27,7 +28,8 @@ def tidy_up(root: Path, older_than_seconds: float) -> int:
 
 
 def leftovers(root: Path, older_than_seconds: float) -> Iterator[Path]:
-    """Drafts and runs moved aside that were last changed so long ago that no living process is at work on them.
+    """Drafts and runs moved aside that were last changed so long ago that no living process is at work on
+    them.
 
     Of a run moved aside the time of its renaming counts, because its content is as old as the run.
     """

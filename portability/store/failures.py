@@ -1,5 +1,6 @@
 """Failed attempts: a file each, numbered from 1, never lost when two processes fail the same run at once."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,17 +8,19 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from portability.store.atomic import create_json
+from portability.store.atomic import json_files, write_json
 from portability.store.records import canonical
 
 
 def keep(folder: Path, run_id: str, failure: Mapping[str, Any]) -> int:
     """Write a failure under the first number that is free, and give back that number."""
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = 1 + attempts(folder, run_id)
-    while not create_json(path_of(folder, run_id, attempt), {**failure, "run_id": run_id, "attempt": attempt}):
-        attempt += 1
-    return attempt
+    for attempt in count(1 + attempts(folder, run_id)):
+        with contextlib.suppress(FileExistsError):  # another process was first
+            own = {**failure, "run_id": run_id, "attempt": attempt}
+            write_json(path_of(folder, run_id, attempt), own, anew=True)
+            return attempt
+    raise AssertionError("numbers never end")
 
 
 def path_of(folder: Path, run_id: str, attempt: int) -> Path:
@@ -50,13 +53,15 @@ def parse(raw: bytes | str, run_id: str, attempt: int) -> dict[str, Any] | None:
 
 def read_all(folder: Path) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
     """Run, number and failure of every attempt in that order, as `load` gives it."""
-    names = [path.stem.rpartition("-") for path in folder.glob("*.json") if not path.name.startswith(".")]
-    for run_id, number in sorted((run_id, int(end)) for run_id, _, end in names if run_id and end.isdecimal()):
-        yield run_id, number, load(folder, run_id, number)
+    names = (path.stem.rpartition("-") for path in json_files(folder))
+    found = sorted((run_id, int(end)) for run_id, _, end in names if run_id and end.isdecimal())
+    for run_id, attempt in found:
+        yield run_id, attempt, load(folder, run_id, attempt)
 
 
 def set_aside(folder: Path, run_id: str) -> None:
-    """Move a run's failures to `given_up/`, which nothing counts: its cells are asked for with other settings."""
+    """Move a run's failures to `given_up/`, which nothing counts: its cells are asked for with other
+    settings."""
     for attempt in range(1, 1 + attempts(folder, run_id)):
         if (failure := load(folder, run_id, attempt)) is not None:
             keep(folder / "given_up", run_id, failure)

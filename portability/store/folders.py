@@ -1,5 +1,6 @@
 """Reads an ordinary study: a folder for each run, and a file for each failed attempt."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,21 +21,20 @@ def folder_of(root: Path, run_id: str) -> Path:
 
 def run_folders(root: Path) -> list[Path]:
     """A study's run folders in the order of their ids, drafts left out."""
-    found = (root / "runs").glob(f"{'?' * 2}/{'?' * 16}")
-    return sorted((path for path in found if not path.name.startswith(".")), key=lambda path: (path.name, path))
+    found = (path for path in (root / "runs").glob(f"{'?' * 2}/{'?' * 16}") if not path.name.startswith("."))
+    return sorted(found, key=lambda path: (path.name, path))
 
 
-def scan(root: Path) -> dict[str, tuple[int, int] | None]:
-    """Run id -> (mtime_ns, size) of its record.json, or None where there is none, or not in the folder of its shard."""
-    found: dict[str, tuple[int, int] | None] = {}
+def scan(root: Path) -> dict[str, tuple[str, int, int] | None]:
+    """Run id -> (run id, mtime_ns, size) of its record.json, or None where there is none, or not in its own
+    shard."""
+    found: dict[str, tuple[str, int, int] | None] = {}
     for folder in run_folders(root):
         found.setdefault(folder.name, None)
         if folder.name[:2] == folder.parent.name:
-            try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 seen = (folder / RECORD).stat()
-                found[folder.name] = (seen.st_mtime_ns, seen.st_size)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
+                found[folder.name] = (folder.name, seen.st_mtime_ns, seen.st_size)
     return found
 
 

@@ -1,4 +1,5 @@
-"""How alike two hosts of a study are: a file for each pair, named by both hosts, the text they read and the measure."""
+"""How alike two hosts of a study are: a file for each pair, named by both hosts, the text they read and the
+measure."""
 
 import json
 import logging
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.specs import digest
-from portability.store.atomic import write_json
+from portability.store.atomic import json_files, write_json
 from portability.store.records import self_digest, with_digest
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,8 @@ def name_of(one: str, other: str, text_digest: str) -> str:
 
 
 def keep(root: Path, pair: Mapping[str, Any]) -> Path:
-    """Write a pair (similarity.compare_hosts, with `text` and `text_digest`) whole or not at all; gives back its file.
+    """Write a pair (similarity.compare_hosts, with `text` and `text_digest`) whole or not at all; gives back
+    its file.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -34,7 +36,7 @@ def keep(root: Path, pair: Mapping[str, Any]) -> Path:
 
 def paths(root: Path) -> list[Path]:
     """The study's files of pairs."""
-    return sorted(path for path in (root / FOLDER).glob("*.json") if not path.name.startswith("."))
+    return json_files(root / FOLDER)
 
 
 def load(path: Path) -> tuple[dict[str, Any] | None, str | None]:

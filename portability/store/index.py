@@ -1,11 +1,12 @@
-"""One Parquet file with the records of all runs: derived from the run folders, checked against them, never needed.
+"""One Parquet file with the records of all runs: derived from the run folders, checked against them, never
+needed.
 
-A row is used while the record's time of change and size are those of the row; anything else is read from the folder.
+A row is used while the record's time of change and size are those of the row; anything else is read from the
+folder.
 """
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,29 +19,27 @@ log = logging.getLogger(__name__)
 NAME = "index.parquet"
 SCHEMA = pa.schema({  # the run, its record's time of change and bytes, and the record as canonical JSON
     "run_id": pa.string(), "mtime_ns": pa.int64(), "size": pa.int64(), "record": pa.string()})
-Rows = list[dict[str, Any]]
+Texts = dict[tuple, str]  # (run_id, mtime_ns, size) -> record
 
 
 def texts(root: Path) -> dict[str, str | None]:
-    """Every run folder's id, in order, with its record as canonical JSON, or None where the index does not hold it."""
-    known = _by_state(_rows(root))
-    return {run_id: known.get((run_id, seen)) for run_id, seen in scan(root).items()}
+    """Every run folder's id, in order, with its record as canonical JSON, or None where the index lacks
+    it."""
+    known = _known(root)
+    return {run_id: known.get(seen) if seen else None for run_id, seen in scan(root).items()}
 
 
-def _by_state(rows: Rows) -> dict[tuple, str]:
-    return {(row["run_id"], (row["mtime_ns"], row["size"])): row["record"] for row in rows}
-
-
-def _rows(root: Path) -> Rows:
+def _known(root: Path) -> Texts:
     """Rows of the index; none where it is not there, or broken, which is warned of."""
     try:
-        return load(root / NAME) if (root / NAME).exists() else []
+        return load(root / NAME) if (root / NAME).exists() else {}
     except ValueError as error:
-        log.warning("%s cannot be read (%s); records are read one by one until it is made anew", root / NAME, error)
-        return []
+        log.warning("%s cannot be read (%s); records are read one by one until it is made anew",
+                    root / NAME, error)
+        return {}
 
 
-def load(path: Path) -> Rows:
+def load(path: Path) -> Texts:
     """Rows of an index.
 
     Raises:
@@ -48,9 +47,10 @@ def load(path: Path) -> Rows:
     """
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
-        return table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+        *keys, records = (column.to_pylist() for column in table.select(SCHEMA.names).cast(SCHEMA).columns)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(str(error)) from error
+    return dict(zip(zip(*keys, strict=True), records, strict=True))
 
 
 def compact(root: Path) -> int:
@@ -59,19 +59,25 @@ def compact(root: Path) -> int:
     Raises:
         OSError: the disk is full or not writable; the old index stays.
     """
-    old, rows, count = _rows(root), [], 0
-    known = _by_state(old)
-    for run_id, seen in scan(root).items():
-        if seen is not None:
-            text = known.get((run_id, seen))
-            count += text is None
-            if text := text or fresh(root, run_id):
-                rows.append(dict(zip(SCHEMA.names, (run_id, *seen, text), strict=True)))
-    if rows != old:
+    known, seen = _known(root), [key for key in scan(root).values() if key]
+    found = {key: known.get(key) or fresh(root, key[0]) for key in seen}
+    rows = {key: text for key, text in found.items() if text}
+    if rows != known:
+        columns = [*(list(column) for column in zip(*rows, strict=True)), list(rows.values())]
+        table = pa.table(columns, schema=SCHEMA) if rows else SCHEMA.empty_table()
         with replacing(root / NAME) as draft:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), draft, compression="zstd", write_page_checksum=True,
-                           write_statistics=False)
-    return count
+            pq.write_table(table, draft, compression="zstd", write_page_checksum=True, write_statistics=False)
+    return sum(key not in known for key in seen)
+
+
+def stale(root: Path) -> list[str]:
+    """Runs of which the index has a row that claims to hold and does not agree with the record.
+
+    Raises:
+        ValueError: the index cannot be read.
+    """
+    load(root / NAME)
+    return [run_id for run_id, text in texts(root).items() if text and text != fresh(root, run_id)]
 
 
 def fresh(root: Path, run_id: str) -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 from portability.core.errors import UserError
 from portability.store.records import CORRUPT, RECORD, Parsed, read_record
 
-KNOWN = ("module.safetensors", "head.safetensors", "predictions.safetensors", "port_report.json")  # of format 1
+# files that a record of format 1 does not name
+KNOWN = ("module.safetensors", "head.safetensors", "predictions.safetensors", "port_report.json")
 REMEDY = "move it away with `python -m portability.store verify STUDY --discard` and repeat the command"
 
 

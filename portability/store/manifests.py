@@ -1,7 +1,7 @@
 """The cells that were asked for: a file for each command, named by its content, and one run for each cell."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from operator import itemgetter
 from pathlib import Path
@@ -11,7 +11,7 @@ from portability.core.errors import UserError
 from portability.core.specs import Cell, digest
 from portability.core.wording import counted
 from portability.store import failures
-from portability.store.atomic import write_json
+from portability.store.atomic import json_files, write_json
 
 # the coordinates that name a cell; the other fields say which runs it reads
 PLACE = tuple(f.name for f in fields(Cell) if f.name not in ("run_id", "mark", "native_id", "bare_id"))
@@ -19,9 +19,12 @@ Rows = list[dict[str, Any]]
 place_of = itemgetter(*PLACE)
 
 
-def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any], given_up: Callable[[str], bool]) -> None:
-    """Write a manifest unless the study has it (see `Store.expect`). Cells that are asked for with other settings leave
-    the older manifests first, so that no cell is ever of two runs."""
+GivenUp = Callable[[str], bool]  # whether a run only ever failed
+
+
+def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any], given_up: GivenUp) -> None:
+    """Write a manifest unless the study has it (see `Store.expect`). Cells that are asked for with other
+    settings leave the older manifests first, so that no cell is ever of two runs."""
     rows = [asdict(cell) for cell in cells]
     known = held(root)
     if refuse_other_settings(root.name, known, rows, given_up):
@@ -62,9 +65,10 @@ def held(root: Path) -> dict[tuple, str]:
 
 
 def refuse_other_settings(
-    study: str, known: Mapping[tuple, str], rows: Rows, given_up: Callable[[str], bool] = lambda run_id: False
+    study: str, known: Mapping[tuple, str], rows: Rows, given_up: GivenUp = lambda run_id: False
 ) -> bool:
-    """Raise where a cell is another run than is known; gives back whether there are such cells, all of them given up.
+    """Raise where a cell is another run than is known; gives back whether there are such cells, all of them
+    given up.
 
     Args:
         given_up: whether a run only ever failed, so that its cells may be asked for anew.
@@ -78,17 +82,36 @@ def refuse_other_settings(
         first, free = kept[0], len(others) - len(kept)
         where = ", ".join(f"{key} {first[key]}" for key in PLACE)
         more = f", and {counted(len(kept) - 1, 'more cell')}" if len(kept) > 1 else ""
-        rest = (f", or leave them out: {counted(free, 'other cell')} only failed so far and may be asked for anew"
-                if free else "")
+        rest = (f", or leave them out: {counted(free, 'other cell')} only failed so far and may be asked for "
+                "anew") if free else ""
         raise UserError(f"study {study} already holds the cell ({where}) with other settings "
                         f"(run {known[place_of(first)]}, now {first['run_id']}){more}; "
                         f"choose another study=NAME for these settings{rest}")
     return bool(others)
 
 
+def faults(root: Path, study: str, known: dict[tuple, str]) -> Iterator[tuple[Path, str | None]]:
+    """Each manifest of a study and what is wrong with it, or None.
+
+    Args:
+        study: the name to give in a fault.
+        known: which run each cell is; the cells of good manifests are added.
+    """
+    for path in paths(root):
+        try:
+            manifest = load(path)
+            refuse_other_settings(study, known, manifest["cells"])
+        except UserError as error:
+            yield path, str(error)
+            continue
+        known.update((place_of(row), row["run_id"]) for row in manifest["cells"])
+        own = name_of(manifest)
+        yield path, None if own == path.stem else f"it was changed: the digest of its content is {own}"
+
+
 def paths(root: Path) -> list[Path]:
     """The study's manifests."""
-    return sorted(path for path in (root / "manifests").glob("*.json") if not path.name.startswith("."))
+    return json_files(root / "manifests")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -102,7 +125,8 @@ def load(path: Path) -> dict[str, Any]:
         for row in manifest["cells"]:
             place_of(row), row["run_id"]
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no manifest ({error}); remove it and repeat the command that wrote it") from error
+        raise UserError(f"{path} is no manifest ({error}); "
+                        "remove it and repeat the command that wrote it") from error
     return manifest
 
 

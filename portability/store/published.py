@@ -1,10 +1,10 @@
-"""A published study: its records, cells and predictions as Parquet files, without modules; read like any other."""
+"""A published study: its records, cells and predictions as Parquet files, without modules; read like any
+other."""
 
 import contextlib
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from portability.store.records import Parsed, parse
 FOLDER = "published"
 RUN, FAILURE = "run", "failure"  # kinds of rows in records.parquet
 PREDICTIONS = "predictions.safetensors"
-RECORDS = pa.schema({  # a row for each finished run (attempt 0) and each failed attempt; record is canonical JSON
+# a row for each finished run (attempt 0) and each failed attempt; `record` is canonical JSON
+RECORDS = pa.schema({
     "run_id": pa.string(), "kind": pa.string(), "attempt": pa.int64(), "record": pa.string()})
-EXAMPLES = pa.schema({  # a row for each run, mark and test example (numbered from 0), sorted; null: the run has no such
+# a row for each run, mark and test example (numbered from 0), sorted by these; null: a run has no such number
+EXAMPLES = pa.schema({
     "run_id": pa.string(), "updates": pa.int64(), "example": pa.int32(), "label": pa.int8(),
     "margin": pa.float32(), "invalid": pa.bool_(), "score": pa.float32()})
 
@@ -36,7 +38,8 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 class Published:
-    """Reads a published study, as `folders.RunFolders` reads an ordinary one. What was read is held in memory.
+    """Reads a published study, as `folders.RunFolders` reads an ordinary one. What was read is held in
+    memory.
 
     Raises:
         UserError: a file cannot be read; of every method.
@@ -53,9 +56,9 @@ class Published:
                 else:
                     self._failures[row["run_id"], row["attempt"]] = row["record"]
         with _reading(self.path) as file:
-            counts = file.read(["run_id"]).column("run_id").value_counts().to_pylist()  # in the order of the rows
-        starts = accumulate((row["counts"] for row in counts), initial=0)
-        self._rows = {row["values"]: (start, row["counts"]) for row, start in zip(counts, starts, strict=False)}
+            ids, counts = file.read(["run_id"]).column("run_id").value_counts().flatten()  # as rows follow
+        places = zip((np.cumsum(counts) - counts).tolist(), counts.to_pylist(), strict=True)
+        self._rows = dict(zip(ids.to_pylist(), places, strict=True))
 
     @cached_property
     def _examples(self) -> pa.Table:
@@ -83,7 +86,8 @@ class Published:
         return ((*key, failures.parse(text, *key)) for key, text in self._failures.items())
 
     def check(self, run_id: str) -> Checked:
-        """Compare a run's predictions, written as the run wrote them, with the digest in its record (of format 2)."""
+        """Compare a run's predictions, written as the run wrote them, with the digest in its record (of
+        format 2)."""
         from safetensors.numpy import save
 
         found = Checked.of(self.parsed(run_id))
@@ -107,8 +111,7 @@ class Published:
         if run_id not in self._rows:
             raise UserError(f"{self.path} has no predictions of run {run_id}")
         table = self._examples.slice(*self._rows[run_id])
-        rows = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)
-                if not column.null_count}
+        rows = {name: table[name].to_numpy() for name in table.column_names if not table[name].null_count}
         count = 1 + int(rows["example"].max())
         marks = {name: np.ascontiguousarray(values.reshape(-1, count)) for name, values in rows.items()}
         label = {"label": marks["label"][0].copy()} if "label" in marks else {}

@@ -1,4 +1,5 @@
-"""The record of a run: its canonical text, its digest, and what keeps a record that was read from being used."""
+"""The record of a run: its canonical text, its digest, and what keeps a record that was read from being
+used."""
 
 import hashlib
 import json
@@ -14,13 +15,14 @@ FORMAT = 2  # of the files of a run; raise it when this version could not read t
 RECORD = "record.json"
 CORRUPT = "its record is not there or does not parse"
 Arrays = Mapping[str, "torch.Tensor"]
-Parsed = tuple[dict[str, Any] | None, str | None]  # record, fault; both, where the record is of a newer format
+Parsed = tuple[dict[str, Any] | None, str | None]  # record, fault; both, where its format is newer
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 @dataclass
 class Result:
-    """What a finished run leaves behind: its record, and tensors by file name (module, start, head, predictions)."""
+    """What a finished run leaves behind: its record, and tensors by file name (module, start, head,
+    predictions)."""
 
     record: dict[str, Any]
     tensors: dict[str, Arrays] = field(default_factory=dict)
@@ -62,8 +64,8 @@ def read_record(folder: Path, run_id: str) -> Parsed:
 
 
 def parse(raw: bytes | str, run_id: str) -> Parsed:
-    """The record in a file's text and what is wrong with it: (record, None), (None, fault), or (record, fault) where its
-    format is newer than this version reads."""
+    """The record in a file's text and what is wrong with it: (record, None), (None, fault), or (record,
+    fault) where its format is newer than this version reads."""
     try:
         record = json.loads(raw)
     except ValueError:
@@ -87,26 +89,15 @@ def _fault(record: Mapping[str, Any], run_id: str) -> str | None:
         return "its record differs from the record's own digest (it was changed, or damaged)"
     if record.get("run_id", run_id) != run_id:
         return f"its record is that of run {record['run_id']}"
-    train = record.get("train_info")
-    if not isinstance(train, dict) or not isinstance(train.get("metrics"), list):
-        return "its record has no train_info.metrics"
-    if not all(isinstance(mark, dict) and _is_count(mark.get("updates")) for mark in train["metrics"]):
-        return "a mark of its record has no updates"
-    if "format" in record and not _names_files(record.get("files")):
-        return "its record does not name its files"
+    try:
+        marks = [mark["updates"] for mark in record["train_info"]["metrics"]]
+        files = record["files"].values() if "format" in record else ()
+        sizes = [entry["bytes"] for entry in files if entry["sha256"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"its record has no train_info.metrics with updates, or does not name its files ({error!r})"
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in marks + sizes):
+        return "updates or bytes of its record are no counts"
     return None
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 2**63
-
-
-def _names_files(files: Any) -> bool:
-    return isinstance(files, dict) and all(
-        "/" not in name and isinstance(entry, dict)
-        and isinstance(entry.get("sha256"), str) and _is_count(entry.get("bytes"))
-        for name, entry in files.items()
-    )
 
 
 def evaluated(record: Mapping[str, Any]) -> frozenset[int]:

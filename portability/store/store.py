@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from portability.core.errors import UserError
 from portability.core.specs import Cell
 from portability.store import cleanup, failures, host_pairs, manifests
-from portability.store.atomic import draft_of, pretty, replacing_folder, sealed, write_json
+from portability.store.atomic import pretty, replacing, replacing_folder, sealed, write_json
 from portability.store.folders import RunFolders, folder_of
 from portability.store.integrity import REMEDY, Checked, load_bytes
 from portability.store.records import RECORD, Arrays, Result, evaluated, seal
@@ -84,8 +84,9 @@ class Store:
         return self.reader.check(run_id)
 
     def sound(self, run_id: str) -> str | None:
-        """What is wrong with a run's files, or None: its record missing, corrupt or changed, or a file that is missing,
-        of another size, or of other bytes than the record says (of format 1: that does not open)."""
+        """What is wrong with a run's files, or None: its record missing, corrupt or changed, or a file that
+        is missing, of another size, or of other bytes than the record says (of format 1: that does not
+        open)."""
         return self.inspect(run_id).fault
 
     def tensors(self, run_id: str, name: str) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
@@ -108,9 +109,9 @@ class Store:
         return tensors, header.get("__metadata__", {})
 
     def predictions(self, run_id: str) -> dict[str, "np.ndarray"]:
-        """Predictions of M marks and N test examples: `updates` (M,) int, `invalid` (M, N) bool; of texts with labels
-        `margin` (M, N), the log-odds of label 1, and `label` (N,) 0 or 1; of prompts `score` (M, N) in [0, 1], of choices
-        `margin` too, against the best wrong choice.
+        """Predictions of M marks and N test examples: `updates` (M,) int, `invalid` (M, N) bool; of texts
+        with labels `margin` (M, N), the log-odds of label 1, and `label` (N,) 0 or 1; of prompts `score` (M,
+        N) in [0, 1], of choices `margin` too, against the best wrong choice.
 
         Raises:
             UserError: the run has none, or they differ from its record's digest.
@@ -120,8 +121,8 @@ class Store:
     # ---- all runs
 
     def entries(self) -> Iterator[tuple[str, dict[str, Any] | None, str | None]]:
-        """Id, record and fault of every run folder in the order of ids: a record or a fault, or both where the record
-        is of a newer format than this version reads."""
+        """Id, record and fault of every run folder in the order of ids: a record or a fault, or both where
+        the record is of a newer format than this version reads."""
         return ((run_id, *parsed) for run_id, parsed in self.reader.entries())
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -130,10 +131,12 @@ class Store:
 
     def marks(self) -> dict[str, frozenset[int]]:
         """Every finished run's evaluated updates, in one pass."""
-        return {entry[0]: evaluated(record) for entry in self.entries() if (record := self._usable(*entry)) is not None}
+        found = ((entry[0], self._usable(*entry)) for entry in self.entries())
+        return {run_id: evaluated(record) for run_id, record in found if record is not None}
 
     def compact(self) -> int:
-        """Bring `index.parquet` up to date, so that reading many runs is fast; gives back how many records were read.
+        """Bring `index.parquet` up to date, so that reading many runs is fast; gives back how many records
+        were read.
 
         Raises:
             OSError: the disk is full or not writable; the old index stays.
@@ -145,8 +148,8 @@ class Store:
     # ---- writing runs
 
     def commit(self, run_id: str, result: Result) -> None:
-        """Publish a finished run; the rename is the only thing that marks it done. Every file is flushed to the disk
-        first, and last the record that names them.
+        """Publish a finished run; the rename is the only thing that marks it done. Every file is flushed to
+        the disk first, and last the record that names them.
 
         Raises:
             OSError: the disk is full or not writable; nothing half-written stays behind.
@@ -163,7 +166,7 @@ class Store:
                 for name, tensors in result.tensors.items():
                     contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
                     save_file(contiguous, draft / f"{name}.safetensors", metadata=result.metadata.get(name))
-                    (draft / f"{name}.safetensors").chmod(0o644)  # as the other files, for whoever may read the folder
+                    (draft / f"{name}.safetensors").chmod(0o644)  # as the other files
                 if result.port_report is not None:
                     (draft / "port_report.json").write_text(pretty(result.port_report))
                 files = {path.name: sealed(path) for path in sorted(draft.iterdir())}
@@ -179,15 +182,16 @@ class Store:
         """
         record, fault = self.reader.parsed(run_id)
         if record is not None and fault:
-            raise UserError(f"run {run_id} of {self.root} is of a newer version ({fault}); choose another study=NAME")
+            raise UserError(f"run {run_id} of {self.root} is of a newer version ({fault}); "
+                            "choose another study=NAME")
 
     def set_aside(self, run_id: str) -> Path:
         """Move a run's folder to `discarded/`, so that the run counts as not done; gives back where it is."""
         return cleanup.set_aside(self.root, self.folder(run_id))
 
     def tidy_up(self, older_than_seconds: float = 86400) -> int:
-        """Remove drafts that killed processes left longer ago than that; a run that a kill caught between the two
-        renames of its second evaluation is put back. Gives back how many were removed or put back."""
+        """Remove drafts that killed processes left longer ago than that; a run that a kill caught between the
+        two renames of its second evaluation is put back. Gives back how many were removed or put back."""
         return cleanup.tidy_up(self.root, older_than_seconds)
 
     # ---- checkpoints of runs in training: one file a run, replaced whole, dropped when the run is done
@@ -196,7 +200,8 @@ class Store:
         return self.root / "checkpoints" / f"{run_id}.safetensors"
 
     def save_checkpoint(self, run_id: str, tensors: Arrays) -> None:
-        """Keep what a run in training needs to go on. Not flushed to the disk: a lost checkpoint costs time only.
+        """Keep what a run in training needs to go on. Not flushed to the disk: a lost checkpoint costs time
+        only.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -204,16 +209,11 @@ class Store:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        path = self._checkpoint_path(run_id)
-        draft = draft_of(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
-            draft.rename(path)
+            with replacing(self._checkpoint_path(run_id), flush=False) as draft:
+                save_file({key: value.contiguous() for key, value in tensors.items()}, draft)
         except SafetensorError as error:
             raise OSError(f"cannot write a checkpoint of run {run_id}: {error}") from error
-        finally:
-            draft.unlink(missing_ok=True)
 
     def checkpoint(self, run_id: str) -> dict[str, "torch.Tensor"] | None:
         """A run's checkpoint, or None where there is none that can be read."""
@@ -250,7 +250,8 @@ class Store:
         return self.reader.attempts(run_id)
 
     def failures(self, marks: Mapping[str, Iterable[int]] | None = None) -> dict[str, dict[str, Any]]:
-        """The latest failure of each run that is not done: run_id, attempt, at, error, and updates where known.
+        """The latest failure of each run that is not done: run_id, attempt, at, error, and updates where
+        known.
 
         Args:
             marks: the updates at which a run must have been evaluated to count as done.
@@ -262,7 +263,7 @@ class Store:
             else:
                 latest[run_id] = failure
         wanted = marks or {}
-        return {run_id: failure for run_id, failure in latest.items() if not self.has(run_id, wanted.get(run_id, ()))}
+        return {run_id: one for run_id, one in latest.items() if not self.has(run_id, wanted.get(run_id, ()))}
 
     # ---- cells
 
@@ -272,9 +273,9 @@ class Store:
         `facts` are the sweep's name, its data sets with the counts of the leak guard, and the like.
 
         Raises:
-            UserError: the study already holds one of these cells under another run, that is, with other settings;
-                nothing is written, because a table could not tell the two numbers apart. Or this is a published copy.
-                A cell whose run only ever failed is no longer that run's.
+            UserError: the study already holds one of these cells under another run, that is, with other
+                settings; nothing is written, because a table could not tell the two numbers apart. Or this is
+                a published copy. A cell whose run only ever failed is no longer that run's.
         """
         self._refuse_published()
         manifests.expect(self.root, cells, facts, cache(self._only_failed))
@@ -286,14 +287,15 @@ class Store:
             UserError: as `expect`.
         """
         self._refuse_published()
-        rows = [asdict(cell) for cell in cells]
-        manifests.refuse_other_settings(self.root.name, manifests.held(self.root), rows, cache(self._only_failed))
+        rows, known = [asdict(cell) for cell in cells], manifests.held(self.root)
+        manifests.refuse_other_settings(self.root.name, known, rows, cache(self._only_failed))
 
     def _only_failed(self, run_id: str) -> bool:
         return self.attempts(run_id) > 0 and not self.has(run_id)
 
     def host_pairs(self) -> list[dict[str, Any]]:
-        """How alike the hosts of each pair are (similarity.compare_hosts); one that cannot be used is warned of."""
+        """How alike the hosts of each pair are (similarity.compare_hosts); one that cannot be used is warned
+        of."""
         return list(host_pairs.held(self.root).values())
 
     def manifests(self) -> list[dict[str, Any]]:

@@ -1,1 +1,2 @@
-"""Weights & Biases."""
+"""Weights & Biases: runs filed from their records, and a workspace that compares them. Never the record
+itself."""

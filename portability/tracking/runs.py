@@ -4,7 +4,6 @@ import json
 import logging
 import netrc
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,18 +11,24 @@ from typing import Any
 from urllib.parse import urlparse
 
 from portability.core.errors import choose
+<<<<<<< HEAD
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import digest
+=======
+from portability.core.specs import BARE, EXTRACTION, digest
+from portability.store.atomic import write_json
+>>>>>>> w-store
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "offline", "online", "disabled")
-SERVERS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before 0.31 and since; $WANDB_BASE_URL names another
+SERVERS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before 0.31 and since
 WRAPPING = ("format", "files", "digest")  # fields of a stored record that say nothing of the run
 
 
 @dataclass(frozen=True)
 class TrackingSpec:
-    """Resolved once in the parent: mode (offline, online, disabled), project and the folder for offline files."""
+    """Resolved once in the parent: mode (offline, online, disabled), project and the folder for offline
+    files."""
 
     mode: str
     project: str
@@ -42,19 +47,15 @@ class Module:
 
 @dataclass(frozen=True)
 class Entry:
-    """What W&B is told of one run.
+    """A run as W&B is told of it.
 
     Attributes:
-        content: names what was measured; the same run with other content becomes another W&B run, with the next number.
-        how: group, job_type, name and tags.
-        curve: the history, see `history`.
-        tables: name -> columns and rows.
-        module: what the run trained.
-        origin: what it started from.
+        id: the run's id in W&B, which names what was measured: the same run with other numbers is another W&B
+        run. how: group, job_type, name and tags. curve: the history, see `history`. tables: name -> columns
+        and rows. module: what the run trained. origin: what it started from.
     """
 
-    run_id: str
-    content: str
+    id: str
     how: dict[str, Any]
     config: dict[str, Any]
     curve: Sequence[dict[str, Any]] = ()
@@ -66,8 +67,8 @@ class Entry:
     @property
     def digest(self) -> str:
         """Names all of the entry but where its files are."""
-        modules = [module and module.sha256 for module in (self.module, self.origin)]
-        return digest({**asdict(self), "module": modules[0], "origin": modules[1]})
+        modules = {name: getattr(self, name) and getattr(self, name).sha256 for name in ("module", "origin")}
+        return digest({**asdict(self), **modules})
 
 
 def resolve_mode(wanted: str) -> str:
@@ -120,22 +121,24 @@ def entry_of(
     source = cell["origin"] or {"host": None, "data": None}
     config = {
         **{key: cell[key] for key in ("method", "host", "data", "init", "seed")},
-        "origin_host": source["host"], "origin_data": source["data"], "origin_run": record["spec"].get("origin"),
+        "origin_host": source["host"], "origin_data": source["data"],
+        "origin_run": record["spec"].get("origin"),
         "pair": f"{source['host']} -> {cell['host']}" if cell["origin"] else cell["host"],
         "relation": ("same" if source["data"] == cell["data"] else "different") if cell["origin"] else None,
         "run_id": record["run_id"], "spec": record["spec"], "cell": cell, "port_info": record["port_info"],
     }
     first = next((mark for mark in train["metrics"] if mark["updates"] == 0), {})
     summary = {
-        "updates": max(mark["updates"] for mark in train["metrics"]), "zero_shot_accuracy": first.get("eval_accuracy"),
+        "updates": max(mark["updates"] for mark in train["metrics"]),
+        "zero_shot_accuracy": first.get("eval_accuracy"),
         "seconds": record["run_info"]["total_time"], "train_seconds": train["train_time"],
         "trainable_params": train["num_trainable_params"], "module_bytes": train["file_size"],
         "tokens": train.get("tokens"), **(comparisons or {}),
     }
     measured = digest({key: value for key, value in record.items() if key not in WRAPPING})
     known = {key: value for key, value in summary.items() if value is not None}
-    return Entry(record["run_id"], measured, describe_run(record, sweeps), config, history(record), known,
-                 module=module, origin=origin)
+    return Entry(f"{record['run_id']}-{measured}", describe_run(record, sweeps), config, history(record),
+                 known, module=module, origin=origin)
 
 
 def history(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -149,7 +152,8 @@ def history(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Tracker:
-    """Files runs in W&B, one W&B run each, and remembers in `<folder>/wandb/sent/` what was filed, and where."""
+    """Files runs in W&B, one W&B run each, and remembers in `<folder>/wandb/sent/` what was filed, and
+    where."""
 
     def __init__(self, spec: TrackingSpec):
         self.spec = spec
@@ -166,36 +170,31 @@ class Tracker:
     def send(self, entry: Entry) -> bool:
         """File a run, unless that very entry was filed there; gives back whether anything was sent.
 
-        An entry of which only parts around the run are new (its module, comparisons) takes the place of the run that was
-        filed there before; offline, its older folder is removed.
+        What is new about a run that was filed there before (its module, comparisons) is added to it: W&B
+        resumes the run, offline in a folder of its own, which `wandb sync` sends after the first.
 
         Raises:
             Exception: whatever W&B raises; the entry counts as not filed.
         """
-        memory = self._memory(entry.run_id)
-        if memory["content"] != entry.content:
-            number = 1 + memory["attempt"] if memory["content"] else max(1, *self._numbers(entry.run_id))
-            memory = {"attempt": number, "content": entry.content, "sent": {}}
-        sent, here = memory["sent"], self.place(self.spec.mode)
-        if entry.digest in (sent.get(place, {}).get("digest") for place in (here, self.place("online"))):
+        path = self.spec.folder / "wandb" / "sent" / f"{entry.id}.json"
+        try:
+            sent = json.loads(path.read_bytes())  # where: digest
+        except (FileNotFoundError, ValueError):  # a torn one costs that the run is sent again
+            sent = {}
+        here = self.place(self.spec.mode)
+        if entry.digest in (sent.get(here), sent.get(self.place("online"))):
             return False
-        name = f"{entry.run_id}-{memory['attempt']}"
-        sent.pop(here, None)
-        if self.spec.mode == "offline" and (stale := self._stale(name, sent)):
-            self._remember(entry.run_id, memory)
-            for folder in stale:
-                shutil.rmtree(folder)
-        sent[here] = {"folder": self._file(entry, name), "digest": entry.digest}
-        self._remember(entry.run_id, memory)
+        self._file(entry, known=here in sent)
+        write_json(path, {**sent, here: entry.digest})
         return True
 
-    def _stale(self, name: str, others: Mapping[str, Mapping[str, str]]) -> list[Path]:
-        """Offline folders of a W&B run but those filed elsewhere (`others`): filed here before, or left by a killed process."""
-        kept = {sent["folder"] for sent in others.values()}
-        return [folder for folder in self._folder.glob(f"offline-run-*-{name}") if folder.name not in kept]
+    def place(self, mode: str) -> str:
+        """Where runs go in that mode: entity, project and server."""
+        entity, server = (os.environ.get(name, "") for name in ("WANDB_ENTITY", "WANDB_BASE_URL"))
+        return f"{mode}: {entity}/{self.spec.project} {server}".strip()
 
-    def _file(self, entry: Entry, name: str) -> str:
-        """Send an entry; gives back the name of the run's folder."""
+    def _file(self, entry: Entry, known: bool) -> None:
+        """Send an entry; of a run whose curve W&B has, only the rest."""
         import wandb
 
         self.spec.folder.mkdir(parents=True, exist_ok=True)
@@ -203,59 +202,25 @@ class Tracker:
             x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
             disable_git=True, disable_code=True, console="off", silent=True,
         )
-        run = wandb.init(
-            project=self.spec.project, dir=self.spec.folder, mode=self.spec.mode, settings=settings, config=entry.config,
-            reinit="create_new", id=name, **entry.how,
-        )
-        try:
-            for point in entry.curve:
+        with wandb.init(
+            project=self.spec.project, dir=self.spec.folder, mode=self.spec.mode, settings=settings,
+            config=entry.config, reinit="create_new", id=entry.id, resume="allow", **entry.how,
+        ) as run:
+            for point in () if known else entry.curve:
                 run.log(point["values"], step=point["step"])
             for title, (columns, rows) in entry.tables.items():
                 run.log({title: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
             run.summary.update(dict(entry.summary))
             _lineage(wandb, run, entry)
-        except BaseException:
-            run.finish(exit_code=1)
-            raise
-        run.finish()
-        return Path(run.settings.sync_dir).name
-
-    # ---- what was sent
-
-    @property
-    def _folder(self) -> Path:
-        return self.spec.folder / "wandb"
-
-    def place(self, mode: str) -> str:
-        """Where runs go in that mode: entity, project and server."""
-        entity, server = (os.environ.get(name, "") for name in ("WANDB_ENTITY", "WANDB_BASE_URL"))
-        return f"{mode}: {entity}/{self.spec.project} {server}".strip()
-
-    def _numbers(self, run_id: str) -> list[int]:
-        """Numbers under which a run was filed, by its folders: of a version that remembered nothing, or of a killed process."""
-        ends = [path.name.rpartition("-")[2] for path in self._folder.glob(f"*run-*-{run_id}-*")]
-        return [int(end) for end in ends if end.isdecimal()] or [1]
-
-    def _memory(self, run_id: str) -> dict[str, Any]:
-        try:
-            return json.loads((self._folder / "sent" / f"{run_id}.json").read_bytes())
-        except (FileNotFoundError, ValueError):  # a torn one costs that the run is sent again
-            return {"attempt": 1, "content": "", "sent": {}}
-
-    def _remember(self, run_id: str, memory: Mapping[str, Any]) -> None:
-        from portability.store.atomic import write_json
-
-        path = self._folder / "sent" / f"{run_id}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, memory)
 
 
 def _lineage(wandb: Any, run: Any, entry: Entry) -> None:
     """Name the module that the run started from, and the one that it trained.
 
-    `use_artifact` refuses to work offline. What it does online with an artifact that has no version yet is to log it as
-    not made by this run, and to use it once it is there; that record can be written offline too, and W&B knows by its
-    digest that the artifact is the one that the origin's run logged (if that came first: `wandb sync` keeps no order).
+    `use_artifact` refuses to work offline. What it does online with an artifact that has no version yet is to
+    log it as not made by this run, and to use it once it is there; that record can be written offline too,
+    and W&B knows by its digest that the artifact is the one that the origin's run logged (if that came first:
+    `wandb sync` keeps no order).
     """
     if entry.origin:
         used = _artifact(wandb, entry.origin)
@@ -269,5 +234,6 @@ def _lineage(wandb: Any, run: Any, entry: Entry) -> None:
 
 def _artifact(wandb: Any, module: Module) -> Any:
     found = wandb.Artifact(f"module-{module.run_id}", type="module", metadata={"run_id": module.run_id})
-    found.add_file(str(module.path), name="module.safetensors", policy="immutable", skip_cache=True)  # without a copy
+    # both options together: the file is sent from where it is, without a copy
+    found.add_file(str(module.path), name="module.safetensors", policy="immutable", skip_cache=True)
     return found

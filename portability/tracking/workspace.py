@@ -1,4 +1,5 @@
-"""The W&B workspace of a study: the comparison panels, built without a network and saved only where a key is there."""
+"""The W&B workspace of a study: the comparison panels, built without a network and saved only where a key is
+there."""
 
 import json
 import os
@@ -6,24 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.core.errors import UserError
+from portability.store.atomic import write_json
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 VERSION = 2  # raise it when the panels change: the workspace is then saved as a new view
 NAME = "Porting: comparisons"
-COLUMNS = ("config:method.value", "config:init.value", "config:pair.value", "config:relation.value", "config:seed.value",
-           "summary:eval_accuracy", "summary:zero_shot_lift", "summary:gain_over_scratch", "summary:gain_over_sampled",
-           "summary:seconds")
-MOST = 1000  # runs a panel shows (our choice: W&B shows ten by default, which would be means of ten arbitrary runs)
+COLUMNS = [*(f"config:{name}.value" for name in ("method", "init", "pair", "relation", "seed")), *(
+    f"summary:{name}" for name in (
+        "eval_accuracy", "zero_shot_lift", "gain_over_scratch", "gain_over_sampled", "seconds"))]
+MOST = 1000  # runs a panel shows (our choice: W&B's ten would be means of ten arbitrary runs)
 
 
 def workspace(entity: str, project: str) -> "Workspace":
-    """The workspace with its panels: accuracy against updates by init, gain by pair, zero-shot, cost, and tables.
+    """The workspace with its panels: accuracy against updates by init, gain by pair, zero-shot, cost, and
+    tables.
 
-    Means and bands are W&B's own, over the runs of a group, whatever differs between them; for inference see the report.
-    Runs are listed by method and init, the study's own run (its tables) is left out of the panels by having none of their
-    metrics.
+    Means and bands are W&B's own, over the runs of a group, whatever differs between them; for inference see
+    the report. Runs are listed by method and init, the study's own run (its tables) is left out of the panels
+    by having none of their metrics.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -32,30 +35,37 @@ def workspace(entity: str, project: str) -> "Workspace":
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise UserError("a dashboard needs wandb-workspaces: pip install 'peft-portability[dashboard]'") from error
-    settings = ws.WorkspaceSettings(max_runs=MOST)
+        raise UserError("a dashboard needs wandb-workspaces: "
+                        "pip install 'peft-portability[dashboard]'") from error
     runs = ws.RunsetSettings(
-        groupby=[ws.Config("method"), ws.Config("init")], order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)],
-        pinned_columns=list(COLUMNS),
+        groupby=[ws.Config("method"), ws.Config("init")], pinned_columns=COLUMNS,
+        order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)],
     )
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _panels(wr).items()]
-    return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, settings=settings, runset_settings=runs)
+    return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=runs,
+                        settings=ws.WorkspaceSettings(max_runs=MOST))
 
 
 def _panels(wr: Any) -> dict[str, list[Any]]:
     """Section -> panels; `wr` is wandb_workspaces.reports.v2."""
+    means = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev", "max_runs_to_show": MOST}
 
     def line(title: str, metric: str, by: str) -> Any:
-        return wr.LinePlot(title=title, x="Step", y=[metric], title_x="updates", groupby=wr.Config(by), groupby_aggfunc="mean",
-                           groupby_rangefunc="stddev", max_runs_to_show=MOST)
+        return wr.LinePlot(
+            title=title, x="Step", y=[metric], title_x="updates", groupby=wr.Config(by), **means)
 
     def bars(title: str, metric: str, by: str) -> Any:
-        return wr.BarPlot(title=title, metrics=[metric], groupby=wr.Config(by), groupby_aggfunc="mean",
-                          groupby_rangefunc="stddev", max_runs_to_show=MOST, max_bars_to_show=MOST)
+        return wr.BarPlot(
+            title=title, metrics=[metric], groupby=wr.Config(by), max_bars_to_show=MOST, **means)
+
+    def scatter(title: str, metric: str, **how: Any) -> Any:
+        accuracy = wr.SummaryMetric("eval_accuracy")
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(metric), y=accuracy, **how)
 
     return {
         "Accuracy against updates": [
-            line("Accuracy, by init", "eval_accuracy", "init"), line("Test loss, by init", "eval_loss", "init"),
+            line("Accuracy, by init", "eval_accuracy", "init"),
+            line("Test loss, by init", "eval_loss", "init"),
             line("Accuracy, by method", "eval_accuracy", "method"),
         ],
         "Gain by pair": [
@@ -69,14 +79,12 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
             bars("Accuracy before any update, by init", "zero_shot_accuracy", "init"),
         ],
         "Cost": [
-            wr.ScatterPlot(title="Accuracy against trainable parameters", x=wr.SummaryMetric("trainable_params"),
-                           y=wr.SummaryMetric("eval_accuracy"), log_x=True),
-            wr.ScatterPlot(title="Accuracy against seconds", x=wr.SummaryMetric("seconds"),
-                           y=wr.SummaryMetric("eval_accuracy")),
+            scatter("Accuracy against trainable parameters", "trainable_params", log_x=True),
+            scatter("Accuracy against seconds", "seconds"),
         ],
         "Runs": [
-            wr.WeavePanelSummaryTable(table_name="cells", layout=wr.Layout(w=24, h=12)),
-            wr.WeavePanelSummaryTable(table_name="gains", layout=wr.Layout(w=24, h=12)),
+            *(wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=24, h=12))
+              for name in ("cells", "gains")),
             wr.RunComparer(diff_only="split"),
         ],
     }
@@ -92,8 +100,6 @@ def save(project: str, place: str, folder: Path) -> str:
     Raises:
         UserError: wandb-workspaces is not installed, or W&B did not take it.
     """
-    from portability.store.atomic import write_json
-
     path = folder / "wandb" / "sent" / "dashboard.json"
     saved = json.loads(path.read_bytes()) if path.exists() else {}
     if saved.get(place, {}).get("version") == VERSION:
@@ -108,7 +114,7 @@ def save(project: str, place: str, folder: Path) -> str:
     except UserError:
         raise
     except Exception as error:  # whatever W&B may raise
-        raise UserError(f"W&B did not take the dashboard of {project} ({error}); the runs were sent") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise UserError(f"W&B did not take the dashboard of {project} ({error}); "
+                        "the runs were sent") from error
     write_json(path, {**saved, place: {"version": VERSION, "url": url}})
     return url

@@ -1,4 +1,5 @@
-"""Pack a study for publication: its records, failures, cells and predictions as Parquet files, without modules."""
+"""Pack a study for publication: its records, failures, cells and predictions as Parquet files, without
+modules."""
 
 import shutil
 from pathlib import Path
@@ -24,8 +25,8 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
     """Write the published copy of a study to a folder; gives back its numbers of runs and of failures.
 
     Raises:
-        UserError: the target is not empty, or a run of this one is broken, unsound or of another version, or its
-            predictions are of other types than a published copy keeps.
+        UserError: the target is not empty, or a run of this one is broken, unsound or of another version, or
+            its predictions are of other types than a published copy keeps.
     """
     store.manifests()
     if store.published:
@@ -59,23 +60,23 @@ def _records(store: Store) -> pa.Table:
             path = failures.path_of(store.root / "failures", run_id, attempt)
             raise UserError(f"{path} is no failure; remove it and pack again")
         rows[run_id, attempt] = failure
-    keys = sorted(rows)
-    return pa.table([[run_id for run_id, _ in keys], [FAILURE if attempt else RUN for _, attempt in keys],
-                     [attempt for _, attempt in keys], [canonical(rows[key]) for key in keys]], schema=RECORDS)
+    ids, attempts = zip(*sorted(rows), strict=True) if rows else ((), ())
+    kinds = [FAILURE if attempt else RUN for attempt in attempts]
+    return pa.table([ids, kinds, attempts, [canonical(rows[key]) for key in sorted(rows)]], schema=RECORDS)
 
 
 def cells_of(store: Store) -> pd.DataFrame:
-    """A row for each cell that was asked for: its coordinates, run and mark, whether it is done, and the metrics of both
-    iterates at its mark (null where it is not done)."""
+    """A row for each cell that was asked for: its coordinates, run and mark, whether it is done, and the
+    metrics of both iterates at its mark (null where it is not done)."""
     found = [(record["schema"], record["run_id"], mark) for record in store.records()
              for mark in record["train_info"]["metrics"]]
     newest = max((schema for schema, _, _ in found), default=None)  # records of two schemas are never pooled
     metrics = {(run_id, mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
                for schema, run_id, mark in found if schema == newest}
-    rows = {(place_of(row), row["run_id"]): row for manifest in store.manifests() for row in manifest["cells"]}
-    cells = [{**row, "done": key in metrics, **metrics.get(key, {})}
-             for row in rows.values() for key in [(row["run_id"], row["mark"])]]
-    return pd.DataFrame(cells)
+    asked = [row for manifest in store.manifests() for row in manifest["cells"]]
+    rows = {(place_of(row), row["run_id"]): row for row in asked}.values()
+    return pd.DataFrame([{**row, "done": key in metrics, **metrics.get(key, {})}
+                         for row in rows for key in [(row["run_id"], row["mark"])]])
 
 
 def _predictions(store: Store) -> pa.Table:

@@ -1,9 +1,9 @@
-"""Merge studies that were run in parts: everything is checked first, then whole runs are copied, or nothing is."""
+"""Merge studies that were run in parts: everything is checked first, then whole runs are copied, or nothing
+is."""
 
 import json
 import shutil
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,12 @@ REPORT = "port_report.json"
 NAMED = 5  # runs that an error names; `verify` names all
 
 
-@dataclass
-class Merged:
-    """Numbers of what was copied from one study, and of its runs that were there already."""
-
-    name: str
-    runs: int
-    there: int
-    manifests: int
-    failures: int
-    pairs: int
-
-    def __str__(self) -> str:
-        return (f"{self.name}: {counted(self.runs, 'run')} copied, {self.there:,} already there; "
-                f"{counted(self.manifests, 'manifest')} and {counted(self.failures, 'failure')} copied"
-                + (f", {counted(self.pairs, 'pair')} of hosts" if self.pairs else ""))
-
-
-def merge(target: Store, shards: Sequence[Store]) -> Iterator[Merged]:
-    """Copy what the target lacks. A second merge copies nothing.
+def merge(target: Store, shards: Sequence[Store]) -> Iterator[str]:
+    """Copy what the target lacks, and say of each shard what was copied. A second merge copies nothing.
 
     Raises:
-        UserError: a shard's run or manifest is unsound; two runs of one id differ in their numbers; or two studies hold
-            one cell under two runs. Nothing is copied then.
+        UserError: a shard's run or manifest is unsound; two runs of one id differ in their numbers; or two
+            studies hold one cell under two runs. Nothing is copied then.
     """
     seen: set[Path] = set()
     for store in (target, *shards):
@@ -57,12 +40,13 @@ def merge(target: Store, shards: Sequence[Store]) -> Iterator[Merged]:
     for shard, new in list(zip(shards, _check_runs(target, shards), strict=True)):
         for run_id in tqdm(new, desc=f"copy {shard.root.name}", unit="run", disable=None):
             _copy_run(shard.folder(run_id), target.folder(run_id))
-        yield Merged(
-            shard.root.name, len(new), len(shard.reader.ids()) - len(new),
-            failures=failures.copy(shard.root / "failures", target.root / "failures"),
-            pairs=host_pairs.copy(shard.root, target.root),
-            manifests=sum(manifests.write(target.root, manifest) for manifest in shard.manifests()),
-        )
+        failed = failures.copy(shard.root / "failures", target.root / "failures")
+        pairs = host_pairs.copy(shard.root, target.root)
+        asked = sum(manifests.write(target.root, manifest) for manifest in shard.manifests())
+        there = len(shard.reader.ids()) - len(new)
+        yield (f"{shard.root.name}: {counted(len(new), 'run')} copied, {there:,} already there; "
+               f"{counted(asked, 'manifest')} and {counted(failed, 'failure')} copied"
+               + (f", {counted(pairs, 'pair')} of hosts" if pairs else ""))
 
 
 def _copy_run(source: Path, final: Path) -> None:
@@ -79,13 +63,9 @@ def _check_manifests(target: Store, shards: Sequence[Store]) -> None:
     known = manifests.held(target.root)
     for shard in shards:
         shard.manifests()  # is it a study?
-        for path in manifests.paths(shard.root):
-            manifest = manifests.load(path)
-            if manifests.name_of(manifest) != path.stem:
-                raise UserError(f"{path} was changed since it was written; "
-                                "remove it and repeat the command that wrote it")
-            manifests.refuse_other_settings(target.root.name, known, manifest["cells"])
-            known.update((manifests.place_of(row), row["run_id"]) for row in manifest["cells"])
+        for path, fault in manifests.faults(shard.root, target.root.name, known):
+            if fault:
+                raise UserError(f"{path}: {fault}")
 
 
 def _check_runs(target: Store, shards: Sequence[Store]) -> list[list[str]]:
@@ -108,14 +88,15 @@ def _refuse_unsound(shard: Store) -> None:
     Raises:
         UserError: names the unsound ones.
     """
-    faults = [f"run {run_id}: {fault}" for run_id in shard.reader.ids() if (fault := shard.sound(run_id)) is not None]
-    faults += [f"failure {run_id}-{attempt} cannot be read" for run_id, attempt, failure in shard.reader.failures()
+    reader = shard.reader
+    faults = [f"run {run_id}: {fault}" for run_id in reader.ids() if (fault := reader.check(run_id).fault)]
+    faults += [f"failure {run_id}-{attempt} cannot be read" for run_id, attempt, failure in reader.failures()
                if failure is None]
     if faults:
         more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-        raise UserError(f"{shard.root} is not sound ({'; '.join(faults[:NAMED])}{more}); nothing was copied; see "
-                        f"`python -m portability.store verify {shard.root}` (--discard and repeat its command), "
-                        "then merge again")
+        raise UserError(f"{shard.root} is not sound ({'; '.join(faults[:NAMED])}{more}); nothing was copied; "
+                        f"see `python -m portability.store verify {shard.root}` (--discard and repeat its "
+                        "command), then merge again")
 
 
 def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
@@ -132,17 +113,20 @@ def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
     marks = [evaluated(found.record) for found in (here, there)]
     if marks[0] != marks[1]:
         raise UserError(f"run {run_id} was evaluated at updates {sorted(marks[0])} in {one.root} and at "
-                        f"{sorted(marks[1])} in {other.root}; nothing was copied; repeat one command with the budgets "
-                        "of both, then merge again")
-    shared = set.intersection(*(set(mark) for found in (here, there) for mark in found.record["train_info"]["metrics"]))
+                        f"{sorted(marks[1])} in {other.root}; nothing was copied; repeat one command with "
+                        "the budgets of both, then merge again")
+    measured = [*here.record["train_info"]["metrics"], *there.record["train_info"]["metrics"]]
+    shared = set.intersection(*map(set, measured)) if measured else set()
     ours, theirs = _numbers(one, here, run_id, shared), _numbers(other, there, run_id, shared)
     if different := [name for name in ours if ours[name] != theirs[name]]:
-        raise UserError(f"run {run_id} of {one.root} and of {other.root} differ in {', '.join(different)}; nothing was "
-                        "copied; find out which is right (precision, device, package versions) and discard the other")
+        raise UserError(f"run {run_id} of {one.root} and of {other.root} differ in {', '.join(different)}; "
+                        "nothing was copied; find out which is right (precision, device, package versions) "
+                        "and discard the other")
 
 
 def _numbers(store: Store, found: Checked, run_id: str, metrics: Set[str]) -> dict[str, Any]:
-    """What two trainings of one run must share; times, machine, versions and the metrics that were asked for may differ.
+    """What two trainings of one run must share; times, machine, versions and the metrics that were asked for
+    may differ.
 
     Args:
         metrics: those that both hold.
