@@ -17,8 +17,9 @@ from portability.core.errors import UserError, without_places
 from portability.core.measures import MEASURES, name_of, own
 from portability.core.specs import METRICS
 from portability.core.wording import counted
+from portability.execution.ledger import to_do
 from portability.execution.preview import example_lines, preview
-from portability.execution.scheduler import carry_out, to_do
+from portability.execution.scheduler import carry_out
 from portability.execution.status import status_lines
 from portability.execution.worker import Setup
 from portability.planning.plan import Plan, plan, updates_of

@@ -6,10 +6,11 @@ from test_plan import grid
 from test_status import many_questions, slow_to_score  # noqa: F401
 from tqdm import tqdm
 
+from portability.execution import ledger as ledgers
 from portability.execution import scheduler as progress
 from portability.execution.leases import Claims
-from portability.execution.scheduler import RETRIES, Ledger
-from portability.execution.worker import TimedOut, overdue
+from portability.execution.ledger import RETRIES, Ledger
+from portability.execution.worker import Job
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Result, Store
@@ -97,36 +98,20 @@ def test_a_run_that_leaves_nothing_behind_is_tried_again_and_then_fails(tmp_path
     assert book.settle(jobs[0], None) == [] and "neither record nor failure" in book.failed[jobs[0].runs[0].run_id]
 
 
-def test_a_run_that_takes_too_long_is_halved_out_and_not_tried_again(tmp_path):
+def test_a_plan_comes_ahead_in_the_order_in_which_its_runs_start_from_each_other(tmp_path):
     book = ledger(tmp_path, seeds=2)
-    job = origin_job(book)
-    assert overdue(job, 119, 1.0) is None and overdue(job, 1e9, None) is None
-    late = overdue(job, 121, 1.0)
-    assert isinstance(late, TimedOut) and "engine.timeout_minutes is 1 a run" in late
-    one, other = book.settle(job, late)
-    assert book.settle(one, late) == [] and book.store.failures()[one.runs[0].run_id]["kind"] == "TimedOut"
-    finish(book.store, other)
-    assert book.settle(other, None) == [] and other.runs[0].run_id in book.done
-
-
-def test_a_plan_comes_in_waves_each_after_what_it_starts_from(tmp_path):
-    book = ledger(tmp_path, seeds=2)
-    waves = book.waves()
-    ids = [[run.run_id for job in wave for run in job.runs] for wave in waves]
-    assert sorted(sum(ids, [])) == sorted(book.planned.runs) and len(waves) == 2
-    assert all(run.origin in ids[0] for job in waves[1] for run in job.runs)
-    origin = next(job for job in waves[0] if job.runs[0].method and job.runs[0].host.name == "raw-base")
-    dependent = next(job for job in waves[1])
-    again = book.settle(origin, "killed")
-    assert book.settle(dependent, "cancelled") == [] and not book.failed, "what was cancelled for its origin's sake is no death"
-    for job in again:
-        finish(book.store, job)
-        assert book.settle(job, None) == []
-    assert {run.run_id for job in book.ready(True) for run in job.runs} == {run.run_id for run in dependent.runs}
+    jobs = book.ahead()
+    ids = [run.run_id for job in jobs for run in job.runs]
+    assert sorted(ids) == sorted(book.planned.runs) and book.ahead() == []
+    assert all(ids.index(run.origin) < ids.index(run.run_id) for job in jobs for run in job.runs if run.origin)
+    origin = next(job for job in jobs if job.runs[0].method and job.runs[0].host.name == "raw-base")
+    assert [len(job.runs) for job in book.settle(origin, "killed")] == [1, 1] and book.ahead() == []
+    finish(book.store, origin)
+    assert book.settle(origin, None) == [] and book.ahead() == [], "what was handed over is not handed over again"
 
 
 def test_runs_that_another_command_has_in_hand_are_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(ledgers, "LOOK_SECONDS", 0.0)
     book = ledger(tmp_path, seeds=2)
     job = origin_job(book)
     one, other = (run.run_id for run in job.runs)
@@ -134,14 +119,14 @@ def test_runs_that_another_command_has_in_hand_are_waited_for(tmp_path, monkeypa
         assert mine == {one, other}
         assert book.settle(job, None) == [] and book.elsewhere == {one, other} and not book.failed
         assert every(book) == []
-        finish(book.store, progress.Job([job.runs[0]], job.marks))
+        finish(book.store, Job([job.runs[0]], job.marks))
     ready = [run.run_id for job in every(book) for run in job.runs]
     assert one in book.done and other in ready, "what was left behind is not taken up"
     assert {book.planned.runs[run_id].origin for run_id in ready if book.planned.runs[run_id].origin} == {one}
 
 
 def test_a_failure_elsewhere_blocks_here_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(ledgers, "LOOK_SECONDS", 0.0)
     book = ledger(tmp_path, seeds=1)
     job = origin_job(book)
     with Claims(tmp_path).held([job.runs[0].run_id]):
@@ -173,8 +158,7 @@ def test_a_run_that_failed_by_itself_is_not_handed_out_again_when_its_origin_is(
     origin = origin_job(book).runs[0].run_id
     failed, other = [run_id for run_id, run in book.planned.runs.items() if run.origin == origin]
     book.store.fail(failed, {"error": "boom", "kind": "RuntimeError"})
-    waves = ledger(tmp_path, seeds=1).waves()
-    assert failed not in {run.run_id for wave in waves for job in wave for run in job.runs}
+    assert failed not in {run.run_id for job in ledger(tmp_path, seeds=1).ahead() for run in job.runs}
     again = ledger(tmp_path, seeds=1)
     assert failed in again.failed
     job = origin_job(again)

@@ -32,6 +32,7 @@ from portability.core.specs import (
 from portability.core.typed import build, distinct, mapping, typed, whole
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
+from portability.execution.engines import ENGINES
 from portability.hosts.devices import DEVICES
 from portability.hosts.host import HostSource, HostSpec, describe
 from portability.planning.plan import Grid, check_relations, origins, rated
@@ -39,7 +40,6 @@ from portability.planning.selection import part_of
 from portability.planning.study import EngineConf, Study, TrackingConf
 
 MODES = ("run", "plan", "status")
-ENGINES = ("local", "ray", "slurm")  # modules of portability.execution.engines, files of conf/engine
 PRECISIONS = ("fp32", "bf16")
 KEYS = ("method", "known_methods", "engine", "study", "mode", "only", "shard", "retry", "similarity", "yes", "results",
         "host_root", "data_root", "origin", "receiving", "grid", "task", "train", "eval", "precision", "head", "tracking",

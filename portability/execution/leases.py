@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from portability.core.errors import FAULTS
 from portability.core.specs import digest
 from portability.core.stages import Stage
 
@@ -43,15 +44,16 @@ class Claims:
     """The claims of a study. Safe between processes and machines but for one race: when two find the same claim stale at
     the same moment, both may come to own it for a moment, and the run may be executed twice, to the same record."""
 
-    def __init__(self, root: Path | str):
+    def __init__(self, root: Path | str, owner: str | None = None):
         self.folder = Path(root) / "running"
-        self.owner = uuid.uuid4().hex
+        self.owner = owner or uuid.uuid4().hex
         self.mine: set[str] = set()
         self.stage: Stage | None = None
 
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
-        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards.
+        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards; but not where the block
+        breaks by a fault that `execute` does not catch: then this process is about to end, which counts as its runs' doing.
 
         Raises:
             OSError: the study's folder cannot be written.
@@ -63,13 +65,20 @@ class Claims:
         beat.start()
         try:
             yield set(self.mine)
+        except FAULTS:
+            self.mine = set()
+            raise
         finally:
             over.set()
             beat.join()
-            self._stage_path(self.owner).unlink(missing_ok=True)
-            for run_id in self.mine:
-                if (claim := self.read(run_id)) is not None and claim.owner == self.owner:
-                    self._path(run_id).unlink(missing_ok=True)
+            self.drop(self.mine, self.owner)
+
+    def drop(self, run_ids: Iterable[str], owner: str) -> None:
+        """Remove somebody's claims on runs."""
+        self._stage_path(owner).unlink(missing_ok=True)
+        for run_id in run_ids:
+            if (claim := self.read(run_id)) is not None and claim.owner == owner:
+                self._path(run_id).unlink(missing_ok=True)
 
     def _beat(self, over: threading.Event) -> None:
         while not over.wait(HEARTBEAT_SECONDS):

@@ -1,6 +1,7 @@
 """What a worker is, whichever engine starts it: one process that takes jobs and leaves records in the store. It trains with
 one thread, because bits depend on torch's threads; an extraction's do not (extraction/threads.py), so it takes what is free."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -8,7 +9,7 @@ import platform
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -16,7 +17,6 @@ from pathlib import Path
 
 from portability.core.specs import RunSpec
 from portability.core.stages import Stage
-from portability.core.wording import counted
 from portability.data.splits import DataSource, study_data
 from portability.execution.leases import Claims
 from portability.hosts.devices import Place
@@ -28,6 +28,7 @@ ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big bl
 }
 if [int(part) for part in platform.libc_ver()[1].split(".")[:2]] < [2, 35]:
     ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"  # the most that older ones take; what they refuse leaves 128 kB
+TIMED_OUT = 5  # exit code of a worker whose job took too long
 DRAIN_SECONDS = 8.0  # a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
 
 
@@ -50,18 +51,7 @@ class Setup:
     overlap: str
     tracking: TrackingSpec
     checkpoint_seconds: float = 60.0
-
-
-class TimedOut(str):
-    """How a worker ended whose job took longer than it may."""
-
-
-def overdue(job: Job, seconds: float, timeout_minutes: float | None) -> TimedOut | None:
-    """What to say of a job that has run for `seconds`, if that is more than its runs may take together."""
-    if timeout_minutes is None or seconds <= timeout_minutes * 60 * len(job.runs):
-        return None
-    return TimedOut(f"timed out after {seconds / 60:.1f} min with {counted(len(job.runs), 'run')} (engine.timeout_minutes is "
-                    f"{timeout_minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")
+    timeout_minutes: float | None = None  # of one run; a stack may take as many times that
 
 
 class Worker:
@@ -69,9 +59,12 @@ class Worker:
 
     Args:
         report: called with what the runs at hand are at.
+        owner: its name among those who have runs in hand; None: one of its own.
+        leave: ends this worker in the midst of a job that takes too long.
     """
 
-    def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None]):
+    def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None] = lambda stage: None,
+                 owner: str | None = None, leave: Callable[[], None] = lambda: os._exit(TIMED_OUT)):
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         import torch
         import transformers
@@ -90,7 +83,8 @@ class Worker:
         self.desk: Desk = Desk(
             Store(setup.store), study_data(setup.sources, setup.overlap), self._tell, Tracker(setup.tracking).log_run, place,
             setup.checkpoint_seconds, stopped=self.stopped, free=self.free)
-        self.claims, self.report, self.cores = Claims(setup.store), report, place.cores
+        self.claims, self.report, self.cores = Claims(setup.store, owner), report, place.cores
+        self.minutes, self.leave = setup.timeout_minutes, leave
 
     def _tell(self, stage: Stage) -> None:
         self.claims.say(stage)
@@ -117,7 +111,31 @@ class Worker:
                     marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
             if runs:
                 self._tell(Stage([run.run_id for run in runs]))
-                execute(runs, marks, self.desk)
+                with self._limited(runs):
+                    execute(runs, marks, self.desk)
+
+    @contextlib.contextmanager
+    def _limited(self, runs: Sequence[RunSpec]) -> Iterator[None]:
+        """Leave runs that take longer than they may. One that was alone has failed; which of a stack it was is found out by
+        who follows this worker, in smaller ones."""
+        if self.minutes is None:
+            yield
+            return
+
+        def end() -> None:
+            if len(runs) == 1:
+                self.desk.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
+                    f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is {self.minutes:g} a run; a "
+                    "run that needs longer needs a larger one and retry=failed)")})
+            self.leave()
+
+        timer = threading.Timer(self.minutes * 60 * len(runs), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def free(self) -> int:
         """This worker's even part of its machine's cores, among the workers of the study that have something in hand."""

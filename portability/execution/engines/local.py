@@ -4,153 +4,135 @@ joblib, loky and ProcessPoolExecutor lose the whole pool when one worker is kill
 come from the store.
 """
 
-import ctypes
-import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from portability.core.errors import Drained, UserError
+from portability.core.errors import Drained
 from portability.core.stages import Stage
-from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, Worker, overdue
+from portability.execution.engines.base import Ended, Engine, cannot_go_on
+from portability.execution.processes import end_with_parent
+from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, Worker
 from portability.hosts.devices import Place, places
 from portability.planning.study import EngineConf
 
-log = logging.getLogger(__name__)
 
-
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     process: BaseProcess
     pipe: Connection
     place: Place
     job: Job | None = None
-    since: float | None = None  # when work on the job began: a new worker needs some seconds to import torch
 
 
-def check(conf: EngineConf) -> None:
-    """See that this engine can work here.
+class Local(Engine):
+    """As many processes as there are places, started as jobs come."""
 
-    Raises:
-        UserError: there is no such device.
-    """
-    places(conf.device, conf.workers)
+    def __init__(self, conf: EngineConf, setup: Setup):
+        super().__init__(conf, setup)
+        os.environ.update(ENVIRONMENT)
+        self.where = places(conf.device, conf.workers)
+        self.queue: list[Job] = []
+        self.pool: list[_Slot] = []
 
+    @staticmethod
+    def check(conf: EngineConf) -> None:
+        """See that there is such a device.
 
-def run_jobs(
-    jobs: Callable[[bool], Sequence[Job]], setup: Setup, conf: EngineConf, report: Callable[[Stage], None]
-) -> Iterator[tuple[Job, str | None]]:
-    """Carry out jobs as they become ready, and yield each with None, or with how its worker ended instead.
+        Raises:
+            UserError: there is none.
+        """
+        places(conf.device, conf.workers)
 
-    Args:
-        jobs: gives the jobs that are ready and were not given before; asked again after each job that ends, with True
-            where a worker has nothing to do otherwise.
-        report: called with what runs are at.
+    @staticmethod
+    def places(conf: EngineConf) -> list[Place]:
+        """The place of each worker."""
+        return places(conf.device, conf.workers)
 
-    Raises:
-        UserError: a worker could not read or write a file; finished runs are in the store.
-    """
-    os.environ.update(ENVIRONMENT)
-    context = multiprocessing.get_context("spawn")
-    where = places(conf.device, conf.workers)
-    queue = list(jobs(False))
-    pool: list[_Slot] = []
-    try:
-        while True:
-            busy = sum(slot.job is not None for slot in pool)
-            while len(queue) < len(where) - busy and (more := jobs(True)):
-                queue += more
-            if not queue and not busy:
-                return
-            _assign(queue, pool, where, lambda place: _start(context, setup, place))
-            for slot, message in _messages(pool, conf.timeout_minutes):
-                if isinstance(message, Stage):
-                    slot.since = slot.since or time.monotonic()
-                    report(message)
-                    continue
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """See Engine.submit."""
+        self.queue += jobs
+
+    @property
+    def busy(self) -> list[_Slot]:
+        """Workers that have a job."""
+        return [slot for slot in self.pool if slot.job is not None]
+
+    @property
+    def idle(self) -> bool:
+        """Whether a worker is or could be without a job."""
+        return len(self.queue) + len(self.busy) < len(self.where)
+
+    def events(self) -> Iterator[Stage | Ended]:
+        """See Engine.events."""
+        while self.queue or self.busy:
+            self._assign()
+            slots = {slot.pipe: slot for slot in self.busy}
+            for pipe in wait(list(slots)):
+                slot = slots[pipe]  # type: ignore[index]
+                try:
+                    message = slot.pipe.recv()
+                except (EOFError, OSError):
+                    slot.process.join()
+                    self.pool.remove(slot)
+                    message = f"the worker ended with exit code {slot.process.exitcode}"
                 if isinstance(message, OSError):
-                    raise UserError(f"cannot go on: {message}; finished runs are kept, repeat the command once it is put right")
+                    raise cannot_go_on(message)
+                if isinstance(message, Stage):
+                    yield message
+                    continue
                 job, slot.job = slot.job, None
                 assert job is not None
-                yield job, message
-                queue += jobs(False)
-    finally:
-        _drain(pool)
+                yield Ended(job, message)
 
+    def drain(self) -> None:
+        """See Engine.drain: idle ones end at once, the others once they kept checkpoints, or after DRAIN_SECONDS."""
+        try:
+            for slot in self.busy:
+                slot.process.terminate()
+            until = time.monotonic() + DRAIN_SECONDS
+            for slot in self.busy:
+                slot.process.join(max(0.0, until - time.monotonic()))
+        finally:  # also when somebody loses patience and interrupts a second time
+            for slot in self.pool:
+                slot.process.kill()
+                slot.process.join()
 
-def _drain(pool: list[_Slot]) -> None:
-    """End all workers: idle ones at once, the others once they kept checkpoints, or after DRAIN_SECONDS."""
-    try:
-        busy = [slot for slot in pool if slot.job is not None]
-        for slot in busy:
-            slot.process.terminate()
-        until = time.monotonic() + DRAIN_SECONDS
-        for slot in busy:
-            slot.process.join(max(0.0, until - time.monotonic()))
-    finally:  # also when somebody loses patience and interrupts a second time
-        for slot in pool:
-            slot.process.kill()
-            slot.process.join()
-
-
-def _assign(queue: list[Job], pool: list[_Slot], where: Sequence[Place], start: Callable[[Place], _Slot]) -> None:
-    while queue:
-        free = next((slot for slot in pool if slot.job is None), None)
-        if free is None:
-            if len(pool) >= len(where):
+    def _assign(self) -> None:
+        while self.queue:
+            free = next((slot for slot in self.pool if slot.job is None), None)
+            if free is None and len(self.pool) >= len(self.where):
                 return
-            vacant = Counter(where) - Counter(slot.place for slot in pool)
-            free = start(next(iter(vacant)))
-            pool.append(free)
-        try:
-            free.pipe.send(queue[0])
-        except OSError:  # it died while it was idle
-            pool.remove(free)
-            continue
-        free.job, free.since = queue.pop(0), None
+            free = free or self._start()
+            try:
+                free.pipe.send(self.queue[0])
+            except OSError:  # it died while it was idle
+                self.pool.remove(free)
+                continue
+            free.job = self.queue.pop(0)
+
+    def _start(self) -> _Slot:
+        place = next(iter(Counter(self.where) - Counter(slot.place for slot in self.pool)))
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, self.setup, place), daemon=True)
+        process.start()
+        theirs.close()
+        self.pool.append(_Slot(process, ours, place))
+        return self.pool[-1]
 
 
-def _messages(pool: list[_Slot], timeout_minutes: float | None) -> Iterator[tuple[_Slot, Stage | str | OSError | None]]:
-    """What workers report: what their runs are at, None for a finished job, an OSError (a full disk, say) that would stop every
-    run, or how a worker died or why it was killed (then it leaves the pool)."""
-    busy = {slot.pipe: slot for slot in pool if slot.job is not None}
-    for pipe in wait(list(busy), None if timeout_minutes is None else 1.0):
-        slot = busy[pipe]  # type: ignore[index]
-        try:
-            yield slot, slot.pipe.recv()
-        except (EOFError, OSError):
-            slot.process.join()
-            pool.remove(slot)
-            yield slot, f"the worker ended with exit code {slot.process.exitcode}"
-    for slot in [slot for slot in pool if slot.job is not None]:
-        assert slot.job is not None
-        seconds = 0.0 if slot.since is None else time.monotonic() - slot.since
-        if late := overdue(slot.job, seconds, timeout_minutes):
-            slot.process.kill()
-            slot.process.join()
-            pool.remove(slot)
-            yield slot, late
-
-
-def _start(context: multiprocessing.context.SpawnContext, setup: Setup, place: Place) -> _Slot:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, setup, place, os.getpid()), daemon=True)
-    process.start()
-    theirs.close()
-    return _Slot(process, ours, place)
-
-
-def _work(pipe: Connection, setup: Setup, place: Place, parent: int) -> None:
-    """A worker's life: jobs in, reports out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _die_with(parent)
+def _work(pipe: Connection, setup: Setup, place: Place) -> None:
+    """A worker's life: jobs in, stages and None for each job that ended out, or an OSError (a full disk, say), which would
+    stop every run."""
+    end_with_parent()
     worker, at_work = Worker(setup, place, pipe.send), False
 
     def stop(*_: object) -> None:
@@ -166,7 +148,6 @@ def _work(pipe: Connection, setup: Setup, place: Place, parent: int) -> None:
         except EOFError:
             return
         at_work = True
-        pipe.send(Stage([]))  # the work begins
         try:
             worker.run(job)
         except OSError as error:
@@ -175,13 +156,3 @@ def _work(pipe: Connection, setup: Setup, place: Place, parent: int) -> None:
         except Drained:
             return
         pipe.send(None)
-
-
-def _die_with(parent: int) -> None:
-    """Ask Linux to end this process when its parent ends (elsewhere a worker ends after its stack)."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    except (OSError, AttributeError):
-        return
-    if os.getppid() != parent:
-        os._exit(1)
