@@ -44,16 +44,16 @@ class Claims:
     """The claims of a study. Safe between processes and machines but for one race: when two find the same claim stale at
     the same moment, both may come to own it for a moment, and the run may be executed twice, to the same record."""
 
-    def __init__(self, root: Path | str, owner: str | None = None):
+    def __init__(self, root: Path | str, owner: str | None = None, beat: float | None = None):
         self.folder = Path(root) / "running"
-        self.owner = owner or uuid.uuid4().hex
+        self.owner, self.beat = owner or uuid.uuid4().hex, beat or HEARTBEAT_SECONDS
         self.mine: set[str] = set()
         self.stage: Stage | None = None
 
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
         """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards; but not where the block
-        breaks by a fault that `execute` does not catch: then this process is about to end, which counts as its runs' doing.
+        breaks by a fault that `execute` does not catch: then the process ends, which counts as a death of the worker.
 
         Raises:
             OSError: the study's folder cannot be written.
@@ -71,31 +71,31 @@ class Claims:
         finally:
             over.set()
             beat.join()
-            self.drop(self.mine, self.owner)
-
-    def drop(self, run_ids: Iterable[str], owner: str) -> None:
-        """Remove somebody's claims on runs."""
-        self._stage_path(owner).unlink(missing_ok=True)
-        for run_id in run_ids:
-            if (claim := self.read(run_id)) is not None and claim.owner == owner:
-                self._path(run_id).unlink(missing_ok=True)
+            self._stage_path(self.owner).unlink(missing_ok=True)
+            for run_id in self.mine:
+                if (claim := self.read(run_id)) is not None and claim.owner == self.owner:
+                    self._path(run_id).unlink(missing_ok=True)
 
     def _beat(self, over: threading.Event) -> None:
-        while not over.wait(HEARTBEAT_SECONDS):
-            for run_id in self.mine:
-                with contextlib.suppress(OSError):  # taken over as stale, or the disk is away for a moment
-                    os.utime(self._path(run_id))
-            with contextlib.suppress(OSError):
+        last = time.monotonic()
+        while not over.wait(min(self.beat, HEARTBEAT_SECONDS)):
+            with contextlib.suppress(OSError):  # the disk is away for a moment
                 self._write_stage()
+                if time.monotonic() - last >= HEARTBEAT_SECONDS:
+                    last = time.monotonic()
+                    for run_id in self.mine:
+                        with contextlib.suppress(FileNotFoundError):  # taken over as stale
+                            os.utime(self._path(run_id))
 
     def say(self, stage: Stage) -> None:
-        """Note what runs that are held are at; it is written with the next heartbeat."""
+        """Note what runs that are held are at; it is written within `beat` seconds."""
         self.stage = stage
 
     def _write_stage(self) -> None:
-        if self.stage is not None:
+        stage, self.stage = self.stage, None
+        if stage is not None:
             draft = self.folder / f".{self.owner}.stage"
-            draft.write_text(json.dumps(asdict(self.stage)))
+            draft.write_text(json.dumps(asdict(stage)))
             draft.rename(self._stage_path(self.owner))
 
     def stages(self) -> dict[str, Stage]:
@@ -118,29 +118,27 @@ class Claims:
                     os.link(draft, path)  # fails where there is one, on network file systems too
                     return True
                 except FileExistsError:  # a network file system may say so of a link that it made itself
-                    if (held := self.read(run_id)) is not None and held.owner == self.owner:
+                    held = self.read(run_id)
+                    if held is not None and held.owner == self.owner:
                         return True
-                    if not self._clear(run_id):
+                    if held is not None and (self.lives(held) or not self.drop(held)):
                         return False
             return False
         finally:
             draft.unlink(missing_ok=True)
 
-    def _clear(self, run_id: str) -> bool:
-        """Move a stale claim out of the way; False where it lives."""
-        path, seen = self._path(run_id), self.read(run_id)
-        if seen is not None and self.lives(seen):
-            return False
-        away = self.folder / f".{self.owner}-stale"
+    def drop(self, seen: Claim) -> bool:
+        """Move a claim of a process that is gone out of the way; False where another took the run over in this very moment."""
+        path, away = self._path(seen.run_id), self.folder / f".{self.owner}-stale"
         try:
             path.rename(away)
         except FileNotFoundError:  # another was faster, or its owner let go
             return True
-        found = _parse(away, run_id)
+        found = _parse(away, seen.run_id)
         if found == seen:
-            self._stage_path(found.owner).unlink(missing_ok=True)
-            log.info("run %s was left behind by a process that is gone", run_id)
-        else:  # another took it over in this very moment: give it back
+            self._stage_path(seen.owner).unlink(missing_ok=True)
+            log.info("run %s was left behind by a process that is gone", seen.run_id)
+        else:  # give it back
             with contextlib.suppress(FileExistsError):
                 os.link(away, path)
         away.unlink(missing_ok=True)
@@ -148,9 +146,9 @@ class Claims:
 
     def tidy(self) -> None:
         """Remove what processes that are gone left behind."""
-        for run_id, claim in self.all().items():
+        for claim in self.all().values():
             if not self.lives(claim):
-                self._clear(run_id)
+                self.drop(claim)
 
     def read(self, run_id: str) -> Claim | None:
         """The claim on a run, or None where there is none."""

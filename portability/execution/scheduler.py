@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 
@@ -16,7 +15,8 @@ from portability.execution.engines import ENGINES
 from portability.execution.engines.base import Engine
 from portability.execution.estimate import agree, calibrate, estimate
 from portability.execution.host_comparison import compare_pairs
-from portability.execution.ledger import LOOK_SECONDS, Ledger
+from portability.execution.leases import Claims
+from portability.execution.ledger import Ledger
 from portability.execution.preview import preview
 from portability.execution.worker import Setup
 from portability.hosts.devices import STACKS, Place
@@ -67,8 +67,7 @@ class Meter:
             self.made += updates - self.updates[run_id]
             self.updates[run_id], self.done[run_id] = updates, done
         book = self.book
-        text = (f"{self.made:,}/{self.asked:,} updates, {len(book.done)}/{len(book.todo)} runs, {len(book.failed)} failed"
-                + (f", {len(book.elsewhere)} elsewhere" if book.elsewhere else ""))
+        text = f"{self.made:,}/{self.asked:,} updates, {len(book.done)}/{len(book.todo)} runs, {len(book.failed)} failed"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(int(STEPS * self.all_done / self.total + 1e-3) - self.bar.n)  # whole steps, so that it ends at the end
 
@@ -106,7 +105,7 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
         _weigh(book, todo, study, setup, here)
     store.expect(planned.cells, facts(study, tracking.sweep) | ({"overrides": list(asked)} if asked else {}))
     store.tidy_up()
-    book.claims.tidy()
+    Claims(store.root).tidy()
     for run_id, fault in book.broken.items():
         log.warning("run %s, from which others start, is broken (%s); it is set aside in %s and trained again", run_id, fault,
                     store.set_aside(run_id))
@@ -140,28 +139,14 @@ def _weigh(book: Ledger, todo: Mapping[str, RunSpec], study: Study, setup: Setup
 
 
 def run_jobs(book: Ledger, engine: Engine, meter: Meter) -> None:
-    """Hand over what is ready, and note what becomes of it, until nothing is left here or in other commands' hands."""
+    """Hand everything over, and note what becomes of it, until nothing is left here or in other commands' hands."""
     try:
-        while True:
-            _submit(book, engine)
-            for event in engine.events():
-                if isinstance(event, Stage):
-                    meter.hear(event)
-                    continue
+        engine.submit(book.jobs())
+        for event in engine.events():
+            if isinstance(event, Stage):
+                meter.hear(event)
+            else:
                 engine.submit(book.settle(event.job, event.death))
-                _submit(book, engine)
                 meter.settle()
-            meter.settle()
-            if not book.elsewhere:
-                return
-            time.sleep(LOOK_SECONDS)
-            for stage in book.claims.stages().values():
-                meter.hear(stage)
     finally:
         engine.drain()
-
-
-def _submit(book: Ledger, engine: Engine) -> None:
-    engine.submit(book.ahead() if engine.keeps_order else book.ready(False))
-    while engine.idle and (jobs := book.ready(True)):
-        engine.submit(jobs)

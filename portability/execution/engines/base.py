@@ -1,37 +1,56 @@
-"""What an engine is: it takes jobs, has workers carry them out, and tells what happens to them."""
+"""What an engine is: it starts workers, which share a list of jobs through the store, and follows what becomes of the runs.
 
+A worker (execution/worker.py, `work`) takes what nobody has in hand and what it starts from is done, so that workers go on
+without the command where the engine lets them, and several commands share the work of one study. A run whose worker died keeps
+the claim of that worker; other workers leave it alone, so that the death is counted here.
+"""
+
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from portability.core.errors import UserError
 from portability.core.stages import Stage
-from portability.execution.worker import Job, Setup
+from portability.execution.leases import Claim, Claims
+from portability.execution.worker import Job, Setup, is_settled
 from portability.hosts.devices import Place
 from portability.planning.study import EngineConf
+from portability.store import Store
+
+STARTS = 3  # so many times in a row workers may end before one has begun (our choice)
+SCAN_SECONDS = 10.0  # after which all runs are looked at though no worker began or ended anything
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a job, or of a part of one; `death` says how its worker ended where it did not carry it out."""
+    """Runs that are done or failed, or that one worker left behind: `death` says how it ended."""
 
     job: Job
     death: str | None = None
 
 
 class Engine(ABC):
-    """Carries jobs out; results are in the store. Added by a file here, a line in ENGINES and conf/engine/NAME.yaml.
+    """Added by a file here that says how workers are started and watched, a line in ENGINES, and conf/engine/NAME.yaml.
 
-    `keeps_order`: it takes jobs before what they start from is done, and keeps them until then.
+    `poll_seconds` lie between two looks; a file that another machine wrote is seen after `late_seconds`.
 
     Raises:
         UserError: it cannot begin.
     """
 
-    keeps_order = False
+    poll_seconds = 0.2
+    late_seconds = 0.0
 
     def __init__(self, conf: EngineConf, setup: Setup):
-        self.conf, self.setup = conf, setup
+        self.conf, self.setup = conf, replace(setup, store=setup.store.resolve())
+        self.store, self.claims = Store(self.setup.store), Claims(self.setup.store)
+        self.jobs: dict[str, Job] = {}  # run id -> the job that it is in, of those that have not ended
+        self.alive: set[str] = set()  # workers that wait or run
+        self.ended: dict[str, tuple[str, float]] = {}  # how a worker ended, and when that was seen
+        self.barren = 0  # starts in a row of which nothing came
+
+    # ---- what an engine says
 
     @staticmethod
     @abstractmethod
@@ -48,25 +67,101 @@ class Engine(ABC):
         return []
 
     @abstractmethod
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Take jobs over."""
+    def most(self) -> int:
+        """How many workers there may be now."""
 
     @abstractmethod
-    def events(self) -> Iterator[Stage | Ended]:
-        """What happens, until all jobs have ended, those submitted meanwhile among them.
+    def start(self, jobs: Sequence[Job], count: int) -> Collection[str]:
+        """Start workers on a list of jobs; gives back their names, by which they own runs.
 
         Raises:
-            UserError: no job can be carried out, say for a full disk; finished runs are in the store.
+            UserError: none can be started.
         """
 
-    @property
-    def idle(self) -> bool:
-        """Whether a worker has nothing to do, and no job is left for it."""
-        return False
+    @abstractmethod
+    def look(self) -> tuple[Collection[str], Mapping[str, str]]:
+        """Names of the workers that wait or run now; and how those ended that did since the last look, empty where well.
+
+        Raises:
+            UserError: no run can be carried out, say for a full disk; finished runs are in the store.
+        """
 
     @abstractmethod
     def drain(self) -> None:
         """End the workers; those at work keep checkpoints. Called in any case, once."""
+
+    # ---- what all engines share
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs over, those whose origins are not done yet among them."""
+        for job in jobs:
+            self.jobs |= dict.fromkeys((run.run_id for run in job.runs), job)
+
+    def events(self) -> Iterator[Stage | Ended]:
+        """What happens, until all jobs have ended, those submitted meanwhile among them.
+
+        Raises:
+            UserError: see `look` and `start`.
+        """
+        before: Collection[str] | None = None  # runs in hand at the last look
+        scanned = 0.0
+        while self.jobs:
+            alive, over = self.look()
+            self.alive = set(alive)
+            self.ended |= {name: (how, time.monotonic()) for name, how in over.items()}
+            held = self.claims.all()
+            yield from self.claims.stages().values()
+            count = len(self.jobs)
+            if over or held.keys() != before or time.monotonic() - scanned > SCAN_SECONDS:
+                scanned = time.monotonic()
+                for run_id, job in list(self.jobs.items()):
+                    (run,) = (run for run in job.runs if run.run_id == run_id)
+                    if run_id not in held and is_settled(run, job, self.store):
+                        yield Ended(self._taken([run_id]))
+            yield from self._deaths(held.values())
+            before = held.keys() if len(self.jobs) == count else None  # what ended may have blocked others
+            if held or before is None:
+                self.barren = 0
+            if self.jobs:
+                self._start(held)
+                time.sleep(self.poll_seconds)
+
+    def _taken(self, ids: Sequence[str]) -> Job:
+        """Runs as a job of their own, which are followed no longer."""
+        homes = {run_id: self.jobs.pop(run_id) for run_id in ids}
+        return Job([run for run_id, job in homes.items() for run in job.runs if run.run_id == run_id],
+                   {run_id: job.marks[run_id] for run_id, job in homes.items()},
+                   {run_id: job.failures.get(run_id, 0) for run_id, job in homes.items()})
+
+    def _deaths(self, held: Collection[Claim]) -> Iterator[Ended]:
+        """What workers left behind, and other commands, whose runs are free again."""
+        dead: dict[str, list[str]] = {}
+        for claim in held:
+            _, since = self.ended.get(claim.owner, ("", None))
+            if since is not None and time.monotonic() - since >= self.late_seconds:
+                self.claims.drop(claim)
+                dead.setdefault(claim.owner, []).append(claim.run_id)
+            elif since is None and claim.owner not in self.alive and not self.claims.lives(claim):
+                self.claims.drop(claim)
+        for owner, ids in dead.items():
+            if left := [run_id for run_id in ids if run_id in self.jobs]:
+                yield Ended(self._taken(left), self.ended[owner][0] or "the worker ended without a record of the run")
+
+    def _start(self, held: Mapping[str, Claim]) -> None:
+        """Start a worker for each job that can begin and has none in view."""
+        jobs = list({id(job): job for job in self.jobs.values()}.values())
+        able = sum(any(run.run_id in self.jobs and run.run_id not in held and (run.origin is None or self.store.has(run.origin))
+                       for run in job.runs) for job in jobs)
+        available = self.alive - {claim.owner for claim in held.values()}
+        count = min(self.most() - len(self.alive), able - len(available))
+        if count <= 0:
+            return
+        if not self.alive:
+            self.barren += 1
+            if self.barren > STARTS:
+                raise UserError(f"{STARTS} times in a row workers ended before one had begun; the last: "
+                                f"{next(reversed(self.ended.values()), ('',))[0] or 'no reason given'}")
+        self.alive |= set(self.start(jobs, count))
 
 
 def cannot_go_on(error: object) -> UserError:
