@@ -32,11 +32,11 @@ ONE = (*FAST, "grid.inits=[ported]", "grid.seeds=[0]")  # a bare host, an origin
 
 @pytest.fixture(scope="module")
 def node():
-    """A Slurm of one node whose arrays hold two tasks at most; everything that is started here submits to it."""
+    """A Slurm of one node; everything that is started here submits to it."""
     reason = why_not() or (None if importlib.util.find_spec("submitit") else "needs submitit (the extra [slurm])")
     if reason:
         pytest.skip(reason)
-    with slurm_node(MaxArraySize=2) as environment, pytest.MonkeyPatch.context() as patch:
+    with slurm_node() as environment, pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)
         yield environment

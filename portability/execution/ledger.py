@@ -107,7 +107,7 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str,
     marks = store.marks()
     wanted = set(chosen)
     todo = {i: run for i, run in planned.runs.items() if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
-    broken = {}
+    broken: dict[str, str] = {}
     asked: set[str] = set()
     while new := {run.origin for run in todo.values() if run.origin} - set(todo) - asked:  # what a broken one starts from, too
         asked |= new

@@ -54,17 +54,20 @@ class InProcess(Engine):
 
     def drain(self) -> None:
         """See Engine.drain."""
-        if self.worker is not None:
-            self.worker.stop()
+        self._stop()
         for thread in self.threads.values():
             thread.join(DRAIN_SECONDS)
+
+    def _stop(self) -> None:
+        if self.worker is not None:
+            self.worker.stop()
 
     def _work(self, name: str, jobs: Sequence[Job]) -> None:
         """The worker's thread, which makes the worker because torch keeps the number of its threads by thread."""
         os.environ.update(ENVIRONMENT)
         try:
             self.worker = Worker(self.setup, self.places(self.conf)[0], owner=name, beat=self.poll_seconds,
-                                 leave=lambda: self.worker and self.worker.stop())
+                                 leave=self._stop)
             work(jobs, self.worker, self.poll_seconds)
         except Drained:
             pass

@@ -33,7 +33,6 @@ from portability.core.typed import build
 from portability.execution.engines.base import Engine, cannot_go_on
 from portability.execution.worker import ENVIRONMENT, Job, Setup, Worker, work
 from portability.hosts.devices import Place, places
-from portability.planning.plan import evenly
 from portability.planning.study import EngineConf
 
 log = logging.getLogger(__name__)
@@ -133,8 +132,7 @@ class Slurm(Engine):
         (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
         task = partial(run_task, folder / "jobs.pickle", self.setup, self.conf.device, self.options.jobs_per_task)
         try:
-            return [name for part in evenly([task] * count, array_limit())
-                    for name in submit_array(part, folder, self.options.for_submitit(self.name))]
+            return submit_array([task] * count, folder, self.options.for_submitit(self.name))
         except UserError:
             shutil.rmtree(folder)
             raise
@@ -214,15 +212,6 @@ def read_queue(name: str) -> list[tuple[str, str, str]]:
     return [(task, state, reason) for task, state, reason in (line.strip().split("|", 2) for line in lines)]
 
 
-def array_limit() -> int:
-    """The most tasks that an array may have on this cluster (MaxArraySize; 1 where arrays are switched off)."""
-    for line in _ask("scontrol", "show", "config").splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "MaxArraySize":
-            return max(1, int(value))
-    raise UserError("scontrol show config names no MaxArraySize; is this Slurm's scontrol?")
-
-
 def _ask(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -247,7 +236,7 @@ def submit_array(calls: Sequence[partial], folder: Path, parameters: Mapping[str
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(
             f"Slurm refuses an array of tasks ({_last_line(str(error))}); change engine.options (partition, "
-            "account, minutes, ...), or repeat the command when the queue is shorter") from error
+            "account, minutes, at_once, ...), or repeat the command when the queue is shorter") from error
 
 
 def _last_line(text: str) -> str:
@@ -263,7 +252,7 @@ def run_task(jobs: Path, setup: Setup, device: str, most: int | None) -> str | N
     Returns:
         why a file could not be read or written, or None.
     """
-    stopped, workers = False, []
+    stopped, workers = False, list[Worker]()
 
     def stop(*_: object) -> None:
         nonlocal stopped
