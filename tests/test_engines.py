@@ -57,8 +57,8 @@ def hand(store, claims=None):
         taken.append([run.run_id for run in job.runs])
         finish(store, job)
 
-    return SimpleNamespace(desk=SimpleNamespace(store=store), claims=claims or Claims(store.root), stopped=threading.Event(),
-                           run=run, taken=taken)
+    return SimpleNamespace(desk=SimpleNamespace(store=store), claims=claims or Claims(store.root),
+                           stopped=threading.Event(), run=run, taken=taken)
 
 
 def test_runs_that_another_command_has_in_hand_are_waited_for_and_are_free_once_it_is_gone(tmp_path):
@@ -98,7 +98,7 @@ def test_a_death_is_told_with_all_that_the_worker_had_in_hand(tmp_path):
 def test_workers_that_end_before_they_begin_are_not_started_for_ever(tmp_path):
     engine = Pretended(tmp_path, lambda name: "exit code 7")
     engine.submit(ledger(tmp_path, seeds=2).jobs())
-    with pytest.raises(UserError, match="3 times in a row workers ended before one had begun; the last: exit code 7"):
+    with pytest.raises(UserError, match="3 times in a row .* before one had begun; the last: exit code 7"):
         list(engine.events())
     assert len(engine.started) == 3 and all(count <= 2 for _, count in engine.started)
 
@@ -111,11 +111,12 @@ def test_a_worker_takes_whole_jobs_first_and_parts_before_it_idles(tmp_path):
         mine = hand(book.store)
         mine.stopped.wait = lambda _: mine.stopped.set()  # it would wait now
         work(jobs, mine, 0.0)
-    names = [{(book.todo[run_id].host.name, book.todo[run_id].init.name) for run_id in ids} for ids in mine.taken]
+    names = [{(book.todo[i].host.name, book.todo[i].init.name) for i in ids} for ids in mine.taken]
     assert names == [{("tuned-base", "bare")}, {("tuned-base", "scratch")}] and mine.stopped.is_set()
     rest = hand(book.store)
     work(jobs, rest, 0.0)
-    assert rest.taken[0] == origins and not any(set(one) & set(other) for one in mine.taken for other in rest.taken)
+    assert rest.taken[0] == origins
+    assert not any(set(one) & set(other) for one in mine.taken for other in rest.taken)
     assert all(map(book.store.has, book.todo))
 
 
@@ -155,7 +156,8 @@ def test_a_run_that_leaves_nothing_behind_has_failed(tmp_path, monkeypatch, data
     from portability.execution import execute
 
     book = ledger(tmp_path, seeds=1)
-    setup = Setup(tmp_path, (DataSource("one", path=str(data_folders["one"])),), "drop", TrackingSpec("disabled", "", tmp_path))
+    sources = (DataSource("one", path=str(data_folders["one"])),)
+    setup = Setup(tmp_path, sources, "drop", TrackingSpec("disabled", "", tmp_path))
     monkeypatch.setattr(execute, "execute", lambda runs, marks, desk: None)
     job = origin_job(book)
     Worker(setup, Place("cpu", 1.0)).run(job)

@@ -17,8 +17,8 @@ from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
 
-COMMON = ("tracking.wandb=disabled", "yes=true", "similarity=false", "grid.inits=[ported,scratch]", "grid.seeds=[0]",
-          "engine.workers=1")
+COMMON = ("tracking.wandb=disabled", "yes=true", "similarity=false", "grid.inits=[ported,scratch]",
+          "grid.seeds=[0]", "engine.workers=1")
 
 
 def test_every_engine_has_a_file_in_conf_and_is_whole():
@@ -40,8 +40,9 @@ def test_this_process_gives_the_bits_of_a_local_worker(data_folders, make_host, 
 
 
 def test_an_interruption_keeps_checkpoints_and_the_next_command_goes_on(data_folders, make_host, tmp_path):
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=here", "method=lora", "grid.budgets=[400]", *COMMON,
-                  "engine=inprocess", "grid.inits=[scratch]", "grid.pairs=[[raw_base,raw_base]]")
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=here", "method=lora",
+                  "grid.budgets=[400]", *COMMON, "engine=inprocess", "grid.inits=[scratch]",
+                  "grid.pairs=[[raw_base,raw_base]]")
     store = Store(tmp_path / "here")
     (run_id,) = (run_id for run_id, run in plan(study.grid).runs.items() if run.method)
 
@@ -59,12 +60,14 @@ def test_an_interruption_keeps_checkpoints_and_the_next_command_goes_on(data_fol
     assert store.has(run_id) and store.checkpoint(run_id) is None
 
 
-def test_a_run_that_takes_too_long_has_failed_and_a_full_disk_ends_the_command(data_folders, make_host, tmp_path, monkeypatch):
-    words = (f"results={tmp_path}", "method=lora", "grid.budgets=[20000]", *COMMON, "engine=inprocess", "grid.inits=[scratch]",
-             "grid.pairs=[[raw_base,raw_base]]", "grid.seeds=[0,1]")
+def test_a_run_that_takes_too_long_has_failed_and_a_full_disk_ends_the_command(
+        data_folders, make_host, tmp_path, monkeypatch):
+    words = (f"results={tmp_path}", "method=lora", "grid.budgets=[20000]", *COMMON, "engine=inprocess",
+             "grid.inits=[scratch]", "grid.pairs=[[raw_base,raw_base]]", "grid.seeds=[0,1]")
     assert command(small(data_folders, make_host, *words, "study=late", "engine.timeout_minutes=0.03")) == 1
     failures = Store(tmp_path / "late").failures().values()
-    assert [failure["kind"] for failure in failures] == ["TimedOut"] * 2 and "retry=failed" in next(iter(failures))["error"]
+    assert [failure["kind"] for failure in failures] == ["TimedOut"] * 2
+    assert "retry=failed" in next(iter(failures))["error"]
 
     def full(*_):
         raise OSError("No space left on device")

@@ -1,8 +1,9 @@
 """Who works on what: a file a run while it is executed, so that several commands on one store share the work.
 
-`<study>/running/<run_id>.json` names host, process and time; its modification time is the heartbeat. A claim is stale when
-its process is gone (seen on the same machine at once) or its heartbeat is older than STALE_SECONDS. With each heartbeat a
-process also writes what its runs are at (stages.Stage), in `<study>/running/<owner>.stage`.
+`<study>/running/<run_id>.json` names host, process and time; its modification time is the heartbeat. A claim
+is stale when its process is gone (seen on the same machine at once) or its heartbeat is older than
+STALE_SECONDS. With each heartbeat a process also writes what its runs are at (stages.Stage), in
+`<study>/running/<owner>.stage`.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from portability.core.stages import Stage
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0  # our choice: twelve heartbeats, because network file systems show times late (DECISIONS D-44)
+# our choice: twelve heartbeats, because network file systems show times late (DECISIONS D-44)
+STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Claim:
 
 
 class Claims:
-    """The claims of a study. Safe between processes and machines but for one race: when two find the same claim stale at
-    the same moment, both may come to own it for a moment, and the run may be executed twice, to the same record."""
+    """The claims of a study. Safe between processes and machines but for one race: when two find the same
+    claim stale at the same moment, both may come to own it for a moment, and the run may be executed twice,
+    to the same record."""
 
     def __init__(self, root: Path | str, owner: str | None = None, beat: float | None = None):
         self.folder = Path(root) / "running"
@@ -52,8 +55,9 @@ class Claims:
 
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
-        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards; but not where the block
-        breaks by a fault that `execute` does not catch: then the process ends, which counts as a death of the worker.
+        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards; but not
+        where the block breaks by a fault that `execute` does not catch: then the process ends, which counts
+        as a death of the worker.
 
         Raises:
             OSError: the study's folder cannot be written.
@@ -102,7 +106,8 @@ class Claims:
         """What the processes that hold runs were at, at their last heartbeats, by owner."""
         found = {}
         for path in self.folder.glob("[!.]*.stage"):
-            with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # its owner let go, or a crash tore it
+            # its owner let go, or a crash tore it
+            with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
                 found[path.stem] = Stage(**json.loads(path.read_text()))
         return found
 
@@ -128,7 +133,8 @@ class Claims:
             draft.unlink(missing_ok=True)
 
     def drop(self, seen: Claim) -> bool:
-        """Move a claim of a process that is gone out of the way; False where another took the run over in this very moment."""
+        """Move a claim of a process that is gone out of the way; False where another took the run over in
+        this very moment."""
         path, away = self._path(seen.run_id), self.folder / f".{self.owner}-stale"
         try:
             path.rename(away)
@@ -160,15 +166,17 @@ class Claims:
         return {claim.run_id: claim for claim in found if claim is not None}
 
     def neighbours(self) -> int:
-        """How many other processes of this machine have runs of the study in hand, of those that share a core with this
-        one."""
-        here = {claim.pid for claim in self.all().values() if claim.machine == machine() and self.lives(claim)}
+        """How many other processes of this machine have runs of the study in hand, of those that share a core
+        with this one."""
+        mine = machine()
+        here = {claim.pid for claim in self.all().values() if claim.machine == mine and self.lives(claim)}
         return sum(_share_cores(pid) for pid in here - {os.getpid()})
 
     def lives(self, claim: Claim) -> bool:
         """Whether the claim's owner still works on it."""
         if claim.machine == machine() and claim.started:
-            return runs(claim.pid) and started(claim.pid) in (claim.started, "")  # empty: another user's, hidden from us
+            # empty: another user's, hidden from us
+            return runs(claim.pid) and started(claim.pid) in (claim.started, "")
         return self.silence(claim) <= STALE_SECONDS
 
     def silence(self, claim: Claim) -> float:
@@ -215,7 +223,8 @@ def _share_cores(pid: int) -> bool:
 def machine() -> str:
     """Tells machines, boots and containers apart: process numbers mean something only where this is equal."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    return digest([platform.node(), boot.read_text() if boot.exists() else "", os.readlink(space) if space.exists() else ""])
+    return digest([platform.node(), boot.read_text() if boot.exists() else "",
+                   os.readlink(space) if space.exists() else ""])
 
 
 def runs(pid: int) -> bool:
@@ -230,8 +239,8 @@ def runs(pid: int) -> bool:
 
 
 def started(pid: int) -> str:
-    """When a process of this machine began, in ticks since boot; empty where that cannot be seen, "gone" of one that has
-    ended and waits for its parent to notice."""
+    """When a process of this machine began, in ticks since boot; empty where that cannot be seen, "gone" of
+    one that has ended and waits for its parent to notice."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

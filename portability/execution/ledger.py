@@ -8,7 +8,8 @@ from portability.execution.worker import Job
 from portability.planning.plan import Plan, alike, stacks
 from portability.store import Store
 
-RETRIES = 2  # a run that was alone when its worker died is tried so many times again; stacks are halved until then
+# a run that was alone when its worker died is tried so many times again; stacks are halved until then
+RETRIES = 2
 TRIED_AGAIN = ("WorkerDied", "Blocked")  # kinds of failure that a repeated command tries again by itself
 
 
@@ -21,8 +22,8 @@ class Ledger:
         retry: which runs that failed before are tried again (selection.RETRIES).
     """
 
-    def __init__(self, planned: Plan, store: Store, stack: int, workers: int, chosen: Iterable[str] | None = None,
-                 retry: str = "died"):
+    def __init__(self, planned: Plan, store: Store, stack: int, workers: int,
+                 chosen: Iterable[str] | None = None, retry: str = "died"):
         self.planned, self.store, self.stack, self.workers = planned, store, stack, workers
         self.todo, self.broken = to_do(planned, store, planned.runs if chosen is None else set(chosen))
         self.starts: dict[str, list[str]] = {}  # origin -> runs that start from it
@@ -32,17 +33,19 @@ class Ledger:
         self.deaths: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
         self.done: set[str] = set()
-        self.known = {i: f for i, f in store.failures(planned.marks).items() if i in self.todo}  # failures so far
+        # failures so far
+        self.known = {i: f for i, f in store.failures(planned.marks).items() if i in self.todo}
         for run_id, failure in self.known.items():
             if retry == "died" and failure.get("kind") not in TRIED_AGAIN and run_id not in self.failed:
                 self._fail(run_id, str(failure["error"]))
         self.earlier = len(self.failed)
 
     def jobs(self) -> list[Job]:
-        """All that is to do, origins before what starts from them; the longest stacks of each generation come first.
+        """All that is to do, origins before what starts from them; the longest stacks of each generation come
+        first.
 
-        A run that no other starts from is put with the last of those that may train with it, because larger stacks cost less
-        a run; an idle worker takes it earlier.
+        A run that no other starts from is put with the last of those that may train with it, because larger
+        stacks cost less a run; an idle worker takes it earlier.
         """
         depth: dict[str, int] = {}
         last: Counter[str] = Counter()
@@ -90,7 +93,8 @@ class Ledger:
         for other in self.starts.get(run_id, ()):
             if other not in self.failed:
                 said = self.known.get(other, {}).get("origin") == run_id or self._has_failed_anew(other)
-                blocked = {"error": f"blocked: its origin run {run_id} failed", "kind": "Blocked", "origin": run_id}
+                blocked = {"error": f"blocked: its origin run {run_id} failed", "kind": "Blocked",
+                           "origin": run_id}
                 self._fail(other, "blocked", None if said else blocked)
 
     def _has_failed_anew(self, run_id: str) -> bool:
@@ -98,18 +102,20 @@ class Ledger:
 
 
 def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str, RunSpec], dict[str, str]]:
-    """The chosen runs that the store lacks, with those they start from whose files are missing or broken; and what is wrong
-    with the ones that are there and broken.
+    """The chosen runs that the store lacks, with those they start from whose files are missing or broken; and
+    what is wrong with the ones that are there and broken.
 
     Raises:
         UserError: a newer version of the project wrote one of them.
     """
     marks = store.marks()
     wanted = set(chosen)
-    todo = {i: run for i, run in planned.runs.items() if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
+    todo = {i: run for i, run in planned.runs.items()
+            if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
     broken: dict[str, str] = {}
     asked: set[str] = set()
-    while new := {run.origin for run in todo.values() if run.origin} - set(todo) - asked:  # what a broken one starts from, too
+    # what a broken one starts from, too
+    while new := {run.origin for run in todo.values() if run.origin} - set(todo) - asked:
         asked |= new
         for origin in sorted(new):
             if fault := store.sound(origin):

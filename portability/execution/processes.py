@@ -1,4 +1,5 @@
-"""Process plumbing, once: a function's answers out of a process of its own, and processes that end with their command."""
+"""Process plumbing, once: a function's answers out of a process of its own, and processes that end with their
+command."""
 
 import multiprocessing
 import os
@@ -17,8 +18,8 @@ class ChildDied(UserError):
 
 
 def in_child(function: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Any]:
-    """What a generator function of a module gives, from a spawned process of its own. The process is killed when the caller
-    stops reading, so temporary folders belong to the caller; Ctrl-C is the caller's affair.
+    """What a generator function of a module gives, from a spawned process of its own. The process is killed
+    when the caller stops reading, so temporary folders belong to the caller; Ctrl-C is the caller's affair.
 
     Args:
         function: its arguments, what it gives and its UserErrors must be picklable.
@@ -71,7 +72,8 @@ def _answer(pipe: Connection, function: Callable[..., Iterable[Any]], args: tupl
 
 
 def end_with_parent() -> None:
-    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends too."""
+    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends
+    too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

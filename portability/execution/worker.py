@@ -1,6 +1,6 @@
-"""What a worker is, whichever engine starts it: it shares a list of jobs with others, takes what is free, and leaves records in
-the store. It trains with one thread, because bits depend on torch's threads; an extraction's do not (extraction/threads.py),
-so that takes what is free."""
+"""What a worker is, whichever engine starts it: it shares a list of jobs with others, takes what is free, and
+leaves records in the store. It trains with one thread, because bits depend on torch's threads; an
+extraction's do not (extraction/threads.py), so that takes what is free."""
 
 import contextlib
 import logging
@@ -27,20 +27,23 @@ from portability.store import Store
 from portability.tracking.runs import TrackingSpec
 
 ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-    "MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
 }
 if [int(part) for part in platform.libc_ver()[1].split(".")[:2]] < [2, 35]:
-    ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"  # the most that older ones take; what they refuse leaves 128 kB
+    # the most that older ones take; what they refuse leaves 128 kB
+    ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"
 TIMED_OUT = 5  # exit code of a worker whose job took too long
 PATIENCE_SECONDS = 60.0  # that a worker waits for others to be done with what runs start from (our choice)
-DRAIN_SECONDS = 8.0  # a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
+# a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
+DRAIN_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stack of runs with the marks of each: the unit that is scheduled. `failures` is how often each had failed when this
-    was planned: one that another command has seen fail since is not executed again."""
+    """A stack of runs with the marks of each: the unit that is scheduled. `failures` is how often each had
+    failed when this was planned: one that another command has seen fail since is not executed again."""
 
     runs: Sequence[RunSpec]
     marks: Mapping[str, Sequence[int]]
@@ -88,11 +91,13 @@ class Worker:
             torch.cuda.set_device(place.device)
         transformers.logging.set_verbosity_error()
         logging.getLogger("adapters").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about adapters' T5 layers
+        # of transformers, about adapters' T5 layers
+        warnings.filterwarnings("ignore", category=FutureWarning)
         self.stopped = threading.Event()
         self.desk: Desk = Desk(
-            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell, Tracker(setup.tracking).log_run, place,
-            setup.checkpoint_seconds, stopped=self.stopped, free=self.free)
+            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
+            Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, stopped=self.stopped,
+            free=self.free)
         self.claims, self.report, self.cores = Claims(setup.store, owner, beat), report, place.cores
         self.minutes, self.late, self.leave = setup.timeout_minutes, False, leave
 
@@ -101,8 +106,8 @@ class Worker:
         self.report(stage)
 
     def run(self, job: Job) -> None:
-        """Carry out those runs of a job that nobody else has in hand, has done or has seen fail. A run that was evaluated at
-        other marks before is evaluated at those too, so that no evaluation is lost.
+        """Carry out those runs of a job that nobody else has in hand, has done or has seen fail. A run that
+        was evaluated at other marks before is evaluated at those too, so that no evaluation is lost.
 
         Raises:
             OSError: a file could not be read or written.
@@ -126,12 +131,13 @@ class Worker:
                 for run in runs:
                     if run.run_id not in self.desk.settled:
                         self.desk.store.fail(run.run_id, {
-                            "error": "the worker ended the job and left neither record nor failure", "kind": "WorkerDied"})
+                            "error": "the worker ended the job and left neither record nor failure",
+                            "kind": "WorkerDied"})
 
     @contextlib.contextmanager
     def _limited(self, runs: Sequence[RunSpec]) -> Iterator[None]:
-        """Leave runs that take longer than they may. One that was alone has failed; which of a stack it was is found out by
-        who follows this worker, in smaller ones."""
+        """Leave runs that take longer than they may. One that was alone has failed; which of a stack it was
+        is found out by who follows this worker, in smaller ones."""
         if self.minutes is None:
             yield
             return
@@ -139,8 +145,8 @@ class Worker:
         def end() -> None:
             if len(runs) == 1:
                 self.desk.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
-                    f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is {self.minutes:g} a run; a "
-                    "run that needs longer needs a larger one and retry=failed)")})
+                    f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is "
+                    f"{self.minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")})
             self.late = True
             self.leave()
 
@@ -157,11 +163,13 @@ class Worker:
             timer.cancel()
 
     def free(self) -> int:
-        """This worker's even part of its machine's cores, among the workers of the study that have something in hand."""
+        """This worker's even part of its machine's cores, among the workers of the study that have something
+        in hand."""
         return max(1, self.cores // (1 + self.claims.neighbours()))
 
     def stop(self) -> None:
-        """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""
+        """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with
+        Drained."""
         self.stopped.set()
 
 
@@ -175,8 +183,8 @@ def is_settled(run: RunSpec, job: Job, store: Store) -> bool:
 
 
 def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | None = None) -> None:
-    """Carry out what nobody else has in hand and whose origins are done, until nothing is left for this worker. Runs that a
-    dead worker had in hand are left alone: whoever follows the workers counts its death.
+    """Carry out what nobody else has in hand and whose origins are done, until nothing is left for this
+    worker. Runs that a dead worker had in hand are left alone: whoever follows the workers counts its death.
 
     Args:
         look_seconds: between looks while all that is left waits for others.
@@ -200,8 +208,8 @@ def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | N
 
 
 def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
-    """The first job that can be had as a whole, or else the first part of one: larger stacks cost less a run, but a worker that
-    has nothing else to do does not wait for them.
+    """The first job that can be had as a whole, or else the first part of one: larger stacks cost less a run,
+    but a worker that has nothing else to do does not wait for them.
 
     Args:
         left: what is left of the jobs, origins first; what was settled meanwhile is removed.
@@ -236,7 +244,8 @@ def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
 
 
 def end_with_parent() -> None:
-    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends too."""
+    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends
+    too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,5 +1,5 @@
-"""How a plan is spread: in this process, over this machine's cores and GPUs, a Ray cluster, or a Slurm queue; one file an
-engine, and no more than the chosen one is imported."""
+"""How a plan is spread: in this process, over this machine's cores and GPUs, a Ray cluster, or a Slurm queue;
+one file an engine, and no more than the chosen one is imported."""
 
 from collections.abc import Callable
 
@@ -34,4 +34,5 @@ def slurm() -> type[Engine]:
     return Slurm
 
 
-ENGINES: dict[str, Callable[[], type[Engine]]] = {"inprocess": inprocess, "local": local, "ray": ray, "slurm": slurm}
+ENGINES: dict[str, Callable[[], type[Engine]]] = {
+    "inprocess": inprocess, "local": local, "ray": ray, "slurm": slurm}

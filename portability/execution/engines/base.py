@@ -1,8 +1,10 @@
-"""What an engine is: it starts workers, which share a list of jobs through the store, and follows what becomes of the runs.
+"""What an engine is: it starts workers, which share a list of jobs through the store, and follows what
+becomes of the runs.
 
-A worker (execution/worker.py, `work`) takes what nobody has in hand and what it starts from is done, so that workers go on
-without the command where the engine lets them, and several commands share the work of one study. A run whose worker died keeps
-the claim of that worker; other workers leave it alone, so that the death is counted here.
+A worker (execution/worker.py, `work`) takes what nobody has in hand and what it starts from is done, so that
+workers go on without the command where the engine lets them, and several commands share the work of one
+study. A run whose worker died keeps the claim of that worker; other workers leave it alone, so that the death
+is counted here.
 """
 
 import time
@@ -31,7 +33,8 @@ class Ended:
 
 
 class Engine(ABC):
-    """Added by a file here that says how workers are started and watched, a line in ENGINES, and conf/engine/NAME.yaml.
+    """Added by a file here that says how workers are started and watched, a line in ENGINES, and
+    conf/engine/NAME.yaml.
 
     `poll_seconds` lie between two looks; a file that another machine wrote is seen after `late_seconds`.
 
@@ -80,7 +83,8 @@ class Engine(ABC):
 
     @abstractmethod
     def look(self) -> tuple[Collection[str], Mapping[str, str]]:
-        """Names of the workers that wait or run now; and how those ended that did since the last look, empty where well.
+        """Names of the workers that wait or run now; and how those ended that did since the last look, empty
+        where well.
 
         Raises:
             UserError: no run can be carried out, say for a full disk; finished runs are in the store.
@@ -145,12 +149,14 @@ class Engine(ABC):
                 self.claims.drop(claim)
         for owner, ids in dead.items():
             if left := [run_id for run_id in ids if run_id in self.jobs]:
-                yield Ended(self._taken(left), self.ended[owner][0] or "the worker ended without a record of the run")
+                how = self.ended[owner][0] or "the worker ended without a record of the run"
+                yield Ended(self._taken(left), how)
 
     def _start(self, held: Mapping[str, Claim]) -> None:
         """Start a worker for each job that can begin and has none in view."""
         jobs = list({id(job): job for job in self.jobs.values()}.values())
-        able = sum(any(run.run_id in self.jobs and run.run_id not in held and (run.origin is None or self.store.has(run.origin))
+        free = self.jobs.keys() - held.keys()
+        able = sum(any(run.run_id in free and (run.origin is None or self.store.has(run.origin))
                        for run in job.runs) for job in jobs)
         available = self.alive - {claim.owner for claim in held.values()}
         count = min(self.most() - len(self.alive), able - len(available))
@@ -166,4 +172,5 @@ class Engine(ABC):
 
 def cannot_go_on(error: object) -> UserError:
     """What to raise where a worker could not read or write a file, so that no run can be carried out."""
-    return UserError(f"cannot go on: {error}; finished runs are kept, repeat the command once it is put right")
+    return UserError(f"cannot go on: {error}; finished runs are kept, repeat the command once it is put "
+                     "right")

@@ -1,5 +1,6 @@
-"""Everything in this very process, in a thread beside the command's own: for notebooks, debuggers and tests. What is equal to
-the bit elsewhere is so here; but a crash ends the command, and a run that hangs cannot be killed."""
+"""Everything in this very process, in a thread beside the command's own: for notebooks, debuggers and tests.
+What is equal to the bit elsewhere is so here; but a crash ends the command, and a run that hangs cannot be
+killed."""
 
 import os
 import threading
@@ -63,7 +64,8 @@ class InProcess(Engine):
             self.worker.stop()
 
     def _work(self, name: str, jobs: Sequence[Job]) -> None:
-        """The worker's thread, which makes the worker because torch keeps the number of its threads by thread."""
+        """The worker's thread, which makes the worker because torch keeps the number of its threads by
+        thread."""
         os.environ.update(ENVIRONMENT)
         try:
             self.worker = Worker(self.setup, self.places(self.conf)[0], owner=name, beat=self.poll_seconds,

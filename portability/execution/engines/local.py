@@ -94,7 +94,9 @@ class Local(Engine):
                 one.process.join()
 
 
-def _work(errors: Connection, jobs: Sequence[Job], setup: Setup, place: Place, name: str, seconds: float) -> None:
+def _work(
+    errors: Connection, jobs: Sequence[Job], setup: Setup, place: Place, name: str, seconds: float
+) -> None:
     """A worker's life."""
     end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

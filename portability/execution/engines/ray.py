@@ -1,4 +1,5 @@
-"""Workers on a Ray cluster, one actor each, on the study's store (engines/base.py): a lost node costs the jobs at hand.
+"""Workers on a Ray cluster, one actor each, on the study's store (engines/base.py): a lost node costs the
+jobs at hand.
 
 Ray's own retries are off, so that a death is counted where all deaths are counted.
 """
@@ -26,15 +27,16 @@ from portability.planning.study import EngineConf
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0  # between a worker's looks for runs that it can have
-SHARED_SECONDS = 30.0  # a file that another machine wrote may be seen so late (our choice: NFS keeps what it saw so long)
+# a file that another machine wrote may be seen so late (our choice: NFS keeps what it saw so long)
+SHARED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Start:
     """What an actor is started with.
 
-    `beacon` is a file in the store that the command made; `folder` is where the command was started, `workers` how many
-    it asked for, `version` its own.
+    `beacon` is a file in the store that the command made; `folder` is where the command was started,
+    `workers` how many it asked for, `version` its own.
     """
 
     setup: Setup
@@ -46,7 +48,8 @@ class Start:
 
 
 class Ray(Engine):
-    """Starts as many actors as there are jobs for them and room on the cluster, counted again as nodes come and go."""
+    """Starts as many actors as there are jobs for them and room on the cluster, counted again as nodes come
+    and go."""
 
     poll_seconds = 1.0
     late_seconds = 10.0
@@ -54,7 +57,8 @@ class Ray(Engine):
     def __init__(self, conf: EngineConf, setup: Setup):
         super().__init__(conf, setup)
         self.options = Options.checked(conf.options)
-        self.actors: dict[str, tuple[Any, Any]] = {}  # by name: the actor, and what is there once its work has ended
+        # by name: the actor, and what is there once its work has ended
+        self.actors: dict[str, tuple[Any, Any]] = {}
         self.closing = contextlib.ExitStack()
         self.room: int | None = None  # workers that the cluster has room for, as it was seen last
 
@@ -67,7 +71,8 @@ class Ray(Engine):
         """
         Options.checked(conf.options)
         if importlib.util.find_spec("ray") is None:
-            raise UserError("engine=ray needs the package ray; install it with: pip install 'portability[ray]'")
+            raise UserError(
+                "engine=ray needs the package ray; install it with: pip install 'portability[ray]'")
 
     def events(self) -> Iterator[Stage | Ended]:
         """See Engine.events; the cluster is joined when there is something to do.
@@ -80,10 +85,12 @@ class Ray(Engine):
             beacon.parent.mkdir(parents=True, exist_ok=True)
             self.closing.callback(beacon.unlink, missing_ok=True)
             self.ray = self.closing.enter_context(connected(self.options, self.conf.workers))
-            self.begin = Start(self.setup, need(self.ray, self.conf, self.options), beacon, Path.cwd(), self.conf.workers)
+            needed = need(self.ray, self.conf, self.options)
+            self.begin = Start(self.setup, needed, beacon, Path.cwd(), self.conf.workers)
             if not self.most():
-                raise UserError(f"no node of the Ray cluster has room for a worker ({self.begin.need.cpus:g} CPUs, "
-                                f"{self.begin.need.gpus:g} GPUs); change engine.options.cpus or gpus, or start a node that has")
+                raise UserError(f"no node of the Ray cluster has room for a worker ({needed.cpus:g} CPUs, "
+                                f"{needed.gpus:g} GPUs); change engine.options.cpus or gpus, or start a node "
+                                "that has")
         yield from super().events()
 
     def most(self) -> int:
@@ -150,7 +157,7 @@ def _death(error: Exception) -> str:
     """How a worker ended, from what Ray says of it, without places and process numbers.
 
     Example:
-        >>> _death(Exception("... Worker exit type: SYSTEM_ERROR Worker exit detail: ... with an exit code 4."))
+        >>> _death(Exception("... Worker exit type: SYSTEM_ERROR ... with an exit code 4."))
         'the worker ended with exit code 4'
     """
     said = str(error)
@@ -197,17 +204,19 @@ def _check(start: Start) -> None:
 
     node = ray.util.get_node_ip_address()
     if start.version != __version__:
-        raise UserError(f"node {node} has portability {__version__}, the command {start.version}; install the same everywhere")
+        raise UserError(f"node {node} has portability {__version__}, the command {start.version}; install "
+                        "the same everywhere")
     until = time.monotonic() + SHARED_SECONDS
     while not start.beacon.exists():
         if time.monotonic() > until:
-            raise UserError(f"node {node} does not see the command's files in {start.setup.store}; results= must be a folder "
-                            "that all nodes share under the same path")
+            raise UserError(f"node {node} does not see the command's files in {start.setup.store}; results= "
+                            "must be a folder that all nodes share under the same path")
         time.sleep(0.5)
 
 
 def _place(start: Start) -> Place:
-    """Ray shows this process no GPU but its own; a CPU's memory is shared by the workers that fit on the node."""
+    """Ray shows this process no GPU but its own; a CPU's memory is shared by the workers that fit on the
+    node."""
     if start.need.gpus:
         return Place("cuda:0", start.need.gpus)
     import ray

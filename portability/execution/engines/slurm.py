@@ -1,12 +1,14 @@
-"""Tasks of a Slurm queue, handed to `sbatch` by submitit: each is a worker on the study's store (engines/base.py).
+"""Tasks of a Slurm queue, handed to `sbatch` by submitit: each is a worker on the study's store
+(engines/base.py).
 
-They go on without the command. A repeated one finds them by the name of their arrays, which follows from the study's folder:
+They go on without the command. A repeated one finds them by the name of their arrays, which follows from the
+study's folder:
 
-    <study>/slurm/<token>/    the jobs that the tasks of an array share, submitit's files and logs; removed at the end if all
-                              went well
+    <study>/slurm/<token>/    the jobs that the tasks of an array share, submitit's files and logs; removed
+                              at the end if all went well
 
-Without Slurm's accounting a task's state is unknown soon after its end, so only the store says what is done; states say how a
-task ended.
+Without Slurm's accounting a task's state is unknown soon after its end, so only the store says what is done;
+states say how a task ended.
 """
 
 import contextlib
@@ -37,11 +39,13 @@ from portability.planning.study import EngineConf
 
 log = logging.getLogger(__name__)
 COMMANDS = ("sbatch", "scancel", "scontrol", "squeue", "srun")
-OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
-        "TIMEOUT")
-TURN = ("", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Cleaning")  # ordinary reasons to wait
+OVER = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+        "PREEMPTED", "REVOKED", "TIMEOUT")
+# ordinary reasons to wait
+TURN = ("", "None", "Priority", "Resources", "JobArrayTaskLimit", "BeginTime", "Cleaning")
 NOTICE_SECONDS = 90  # before the time limit a task is told; Slurm may be up to a minute early
-STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # scancel and preemption; submitit's sign that time is nearly over
+# scancel and preemption; submitit's sign that time is nearly over
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_SECONDS = 2.0  # between a task's looks for runs that it can have
 END_SECONDS = 10.0  # that tasks have to end by themselves when nothing is left (our choice)
 
@@ -71,8 +75,8 @@ class Options:
             UserError: a key or value is wrong.
         """
         options = build(Options, value, "engine.options")
-        for key, least in (("minutes", 5), ("cpus", 1), ("gpus", 0), ("at_once", 1), ("jobs_per_task", 1), ("memory_gb", 0.1),
-                           ("poll_seconds", 0.1), ("late_seconds", 0)):
+        for key, least in (("minutes", 5), ("cpus", 1), ("gpus", 0), ("at_once", 1), ("jobs_per_task", 1),
+                           ("memory_gb", 0.1), ("poll_seconds", 0.1), ("late_seconds", 0)):
             number = getattr(options, key)
             if number is not None and number < least:
                 raise UserError(f"engine.options.{key} must be at least {least}, got {number}")
@@ -85,7 +89,7 @@ class Options:
             "cpus_per_task": self.cpus, "array_parallelism": self.at_once, "signal_delay_s": NOTICE_SECONDS,
             "mem": f"{round(self.memory_gb * 1024)}MB" if self.memory_gb else None,
             "gres": f"gpu:{self.gpus}" if self.gpus else None,
-            "setup": [*(f"export {key}={shlex.quote(value)}" for key, value in ENVIRONMENT.items()), *self.setup],
+            "setup": [f"export {key}={shlex.quote(text)}" for key, text in ENVIRONMENT.items()] + self.setup,
             "srun_args": [f"--cpus-per-task={self.cpus}"],  # Slurm from 22.05 on does not hand it down
             "additional_parameters": dict(self.extra), "stderr_to_stdout": True, "wckey": None,
         }
@@ -130,7 +134,8 @@ class Slurm(Engine):
         folder = self.folder / uuid.uuid4().hex[:12]
         folder.mkdir(parents=True)
         (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
-        task = partial(run_task, folder / "jobs.pickle", self.setup, self.conf.device, self.options.jobs_per_task)
+        per_task = self.options.jobs_per_task
+        task = partial(run_task, folder / "jobs.pickle", self.setup, self.conf.device, per_task)
         try:
             return submit_array([task] * count, folder, self.options.for_submitit(self.name))
         except UserError:
@@ -151,17 +156,18 @@ class Slurm(Engine):
         for task, state, reason in queue:
             if state == "PENDING" and reason not in TURN and reason not in self.said:
                 self.said.add(reason)
-                log.warning("Slurm keeps task %s waiting, perhaps for good (%s): do engine.options suit the partition? Ctrl-C "
-                            "ends this command", task, reason)
-        alive = {task for task, state, _ in queue if state not in OVER}
+                log.warning("Slurm keeps task %s waiting, perhaps for good (%s): do engine.options suit the "
+                            "partition? Ctrl-C ends this command", task, reason)
         states = {task: state for task, state, _ in queue}
-        return alive, {task: self._end(task, states.get(task, "unknown to Slurm by now")) for task in self.alive - alive}
+        alive = {task for task, state in states.items() if state not in OVER}
+        over = self.alive - alive
+        return alive, {task: self._end(task, states.get(task, "unknown to Slurm by now")) for task in over}
 
     def _end(self, task: str, state: str) -> str:
         """How a task ended."""
         if state == "CANCELLED":
-            raise UserError(f"Slurm task {task} was cancelled by somebody; finished runs and checkpoints are kept, repeat the "
-                            "command to go on")
+            raise UserError(f"Slurm task {task} was cancelled by somebody; finished runs and checkpoints are "
+                            "kept, repeat the command to go on")
         with contextlib.suppress(StopIteration, EOFError, pickle.UnpicklingError):
             kind, value = pickle.loads(next(self.folder.glob(f"*/{task}_0_result.pkl")).read_bytes())
             if kind == "success" and value is None:
@@ -169,22 +175,23 @@ class Slurm(Engine):
             if kind == "success":
                 raise cannot_go_on(value)
         self.spoiled = True
-        return (f"Slurm task {task} ended without a record of the run ({state}); see {task}_0_log.out in the study's "
-                "folder slurm")
+        return (f"Slurm task {task} ended without a record of the run ({state}); see {task}_0_log.out in the "
+                "study's folder slurm")
 
     def drain(self) -> None:
         """Tasks go on while there is something to do; else they end, and their files are removed."""
         if self.jobs and self.alive:
-            log.warning("%d Slurm tasks go on without this command: repeat it to follow them, or end them with: scancel %s",
-                        len(self.alive), " ".join(sorted({task.partition("_")[0] for task in self.alive})))
+            arrays = " ".join(sorted({task.partition("_")[0] for task in self.alive}))
+            log.warning("%d Slurm tasks go on without this command: repeat it to follow them, or end them "
+                        "with: scancel %s", len(self.alive), arrays)
         if self.jobs:
             return
         with contextlib.suppress(UserError):  # Slurm does not answer: its tasks end all the same
             _ask("scancel", "--me", f"--name={self.name}", "--state=PENDING")
             until = time.monotonic() + END_SECONDS
-            while left := any(state not in OVER for _, state, _ in read_queue(self.name)) and time.monotonic() < until:
+            while time.monotonic() < until and any(state not in OVER for _, state, _ in read_queue(self.name)):
                 time.sleep(0.5)
-            if not left and not self.spoiled:
+            if time.monotonic() < until and not self.spoiled:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -195,21 +202,24 @@ def require() -> None:
         UserError: submitit or Slurm's commands are missing.
     """
     if importlib.util.find_spec("submitit") is None:
-        raise UserError("engine=slurm needs the package submitit; install it with: pip install 'portability[slurm]'")
+        raise UserError("engine=slurm needs the package submitit; install it with: pip install "
+                        "'portability[slurm]'")
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
-        raise UserError(f"engine=slurm needs Slurm's commands, and {', '.join(missing)} is not on PATH; start this on a "
-                        "machine that submits to a Slurm cluster, or use engine=local")
+        raise UserError(f"engine=slurm needs Slurm's commands, and {', '.join(missing)} is not on PATH; "
+                        "start this on a machine that submits to a Slurm cluster, or use engine=local")
 
 
 def read_queue(name: str) -> list[tuple[str, str, str]]:
-    """This user's tasks of arrays of a name, with those that ended some minutes ago: id (ARRAY_INDEX, or the job's number
-    where it is no array), state, and why it waits.
+    """This user's tasks of arrays of a name, with those that ended some minutes ago: id (ARRAY_INDEX, or the
+    job's number where it is no array), state, and why it waits.
 
     Raises:
         UserError: Slurm does not answer.
     """
-    lines = _ask("squeue", "--me", f"--name={name}", "--noheader", "--array", "--states=all", "--format=%i|%T|%r").splitlines()
-    return [(task, state, reason) for task, state, reason in (line.strip().split("|", 2) for line in lines)]
+    said = _ask("squeue", "--me", f"--name={name}", "--noheader", "--array", "--states=all",
+                "--format=%i|%T|%r")
+    lines = [line.strip().split("|", 2) for line in said.splitlines()]
+    return [(task, state, reason) for task, state, reason in lines]
 
 
 def _ask(*command: str) -> str:
@@ -247,7 +257,8 @@ def _last_line(text: str) -> str:
 
 
 def run_task(jobs: Path, setup: Setup, device: str, most: int | None) -> str | None:
-    """One worker, in a process that Slurm started. A worker that is told to stop keeps its checkpoints and leaves the rest.
+    """One worker, in a process that Slurm started. A worker that is told to stop keeps its checkpoints and
+    leaves the rest.
 
     Returns:
         why a file could not be read or written, or None.
@@ -277,12 +288,14 @@ def run_task(jobs: Path, setup: Setup, device: str, most: int | None) -> str | N
 
 
 def _place(device: str) -> Place:
-    """This task's device; of a node's memory it may use what Slurm gave it, or else as large a part as of its cores."""
+    """This task's device; of a node's memory it may use what Slurm gave it, or else as large a part as of its
+    cores."""
     (place,) = places(device, 1)
     if place.device != "cpu":
         return place
     cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
-    given = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) or cpus * int(os.environ.get("SLURM_MEM_PER_CPU", "0"))
+    per_cpu = int(os.environ.get("SLURM_MEM_PER_CPU", "0"))
+    given = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) or cpus * per_cpu
     share = min(1.0, given / whole if given else cpus / (os.cpu_count() or cpus))
     return Place("cpu", share, min(cpus, place.cores))
