@@ -98,9 +98,9 @@ def test_a_death_is_told_with_all_that_the_worker_had_in_hand(tmp_path):
 def test_workers_that_end_before_they_begin_are_not_started_for_ever(tmp_path):
     engine = Pretended(tmp_path, lambda name: "exit code 7")
     engine.submit(ledger(tmp_path, seeds=2).jobs())
-    with pytest.raises(UserError, match="3 times in a row .* before one had begun; the last: exit code 7"):
+    with pytest.raises(UserError, match="workers in a row ended before they had begun; the last: exit code 7"):
         list(engine.events())
-    assert len(engine.started) == 3 and all(count <= 2 for _, count in engine.started)
+    assert len(engine.started) == 2 and all(count <= 2 for _, count in engine.started)
 
 
 def test_a_worker_takes_whole_jobs_first_and_parts_before_it_idles(tmp_path):
@@ -140,12 +140,10 @@ def test_dependents_wait_for_all_marks_of_their_origin_and_a_limit_is_kept(tmp_p
     book = ledger(tmp_path, seeds=1)
     origin = origin_job(book).runs[0].run_id
     book.store.commit(origin, Result({"train_info": {"metrics": [{"updates": 7}]}}))
-    mine = hand(book.store)
-    work(book.jobs(), mine, 0.0, most=1)
-    assert len(mine.taken) == 1
-    (job,) = (job for job in book.jobs() if origin in [run.run_id for run in job.runs])
     with Claims(tmp_path).held([origin]):
-        other = hand(book.store)
+        mine, other = hand(book.store), hand(book.store)
+        work(book.jobs(), mine, 0.0, most=1)
+        assert len(mine.taken) == 1
         other.stopped.wait = lambda _: other.stopped.set()
         work(book.jobs(), other, 0.0)
     assert not any(book.todo[run_id].origin == origin for ids in other.taken for run_id in ids)

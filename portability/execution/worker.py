@@ -187,7 +187,7 @@ def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | N
     worker. Runs that a dead worker had in hand are left alone: whoever follows the workers counts its death.
 
     Args:
-        look_seconds: between looks while all that is left waits for others.
+        look_seconds: at least so long lies between looks while all that is left waits for others.
         most: at most so many jobs; None: no limit.
 
     Raises:
@@ -197,6 +197,7 @@ def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | N
     left, done, taken = list(jobs), set[str](), 0
     until = time.monotonic() + PATIENCE_SECONDS
     while taken != most and not worker.stopped.is_set():
+        began = time.monotonic()
         if job := _next(left, done, worker):
             worker.run(job)
             taken, until = taken + 1, time.monotonic() + PATIENCE_SECONDS
@@ -204,7 +205,7 @@ def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | N
                 worker.claims.read(run.origin) for job in left for run in job.runs if run.origin):
             return
         else:
-            worker.stopped.wait(look_seconds)
+            worker.stopped.wait(max(look_seconds, 5 * (time.monotonic() - began)))
 
 
 def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:

@@ -20,7 +20,7 @@ from portability.hosts.devices import Place
 from portability.planning.study import EngineConf
 from portability.store import Store
 
-STARTS = 3  # so many times in a row workers may end before one has begun (our choice)
+STARTS = 3  # so many workers in a row may end before they have begun (our choice)
 SCAN_SECONDS = 10.0  # after which all runs are looked at though no worker began or ended anything
 
 
@@ -51,7 +51,7 @@ class Engine(ABC):
         self.jobs: dict[str, Job] = {}  # run id -> the job that it is in, of those that have not ended
         self.alive: set[str] = set()  # workers that wait or run
         self.ended: dict[str, tuple[str, float]] = {}  # how a worker ended, and when that was seen
-        self.barren = 0  # starts in a row of which nothing came
+        self.barren = 0  # workers in a row that ended before they had begun
 
     # ---- what an engine says
 
@@ -124,8 +124,10 @@ class Engine(ABC):
                         yield Ended(self._taken([run_id]))
             yield from self._deaths(held.values())
             before = held.keys() if len(self.jobs) == count else None  # what ended may have blocked others
-            if held or before is None:
-                self.barren = 0
+            self.barren = 0 if held or before is None else self.barren + sum(map(bool, over.values()))
+            if self.barren >= STARTS:
+                raise UserError(f"{self.barren} workers in a row ended before they had begun; the last: "
+                                f"{[*filter(None, over.values())][-1]}")
             if self.jobs:
                 self._start(held)
                 time.sleep(self.poll_seconds)
@@ -154,20 +156,16 @@ class Engine(ABC):
 
     def _start(self, held: Mapping[str, Claim]) -> None:
         """Start a worker for each job that can begin and has none in view."""
+        room = self.most() - len(self.alive)
+        if room <= 0:
+            return
         jobs = list({id(job): job for job in self.jobs.values()}.values())
         free = self.jobs.keys() - held.keys()
         able = sum(any(run.run_id in free and (run.origin is None or self.store.has(run.origin))
                        for run in job.runs) for job in jobs)
         available = self.alive - {claim.owner for claim in held.values()}
-        count = min(self.most() - len(self.alive), able - len(available))
-        if count <= 0:
-            return
-        if not self.alive:
-            self.barren += 1
-            if self.barren > STARTS:
-                raise UserError(f"{STARTS} times in a row workers ended before one had begun; the last: "
-                                f"{next(reversed(self.ended.values()), ('',))[0] or 'no reason given'}")
-        self.alive |= set(self.start(jobs, count))
+        if (count := min(room, able - len(available))) > 0:
+            self.alive |= set(self.start(jobs, count))
 
 
 def cannot_go_on(error: object) -> UserError:
