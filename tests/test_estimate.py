@@ -85,7 +85,7 @@ def seconds(text):
 
 def test_a_queue_elsewhere_is_not_calibrated_from_here(data_folders, make_host, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WORST", (1.0, 1e6))
-    monkeypatch.setattr("portability.execution.engines.slurm.check", lambda conf: None)  # no cluster is needed to ask
+    monkeypatch.setattr("portability.execution.engines.slurm.Slurm.check", lambda conf: None)  # no cluster is needed to ask
     study = small(data_folders, make_host, f"results={tmp_path}", "study=far", "engine=slurm", "method=lora")
     planned, store = plan(study.grid), Store(tmp_path / "far")
     with pytest.raises(UserError, match="run a part first .only=...., or repeat the command with yes=true"):

@@ -7,9 +7,8 @@ from test_status import many_questions, slow_to_score  # noqa: F401
 from tqdm import tqdm
 
 from portability.execution import scheduler as progress
-from portability.execution.leases import Claims
-from portability.execution.scheduler import RETRIES, Ledger
-from portability.execution.worker import TimedOut, overdue
+from portability.execution.ledger import RETRIES, Ledger
+from portability.execution.worker import Job
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Result, Store
@@ -22,15 +21,7 @@ def ledger(tmp_path, seeds=8, **how):
 
 
 def origin_job(book):
-    return next(job for job in every(book) if job.runs[0].method and job.runs[0].host.name == "raw-base")
-
-
-def every(book):
-    """All jobs that can be had without waiting."""
-    found = []
-    while jobs := book.ready(True):
-        found += jobs
-    return found
+    return next(job for job in book.jobs() if job.runs[0].method and job.runs[0].host.name == "raw-base")
 
 
 def finish(store, job):
@@ -41,7 +32,7 @@ def finish(store, job):
 
 def test_only_the_guilty_run_of_a_dying_stack_fails(tmp_path):
     book = ledger(tmp_path)
-    jobs = every(book)
+    jobs = book.jobs()
     stack = next(job for job in jobs if len(job.runs) == 8 and job.runs[0].method)
     guilty = stack.runs[3].run_id
     queue, sizes = [stack], []
@@ -65,10 +56,10 @@ def test_what_an_origin_blocks_is_ready_again_once_the_origin_is_done(tmp_path):
     origin = origin_job(book)
     book.store.fail(origin.runs[0].run_id, {"error": "boom", "kind": "RuntimeError"})
     assert book.settle(origin, None) == []  # an error of its own is not tried again, and what starts from it is blocked
-    assert book.ready(True) == [] and "blocked" in book.failed.values()
+    assert "blocked" in book.failed.values()
     finish(book.store, origin)
     again = Ledger(book.planned, book.store, 8, 1)
-    ready = [run.run_id for job in every(again) for run in job.runs]
+    ready = [run.run_id for job in again.jobs() for run in job.runs]
     assert set(book.failed) - {origin.runs[0].run_id} <= set(ready)
 
 
@@ -83,72 +74,16 @@ def test_a_repeated_command_tries_again_what_died_and_only_when_asked_what_faile
     for run_id in blocked:
         book.store.fail(run_id, {"error": "blocked", "kind": "Blocked", "origin": origin})
     again = ledger(tmp_path, seeds=1, retry=retry)
-    ready = {run.run_id for job in every(again) for run in job.runs}
+    ready = {run.run_id for job in again.jobs() for run in job.runs}
     assert (origin in ready) == tried and again.earlier == (0 if tried else 1 + len(blocked))
     assert [again.store.attempts(run_id) for run_id in blocked] == [1] * len(blocked), "the same failure was written twice"
 
 
-def test_a_run_that_leaves_nothing_behind_is_tried_again_and_then_fails(tmp_path):
-    book = ledger(tmp_path, seeds=1)
-    jobs = [origin_job(book)]
-    for _ in range(RETRIES):
-        jobs = book.settle(jobs[0], None)
-        assert len(jobs) == 1
-    assert book.settle(jobs[0], None) == [] and "neither record nor failure" in book.failed[jobs[0].runs[0].run_id]
-
-
-def test_a_run_that_takes_too_long_is_halved_out_and_not_tried_again(tmp_path):
+def test_a_plan_comes_in_the_order_in_which_its_runs_start_from_each_other(tmp_path):
     book = ledger(tmp_path, seeds=2)
-    job = origin_job(book)
-    assert overdue(job, 119, 1.0) is None and overdue(job, 1e9, None) is None
-    late = overdue(job, 121, 1.0)
-    assert isinstance(late, TimedOut) and "engine.timeout_minutes is 1 a run" in late
-    one, other = book.settle(job, late)
-    assert book.settle(one, late) == [] and book.store.failures()[one.runs[0].run_id]["kind"] == "TimedOut"
-    finish(book.store, other)
-    assert book.settle(other, None) == [] and other.runs[0].run_id in book.done
-
-
-def test_a_plan_comes_in_waves_each_after_what_it_starts_from(tmp_path):
-    book = ledger(tmp_path, seeds=2)
-    waves = book.waves()
-    ids = [[run.run_id for job in wave for run in job.runs] for wave in waves]
-    assert sorted(sum(ids, [])) == sorted(book.planned.runs) and len(waves) == 2
-    assert all(run.origin in ids[0] for job in waves[1] for run in job.runs)
-    origin = next(job for job in waves[0] if job.runs[0].method and job.runs[0].host.name == "raw-base")
-    dependent = next(job for job in waves[1])
-    again = book.settle(origin, "killed")
-    assert book.settle(dependent, "cancelled") == [] and not book.failed, "what was cancelled for its origin's sake is no death"
-    for job in again:
-        finish(book.store, job)
-        assert book.settle(job, None) == []
-    assert {run.run_id for job in book.ready(True) for run in job.runs} == {run.run_id for run in dependent.runs}
-
-
-def test_runs_that_another_command_has_in_hand_are_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.0)
-    book = ledger(tmp_path, seeds=2)
-    job = origin_job(book)
-    one, other = (run.run_id for run in job.runs)
-    with Claims(tmp_path).held([one, other]) as mine:
-        assert mine == {one, other}
-        assert book.settle(job, None) == [] and book.elsewhere == {one, other} and not book.failed
-        assert every(book) == []
-        finish(book.store, progress.Job([job.runs[0]], job.marks))
-    ready = [run.run_id for job in every(book) for run in job.runs]
-    assert one in book.done and other in ready, "what was left behind is not taken up"
-    assert {book.planned.runs[run_id].origin for run_id in ready if book.planned.runs[run_id].origin} == {one}
-
-
-def test_a_failure_elsewhere_blocks_here_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.0)
-    book = ledger(tmp_path, seeds=1)
-    job = origin_job(book)
-    with Claims(tmp_path).held([job.runs[0].run_id]):
-        book.settle(job, None)
-        book.store.fail(job.runs[0].run_id, {"error": "boom", "kind": "ValueError"})
-    assert every(book) == [] and book.failed[job.runs[0].run_id] == "failed elsewhere" and "blocked" in book.failed.values()
-    assert book.store.attempts(job.runs[0].run_id) == 1
+    ids = [run.run_id for job in book.jobs() for run in job.runs]
+    assert sorted(ids) == sorted(book.planned.runs)
+    assert all(ids.index(run.origin) < ids.index(run.run_id) for run in book.todo.values() if run.origin)
 
 
 def test_an_origin_whose_module_is_broken_is_trained_again(tmp_path):
@@ -173,15 +108,9 @@ def test_a_run_that_failed_by_itself_is_not_handed_out_again_when_its_origin_is(
     origin = origin_job(book).runs[0].run_id
     failed, other = [run_id for run_id, run in book.planned.runs.items() if run.origin == origin]
     book.store.fail(failed, {"error": "boom", "kind": "RuntimeError"})
-    waves = ledger(tmp_path, seeds=1).waves()
-    assert failed not in {run.run_id for wave in waves for job in wave for run in job.runs}
     again = ledger(tmp_path, seeds=1)
-    assert failed in again.failed
-    job = origin_job(again)
-    finish(again.store, job)
-    assert again.settle(job, None) == []
-    assert {run.run_id for job in every(again) for run in job.runs} >= {other} and again.failed[failed] == "boom"
-    assert failed not in {run_id for run_id in again.out | set(again.free)}
+    ready = {run.run_id for job in again.jobs() for run in job.runs}
+    assert failed not in ready and ready >= {origin, other} and again.failed[failed] == "boom"
 
 
 def test_a_run_that_wrote_its_failure_before_its_worker_died_is_not_tried_again(tmp_path):
@@ -199,35 +128,10 @@ def test_only_what_was_chosen_is_carried_out(tmp_path):
     assert set(ledger(tmp_path, seeds=2, chosen=some).todo) == set(some)
 
 
-def test_dependents_wait_for_all_marks_of_their_origin(tmp_path):
-    book = ledger(tmp_path, seeds=1)
-    origin = next(job for job in every(book) if job.runs[0].method and job.runs[0].host.name == "raw-base").runs[0]
-    book.store.commit(origin.run_id, Result({"train_info": {"metrics": [{"updates": 7}]}}))
-    assert not any(run.origin == origin.run_id for job in book.ready(True) for run in job.runs)
-
-
-def test_runs_that_no_other_needs_wait_for_those_they_may_train_with(tmp_path):
-    book = ledger(tmp_path, seeds=2)
-    first = book.ready(False)
-    kinds = {(run.host.name, run.init.name) for job in first for run in job.runs}
-    assert kinds == {("raw-base", "scratch"), ("tuned-base", "bare")}  # scratch on tuned-base trains with the ported ones
-    for job in first:
-        finish(book.store, job)
-        assert book.settle(job, None) == []
-    (together,) = (job for job in book.ready(False) if job.runs[0].method)
-    assert sorted(run.init.name for run in together.runs) == ["ported", "ported", "sampled", "sampled", "scratch", "scratch"]
-    assert book.ready(True) == []
-
-
-def test_an_idle_worker_takes_one_kind_of_the_runs_that_wait_for_company(tmp_path):
-    planned = plan(grid(seeds=[0, 1], methods=grid().methods[:2], pairs=grid().pairs[:1], budgets=[200],
-                        relations={"same": grid().data[0]}))
-    book = Ledger(planned, Store(tmp_path), 8, 1)
-    book.ready(False)
-    for method in ("adapter", "prefix"):
-        (job,) = book.ready(True)
-        assert [(run.method.name, run.init.name) for run in job.runs] == [(method, "scratch")] * 2
-    assert book.ready(True) == []
+def test_runs_that_no_other_needs_come_with_those_they_may_train_with(tmp_path):
+    jobs = ledger(tmp_path, seeds=2).jobs()
+    kinds = [sorted(run.init.name for run in job.runs) for job in jobs if job.runs[0].host.name == "tuned-base"]
+    assert kinds == [["bare"], ["ported", "ported", "sampled", "sampled", "scratch", "scratch"]]
 
 
 class Seen(tqdm):
@@ -287,17 +191,10 @@ def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tm
 def test_what_failed_and_what_it_blocks_is_not_waited_for(tmp_path):
     book = ledger(tmp_path, seeds=1)
     meter, bar = bar_of(book)
-    jobs = every(book)
-    origin = next(job for job in jobs if job.runs[0].method and job.runs[0].host.name == "raw-base")
-    book.store.fail(origin.runs[0].run_id, {"error": "boom", "kind": "ValueError"})
-    book.settle(origin, None)
-    for job in jobs:
-        if job is not origin:
-            finish(book.store, job)
-            book.settle(job, None)
-    while rest := every(book):
-        for job in rest:
-            finish(book.store, job)
-            book.settle(job, None)
+    origin = origin_job(book).runs[0].run_id
+    book.store.fail(origin, {"error": "boom", "kind": "ValueError"})
+    for job in book.jobs():
+        finish(book.store, Job([run for run in job.runs if origin not in (run.run_id, run.origin)], job.marks))
+        assert book.settle(job, None) == []
     meter.settle()
     assert bar.n == bar.total and f"{len(book.failed)} failed" in bar.postfix and not bar.postfix.startswith("0/")

@@ -19,10 +19,10 @@ from tiny import CONF
 
 from portability.core.errors import UserError
 from portability.execution.engines import ray as ray_engine
-from portability.execution.engines import ray_actor, ray_cluster
-from portability.execution.engines.ray_actor import standing
+from portability.execution.engines import ray_cluster
+from portability.execution.engines.base import Ended
 from portability.execution.leases import Claims
-from portability.execution.worker import Job, Setup, TimedOut
+from portability.execution.worker import Job, Setup
 from portability.planning.plan import plan
 from portability.planning.study import EngineConf
 from portability.run import command, compose
@@ -122,16 +122,7 @@ def gone(pids):
     return lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_ray_cluster_gives_the_bits_of_one_worker_here_though_records_are_seen_late(
-        token, data_folders, make_host, tmp_path, monkeypatch):
-    """Late as on a network file system: a job has not ended before its records are seen."""
-    looks: dict[str, float] = {}
-
-    def late(store, job):
-        first = looks.setdefault(job.runs[0].run_id, time.monotonic())
-        return standing(store, job) if time.monotonic() - first > 0.5 else {run.run_id: (False, 0) for run in job.runs}
-
-    monkeypatch.setattr(ray_engine, "standing", late)
+def test_a_ray_cluster_gives_the_bits_of_one_worker_here(token, data_folders, make_host, tmp_path):
     common = (f"results={tmp_path}", "method=prefix", "grid.inits=[ported,scratch]", "grid.seeds=[0]", *OFF)
     one = small(data_folders, make_host, *common, "study=here", "engine.workers=1")
     two = small(data_folders, make_host, *common, "study=ray", "engine=ray", "engine.workers=2", "engine.stack=1")
@@ -183,38 +174,39 @@ def one_job(study):
     return Job([run], {run.run_id: sorted(planned.marks[run.run_id])})
 
 
-def engine_of(study, job, folder, address, **conf):
-    """Let the engine carry out one job; gives back what it yields, and what it reported."""
-    setup = Setup(folder, study.sources, study.overlap, TrackingSpec("disabled", "p", folder), 60.0)
+def engine_of(study, job, folder, address, timeout_minutes=None, **conf):
+    """Let the engine carry out one job; gives back how it ended, and what it reported."""
+    setup = Setup(folder, study.sources, study.overlap, TrackingSpec("disabled", "p", folder), 60.0, timeout_minutes)
     options = {"address": address, "gpus": None, "cpus": 1}
-    waiting, seen = [job], []
-
-    def jobs(idle):
-        given = list(waiting)
-        waiting.clear()
-        return given
-
     whole = EngineConf(**{"kind": "ray", "device": "cpu", "workers": 1, "stack": 1, "checkpoint_seconds": 60.0,
-                          "timeout_minutes": None, "options": options} | conf)
-    return list(ray_engine.run_jobs(jobs, setup, whole, seen.append)), seen
+                          "timeout_minutes": timeout_minutes, "options": options} | conf)
+    engine = ray_engine.Ray(whole, setup)
+    try:
+        engine.submit([job])
+        events = list(engine.events())
+    finally:
+        engine.drain()
+    return [event for event in events if isinstance(event, Ended)], [event for event in events if not isinstance(event, Ended)]
 
 
-def test_a_job_that_takes_too_long_is_killed_and_updates_are_reported_meanwhile(cluster, data_folders, make_host, tmp_path):
+def test_a_job_that_takes_too_long_is_ended_and_updates_are_reported_meanwhile(
+        cluster, data_folders, make_host, tmp_path, monkeypatch):
     study = small(data_folders, make_host, *SLOW, "grid.budgets=[20000]", "grid.seeds=[0]")
     job = one_job(study)
-    [(ended, how)], seen = engine_of(study, job, tmp_path / "late", cluster.address, timeout_minutes=3 / 60)
-    assert ended == job and isinstance(how, TimedOut) and "timed out after" in how
+    [end], seen = engine_of(study, job, tmp_path / "late", cluster.address, timeout_minutes=12 / 60)
+    (failure,) = Store(tmp_path / "late").failures().values()
+    assert list(end.job.runs) == list(job.runs) and failure["kind"] == "TimedOut" and "timed out after" in failure["error"]
     made = [stage.updates for stage in seen if stage.runs]
     assert 0 < max(made) < 20000 and made == sorted(made), "the bar would not have moved"
 
 
 def test_a_folder_that_nodes_do_not_share_and_another_version_are_one_sentence(token, tmp_path, monkeypatch):
     setup = Setup(tmp_path, [], "drop", TrackingSpec("disabled", "p", tmp_path))
-    monkeypatch.setattr(ray_actor, "SHARED_SECONDS", 0.1)
+    monkeypatch.setattr(ray_engine, "SHARED_SECONDS", 0.1)
     with pytest.raises(UserError, match="results= must be a folder that all nodes share"):
-        ray_actor._check(ray_actor.Start(setup, ray_cluster.Need(1, 0), tmp_path / "nothing", tmp_path, None))
+        ray_engine._check(ray_engine.Start(setup, ray_cluster.Need(1, 0), tmp_path / "nothing", tmp_path, None))
     with pytest.raises(UserError, match="the command 0.0; install the same"):
-        ray_actor._check(ray_actor.Start(setup, ray_cluster.Need(1, 0), tmp_path, tmp_path, None, "0.0"))
+        ray_engine._check(ray_engine.Start(setup, ray_cluster.Need(1, 0), tmp_path, tmp_path, None, "0.0"))
 
 
 def test_a_cluster_without_room_for_a_worker_says_so(cluster, data_folders, make_host, tmp_path):

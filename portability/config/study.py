@@ -19,6 +19,7 @@ from portability.core.measures import name_of
 from portability.core.schema import build
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
+from portability.execution.engines import ENGINES
 from portability.hosts.host import HostSource, describe
 from portability.planning.plan import Grid, check_relations, origins, rated
 from portability.planning.selection import Part
@@ -43,6 +44,7 @@ def to_study(cfg: DictConfig) -> Study:
     assert isinstance(raw, dict)
     _check_finite({key: value for key, value in raw.items() if key != "study"}, "")  # "nan" is a name there
     conf = build(Config, raw, "")
+    choose(conf.engine.kind, ENGINES, "engine.kind")
     relations = _relations(conf)
     used = dict.fromkeys([*conf.grid.data, *(name for own in relations.values() for name in own.values())])
     names = conf.grid.study_data or dict.fromkeys([*conf.host_set.study_data, *used])

@@ -1,8 +1,9 @@
 """Who works on what: a file a run while it is executed, so that several commands on one store share the work.
 
-`<study>/running/<run_id>.json` names host, process and time; its modification time is the heartbeat. A claim is stale when
-its process is gone (seen on the same machine at once) or its heartbeat is older than STALE_SECONDS. With each heartbeat a
-process also writes what its runs are at (stages.Stage), in `<study>/running/<owner>.stage`.
+`<study>/running/<run_id>.json` names host, process and time; its modification time is the heartbeat. A claim
+is stale when its process is gone (seen on the same machine at once) or its heartbeat is older than
+STALE_SECONDS. With each heartbeat a process also writes what its runs are at (stages.Stage), in
+`<study>/running/<owner>.stage`.
 """
 
 import contextlib
@@ -18,12 +19,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from portability.core.errors import FAULTS
 from portability.core.specs import digest
 from portability.core.stages import Stage
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0  # our choice: twelve heartbeats, because network file systems show times late (D-44)
+# our choice: twelve heartbeats, because network file systems show times late (D-44)
+STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,21 @@ class Claim:
 
 
 class Claims:
-    """The claims of a study. Safe between processes and machines but for one race: when two find the same claim stale at
-    the same moment, both may come to own it for a moment, and the run may be executed twice, to the same record."""
+    """The claims of a study. Safe between processes and machines but for one race: when two find the same
+    claim stale at the same moment, both may come to own it for a moment, and the run may be executed twice,
+    to the same record."""
 
-    def __init__(self, root: Path | str):
+    def __init__(self, root: Path | str, owner: str | None = None, beat: float | None = None):
         self.folder = Path(root) / "running"
-        self.owner = uuid.uuid4().hex
+        self.owner, self.beat = owner or uuid.uuid4().hex, beat or HEARTBEAT_SECONDS
         self.mine: set[str] = set()
         self.stage: Stage | None = None
 
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
-        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards.
+        """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards; but not
+        where the block breaks by a fault that `execute` does not catch: then the process ends, which counts
+        as a death of the worker.
 
         Raises:
             OSError: the study's folder cannot be written.
@@ -63,6 +69,9 @@ class Claims:
         beat.start()
         try:
             yield set(self.mine)
+        except FAULTS:
+            self.mine = set()
+            raise
         finally:
             over.set()
             beat.join()
@@ -72,28 +81,33 @@ class Claims:
                     self._path(run_id).unlink(missing_ok=True)
 
     def _beat(self, over: threading.Event) -> None:
-        while not over.wait(HEARTBEAT_SECONDS):
-            for run_id in self.mine:
-                with contextlib.suppress(OSError):  # taken over as stale, or the disk is away for a moment
-                    os.utime(self._path(run_id))
-            with contextlib.suppress(OSError):
+        last = time.monotonic()
+        while not over.wait(min(self.beat, HEARTBEAT_SECONDS)):
+            with contextlib.suppress(OSError):  # the disk is away for a moment
                 self._write_stage()
+                if time.monotonic() - last >= HEARTBEAT_SECONDS:
+                    last = time.monotonic()
+                    for run_id in self.mine:
+                        with contextlib.suppress(FileNotFoundError):  # taken over as stale
+                            os.utime(self._path(run_id))
 
     def say(self, stage: Stage) -> None:
-        """Note what runs that are held are at; it is written with the next heartbeat."""
+        """Note what runs that are held are at; it is written within `beat` seconds."""
         self.stage = stage
 
     def _write_stage(self) -> None:
-        if self.stage is not None:
+        stage, self.stage = self.stage, None
+        if stage is not None:
             draft = self.folder / f".{self.owner}.stage"
-            draft.write_text(json.dumps(asdict(self.stage)))
+            draft.write_text(json.dumps(asdict(stage)))
             draft.rename(self._stage_path(self.owner))
 
     def stages(self) -> dict[str, Stage]:
         """What the processes that hold runs were at, at their last heartbeats, by owner."""
         found = {}
         for path in self.folder.glob("[!.]*.stage"):
-            with contextlib.suppress(FileNotFoundError, ValueError, TypeError):  # its owner let go, or a crash tore it
+            # its owner let go, or a crash tore it
+            with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
                 found[path.stem] = Stage(**json.loads(path.read_text()))
         return found
 
@@ -109,29 +123,28 @@ class Claims:
                     os.link(draft, path)  # fails where there is one, on network file systems too
                     return True
                 except FileExistsError:  # a network file system may say so of a link that it made itself
-                    if (held := self.read(run_id)) is not None and held.owner == self.owner:
+                    held = self.read(run_id)
+                    if held is not None and held.owner == self.owner:
                         return True
-                    if not self._clear(run_id):
+                    if held is not None and (self.lives(held) or not self.drop(held)):
                         return False
             return False
         finally:
             draft.unlink(missing_ok=True)
 
-    def _clear(self, run_id: str) -> bool:
-        """Move a stale claim out of the way; False where it lives."""
-        path, seen = self._path(run_id), self.read(run_id)
-        if seen is not None and self.lives(seen):
-            return False
-        away = self.folder / f".{self.owner}-stale"
+    def drop(self, seen: Claim) -> bool:
+        """Move a claim of a process that is gone out of the way; False where another took the run over in
+        this very moment."""
+        path, away = self._path(seen.run_id), self.folder / f".{self.owner}-stale"
         try:
             path.rename(away)
         except FileNotFoundError:  # another was faster, or its owner let go
             return True
-        found = _parse(away, run_id)
+        found = _parse(away, seen.run_id)
         if found == seen:
-            self._stage_path(found.owner).unlink(missing_ok=True)
-            log.info("run %s was left behind by a process that is gone", run_id)
-        else:  # another took it over in this very moment: give it back
+            self._stage_path(seen.owner).unlink(missing_ok=True)
+            log.info("run %s was left behind by a process that is gone", seen.run_id)
+        else:  # give it back
             with contextlib.suppress(FileExistsError):
                 os.link(away, path)
         away.unlink(missing_ok=True)
@@ -139,9 +152,9 @@ class Claims:
 
     def tidy(self) -> None:
         """Remove what processes that are gone left behind."""
-        for run_id, claim in self.all().items():
+        for claim in self.all().values():
             if not self.lives(claim):
-                self._clear(run_id)
+                self.drop(claim)
 
     def read(self, run_id: str) -> Claim | None:
         """The claim on a run, or None where there is none."""
@@ -153,15 +166,17 @@ class Claims:
         return {claim.run_id: claim for claim in found if claim is not None}
 
     def neighbours(self) -> int:
-        """How many other processes of this machine have runs of the study in hand, of those that share a core with this
-        one."""
-        here = {claim.pid for claim in self.all().values() if claim.machine == machine() and self.lives(claim)}
+        """How many other processes of this machine have runs of the study in hand, of those that share a core
+        with this one."""
+        mine = machine()
+        here = {claim.pid for claim in self.all().values() if claim.machine == mine and self.lives(claim)}
         return sum(_share_cores(pid) for pid in here - {os.getpid()})
 
     def lives(self, claim: Claim) -> bool:
         """Whether the claim's owner still works on it."""
         if claim.machine == machine() and claim.started:
-            return runs(claim.pid) and started(claim.pid) in (claim.started, "")  # empty: another user's, hidden from us
+            # empty: another user's, hidden from us
+            return runs(claim.pid) and started(claim.pid) in (claim.started, "")
         return self.silence(claim) <= STALE_SECONDS
 
     def silence(self, claim: Claim) -> float:
@@ -208,7 +223,8 @@ def _share_cores(pid: int) -> bool:
 def machine() -> str:
     """Tells machines, boots and containers apart: process numbers mean something only where this is equal."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    return digest([platform.node(), boot.read_text() if boot.exists() else "", os.readlink(space) if space.exists() else ""])
+    return digest([platform.node(), boot.read_text() if boot.exists() else "",
+                   os.readlink(space) if space.exists() else ""])
 
 
 def runs(pid: int) -> bool:
@@ -223,8 +239,8 @@ def runs(pid: int) -> bool:
 
 
 def started(pid: int) -> str:
-    """When a process of this machine began, in ticks since boot; empty where that cannot be seen, "gone" of one that has
-    ended and waits for its parent to notice."""
+    """When a process of this machine began, in ticks since boot; empty where that cannot be seen, "gone" of
+    one that has ended and waits for its parent to notice."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

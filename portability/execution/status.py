@@ -1,4 +1,5 @@
-"""What state every run of a plan is in, read from the store's files while commands work on it, here or elsewhere."""
+"""What state every run of a plan is in, read from the store's files while commands work on it, here or
+elsewhere."""
 
 
 from collections import Counter
@@ -23,9 +24,10 @@ RECENT = timedelta(minutes=30)  # what the rate is measured over
 class State:
     """A run's state, and what there is to say of it.
 
-    `planned`: nothing yet. `running`: somebody has it in hand (what it is at, where, since, seconds since the last heartbeat).
-    `stale`: it was in hand, and that process is gone or silent; the next command takes it over. `failed` (error, attempt, file)
-    and `blocked` (origin): its latest failure. `done`: evaluated at all its marks.
+    `planned`: nothing yet. `running`: somebody has it in hand (what it is at, where, since, seconds since the
+    last heartbeat). `stale`: it was in hand, and that process is gone or silent; the next command takes it
+    over. `failed` (error, attempt, file) and `blocked` (origin): its latest failure. `done`: evaluated at all
+    its marks.
     """
 
     name: str
@@ -47,9 +49,11 @@ def states(planned: Plan, store: Store) -> dict[str, State]:
         if failure is not None and not lives and (claim is None or failure.get("at", "") >= claim.since):
             found[run_id] = _failed(run_id, failure, store)
         elif claim is not None:
-            says = f"by process {claim.pid} on {claim.host} since {claim.since}, heartbeat {claims.silence(claim):.0f} s ago"
+            says = (f"by process {claim.pid} on {claim.host} since {claim.since}, heartbeat "
+                    f"{claims.silence(claim):.0f} s ago")
             stage = stages.get(claim.owner, Stage([run_id]))
-            found[run_id] = State("running", f"{_at(run, stage)}, {says}", _done(run, stage)) if lives else State("stale", says)
+            found[run_id] = (State("running", f"{_at(run, stage)}, {says}", _done(run, stage)) if lives
+                             else State("stale", says))
         else:
             found[run_id] = State("planned")
     return found
@@ -77,7 +81,8 @@ def _failed(run_id: str, failure: Mapping[str, Any], store: Store) -> State:
 
 
 def status_lines(planned: Plan, store: Store) -> list[str]:
-    """How far the plan is: cells and runs by state, rate and time left, the slowest runs, and what went wrong by name."""
+    """How far the plan is: cells and runs by state, rate and time left, the slowest runs, and what went wrong
+    by name."""
     found = states(planned, store)
     cells = Counter(_plain(found[cell.run_id].name) for cell in planned.cells if cell.budget > 0)
     runs = Counter(state.name for state in found.values())
@@ -85,7 +90,8 @@ def status_lines(planned: Plan, store: Store) -> list[str]:
              f"runs: {len(found)}, " + _counts(runs, STATES), *_pace(planned, store, found)]
     for name in ("running", "stale", "failed"):
         those = [run_id for run_id, state in found.items() if state.name == name]
-        lines += [f"  {name} {run_id} {_words(planned.runs[run_id])}: {found[run_id].says}" for run_id in those[:NAMED]]
+        lines += [f"  {name} {run_id} {_words(planned.runs[run_id])}: {found[run_id].says}"
+                  for run_id in those[:NAMED]]
         lines += [f"  ... and {len(those) - NAMED} more {name}"] if len(those) > NAMED else []
     blockers = Counter(state.says for state in found.values() if state.name == "blocked")
     return lines + [f"  blocked: {counted(count, 'run')} {says}" for says, count in blockers.items()]
@@ -97,25 +103,30 @@ def _plain(state: str) -> str:
 
 
 def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
-    """Rate of the last half hour and the time left by it, and the slowest runs. The rate weighs runs by their work."""
+    """Rate of the last half hour and the time left by it, and the slowest runs. The rate weighs runs by their
+    work."""
     records = [record for record in store.records() if record["run_id"] in planned.runs]
     slow = sorted(records, key=lambda record: -record["run_info"]["total_time"])[:3]
-    lines = ["slowest: " + "; ".join(f"{record['run_id']} {_words(planned.runs[record['run_id']])} "
-                                     f"{record['run_info']['total_time']:.1f} s" for record in slow)] if slow else []
+    said = "; ".join(f"{record['run_id']} {_words(planned.runs[record['run_id']])} "
+                     f"{record['run_info']['total_time']:.1f} s" for record in slow)
+    lines = [f"slowest: {said}"] if slow else []
     now = datetime.now(UTC)
     ends = {record["run_id"]: datetime.fromisoformat(record["run_info"]["created_at"]) for record in records}
     recent = {run_id: end for run_id, end in ends.items() if end >= now - RECENT}
     left = [run_id for run_id, state in found.items() if state.name in ("planned", "running", "stale")]
     if not recent or not left:
         return lines
-    times = {record["run_id"]: record["run_info"]["total_time"] * record["train_info"].get("stack", 1)  # a run's is its share
+    # a run's is its share
+    times = {record["run_id"]: record["run_info"]["total_time"] * record["train_info"].get("stack", 1)
              for record in records}
     begin = min(end - timedelta(seconds=times[run_id]) for run_id, end in recent.items())
     seconds = max(1.0, (now - begin).total_seconds())
-    whole = {i: work(planned.runs[i], planned.runs[i].train.updates, len(planned.marks[i])) for i in (*recent, *left)}
+    whole = {i: work(planned.runs[i], planned.runs[i].train.updates, len(planned.marks[i]))
+             for i in (*recent, *left)}
     rate = sum(whole[run_id] for run_id in recent) / seconds
     rest = sum(max(0.0, whole[run_id] - found[run_id].done) for run_id in left) / rate
-    return [f"rate: {len(recent) / seconds * 60:.1f} runs a minute; {duration(rest)} left at this rate", *lines]
+    rate_said = f"rate: {len(recent) / seconds * 60:.1f} runs a minute; {duration(rest)} left at this rate"
+    return [rate_said, *lines]
 
 
 def duration(seconds: float) -> str:
@@ -125,7 +136,9 @@ def duration(seconds: float) -> str:
         >>> duration(42), duration(600), duration(9000)
         ('42 s', '10.0 min', '2.5 h')
     """
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _words(run: RunSpec) -> str:
@@ -135,4 +148,5 @@ def _words(run: RunSpec) -> str:
 
 
 def _counts(counts: Counter[str], names: Sequence[str]) -> str:
-    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name] or name in ("done", "failed", "missing"))
+    always = ("done", "failed", "missing")
+    return ", ".join(f"{counts[name]} {name}" for name in names if counts[name] or name in always)

@@ -1,40 +1,49 @@
-"""What a worker is, whichever engine starts it: one process that takes jobs and leaves records in the store. It trains with
-one thread, because bits depend on torch's threads; an extraction's do not (extraction/threads.py), so it takes what is free."""
+"""What a worker is, whichever engine starts it: it shares a list of jobs with others, takes what is free, and
+leaves records in the store. It trains with one thread, because bits depend on torch's threads; an
+extraction's do not (extraction/threads.py), so that takes what is free."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import platform
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from portability.core.errors import Drained
 from portability.core.specs import RunSpec
 from portability.core.stages import Stage
-from portability.core.wording import counted
 from portability.data.splits import DataSource, study_data
 from portability.execution.leases import Claims
 from portability.hosts.devices import Place
+from portability.store import Store
 from portability.tracking.runs import TrackingSpec
 
 ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-    "MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
 }
 if [int(part) for part in platform.libc_ver()[1].split(".")[:2]] < [2, 35]:
-    ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"  # the most that older ones take; what they refuse leaves 128 kB
-DRAIN_SECONDS = 8.0  # a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
+    # the most that older ones take; what they refuse leaves 128 kB
+    ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"
+TIMED_OUT = 5  # exit code of a worker whose job took too long
+PATIENCE_SECONDS = 60.0  # that a worker waits for others to be done with what runs start from (our choice)
+# a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
+DRAIN_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stack of runs with the marks of each: the unit that is scheduled. `failures` is how often each had failed when this
-    was planned: one that another command has seen fail since is not executed again."""
+    """A stack of runs with the marks of each: the unit that is scheduled. `failures` is how often each had
+    failed when this was planned: one that another command has seen fail since is not executed again."""
 
     runs: Sequence[RunSpec]
     marks: Mapping[str, Sequence[int]]
@@ -50,18 +59,11 @@ class Setup:
     overlap: str
     tracking: TrackingSpec
     checkpoint_seconds: float = 60.0
+    timeout_minutes: float | None = None  # of one run; a stack may take as many times that
 
 
-class TimedOut(str):
-    """How a worker ended whose job took longer than it may."""
-
-
-def overdue(job: Job, seconds: float, timeout_minutes: float | None) -> TimedOut | None:
-    """What to say of a job that has run for `seconds`, if that is more than its runs may take together."""
-    if timeout_minutes is None or seconds <= timeout_minutes * 60 * len(job.runs):
-        return None
-    return TimedOut(f"timed out after {seconds / 60:.1f} min with {counted(len(job.runs), 'run')} (engine.timeout_minutes is "
-                    f"{timeout_minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")
+class TookTooLong(RuntimeError):
+    """How a worker ends that cannot leave its process, after its runs took longer than they may."""
 
 
 class Worker:
@@ -69,15 +71,19 @@ class Worker:
 
     Args:
         report: called with what the runs at hand are at.
+        owner: its name among those who have runs in hand; None: a new one.
+        beat: seconds between its heartbeats (leases.Claims); None: as usual.
+        leave: ends this worker in the midst of a job that takes too long.
     """
 
-    def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None]):
+    def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None] = lambda stage: None,
+                 owner: str | None = None, beat: float | None = None,
+                 leave: Callable[[], None] = lambda: os._exit(TIMED_OUT)):
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         import torch
         import transformers
 
         from portability.execution.worker_context import Desk
-        from portability.store import Store
         from portability.tracking.runs import Tracker
 
         torch.set_num_threads(1)
@@ -85,20 +91,23 @@ class Worker:
             torch.cuda.set_device(place.device)
         transformers.logging.set_verbosity_error()
         logging.getLogger("adapters").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about adapters' T5 layers
+        # of transformers, about adapters' T5 layers
+        warnings.filterwarnings("ignore", category=FutureWarning)
         self.stopped = threading.Event()
         self.desk: Desk = Desk(
-            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell, Tracker(setup.tracking).log_run, place,
-            setup.checkpoint_seconds, stopped=self.stopped, free=self.free)
-        self.claims, self.report, self.cores = Claims(setup.store), report, place.cores
+            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
+            Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, stopped=self.stopped,
+            free=self.free)
+        self.claims, self.report, self.cores = Claims(setup.store, owner, beat), report, place.cores
+        self.minutes, self.late, self.leave = setup.timeout_minutes, False, leave
 
     def _tell(self, stage: Stage) -> None:
         self.claims.say(stage)
         self.report(stage)
 
     def run(self, job: Job) -> None:
-        """Carry out those runs of a job that nobody else has in hand, has done or has seen fail. A run that was evaluated at
-        other marks before is evaluated at those too, so that no evaluation is lost.
+        """Carry out those runs of a job that nobody else has in hand, has done or has seen fail. A run that
+        was evaluated at other marks before is evaluated at those too, so that no evaluation is lost.
 
         Raises:
             OSError: a file could not be read or written.
@@ -117,22 +126,127 @@ class Worker:
                     marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
             if runs:
                 self._tell(Stage([run.run_id for run in runs]))
-                execute(runs, marks, self.desk)
+                with self._limited(runs):
+                    execute(runs, marks, self.desk)
+                for run in runs:
+                    if run.run_id not in self.desk.settled:
+                        self.desk.store.fail(run.run_id, {
+                            "error": "the worker ended the job and left neither record nor failure",
+                            "kind": "WorkerDied"})
+
+    @contextlib.contextmanager
+    def _limited(self, runs: Sequence[RunSpec]) -> Iterator[None]:
+        """Leave runs that take longer than they may. One that was alone has failed; which of a stack it was
+        is found out by who follows this worker, in smaller ones."""
+        if self.minutes is None:
+            yield
+            return
+
+        def end() -> None:
+            if len(runs) == 1:
+                self.desk.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
+                    f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is "
+                    f"{self.minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")})
+            self.late = True
+            self.leave()
+
+        timer = threading.Timer(self.minutes * 60 * len(runs), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except Drained:
+            if self.late:
+                raise TookTooLong from None
+            raise
+        finally:
+            timer.cancel()
 
     def free(self) -> int:
-        """This worker's even part of its machine's cores, among the workers of the study that have something in hand."""
+        """This worker's even part of its machine's cores, among the workers of the study that have something
+        in hand."""
         return max(1, self.cores // (1 + self.claims.neighbours()))
 
     def stop(self) -> None:
-        """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with Drained."""
+        """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with
+        Drained."""
         self.stopped.set()
+
+
+# ---- a list of jobs that workers share
+
+
+def is_settled(run: RunSpec, job: Job, store: Store) -> bool:
+    """Whether a run of a job is done, or has failed since the job was planned."""
+    return (store.has(run.run_id, job.marks[run.run_id])
+            or store.attempts(run.run_id) > job.failures.get(run.run_id, 0))
+
+
+def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | None = None) -> None:
+    """Carry out what nobody else has in hand and whose origins are done, until nothing is left for this
+    worker. Runs that a dead worker had in hand are left alone: whoever follows the workers counts its death.
+
+    Args:
+        look_seconds: at least so long lies between looks while all that is left waits for others.
+        most: at most so many jobs; None: no limit.
+
+    Raises:
+        OSError: a file could not be read or written.
+        Drained: the worker was stopped while it carried out a job.
+    """
+    left, done, taken = list(jobs), set[str](), 0
+    until = time.monotonic() + PATIENCE_SECONDS
+    while taken != most and not worker.stopped.is_set():
+        began = time.monotonic()
+        if job := _next(left, done, worker):
+            worker.run(job)
+            taken, until = taken + 1, time.monotonic() + PATIENCE_SECONDS
+        elif time.monotonic() > until or not any(
+                worker.claims.read(run.origin) for job in left for run in job.runs if run.origin):
+            return
+        else:
+            worker.stopped.wait(max(look_seconds, 5 * (time.monotonic() - began)))
+
+
+def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
+    """The first job that can be had as a whole, or else the first part of one: larger stacks cost less a run,
+    but a worker that has nothing else to do does not wait for them.
+
+    Args:
+        left: what is left of the jobs, origins first; what was settled meanwhile is removed.
+        done: origins that are known to be done; added to.
+    """
+    store, first, before = worker.desk.store, None, set[str]()
+
+    def is_ready(run: RunSpec) -> bool:
+        if run.origin and run.origin not in done:
+            if run.origin in before or not store.has(run.origin):
+                return False
+            done.add(run.origin)
+        return (claim := worker.claims.read(run.run_id)) is None or claim.owner == worker.claims.owner
+
+    place = 0
+    while place < len(left):
+        runs = [run for run in left[place].runs if not is_settled(run, left[place], store)]
+        if not runs:
+            del left[place]
+            continue
+        left[place] = job = replace(left[place], runs=runs)
+        before |= {run.run_id for run in runs}
+        ready = [run for run in runs if is_ready(run)]
+        if len(ready) == len(runs):
+            return job
+        first = first or (replace(job, runs=ready) if ready else None)
+        place += 1
+    return first
 
 
 # ---- processes that answer a command's questions
 
 
 def end_with_parent() -> None:
-    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends too."""
+    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends
+    too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

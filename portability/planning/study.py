@@ -23,7 +23,7 @@ class EngineConf:
     file).
     """
 
-    kind: Literal["local", "ray", "slurm"]  # modules of portability.execution.engines, files of conf/engine
+    kind: str  # a name in execution.engines.ENGINES and a file of conf/engine
     device: Literal["auto", "cpu", "cuda"]
     workers: Count | None
     stack: Count | None

@@ -11,13 +11,9 @@ from typing import Any
 from urllib.parse import urlparse
 
 from portability.core.errors import choose
-<<<<<<< HEAD
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import digest
-=======
-from portability.core.specs import BARE, EXTRACTION, digest
 from portability.store.atomic import write_json
->>>>>>> w-store
 
 log = logging.getLogger(__name__)
 MODES = ("auto", "offline", "online", "disabled")

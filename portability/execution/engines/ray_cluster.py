@@ -8,7 +8,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from portability.hosts.devices import cores
 from portability.planning.study import EngineConf
 
 log = logging.getLogger(__name__)
-CONNECT_SECONDS = 20  # a cluster that has not let us in by then does not (our choice; Ray itself tries for many minutes)
+# a cluster that has not let us in by then does not (our choice; Ray itself tries for many minutes)
+CONNECT_SECONDS = 20
 OBJECT_STORE = 80 * 2**20  # bytes, near Ray's least: jobs and counts are small, results go to the store
 REHEARSAL = """
 import socket, sys, ray
@@ -52,12 +52,14 @@ class Options:
         if options.cpus <= 0:
             raise UserError(f"engine.options.cpus must be above 0, got {options.cpus:g}")
         if options.gpus is not None and not 0 < options.gpus <= 1:
-            raise UserError(f"engine.options.gpus must be above 0 and at most 1 (a worker has one GPU), got {options.gpus:g}")
-        if options.address is not None and options.address != "auto" and not options.address.rpartition(":")[2].isdigit():
-            raise UserError(f"engine.options.address must be null, auto or host:port, got '{options.address}'")
-        if options.address is not None and "://" in options.address:
-            raise UserError(f"engine.options.address must be host:port of the cluster's head, got '{options.address}'; run the "
-                            "command on a node of the cluster")
+            raise UserError("engine.options.gpus must be above 0 and at most 1 (a worker has one GPU), got "
+                            f"{options.gpus:g}")
+        address = options.address or "auto"
+        if address != "auto" and not address.rpartition(":")[2].isdigit():
+            raise UserError(f"engine.options.address must be null, auto or host:port, got '{address}'")
+        if "://" in address:
+            raise UserError("engine.options.address must be host:port of the cluster's head, got "
+                            f"'{address}'; run the command on a node of the cluster")
         return options
 
 
@@ -69,19 +71,23 @@ class Need:
     gpus: float
 
     def room(self, resources: Mapping[str, float]) -> int:
-        """Workers that fit on a node with these resources, were it empty. A worker's share is never of two GPUs.
+        """Workers that fit on a node with these resources, were it empty. A worker's share is never of two
+        GPUs.
 
         Example:
             >>> Need(1, 0).room({"CPU": 8.0}), Need(1, 0.4).room({"CPU": 8.0, "GPU": 3.0})
             (8, 6)
         """
         by_cpus = int(resources.get("CPU", 0) / self.cpus + 1e-6)
-        return min(by_cpus, int(resources.get("GPU", 0)) * int(1 / self.gpus + 1e-6)) if self.gpus else by_cpus
+        if not self.gpus:
+            return by_cpus
+        return min(by_cpus, int(resources.get("GPU", 0)) * int(1 / self.gpus + 1e-6))
 
 
 @contextlib.contextmanager
 def connected(options: Options, workers: int | None) -> Iterator[Any]:
-    """Give the module `ray`, connected; afterwards a cluster that was started here ends, and any other is left.
+    """Give the module `ray`, connected; afterwards a cluster that was started here ends, and any other is
+    left.
 
     Raises:
         UserError: Ray is missing, cannot start here, or no cluster lets us in at the address.
@@ -101,13 +107,16 @@ def _imported() -> Any:
     if importlib.util.find_spec("ray") is None:
         raise UserError("engine=ray needs Ray: pip install 'peft-portability[ray]'")
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
-        raise UserError("Ray was imported before its authentication was switched on; set RAY_AUTH_MODE=token before")
+        raise UserError("Ray was imported before its authentication was switched on; set RAY_AUTH_MODE=token "
+                        "before")
     os.environ.update(RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")
     import ray
 
     if ray.is_initialized():
-        raise UserError("this process is connected to a Ray cluster already; call ray.shutdown() before engine=ray")
-    ray._private.worker.print_to_stdstream = lambda data, **_: log.debug("%s", data)  # pages of raylets' logs, on our stdout
+        raise UserError("this process is connected to a Ray cluster already; call ray.shutdown() before "
+                        "engine=ray")
+    # pages of raylets' logs, on our stdout
+    ray._private.worker.print_to_stdstream = lambda data, **_: log.debug("%s", data)
     return ray
 
 
@@ -120,27 +129,29 @@ def _join(ray: Any, options: Options, workers: int | None) -> None:
     _make_token()
     cpus = ceil(workers * options.cpus) if workers else cores()
     try:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE,
+                 **quiet)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"Ray cannot start on this machine: {_last_words(str(error))}; engine=local needs no Ray") from error
+        raise UserError(f"Ray cannot start on this machine: {_last_words(str(error))}; engine=local needs no "
+                        "Ray") from error
 
 
 def _make_token() -> None:
-    """Make the token where Ray looks for it, readable for its owner alone, unless there is one (Ray would let all read it)."""
+    """Make the token where Ray looks for it, readable for its owner alone, unless there is one (Ray would let
+    all read it)."""
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"
     if path.exists():
         if path.stat().st_mode & 0o077:
-            log.warning("others can read Ray's token %s, and with it run code in your name: chmod 600 it", path)
+            log.warning("others can read Ray's token %s, and with it run code in your name: chmod 600 it",
+                        path)
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32))
     with contextlib.suppress(FileExistsError):
-        os.link(draft, path)
-    os.unlink(draft)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        os.write(handle, secrets.token_hex(32).encode())
+        os.close(handle)
 
 
 def _rehearse(address: str) -> None:
@@ -151,18 +162,20 @@ def _rehearse(address: str) -> None:
     """
     environment = os.environ | {"RAY_NUM_REDIS_GET_RETRIES": "3"}
     try:
-        done = subprocess.run([sys.executable, "-c", REHEARSAL, address], capture_output=True, timeout=CONNECT_SECONDS,
-                              env=environment)
+        done = subprocess.run([sys.executable, "-c", REHEARSAL, address], capture_output=True,
+                              timeout=CONNECT_SECONDS, env=environment)
         code, said = done.returncode, done.stderr
     except subprocess.TimeoutExpired as error:
         code, said = 1, (error.stderr or b"") + f"\nno answer in {CONNECT_SECONDS} s".encode()
     if code == 0:
         return
     if b"InvalidAuthToken" in said or b"AuthenticationError" in said:
-        raise UserError(f"the Ray cluster at {address} does not let us in without its token; copy ~/.ray/auth_token from its "
-                        "head to this machine (chmod 600), or name the file in RAY_AUTH_TOKEN_PATH")
-    raise UserError(f"no Ray cluster lets us in at {address} ({_last_words(said.decode(errors='replace'))}); start one with "
-                    "'ray start', run this on one of its nodes, or use engine.options.address=null for this machine alone")
+        raise UserError(f"the Ray cluster at {address} does not let us in without its token; copy "
+                        "~/.ray/auth_token from its head to this machine (chmod 600), or name the file in "
+                        "RAY_AUTH_TOKEN_PATH")
+    raise UserError(f"no Ray cluster lets us in at {address} ({_last_words(said.decode(errors='replace'))}); "
+                    "start one with 'ray start', run this on one of its nodes, or use "
+                    "engine.options.address=null for this machine alone")
 
 
 def _last_words(said: str) -> str:
@@ -178,8 +191,11 @@ def need(ray: Any, conf: EngineConf, options: Options) -> Need:
     """
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     if conf.device == "cuda" and not has_gpus:
-        raise UserError("engine.device is cuda, but the Ray cluster has no GPU; use engine.device=auto or cpu")
-    return Need(options.cpus, 0 if conf.device == "cpu" or not has_gpus else 1.0 if options.gpus is None else options.gpus)
+        raise UserError("engine.device is cuda, but the Ray cluster has no GPU; use engine.device=auto or "
+                        "cpu")
+    if conf.device == "cpu" or not has_gpus:
+        return Need(options.cpus, 0)
+    return Need(options.cpus, 1.0 if options.gpus is None else options.gpus)
 
 
 def room(ray: Any, need: Need) -> int:

@@ -1,0 +1,79 @@
+"""Everything in this very process, in a thread beside the command's own: for notebooks, debuggers and tests.
+What is equal to the bit elsewhere is so here; but a crash ends the command, and a run that hangs cannot be
+killed."""
+
+import os
+import threading
+from collections.abc import Sequence
+
+from portability.core.errors import Drained
+from portability.execution.engines.base import Engine, cannot_go_on
+from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, TookTooLong, Worker, work
+from portability.hosts.devices import Place, places
+from portability.planning.study import EngineConf
+
+
+class InProcess(Engine):
+    """One worker, here."""
+
+    def __init__(self, conf: EngineConf, setup: Setup):
+        super().__init__(conf, setup)
+        self.threads: dict[str, threading.Thread] = {}
+        self.worker: Worker | None = None
+        self.error: BaseException | None = None
+        self.how = ""
+
+    @staticmethod
+    def check(conf: EngineConf) -> None:
+        """See Engine.check."""
+        places(conf.device, 1)
+
+    @staticmethod
+    def places(conf: EngineConf) -> list[Place]:
+        """One place, whatever `conf.workers` says."""
+        return places(conf.device, 1)
+
+    def most(self) -> int:
+        """One."""
+        return 1
+
+    def start(self, jobs: Sequence[Job], count: int) -> list[str]:
+        """See Engine.start."""
+        name = self.claims.owner + str(len(self.ended))
+        self.threads[name] = threading.Thread(target=self._work, args=(name, jobs), daemon=True)
+        self.threads[name].start()
+        return [name]
+
+    def look(self) -> tuple[list[str], dict[str, str]]:
+        """See Engine.look; an error that no run is to blame for is raised as it is."""
+        if self.error is not None:
+            raise cannot_go_on(self.error) if isinstance(self.error, OSError) else self.error
+        over = [name for name, thread in self.threads.items() if not thread.is_alive()]
+        for name in over:
+            del self.threads[name]
+        return list(self.threads), dict.fromkeys(over, self.how)
+
+    def drain(self) -> None:
+        """See Engine.drain."""
+        self._stop()
+        for thread in self.threads.values():
+            thread.join(DRAIN_SECONDS)
+
+    def _stop(self) -> None:
+        if self.worker is not None:
+            self.worker.stop()
+
+    def _work(self, name: str, jobs: Sequence[Job]) -> None:
+        """The worker's thread, which makes the worker because torch keeps the number of its threads by
+        thread."""
+        os.environ.update(ENVIRONMENT)
+        try:
+            self.worker = Worker(self.setup, self.places(self.conf)[0], owner=name, beat=self.poll_seconds,
+                                 leave=self._stop)
+            work(jobs, self.worker, self.poll_seconds)
+        except Drained:
+            pass
+        except TookTooLong:
+            self.how = "the worker was stopped because its runs took too long"
+        except BaseException as error:  # raised where it is looked at
+            self.error = error
