@@ -112,7 +112,7 @@ def test_a_torn_memory_costs_only_that_the_run_is_sent_again(tmp_path):
 def test_what_is_known_of_a_run_later_resumes_it_without_its_curve(tmp_path):
     offline(tmp_path).log_run(RECORD)
     assert offline(tmp_path).send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
-    first, then = map(inspect, sorted(tmp_path.glob(f"wandb/offline-run-*-{NAME}/*.wandb")))
+    first, then = map(inspect, sorted(tmp_path.glob(f"wandb/offline-run-*-{NAME}*/*.wandb")))
     assert first[1]["run"]["resume"] and then[1]["run"]["resume"]  # `wandb sync` sends them in order, as one run
     assert any(record["type"] == "history" for record in first)
     assert not any(record["type"] == "history" for record in then)
