@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,11 @@ def _publish_all(options: argparse.Namespace) -> bool:
 
 @dataclass
 class Count:
-    """What became of a study's runs: sent now, sent before, and failed with the reason."""
+    """Numbers of a study's runs: sent now, sent before, and not sent."""
 
     sent: int = 0
     known: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def fail(self, run_id: str, what: str, error: Exception) -> str:
-        """Name a run that was not sent; gives back the error in words."""
-        text = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        self.failed[run_id] = f"{what}: {without_places(text)}"
-        log.error("run %s: %s", run_id, self.failed[run_id])
-        return without_places(text)
+    failed: int = 0
 
 
 def publish(store: Store, spec: TrackingSpec) -> Count:
@@ -106,31 +99,36 @@ def publish(store: Store, spec: TrackingSpec) -> Count:
     """
     count, tracker, refused, study = Count(), Tracker(spec), 0, Study(store)
     for run_id in tqdm(study.ids, desc=spec.folder.name, unit="run", disable=None):
+        entry = None
         try:
             entry = study.entry(run_id)
-        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-            count.fail(run_id, "its record or module cannot be used", error)
-            continue
-        try:
             sent = tracker.send(entry)
-        except Exception as error:  # whatever W&B may raise
-            why = count.fail(run_id, "W&B did not take it", error)
-            refused += 1
+        except Exception as error:  # of a broken record or module, or whatever W&B may raise
+            why = _words(error)
+            what = "W&B did not take it" if entry else "its record or module cannot be used"
+            log.error("run %s: %s: %s", run_id, what, why)
+            count.failed += 1
+            refused += entry is not None
             if refused == IN_A_ROW:
                 raise UserError(f"W&B did not take {refused} runs in a row of {store.root} ({why}); what was "
                                 "sent is remembered, repeat the command when it is put right") from error
-            continue
-        refused = 0
-        count.sent += sent
-        count.known += not sent
+        else:
+            refused = 0
+            count.sent += sent
+            count.known += not sent
     return count
+
+
+def _words(error: Exception) -> str:
+    text = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    return without_places(text)
 
 
 def _summary(store: Store, spec: TrackingSpec, count: Count) -> str:
     folder = store.root / "wandb"
     where = f"W&B project {spec.project}" if spec.mode == "online" else f"{folder} (offline)"
     line = (f"{store.root}: {count.sent:,} sent to {where}, {count.known:,} were there already, "
-            f"{len(count.failed):,} failed")
+            f"{count.failed:,} failed")
     if spec.mode == "offline" and count.sent:
         line += ("\nTo send it: this command with --mode online (origins first), or, in any order, "
                  f"wandb sync {folder}/offline-run-*")

@@ -111,7 +111,7 @@ def test_what_was_logged_while_running_is_completed_and_not_doubled(store):
     publish(store)
     assert len(files(store.root)) == 5, "a run is of two W&B runs"
     name = named(store, ported(store))
-    first, then = sorted(store.root.glob(f"wandb/offline-run-*-{name}/*.wandb"))
+    first, then = sorted(store.root.glob(f"wandb/offline-run-*-{name}*/*.wandb"))
     run, points, summary, artifacts = told(then)
     assert run["resume"] and points == {} and len(artifacts) == 2 and "zero_shot_lift" in summary
     assert plain(told(first, then)[1]) == {point["step"]: point["values"] for point in history(store.read(ported(store)))}
@@ -166,7 +166,7 @@ def test_records_that_cannot_be_described_are_named_and_the_tables_are_sent(inve
 def test_the_tables_hold_every_cell_and_the_gains_of_each_pair(invented):
     publish(invented.store)
     tables = {}
-    for path in invented.store.root.glob("wandb/offline-run-*-study/files/media/table/*.json"):
+    for path in invented.store.root.glob("wandb/offline-run-*-study*/files/media/table/*.json"):
         tables[path.name.partition("_")[0]] = json.loads(path.read_text())
     assert len(tables["cells"]["data"]) == len(invented.cells)
     rows = [dict(zip(tables["gains"]["columns"], row, strict=True)) for row in tables["gains"]["data"]]
@@ -203,7 +203,7 @@ def test_a_study_that_grows_sends_what_is_new_and_its_tables_anew(store, capsys)
     assert publish(store) == 0
     assert " 4 sent" in capsys.readouterr().out.splitlines()[-2]  # two runs, their origin with its new tag, the tables
     assert {named(store, run_id) for run_id in new} <= set(files(store.root))
-    tables = [path.parents[2].name for path in store.root.glob("wandb/offline-run-*-study/files/media/table/cells_*.json")]
+    tables = [path.parents[2].name for path in store.root.glob("wandb/offline-run-*-study*/files/media/table/cells_*.json")]
     assert len(tables) == 2, "the second resumes the first"
 
 

@@ -23,6 +23,7 @@ from portability.execution import scheduler as progress
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
+from portability.tracking.runs import entry_of
 from portability.training import trainer as engine
 
 OFF = ("tracking.wandb=disabled", "engine.workers=1")
@@ -401,7 +402,7 @@ def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folde
         assert sorted((hole["updates"], hole["metric"], hole["reason"]) for hole in holes) == [
             (mark["updates"], f"{iterate}_mine_odd", "it is nan")
             for mark in record["train_info"]["metrics"] for iterate in ("eval", "last")]
-        written = inspect(files(store.root)[f"{run_id}-1"])
+        written = inspect(files(store.root)[entry_of(record, []).id])
         last = [line["history"]["item"] for line in written if line["type"] == "history"][-1]
         assert {key: last[key] for key in ("eval_auc", "eval_mine")} == {key: mark[key] for key in ("eval_auc", "eval_mine")}
     assert tidy(store, "eval_mine")["value"].notna().all() and tidy(store, "eval_auc")["value"].notna().all()

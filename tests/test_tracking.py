@@ -109,10 +109,18 @@ def test_a_torn_memory_costs_only_that_the_run_is_sent_again(tmp_path):
     assert sorted(files(tmp_path)) == [NAME]
 
 
+def test_what_a_killed_process_left_does_not_keep_a_run_from_being_sent_whole(tmp_path):
+    torn = tmp_path / "wandb" / f"offline-run-20260101_000000-{NAME}"
+    torn.mkdir(parents=True)
+    (torn / f"run-{NAME}.wandb").write_bytes(b":W&B\xe1\xee\x00torn")
+    offline(tmp_path).log_run(RECORD)
+    assert sum(record["type"] == "history" for record in inspect(files(tmp_path)[NAME])) == 3
+
+
 def test_what_is_known_of_a_run_later_resumes_it_without_its_curve(tmp_path):
     offline(tmp_path).log_run(RECORD)
     assert offline(tmp_path).send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
-    first, then = map(inspect, sorted(tmp_path.glob(f"wandb/offline-run-*-{NAME}/*.wandb")))
+    first, then = map(inspect, sorted(tmp_path.glob(f"wandb/offline-run-*-{NAME}*/*.wandb")))
     assert first[1]["run"]["resume"] and then[1]["run"]["resume"]  # `wandb sync` sends them in order, as one run
     assert any(record["type"] == "history" for record in first)
     assert not any(record["type"] == "history" for record in then)

@@ -31,8 +31,14 @@ EXAMPLES = pa.schema({
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[pq.ParquetFile]:
+    """An open file; what keeps it from being read is an error of the user's.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        yield pq.ParquetFile(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise UserError(f"{path} cannot be read ({error}); fetch the published study again") from error
 

@@ -37,7 +37,7 @@ def merge(target: Store, shards: Sequence[Store]) -> Iterator[str]:
             raise UserError(f"{store.root} is given twice; name each study once")
         seen.add(store.root.resolve())
     _check_manifests(target, shards)
-    for shard, new in list(zip(shards, _check_runs(target, shards), strict=True)):
+    for shard, new in zip(shards, _check_runs(target, shards), strict=True):
         for run_id in tqdm(new, desc=f"copy {shard.root.name}", unit="run", disable=None):
             _copy_run(shard.folder(run_id), target.folder(run_id))
         failed = failures.copy(shard.root / "failures", target.root / "failures")
