@@ -111,8 +111,8 @@ class Slurm(Engine):
         if self.alive:
             log.info("%d Slurm tasks of an earlier command are followed", len(self.alive))
 
-    @staticmethod
-    def check(conf: EngineConf) -> None:
+    @classmethod
+    def check(cls, conf: EngineConf) -> None:
         """See that this engine can work here.
 
         Raises:
