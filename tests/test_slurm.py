@@ -110,7 +110,7 @@ def test_a_killed_and_a_stopped_task_are_tried_again_and_those_that_wait_for_the
 
 
 def test_a_run_that_always_kills_its_task_fails_alone(node, data_folders, make_host, tmp_path):
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=deadly", "grid.budgets=[3000]", *ONE)
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=deadly", "grid.budgets=[300]", *ONE)
     store, planned = Store(tmp_path / "deadly"), plan(study.grid)
     origin = next(run.origin for run in planned.runs.values() if run.init.name == "ported")
     over = threading.Event()

@@ -48,6 +48,7 @@ class Engine(ABC):
     def __init__(self, conf: EngineConf, setup: Setup):
         self.conf, self.setup = conf, replace(setup, store=setup.store.resolve())
         self.store, self.claims = Store(self.setup.store), Claims(self.setup.store)
+        self.where = self.places(conf)
         self.jobs: dict[str, Job] = {}  # run id -> the job that it is in, of those that have not ended
         self.alive: set[str] = set()  # workers that wait or run
         self.ended: dict[str, tuple[str, float]] = {}  # how a worker ended, and when that was seen
@@ -55,23 +56,27 @@ class Engine(ABC):
 
     # ---- what an engine says
 
-    @staticmethod
-    @abstractmethod
-    def check(conf: EngineConf) -> None:
+    @classmethod
+    def check(cls, conf: EngineConf) -> None:
         """See that this engine can work here.
 
         Raises:
             UserError: something is missing, or an option is wrong.
         """
+        cls.places(conf)
 
     @staticmethod
     def places(conf: EngineConf) -> list[Place]:
-        """Where on this machine its workers compute; empty where that is elsewhere."""
+        """Where on this machine its workers compute; empty where that is elsewhere.
+
+        Raises:
+            UserError: there is no such device.
+        """
         return []
 
-    @abstractmethod
     def most(self) -> int:
         """How many workers there may be now."""
+        return len(self.where)
 
     @abstractmethod
     def start(self, jobs: Sequence[Job], count: int) -> Collection[str]:

@@ -24,18 +24,9 @@ class InProcess(Engine):
         self.how = ""
 
     @staticmethod
-    def check(conf: EngineConf) -> None:
-        """See Engine.check."""
-        places(conf.device, 1)
-
-    @staticmethod
     def places(conf: EngineConf) -> list[Place]:
         """One place, whatever `conf.workers` says."""
         return places(conf.device, 1)
-
-    def most(self) -> int:
-        """One."""
-        return 1
 
     def start(self, jobs: Sequence[Job], count: int) -> list[str]:
         """See Engine.start."""
@@ -68,7 +59,7 @@ class InProcess(Engine):
         thread."""
         os.environ.update(ENVIRONMENT)
         try:
-            self.worker = Worker(self.setup, self.places(self.conf)[0], owner=name, beat=self.poll_seconds,
+            self.worker = Worker(self.setup, self.where[0], owner=name, beat=self.poll_seconds,
                                  leave=self._stop)
             work(jobs, self.worker, self.poll_seconds)
         except Drained:

@@ -37,22 +37,12 @@ class Local(Engine):
     def __init__(self, conf: EngineConf, setup: Setup):
         super().__init__(conf, setup)
         os.environ.update(ENVIRONMENT)
-        self.where = places(conf.device, conf.workers)
         self.pool: dict[str, _Process] = {}
-
-    @staticmethod
-    def check(conf: EngineConf) -> None:
-        """See Engine.check."""
-        places(conf.device, conf.workers)
 
     @staticmethod
     def places(conf: EngineConf) -> list[Place]:
         """The place of each worker."""
         return places(conf.device, conf.workers)
-
-    def most(self) -> int:
-        """As many as places."""
-        return len(self.where)
 
     def start(self, jobs: Sequence[Job], count: int) -> list[str]:
         """See Engine.start."""

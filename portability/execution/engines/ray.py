@@ -62,8 +62,8 @@ class Ray(Engine):
         self.closing = contextlib.ExitStack()
         self.room: int | None = None  # workers that the cluster has room for, as it was seen last
 
-    @staticmethod
-    def check(conf: EngineConf) -> None:
+    @classmethod
+    def check(cls, conf: EngineConf) -> None:
         """See that this engine can work here, as far as that shows without a cluster.
 
         Raises:
@@ -161,16 +161,11 @@ def _death(error: Exception) -> str:
         'the worker ended with exit code 4'
     """
     said = str(error)
-    if "node has died" in said or "node was terminated" in said:
-        return "the worker was lost with its node"
     if "memory pressure" in said or "OUT_OF_MEMORY" in said:
         return "the worker was killed because its node ran short of memory"
     if code := re.search(r"exit code (\d+)", said):
         return f"the worker ended with exit code {code[1]}"
-    if "unavailable" in said:
-        return "the worker cannot be reached any more: it was killed, or lost with its node"
-    kind = re.search(r"Worker exit type: (\w+)", said)
-    return f"the worker was killed or crashed ({kind[1] if kind else type(error).__name__})"
+    return f"the worker crashed, was killed, or was lost with its node ({type(error).__name__})"
 
 
 # ---- on a node

@@ -105,13 +105,14 @@ class Slurm(Engine):
         self.folder = self.store.root / "slurm"
         self.name = "portability-" + digest(str(self.store.root))[:12]
         self.said: set[str] = set()  # reasons to wait that were told
+        self.pending: set[str] = set()  # tasks that had not begun when they were seen last
         self.spoiled = False  # whether a task ended badly, so that logs are kept
         self.alive = {task for task, state, _ in read_queue(self.name) if state not in OVER}
         if self.alive:
             log.info("%d Slurm tasks of an earlier command are followed", len(self.alive))
 
-    @staticmethod
-    def check(conf: EngineConf) -> None:
+    @classmethod
+    def check(cls, conf: EngineConf) -> None:
         """See that this engine can work here.
 
         Raises:
@@ -137,10 +138,12 @@ class Slurm(Engine):
         per_task = self.options.jobs_per_task
         task = partial(run_task, folder / "jobs.pickle", self.setup, self.conf.device, per_task)
         try:
-            return submit_array([task] * count, folder, self.options.for_submitit(self.name))
+            names = submit_array([task] * count, folder, self.options.for_submitit(self.name))
         except UserError:
             shutil.rmtree(folder)
             raise
+        self.pending |= set(names)
+        return names
 
     def look(self) -> tuple[set[str], dict[str, str]]:
         """See Engine.look.
@@ -160,23 +163,24 @@ class Slurm(Engine):
                             "partition? Ctrl-C ends this command", task, reason)
         states = {task: state for task, state, _ in queue}
         alive = {task for task, state in states.items() if state not in OVER}
-        over = self.alive - alive
-        return alive, {task: self._end(task, states.get(task, "unknown to Slurm by now")) for task in over}
+        ended = {task: self._end(task, states.get(task, "")) for task in self.alive - alive}
+        self.pending = {task for task in alive if states[task] == "PENDING"}
+        return alive, ended
 
     def _end(self, task: str, state: str) -> str:
-        """How a task ended."""
-        if state == "CANCELLED":
-            raise UserError(f"Slurm task {task} was cancelled by somebody; finished runs and checkpoints are "
-                            "kept, repeat the command to go on")
+        """How a task ended; `state` is empty where Slurm does not know it any more."""
         with contextlib.suppress(StopIteration, EOFError, pickle.UnpicklingError):
             kind, value = pickle.loads(next(self.folder.glob(f"*/{task}_0_result.pkl")).read_bytes())
             if kind == "success" and value is None:
                 return ""
             if kind == "success":
                 raise cannot_go_on(value)
+        if state == "CANCELLED" or (not state and task in self.pending):
+            raise UserError(f"Slurm task {task} was cancelled by somebody; finished runs and checkpoints are "
+                            "kept, repeat the command to go on")
         self.spoiled = True
-        return (f"Slurm task {task} ended without a record of the run ({state}); see {task}_0_log.out in the "
-                "study's folder slurm")
+        return (f"Slurm task {task} ended without a record of the run ({state or 'unknown to Slurm by now'}); see "
+                f"{task}_0_log.out in the study's folder slurm")
 
     def drain(self) -> None:
         """Tasks go on while there is something to do; else they end, and their files are removed."""
