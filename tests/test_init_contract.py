@@ -93,7 +93,7 @@ def test_a_port_is_made_once_for_the_starts_that_share_it(data_folders, make_hos
     monkeypatch.setattr(start, "port", lambda module, context: made.append(context.spec.name) or port(module, context))
     stacks: dict = {}
     for run in planned.runs.values():
-        stacks.setdefault((run.host.name, run.data.name, run.method, run.origin is not None), []).append(run)
+        stacks.setdefault((run.host.name, run.data.name, run.origin is not None), []).append(run)
     for runs in sorted(stacks.values(), key=lambda runs: runs[0].origin is not None):
         execute(runs, {run.run_id: sorted(planned.marks[run.run_id]) for run in runs}, Desk(store, got.data))
     ported = [store.read(run_id) for run_id, run in planned.runs.items() if "port" in run.init.traits.needs]

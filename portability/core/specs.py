@@ -202,7 +202,9 @@ class RunSpec:
 
     `origin` is the run_id of the run whose module (and head) this run starts from; None where it starts from
     nothing. `head` is "none" for hosts that score label words, else "shared" or "fresh". `teacher` is the
-    host out of which an extraction cuts its module, None for all other runs.
+    host out of which an extraction cuts its module, None for all other runs. `origin_host` is the host of the
+    module that a run ports, for strategies that read its weights; it follows from `origin`, so it is no part
+    of the identity, and no record repeats it.
     """
 
     host: HostSpec
@@ -218,6 +220,7 @@ class RunSpec:
     eval: EvalSpec
     precision: str
     teacher: HostSpec | None = None
+    origin_host: HostSpec | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the run's numbers, and nothing else: no path, no display name."""
@@ -266,6 +269,7 @@ def from_dict(cls: Any, value: Mapping[str, Any]) -> Any:
     parts: dict[str, Any] = {
         "host": HostSpec, "data": DataSpec, "task": TaskSpec, "method": MethodSpec, "init": InitSpec,
         "port": PortSpec, "train": TrainSpec, "eval": EvalSpec, "shape": HostShape, "teacher": HostSpec,
+        "origin_host": HostSpec,
     }
     built = {}
     for key, item in value.items():

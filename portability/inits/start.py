@@ -96,7 +96,7 @@ class StartBuilder:
         spec = _port_of(run)
         key = run.origin, spec, run.stream
         if key not in self._ports:
-            context = PortContext(self._origin(run).host, run.host, self._fresh(run), spec,
+            context = PortContext(run.origin_host or self._origin(run).host, run.host, self._fresh(run), spec,
                                   load=lambda host: self._host(host, run.precision))
             self._ports[key] = port(self._origin_module(run), context)
         return self._ports[key]

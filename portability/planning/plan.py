@@ -248,6 +248,7 @@ class _Arm:
             base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head,
             port=port if "port" in traits.needs or shares else None,
             origin=origin_id if traits.needs or shares else None,
+            origin_host=self.origin if "port" in traits.needs else None,
         )
 
     def _bare(self, origin_id: str | None, port: PortSpec) -> RunSpec:
