@@ -1,62 +1,28 @@
-"""Metrics of the evaluate library: those shipped (portability/core/measures.py), which need no hub, and the user's own files.
-
-Importing this module takes seconds (evaluate), so only workers do, and a command that is given a metric of the user's own.
-"""
+"""The metrics of one evaluation: those shipped (portability/core/measures.py), and files of the user's own for the evaluate
+library, which is imported where such a file is given, because that takes seconds."""
 
 import functools
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import evaluate
 import numpy as np
-from evaluate.loading import get_imports
 
 from portability.core.errors import UserError
 from portability.core.measures import ALWAYS, MEASURES, Undefined, name_of, own
 from portability.core.specs import METRICS as ASKED
 
+if TYPE_CHECKING:
+    import evaluate
+
 ANYTHING = (Exception, SystemExit)  # that code of the user's own may raise: it ends neither a command nor a worker
 INPUTS = ("predictions", "references", "prediction_scores")  # what a metric of the user's own may take
-
-
-class Shipped(evaluate.Metric):
-    """A shipped measure as a metric of the library: a number from one column of per-example predictions and the labels.
-
-    One evaluation is one row of the metric's own table, because the library encodes rows one by one and a row for each
-    example would take ten times as long.
-    """
-
-    def __init__(self, name: str, **options: Any):
-        self.measure = MEASURES[name]
-        super().__init__(**options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        kind = "bool" if self.measure.column == "invalid" else "float64"
-        kinds = {"predictions": kind, "references": "int64"}
-        features = {name: datasets.Sequence(datasets.Value(kind)) for name, kind in kinds.items()}
-        return evaluate.MetricInfo(
-            description=str(self.measure.value.__doc__), citation=self.measure.citation, features=datasets.Features(features),
-            inputs_description=f"predictions: [{self.measure.column} (N,)], references: [labels (N,)]",
-        )
-
-    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
-        (column,), (labels,) = predictions, references
-        return {"value": float(self.measure.value(np.asarray(column), np.asarray(labels)))}
-
-
-METRICS = {name: partial(Shipped, name) for name in MEASURES}
 
 
 def score(
     margin: np.ndarray, nll: np.ndarray, invalid: np.ndarray, label: np.ndarray, asked: Sequence[str] = ASKED,
 ) -> dict[str, float | str]:
     """The metrics of one evaluation, by Trainer's names (eval_accuracy, eval_loss, ...); in words, why there is no number.
-
-    Calls each measure's `value` and not its metric's `compute`, which gives the same number (tested) after 9 ms of tables: 6 %
-    of the demo study's time.
 
     Args:
         margin: (N,) log p(positive) - log p(negative), finite; a tie (0) counts as negative.
@@ -93,12 +59,15 @@ def score(
 
 
 @functools.cache
-def own_metric(path: str) -> evaluate.Metric:
+def own_metric(path: str) -> "evaluate.Metric":
     """A metric out of a file of the user's own, loaded by the library and tried on 64 invented examples.
 
     Raises:
         UserError: the library cannot load it, it would load code from elsewhere, takes what is not there, or fails.
     """
+    import evaluate
+    from evaluate.loading import get_imports
+
     name = f"metric '{name_of(path)}' of eval.metrics"
     if any(kind == "external" for kind, *_ in get_imports(path)):
         raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code beside it")
@@ -127,7 +96,7 @@ def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, 
     return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}" for key, value in found.items()}
 
 
-def _compute(metric: evaluate.Metric, margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _compute(metric: "evaluate.Metric", margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     given = {"predictions": (margin > 0).astype(int), "references": labels.astype(int), "prediction_scores": margin}
     found = metric.compute(**{name: given[name].tolist() for name in metric._feature_names()})
     if not isinstance(found, dict) or not found:
