@@ -40,9 +40,9 @@ class Naive:
     def bench(self, run: RunSpec) -> Bench:
         """The run's method on its host."""
         assert run.method is not None
-        host = self.desk.host(run)
-        test = self.desk.encoded(host, run, run.eval.split, run.eval.limit)
-        return Bench(Mounted(host, run.method), Scorer(host, run.task), self.desk.encoded(host, run, "train", 0), test)
+        host = self.desk.host(run.host, run.precision)
+        return Bench(Mounted(host, run.method), Scorer(host, run.task), self.desk.training(host, run),
+                     self.desk.test(host, run))
 
     def cell(self, cell: Cell) -> float:
         """Train one cell, after its origin where it has one, and score it: accuracy."""

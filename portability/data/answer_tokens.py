@@ -76,6 +76,11 @@ class Sequences:
         return len(self.starts)
 
     @property
+    def rows(self) -> list[list[int]]:
+        """Token ids of each row."""
+        return [part.tolist() for part in np.split(self.ids, self.offsets[1:-1])]
+
+    @property
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
         """Flat ids among which the answers stand, and where each answer begins in them, (N,)."""
         if self.target_ids is not None and self.target_offsets is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from portability.hosts.devices import control
-from portability.training.trainer import AnyScorer, loss_of
+from portability.tasks.base import TaskScorer
 
 STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two moments
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -20,7 +20,7 @@ MARGINS = {"cpu": 1.5, "cuda": 3.0}  # for what lives beside the activations: gr
 
 
 def member_bytes(
-    scorer: AnyScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
+    scorer: TaskScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
     """Bytes that one more member of a stack needs: its state, its frozen tensors, and the activations that its update keeps.
 
@@ -38,7 +38,7 @@ def member_bytes(
 
 
 def kept_bytes(
-    scorer: AnyScorer, stacked: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
+    scorer: TaskScorer, stacked: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
     """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights and the members' frozen
     tensors not counted.
@@ -59,7 +59,7 @@ def kept_bytes(
     there = {name: value.to(scorer.device).requires_grad_() for name, value in stacked.items()}
     batch = [part.to(scorer.device) for part in rows]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        whole = vmap(lambda *member: loss_of(scorer, *member))(there | beside, *batch)  # held, so that no address is used twice
+        whole = vmap(lambda *member: scorer.loss(*member))(there | beside, *batch)  # held, so that no address is used twice
     del whole
     return sum(kept.values())
 

@@ -19,18 +19,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from portability.core.specs import TrainSpec
-from portability.data.answer_tokens import Sequences
 from portability.data.sampling import Schedule, fill
-from portability.data.tokenization import Encoded
-from portability.tasks.classification import HEAD, Parameters, Predictions, Scorer
-from portability.tasks.generation import AnswerScorer, Questions
+from portability.tasks.base import HEAD, EvalSet, Parameters, Predictions, TaskScorer, Training
 from portability.training.cuda_graphs import Replayer
 
-AnyScorer = Scorer | AnswerScorer  # each with its own kinds of token ids:
-Training = Encoded | Sequences
-Test = Encoded | Questions
+AnyScorer = TaskScorer
 LOSS_EVERY = 10  # updates between two points of the stored training loss
-TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (batches.fill)
+TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (sampling.fill)
 
 
 @dataclass
@@ -74,14 +69,9 @@ class Bank:
         return {name: view[index].detach().cpu().clone() for name, view in self.views(theta).items()}
 
 
-def logits_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
+def logits_of(scorer: TaskScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
     """Logits of one member's batch (see the scorers)."""
     return scorer.logits(parameters, *rows)
-
-
-def loss_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
-    """Mean loss of one member's batch, in nats (see the scorers)."""
-    return scorer.loss(parameters, *rows)
 
 
 class Trainer:
@@ -96,7 +86,7 @@ class Trainer:
             one, comes last.
     """
 
-    def __init__(self, scorer: AnyScorer, members: Sequence[Member], spec: TrainSpec):
+    def __init__(self, scorer: TaskScorer, members: Sequence[Member], spec: TrainSpec):
         self.scorer, self.members, self.spec, self.done = scorer, list(members), spec, 0
         self.device = scorer.device
         self.bank = Bank([member.start for member in members], self.device)
@@ -187,7 +177,7 @@ class Trainer:
     def _step(self, *rows: Tensor) -> None:
         """The update itself, on the device alone. A member that went wrong goes on as numbers that are not finite, in its
         own rows: each operation here works on every row by itself."""
-        each = vmap(lambda *member: loss_of(self.scorer, *member))
+        each = vmap(lambda *member: self.scorer.loss(*member))
         losses = each(self.bank.views(self.bank.theta) | self.frozen, *rows)
         (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
         norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
@@ -270,7 +260,7 @@ def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequen
             on_update()
 
 
-def predict(scorer: AnyScorer, parameters: Parameters, test: Test, batch_size: int,
+def predict(scorer: TaskScorer, parameters: Parameters, test: EvalSet, batch_size: int,
             on_part: Callable[[float], None] = lambda part: None) -> Predictions:
     """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers).
 

@@ -2,10 +2,8 @@
 
 import datetime
 import functools
-import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,20 @@ import numpy as np
 import torch
 
 from portability.core.errors import without_places
-from portability.core.specs import SCHEMA, AnswerSpec, RunSpec
+from portability.core.specs import SCHEMA, RunSpec
+from portability.core.versions import packages
 from portability.methods.module import ModuleState
 from portability.porting.port import PortReport
 from portability.store import Result
-from portability.tasks.metrics import score, score_answers
-from portability.training.trainer import Outcome, Predictions
-
-PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy", "safetensors")
+from portability.tasks.base import Predictions
+from portability.tasks.registry import task_of
+from portability.training.trainer import Outcome
 
 
 @dataclass
-class Evidence:
-    """Everything measured about one finished run; `predictions` by mark, for the N test examples, with `labels` where these
-    are texts with labels, and `last_predictions` of each mark's last iterate, of which records hold the metrics alone."""
+class RunOutput:
+    """All that was measured of one run; `predictions` by mark, for the N test examples, with `labels` where these are texts
+    with labels, and `last_predictions` of each mark's last iterate, of which records hold the metrics alone."""
 
     run: RunSpec
     labels: np.ndarray | None
@@ -44,62 +42,63 @@ class Evidence:
     report: PortReport | None = None
     outcome: Outcome = field(default_factory=Outcome)
     origin: dict[str, str] | None = None  # names of the origin's host and data
-    too_long: dict[str, int] = field(default_factory=dict)  # answers that were (tasks.scorer.too_long)
+    too_long: dict[str, int] = field(default_factory=dict)  # answers that were (Task.too_long)
 
 
-def build_result(evidence: Evidence) -> Result:
+def build_result(output: RunOutput) -> Result:
     """The record and the files beside it.
 
     Paths never enter a record: a host's or set's source is kept only where it is a hub id or an embedded name.
     """
-    run, module = evidence.run, evidence.module
-    trainable = (module.entries if module else 0) + sum(tensor.numel() for tensor in evidence.head.values())
+    run, module = output.run, output.module
+    trainable = (module.entries if module else 0) + sum(tensor.numel() for tensor in output.head.values())
     record = {
         "schema": SCHEMA,
         "run_id": run.run_id,
         "spec": _without_paths(asdict(run)),
         "cell": {
             "method": run.method.name if run.method else None, "host": run.host.name, "data": run.data.name,
-            "init": run.init.name, "seed": run.seed, "origin": evidence.origin,
+            "init": run.init.name, "seed": run.seed, "origin": output.origin,
         },
         "run_info": {
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "total_time": evidence.seconds, **git_state(),
+            "total_time": output.seconds, **git_state(),
         },
         "train_info": {
             "status": "success",
-            "train_time": evidence.train_seconds,
+            "train_time": output.train_seconds,
             "file_size": 4 * (module.entries if module else 0),  # bytes of the module's tensors in fp32
             "num_trainable_params": trainable,
-            "num_total_params": evidence.host_parameters + trainable,
-            "tokens": evidence.outcome.tokens,
-            "padded_tokens": evidence.outcome.padded_tokens,
-            "stack": evidence.stack,
-            **({"too_long": evidence.too_long} if evidence.too_long else {}),
-            "train_loss": [list(point) for point in evidence.outcome.losses],
-            **_metrics(evidence),
+            "num_total_params": output.host_parameters + trainable,
+            "tokens": output.outcome.tokens,
+            "padded_tokens": output.outcome.padded_tokens,
+            "stack": output.stack,
+            **({"too_long": output.too_long} if output.too_long else {}),
+            "train_loss": [list(point) for point in output.outcome.losses],
+            **_metrics(output),
         },
-        "port_info": evidence.report.summary() if evidence.report else None,
-        "meta_info": {"package_info": packages(), "system_info": system(evidence.device)},
+        "port_info": output.report.summary() if output.report else None,
+        "meta_info": {"package_info": packages(), "system_info": system(output.device)},
     }
-    tensors: dict[str, Any] = {"predictions": _prediction_tensors(evidence)}
+    tensors: dict[str, Any] = {"predictions": _prediction_tensors(output)}
     metadata = {}
     if module is not None:
         tensors["module"], metadata["module"] = module.to_file()
-    if evidence.start is not None:
-        tensors["start"], metadata["start"] = evidence.start.to_file()
-    if evidence.head:
-        tensors["head"] = evidence.head
-    report = {"tensors": evidence.report.tensors} | evidence.report.summary() if evidence.report else None
+    if output.start is not None:
+        tensors["start"], metadata["start"] = output.start.to_file()
+    if output.head:
+        tensors["head"] = output.head
+    report = {"tensors": output.report.tensors} | output.report.summary() if output.report else None
     return Result(record, tensors, metadata, report)
 
 
-def _metrics(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+def _metrics(output: RunOutput) -> dict[str, list[dict[str, Any]]]:
     """The numbers by mark, those of the last iterate under names that begin with last_; and, where a metric has no number at a
     mark, why."""
-    found = {mark: dict(_measured(predictions, evidence)) for mark, predictions in sorted(evidence.predictions.items())}
+    task, given = task_of(output.run.task), (output.labels, output.run.eval.metrics)
+    found = {mark: dict(task.metrics(predictions, *given)) for mark, predictions in sorted(output.predictions.items())}
     for mark, one in found.items():
-        last = _measured(evidence.last_predictions[mark], evidence)
+        last = task.metrics(output.last_predictions[mark], *given)
         one |= {name.replace("eval_", "last_", 1): value for name, value in last.items()}
     numbers = [{"updates": mark} | {name: value for name, value in one.items() if not isinstance(value, str)}
                for mark, one in found.items()]
@@ -108,20 +107,12 @@ def _metrics(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
     return {"metrics": numbers} | ({"unmeasured": holes} if holes else {})
 
 
-def _measured(found: Predictions, evidence: Evidence) -> Mapping[str, float | str]:
-    if isinstance(evidence.run.task, AnswerSpec):
-        assert found.score is not None
-        return score_answers(found.score, found.nll, found.invalid, evidence.run.task.scoring)
-    assert found.margin is not None
-    return score(found.margin, found.nll, found.invalid, np.asarray(evidence.labels), evidence.run.eval.metrics)
-
-
-def _prediction_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
+def _prediction_tensors(output: RunOutput) -> dict[str, torch.Tensor]:
     """By mark: what there is of margin and score, and invalid; the labels, if there are any."""
-    marks = sorted(evidence.predictions)
-    parts = [evidence.predictions[mark].columns for mark in marks]
+    marks = sorted(output.predictions)
+    parts = [output.predictions[mark].columns for mark in marks]
     found = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0] if name != "nll"}
-    label = {} if evidence.labels is None else {"label": torch.from_numpy(np.array(evidence.labels, dtype=np.int8))}
+    label = {} if output.labels is None else {"label": torch.from_numpy(np.array(output.labels, dtype=np.int8))}
     return {"updates": torch.tensor(marks, dtype=torch.int64)} | {
         name: value if value.dtype == torch.bool else value.float() for name, value in found.items()} | label
 
@@ -133,18 +124,6 @@ def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
         if part["revision"] is None and not source.startswith("embedded:"):
             part["source"] = Path(source).name
     return spec
-
-
-@functools.cache
-def packages() -> dict[str, str]:
-    """Versions of the packages that can change a number."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 @functools.cache
