@@ -6,11 +6,11 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,7 +57,8 @@ class Encoded:
 
 
 def encode(
-    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", task: TaskSpec, use_template: bool, tokenizer_key: str
+    dataset: "Dataset | Mapping[str, Sequence[Any]]", tokenizer: "PreTrainedTokenizerBase", task: TaskSpec,
+    use_template: bool, tokenizer_key: str,
 ) -> Encoded:
     """Tokenise a data set for a host, or load it where the same was tokenised before.
 

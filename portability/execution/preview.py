@@ -1,24 +1,21 @@
 """What can be known before work: each kind of run is rehearsed once (rehearse.py), in a process of its own where torch is not
 loaded yet, so that planning needs none; what was found to fit is kept by its content and not tried again."""
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import logging
-import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.core.errors import UserError
 from portability.core.hashing import combined_digest, remember, remembered
+from portability.core.paths import PACKAGE
 from portability.core.specs import RunSpec, digest, too_long_words
 from portability.core.wording import counted
 from portability.data.splits import study_data
-from portability.execution.worker import ENVIRONMENT, Setup, Worker, end_of, end_with_parent
+from portability.execution.processes import ChildDied, in_child
+from portability.execution.worker import Setup, Worker
 from portability.hosts.devices import Place
 from portability.planning.plan import Plan
 from portability.store import Store
@@ -57,7 +54,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
 def _ours() -> str:
     """What a rehearsal depends on besides the run: the libraries and this package's own code."""
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    return combined_digest(sorted(Path(__file__).parent.rglob("*.py")), *versions)
+    return combined_digest(sorted(PACKAGE.rglob("*.py")), *versions)
 
 
 def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:
@@ -73,47 +70,21 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
     if "torch" in sys.modules:
         from portability.execution.worker_context import Desk
 
-        yield from _answers(questions, Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
-    else:
-        yield from _aside(questions, setup)
-
-
-def _aside(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
-    """The same, by a process of its own."""
-    os.environ.update(ENVIRONMENT)
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_rehearse, args=(theirs, questions, setup), daemon=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            child.start()
-            stack.callback(child.join)
-            stack.callback(child.kill)  # also when the command is interrupted
-            theirs.close()
-            for _ in questions:
-                answer = ours.recv()
-                if isinstance(answer, str):
-                    raise UserError(answer)
-                yield answer
-        except (EOFError, OSError) as error:
-            raise UserError(f"what fits the hosts could not be looked at: {end_of(child, error)}") from error
-
-
-def _rehearse(pipe: Connection, questions: Sequence[Question], setup: Setup) -> None:
-    """In a process of its own: facts for each question, or the sentence that refuses it, which ends all."""
-    end_with_parent()
+        yield from _rehearse(questions, setup, Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
+        return
     try:
-        for facts in _answers(questions, Worker(setup, Place("cpu", 1.0), lambda _: None).desk):
-            pipe.send(facts)
-    except UserError as error:
-        pipe.send(str(error))
+        yield from in_child(_rehearse, questions, setup)
+    except ChildDied as error:
+        raise UserError(f"what fits the hosts could not be looked at: {error}") from error
 
 
-def _answers(questions: Sequence[Question], desk: "Desk") -> Iterator[Facts]:
+def _rehearse(questions: Sequence[Question], setup: Setup, desk: "Desk | None" = None) -> Iterator[Facts]:
+    """The same, in a process of its own where no desk is given."""
     from portability.execution.rehearse import Rehearsal
 
-    rehearsal = Rehearsal(desk)
-    return (rehearsal.of(*question) for question in questions)
+    rehearsal = Rehearsal(desk or Worker(setup, Place("cpu", 1.0), lambda _: None).desk)
+    for question in questions:
+        yield rehearsal.of(*question)
 
 
 def example_lines(planned: Plan, found: Mapping[str, Facts]) -> list[str]:

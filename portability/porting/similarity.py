@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, TaskSpec
-from portability.data.tokenization import tokenise_within
+from portability.data.sampling import pad
+from portability.data.tokenization import encode
 from portability.hosts.attention import causal_mask, text_mask
 from portability.hosts.host import Host, HostSpec, folder_of, load_host, weight_files
 from portability.porting.layer_maps import stretch
-from portability.tasks.classification import check_length
+from portability.tasks.base import check_length
 
 BATCH = 16  # texts in a forward pass; does not change results beyond rounding
 FEWEST = 4  # texts: the unbiased estimate divides by n (n - 3)
@@ -75,21 +76,16 @@ def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
     last token). A layer's state is what it hands on; the last one's is taken after the host's final norm.
     """
     host = load_host(spec)
-    check_length(host, task)
-
-    def tokenise(batch: list[str]) -> list[list[int]]:
-        asked = [task.template.replace("{text}", text) for text in batch]
-        return host.tokenizer(asked, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
-
-    ids = [torch.tensor(row) for row in tokenise_within(texts, tokenise, task.max_length)[0]]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    check_length(host, task.max_length)
+    examples = {"text": texts, "label": [0] * len(texts)}
+    encoded = encode(examples, host.tokenizer, task, True, spec.fingerprint)
+    order = np.argsort(encoded.lengths, kind="stable")
     parts: dict[str, list[Tensor]] = {}
     for place in range(0, len(order), BATCH):
-        rows = [ids[i] for i in order[place : place + BATCH]]
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        for reading, states in _states(host, pad_sequence(rows, batch_first=True), mask).items():
+        picks = order[place : place + BATCH]
+        for reading, states in _states(host, *pad(encoded, picks, int(encoded.lengths[picks].max()))).items():
             parts.setdefault(reading, []).append(states)
-    back = torch.tensor(order).argsort()
+    back = torch.from_numpy(np.argsort(order))
     found = {reading: [gram(layer) for layer in torch.cat(states, 1)[:, back]] for reading, states in parts.items()}
     if not all(layer.isfinite().all() for layers in found.values() for layer in layers):
         raise UserError(f"the states of host '{spec.name}' are not finite, or the same for all texts; it cannot be compared")

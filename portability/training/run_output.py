@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from portability.core.errors import without_places
+from portability.core.paths import PACKAGE
 from portability.core.specs import SCHEMA, RunSpec
 from portability.core.versions import packages
 from portability.methods.module import ModuleState
@@ -139,11 +140,9 @@ def system(device: str) -> dict[str, Any]:
 @functools.cache
 def git_state() -> dict[str, Any]:
     """Commit of the code and whether it was changed since, or None where it is not a checkout."""
-    here = Path(__file__).resolve().parent
-
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
