@@ -198,12 +198,10 @@ def margins(
     rights, wrongs = (np.bincount(group[rows], minlength=count) for rows in (right, ~right))
     if (rights != 1).any() or (wrongs < 1).any():
         raise ValueError("each example needs exactly one right choice and at least one wrong one")
-    by_row = np.moveaxis(values, -1, 0)
-    best = np.full((count, *by_row.shape[1:]), -np.inf)
-    np.maximum.at(best, group[~right], by_row[~right])
-    mine = np.empty_like(best)
-    mine[group[right]] = by_row[right]
-    return np.moveaxis(mine - best, 0, -1)
+    order = np.argsort(group, kind="stable")
+    values, right = values[..., order], right[order]
+    firsts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    return values[..., right] - np.maximum.reduceat(np.where(right, -np.inf, values), firsts, axis=-1)
 
 
 def choice(margin: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec
 from portability.core.stages import TRAINING, Stage
@@ -51,12 +53,11 @@ def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: 
     """The estimate for the runs that are to do, without measuring anything: from the study's finished runs, which must know
     most of the work's hosts, or else a bound; None where the bound says nothing.
 
-    A run's share of its stack's time is taken per unit of work, by host and method, then by host, then over all.
+    A run's share of its stack's time is taken per unit of work, by host.
     """
     units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
     rates = _rates(planned, store)
-    known = sum(unit for run_id, unit in units.items() if (todo[run_id].host.fingerprint,) in rates)
-    if known > sum(units.values()) / 2:
+    if sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in rates) > sum(units.values()) / 2:
         sizes = [sum(file["bytes"] for file in record["files"].values()) for record in store.records() if "files" in record]
         disk = len(todo) * (statistics.mean(sizes) + RECORD_BYTES) / 1e6 if sizes else None
         seconds = _seconds(rates, todo, planned)
@@ -67,31 +68,22 @@ def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: 
     return Estimate(len(todo), bound, workers, None, "a bound; nothing was measured yet", worst=True)
 
 
-def _keys(run: RunSpec) -> list[tuple[str, ...]]:
-    """What a rate may be known of, the nearest first: host and method, host, everything."""
-    host = run.host.fingerprint
-    return [(host, run.method.name if run.method else ""), (host,), ()]
-
-
-def _rates(planned: Plan, store: Store) -> dict[tuple[str, ...], float]:
-    """Seconds of one worker per unit of work, by `_keys`."""
-    sums: dict[tuple[str, ...], list[float]] = {}
+def _rates(planned: Plan, store: Store) -> dict[str, float]:
+    """Seconds of one worker per unit of work, by host."""
+    sums: dict[str, np.ndarray] = {}
     for record in store.records():
         run = planned.runs.get(record["run_id"])
-        if run is None or run.method is None:
-            continue
-        units = work(run, run.train.updates, len(record["train_info"]["metrics"]))
-        for key in _keys(run):
-            total = sums.setdefault(key, [0.0, 0.0])
-            total[0] += record["run_info"]["total_time"]
-            total[1] += units
-    return {key: seconds / units for key, (seconds, units) in sums.items()}
+        if run is not None and run.method is not None:
+            units = work(run, run.train.updates, len(record["train_info"]["metrics"]))
+            sums.setdefault(run.host.fingerprint, np.zeros(2))[:] += record["run_info"]["total_time"], units
+    return {host: seconds / units for host, (seconds, units) in sums.items()}
 
 
-def _seconds(rates: Mapping[tuple[str, ...], float], todo: Mapping[str, RunSpec], planned: Plan) -> float:
-    """What the runs take one worker, each by the nearest rate that is known."""
-    return sum(work(run, run.train.updates, len(planned.marks[run_id]))
-               * next(rates[key] for key in _keys(run) if key in rates) for run_id, run in todo.items())
+def _seconds(rates: Mapping[str, float], todo: Mapping[str, RunSpec], planned: Plan) -> float:
+    """What the runs take one worker, each by its host's rate, or by the mean of those known."""
+    other = statistics.mean(rates.values())
+    return sum(work(run, run.train.updates, len(planned.marks[run_id])) * rates.get(run.host.fingerprint, other)
+               for run_id, run in todo.items())
 
 
 def agree(found: Estimate, yes: bool) -> None:
@@ -136,9 +128,8 @@ def calibrate(
     except UserError as error:
         raise UserError(f"the calibration before a large launch failed: {error}; yes=true starts without an "
                         "estimate") from error
-    rates = {(run.host.fingerprint,): seconds / work(run, 1, 0)
+    rates = {run.host.fingerprint: seconds / work(run, 1, 0)
              for (run, _), (seconds, _) in zip(samples, answers, strict=True)}
-    rates[()] = statistics.mean(rates.values())
     size = statistics.mean(size for _, size in answers) + RECORD_BYTES
     return Estimate(len(todo), _seconds(rates, todo, planned) / workers, workers, len(todo) * size / 1e6,
                     f"calibrated on {counted(len(samples), 'host')}")

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, TaskSpec
-from portability.data.sampling import pad
+from portability.data.sampling import by_length, pad
 from portability.data.tokenization import encode
 from portability.hosts.attention import causal_mask, text_mask
 from portability.hosts.host import Host, HostSpec, folder_of, load_host, weight_files
@@ -79,13 +79,11 @@ def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
     check_length(host, task.max_length)
     examples = {"text": texts, "label": [0] * len(texts)}
     encoded = encode(examples, host.tokenizer, task, True, spec.fingerprint)
-    order = np.argsort(encoded.lengths, kind="stable")
-    parts: dict[str, list[Tensor]] = {}
-    for place in range(0, len(order), BATCH):
-        picks = order[place : place + BATCH]
+    batches, parts = by_length(encoded.lengths, BATCH), dict[str, list[Tensor]]()
+    for picks in batches:
         for reading, states in _states(host, *pad(encoded, picks, int(encoded.lengths[picks].max()))).items():
             parts.setdefault(reading, []).append(states)
-    back = torch.from_numpy(np.argsort(order))
+    back = torch.from_numpy(np.argsort(np.concatenate(batches)))
     found = {reading: [gram(layer) for layer in torch.cat(states, 1)[:, back]] for reading, states in parts.items()}
     if not all(layer.isfinite().all() for layers in found.values() for layer in layers):
         raise UserError(f"the states of host '{spec.name}' are not finite, or the same for all texts; it cannot be compared")
@@ -152,12 +150,6 @@ def match(one: int, other: int) -> list[tuple[int, int]]:
 # ---- weights
 
 
-class _Matrix(NamedTuple):
-    file: Any  # open safetensors file
-    name: str
-    shape: tuple[int, ...]
-
-
 def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float, str | None]:
     """Distance of two hosts' weights, the share of the larger host's entries that was compared, and why there is none.
 
@@ -176,8 +168,8 @@ def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float
             pairs = match(one.shape.layers[stack], other.shape.layers[stack])
             for a, b in ((ours[key], theirs[stack, j, key[2]]) for i, j in pairs for key in sorted(ours)
                          if key[:2] == (stack, i) and (stack, j, key[2]) in theirs):
-                rows, columns = map(min, a.shape, b.shape)
-                left, right = (m.file.get_slice(m.name)[:rows, :columns].float() for m in (a, b))
+                rows, columns = map(min, a.get_shape(), b.get_shape())
+                left, right = (matrix[:rows, :columns].float() for matrix in (a, b))
                 difference += _square(left - right)
                 squares += _square(left) + _square(right)
                 entries += rows * columns
@@ -188,19 +180,19 @@ def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float
     return math.sqrt(difference / squares), entries / max(total, more), None
 
 
-def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[str, int, str], _Matrix], int]:
-    """A host's matrices by stack, layer and name within the layer, and the number of all its entries."""
+def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[str, int, str], Any], int]:
+    """A host's matrices (slices of safetensors) by stack, layer and name within the layer, and how many entries it has."""
     folder, found, total = folder_of(spec), {}, 0
     stacks = list(spec.shape.layers)
     for path in weight_files(spec.name, folder):
         file = files.enter_context(safe_open(path, "pt"))
         for name in file.keys():
-            shape = tuple(file.get_slice(name).get_shape())
-            total += math.prod(shape)
-            if len(shape) == 2 and (parts := LAYER.fullmatch(name)):
+            matrix = file.get_slice(name)
+            total += math.prod(matrix.get_shape())
+            if len(matrix.get_shape()) == 2 and (parts := LAYER.fullmatch(name)):
                 words = parts[1].split(".")
                 stack = next((stack for stack in stacks if stack in words), stacks[0])
-                found[stack, int(parts[2]), parts[3]] = _Matrix(file, name, shape)
+                found[stack, int(parts[2]), parts[3]] = matrix
     return found, total
 
 

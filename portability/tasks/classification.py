@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from portability.core.architectures import FAMILIES
 from portability.core.specs import HostSpec, TaskSpec
 from portability.data.answer_tokens import joined
-from portability.data.sampling import Bucket, fill, pad
+from portability.data.sampling import Bucket, by_length, fill, pad
 from portability.data.splits import StudyData, rows
 from portability.data.tokenization import Encoded, encode
 from portability.hosts.attention import causal_mask, computing, text_mask
@@ -171,12 +171,11 @@ class Scorer(nn.Module):
         """As `TaskScorer.predict`. What stands before the first of a module's sites is the same for all members, and `vmap`
         computes it once a batch.
         """
-        order = np.argsort(encoded.lengths, kind="stable")
         labels = torch.from_numpy(encoded.labels)
         negative, positive = self.label_ids
-        targets, out = torch.tensor(self.label_ids), []
-        for first in range(0, len(order), batch_size):
-            picks = order[first : first + batch_size]
+        targets, out, done = torch.tensor(self.label_ids), [], 0
+        parts = by_length(encoded.lengths, batch_size)
+        for picks in parts:
             batch = pad(encoded, fill(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
             ids, mask = (part.to(self.device) for part in batch)
             logits = self.stacked_logits(parameters, ids, mask)[:, : len(picks)]
@@ -185,8 +184,9 @@ class Scorer(nn.Module):
             nll = -scores.gather(-1, target[..., None]).squeeze(-1)
             best = scores.argmax(-1)
             out.append((scores[..., positive] - scores[..., negative], nll, (best != negative) & (best != positive)))
-            on_part((first + len(picks)) / len(order))
-        back = np.argsort(order)
+            done += len(picks)
+            on_part(done / len(encoded))
+        back = np.argsort(np.concatenate(parts))
         margin, nll, invalid = (torch.cat(part, 1).cpu().numpy()[:, back] for part in zip(*out, strict=True))
         return Predictions(nll, invalid, margin)
 

@@ -16,7 +16,7 @@ from portability.core.specs import AnswerSpec, HostSpec
 from portability.data.answer_scores import choice, exact_match, margins, rouge_l
 from portability.data.answer_tokens import Sequences, encode_answers, encode_choices, encode_prompts, shown
 from portability.data.examples import Example
-from portability.data.sampling import Bucket, fill
+from portability.data.sampling import Bucket, by_length, fill
 from portability.data.splits import StudyData, examples
 from portability.hosts.host import Host, load_tokenizer
 from portability.tasks.base import SCORE_ROWS, SHOWN, Answered, Parameters, Predictions, Told, check_ids, check_length
@@ -224,13 +224,13 @@ class AnswerScorer:
     def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
         """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part` is told of each
         when the next one is asked for."""
-        order = _order(rows)
-        for first in range(0, len(order), batch_size):
-            picks = order[first : first + batch_size]
+        done = 0
+        for picks in by_length(rows.lengths, batch_size):
             longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))
             whole = batch(rows, fill(picks, SCORE_ROWS), *longest)
             yield Batch(*(part.to(self.device) for part in whole)), len(picks)
-            on_part((first + len(picks)) / len(order))
+            done += len(picks)
+            on_part(done / len(rows))
 
 
 def _order(rows: Sequences) -> np.ndarray:

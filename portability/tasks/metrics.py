@@ -3,7 +3,7 @@ library, which is imported where such a file is given, because that takes second
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,9 @@ def score(
     """
     columns = {"margin": np.asarray(margin, np.float64), "nll": np.asarray(nll, np.float64)}
     columns["invalid"], labels = np.asarray(invalid), np.asarray(label)
-    _check(columns, labels)
+    _check(columns | {"label": labels})
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5]}")
     found: dict[str, float | str] = {}
     for name, measure in MEASURES.items():
         if name in asked or name in ALWAYS:
@@ -135,25 +137,18 @@ def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scor
         {'eval_accuracy': 0.5, 'eval_loss': 1.0, 'eval_invalid_rate': 0.0}
     """
     columns = {"score": np.asarray(scores, np.float64), "nll": np.asarray(nll, np.float64), "invalid": np.asarray(invalid)}
-    if len({column.shape for column in columns.values()}) > 1 or not len(scores):
-        raise ValueError(f"metrics need columns of one length of at least 1, got {[c.shape for c in columns.values()]}")
-    for name in ("score", "nll"):
-        if bad := int((~np.isfinite(columns[name])).sum()):
-            raise ValueError(f"{name} is not finite for {bad} of {len(scores)} examples")
+    _check(columns)
     name = "eval_rougeL" if scoring == "rouge_l" else "eval_accuracy"
     means = {key: float(column.mean()) for key, column in columns.items()}
     return {name: means["score"], "eval_loss": means["nll"], "eval_invalid_rate": means["invalid"]}
 
 
-def _check(columns: dict[str, np.ndarray], labels: np.ndarray) -> None:
-    shapes = {name: column.shape for name, column in columns.items()} | {"label": labels.shape}
-    if set(shapes.values()) != {(labels.size,)} or not labels.size:
+def _check(columns: Mapping[str, np.ndarray]) -> None:
+    shapes = {name: column.shape for name, column in columns.items()}
+    if set(shapes.values()) != {(columns["nll"].size,)} or not columns["nll"].size:
         raise ValueError(f"metrics need columns of one length of at least 1, got {shapes}")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5]}")
     if columns["invalid"].dtype != np.bool_:
         raise ValueError(f"invalid must be bool, got {columns['invalid'].dtype}")
-    for name in ("margin", "nll"):
-        bad = int((~np.isfinite(columns[name])).sum())
-        if bad:
-            raise ValueError(f"{name} is not finite for {bad} of {labels.size} examples")
+    for name, column in columns.items():
+        if bad := int((~np.isfinite(column)).sum()):
+            raise ValueError(f"{name} is not finite for {bad} of {column.size} examples")

@@ -1,11 +1,10 @@
 """How many modules fit into a device at once: measured on a real forward pass, not guessed from sizes."""
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
+import psutil
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -76,11 +75,7 @@ def free_bytes(device: torch.device, share: float) -> int:
 @functools.cache
 def _available() -> int:
     """Bytes that were free when this process first asked: later, what it freed stays with it and would not be seen."""
-    try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    except FileNotFoundError:  # not Linux: half of all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    free = int(facts["MemAvailable"].split()[0]) * 1024
+    free = psutil.virtual_memory().available
     limit, used = (control(f"memory.{name}") for name in ("max", "current"))  # of a container
     return free if limit is None or used is None else min(free, limit[0] - used[0])
 

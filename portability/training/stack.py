@@ -104,7 +104,7 @@ def resumable(saved: Saved | None, run: RunSpec, marks: Sequence[int]) -> Saved 
 
 def scored(saved: Saved) -> frozenset[int]:
     """Marks whose predictions a checkpoint holds."""
-    return _marks(saved, "nll.")
+    return _marks(saved, "last_nll.")
 
 
 def _open(saved: Saved) -> frozenset[int]:
@@ -146,10 +146,9 @@ class Stack:
         self.trainer.restore([{name: one[name] for name in kept} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
         for iterate, mark in product(ITERATES, marks):
-            prefix = iterate if f"{iterate}nll.{mark}" in found[0] else ""  # where both iterates are one, it is kept once
-            columns = [name for name in Predictions.__dataclass_fields__ if f"{prefix}{name}.{mark}" in found[0]]
+            columns = [name for name in Predictions.__dataclass_fields__ if f"{iterate}{name}.{mark}" in found[0]]
             self.predictions[iterate][mark] = Predictions(
-                **{name: np.stack([one[f"{prefix}{name}.{mark}"].numpy() for one in found]) for name in columns})
+                **{name: np.stack([one[f"{iterate}{name}.{mark}"].numpy() for one in found]) for name in columns})
 
     def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
         """What the members are at."""
@@ -218,12 +217,9 @@ class Stack:
             if outcomes[index].failed_at is None:
                 saved = self.trainer.snapshot(index)
                 saved |= {"seconds": torch.tensor(self.seconds[index]), "versions": torch.tensor(_versions())}
-                for iterate, marks in self.predictions.items():
-                    for updates, found in marks.items():
-                        if iterate and found is self.predictions[""][updates]:
-                            continue
-                        saved |= {f"{iterate}{name}.{updates}": torch.from_numpy(value)
-                                  for name, value in found.of(index).columns.items()}
+                saved |= {f"{iterate}{name}.{updates}": torch.from_numpy(value)
+                          for iterate, marks in self.predictions.items() for updates, found in marks.items()
+                          for name, value in found.of(index).columns.items()}
                 store.save_checkpoint(run.run_id, saved)
 
     def outputs(self, device: str, overhead: float) -> Iterator[RunOutput]:
