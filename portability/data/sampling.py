@@ -1,7 +1,8 @@
-"""Which examples an update sees: length buckets fixed by the data and the step, contents by the member's seed.
+"""Which examples an update sees: length buckets fixed by the data and the step, contents by the member's
+seed.
 
-Step j of every member of a stack draws from the same bucket, padded to the bucket's longest text, so padding stays
-near the real tokens and a member's arithmetic does not depend on its neighbours.
+Step j of every member of a stack draws from the same bucket, padded to the bucket's longest text, so padding
+stays near the real tokens and a member's arithmetic does not depend on its neighbours.
 """
 
 import functools
@@ -25,11 +26,13 @@ class Bucket:
 
 
 def buckets(lengths: np.ndarray, smallest: int) -> list[Bucket]:
-    """Cut the examples, sorted by length, into buckets of whole lengths with at least `smallest` examples each.
+    """Cut the examples, sorted by length, into buckets of whole lengths with at least `smallest` examples
+    each.
 
     Args:
         lengths: (N,) tokens of each example.
-        smallest: fewest examples in a bucket, so that batches inside it vary; all N make one bucket if N is less.
+        smallest: fewest examples in a bucket, so that batches inside it vary; all N make one bucket if N is
+            less.
 
     Example:
         >>> [(b.members.tolist(), b.length) for b in buckets(np.array([3, 5, 3, 5, 9]), 2)]
@@ -72,8 +75,8 @@ class Schedule:
     def examples(self, step: int, seed: int) -> np.ndarray:
         """Indices (B,) of the examples that a member with this seed sees at `step`.
 
-        Within a bucket the member walks through one permutation of its examples after another; what is left at the
-        end of a permutation, less than a batch, is passed over, so no batch holds an example twice.
+        Within a bucket the member walks through one permutation of its examples after another; what is left
+        at the end of a permutation, less than a batch, is passed over, so no batch holds an example twice.
         """
         index, turn = self.bucket(step)
         members = self.buckets[index].members
@@ -88,10 +91,11 @@ def _permutation(size: int, *names: object) -> np.ndarray:
 
 
 def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
-    """Picks (..., B) with the first one repeated until B divides by `multiple`; what comes of the repeats is not used.
+    """Picks (..., B) with the first one repeated until B divides by `multiple`; what comes of the repeats is
+    not used.
 
-    Products of one, of few or of an odd number of rows may take another kernel than larger ones, and then a result would
-    show how many members were stacked (measured, DECISIONS D-42).
+    Products of one, of few or of an odd number of rows may take another kernel than larger ones, and then a
+    result would show how many members were stacked (measured, DECISIONS D-42).
 
     Example:
         >>> fill(np.array([[7, 8, 9]]), 4).tolist(), fill(np.array([1, 2]), 2).tolist()
@@ -101,8 +105,8 @@ def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def pad(encoded: Encoded, picks: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of the picked examples, each (*picks.shape, length) int64, padded on the right with id 0 (masked,
-    so the id never counts).
+    """Token ids and mask of the picked examples, each (*picks.shape, length) int64, padded on the right with
+    id 0 (masked, so the id never counts).
 
     Args:
         picks: indices of examples, of any shape.

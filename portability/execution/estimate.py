@@ -1,4 +1,5 @@
-"""How long a launch will take and how much disk: from the study's finished runs, or from a few updates made for the purpose."""
+"""How long a launch will take and how much disk: from the study's finished runs, or from a few updates made
+for the purpose."""
 
 import statistics
 import sys
@@ -24,7 +25,8 @@ from portability.store import Store
 ASK_SECONDS = 3600.0
 UPDATES = 6  # of a calibration, the first of which is not counted
 HOSTS = 3  # that a calibration measures: the ones that the most work is on
-WORST = 1.5e-8, 0.03  # seconds per unit of work, and per update: slower than any CPU we saw (our choice, DECISIONS D-46)
+# seconds per unit of work, and per update: slower than any CPU we saw (our choice, DECISIONS D-46)
+WORST = 1.5e-8, 0.03
 RECORD_BYTES = 16_384  # a record, its report and the tracker's file, roughly
 
 
@@ -50,19 +52,22 @@ class Estimate:
 
 
 def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: int) -> Estimate | None:
-    """The estimate for the runs that are to do, without measuring anything: from the study's finished runs, which must know
-    most of the work's hosts, or else a bound; None where the bound says nothing.
+    """The estimate for the runs that are to do, without measuring anything: from the study's finished runs,
+    which must know most of the work's hosts, or else a bound; None where the bound says nothing.
 
     A run's share of its stack's time is taken per unit of work, by host.
     """
     units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
     rates = _rates(planned, store)
-    if sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in rates) > sum(units.values()) / 2:
-        sizes = [sum(file["bytes"] for file in record["files"].values()) for record in store.records() if "files" in record]
+    known = sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in rates)
+    if known > sum(units.values()) / 2:
+        sizes = [sum(file["bytes"] for file in record["files"].values()) for record in store.records()
+                 if "files" in record]
         disk = len(todo) * (statistics.mean(sizes) + RECORD_BYTES) / 1e6 if sizes else None
         seconds = _seconds(rates, todo, planned)
         return Estimate(len(todo), seconds / workers, workers, disk, "from the study's finished runs")
-    bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates) for run_id, run in todo.items()) / workers
+    bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates)
+                for run_id, run in todo.items()) / workers
     if bound >= ASK_SECONDS:
         return None
     return Estimate(len(todo), bound, workers, None, "a bound; nothing was measured yet", worst=True)
@@ -82,8 +87,8 @@ def _rates(planned: Plan, store: Store) -> dict[str, float]:
 def _seconds(rates: Mapping[str, float], todo: Mapping[str, RunSpec], planned: Plan) -> float:
     """What the runs take one worker, each by its host's rate, or by the mean of those known."""
     other = statistics.mean(rates.values())
-    return sum(work(run, run.train.updates, len(planned.marks[run_id])) * rates.get(run.host.fingerprint, other)
-               for run_id, run in todo.items())
+    units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
+    return sum(rates.get(todo[run_id].host.fingerprint, other) * unit for run_id, unit in units.items())
 
 
 def agree(found: Estimate, yes: bool) -> None:
@@ -95,7 +100,8 @@ def agree(found: Estimate, yes: bool) -> None:
     if yes or found.seconds <= ASK_SECONDS:
         return
     if not sys.stdin.isatty():
-        raise UserError(f"{found}; that is more than an hour, so nothing was started: repeat the command with yes=true")
+        raise UserError(f"{found}; that is more than an hour, so nothing was started: repeat the command "
+                        f"with yes=true")
     sys.stderr.write(f"{found}. Start? [y/N] ")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("nothing was started")
@@ -107,8 +113,8 @@ def agree(found: Estimate, yes: bool) -> None:
 def calibrate(
     planned: Plan, todo: Mapping[str, RunSpec], setup: Setup, place: Place, stack: int, workers: int
 ) -> Estimate | None:
-    """Train the most expensive method on the hosts that the most work is on, for a few updates in a process of its own, and
-    scale; None where nothing is to be trained.
+    """Train the most expensive method on the hosts that the most work is on, for a few updates in a process
+    of its own, and scale; None where nothing is to be trained.
 
     Raises:
         UserError: a host could not be loaded or trained.
@@ -138,12 +144,15 @@ def calibrate(
 def _sample(run: RunSpec) -> RunSpec:
     """A few updates of a run's kind, from scratch, so that nothing of the study is needed."""
     head = "none" if run.head == "none" else "fresh"
-    few = replace(run, init=SCRATCH, port=None, origin=None, teacher=None, head=head, eval=replace(run.eval, limit=1))
+    few = replace(run, init=SCRATCH, port=None, origin=None, teacher=None, head=head,
+                  eval=replace(run.eval, limit=1))
     return few.with_updates(UPDATES)
 
 
-def _measure(setup: Setup, place: Place, samples: Sequence[tuple[RunSpec, int]]) -> Iterator[tuple[float, int]]:
-    """In a process of its own, by an ordinary worker: seconds per module-update, and bytes of files, for each sample."""
+def _measure(setup: Setup, place: Place,
+             samples: Sequence[tuple[RunSpec, int]]) -> Iterator[tuple[float, int]]:
+    """In a process of its own, by an ordinary worker: seconds per module-update, and bytes of files, for each
+    sample."""
     times: dict[tuple[str, ...], list[float]] = {}
 
     def hear(stage: Stage) -> None:

@@ -1,7 +1,7 @@
 """Carry runs from their specs to stored records: the story of a run, one call per stage.
 
-    desk.host -> desk.training, desk.test -> Mounted -> starts -> Stack: trainer.train, with scorer.predict at each mark
-    -> desk.commit -> store.commit
+    desk.host -> desk.training, desk.test -> Mounted -> starts -> Stack: trainer.train, with scorer.predict at
+    each mark -> desk.commit -> store.commit
 """
 
 import logging
@@ -41,8 +41,9 @@ CALIBRATION = 64  # training inputs on which a module's logit change is measured
 def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> None:
     """Run a stack to its records; what fails becomes a failure record, and the others go on.
 
-    A stack that breaks as a whole, or finds no memory, is halved until the run at fault is alone; runs that were committed
-    or had failed by then stay as they are. Nothing of a broken stack is held when the halves begin, so its memory is free.
+    A stack that breaks as a whole, or finds no memory, is halved until the run at fault is alone; runs that
+    were committed or had failed by then stay as they are. Nothing of a broken stack is held when the halves
+    begin, so its memory is free.
 
     Raises:
         Exception: the device is lost to this process; the engine finds the run at fault.
@@ -72,8 +73,10 @@ def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], desk: D
 def _explained(error: Exception) -> Exception:
     if not isinstance(error, torch.OutOfMemoryError):
         return error
-    return UserError("one module alone does not fit into the device's memory; use a smaller train.batch_size, "
-                     "eval.batch_size or task.max_length (of prompts: data.NAME.answers.max_length), or fewer "
+    return UserError("one module alone does not fit into the device's memory; use a smaller "
+                     "train.batch_size, "
+                     "eval.batch_size or task.max_length (of prompts: data.NAME.answers.max_length), or "
+                     "fewer "
                      "engine.workers a device")
 
 
@@ -116,7 +119,8 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, de
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)
     longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
-    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest, run.train.batch_size,
+    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest,
+           run.train.batch_size,
            subtracts, run.precision)
     if key not in desk.member_bytes:
         picks = np.argsort(lengths, kind="stable")[-run.train.batch_size :]
@@ -135,11 +139,13 @@ def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, desk: Desk) -> RunOut
     scorer.model.set_active_adapters(None)
     stage = Stage([run.run_id], SCORING)
     desk.report(stage)
-    found = scorer.predict(stacked, test, run.eval.batch_size, lambda part: desk.report(replace(stage, part=part)))
+    found = scorer.predict(stacked, test, run.eval.batch_size,
+                           lambda part: desk.report(replace(stage, part=part)))
     at_start = {0: found.of(0)}
     return RunOutput(
         run=run, labels=test.labels, predictions=at_start, last_predictions=at_start, head=head,
-        host_parameters=count_parameters(scorer), device=desk.place.device, seconds=time.perf_counter() - started,
+        host_parameters=count_parameters(scorer), device=desk.place.device,
+        seconds=time.perf_counter() - started,
         too_long=task_of(run.task).too_long(None, test),
     )
 
@@ -163,11 +169,13 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
     if run.init.kind == EXTRACTION:
         assert run.teacher is not None
         cut, report = extraction(run, desk.data, store, desk.place.device, desk.free)
-        return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
+        return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name},
+                     report.blocks or cut)
     fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
     given = Given(
-        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, port=run.port, method=run.method,
+        fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, port=run.port,
+        method=run.method,
         origin=(origin.teacher or origin.host) if origin else None,
         module=ModuleState.from_file(*store.tensors(run.origin, "module"))
         if run.origin and run.init.kind in FROM_ORIGIN + FROM_EXTRACTION else None,
@@ -189,7 +197,8 @@ def _blocks(run: RunSpec, store: Store) -> ModuleState | None:
 
 
 def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> Head:
-    """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's width.
+    """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's
+    width.
 
     All arms of a cell start from the same head, so that no arm has an advantage (design: head shared).
     """

@@ -1,4 +1,5 @@
-"""The hosts of a plan, compared pair by pair in a process of their own; whatever happens there, no run is touched by it."""
+"""The hosts of a plan, compared pair by pair in a process of their own; whatever happens there, no run is
+touched by it."""
 
 import contextlib
 import logging
@@ -25,8 +26,9 @@ Answer = dict[str, Any] | str  # what was measured, or what went wrong
 
 @dataclass(frozen=True)
 class Pair:
-    """Two hosts, one of which modules are ported to from the other, and what they read: the first training sentences of the
-    receiving set after the leak guard, without labels, in the study's template, or its first prompts (our choice)."""
+    """Two hosts, one of which modules are ported to from the other, and what they read: the first training
+    sentences of the receiving set after the leak guard, without labels, in the study's template, or its first
+    prompts (our choice)."""
 
     one: HostSpec
     other: HostSpec
@@ -51,19 +53,22 @@ def lacking(planned: Plan, chosen: Collection[str], store: Store) -> list[Pair]:
     for run_id, run in planned.runs.items():
         origin = planned.runs[run.origin].host if run_id in chosen and run.origin else run.host
         if origin.name != run.host.name:
-            pair = Pair(*sorted((origin, run.host), key=lambda host: (host.fingerprint, host.name)), run.data, run.task)
+            pair = Pair(*sorted((origin, run.host), key=lambda host: (host.fingerprint, host.name)), run.data,
+                        run.task)
             found.setdefault(pair.name, pair)
     there = pairs.held(store.root) if found else {}
-    return [found[name] for name in sorted(found.keys() - there.keys(), key=lambda name: found[name].one.fingerprint)]
+    return [found[name]
+            for name in sorted(found.keys() - there.keys(), key=lambda name: found[name].one.fingerprint)]
 
 
 def compare_pairs(planned: Plan, chosen: Collection[str], store: Store, setup: Setup) -> None:
-    """Compare the hosts of the pairs that the store lacks, on this machine's processor whichever the engine. A failure is a
-    warning, and the next command tries again."""
+    """Compare the hosts of the pairs that the store lacks, on this machine's processor whichever the engine.
+    A failure is a warning, and the next command tries again."""
     todo = lacking(planned, chosen, store)
     if not todo:
         return
-    log.info("pairs of hosts to compare: %d, on %d training sentences of %s (similarity=false leaves this out)", len(todo),
+    log.info("pairs of hosts to compare: %d, on %d training sentences of %s (similarity=false leaves this "
+             "out)", len(todo),
              todo[0].text["texts"], todo[0].data.name)
     with (tqdm(total=len(todo), unit="pair", desc="hosts", disable=len(todo) == 1) as bar,
           contextlib.closing(_measured(todo, setup)) as answers):
@@ -73,7 +78,8 @@ def compare_pairs(planned: Plan, chosen: Collection[str], store: Store, setup: S
                     raise UserError(found)
                 pairs.keep(store.root, {**found, "text": pair.text, "text_digest": digest(pair.text)})
             except (ValueError, OSError) as error:  # a UserError is a ValueError
-                log.warning("hosts %s and %s were not compared: %s; no run is touched by this, and the next command tries "
+                log.warning("hosts %s and %s were not compared: %s; no run is touched by this, and the next "
+                            "command tries "
                             "again (similarity=false leaves it out)", pair.one.name, pair.other.name, error)
             bar.update()
 
@@ -91,7 +97,8 @@ def _measured(todo: Sequence[Pair], setup: Setup) -> Iterator[tuple[Pair, Answer
 
 
 def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
-    """In a process of its own: answer for each pair in order. Texts and what hosts make of them are kept between pairs."""
+    """In a process of its own: answer for each pair in order. Texts and what hosts make of them are kept
+    between pairs."""
     from portability.porting.similarity import Readings, compare_hosts
 
     data = Worker(setup, Place("cpu", 1.0), lambda _: None).desk.data  # one thread, and no chatter
@@ -102,13 +109,16 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
         try:
             if mark not in texts:
                 texts[mark] = _texts(pair, data)
-            yield compare_hosts(pair.one, pair.other, texts[mark], pair.task.reading, known.setdefault(mark, {}))
+            yield compare_hosts(pair.one, pair.other, texts[mark], pair.task.reading,
+                                known.setdefault(mark, {}))
         except Exception as error:  # whatever a host may raise, the other pairs are measured
-            yield without_places(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            yield without_places(str(error) if isinstance(error, UserError)
+                                 else f"{type(error).__name__}: {error}")
 
 
 def _texts(pair: Pair, data: StudyData) -> list[str]:
     if data.digests[pair.data.name]["train"] != pair.data.train_digest:
-        raise UserError(f"the train split of data set '{pair.data.name}' changed since the study was planned; run it again")
+        raise UserError(f"the train split of data set '{pair.data.name}' changed since the study was "
+                        f"planned; run it again")
     found = rows(data, pair.data.name, "train", 0)[: pair.text["texts"]]
     return list(found["text"] if "text" in found else found["prompt"])

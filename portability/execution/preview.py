@@ -1,5 +1,6 @@
-"""What can be known before work: each kind of run is rehearsed once (rehearse.py), in a process of its own where torch is not
-loaded yet, so that planning needs none; what was found to fit is kept by its content and not tried again."""
+"""What can be known before work: each kind of run is rehearsed once (rehearse.py), in a process of its own
+where torch is not loaded yet, so that planning needs none; what was found to fit is kept by its content and
+not tried again."""
 
 import importlib.metadata
 import importlib.util
@@ -36,7 +37,8 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
         UserError: a run that could only fail: names the host, method or data set, and why.
     """
     if importlib.util.find_spec("torch") is None:
-        log.warning("torch is not installed, so whether methods, shapes and texts fit the hosts was not looked at")
+        log.warning("torch is not installed, so whether methods, shapes and texts fit the hosts was not "
+                    "looked at")
         return {}
     questions = {run_id: (run, planned.runs.get(str(run.origin))) for run_id, run in todo.items()}
     ours = _ours() if todo else ""
@@ -44,7 +46,8 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
     known = {name: remembered("preview", name) for name in set(names.values())}
     new = {name: questions[run_id] for run_id, name in names.items() if known[name] is None}
     if new:
-        log.info("looking whether methods, shapes and texts fit the hosts: %s", counted(len(new), "new kind") + " of run")
+        log.info("looking whether methods, shapes and texts fit the hosts: %s",
+                 counted(len(new), "new kind") + " of run")
     for name, facts in zip(new, _rehearsed(list(new.values()), setup), strict=True):
         remember("preview", name, facts)
         known[name] = facts
@@ -70,7 +73,8 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
     if "torch" in sys.modules:
         from portability.execution.worker_context import Desk
 
-        yield from _rehearse(questions, setup, Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
+        yield from _rehearse(questions, setup,
+                             Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
         return
     try:
         yield from in_child(_rehearse, questions, setup)
@@ -88,24 +92,29 @@ def _rehearse(questions: Sequence[Question], setup: Setup, desk: "Desk | None" =
 
 
 def example_lines(planned: Plan, found: Mapping[str, Facts]) -> list[str]:
-    """What is asked, in the first test example of each receiving set: once for all hosts that read and answer it alike; and
-    how many answers are too long for a host."""
+    """What is asked, in the first test example of each receiving set: once for all hosts that read and answer
+    it alike; and how many answers are too long for a host."""
     asked: dict[str, dict[str, tuple[Facts, dict[str, None]]]] = {}
     cut: dict[str, None] = {}
     received = {cell.data for cell in planned.cells}
-    for run_id in dict.fromkeys(i for cell in planned.cells for i in (cell.run_id, str(planned.runs[cell.run_id].origin))):
+    for run_id in dict.fromkeys(i for cell in planned.cells
+                                for i in (cell.run_id, str(planned.runs[cell.run_id].origin))):
         if run_id in found and (run := planned.runs[run_id]).data.name in received:
             facts = {name: value for name, value in found[run_id].items() if name != "too_long"}
-            asked.setdefault(run.data.name, {}).setdefault(digest(facts), (facts, {}))[1][run.host.name] = None
+            kinds = asked.setdefault(run.data.name, {})
+            kinds.setdefault(digest(facts), (facts, {}))[1][run.host.name] = None
             counts = found[run_id].get("too_long") or {}
             if "train_dropped" in counts:
-                cut[f"answers of {run.data.name} too long for {run.host.name}: {too_long_words(counts)}"] = None
-    lines = [line for data, kinds in asked.items() for facts, hosts in kinds.values() for line in _said(data, [*hosts], facts)]
+                cut[f"answers of {run.data.name} too long for {run.host.name}: "
+                    f"{too_long_words(counts)}"] = None
+    lines = [line for data, kinds in asked.items()
+             for facts, hosts in kinds.values() for line in _said(data, [*hosts], facts)]
     return [*lines, *cut]
 
 
 def _said(data: str, hosts: Sequence[str], facts: Facts) -> list[str]:
-    """An example in two lines, with all blanks to be seen; of several answers the first tokens are what is scored.
+    """An example in two lines, with all blanks to be seen; of several answers the first tokens are what is
+    scored.
 
     Example:
         >>> print(*_said("films", ["one"], {"text": "good ?", "answers": [" no"], "tokens": [["Gno"]]}), sep="\\n")

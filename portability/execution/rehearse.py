@@ -1,7 +1,8 @@
-"""A run as far as shapes and tokens tell, before any weight is loaded: everything that would end it for certain is found here.
+"""A run as far as shapes and tokens tell, before any weight is loaded: everything that would end it for
+certain is found here.
 
-The code is the run's own. The host stands on torch's meta device, which knows shapes and no numbers; a trained module, or a
-head, is drawn at random, so that no two of its layers are alike.
+The code is the run's own. The host stands on torch's meta device, which knows shapes and no numbers; a
+trained module, or a head, is drawn at random, so that no two of its layers are alike.
 """
 
 from collections.abc import Iterator
@@ -66,7 +67,8 @@ class Rehearsal:
         """The module that a run starts from, where it comes from another host."""
         if run.init.kind in FROM_ORIGIN and origin is not None:
             INITS[run.init.kind](Given(
-                fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, origin=origin.host, port=run.port,
+                fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream,
+                origin=origin.host, port=run.port,
                 module=self._module(origin.host, method), method=method, change=_norm), run.init.options)
         if run.init.kind == EXTRACTION and run.teacher is not None:
             options = extraction_options(method, run.init)
@@ -84,16 +86,18 @@ class Rehearsal:
         if key not in self.modules:
             with _said(f"host '{host.name}'", f"method '{method.name}'"), torch.device("meta"):
                 mounted = Mounted(self._host(host), method)
-                shapes = mounted.to_state({name: torch.empty(shape) for name, shape in mounted.shapes.items()})
+                shapes = mounted.to_state({name: torch.empty(shape)
+                                           for name, shape in mounted.shapes.items()})
                 mounted.unmount()
             generator = torch.Generator().manual_seed(0)
             self.modules[key] = shapes.map(
-                {slot: torch.rand(tensor.shape, generator=generator) for slot, tensor in shapes.tensors.items()})
+                {slot: torch.rand(tensor.shape, generator=generator)
+                 for slot, tensor in shapes.tensors.items()})
         return self.modules[key]
 
     def _asked(self, run: RunSpec) -> dict[str, Any]:
-        """What the host reads of the first test example, `text`; the `answers` it may give, as they follow the text; and
-        their `tokens`. A host with a head gives none. Also how many answers are `too_long`."""
+        """What the host reads of the first test example, `text`; the `answers` it may give, as they follow
+        the text; and their `tokens`. A host with a head gives none. Also how many answers are `too_long`."""
         host, task = self._host(run.host), task_of(run.task)
         task.scorer(host)
         with _said("training examples"):
@@ -102,7 +106,8 @@ class Rehearsal:
             test = self.desk.test(host, run)
         part = (run.data.name, run.eval.split, run.eval.limit)
         text, answers, ids = task.example(host, self.desk.data, *part)
-        tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]] for one in ids]
+        tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]]
+                  for one in ids]
         answers = [f"{one[:SHOWN]} ..." if len(one) > SHOWN else one for one in answers]
         return {"text": text, "answers": answers, "tokens": tokens, "too_long": task.too_long(training, test)}
 
@@ -111,7 +116,8 @@ def skeleton(spec: HostSpec) -> Host:
     """A host without weights, on the meta device, with its tokenizer.
 
     Raises:
-        UserError: its files hold other weights than its config.json asks for, or its tokenizer cannot be loaded.
+        UserError: its files hold other weights than its config.json asks for, or its tokenizer cannot be
+            loaded.
     """
     import adapters
     from transformers import AutoConfig
@@ -139,6 +145,8 @@ def _said(*where: str) -> Iterator[None]:
     try:
         yield
     except FAULTS as error:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        text = str(error)
+        if not isinstance(error, UserError):
+            text = f"{type(error).__name__}: {' '.join(text.split())[:300]}"
         places = ", ".join(place for place in where if place not in text)
         raise UserError(f"{places}: {text}" if places else text) from error

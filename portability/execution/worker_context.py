@@ -1,4 +1,5 @@
-"""What a worker keeps between stacks, so that nothing is loaded, tokenised or measured twice; and how a run ends there."""
+"""What a worker keeps between stacks, so that nothing is loaded, tokenised or measured twice; and how a run
+ends there."""
 
 import gc
 import logging
@@ -60,7 +61,8 @@ class Desk:
         """A host, loaded unless it is at hand; the oldest ones go when hosts fill half of what is free."""
         key = (spec.fingerprint, precision)
         if key not in self.hosts:
-            while self.hosts and sum(map(_size, self.hosts.values())) > free_bytes(self.device, self.place.share) / 2:
+            room = free_bytes(self.device, self.place.share) / 2
+            while self.hosts and sum(map(_size, self.hosts.values())) > room:
                 self.hosts.pop(next(iter(self.hosts)))
             self.hosts[key] = load_host(spec, self.place.device, precision)
         return self.hosts[key]
@@ -76,13 +78,15 @@ class Desk:
 
     def _kept(self, host: Host, run: RunSpec, part: tuple[str, int], make: Callable[[Task], Any]) -> Any:
         """Token ids of a part of the run's data, made once a worker."""
-        key = (host.spec.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, part, run.task)
+        key = (host.spec.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, part,
+               run.task)
         if key not in self.texts:
             self.texts[key] = make(task_of(run.task))
         return self.texts[key]
 
     def commit(self, output: RunOutput) -> None:
-        """Publish a finished run; one that went wrong, or whose scores are not finite, becomes a failure record."""
+        """Publish a finished run; one that went wrong, or whose scores are not finite, becomes a failure
+        record."""
         run, failed_at = output.run, output.outcome.failed_at
         if failed_at is not None:
             error = UserError(f"loss or gradient of run {run.run_id} was not finite at update {failed_at}")
@@ -106,11 +110,15 @@ class Desk:
 
     def fail(self, run: RunSpec, error: Exception, **facts: int) -> None:
         """Record a failed run."""
-        trace = without_places("".join(traceback.format_exception(error))) if not isinstance(error, UserError) else None
-        failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace, **facts}
+        trace = None
+        if not isinstance(error, UserError):
+            trace = without_places("".join(traceback.format_exception(error)))
+        failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace,
+                   **facts}
         attempt = self.store.fail(run.run_id, failure)
         self.settled.add(run.run_id)
-        log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name, attempt, error)
+        log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name,
+                  attempt, error)
 
 
 def _size(host: Host) -> int:

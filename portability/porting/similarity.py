@@ -24,27 +24,32 @@ from portability.tasks.base import check_length
 
 BATCH = 16  # texts in a forward pass; does not change results beyond rounding
 FEWEST = 4  # texts: the unbiased estimate divides by n (n - 3)
-LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)\.weight")  # of a host's own names: what is before a layer, its number, its matrix
-Readings = dict[str, list[Tensor]]  # "text" and, where the host answers, "answer" -> what each layer makes of N texts
+# of a host's own names: what is before a layer, its number, its matrix
+LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)\.weight")
+# "text" and, where the host answers, "answer" -> what each layer makes of N texts
+Readings = dict[str, list[Tensor]]
 
 
 def compare_hosts(
-    one: HostSpec, other: HostSpec, texts: Sequence[str], task: TaskSpec, known: dict[str, Readings] | None = None
+    one: HostSpec, other: HostSpec, texts: Sequence[str], task: TaskSpec,
+    known: dict[str, Readings] | None = None
 ) -> dict[str, Any]:
-    """How alike two hosts are; which is named first makes no difference (the result names them by fingerprint).
+    """How alike two hosts are; which is named first makes no difference (the result names them by
+    fingerprint).
 
     Args:
         texts: N of them, at least 4; both hosts read each in the task's template, cut to its length.
-        known: readings of these texts by fingerprint; what is missing is added. One host is loaded at a time, and of it
-            N x N numbers a layer are kept.
+        known: readings of these texts by fingerprint; what is missing is added. One host is loaded at a time,
+            and of it N x N numbers a layer are kept.
 
     Returns:
-        `cka`, the mean of `cka_layers` (see `cka`); `weight_distance` and `compared_fraction` (see `weight_distance`), and
-        in `weight_reason` why the first is None; `shape_distance`; `texts`, N; names and fingerprints of both; `seconds`.
+        `cka`, the mean of `cka_layers` (see `cka`); `weight_distance` and `compared_fraction` (see
+        `weight_distance`), and in `weight_reason` why the first is None; `shape_distance`; `texts`, N; names
+        and fingerprints of both; `seconds`.
 
     Raises:
-        UserError: too few texts, or a host that cannot be loaded, sees a text longer than it has positions for, or is not
-            finite.
+        UserError: too few texts, or a host that cannot be loaded, sees a text longer than it has positions
+            for, or is not finite.
     """
     start = time.monotonic()
     if len(texts) < FEWEST:
@@ -57,7 +62,8 @@ def compare_hosts(
     layers = _matched(known[one.fingerprint], known[other.fingerprint])
     distance, fraction, reason = weight_distance(one, other)
     return {
-        "one": one.name, "other": other.name, "one_fingerprint": one.fingerprint, "other_fingerprint": other.fingerprint,
+        "one": one.name, "other": other.name, "one_fingerprint": one.fingerprint,
+        "other_fingerprint": other.fingerprint,
         "cka": mean(layer["cka"] for layer in layers), "cka_layers": layers,
         "weight_distance": distance, "compared_fraction": fraction, "weight_reason": reason,
         "shape_distance": shape_distance(one.shape, other.shape),
@@ -69,11 +75,13 @@ def compare_hosts(
 
 
 def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
-    """What each layer of a host makes of the texts, as unit vectors of (N, N) to be compared by their inner product.
+    """What each layer of a host makes of the texts, as unit vectors of (N, N) to be compared by their inner
+    product.
 
-    "text": the mean state of a text's real tokens, in the stack that reads it (the encoder, or the decoder where there is no
-    other). "answer": the state at which the answer's first token is scored (an encoder-decoder's first step, a decoder's
-    last token). A layer's state is what it hands on; the last one's is taken after the host's final norm.
+    "text": the mean state of a text's real tokens, in the stack that reads it (the encoder, or the decoder
+    where there is no other). "answer": the state at which the answer's first token is scored (an
+    encoder-decoder's first step, a decoder's last token). A layer's state is what it hands on; the last one's
+    is taken after the host's final norm.
     """
     host = load_host(spec)
     check_length(host, task.max_length)
@@ -84,9 +92,11 @@ def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
         for reading, states in _states(host, *pad(encoded, picks, int(encoded.lengths[picks].max()))).items():
             parts.setdefault(reading, []).append(states)
     back = torch.from_numpy(np.argsort(np.concatenate(batches)))
-    found = {reading: [gram(layer) for layer in torch.cat(states, 1)[:, back]] for reading, states in parts.items()}
+    found = {reading: [gram(layer) for layer in torch.cat(states, 1)[:, back]]
+             for reading, states in parts.items()}
     if not all(layer.isfinite().all() for layers in found.values() for layer in layers):
-        raise UserError(f"the states of host '{spec.name}' are not finite, or the same for all texts; it cannot be compared")
+        raise UserError(f"the states of host '{spec.name}' are not finite, or the same for all texts; it "
+                        f"cannot be compared")
     return found
 
 
@@ -101,15 +111,17 @@ def _states(host: Host, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
                          output_hidden_states=True)
         text, answer = out.encoder_hidden_states[1:], [layer[:, 0] for layer in out.decoder_hidden_states[1:]]
     else:
-        text = host.model.base_model(input_ids=ids, attention_mask=seen, output_hidden_states=True).hidden_states[1:]
-        answer = [] if host.scoring == "head" else [layer[torch.arange(len(ids)), mask.sum(1) - 1] for layer in text]
+        text = host.model.base_model(input_ids=ids, attention_mask=seen,
+                                     output_hidden_states=True).hidden_states[1:]
+        answer = [] if host.scoring == "head" else [layer[torch.arange(len(ids)), mask.sum(1) - 1]
+                                                    for layer in text]
     pooled = {"text": torch.stack([(layer * real).sum(1) / real.sum(1) for layer in text])}
     return pooled | ({"answer": torch.stack(answer)} if answer else {})
 
 
 def gram(states: Tensor) -> Tensor:
-    """Inner products of N texts' states (N, hidden), centred as the unbiased estimate of HSIC wants it (Szekely and Rizzo
-    2014, eq. 2.2) and scaled to norm 1: (N, N) in double precision."""
+    """Inner products of N texts' states (N, hidden), centred as the unbiased estimate of HSIC wants it
+    (Szekely and Rizzo 2014, eq. 2.2) and scaled to norm 1: (N, N) in double precision."""
     count = len(states)
     centred = states.double() - states.double().mean(0)
     inner = (centred @ centred.T).fill_diagonal_(0)
@@ -120,23 +132,27 @@ def gram(states: Tensor) -> Tensor:
 
 
 def cka(one: Tensor, other: Tensor) -> float:
-    """Linear CKA of two layers' `gram`: 1 for states equal up to rotation and scale, about 0 for unrelated ones.
+    """Linear CKA of two layers' `gram`: 1 for states equal up to rotation and scale, about 0 for unrelated
+    ones.
 
-    Kornblith et al. (ICML 2019), with the unbiased estimate of HSIC (Song et al. 2012) as in Nguyen et al. (ICLR 2021),
-    which may fall a little below 0: the plain estimate is near 1 for any two hosts that are wider than there are texts.
+    Kornblith et al. (ICML 2019), with the unbiased estimate of HSIC (Song et al. 2012) as in Nguyen et al.
+    (ICLR 2021), which may fall a little below 0: the plain estimate is near 1 for any two hosts that are
+    wider than there are texts.
     """
     return float((one * other).sum())
 
 
 def _matched(one: Readings, other: Readings) -> list[dict[str, Any]]:
-    """CKA of each layer of the shallower host with that of the deeper at the same relative depth; layers from 0."""
+    """CKA of each layer of the shallower host with that of the deeper at the same relative depth; layers from
+    0."""
     return [{"reading": reading, "one": i, "other": j, "cka": cka(one[reading][i], other[reading][j])}
             for reading in sorted(one.keys() & other.keys())
             for i, j in match(len(one[reading]), len(other[reading]))]
 
 
 def match(one: int, other: int) -> list[tuple[int, int]]:
-    """Layers of two stacks of these depths that are compared: each of the shallower's once, first with first, last with last.
+    """Layers of two stacks of these depths that are compared: each of the shallower's once, first with first,
+    last with last.
 
     Example:
         >>> match(3, 6), match(6, 3)
@@ -151,12 +167,13 @@ def match(one: int, other: int) -> list[tuple[int, int]]:
 
 
 def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float, str | None]:
-    """Distance of two hosts' weights, the share of the larger host's entries that was compared, and why there is none.
+    """Distance of two hosts' weights, the share of the larger host's entries that was compared, and why there
+    is none.
 
-    sqrt(sum |A - B|^2 / sum (|A|^2 + |B|^2)) over the matrices A and B of matched layers (`match`) that have one name, on
-    their common leading block where shapes differ: 0 for equal hosts, about 1 for unrelated ones, at most sqrt(2). Vectors
-    are left out, since norms' scales are alike in any host, and embeddings, whose squares outweigh all layers (our choice).
-    Weights are read from the files, a block at a time.
+    sqrt(sum |A - B|^2 / sum (|A|^2 + |B|^2)) over the matrices A and B of matched layers (`match`) that have
+    one name, on their common leading block where shapes differ: 0 for equal hosts, about 1 for unrelated
+    ones, at most sqrt(2). Vectors are left out, since norms' scales are alike in any host, and embeddings,
+    whose squares outweigh all layers (our choice). Weights are read from the files, a block at a time.
 
     Raises:
         UserError: a weight is not finite.
@@ -176,12 +193,14 @@ def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float
     if not entries:
         return None, 0.0, "no weight of the one has the name of one of the other"
     if not (math.isfinite(squares) and squares):
-        raise UserError(f"weights of host '{one.name}' or '{other.name}' are not finite, or all zero; they cannot be compared")
+        raise UserError(f"weights of host '{one.name}' or '{other.name}' are not finite, or all zero; they "
+                        f"cannot be compared")
     return math.sqrt(difference / squares), entries / max(total, more), None
 
 
 def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[str, int, str], Any], int]:
-    """A host's matrices (slices of safetensors) by stack, layer and name within the layer, and how many entries it has."""
+    """A host's matrices (slices of safetensors) by stack, layer and name within the layer, and how many
+    entries it has."""
     folder, found, total = folder_of(spec), {}, 0
     stacks = list(spec.shape.layers)
     for path in weight_files(spec.name, folder):
@@ -204,10 +223,11 @@ def _square(matrix: Tensor) -> float:
 
 
 def shape_distance(one: HostShape, other: HostShape) -> float:
-    """Mean of |log2 of the ratio| over depth, hidden, ffn, heads and head_dim: 0 for equal shapes, 1 if everything doubles.
+    """Mean of |log2 of the ratio| over depth, hidden, ffn, heads and head_dim: 0 for equal shapes, 1 if
+    everything doubles.
 
-    Depth counts once for each stack that both have; of two hosts without a common one, their whole depths are compared
-    (our choice).
+    Depth counts once for each stack that both have; of two hosts without a common one, their whole depths are
+    compared (our choice).
 
     Example:
         >>> base = HostShape("t5", {"encoder": 2, "decoder": 2}, 64, 128, 4, 4, 16)

@@ -1,4 +1,5 @@
-"""What a task is: how its examples are put to a host, what a host learns from them, and how its predictions are scored."""
+"""What a task is: how its examples are put to a host, what a host learns from them, and how its predictions
+are scored."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ Told = Callable[[float], None]  # of the part in [0, 1] of the work that is done
 
 @dataclass
 class Predictions:
-    """Per member and example, (K, N), or per example (N,): negative log-likelihood of the right answer (nats; of a written
-    answer or a choice, a token), and whether the output is invalid (its best token begins no label word, or it never ends).
+    """Per member and example, (K, N), or per example (N,): negative log-likelihood of the right answer (nats;
+    of a written answer or a choice, a token), and whether the output is invalid (its best token begins no
+    label word, or it never ends).
 
-    `margin` is the log-odds of positive, or of the right choice against the best wrong one; `score` in [0, 1] is what an
-    answer is worth. Texts with labels have no scores, written answers no margins.
+    `margin` is the log-odds of positive, or of the right choice against the best wrong one; `score` in [0, 1]
+    is what an answer is worth. Texts with labels have no scores, written answers no margins.
     """
 
     nll: np.ndarray
@@ -58,8 +60,8 @@ class EvalSet(Protocol):
 
 
 class TaskScorer(Protocol):
-    """One host under one task. All of a member's parameters, its head's and what the method keeps frozen among them, are
-    handed in by the names that `model` and `head` give them."""
+    """One host under one task. All of a member's parameters, its head's and what the method keeps frozen
+    among them, are handed in by the names that `model` and `head` give them."""
 
     model: Any
     device: torch.device
@@ -83,7 +85,8 @@ class TaskScorer(Protocol):
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Mean loss of one member's batch, nats."""
 
-    def predict(self, parameters: Parameters, test: Any, batch_size: int, on_part: Told = lambda part: None) -> Predictions:
+    def predict(self, parameters: Parameters, test: Any, batch_size: int,
+                on_part: Told = lambda part: None) -> Predictions:
         """Every test example as every member answers it, in the order of the examples.
 
         Args:
@@ -136,7 +139,9 @@ class Task(Protocol):
     def test(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> EvalSet:
         """The test set in the host's tokens; arguments and errors as of `splits.rows`."""
 
-    def metrics(self, found: Predictions, labels: np.ndarray | None, asked: Sequence[str]) -> Mapping[str, float | str]:
+    def metrics(
+        self, found: Predictions, labels: np.ndarray | None, asked: Sequence[str]
+    ) -> Mapping[str, float | str]:
         """The numbers of one evaluation by name, and in words why there is none.
 
         Raises:
@@ -144,10 +149,14 @@ class Task(Protocol):
         """
 
     def too_long(self, training: Any, test: Any) -> dict[str, int]:
-        """How many answers were too long for the host, where they may be; `training` is None for the bare host."""
+        """How many answers were too long for the host, where they may be; `training` is None for the bare
+        host."""
 
-    def example(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> tuple[str, list[str], list[list[int]]]:
-        """The first test example: the text that is read, the answers as they follow it (none with a head), their tokens."""
+    def example(
+        self, host: Host, data: StudyData, name: str, split: str, limit: int
+    ) -> tuple[str, list[str], list[list[int]]]:
+        """The first test example: the text that is read, the answers as they follow it (none with a head),
+        their tokens."""
 
     def answered(
         self, host: HostSpec, data: StudyData, name: str, draw: Callable[[int], Sequence[int]]
@@ -163,7 +172,8 @@ def check_length(host: Host, max_length: int) -> None:
     """Refuse inputs longer than the host has positions for (T5's are relative, so it has no limit)."""
     positions = getattr(host.model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions - 2 * (host.family == "roberta"):
-        raise UserError(f"task.max_length is {max_length}, but host '{host.spec.name}' has {positions} positions")
+        raise UserError(f"task.max_length is {max_length}, but host '{host.spec.name}' has {positions} "
+                        f"positions")
 
 
 def check_ids(host: Host, *parts: np.ndarray | None) -> None:
@@ -175,5 +185,6 @@ def check_ids(host: Host, *parts: np.ndarray | None) -> None:
     rows = host.model.get_input_embeddings().weight.shape[0]
     largest = max((int(ids.max(initial=-1)) for ids in parts if ids is not None), default=-1)
     if largest >= rows:
-        raise UserError(f"the tokenizer of host '{host.spec.name}' gives token {largest}, and its embedding ends at token "
+        raise UserError(f"the tokenizer of host '{host.spec.name}' gives token {largest}, and its embedding "
+                        f"ends at token "
                         f"{rows - 1}; take a whole copy of the host, with the tokenizer that belongs to it")

@@ -1,5 +1,5 @@
-"""From a batch of texts to logits, losses and predictions: one forward pass for every host family, for all training and
-evaluation of texts with labels."""
+"""From a batch of texts to logits, losses and predictions: one forward pass for every host family, for all
+training and evaluation of texts with labels."""
 
 from collections.abc import Callable, Sequence
 
@@ -49,13 +49,17 @@ class Classification:
         check_ids(host, found.ids)
         return found
 
-    def metrics(self, found: Predictions, labels: np.ndarray | None, asked: Sequence[str]) -> dict[str, float | str]:
+    def metrics(
+        self, found: Predictions, labels: np.ndarray | None, asked: Sequence[str]
+    ) -> dict[str, float | str]:
         return score(np.asarray(found.margin), found.nll, found.invalid, np.asarray(labels), asked)
 
     def too_long(self, training: object, test: object) -> dict[str, int]:
         return {}  # a text is cut, an answer is one token
 
-    def example(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> tuple[str, list[str], list[list[int]]]:
+    def example(
+        self, host: Host, data: StudyData, name: str, split: str, limit: int
+    ) -> tuple[str, list[str], list[list[int]]]:
         text = rows(data, name, split, limit)[0]["text"]
         text = f"{text[:SHOWN]} ..." if len(text) > SHOWN else text
         if host.scoring == "head":
@@ -83,9 +87,10 @@ class Classification:
 class Scorer(nn.Module):
     """Logits of one answer per text.
 
-    Hosts with a language-model head give logits over their vocabulary for the answer's first token (T5: the first
-    decoder step; decoder-only hosts: after the last real token). Encoders give two logits from a linear head over
-    the mean of the real tokens' states (our choice, DECISIONS D-11); the head is handed in like a module.
+    Hosts with a language-model head give logits over their vocabulary for the answer's first token (T5: the
+    first decoder step; decoder-only hosts: after the last real token). Encoders give two logits from a linear
+    head over the mean of the real tokens' states (our choice, DECISIONS D-11); the head is handed in like a
+    module.
     """
 
     def __init__(self, host: Host, task: TaskSpec):
@@ -132,8 +137,11 @@ class Scorer(nn.Module):
         last = (attention_mask.sum(1) - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
         return self.model.lm_head(states.gather(1, last).squeeze(1))
 
-    def rows(self, encoded: Encoded, picks: np.ndarray, real: int, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
-        """The picked texts as ids and mask (*picks.shape, T), and the target's index among the logits (*picks.shape).
+    def rows(
+        self, encoded: Encoded, picks: np.ndarray, real: int, bucket: Bucket
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The picked texts as ids and mask (*picks.shape, T), and the target's index among the logits
+        (*picks.shape).
 
         Args:
             picks: (..., B) indices of examples.
@@ -146,8 +154,8 @@ class Scorer(nn.Module):
         return ids, mask, target
 
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
-        """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between layers under
-        several names, and swapping all of them leaves a dead tensor behind."""
+        """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between
+        layers under several names, and swapping all of them leaves a dead tensor behind."""
         return functional_call(self, dict(parameters), rows[:2], tie_weights=False)
 
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
@@ -158,18 +166,19 @@ class Scorer(nn.Module):
         """Logits (K, B, V) of all members on the same batch."""
         if not parameters:
             return self.logits({}, ids, mask)[None]
-        return vmap(lambda p, i, m: self.logits(p, i, m), in_dims=(0, None, None))(dict(parameters), ids, mask)
+        return vmap(self.logits, in_dims=(0, None, None))(dict(parameters), ids, mask)
 
     def scoring_bytes(self, test: Encoded, batch_size: int) -> int:
-        """Bytes that scoring one member takes at most: its logits, twice, which training takes more than (our choice)."""
+        """Bytes that scoring one member takes at most: its logits, twice, which training takes more than (our
+        choice)."""
         return 4 * 2 * batch_size * (2 if self.has_head else self.model.config.vocab_size)
 
     @torch.inference_mode()
     def predict(
         self, parameters: Parameters, encoded: Encoded, batch_size: int, on_part: Told = lambda part: None
     ) -> Predictions:
-        """As `TaskScorer.predict`. What stands before the first of a module's sites is the same for all members, and `vmap`
-        computes it once a batch.
+        """As `TaskScorer.predict`. What stands before the first of a module's sites is the same for all
+        members, and `vmap` computes it once a batch.
         """
         labels = torch.from_numpy(encoded.labels)
         negative, positive = self.label_ids
@@ -183,7 +192,8 @@ class Scorer(nn.Module):
             target = targets[labels[picks]].to(self.device).expand(len(scores), -1)
             nll = -scores.gather(-1, target[..., None]).squeeze(-1)
             best = scores.argmax(-1)
-            out.append((scores[..., positive] - scores[..., negative], nll, (best != negative) & (best != positive)))
+            out.append((scores[..., positive] - scores[..., negative], nll,
+                        (best != negative) & (best != positive)))
             done += len(picks)
             on_part(done / len(encoded))
         back = np.argsort(np.concatenate(parts))

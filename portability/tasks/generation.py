@@ -1,6 +1,7 @@
 """From prompts with answers to losses, scores and predictions.
 
-An answer that is written is written greedily; a choice is the likeliest of all. Hosts need a language-model head.
+An answer that is written is written greedily; a choice is the likeliest of all. Hosts need a language-model
+head.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,16 @@ from portability.data.examples import Example
 from portability.data.sampling import Bucket, by_length, fill
 from portability.data.splits import StudyData, examples
 from portability.hosts.host import Host, load_tokenizer
-from portability.tasks.base import SCORE_ROWS, SHOWN, Answered, Parameters, Predictions, Told, check_ids, check_length
+from portability.tasks.base import (
+    SCORE_ROWS,
+    SHOWN,
+    Answered,
+    Parameters,
+    Predictions,
+    Told,
+    check_ids,
+    check_length,
+)
 from portability.tasks.decoding import answer_loss, answer_scores, greedy, texts
 from portability.tasks.metrics import score_answers
 from portability.tasks.padding import Batch, batch
@@ -59,18 +69,23 @@ class Generation:
         return AnswerScorer(host, self.spec)
 
     def training(self, host: Host, data: StudyData, name: str) -> Sequences:
-        found = self._encoded(examples(data, name, "train", 0), host.tokenizer, host.family, self.spec.too_long)
+        found = self._encoded(examples(data, name, "train", 0), host.tokenizer, host.family,
+                              self.spec.too_long)
         check_ids(host, found.ids, found.target_ids)
         return found
 
     def test(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> PromptSet:
         found = self.prompts(examples(data, name, split, limit), host.tokenizer, host.family)
-        check_ids(host, *(ids for part in (found.asked, found.right) if part for ids in (part.ids, part.target_ids)))
+        for part in (found.asked, found.right):
+            if part is not None:
+                check_ids(host, part.ids, part.target_ids)
         return found
 
-    def prompts(self, asked: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str) -> PromptSet:
-        """A test set as a host reads it: all of its examples, whatever is too long in training. What an answer is worth is
-        said by its text; where answers may be too long, the likelihood of the right one is that of its beginning.
+    def prompts(self, asked: Sequence[Example], tokenizer: "PreTrainedTokenizerBase",
+                family: str) -> PromptSet:
+        """A test set as a host reads it: all of its examples, whatever is too long in training. What an
+        answer is worth is said by its text; where answers may be too long, the likelihood of the right one is
+        that of its beginning.
 
         Raises:
             UserError: what `encode_choices`, `encode_prompts` and `encode_answers` raise.
@@ -85,20 +100,26 @@ class Generation:
     def _encoded(
         self, chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, too_long: str
     ) -> Sequences:
-        return encode_answers(chosen, tokenizer, family, self.spec.max_length, too_long, self.spec.new_tokens or 1)
+        return encode_answers(chosen, tokenizer, family, self.spec.max_length, too_long,
+                              self.spec.new_tokens or 1)
 
     def metrics(self, found: Predictions, labels: object, asked: object) -> dict[str, float]:
         return score_answers(np.asarray(found.score), found.nll, found.invalid, self.spec.scoring)
 
     def too_long(self, training: Sequences | None, test: PromptSet) -> dict[str, int]:
-        """Of training, answers left out or cut; of the test, cut for their likelihood; nothing where they are refused."""
+        """Of training, answers left out or cut; of the test, cut for their likelihood; nothing where they are
+        refused."""
         if self.spec.too_long == "refuse":
             return {}
         assert test.right is not None  # choices are never too long: they are refused
-        own = {} if training is None else {"train_dropped": training.dropped, "train_truncated": training.truncated}
-        return own | {"test_truncated": test.right.truncated}
+        found = {"test_truncated": test.right.truncated}
+        if training is not None:
+            found = {"train_dropped": training.dropped, "train_truncated": training.truncated} | found
+        return found
 
-    def example(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> tuple[str, list[str], list[list[int]]]:
+    def example(
+        self, host: Host, data: StudyData, name: str, split: str, limit: int
+    ) -> tuple[str, list[str], list[list[int]]]:
         text, answer, ids = shown(examples(data, name, split, limit)[0], host.tokenizer, host.family)
         return f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids]
 
@@ -115,12 +136,14 @@ class Generation:
         out = []
         for i, (ids, begin) in enumerate(zip(found.rows, begins, strict=True)):
             answer = flat[begin : begin + found.answer_lengths[i]].tolist()
-            out.append(Answered(ids, target=answer) if family == "t5" else Answered(ids, start=int(found.starts[i])))
+            out.append(Answered(ids, target=answer) if family == "t5"
+                       else Answered(ids, start=int(found.starts[i])))
         return out
 
 
 class AnswerScorer:
-    """Losses of right answers, and scores of a member's own, over one host; parameters bear `classification.Scorer`'s names."""
+    """Losses of right answers, and scores of a member's own, over one host; parameters bear
+    `classification.Scorer`'s names."""
 
     has_head = False
 
@@ -129,7 +152,8 @@ class AnswerScorer:
         self.reader, self.tokenizer, self.task = reader(host), host.tokenizer, task
         self.model, self.device = host.model, host.model.device
         shape = host.spec.shape
-        self.depth_times_width = sum(shape.layers.values()) * shape.kv_heads * shape.head_dim  # of keys, and of values
+        # of keys, and of values
+        self.depth_times_width = sum(shape.layers.values()) * shape.kv_heads * shape.head_dim
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The host's."""
@@ -140,7 +164,8 @@ class AnswerScorer:
         return {}
 
     def rows(self, encoded: Sequences, picks: np.ndarray, real: int, bucket: Bucket) -> Batch:
-        """The picked prompts with their answers, padded to the longest prompt and the longest answer of the bucket.
+        """The picked prompts with their answers, padded to the longest prompt and the longest answer of the
+        bucket.
 
         Args:
             picks: (..., B) indices of examples.
@@ -153,7 +178,8 @@ class AnswerScorer:
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Logits (B, A, V) of one member for each token of the right answers, 0 for padding."""
         found = Batch(*rows)
-        logits: Tensor = functional_call(self.reader, dict(parameters), ("answer_logits", found), tie_weights=False)
+        logits: Tensor = functional_call(self.reader, dict(parameters), ("answer_logits", found),
+                                         tie_weights=False)
         return logits * found.answer_mask[..., None]
 
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
@@ -161,8 +187,8 @@ class AnswerScorer:
         return answer_loss(self.reader, parameters, Batch(*rows))
 
     def scoring_bytes(self, test: PromptSet, batch_size: int) -> int:
-        """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for their sums, or keys
-        and values of its prompts and answers (our choice: counted, not measured)."""
+        """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for
+        their sums, or keys and values of its prompts and answers (our choice: counted, not measured)."""
         config, spec = self.model.config, self.task
         rows = test.asked if test.right is None else test.right
         count = min(len(rows), batch_size) + SCORE_ROWS
@@ -174,8 +200,8 @@ class AnswerScorer:
     def predict(
         self, parameters: Parameters, test: PromptSet, batch_size: int, on_part: Told = lambda part: None
     ) -> Predictions:
-        """As `TaskScorer.predict`, in batches of so many prompts or choices. Of the work, a token that is written counts as
-        much as all of a right answer."""
+        """As `TaskScorer.predict`, in batches of so many prompts or choices. Of the work, a token that is
+        written counts as much as all of a right answer."""
         if test.right is None:
             return self._chosen(parameters, test, batch_size, on_part)
         passes = 1 + int(self.task.new_tokens or 0)
@@ -204,7 +230,8 @@ class AnswerScorer:
         whole = np.zeros(margin.shape, dtype=bool)
         return Predictions(nll.astype(np.float32), whole, margin.astype(np.float32), score.astype(np.float32))
 
-    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int, on_part: Told) -> np.ndarray:
+    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int,
+                     on_part: Told) -> np.ndarray:
         """Summed log-probability of each row's answer, (K, R) float64, nats."""
         found = [answer_scores(self.reader, parameters, part)[:, :count].cpu()
                  for part, count in self._parts(rows, batch_size, on_part)]
@@ -217,13 +244,14 @@ class AnswerScorer:
         assert self.task.new_tokens is not None
         stop, found = int(self.tokenizer.eos_token_id), []
         for part, count in self._parts(prompts, batch_size, on_part):
-            found.append(greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])[:, :count].cpu())
+            written = greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])
+            found.append(written[:, :count].cpu())
         written = torch.cat(found, 1)[:, torch.from_numpy(np.argsort(_order(prompts)))]
         return texts(written, self.tokenizer, [stop]), (written == stop).any(-1).numpy()
 
     def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
-        """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part` is told of each
-        when the next one is asked for."""
+        """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part`
+        is told of each when the next one is asked for."""
         done = 0
         for picks in by_length(rows.lengths, batch_size):
             longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))

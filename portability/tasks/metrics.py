@@ -1,5 +1,5 @@
-"""The metrics of one evaluation: those shipped (portability/core/measures.py), and files of the user's own for the evaluate
-library, which is imported where such a file is given, because that takes seconds."""
+"""The metrics of one evaluation: those shipped (portability/core/measures.py), and files of the user's own
+for the evaluate library, which is imported where such a file is given, because that takes seconds."""
 
 import functools
 import math
@@ -15,14 +15,16 @@ from portability.core.specs import METRICS as ASKED
 if TYPE_CHECKING:
     import evaluate
 
-ANYTHING = (Exception, SystemExit)  # that code of the user's own may raise: it ends neither a command nor a worker
+# that code of the user's own may raise: it ends neither a command nor a worker
+ANYTHING = (Exception, SystemExit)
 INPUTS = ("predictions", "references", "prediction_scores")  # what a metric of the user's own may take
 
 
 def score(
     margin: np.ndarray, nll: np.ndarray, invalid: np.ndarray, label: np.ndarray, asked: Sequence[str] = ASKED,
 ) -> dict[str, float | str]:
-    """The metrics of one evaluation, by Trainer's names (eval_accuracy, eval_loss, ...); in words, why there is no number.
+    """The metrics of one evaluation, by Trainer's names (eval_accuracy, eval_loss, ...); in words, why there
+    is no number.
 
     Args:
         margin: (N,) log p(positive) - log p(negative), finite; a tie (0) counts as negative.
@@ -65,21 +67,24 @@ def own_metric(path: str) -> "evaluate.Metric":
     """A metric out of a file of the user's own, loaded by the library and tried on 64 invented examples.
 
     Raises:
-        UserError: the library cannot load it, it would load code from elsewhere, takes what is not there, or fails.
+        UserError: the library cannot load it, it would load code from elsewhere, takes what is not there, or
+            fails.
     """
     import evaluate
     from evaluate.loading import get_imports
 
     name = f"metric '{name_of(path)}' of eval.metrics"
     if any(kind == "external" for kind, *_ in get_imports(path)):
-        raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code beside it")
+        raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code "
+                        f"beside it")
     try:
         metric = evaluate.load(path, module_type="metric", keep_in_memory=True)
         wanted = metric._feature_names()
     except ANYTHING as error:  # the file is the user's: it may raise anything
         raise UserError(f"{name} cannot be loaded: {_words(error)}") from error
     if foreign := [key for key in wanted if key not in INPUTS]:
-        raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 or 1) and "
+        raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 "
+                        f"or 1) and "
                         "prediction_scores (log-odds of the positive label)")
     try:
         _compute(metric, np.linspace(-2, 2, 64), np.arange(64) // 3 % 2)
@@ -95,11 +100,13 @@ def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, 
     except ANYTHING as error:  # of the user's code: it costs this number and not the run
         return {f"eval_{name_of(path)}": _words(error)}
     keys = {key: name_of(path) if key == name_of(path) else f"{name_of(path)}_{key}" for key in found}
-    return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}" for key, value in found.items()}
+    return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}"
+            for key, value in found.items()}
 
 
 def _compute(metric: "evaluate.Metric", margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    given = {"predictions": (margin > 0).astype(int), "references": labels.astype(int), "prediction_scores": margin}
+    given = {"predictions": (margin > 0).astype(int), "references": labels.astype(int),
+             "prediction_scores": margin}
     found = metric.compute(**{name: given[name].tolist() for name in metric._feature_names()})
     if not isinstance(found, dict) or not found:
         raise TypeError(f"it gives {found!r} and no number by name")
@@ -120,8 +127,9 @@ def _words(error: BaseException) -> str:
 
 
 def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scoring: str) -> dict[str, float]:
-    """All metrics of one evaluation of answers: eval_accuracy (of exact_match and choice) or eval_rougeL, eval_loss (nats a
-    token of the right answer), eval_invalid_rate (share of written answers that do not end).
+    """All metrics of one evaluation of answers: eval_accuracy (of exact_match and choice) or eval_rougeL,
+    eval_loss (nats a token of the right answer), eval_invalid_rate (share of written answers that do not
+    end).
 
     Args:
         scores: (N,) in [0, 1], what each answer is worth.
@@ -136,7 +144,8 @@ def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scor
         >>> score_answers(np.array([1.0, 0.0]), np.array([0.5, 1.5]), np.array([False, False]), "choice")
         {'eval_accuracy': 0.5, 'eval_loss': 1.0, 'eval_invalid_rate': 0.0}
     """
-    columns = {"score": np.asarray(scores, np.float64), "nll": np.asarray(nll, np.float64), "invalid": np.asarray(invalid)}
+    columns = {"score": np.asarray(scores, np.float64), "nll": np.asarray(nll, np.float64),
+               "invalid": np.asarray(invalid)}
     _check(columns)
     name = "eval_rougeL" if scoring == "rouge_l" else "eval_accuracy"
     means = {key: float(column.mean()) for key, column in columns.items()}

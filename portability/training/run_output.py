@@ -1,4 +1,5 @@
-"""From what a run measured to its record: field names as in PEFT's method comparison, plus `cell` and `port_info`."""
+"""From what a run measured to its record: field names as in PEFT's method comparison, plus `cell` and
+`port_info`."""
 
 import datetime
 import functools
@@ -25,8 +26,9 @@ from portability.training.trainer import Outcome
 
 @dataclass
 class RunOutput:
-    """All that was measured of one run; `predictions` by mark, for the N test examples, with `labels` where these are texts
-    with labels, and `last_predictions` of each mark's last iterate, of which records hold the metrics alone."""
+    """All that was measured of one run; `predictions` by mark, for the N test examples, with `labels` where
+    these are texts with labels, and `last_predictions` of each mark's last iterate, of which records hold the
+    metrics alone."""
 
     run: RunSpec
     labels: np.ndarray | None
@@ -49,7 +51,8 @@ class RunOutput:
 def build_result(output: RunOutput) -> Result:
     """The record and the files beside it.
 
-    Paths never enter a record: a host's or set's source is kept only where it is a hub id or an embedded name.
+    Paths never enter a record: a host's or set's source is kept only where it is a hub id or an embedded
+        name.
     """
     run, module = output.run, output.module
     trainable = (module.entries if module else 0) + sum(tensor.numel() for tensor in output.head.values())
@@ -94,10 +97,11 @@ def build_result(output: RunOutput) -> Result:
 
 
 def _metrics(output: RunOutput) -> dict[str, list[dict[str, Any]]]:
-    """The numbers by mark, those of the last iterate under names that begin with last_; and, where a metric has no number at a
-    mark, why."""
+    """The numbers by mark, those of the last iterate under names that begin with last_; and, where a metric
+    has no number at a mark, why."""
     task, given = task_of(output.run.task), (output.labels, output.run.eval.metrics)
-    found = {mark: dict(task.metrics(predictions, *given)) for mark, predictions in sorted(output.predictions.items())}
+    found = {mark: dict(task.metrics(predictions, *given))
+             for mark, predictions in sorted(output.predictions.items())}
     for mark, one in found.items():
         last = task.metrics(output.last_predictions[mark], *given)
         one |= {name.replace("eval_", "last_", 1): value for name, value in last.items()}
@@ -112,10 +116,13 @@ def _prediction_tensors(output: RunOutput) -> dict[str, torch.Tensor]:
     """By mark: what there is of margin and score, and invalid; the labels, if there are any."""
     marks = sorted(output.predictions)
     parts = [output.predictions[mark].columns for mark in marks]
-    found = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0] if name != "nll"}
-    label = {} if output.labels is None else {"label": torch.from_numpy(np.array(output.labels, dtype=np.int8))}
-    return {"updates": torch.tensor(marks, dtype=torch.int64)} | {
-        name: value if value.dtype == torch.bool else value.float() for name, value in found.items()} | label
+    found = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]
+             if name != "nll"}
+    tensors = {"updates": torch.tensor(marks, dtype=torch.int64)}
+    tensors |= {name: value if value.dtype == torch.bool else value.float() for name, value in found.items()}
+    if output.labels is not None:
+        tensors["label"] = torch.from_numpy(np.array(output.labels, dtype=np.int8))
+    return tensors
 
 
 def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
@@ -142,10 +149,12 @@ def git_state() -> dict[str, Any]:
     """Commit of the code and whether it was changed since, or None where it is not a checkout."""
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True,
+                                  timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     changed = git("status", "--porcelain", "--", ".")
-    return {"git_commit": git("rev-parse", "HEAD"), "worktree_dirty": None if changed is None else bool(changed)}
+    return {"git_commit": git("rev-parse", "HEAD"), "worktree_dirty": None if changed is None
+            else bool(changed)}

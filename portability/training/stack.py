@@ -1,4 +1,5 @@
-"""Runs in training together: their members, what was measured at their marks, and where they go on after a kill."""
+"""Runs in training together: their members, what was measured at their marks, and where they go on after a
+kill."""
 
 import threading
 import time
@@ -27,14 +28,16 @@ from portability.training import trainer as engine
 from portability.training.run_output import RunOutput
 
 Head = dict[str, Tensor]
-Saved = dict[str, Tensor]  # a run's checkpoint: engine.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
+# a run's checkpoint: engine.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
+Saved = dict[str, Tensor]
 OURS = ("seconds", "versions")
-ITERATES = ("", "last_")  # what a mark scores: the mean of its window (engine.window), and the last iterate; name prefixes
+# what a mark scores: the mean of its window (engine.window), and the last iterate; name prefixes
+ITERATES = ("", "last_")
 
 
 class Reports(Protocol):
-    """What a stack needs of the worker that trains it: where checkpoints go and how often, whom to tell what the runs are at
-    (after each update and each batch that was scored), and whether to end."""
+    """What a stack needs of the worker that trains it: where checkpoints go and how often, whom to tell what
+    the runs are at (after each update and each batch that was scored), and whether to end."""
 
     store: Store
     checkpoint_seconds: float
@@ -46,8 +49,8 @@ class Reports(Protocol):
 
 @dataclass
 class Start:
-    """Where a run starts: its module, its head, the report of the port behind it, and what the method subtracts from the
-    host all through the run (see `methods.Mounted.to_frozen`)."""
+    """Where a run starts: its module, its head, the report of the port behind it, and what the method
+    subtracts from the host all through the run (see `methods.Mounted.to_frozen`)."""
 
     module: ModuleState
     head: Head
@@ -67,7 +70,8 @@ class Bench:
 
     def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A module and head under the names by which the scorer knows them; the head comes last."""
-        return {f"model.{name}": value for name, value in self.mounted.to_parameters(module).items()} | dict(head)
+        return {f"model.{name}": value
+                for name, value in self.mounted.to_parameters(module).items()} | dict(head)
 
     def frozen(self, start: ModuleState | None) -> dict[str, Tensor]:
         """What a start subtracts, under the scorer's names; zeros for None."""
@@ -81,19 +85,22 @@ class Bench:
 def split_resumable(
     runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], store: Store, size: int
 ) -> Iterator[list[RunSpec]]:
-    """Cut runs into stacks of at most `size` whose members go on at the same update with the same marks behind and open; a
-    member's neighbours never change its numbers, so a run may go on in another stack than the one that was killed."""
+    """Cut runs into stacks of at most `size` whose members go on at the same update with the same marks
+    behind and open; a member's neighbours never change its numbers, so a run may go on in another stack than
+    the one that was killed."""
     alike: dict[tuple[int, ...], list[RunSpec]] = {}
     for run in runs:
         saved = resumable(store.checkpoint(run.run_id), run, marks[run.run_id])
-        alike.setdefault((len(saved["losses"]), *sorted(scored(saved)), *sorted(_open(saved))) if saved else (), []).append(run)
+        alike.setdefault((len(saved["losses"]), *sorted(scored(saved)), *sorted(_open(saved))) if saved
+                         else (), []).append(run)
     for same in alike.values():
         yield from evenly(same, size)
 
 
 def resumable(saved: Saved | None, run: RunSpec, marks: Sequence[int]) -> Saved | None:
-    """A checkpoint, unless a mark that it has passed was not scored or one whose window it is in was not averaged, or other
-    versions of the libraries wrote it, whose parameters may stand in another order (then the run starts anew)."""
+    """A checkpoint, unless a mark that it has passed was not scored or one whose window it is in was not
+    averaged, or other versions of the libraries wrote it, whose parameters may stand in another order (then
+    the run starts anew)."""
     if saved is None or "losses" not in saved or int(saved.get("versions", torch.tensor(-1))) != _versions():
         return None
     done = len(saved["losses"])
@@ -123,17 +130,20 @@ def _versions() -> int:
 class Stack:
     """Runs in training together, and their predictions at the marks."""
 
-    def __init__(self, runs: Sequence[RunSpec], starts: Sequence[Start], bench: Bench, marks: Mapping[str, Sequence[int]]):
+    def __init__(self, runs: Sequence[RunSpec], starts: Sequence[Start], bench: Bench,
+                 marks: Mapping[str, Sequence[int]]):
         self.runs, self.starts, self.bench, self.marks = runs, starts, bench, marks
         members, subtracts = [], any(start.frozen is not None for start in starts)
         for run, start in zip(runs, starts, strict=True):
             assert run.method is not None and run.seed is not None
             parameters = bench.parameters(start.module, start.head)
-            frozen = bench.frozen(start.frozen) if subtracts else {}  # zeros change no bit of a neighbour without a start
+            # zeros change no bit of a neighbour without a start
+            frozen = bench.frozen(start.frozen) if subtracts else {}
             members.append(engine.Member(parameters, run.seed, run.method.learning_rate, frozen))
         self.trainer = engine.Trainer(bench.scorer, members, runs[0].train)
         self.predictions: dict[str, dict[int, Predictions]] = {iterate: {} for iterate in ITERATES}
-        self.seconds = np.zeros(len(runs))  # each member's share of the training time, of earlier attempts too
+        # each member's share of the training time, of earlier attempts too
+        self.seconds = np.zeros(len(runs))
 
     def resume(self, store: Store) -> None:
         """Go on from the members' checkpoints, where all have one (see `parts`)."""
@@ -142,32 +152,39 @@ class Stack:
         if len(found) < len(self.runs):
             return
         marks = scored(found[0])
-        kept = {name for name in found[0] if name not in OURS and ("." not in name or name.startswith("tail."))}
+        kept = {name for name in found[0] if name not in OURS
+                and ("." not in name or name.startswith("tail."))}
         self.trainer.restore([{name: one[name] for name in kept} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
         for iterate, mark in product(ITERATES, marks):
-            columns = [name for name in Predictions.__dataclass_fields__ if f"{iterate}{name}.{mark}" in found[0]]
+            columns = [name for name in Predictions.__dataclass_fields__
+                       if f"{iterate}{name}.{mark}" in found[0]]
             self.predictions[iterate][mark] = Predictions(
-                **{name: np.stack([one[f"{iterate}{name}.{mark}"].numpy() for one in found]) for name in columns})
+                **{name: np.stack([one[f"{iterate}{name}.{mark}"].numpy() for one in found])
+                   for name in columns})
 
     def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
         """What the members are at."""
-        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.predictions[""]), part)
+        return Stage([run.run_id for run in self.runs], doing, self.trainer.done, len(self.predictions[""]),
+                     part)
 
     def train(self, worker: Reports) -> None:
-        """Train all members, scoring the test set at each mark that was not scored yet, and keeping checkpoints.
+        """Train all members, scoring the test set at each mark that was not scored yet, and keeping
+        checkpoints.
 
         Raises:
             Drained: the worker was stopped; checkpoints are kept.
         """
         run, kept_at = self.runs[0], time.perf_counter()
-        left = sorted({mark for run in self.runs for mark in self.marks[run.run_id]} - set(self.predictions[""]))
+        left = sorted({mark for run in self.runs
+                       for mark in self.marks[run.run_id]} - set(self.predictions[""]))
 
         def keep_if_due() -> None:
             nonlocal kept_at
             now = time.perf_counter()
             stopped = worker.stopped.is_set()
-            if 0 < self.trainer.done < run.train.updates and (stopped or now - kept_at >= worker.checkpoint_seconds):
+            due = stopped or now - kept_at >= worker.checkpoint_seconds
+            if due and 0 < self.trainer.done < run.train.updates:
                 self.seconds += (now - kept_at) / len(self.runs)
                 self.keep(worker.store)
                 kept_at = now
@@ -197,7 +214,8 @@ class Stack:
         engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
-    def _score(self, updates: int, parameters: dict[str, Tensor], on_part: Callable[[float], None] = lambda part: None
+    def _score(self, updates: int, parameters: dict[str, Tensor],
+               on_part: Callable[[float], None] = lambda part: None
                ) -> Predictions:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
@@ -208,7 +226,8 @@ class Stack:
                     for row in zip(*held, strict=True)]
             firsts = [each.index(place) for place in range(len(seen))]
             parameters = {name: value[firsts] for name, value in parameters.items()}
-        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size, on_part).of(each)
+        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size,
+                              on_part).of(each)
 
     def keep(self, store: Store) -> None:
         """Write a checkpoint of every member that is still finite."""
@@ -229,17 +248,23 @@ class Stack:
             device: on which they were trained.
             overhead: seconds of each member outside its training.
         """
-        test, too_long = self.bench.test, task_of(self.runs[0].task).too_long(self.bench.training, self.bench.test)
-        for index, (run, start, outcome) in enumerate(zip(self.runs, self.starts, self.trainer.outcomes, strict=True)):
+        test = self.bench.test
+        too_long = task_of(self.runs[0].task).too_long(self.bench.training, test)
+        members = zip(self.runs, self.starts, self.trainer.outcomes, strict=True)
+        for index, (run, start, outcome) in enumerate(members):
             trained = self.trainer.bank.member(self.trainer.averages, index)
             head = {name: trained.pop(name) for name in start.head}
-            module = self.bench.mounted.to_state({name.removeprefix("model."): value for name, value in trained.items()})
+            module = self.bench.mounted.to_state({name.removeprefix("model."): value
+                                                  for name, value in trained.items()})
             seconds, marks = float(self.seconds[index]), sorted(self.marks[run.run_id])
-            predictions, last = ({mark: found[mark].of(index) for mark in marks} for found in self.predictions.values())
+            predictions, last = ({mark: found[mark].of(index) for mark in marks}
+                                 for found in self.predictions.values())
             yield RunOutput(
-                run=run, labels=test.labels, predictions=predictions, last_predictions=last, module=module, head=head,
+                run=run, labels=test.labels, predictions=predictions, last_predictions=last, module=module,
+                head=head,
                 start=start.frozen, report=start.report, origin=start.origin, outcome=outcome,
-                host_parameters=count_parameters(self.bench.scorer), seconds=seconds + overhead, train_seconds=seconds,
+                host_parameters=count_parameters(self.bench.scorer), seconds=seconds + overhead,
+                train_seconds=seconds,
                 device=device, stack=len(self.runs), too_long=too_long,
             )
 
