@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 
 from portability.core.seeds import stream_seed
-from portability.execution.execute import scorer_of
 from portability.execution.worker_context import Desk
 from portability.methods.base import Mounted
 from portability.planning.plan import plan
 from portability.run import compose
 from portability.store import Store
+from portability.tasks.registry import task_of
 from portability.training import trainer as engine
 from portability.training.stack import Bench
 
@@ -34,8 +34,8 @@ def accuracies(scorer, trainer, theta, test, run) -> np.ndarray:
 def follow(runs, desk: Desk, budgets) -> list[tuple]:
     """Train runs of one method, host and set as one stack; a row per seed, mark, update and iterate."""
     run, rows = runs[0], []
-    host = desk.host(run)
-    scorer, test, training = scorer_of(host, run), desk.test(host, run), desk.training(host, run)
+    host = desk.host(run.host, run.precision)
+    scorer, test, training = task_of(run.task).scorer(host), desk.test(host, run), desk.training(host, run)
     mounted = Mounted(host, run.method)
     bench = Bench(mounted, scorer, training, test)
     seeds = [(stream_seed(*one.stream, "module"), stream_seed(one.seed, "head")) for one in runs]

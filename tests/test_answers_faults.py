@@ -23,7 +23,7 @@ from portability.methods.base import Mounted
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
-from portability.tasks.generation import AnswerScorer, questions
+from portability.tasks.generation import AnswerScorer, Generation
 from portability.training import trainer as engine
 
 SPECS = {
@@ -92,7 +92,7 @@ def test_a_member_that_diverged_leaves_its_neighbours_scores(sets, make_host):
         mounted, scorer = Mounted(host, method()), AnswerScorer(host, run.task)
         fresh = mounted.to_parameters(mounted.fresh(0))
         stacked = {f"model.{key}": torch.stack([value, torch.full_like(value, float("nan"))]) for key, value in fresh.items()}
-        test = questions(examples(got.data, name, "test", 0), host.tokenizer, "llama", run.task)
+        test = Generation(run.task).prompts(examples(got.data, name, "test", 0), host.tokenizer, "llama")
         both = engine.predict(scorer, stacked, test, 64)
         alone = engine.predict(scorer, {key: value[:1] for key, value in stacked.items()}, test, 64)
         for column, value in alone.columns.items():

@@ -96,7 +96,7 @@ def test_an_unreadable_host_is_a_warning_and_the_next_command_tries_again(finish
 def test_whatever_is_raised_there_the_exit_code_is_that_of_the_runs(
     finished, data_folders, make_host, tmp_path, monkeypatch, caplog
 ):
-    def no_pipe():
+    def no_pipe(duplex=True):
         raise OSError(24, "Too many open files")
 
     shutil.copytree(finished, tmp_path / "results")
@@ -105,13 +105,13 @@ def test_whatever_is_raised_there_the_exit_code_is_that_of_the_runs(
     assert "hosts were not compared: [Errno 24] Too many open files" in caplog.text
 
 
-def _dies_at_the_guilty(pipe, todo, setup):
+def _dies_at_the_guilty(todo, setup):
     """Answers for a pair of hosts, unless it is the guilty one."""
     for pair in todo:
         if "guilty" in (pair.one.name, pair.other.name):
             os.kill(os.getpid(), signal.SIGKILL)
-        pipe.send({"one": pair.one.name, "other": pair.other.name, "one_fingerprint": pair.one.fingerprint,
-                   "other_fingerprint": pair.other.fingerprint, "cka": os.getpid()})
+        yield {"one": pair.one.name, "other": pair.other.name, "one_fingerprint": pair.one.fingerprint,
+               "other_fingerprint": pair.other.fingerprint, "cka": os.getpid()}
 
 
 def trio(data_folders, make_host, root):

@@ -162,10 +162,9 @@ def study(data_folders, make_host):
 def table(study, tmp_path_factory):
     made, runs, _ = study
     desk, run = Desk(Store(tmp_path_factory.mktemp("own")), made.data), runs[0]
-    host = desk.host(run)
+    host = desk.host(run.host)
     mounted = Mounted(host, run.method)
-    test = desk.encoded(host, run, run.eval.split, run.eval.limit)
-    yield desk, stacks.Bench(mounted, Scorer(host, run.task), desk.encoded(host, run, "train", 0), test)
+    yield desk, stacks.Bench(mounted, Scorer(host, run.task), desk.training(host, run), desk.test(host, run))
     mounted.unmount()
 
 

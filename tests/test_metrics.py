@@ -7,7 +7,7 @@ import pytest
 
 from portability.core.errors import UserError
 from portability.core.measures import metric_names
-from portability.tasks.metrics import METRICS, own_metric, score
+from portability.tasks.metrics import own_metric, score
 
 MARGIN = np.array([2.0, 0.5, -1.0, 3.0, 0.0])
 NLL = np.array([0.1, 0.5, 0.3, 2.1, 0.7])
@@ -110,15 +110,6 @@ def test_scoring_draws_no_random_number_and_leaves_the_streams_alone():
 def test_what_cannot_be_scored_raises_instead_of_giving_a_number(given, message):
     with pytest.raises(ValueError, match=message):
         score(*given)
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_local_and_says_what_it_is(name):
-    metric = METRICS[name](keep_in_memory=True)
-    assert metric.description and metric.module_type == "metric"
-    column = {"margin": MARGIN, "nll": NLL, "invalid": INVALID}[metric.measure.column]
-    value = metric.compute(predictions=[column], references=[LABEL])["value"]
-    assert isinstance(value, float) and value == score(MARGIN, NLL, INVALID, LABEL, [name])[f"eval_{name}"]
 
 
 # ---- metrics that are asked for

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -208,8 +209,9 @@ def test_a_process_that_dies_is_one_sentence(make_host, data_folders, tmp_path):
     run = next(iter(plan(got.grid).runs.values()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preview, "_rehearse", _dies)
+        patch.setattr(preview, "sys", SimpleNamespace(modules={}))  # as where torch is not loaded
         with pytest.raises(UserError, match="could not be looked at: the process ended with exit code 7"):
-            list(preview._aside([(run, None)], None))
+            list(preview._rehearsed([(run, None)], None))
 
 
 def _dies(*_):

@@ -11,6 +11,7 @@ from portability.execution import worker_context as desks
 from portability.execution.worker_context import Desk
 from portability.planning.plan import plan
 from portability.store import Store
+from portability.tasks import classification
 from portability.training import stack
 from portability.training import trainer as engine
 
@@ -224,9 +225,9 @@ def test_starts_that_are_alike_are_scored_once(data_folders, make_host, tmp_path
 def test_hosts_and_texts_are_loaded_once_a_worker(data_folders, make_host, tmp_path, monkeypatch):
     study = small(data_folders, make_host, "method=[lora,adapter]", "grid.inits=[ported,scratch]", "grid.seeds=[0]")
     planned, loads = plan(study.grid), []
-    for name in ("load_host", "encode"):
-        original = getattr(desks, name)
-        monkeypatch.setattr(desks, name, lambda *args, name=name, original=original: loads.append(name) or original(*args))
+    for module, name in ((desks, "load_host"), (classification, "encode")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, name=name, original=original: loads.append(name) or original(*args))
     desk = Desk(Store(tmp_path), study.data)
     for run in planned.runs.values():
         execute.execute([run], {run.run_id: sorted(planned.marks[run.run_id])}, desk)
@@ -239,8 +240,8 @@ def test_hosts_make_room_when_memory_is_short(data_folders, make_host, tmp_path,
     desk = Desk(Store(tmp_path), study.data)
     one, two = ([r for r in plan(study.grid).runs.values() if r.host == host][0] for host in study.grid.pairs[0])
     monkeypatch.setattr(desks, "free_bytes", lambda device, share: 100)
-    first = desk.host(one)
-    assert desk.host(two) is not first and len(desk.hosts) == 1
+    first = desk.host(one.host)
+    assert desk.host(two.host) is not first and len(desk.hosts) == 1
 
 
 def test_a_stack_tells_its_size_and_padding_in_the_record(whole, tmp_path):

@@ -196,15 +196,15 @@ def test_a_broken_stack_is_halved_until_the_guilty_run_is_alone(data_folders, ma
     planned = plan(study.grid)
     runs = [run for run in planned.runs.values() if run.method and run.host.name == study.grid.pairs[0][0].name]
     guilty, tried = runs[2].run_id, []
-    original = execute._execute
+    original = execute.outputs
 
     def fragile(stack, marks, desk):
         tried.append(len(stack))
         if guilty in [run.run_id for run in stack]:
             raise RuntimeError("boom")
-        original(stack, marks, desk)
+        return original(stack, marks, desk)
 
-    monkeypatch.setattr(execute, "_execute", fragile)
+    monkeypatch.setattr(execute, "outputs", fragile)
     store = Store(tmp_path)
     execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs}, execute.Desk(store, study.data))
     assert tried == [4, 2, 2, 1, 1] and set(store.failures()) == {guilty}

@@ -128,6 +128,13 @@ class TaskSpec:
     label_words: tuple[str, str]
     max_length: int  # tokens
 
+    passes = 1  # of a host, to score an example
+
+    @property
+    def reading(self) -> "TaskSpec":
+        """How hosts are given the examples alone, to be compared on them."""
+        return self
+
 
 @dataclass(frozen=True)
 class AnswerSpec:
@@ -150,6 +157,16 @@ class AnswerSpec:
     new_tokens: int | None
     max_length: int
     too_long: str = "refuse"
+
+    @property
+    def passes(self) -> int:
+        """Passes of a host that scoring an example takes: of a choice one an answer, of which there are taken to be four."""
+        return 4 if self.new_tokens is None else 1 + self.new_tokens
+
+    @property
+    def reading(self) -> TaskSpec:
+        """How hosts are given the examples alone, to be compared on them: prompts as they are."""
+        return TaskSpec("{text}", ("", ""), self.max_length)
 
 
 TOO_LONG = ("refuse", "drop", "truncate")

@@ -1,4 +1,5 @@
-"""What an answer is worth, example by example: a score in [0, 1] from its text, or from the likelihoods of the choices."""
+"""What an answer is worth, example by example: a score in [0, 1] from its text, or from the likelihoods of
+the choices."""
 
 import re
 import string
@@ -36,8 +37,9 @@ def plain(text: str) -> str:
 def squad(text: str) -> str:
     """Lower case, without punctuation, articles and surplus blanks, as SQuAD's script does (`SQUAD`).
 
-    Numbers are kept apart, in one form (our choice): "$1,234.0" is "1234", and "-5" is not "5". Where punctuation or articles
-    are all there is they stay, so that the letter "A" is an answer (our choice; the script would leave nothing).
+    Numbers are kept apart, in one form (our choice): "$1,234.0" is "1234", and "-5" is not "5". Where
+    punctuation or articles are all there is they stay, so that the letter "A" is an answer (our choice; the
+    script would leave nothing).
 
     Example:
         >>> squad("The  answer, in dollars: $1,234.0!"), squad("A"), squad("an apple.")
@@ -56,7 +58,8 @@ def _word(word: str) -> str:
 
 
 def last_number(text: str) -> str:
-    """The last number of the text in its plain form, or nothing (Open-Instruct's GSM8K evaluation takes the same one).
+    """The last number of the text in its plain form, or nothing (Open-Instruct's GSM8K evaluation takes the
+    same one).
 
     A sign counts where a blank or a bracket stands before it: "7-5" ends in 5.
 
@@ -64,13 +67,14 @@ def last_number(text: str) -> str:
         >>> last_number("so 3 apples cost $1,250.00 each."), last_number("he lost -5"), last_number("none")
         ('1250', '-5', '')
     """
-    found = re.findall(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w.)])-)?\.\d+", text)
+    found = re.findall(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w.)])-)?\.\d+",
+                       text)
     return number(found[-1]) or "" if found else ""
 
 
 def after_marker(text: str) -> str:
-    """What follows the last "####", as GSM8K ends its chains (Cobbe et al. 2021, arXiv 2110.14168), normalised by `squad`;
-    nothing where there is no marker.
+    """What follows the last "####", as GSM8K ends its chains (Cobbe et al. 2021, arXiv 2110.14168),
+    normalised by `squad`; nothing where there is no marker.
 
     Example:
         >>> after_marker("5 + 1 = 6 #### 6.0")
@@ -80,8 +84,8 @@ def after_marker(text: str) -> str:
 
 
 def after_answer_is(text: str) -> str:
-    """What follows the last "answer is", as in "The answer is: B", the target of Zhong et al. (ICLR 2024) for MMLU, on
-    its line, normalised by `squad`; nothing where these words are missing.
+    """What follows the last "answer is", as in "The answer is: B", the target of Zhong et al. (ICLR 2024) for
+    MMLU, on its line, normalised by `squad`; nothing where these words are missing.
 
     Example:
         >>> after_answer_is("I think the answer is: B.")
@@ -96,8 +100,8 @@ def _after(marker: str, text: str) -> str:
 
 
 def final(text: str) -> str:
-    """The end of a chain of thought: what follows the last "####", else the last "answer is", else the last number (our
-    choice of the order). Of what follows a marker the last number counts, if there is one.
+    """The end of a chain of thought: what follows the last "####", else the last "answer is", else the last
+    number (our choice of the order). Of what follows a marker the last number counts, if there is one.
 
     Example:
         >>> final("2 + 3 = 5 #### 5 apples"), final("The answer is: 7."), final("2 + 3 = 5"), final("The answer is yes")
@@ -119,7 +123,8 @@ NORMALISERS: dict[str, Callable[[str], str]] = {
 }
 
 
-def exact_match(predictions: Sequence[str], references: Sequence[str], normaliser: str = "squad") -> np.ndarray:
+def exact_match(predictions: Sequence[str], references: Sequence[str],
+                normaliser: str = "squad") -> np.ndarray:
     """1 where prediction and reference are the same after normalisation, else 0; (N,) float64.
 
     A prediction that normalises to nothing is wrong.
@@ -140,14 +145,16 @@ def exact_match(predictions: Sequence[str], references: Sequence[str], normalise
     wanted = [normalise(text) for text in references]
     if "" in wanted:
         place = wanted.index("")
-        raise UserError(f"normaliser '{normaliser}' leaves nothing of the answer {references[place][:60]!r} (example {place}, "
+        raise UserError(f"normaliser '{normaliser}' leaves nothing of the answer {references[place][:60]!r} "
+                        f"(example {place}, "
                         f"from 0); choose another one, or another answer")
     return np.array([float(normalise(text) == want) for text, want in zip(predictions, wanted, strict=True)])
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """ROUGE-L F-measure of each prediction, (N,) float64 in [0, 1]: Lin 2004, section 3.1, tokens as in rouge_score without
-    stemming (lower case, runs of ASCII letters and digits; so a text in another script has no tokens and scores 0).
+    """ROUGE-L F-measure of each prediction, (N,) float64 in [0, 1] (Lin 2004, section 3.1), by rouge_score
+    without stemming: tokens are runs of ASCII letters and digits in lower case, so a text in another script
+    has none and scores 0.
 
     Raises:
         ValueError: none, or not as many predictions as references.
@@ -156,50 +163,26 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray
         >>> rouge_l(["the cat sat"], ["the cat was sat upon"]).tolist()
         [0.75]
     """
+    from rouge_score.rouge_scorer import RougeScorer  # with nltk, which takes a second
+
     _check(predictions, references)
-    return np.array([_f_measure(_tokens(a), _tokens(b)) for a, b in zip(predictions, references, strict=True)])
-
-
-def _tokens(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def _f_measure(predicted: list[str], wanted: list[str]) -> float:
-    if not predicted or not wanted:
-        return 0.0
-    common = common_length(predicted, wanted)
-    return 2 * common / (len(predicted) + len(wanted))  # of precision and recall, both over `common`
-
-
-def common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at once as the bits of one number (Hyyro 2004,
-    "Bit-parallel LCS-length computation revisited").
-
-    Example:
-        >>> common_length("abcde", "badxe")
-        3
-    """
-    places: dict[str, int] = {}
-    for index, token in enumerate(first):
-        places[token] = places.get(token, 0) | 1 << index
-    full = (1 << len(first)) - 1
-    row = full
-    for token in second:
-        hit = row & places.get(token, 0)
-        row = (row + hit | row - hit) & full
-    return len(first) - row.bit_count()
+    scorer = RougeScorer(["rougeL"])
+    return np.array([scorer.score(wanted, said)["rougeL"].fmeasure
+                     for said, wanted in zip(predictions, references, strict=True)])
 
 
 LIKELIHOODS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "sum": lambda sums, lengths: sums,  # of the log-probabilities of a choice's tokens
-    "mean": lambda sums, lengths: sums / lengths,  # of one token, so that long choices are not at a disadvantage
+    # of one token, so that long choices are not at a disadvantage
+    "mean": lambda sums, lengths: sums / lengths,
 }
 
 
 def margins(
     sums: np.ndarray, lengths: np.ndarray, group: np.ndarray, right: np.ndarray, likelihood: str = "sum"
 ) -> np.ndarray:
-    """How much likelier the right choice is than the best wrong one, (..., N) float64, nats (a token, for "mean").
+    """How much likelier the right choice is than the best wrong one, (..., N) float64, nats (a token, for
+    "mean").
 
     Args:
         sums: (..., R) summed log-probabilities of each row's tokens, nats; a row is a choice of an example.
@@ -210,7 +193,8 @@ def margins(
 
     Raises:
         UserError: an unknown likelihood.
-        ValueError: values that are not finite, or an example without exactly one right and at least one wrong choice.
+        ValueError: values that are not finite, or an example without exactly one right and at least one wrong
+            choice.
 
     Example:
         >>> rows = np.array([0, 0, 1, 1]), np.array([True, False, True, False])
@@ -219,22 +203,21 @@ def margins(
     """
     values = LIKELIHOODS[choose(likelihood, LIKELIHOODS, "likelihood")](np.asarray(sums, np.float64), lengths)
     if not np.isfinite(values).all():
-        raise ValueError(f"log-probabilities are not finite for {int((~np.isfinite(values)).sum())} of {values.size} rows")
+        raise ValueError(f"log-probabilities are not finite for {int((~np.isfinite(values)).sum())} of "
+                         f"{values.size} rows")
     count = int(group.max()) + 1
     rights, wrongs = (np.bincount(group[rows], minlength=count) for rows in (right, ~right))
     if (rights != 1).any() or (wrongs < 1).any():
         raise ValueError("each example needs exactly one right choice and at least one wrong one")
-    by_row = np.moveaxis(values, -1, 0)
-    best = np.full((count, *by_row.shape[1:]), -np.inf)
-    np.maximum.at(best, group[~right], by_row[~right])
-    mine = np.empty_like(best)
-    mine[group[right]] = by_row[right]
-    return np.moveaxis(mine - best, 0, -1)
+    order = np.argsort(group, kind="stable")
+    values, right = values[..., order], right[order]
+    firsts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    return values[..., right] - np.maximum.reduceat(np.where(right, -np.inf, values), firsts, axis=-1)
 
 
 def choice(margin: np.ndarray) -> np.ndarray:
-    """1 where the right choice is the likeliest, else 0, of any shape, float64. A tie with a wrong choice is wrong, so a host
-    that knows nothing gains nothing by it.
+    """1 where the right choice is the likeliest, else 0, of any shape, float64. A tie with a wrong choice is
+    wrong, so a host that knows nothing gains nothing by it.
 
     Example:
         >>> choice(np.array([2.0, 0.0, -1.0])).tolist()
@@ -245,4 +228,5 @@ def choice(margin: np.ndarray) -> np.ndarray:
 
 def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
     if len(predictions) != len(references) or not references:
-        raise ValueError(f"scores need as many predictions as references, got {len(predictions)} and {len(references)}")
+        raise ValueError(f"scores need as many predictions as references, got {len(predictions)} and "
+                         f"{len(references)}")

@@ -1,13 +1,14 @@
 """Examples to token ids: what a host is trained on, what it continues, and what it chooses from.
 
-A prompt is tokenised as it will stand before a generated answer, and its tokens always begin the sequence that is trained
-on. Between prompt and answer stands a blank, unless the prompt ends in a line break or tab; blanks at the prompt's end go to
-the answer, because "word" and " word" are different tokens for most hosts. The answer's tokens are what the whole text has
-after the prompt's, and the host's end token follows. Where the tokenizer merges across the border, the answer is tokenised by
-itself. (The same rule as lm-evaluation-harness, `TemplateLM._encode_pair`, but for such merges: it cuts there all the same.)
+A prompt is tokenised as it will stand before a generated answer, and its tokens always begin the sequence
+that is trained on. Between prompt and answer stands a blank, unless the prompt ends in a line break or tab;
+blanks at the prompt's end go to the answer, because "word" and " word" are different tokens for most hosts.
+The answer's tokens are what the whole text has after the prompt's, and the host's end token follows. Where
+the tokenizer merges across the border, the answer is tokenised by itself. (The same rule as
+lm-evaluation-harness, `TemplateLM._encode_pair`, but for such merges: it cuts there all the same.)
 
-Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is cut only where that is
-asked for (`encode_answers`).
+Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is cut only
+where that is asked for (`encode_answers`).
 """
 
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ def joined(text: str, word: str) -> str:
 
 
 def after(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
-    """Tokens of an answer: what the `whole` text has after the prompt's, or, where the tokenizer merges across the border,
-    those of the answer `alone`."""
+    """Tokens of an answer: what the `whole` text has after the prompt's, or, where the tokenizer merges
+    across the border, those of the answer `alone`."""
     return whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
 
 
@@ -76,6 +77,11 @@ class Sequences:
         return len(self.starts)
 
     @property
+    def rows(self) -> list[list[int]]:
+        """Token ids of each row."""
+        return [part.tolist() for part in np.split(self.ids, self.offsets[1:-1])]
+
+    @property
     def answers(self) -> tuple[np.ndarray, np.ndarray]:
         """Flat ids among which the answers stand, and where each answer begins in them, (N,)."""
         if self.target_ids is not None and self.target_offsets is not None:
@@ -108,29 +114,35 @@ def encode_answers(
 ) -> Sequences:
     """Prompts with their right answers, to train on; one row an example.
 
-    An answer is too long where it leaves no room for a token of the prompt (of t5: where it has more than `max_length`).
+    An answer is too long where it leaves no room for a token of the prompt (of t5: where it has more than
+    `max_length`).
 
     Args:
         family: the host's, a key of families.FAMILIES.
-        max_length: most tokens of a row, special ones and the end token included; of t5, of the encoder's input and of the
-            target each.
-        too_long: what becomes of answers that are: "refuse"; "drop" leaves their examples out; "truncate" keeps their first
-            tokens, without an end token, because the answer does not end there (our choice).
-        new_tokens: a truncated answer has at least so many, as far as the prompt's last token leaves room, and more where the
-            whole prompt leaves room for more: the prompt is cut no shorter than where an answer is to be written.
+        max_length: most tokens of a row, special ones and the end token included; of t5, of the encoder's
+            input and of the target each.
+        too_long: what becomes of answers that are: "refuse"; "drop" leaves their examples out; "truncate"
+            keeps their first tokens, without an end token, because the answer does not end there (our
+            choice).
+        new_tokens: a truncated answer has at least so many, as far as the prompt's last token leaves room,
+            and more where the whole prompt leaves room for more: the prompt is cut no shorter than where an
+            answer is to be written.
 
     Raises:
-        UserError: an encoder host, a tokenizer without an end token, an answer that does not fit or that the tokenizer does
-            not know, or a chat that the host's template refuses.
+        UserError: an encoder host, a tokenizer without an end token, an answer that does not fit or that the
+            tokenizer does not know, or a chat that the host's template refuses.
     """
     work, count = _Encoder(tokenizer, family), len(examples)
     rows = work.rows(examples, [example.answer for example in examples])
     long = [index for index, row in enumerate(rows) if len(row.answer) > work.room(row, max_length)]
     kept = np.setdiff1d(np.arange(count), long if too_long == "drop" else [])
     if long and (too_long == "refuse" or not len(kept)):
-        raise UserError(f"{len(long)} of {count} answers are too long, first in example {long[0]} (from 0, of those used): "
-                        f"{max_length} tokens are too few for a prompt and an answer of {len(rows[long[0]].answer)} with its "
-                        f"end token; raise max_length {OF_SET}, or set too_long beside it to drop or truncate")
+        raise UserError(f"{len(long)} of {count} answers are too long, first in example {long[0]} (from 0, "
+                        f"of those used): "
+                        f"{max_length} tokens are too few for a prompt and an answer of "
+                        f"{len(rows[long[0]].answer)} with its "
+                        f"end token; raise max_length {OF_SET}, or set too_long beside it to drop or "
+                        f"truncate")
     if too_long == "truncate":
         for index in long:
             rows[index] = work.truncated(rows[index], max_length, new_tokens)
@@ -141,8 +153,8 @@ def encode_answers(
 def encode_choices(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int
 ) -> Sequences:
-    """Prompts with each of their choices, to compare likelihoods; one row a choice, in order. All choices of an example keep
-    as much of its prompt as the longest leaves room for.
+    """Prompts with each of their choices, to compare likelihoods; one row a choice, in order. All choices of
+    an example keep as much of its prompt as the longest leaves room for.
 
     Raises:
         UserError: as `encode_answers`, or an example without choices.
@@ -152,26 +164,31 @@ def encode_choices(
     group = np.array([index for index, _ in whole], dtype=np.int64)
     lacking = sorted(set(range(len(examples))) - set(group.tolist()))
     if lacking:
-        raise UserError(f"example {lacking[0]} (from 0) has no choices to compare; give each example choices, or none")
-    rows = work.rows([examples[index] for index, _ in whole], [(examples[index].choices or ())[at] for index, at in whole])
+        raise UserError(f"example {lacking[0]} (from 0) has no choices to compare; give each example "
+                        f"choices, or none")
+    rows = work.rows([examples[index] for index, _ in whole],
+                     [(examples[index].choices or ())[at] for index, at in whole])
     return work.flat(rows, group, np.array([at == examples[index].right for index, at in whole]), max_length)
 
 
 def encode_prompts(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int, new_tokens: int
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
+    new_tokens: int
 ) -> Sequences:
-    """Prompts alone, to continue by up to `new_tokens`; answers are empty, and `starts` is each row's length (of t5, 0).
+    """Prompts alone, to continue by up to `new_tokens`; answers are empty, and `starts` is each row's length
+    (of t5, 0).
 
     Decoder-only hosts need room for both, so their prompts are cut to ``max_length - new_tokens``.
 
     Raises:
-        UserError: an encoder host, a tokenizer without an end token, no room for a prompt, or a chat that the host's template
-            refuses.
+        UserError: an encoder host, a tokenizer without an end token, no room for a prompt, or a chat that the
+            host's template refuses.
     """
     work, count = _Encoder(tokenizer, family), len(examples)
     room = max_length if work.seq2seq else max_length - new_tokens
     if room < 1:
-        raise UserError(f"{new_tokens} new tokens leave no room for a prompt in {max_length} tokens; raise max_length {OF_SET}")
+        raise UserError(f"{new_tokens} new tokens leave no room for a prompt in {max_length} tokens; raise "
+                        f"max_length {OF_SET}")
     return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
 
 
@@ -192,7 +209,8 @@ class _Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str):
         if FAMILIES[family].scoring == "head":
-            raise UserError(f"a {family} host can neither write an answer nor rate choices token by token; a task of prompts "
+            raise UserError(f"a {family} host can neither write an answer nor rate choices token by token; a "
+                            f"task of prompts "
                             "and answers needs a gpt2, llama or t5 host")
         if tokenizer.eos_token_id is None:
             raise UserError("the host's tokenizer has no end token, so no answer could end; name one in its "
@@ -200,31 +218,38 @@ class _Encoder:
         self.tokenizer, self.seq2seq, self.end = tokenizer, family == "t5", int(tokenizer.eos_token_id)
 
     def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
-        """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts alone."""
+        """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts
+        alone."""
         texts = [self.prompt(example) for example in examples]
         prompts = self._tokens([text for text, _ in texts])
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
         if empty:
             raise UserError(f"the prompt {texts[empty[0]][0][:60]!r} has no tokens for the host's tokenizer")
         front = self._front(texts[0][0], prompts[0]) if texts else []
-        tails = self._answers([text for text, _ in texts], prompts, answers) if answers is not None else [[] for _ in texts]
+        tails = [[] for _ in texts]
+        if answers is not None:
+            tails = self._answers([text for text, _ in texts], prompts, answers)
         parts = zip(texts, prompts, tails, strict=True)
         return [_Row([] if templated else front, prompt, tail) for (_, templated), prompt, tail in parts]
 
     def prompt(self, example: Example) -> tuple[str, bool]:
-        """The text before the answer, and whether the host's chat template made it, with its special tokens in the text."""
+        """The text before the answer, and whether the host's chat template made it, with its special tokens
+        in the text."""
         if not example.turns or not self.tokenizer.chat_template:
             return example.prompt.rstrip(" "), False
         from jinja2 import TemplateError
 
         if "strftime_now" in str(self.tokenizer.chat_template):
-            raise UserError("the host's chat template writes today's date, so a study could not be repeated; put a fixed date "
+            raise UserError("the host's chat template writes today's date, so a study could not be repeated; "
+                            "put a fixed date "
                             "into it (chat_template in its tokenizer_config.json, or chat_template.jinja)")
         turns = [{"role": role, "content": content} for role, content in example.turns]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)).rstrip(" "), True
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False,
+                                                          add_generation_prompt=True)).rstrip(" "), True
         except TemplateError as error:
-            raise UserError(f"the host's chat template refuses the chat {example.prompt[:60]!r}: {error}") from error
+            raise UserError(f"the host's chat template refuses the chat {example.prompt[:60]!r}: "
+                            f"{error}") from error
 
     def _front(self, text: str, prompt: list[int]) -> list[int]:
         """Special tokens that the tokenizer puts before a text."""
@@ -241,19 +266,22 @@ class _Encoder:
             tails = [after(*parts) for parts in zip(prompts, whole, alone, strict=True)]
         for answer, tail in zip(answers, tails, strict=True):
             if not set(tail) - {self.tokenizer.unk_token_id}:
-                raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer, so it can neither be learnt "
+                raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer, so it can "
+                                f"neither be learnt "
                                 "nor written; choose another host, or other answers")
         return [[*tail, self.end] for tail in tails]
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+        return [list(ids)
+                for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
     def room(self, row: _Row, max_length: int) -> int:
         """Most tokens of an answer, beside the last one of its prompt."""
         return max_length if self.seq2seq else max_length - len(row.before) - 1
 
     def truncated(self, row: _Row, max_length: int, least: int) -> _Row:
-        """The row with the beginning of its answer, which is too long: at least so many tokens, if there is room for them."""
+        """The row with the beginning of its answer, which is too long: at least so many tokens, if there is
+        room for them."""
         room = self.room(row, max_length)
         beside = room if self.seq2seq else room + 1 - len(row.prompt)
         return replace(row, answer=row.answer[: max(min(least, room), beside)])
@@ -267,16 +295,20 @@ class _Encoder:
             after = [self.end] if self.seq2seq else []
             taken = len(row.before) + (len(after) if self.seq2seq else int(longest[example]))
             if max_length <= taken or (self.seq2seq and longest[example] > max_length):
-                raise UserError(f"example {example} (from 0, of those used): {max_length} tokens are too few for a prompt and "
-                                f"an answer of {longest[example]} with its end token; raise max_length {OF_SET}")
+                raise UserError(f"example {example} (from 0, of those used): {max_length} tokens are too few "
+                                f"for a prompt and "
+                                f"an answer of {longest[example]} with its end token; raise max_length "
+                                f"{OF_SET}")
             kept = row.prompt[-(max_length - taken) :]
             cut += len(kept) < len(row.prompt)
             heads.append([*row.before, *kept, *after])
         tails = [row.answer for row in rows]
         if self.seq2seq:
-            return Sequences(*_join(heads), np.zeros(len(rows), dtype=np.int64), group, right, cut, *_join(tails))
+            return Sequences(*_join(heads), np.zeros(len(rows), dtype=np.int64), group, right, cut,
+                             *_join(tails))
         starts = np.array([len(head) for head in heads], dtype=np.int64)
-        return Sequences(*_join([head + tail for head, tail in zip(heads, tails, strict=True)]), starts, group, right, cut)
+        return Sequences(*_join([head + tail for head, tail in zip(heads, tails, strict=True)]), starts,
+                         group, right, cut)
 
 
 def _join(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

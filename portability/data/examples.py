@@ -1,4 +1,5 @@
-"""Examples of a task: a prompt and the answer to write, or to choose; read from JSONL and checked line by line."""
+"""Examples of a task: a prompt and the answer to write, or to choose; read from JSONL and checked line by
+line."""
 
 import json
 import re
@@ -28,7 +29,8 @@ class Example:
     Attributes:
         prompt: what is asked; of a chat, its turns before the answer in plain words (`render`).
         answer: the right answer's text.
-        choices: all answers to choose from, at least two and none twice, or None where the answer is to be written.
+        choices: all answers to choose from, at least two and none twice, or None where the answer is to be
+            written.
         right: index of `answer` in `choices`, or None.
         turns: of a chat, (role, content) before the answer, for a tokenizer that has a template of its own.
     """
@@ -43,13 +45,14 @@ class Example:
 def read_examples(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> list[Example]:
     """The examples of a file, a JSON object a line, in its order.
 
-    A line is ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the answer as index or text (a choice that
-    stands there twice, as in some questions of MMLU, counts once), or
-    ``{"messages": [{"role", "content"}, ...]}`` with the answer as last turn. A file may mix chats and prompts, but not
-    answers to write and answers to choose.
+    A line is ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the answer as index or text
+    (a choice that stands there twice, as in some questions of MMLU, counts once), or ``{"messages": [{"role",
+    "content"}, ...]}`` with the answer as last turn. A file may mix chats and prompts, but not answers to
+    write and answers to choose.
 
     Args:
-        columns: keys of a line -> names under which they stand there, other names being passed over; empty: as they are.
+        columns: keys of a line -> names under which they stand there, other names being passed over; empty:
+            as they are.
 
     Raises:
         UserError: names the file, and the line, if it cannot be read, is empty, or holds something else.
@@ -59,7 +62,8 @@ def read_examples(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> list[E
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     places = [f"{path} line {number}" for number in range(1, len(lines) + 1)]
-    found = [example_of(parsed(line, where), where, columns) for line, where in zip(lines, places, strict=True)]
+    found = [example_of(parsed(line, where), where, columns)
+             for line, where in zip(lines, places, strict=True)]
     if not found:
         raise UserError(f"{path} is empty: it must hold at least one example, a JSON object a line")
     check_kinds(found, f"{path} line")
@@ -90,7 +94,8 @@ def check_kinds(found: Sequence[Example], where: str) -> None:
     for number, example in enumerate(found, start=1):
         if (example.choices is None) != first:
             have, want = ("choices", "none") if first else ("no choices", "some")
-            raise UserError(f"{where} {number} has {have} and the first has {want}: answers to write and answers to choose "
+            raise UserError(f"{where} {number} has {have} and the first has {want}: answers to write and "
+                            f"answers to choose "
                             "need a file each")
 
 
@@ -106,12 +111,14 @@ def kind(examples: Sequence[Example]) -> str:
     """
     kinds = {"generate" if example.choices is None else "choice" for example in examples}
     if len(kinds) != 1:
-        raise UserError("a task needs examples" if not kinds else "examples with and without choices cannot be one task")
+        raise UserError("a task needs examples" if not kinds
+                        else "examples with and without choices cannot be one task")
     return kinds.pop()
 
 
 def render(turns: Sequence[Turn]) -> str:
-    """A chat's turns before the answer in plain words, a turn a line, for hosts without a chat template (our choice).
+    """A chat's turns before the answer in plain words, a turn a line, for hosts without a chat template (our
+    choice).
 
     Example:
         >>> render([("user", "2 + 2 ?")])
@@ -121,7 +128,8 @@ def render(turns: Sequence[Turn]) -> str:
 
 
 def key(text: str) -> str:
-    """What two prompts have in common when they count as the same: words, numbers and marks in order, case-folded.
+    """What two prompts have in common when they count as the same: words, numbers and marks in order,
+    case-folded.
 
     Unlike the key of sentences (overlap.key) it keeps marks and where words end.
 
@@ -133,7 +141,8 @@ def key(text: str) -> str:
 
 
 def question(example: Example) -> str:
-    """What two examples have in common when they ask the same: prompt and choices, in whatever order these stand.
+    """What two examples have in common when they ask the same: prompt and choices, in whatever order these
+    stand.
 
     Example:
         >>> question(Example("2+2 =", "4", ("3", "4"), 1)) == question(Example("2 + 2 =", "4", ("4", "3"), 0))
@@ -158,7 +167,9 @@ def example_of(value: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS) 
         value = {name: value[column] for name, column in columns.items()}
     if not isinstance(value, dict) or frozenset(value) not in FORMS:
         forms = " or ".join(", ".join(sorted(form)) for form in FORMS)
-        have = ", ".join(sorted(map(str, value))) or "none" if isinstance(value, dict) else reprlib.repr(value)
+        have = reprlib.repr(value)
+        if isinstance(value, dict):
+            have = ", ".join(sorted(map(str, value))) or "none"
         raise UserError(f"{where} must be a JSON object with exactly the keys {forms}, got {have}")
     if "messages" in value:
         return _chat(value["messages"], where)
@@ -183,7 +194,8 @@ def _choice(prompt: str, choices: Any, answer: Any, where: str) -> Example:
     if isinstance(answer, str) and answer in texts:
         answer = texts.index(answer)
     if type(answer) is not int or not 0 <= answer < len(texts):
-        raise UserError(f"{where}: 'answer' must be one of the choices, or its index from 0 to {len(texts) - 1}, "
+        raise UserError(f"{where}: 'answer' must be one of the choices, or its index from 0 to "
+                        f"{len(texts) - 1}, "
                         f"got {reprlib.repr(answer)}")
     right, once = texts[answer].strip(), dict[str, str]()
     for text in texts:
@@ -198,7 +210,8 @@ def _chat(messages: Any, where: str) -> Example:
         raise UserError(f"{where}: 'messages' must list at least two turns, got {reprlib.repr(messages)}")
     turns = [_turn(message, f"{where}: message {number}") for number, message in enumerate(messages, start=1)]
     if turns[-1][0] != "assistant":
-        raise UserError(f"{where}: the last message must be the assistant's, because it is the answer, got {turns[-1][0]}'s")
+        raise UserError(f"{where}: the last message must be the assistant's, because it is the answer, got "
+                        f"{turns[-1][0]}'s")
     if "user" not in [role for role, _ in turns[:-1]]:
         raise UserError(f"{where}: no message of the user stands before the answer")
     return Example(render(turns[:-1]), turns[-1][1], turns=tuple(turns[:-1]))
@@ -206,7 +219,9 @@ def _chat(messages: Any, where: str) -> Example:
 
 def _turn(message: Any, where: str) -> Turn:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise UserError(f"{where} must be an object with exactly 'role' and 'content', got {reprlib.repr(message)}")
+        raise UserError(f"{where} must be an object with exactly 'role' and 'content', got "
+                        f"{reprlib.repr(message)}")
     if message["role"] not in ROLES:
-        raise UserError(f"{where}: 'role' must be one of {', '.join(ROLES)}, got {reprlib.repr(message['role'])}")
+        raise UserError(f"{where}: 'role' must be one of {', '.join(ROLES)}, got "
+                        f"{reprlib.repr(message['role'])}")
     return message["role"], _text(message["content"], f"{where}: 'content'")

@@ -1,9 +1,11 @@
-"""Which examples an update sees: length buckets fixed by the data and the step, contents by the member's seed.
+"""Which examples an update sees: length buckets fixed by the data and the step, contents by the member's
+seed.
 
-Step j of every member of a stack draws from the same bucket, padded to the bucket's longest text, so padding stays
-near the real tokens and a member's arithmetic does not depend on its neighbours.
+Step j of every member of a stack draws from the same bucket, padded to the bucket's longest text, so padding
+stays near the real tokens and a member's arithmetic does not depend on its neighbours.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +26,13 @@ class Bucket:
 
 
 def buckets(lengths: np.ndarray, smallest: int) -> list[Bucket]:
-    """Cut the examples, sorted by length, into buckets of whole lengths with at least `smallest` examples each.
+    """Cut the examples, sorted by length, into buckets of whole lengths with at least `smallest` examples
+    each.
 
     Args:
         lengths: (N,) tokens of each example.
-        smallest: fewest examples in a bucket, so that batches inside it vary; all N make one bucket if N is less.
+        smallest: fewest examples in a bucket, so that batches inside it vary; all N make one bucket if N is
+            less.
 
     Example:
         >>> [(b.members.tolist(), b.length) for b in buckets(np.array([3, 5, 3, 5, 9]), 2)]
@@ -51,7 +55,6 @@ class Schedule:
         self.batch_size, self.data_key = batch_size, data_key
         turns = [max(1, len(bucket.members) // batch_size) for bucket in self.buckets]
         self.turns = np.repeat(np.arange(len(turns)), turns)  # one entry a batch of an epoch
-        self._drawn: dict[tuple[object, ...], np.ndarray] = {}
         self._last: tuple[int, tuple[int, int]] = (-1, (0, 0))  # all members of a stack ask for the same step
 
     def bucket(self, step: int) -> tuple[int, int]:
@@ -59,7 +62,7 @@ class Schedule:
         if self._last[0] == step:
             return self._last[1]
         epoch, place = divmod(step, len(self.turns))
-        order = self._permutation(len(self.turns), "buckets", self.data_key, epoch)
+        order = _permutation(len(self.turns), "buckets", self.data_key, epoch)
         index = int(self.turns[order[place]])
         per_epoch = int((self.turns == index).sum())
         self._last = step, (index, epoch * per_epoch + int((self.turns[order[:place]] == index).sum()))
@@ -72,28 +75,27 @@ class Schedule:
     def examples(self, step: int, seed: int) -> np.ndarray:
         """Indices (B,) of the examples that a member with this seed sees at `step`.
 
-        Within a bucket the member walks through one permutation of its examples after another; what is left at the
-        end of a permutation, less than a batch, is passed over, so no batch holds an example twice.
+        Within a bucket the member walks through one permutation of its examples after another; what is left
+        at the end of a permutation, less than a batch, is passed over, so no batch holds an example twice.
         """
         index, turn = self.bucket(step)
         members = self.buckets[index].members
         walk, place = divmod(turn, max(1, len(members) // self.batch_size))
-        order = self._permutation(len(members), seed, "batches", self.data_key, index, walk)
+        order = _permutation(len(members), seed, "batches", self.data_key, index, walk)
         return members[np.resize(order[place * self.batch_size :], self.batch_size)]
 
-    def _permutation(self, size: int, *names: object) -> np.ndarray:
-        if names not in self._drawn:
-            if len(self._drawn) > 4096:
-                self._drawn.clear()
-            self._drawn[names] = np.random.default_rng(stream_seed(*names)).permutation(size)
-        return self._drawn[names]
+
+@functools.lru_cache(4096)
+def _permutation(size: int, *names: object) -> np.ndarray:
+    return np.random.default_rng(stream_seed(*names)).permutation(size)
 
 
 def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
-    """Picks (..., B) with the first one repeated until B divides by `multiple`; what comes of the repeats is not used.
+    """Picks (..., B) with the first one repeated until B divides by `multiple`; what comes of the repeats is
+    not used.
 
-    Products of one, of few or of an odd number of rows may take another kernel than larger ones, and then a result would
-    show how many members were stacked (measured, D-42).
+    Products of one, of few or of an odd number of rows may take another kernel than larger ones, and then a
+    result would show how many members were stacked (measured, DECISIONS D-42).
 
     Example:
         >>> fill(np.array([[7, 8, 9]]), 4).tolist(), fill(np.array([1, 2]), 2).tolist()
@@ -103,8 +105,8 @@ def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def pad(encoded: Encoded, picks: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of the picked examples, each (*picks.shape, length) int64, padded on the right with id 0 (masked,
-    so the id never counts).
+    """Token ids and mask of the picked examples, each (*picks.shape, length) int64, padded on the right with
+    id 0 (masked, so the id never counts).
 
     Args:
         picks: indices of examples, of any shape.
@@ -115,7 +117,23 @@ def pad(encoded: Encoded, picks: np.ndarray, length: int) -> tuple[Tensor, Tenso
         >>> [part.tolist() for part in pad(two, np.array([1, 0]), 2)]
         [[[8, 9], [7, 0]], [[1, 1], [1, 0]]]
     """
+    return padded(encoded.ids, encoded.offsets[picks], encoded.lengths[picks], length)
+
+
+def padded(flat: np.ndarray, begins: np.ndarray, lengths: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    """Rows of a flat array (T,) as `pad` gives them; `begins` and `lengths` are of any one shape."""
     place = np.arange(length)
-    real = place < encoded.lengths[picks][..., None]
-    ids = encoded.ids[np.where(real, encoded.offsets[picks][..., None] + place, 0)]
-    return torch.from_numpy(np.where(real, ids, 0).astype(np.int64)), torch.from_numpy(real.astype(np.int64))
+    real = place < lengths[..., None]
+    ids = np.zeros(real.shape, dtype=np.int64)
+    ids[real] = flat[(begins[..., None] + place)[real]]
+    return torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))
+
+
+def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Indices of all examples, sorted by their lengths (N,), in batches of `size`.
+
+    Example:
+        >>> [part.tolist() for part in by_length(np.array([3, 1, 2]), 2)]
+        [[1, 2], [0]]
+    """
+    return np.split(np.argsort(lengths, kind="stable"), range(size, len(lengths), size))

@@ -6,11 +6,11 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,14 +57,17 @@ class Encoded:
 
 
 def encode(
-    dataset: "Dataset", tokenizer: "PreTrainedTokenizerBase", task: TaskSpec, use_template: bool, tokenizer_key: str
+    dataset: "Dataset | Mapping[str, Sequence[Any]]", tokenizer: "PreTrainedTokenizerBase", task: TaskSpec,
+    use_template: bool, tokenizer_key: str,
 ) -> Encoded:
     """Tokenise a data set for a host, or load it where the same was tokenised before.
 
     Args:
         dataset: columns text and label.
-        task: its template (where `use_template`) and length limit in tokens, the tokenizer's special tokens included.
-        use_template: True for hosts that score label words, False for hosts with a head, which see the text alone.
+        task: its template (where `use_template`) and length limit in tokens, the tokenizer's special tokens
+            included.
+        use_template: True for hosts that score label words, False for hosts with a head, which see the text
+            alone.
         tokenizer_key: fingerprint of the tokenizer; two tokenizers must never share one.
 
     Raises:
@@ -82,7 +85,8 @@ def encode(
 
     def tokenise(texts: list[str]) -> list[list[int]]:
         asked = [template.replace("{text}", text) for text in texts]
-        return tokenizer(asked, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+        return tokenizer(asked, return_attention_mask=False, return_token_type_ids=False,
+                         verbose=False)["input_ids"]
 
     found, truncated = tokenise_within(texts, tokenise, task.max_length)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in found])]).astype(np.int64)
@@ -95,8 +99,8 @@ def encode(
 def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tuple[list[list[int]], int]:
     """Token ids of each text within `limit` tokens, and how many texts had to be cut.
 
-    A long text loses whole words from its end until the question fits; where not even its first word does, it loses
-    characters.
+    A long text loses whole words from its end until the question fits; where not even its first word does, it
+    loses characters.
 
     Args:
         tokenise: texts -> token ids of the questions around them.
@@ -124,7 +128,8 @@ def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tup
     for j, text in zip(stuck, letters, strict=True):
         if not text:
             room = len(tokenise([""])[0])
-            raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes {room}")
+            raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes "
+                            f"{room}")
         cut[j] = text
     for i, ids in zip(long, tokenise(cut) if cut else [], strict=True):
         found[i] = ids
@@ -145,7 +150,8 @@ def _longest(ends: list[list[int]], texts: list[str], tokenise: Tokenise, limit:
                 low[i] = middle[i]
             else:
                 high[i] = middle[i] - 1
-    return [text[: places[fit - 1]] if fit else "" for text, places, fit in zip(texts, ends, low, strict=True)]
+    return [text[: places[fit - 1]] if fit else ""
+            for text, places, fit in zip(texts, ends, low, strict=True)]
 
 
 # ---- one file per data set: int32 [truncated, N, length 1 .. N, label 1 .. N, ids ...]

@@ -1,29 +1,32 @@
-"""How long a launch will take and how much disk: from the study's finished runs, or from a few updates made for the purpose."""
+"""How long a launch will take and how much disk: from the study's finished runs, or from a few updates made
+for the purpose."""
 
-import multiprocessing
-import os
-import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from pathlib import Path
 
-from portability.core.errors import FAULTS, UserError
+import numpy as np
+
+from portability.core.errors import UserError
 from portability.core.specs import RunSpec
+from portability.core.stages import TRAINING, Stage
 from portability.core.wording import counted
+from portability.execution.processes import in_child
 from portability.execution.status import duration
-from portability.execution.worker import ENVIRONMENT, Setup, Worker
+from portability.execution.worker import Job, Setup, Worker
 from portability.hosts.devices import Place
-from portability.planning.plan import Plan, cost, work
+from portability.planning.plan import SCRATCH, Plan, cost, work
 from portability.store import Store
 
 ASK_SECONDS = 3600.0
 UPDATES = 6  # of a calibration, the first of which is not counted
 HOSTS = 3  # that a calibration measures: the ones that the most work is on
-WORST = 1.5e-8, 0.03  # seconds per unit of work and per update, slower than any CPU we saw (our choice, D-46)
+# seconds per unit of work, and per update: slower than any CPU we saw (our choice, DECISIONS D-46)
+WORST = 1.5e-8, 0.03
 RECORD_BYTES = 16_384  # a record, its report and the tracker's file, roughly
 
 
@@ -49,47 +52,43 @@ class Estimate:
 
 
 def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: int) -> Estimate | None:
-    """The estimate for the runs that are to do, without measuring anything: from the study's finished runs, which must know
-    most of the work's hosts, or else a bound; None where the bound says nothing.
+    """The estimate for the runs that are to do, without measuring anything: from the study's finished runs,
+    which must know most of the work's hosts, or else a bound; None where the bound says nothing.
 
-    A run's share of its stack's time is taken per unit of work, by host and method, then by host, then over all.
+    A run's share of its stack's time is taken per unit of work, by host.
     """
     units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
     rates = _rates(planned, store)
-    known = sum(unit for run_id, unit in units.items() if _host(todo[run_id]) in rates)
+    known = sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in rates)
     if known > sum(units.values()) / 2:
-        seconds = sum(unit * _rate(rates, todo[run_id]) for run_id, unit in units.items())
-        sizes = [sum(file["bytes"] for file in record["files"].values()) for record in store.records() if "files" in record]
+        sizes = [sum(file["bytes"] for file in record["files"].values()) for record in store.records()
+                 if "files" in record]
         disk = len(todo) * (statistics.mean(sizes) + RECORD_BYTES) / 1e6 if sizes else None
+        seconds = _seconds(rates, todo, planned)
         return Estimate(len(todo), seconds / workers, workers, disk, "from the study's finished runs")
-    bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates) for run_id, run in todo.items()) / workers
+    bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates)
+                for run_id, run in todo.items()) / workers
     if bound >= ASK_SECONDS:
         return None
     return Estimate(len(todo), bound, workers, None, "a bound; nothing was measured yet", worst=True)
 
 
-def _rates(planned: Plan, store: Store) -> dict[tuple[str, ...], float]:
-    """Seconds of one worker per unit of work: by (host, method), by host, and over all."""
-    sums: dict[tuple[str, ...], list[float]] = {}
+def _rates(planned: Plan, store: Store) -> dict[str, float]:
+    """Seconds of one worker per unit of work, by host."""
+    sums: dict[str, np.ndarray] = {}
     for record in store.records():
         run = planned.runs.get(record["run_id"])
-        if run is None or run.method is None:
-            continue
-        units = work(run, run.train.updates, len(record["train_info"]["metrics"]))
-        for key in ((*_host(run), run.method.name), _host(run), ()):
-            total = sums.setdefault(key, [0.0, 0.0])
-            total[0] += record["run_info"]["total_time"]
-            total[1] += units
-    return {key: seconds / units for key, (seconds, units) in sums.items()}
+        if run is not None and run.method is not None:
+            units = work(run, run.train.updates, len(record["train_info"]["metrics"]))
+            sums.setdefault(run.host.fingerprint, np.zeros(2))[:] += record["run_info"]["total_time"], units
+    return {host: seconds / units for host, (seconds, units) in sums.items()}
 
 
-def _host(run: RunSpec) -> tuple[str, ...]:
-    return (run.host.fingerprint,)
-
-
-def _rate(rates: Mapping[tuple[str, ...], float], run: RunSpec) -> float:
-    keys: tuple[tuple[str, ...], ...] = ((*_host(run), run.method.name if run.method else ""), _host(run), ())
-    return next(rates[key] for key in keys if key in rates)
+def _seconds(rates: Mapping[str, float], todo: Mapping[str, RunSpec], planned: Plan) -> float:
+    """What the runs take one worker, each by its host's rate, or by the mean of those known."""
+    other = statistics.mean(rates.values())
+    units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
+    return sum(rates.get(todo[run_id].host.fingerprint, other) * unit for run_id, unit in units.items())
 
 
 def agree(found: Estimate, yes: bool) -> None:
@@ -101,7 +100,8 @@ def agree(found: Estimate, yes: bool) -> None:
     if yes or found.seconds <= ASK_SECONDS:
         return
     if not sys.stdin.isatty():
-        raise UserError(f"{found}; that is more than an hour, so nothing was started: repeat the command with yes=true")
+        raise UserError(f"{found}; that is more than an hour, so nothing was started: repeat the command "
+                        f"with yes=true")
     sys.stderr.write(f"{found}. Start? [y/N] ")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("nothing was started")
@@ -113,57 +113,60 @@ def agree(found: Estimate, yes: bool) -> None:
 def calibrate(
     planned: Plan, todo: Mapping[str, RunSpec], setup: Setup, place: Place, stack: int, workers: int
 ) -> Estimate | None:
-    """Train the dearest method on the hosts that the most work is on, for a few updates in a process of its own, and scale;
-    None where nothing is to be trained.
+    """Train the most expensive method on the hosts that the most work is on, for a few updates in a process
+    of its own, and scale; None where nothing is to be trained.
 
     Raises:
         UserError: a host could not be loaded or trained.
     """
-    by_host: dict[tuple[str, ...], list[RunSpec]] = {}
+    by_host: dict[str, list[RunSpec]] = {}
     for run in todo.values():
         if run.method is not None:
-            by_host.setdefault(_host(run), []).append(run)
+            by_host.setdefault(run.host.fingerprint, []).append(run)
     if not by_host:
         return None
     groups = sorted(by_host.values(), key=lambda runs: -sum(map(cost, runs)))[:HOSTS]
-    samples = [(max(runs, key=cost), min(stack, len(runs))) for runs in groups]
-    os.environ.update(ENVIRONMENT)
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_measure, args=(theirs, setup, place, samples), daemon=True)
-    process.start()
-    theirs.close()
+    samples = [(_sample(max(runs, key=cost)), min(stack, len(runs))) for runs in groups]
     try:
-        answer = ours.recv()
-    except EOFError:
-        answer = "the process ended"
-    finally:
-        process.join(5)  # it cleans up
-        process.kill()
-        process.join()
-    if isinstance(answer, str):
-        raise UserError(f"the calibration before a large launch failed: {answer}; yes=true starts without an estimate")
-    rates = {_host(run): seconds / work(run, 1, 0) for (run, _), (seconds, _) in zip(samples, answer, strict=True)}
-    rates[()] = statistics.mean(rates.values())
-    seconds = sum(work(run, run.train.updates, len(planned.marks[i])) * _rate(rates, run) for i, run in todo.items())
-    size = statistics.mean(size for _, size in answer) + RECORD_BYTES
-    source = f"calibrated on {counted(len(samples), 'host')}"
-    return Estimate(len(todo), seconds / workers, workers, len(todo) * size / 1e6, source)
+        with tempfile.TemporaryDirectory() as folder:
+            elsewhere = replace(setup, store=Path(folder), tracking=replace(setup.tracking, mode="disabled"))
+            answers = list(in_child(_measure, elsewhere, place, samples))
+    except UserError as error:
+        raise UserError(f"the calibration before a large launch failed: {error}; yes=true starts without an "
+                        "estimate") from error
+    rates = {run.host.fingerprint: seconds / work(run, 1, 0)
+             for (run, _), (seconds, _) in zip(samples, answers, strict=True)}
+    size = statistics.mean(size for _, size in answers) + RECORD_BYTES
+    return Estimate(len(todo), _seconds(rates, todo, planned) / workers, workers, len(todo) * size / 1e6,
+                    f"calibrated on {counted(len(samples), 'host')}")
 
 
-def _measure(pipe: Connection, setup: Setup, place: Place, samples: Sequence[tuple[RunSpec, int]]) -> None:
-    """In a process of its own: seconds per module-update and bytes of files, for each sample."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            times: list[float] = []
-            worker = Worker(replace(setup, store=folder), place, lambda _: times.append(time.perf_counter()))
-            from portability.execution.execute import trial
+def _sample(run: RunSpec) -> RunSpec:
+    """A few updates of a run's kind, from scratch, so that nothing of the study is needed."""
+    head = "none" if run.head == "none" else "fresh"
+    few = replace(run, init=SCRATCH, port=None, origin=None, teacher=None, head=head,
+                  eval=replace(run.eval, limit=1))
+    return few.with_updates(UPDATES)
 
-            found = []
-            for run, members in samples:
-                times.clear()
-                members, size = trial(run.with_updates(UPDATES), members, worker.desk)
-                found.append(((times[-1] - times[0]) / (UPDATES - 1) / members, size))
-            pipe.send(found)
-        except (*FAULTS, OSError) as error:
-            pipe.send(f"{type(error).__name__}: {error}")
+
+def _measure(setup: Setup, place: Place,
+             samples: Sequence[tuple[RunSpec, int]]) -> Iterator[tuple[float, int]]:
+    """In a process of its own, by an ordinary worker: seconds per module-update, and bytes of files, for each
+    sample."""
+    times: dict[tuple[str, ...], list[float]] = {}
+
+    def hear(stage: Stage) -> None:
+        if stage.doing == TRAINING and stage.updates:
+            times.setdefault(tuple(stage.runs), []).append(time.perf_counter())
+
+    worker = Worker(setup, place, hear)
+    for run, members in samples:
+        runs = [replace(run, seed=seed) for seed in range(members)]
+        worker.run(Job(runs, {one.run_id: [UPDATES] for one in runs}))
+        records = [record for one in runs if (record := worker.desk.store.read(one.run_id))]
+        if not records:
+            raise UserError(next(iter(worker.desk.store.failures().values()))["error"])
+        together, at = max(times.items(), key=lambda item: (len(item[1]), len(item[0])))
+        times.clear()
+        size = sum(file["bytes"] for file in records[0]["files"].values()) + 5 * run.data.counts["eval"]
+        yield (at[-1] - at[0]) / (UPDATES - 1) / len(together), size

@@ -1,24 +1,22 @@
-"""What can be known before work: each kind of run is rehearsed once (rehearse.py), in a process of its own where torch is not
-loaded yet, so that planning needs none; what was found to fit is kept by its content and not tried again."""
+"""What can be known before work: each kind of run is rehearsed once (rehearse.py), in a process of its own
+where torch is not loaded yet, so that planning needs none; what was found to fit is kept by its content and
+not tried again."""
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import logging
-import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portability.core.errors import UserError
 from portability.core.hashing import combined_digest, remember, remembered
+from portability.core.paths import PACKAGE
 from portability.core.specs import RunSpec, digest, too_long_words
 from portability.core.wording import counted
 from portability.data.splits import study_data
-from portability.execution.worker import ENVIRONMENT, Setup, Worker, end_of, end_with_parent
+from portability.execution.processes import ChildDied, in_child
+from portability.execution.worker import Setup, Worker
 from portability.hosts.devices import Place
 from portability.planning.plan import Plan
 from portability.store import Store
@@ -39,7 +37,8 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
         UserError: a run that could only fail: names the host, method or data set, and why.
     """
     if importlib.util.find_spec("torch") is None:
-        log.warning("torch is not installed, so whether methods, shapes and texts fit the hosts was not looked at")
+        log.warning("torch is not installed, so whether methods, shapes and texts fit the hosts was not "
+                    "looked at")
         return {}
     questions = {run_id: (run, planned.runs.get(str(run.origin))) for run_id, run in todo.items()}
     ours = _ours() if todo else ""
@@ -47,7 +46,8 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
     known = {name: remembered("preview", name) for name in set(names.values())}
     new = {name: questions[run_id] for run_id, name in names.items() if known[name] is None}
     if new:
-        log.info("looking whether methods, shapes and texts fit the hosts: %s", counted(len(new), "new kind") + " of run")
+        log.info("looking whether methods, shapes and texts fit the hosts: %s",
+                 counted(len(new), "new kind") + " of run")
     for name, facts in zip(new, _rehearsed(list(new.values()), setup), strict=True):
         remember("preview", name, facts)
         known[name] = facts
@@ -57,7 +57,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
 def _ours() -> str:
     """What a rehearsal depends on besides the run: the libraries and this package's own code."""
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    return combined_digest(sorted(Path(__file__).parent.rglob("*.py")), *versions)
+    return combined_digest(sorted(PACKAGE.rglob("*.py")), *versions)
 
 
 def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:
@@ -73,68 +73,48 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
     if "torch" in sys.modules:
         from portability.execution.worker_context import Desk
 
-        yield from _answers(questions, Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
-    else:
-        yield from _aside(questions, setup)
-
-
-def _aside(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
-    """The same, by a process of its own."""
-    os.environ.update(ENVIRONMENT)
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_rehearse, args=(theirs, questions, setup), daemon=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            child.start()
-            stack.callback(child.join)
-            stack.callback(child.kill)  # also when the command is interrupted
-            theirs.close()
-            for _ in questions:
-                answer = ours.recv()
-                if isinstance(answer, str):
-                    raise UserError(answer)
-                yield answer
-        except (EOFError, OSError) as error:
-            raise UserError(f"what fits the hosts could not be looked at: {end_of(child, error)}") from error
-
-
-def _rehearse(pipe: Connection, questions: Sequence[Question], setup: Setup) -> None:
-    """In a process of its own: facts for each question, or the sentence that refuses it, which ends all."""
-    end_with_parent()
+        yield from _rehearse(questions, setup,
+                             Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
+        return
     try:
-        for facts in _answers(questions, Worker(setup, Place("cpu", 1.0), lambda _: None).desk):
-            pipe.send(facts)
-    except UserError as error:
-        pipe.send(str(error))
+        yield from in_child(_rehearse, questions, setup)
+    except ChildDied as error:
+        raise UserError(f"what fits the hosts could not be looked at: {error}") from error
 
 
-def _answers(questions: Sequence[Question], desk: "Desk") -> Iterator[Facts]:
+def _rehearse(questions: Sequence[Question], setup: Setup, desk: "Desk | None" = None) -> Iterator[Facts]:
+    """The same, in a process of its own where no desk is given."""
     from portability.execution.rehearse import Rehearsal
 
-    rehearsal = Rehearsal(desk)
-    return (rehearsal.of(*question) for question in questions)
+    rehearsal = Rehearsal(desk or Worker(setup, Place("cpu", 1.0), lambda _: None).desk)
+    for question in questions:
+        yield rehearsal.of(*question)
 
 
 def example_lines(planned: Plan, found: Mapping[str, Facts]) -> list[str]:
-    """What is asked, in the first test example of each receiving set: once for all hosts that read and answer it alike; and
-    how many answers are too long for a host."""
+    """What is asked, in the first test example of each receiving set: once for all hosts that read and answer
+    it alike; and how many answers are too long for a host."""
     asked: dict[str, dict[str, tuple[Facts, dict[str, None]]]] = {}
     cut: dict[str, None] = {}
     received = {cell.data for cell in planned.cells}
-    for run_id in dict.fromkeys(i for cell in planned.cells for i in (cell.run_id, str(planned.runs[cell.run_id].origin))):
+    for run_id in dict.fromkeys(i for cell in planned.cells
+                                for i in (cell.run_id, str(planned.runs[cell.run_id].origin))):
         if run_id in found and (run := planned.runs[run_id]).data.name in received:
             facts = {name: value for name, value in found[run_id].items() if name != "too_long"}
-            asked.setdefault(run.data.name, {}).setdefault(digest(facts), (facts, {}))[1][run.host.name] = None
+            kinds = asked.setdefault(run.data.name, {})
+            kinds.setdefault(digest(facts), (facts, {}))[1][run.host.name] = None
             counts = found[run_id].get("too_long") or {}
             if "train_dropped" in counts:
-                cut[f"answers of {run.data.name} too long for {run.host.name}: {too_long_words(counts)}"] = None
-    lines = [line for data, kinds in asked.items() for facts, hosts in kinds.values() for line in _said(data, [*hosts], facts)]
+                cut[f"answers of {run.data.name} too long for {run.host.name}: "
+                    f"{too_long_words(counts)}"] = None
+    lines = [line for data, kinds in asked.items()
+             for facts, hosts in kinds.values() for line in _said(data, [*hosts], facts)]
     return [*lines, *cut]
 
 
 def _said(data: str, hosts: Sequence[str], facts: Facts) -> list[str]:
-    """An example in two lines, with all blanks to be seen; of several answers the first tokens are what is scored.
+    """An example in two lines, with all blanks to be seen; of several answers the first tokens are what is
+    scored.
 
     Example:
         >>> print(*_said("films", ["one"], {"text": "good ?", "answers": [" no"], "tokens": [["Gno"]]}), sep="\\n")

@@ -1,7 +1,8 @@
-"""A run as far as shapes and tokens tell, before any weight is loaded: everything that would end it for certain is found here.
+"""A run as far as shapes and tokens tell, before any weight is loaded: everything that would end it for
+certain is found here.
 
-The code is the run's own. The host stands on torch's meta device, which knows shapes and no numbers; a trained module, or a
-head, is drawn at random, so that no two of its layers are alike.
+The code is the run's own. The host stands on torch's meta device, which knows shapes and no numbers; a
+trained module, or a head, is drawn at random, so that no two of its layers are alike.
 """
 
 from collections.abc import Iterator
@@ -12,12 +13,9 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import FAULTS, UserError
-from portability.core.specs import AnswerSpec, HostSpec, MethodSpec, RunSpec
-from portability.data.answer_tokens import joined, shown
-from portability.data.splits import examples, rows
-from portability.execution.execute import scorer_of
+from portability.core.specs import HostSpec, MethodSpec, RunSpec
 from portability.execution.worker_context import Desk
-from portability.hosts.host import Host, folder_of, label_tokens, load_tokenizer, model_class
+from portability.hosts.host import Host, folder_of, load_tokenizer, model_class
 from portability.inits import INITS
 from portability.inits.base import InitContext
 from portability.inits.extraction import peak_bytes
@@ -28,10 +26,10 @@ from portability.methods.module import ModuleState
 from portability.porting.base import PortContext
 from portability.porting.port import fit_head, port
 from portability.porting.strategies import find_strategy
-from portability.tasks.classification import HEAD
-from portability.tasks.generation import too_long
+from portability.tasks.base import HEAD, SHOWN
+from portability.tasks.registry import task_of
 
-SHOWN, TOKENS = 80, 12  # characters of a text, prompt or answer in an example that is shown, and tokens of an answer
+TOKENS = 12  # of an answer in an example that is shown
 
 
 class Rehearsal:
@@ -92,46 +90,38 @@ class Rehearsal:
         if key not in self.modules:
             with _said(f"host '{host.name}'", f"method '{method.name}'"), torch.device("meta"):
                 mounted = Mounted(self._host(host), method)
-                shapes = mounted.to_state({name: torch.empty(shape) for name, shape in mounted.shapes.items()})
+                shapes = mounted.to_state({name: torch.empty(shape)
+                                           for name, shape in mounted.shapes.items()})
                 mounted.unmount()
             generator = torch.Generator().manual_seed(0)
             self.modules[key] = shapes.map(
-                {slot: torch.rand(tensor.shape, generator=generator) for slot, tensor in shapes.tensors.items()})
+                {slot: torch.rand(tensor.shape, generator=generator)
+                 for slot, tensor in shapes.tensors.items()})
         return self.modules[key]
 
     def _asked(self, run: RunSpec) -> dict[str, Any]:
-        """What the host reads of the first test example, `text`; the `answers` it may give, as they follow the text; and
-        their `tokens`. A host with a head gives none. Of prompts also how many answers are `too_long`."""
-        host, task = self._host(run.host), run.task
-        scorer = scorer_of(host, run)
+        """What the host reads of the first test example, `text`; the `answers` it may give, as they follow
+        the text; and their `tokens`. A host with a head gives none. Also how many answers are `too_long`."""
+        host, task = self._host(run.host), task_of(run.task)
+        task.scorer(host)
         with _said("training examples"):
             training = None if run.method is None else self.desk.training(host, run)
         with _said(f"{run.eval.split} examples"):
             test = self.desk.test(host, run)
-        if isinstance(task, AnswerSpec):
-            first = examples(self.desk.data, run.data.name, run.eval.split, run.eval.limit)[0]
-            text, answer, ids = shown(first, host.tokenizer, host.family)
-            example = _example(f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids], host)
-            return example | {"too_long": too_long(task, training, test)}
-        text = rows(self.desk.data, run.data.name, run.eval.split, run.eval.limit)[0]["text"]
-        text = f"{text[:SHOWN]} ..." if len(text) > SHOWN else text
-        if scorer.has_head:
-            return _example(text, [], [], host)
-        text, alone = task.template.replace("{text}", text), host.family == "t5"
-        answers = [word if alone else joined(text, word) for word in task.label_words]
-        return _example(text, answers, label_tokens(host.tokenizer, task.label_words, alone, task.template), host)
-
-
-def _example(text: str, answers: list[str], ids: list[list[int]], host: Host) -> dict[str, Any]:
-    tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]] for one in ids]
-    return {"text": text, "answers": [f"{one[:SHOWN]} ..." if len(one) > SHOWN else one for one in answers], "tokens": tokens}
+        part = (run.data.name, run.eval.split, run.eval.limit)
+        text, answers, ids = task.example(host, self.desk.data, *part)
+        tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]]
+                  for one in ids]
+        answers = [f"{one[:SHOWN]} ..." if len(one) > SHOWN else one for one in answers]
+        return {"text": text, "answers": answers, "tokens": tokens, "too_long": task.too_long(training, test)}
 
 
 def skeleton(spec: HostSpec) -> Host:
     """A host without weights, on the meta device, with its tokenizer.
 
     Raises:
-        UserError: its files hold other weights than its config.json asks for, or its tokenizer cannot be loaded.
+        UserError: its files hold other weights than its config.json asks for, or its tokenizer cannot be
+            loaded.
     """
     from transformers import AutoConfig
 
@@ -157,6 +147,8 @@ def _said(*where: str) -> Iterator[None]:
     try:
         yield
     except FAULTS as error:
-        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        text = str(error)
+        if not isinstance(error, UserError):
+            text = f"{type(error).__name__}: {' '.join(text.split())[:300]}"
         places = ", ".join(place for place in where if place not in text)
         raise UserError(f"{places}: {text}" if places else text) from error

@@ -1,5 +1,7 @@
-"""What a worker keeps between stacks, so that nothing is loaded, tokenised or measured twice; and how a run ends there."""
+"""What a worker keeps between stacks, so that nothing is loaded, tokenised or measured twice; and how a run
+ends there."""
 
+import gc
 import logging
 import threading
 import traceback
@@ -7,21 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from portability.core.errors import UserError, without_places
-from portability.core.specs import AnswerSpec, RunSpec, TaskSpec
+from portability.core.errors import FAULTS, UserError, without_places
+from portability.core.specs import HostSpec, RunSpec
 from portability.core.stages import Stage
-from portability.data.answer_tokens import Sequences, encode_answers
-from portability.data.examples import Example
-from portability.data.splits import Encoded, StudyData, encode, examples, rows
-from portability.execution.run_output import Evidence, build_result
+from portability.data.splits import StudyData
 from portability.hosts.devices import Place
 from portability.hosts.host import Host, load_host
 from portability.store import Store
-from portability.tasks.generation import Questions, questions
+from portability.tasks.base import EvalSet, Task, Training
+from portability.tasks.registry import task_of
 from portability.training.memory import free_bytes
+from portability.training.run_output import RunOutput, build_result
 
 log = logging.getLogger(__name__)
 
@@ -57,81 +57,68 @@ class Desk:
         """Where this worker computes."""
         return torch.device(self.place.device)
 
-    def host(self, run: RunSpec) -> Host:
-        """The run's host, loaded unless it is at hand; the oldest ones go when hosts fill half of what is free."""
-        key = (run.host.fingerprint, run.precision)
+    def host(self, spec: HostSpec, precision: str = "fp32") -> Host:
+        """A host, loaded unless it is at hand; the oldest ones go when hosts fill half of what is free."""
+        key = (spec.fingerprint, precision)
         if key not in self.hosts:
-            while self.hosts and sum(map(_size, self.hosts.values())) > free_bytes(self.device, self.place.share) / 2:
+            room = free_bytes(self.device, self.place.share) / 2
+            while self.hosts and sum(map(_size, self.hosts.values())) > room:
                 self.hosts.pop(next(iter(self.hosts)))
-            self.hosts[key] = load_host(run.host, self.place.device, run.precision)
+            self.hosts[key] = load_host(spec, self.place.device, precision)
         return self.hosts[key]
 
-    def training(self, host: Host, run: RunSpec) -> Encoded | Sequences:
+    def training(self, host: Host, run: RunSpec) -> Training:
         """What the run is trained on, as token ids."""
-        if isinstance(run.task, TaskSpec):
-            return self.encoded(host, run, "train", 0)
-        return self._kept(host, run, "train", 0, lambda found, task: encode_answers(
-            found, host.tokenizer, host.family, task.max_length, task.too_long, task.new_tokens or 1))
+        return self._kept(host, run, ("train", 0), lambda task: task.training(host, self.data, run.data.name))
 
-    def test(self, host: Host, run: RunSpec) -> Encoded | Questions:
+    def test(self, host: Host, run: RunSpec) -> EvalSet:
         """What the run is scored on, as token ids."""
-        split, limit = run.eval.split, run.eval.limit
-        if isinstance(run.task, TaskSpec):
-            return self.encoded(host, run, split, limit)
-        return self._kept(host, run, split, limit, lambda found, task: questions(found, host.tokenizer, host.family, task))
+        part = (run.eval.split, run.eval.limit)
+        return self._kept(host, run, part, lambda task: task.test(host, self.data, run.data.name, *part))
 
-    def _kept(
-        self, host: Host, run: RunSpec, split: str, limit: int, make: Callable[[list[Example], AnswerSpec], Any]
-    ) -> Any:
-        """Examples of a set of prompts in a host's tokens, made once a worker."""
-        assert isinstance(run.task, AnswerSpec)
-        key = (run.host.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, split, limit, run.task)
+    def _kept(self, host: Host, run: RunSpec, part: tuple[str, int], make: Callable[[Task], Any]) -> Any:
+        """Token ids of a part of the run's data, made once a worker."""
+        key = (host.spec.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, part,
+               run.task)
         if key not in self.texts:
-            found = make(examples(self.data, run.data.name, split, limit), run.task)
-            parts = [found] if isinstance(found, Sequences) else [found.asked, found.right]
-            _check_ids(host, *(ids for part in parts if part is not None for ids in (part.ids, part.target_ids)))
-            self.texts[key] = found
+            self.texts[key] = make(task_of(run.task))
         return self.texts[key]
 
-    def encoded(self, host: Host, run: RunSpec, split: str, limit: int) -> Encoded:
-        """One split of a set of texts with labels as token ids, mapped from a file that all workers share."""
-        assert isinstance(run.task, TaskSpec)
-        key = (run.host.fingerprint, run.data.name, run.data.train_digest, run.data.eval_digest, split, limit, run.task)
-        if key not in self.texts:
-            dataset = rows(self.data, run.data.name, split, limit)
-            found = encode(dataset, host.tokenizer, run.task, host.scoring == "label", run.host.fingerprint)
-            _check_ids(host, found.ids)
-            self.texts[key] = found
-        return self.texts[key]
+    def commit(self, output: RunOutput) -> None:
+        """Publish a finished run; one that went wrong, or whose scores are not finite, becomes a failure
+        record."""
+        run, failed_at = output.run, output.outcome.failed_at
+        if failed_at is not None:
+            error = UserError(f"loss or gradient of run {run.run_id} was not finite at update {failed_at}")
+            self.fail(run, error, updates=failed_at)
+            return
+        try:
+            result = build_result(output)
+            self.store.commit(run.run_id, result)
+            self.store.drop_checkpoint(run.run_id)
+            self.settled.add(run.run_id)
+            self.on_commit(result.record)
+        except FAULTS as error:
+            self.fail(run, error)
 
-    def commit(self, evidence: Evidence) -> None:
-        """Publish a finished run."""
-        result = build_result(evidence)
-        self.store.commit(evidence.run.run_id, result)
-        self.store.drop_checkpoint(evidence.run.run_id)
-        self.settled.add(evidence.run.run_id)
-        self.on_commit(result.record)
+    def release(self) -> None:
+        """Give memory back after a stack broke: hosts are loaded anew."""
+        self.hosts.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def fail(self, run: RunSpec, error: Exception, **facts: int) -> None:
         """Record a failed run."""
-        trace = without_places("".join(traceback.format_exception(error))) if not isinstance(error, UserError) else None
-        failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace, **facts}
+        trace = None
+        if not isinstance(error, UserError):
+            trace = without_places("".join(traceback.format_exception(error)))
+        failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace,
+                   **facts}
         attempt = self.store.fail(run.run_id, failure)
         self.settled.add(run.run_id)
-        log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name, attempt, error)
-
-
-def _check_ids(host: Host, *parts: np.ndarray | None) -> None:
-    """Refuse token ids that the host's embedding has no row for.
-
-    Raises:
-        UserError: names the host and the largest id.
-    """
-    rows = host.model.get_input_embeddings().weight.shape[0]
-    largest = max((int(ids.max(initial=-1)) for ids in parts if ids is not None), default=-1)
-    if largest >= rows:
-        raise UserError(f"the tokenizer of host '{host.spec.name}' gives token {largest}, and its embedding ends at token "
-                        f"{rows - 1}; take a whole copy of the host, with the tokenizer that belongs to it")
+        log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name,
+                  attempt, error)
 
 
 def _size(host: Host) -> int:

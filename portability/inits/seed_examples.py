@@ -1,26 +1,20 @@
 """The extraction behind a run: seed examples of the run's data in the teacher's tokens, and what is cut out
 by them."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
-from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError, choose
 from portability.core.seeds import stream_seed
-from portability.core.specs import AnswerSpec, HostSpec, InitSpec, MethodSpec, RunSpec
-from portability.data.answer_tokens import encode_answers
-from portability.data.examples import Example
-from portability.data.splits import StudyData, encode, examples, rows
-from portability.hosts.host import check_unchanged, label_ids, load_tokenizer
+from portability.core.specs import HostSpec, InitSpec, MethodSpec, RunSpec
+from portability.data.splits import StudyData
+from portability.hosts.host import check_unchanged
 from portability.inits.extraction import ExtractionOptions, ExtractReport, Seed, extract
 from portability.methods.module import ModuleState
 from portability.methods.subtractive_lora import lora_settings
 from portability.store import Store
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from portability.tasks.registry import task_of
 
 OPTIONS = ("seeds", "layers", "structure", "split", "scores")  # of an init that starts from an extraction
 SEEDS = 32  # examples, as in the reference (Zhong et al. 2024, n_sample of its sampling script)
@@ -88,42 +82,12 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
     Raises:
         UserError: the training data has fewer examples.
     """
-    count, family = seed_count(run.init), teacher.shape.family
-    tokenizer, read = load_tokenizer(teacher), examples if isinstance(run.task, AnswerSpec) else rows
-    dataset = read(data, run.data.name, "train", 0)
-    if isinstance(run.task, AnswerSpec) and run.task.too_long == "drop":
-        kept = encode_answers(dataset, tokenizer, family, run.task.max_length, "drop").group
-        dataset = [dataset[i] for i in kept]
-    if count > len(dataset):
-        raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of "
-                        f"data set '{run.data.name}' has {len(dataset)}; set a smaller "
-                        f"init.{run.init.name}.options.seeds")
-    draw = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds"))
-    picks = draw.permutation(len(dataset))[:count]
-    labelled = FAMILIES[family].scoring == "label"
-    if isinstance(run.task, AnswerSpec):
-        return _answered([dataset[i] for i in picks.tolist()], tokenizer, family, run.task)
-    chosen = dataset.select(picks.tolist())
-    encoded = encode(chosen, tokenizer, run.task, labelled, teacher.fingerprint)
-    if not labelled:
-        return [Seed(encoded.row(i).tolist(), label=int(encoded.labels[i])) for i in range(count)]
-    answers = label_ids(tokenizer, run.task.label_words, family == "t5", run.task.template)
-    out = []
-    for i in range(count):
-        ids, answer = encoded.row(i).tolist(), answers[int(encoded.labels[i])]
-        out.append(Seed(ids, target=[answer]) if family == "t5" else Seed([*ids, answer], start=len(ids)))
-    return out
+    count = seed_count(run.init)
 
+    def draw(size: int) -> list[int]:
+        if count > size:
+            raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of data set "
+                            f"'{run.data.name}' has {size}; set a smaller init.{run.init.name}.options.seeds")
+        return np.random.default_rng(stream_seed(run.seed, "extraction", "seeds")).permutation(size)[:count].tolist()
 
-def _answered(
-    chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, task: AnswerSpec
-) -> list[Seed]:
-    """Prompts with their whole answers, the end token among these, as in training."""
-    limits = task.max_length, task.too_long, task.new_tokens or 1
-    found, out = encode_answers(chosen, tokenizer, family, *limits), []
-    flat, begins = found.answers
-    for i in range(len(found)):
-        ids = found.ids[found.offsets[i] : found.offsets[i + 1]].tolist()
-        answer = flat[begins[i] : begins[i] + found.answer_lengths[i]].tolist()
-        out.append(Seed(ids, target=answer) if family == "t5" else Seed(ids, start=int(found.starts[i])))
-    return out
+    return [Seed(*one) for one in task_of(run.task).answered(teacher, data, run.data.name, draw)]

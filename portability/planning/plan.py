@@ -30,7 +30,6 @@ T = TypeVar("T")
 SCRATCH = InitSpec("scratch", "scratch")
 BARE_INIT = InitSpec(BARE, BARE)
 OTHER_SEEDS = 1_000_000  # added to a receiving run's seed for an origin's own one
-CHOICES = 4  # that a question is taken to have
 SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
 
@@ -326,10 +325,6 @@ def _weight(run: RunSpec) -> int:
 
 
 def work(run: RunSpec, updates: int, marks: float) -> float:
-    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated
-    example is a third of a trained one, because it has no backward pass, a written answer that again for each
-    token, and a choice for each of CHOICES."""
-    passes = 1
-    if isinstance(run.task, AnswerSpec):
-        passes = CHOICES if run.task.new_tokens is None else 1 + run.task.new_tokens
-    return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * passes / 3)
+    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated example is a
+    third of a trained one in each of its task's passes, because it has no backward pass."""
+    return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * run.task.passes / 3)

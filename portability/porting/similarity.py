@@ -6,44 +6,50 @@ import re
 import time
 from collections.abc import Sequence
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, TaskSpec
-from portability.data.tokenization import tokenise_within
+from portability.data.sampling import by_length, pad
+from portability.data.tokenization import encode
 from portability.hosts.attention import causal_mask, text_mask
 from portability.hosts.host import Host, HostSpec, folder_of, load_host, weight_files
 from portability.porting.layer_maps import stretch
-from portability.tasks.classification import check_length
+from portability.tasks.base import check_length
 
 BATCH = 16  # texts in a forward pass; does not change results beyond rounding
 FEWEST = 4  # texts: the unbiased estimate divides by n (n - 3)
-LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)\.weight")  # of a host's own names: what is before a layer, its number, its matrix
-Readings = dict[str, list[Tensor]]  # "text" and, where the host answers, "answer" -> what each layer makes of N texts
+# of a host's own names: what is before a layer, its number, its matrix
+LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)\.weight")
+# "text" and, where the host answers, "answer" -> what each layer makes of N texts
+Readings = dict[str, list[Tensor]]
 
 
 def compare_hosts(
-    one: HostSpec, other: HostSpec, texts: Sequence[str], task: TaskSpec, known: dict[str, Readings] | None = None
+    one: HostSpec, other: HostSpec, texts: Sequence[str], task: TaskSpec,
+    known: dict[str, Readings] | None = None
 ) -> dict[str, Any]:
-    """How alike two hosts are; which is named first makes no difference (the result names them by fingerprint).
+    """How alike two hosts are; which is named first makes no difference (the result names them by
+    fingerprint).
 
     Args:
         texts: N of them, at least 4; both hosts read each in the task's template, cut to its length.
-        known: readings of these texts by fingerprint; what is missing is added. One host is loaded at a time, and of it
-            N x N numbers a layer are kept.
+        known: readings of these texts by fingerprint; what is missing is added. One host is loaded at a time,
+            and of it N x N numbers a layer are kept.
 
     Returns:
-        `cka`, the mean of `cka_layers` (see `cka`); `weight_distance` and `compared_fraction` (see `weight_distance`), and
-        in `weight_reason` why the first is None; `shape_distance`; `texts`, N; names and fingerprints of both; `seconds`.
+        `cka`, the mean of `cka_layers` (see `cka`); `weight_distance` and `compared_fraction` (see
+        `weight_distance`), and in `weight_reason` why the first is None; `shape_distance`; `texts`, N; names
+        and fingerprints of both; `seconds`.
 
     Raises:
-        UserError: too few texts, or a host that cannot be loaded, sees a text longer than it has positions for, or is not
-            finite.
+        UserError: too few texts, or a host that cannot be loaded, sees a text longer than it has positions
+            for, or is not finite.
     """
     start = time.monotonic()
     if len(texts) < FEWEST:
@@ -56,7 +62,8 @@ def compare_hosts(
     layers = _matched(known[one.fingerprint], known[other.fingerprint])
     distance, fraction, reason = weight_distance(one, other)
     return {
-        "one": one.name, "other": other.name, "one_fingerprint": one.fingerprint, "other_fingerprint": other.fingerprint,
+        "one": one.name, "other": other.name, "one_fingerprint": one.fingerprint,
+        "other_fingerprint": other.fingerprint,
         "cka": mean(layer["cka"] for layer in layers), "cka_layers": layers,
         "weight_distance": distance, "compared_fraction": fraction, "weight_reason": reason,
         "shape_distance": shape_distance(one.shape, other.shape),
@@ -68,31 +75,28 @@ def compare_hosts(
 
 
 def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
-    """What each layer of a host makes of the texts, as unit vectors of (N, N) to be compared by their inner product.
+    """What each layer of a host makes of the texts, as unit vectors of (N, N) to be compared by their inner
+    product.
 
-    "text": the mean state of a text's real tokens, in the stack that reads it (the encoder, or the decoder where there is no
-    other). "answer": the state at which the answer's first token is scored (an encoder-decoder's first step, a decoder's
-    last token). A layer's state is what it hands on; the last one's is taken after the host's final norm.
+    "text": the mean state of a text's real tokens, in the stack that reads it (the encoder, or the decoder
+    where there is no other). "answer": the state at which the answer's first token is scored (an
+    encoder-decoder's first step, a decoder's last token). A layer's state is what it hands on; the last one's
+    is taken after the host's final norm.
     """
     host = load_host(spec)
-    check_length(host, task)
-
-    def tokenise(batch: list[str]) -> list[list[int]]:
-        asked = [task.template.replace("{text}", text) for text in batch]
-        return host.tokenizer(asked, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
-
-    ids = [torch.tensor(row) for row in tokenise_within(texts, tokenise, task.max_length)[0]]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    parts: dict[str, list[Tensor]] = {}
-    for place in range(0, len(order), BATCH):
-        rows = [ids[i] for i in order[place : place + BATCH]]
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        for reading, states in _states(host, pad_sequence(rows, batch_first=True), mask).items():
+    check_length(host, task.max_length)
+    examples = {"text": texts, "label": [0] * len(texts)}
+    encoded = encode(examples, host.tokenizer, task, True, spec.fingerprint)
+    batches, parts = by_length(encoded.lengths, BATCH), dict[str, list[Tensor]]()
+    for picks in batches:
+        for reading, states in _states(host, *pad(encoded, picks, int(encoded.lengths[picks].max()))).items():
             parts.setdefault(reading, []).append(states)
-    back = torch.tensor(order).argsort()
-    found = {reading: [gram(layer) for layer in torch.cat(states, 1)[:, back]] for reading, states in parts.items()}
+    back = torch.from_numpy(np.argsort(np.concatenate(batches)))
+    found = {reading: [gram(layer) for layer in torch.cat(states, 1)[:, back]]
+             for reading, states in parts.items()}
     if not all(layer.isfinite().all() for layers in found.values() for layer in layers):
-        raise UserError(f"the states of host '{spec.name}' are not finite, or the same for all texts; it cannot be compared")
+        raise UserError(f"the states of host '{spec.name}' are not finite, or the same for all texts; it "
+                        f"cannot be compared")
     return found
 
 
@@ -107,15 +111,17 @@ def _states(host: Host, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
                          output_hidden_states=True)
         text, answer = out.encoder_hidden_states[1:], [layer[:, 0] for layer in out.decoder_hidden_states[1:]]
     else:
-        text = host.model.base_model(input_ids=ids, attention_mask=seen, output_hidden_states=True).hidden_states[1:]
-        answer = [] if host.scoring == "head" else [layer[torch.arange(len(ids)), mask.sum(1) - 1] for layer in text]
+        text = host.model.base_model(input_ids=ids, attention_mask=seen,
+                                     output_hidden_states=True).hidden_states[1:]
+        answer = [] if host.scoring == "head" else [layer[torch.arange(len(ids)), mask.sum(1) - 1]
+                                                    for layer in text]
     pooled = {"text": torch.stack([(layer * real).sum(1) / real.sum(1) for layer in text])}
     return pooled | ({"answer": torch.stack(answer)} if answer else {})
 
 
 def gram(states: Tensor) -> Tensor:
-    """Inner products of N texts' states (N, hidden), centred as the unbiased estimate of HSIC wants it (Szekely and Rizzo
-    2014, eq. 2.2) and scaled to norm 1: (N, N) in double precision."""
+    """Inner products of N texts' states (N, hidden), centred as the unbiased estimate of HSIC wants it
+    (Szekely and Rizzo 2014, eq. 2.2) and scaled to norm 1: (N, N) in double precision."""
     count = len(states)
     centred = states.double() - states.double().mean(0)
     inner = (centred @ centred.T).fill_diagonal_(0)
@@ -126,23 +132,27 @@ def gram(states: Tensor) -> Tensor:
 
 
 def cka(one: Tensor, other: Tensor) -> float:
-    """Linear CKA of two layers' `gram`: 1 for states equal up to rotation and scale, about 0 for unrelated ones.
+    """Linear CKA of two layers' `gram`: 1 for states equal up to rotation and scale, about 0 for unrelated
+    ones.
 
-    Kornblith et al. (ICML 2019), with the unbiased estimate of HSIC (Song et al. 2012) as in Nguyen et al. (ICLR 2021),
-    which may fall a little below 0: the plain estimate is near 1 for any two hosts that are wider than there are texts.
+    Kornblith et al. (ICML 2019), with the unbiased estimate of HSIC (Song et al. 2012) as in Nguyen et al.
+    (ICLR 2021), which may fall a little below 0: the plain estimate is near 1 for any two hosts that are
+    wider than there are texts.
     """
     return float((one * other).sum())
 
 
 def _matched(one: Readings, other: Readings) -> list[dict[str, Any]]:
-    """CKA of each layer of the shallower host with that of the deeper at the same relative depth; layers from 0."""
+    """CKA of each layer of the shallower host with that of the deeper at the same relative depth; layers from
+    0."""
     return [{"reading": reading, "one": i, "other": j, "cka": cka(one[reading][i], other[reading][j])}
             for reading in sorted(one.keys() & other.keys())
             for i, j in match(len(one[reading]), len(other[reading]))]
 
 
 def match(one: int, other: int) -> list[tuple[int, int]]:
-    """Layers of two stacks of these depths that are compared: each of the shallower's once, first with first, last with last.
+    """Layers of two stacks of these depths that are compared: each of the shallower's once, first with first,
+    last with last.
 
     Example:
         >>> match(3, 6), match(6, 3)
@@ -156,19 +166,14 @@ def match(one: int, other: int) -> list[tuple[int, int]]:
 # ---- weights
 
 
-class _Matrix(NamedTuple):
-    file: Any  # open safetensors file
-    name: str
-    shape: tuple[int, ...]
-
-
 def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float, str | None]:
-    """Distance of two hosts' weights, the share of the larger host's entries that was compared, and why there is none.
+    """Distance of two hosts' weights, the share of the larger host's entries that was compared, and why there
+    is none.
 
-    sqrt(sum |A - B|^2 / sum (|A|^2 + |B|^2)) over the matrices A and B of matched layers (`match`) that have one name, on
-    their common leading block where shapes differ: 0 for equal hosts, about 1 for unrelated ones, at most sqrt(2). Vectors
-    are left out, since norms' scales are alike in any host, and embeddings, whose squares outweigh all layers (our choice).
-    Weights are read from the files, a block at a time.
+    sqrt(sum |A - B|^2 / sum (|A|^2 + |B|^2)) over the matrices A and B of matched layers (`match`) that have
+    one name, on their common leading block where shapes differ: 0 for equal hosts, about 1 for unrelated
+    ones, at most sqrt(2). Vectors are left out, since norms' scales are alike in any host, and embeddings,
+    whose squares outweigh all layers (our choice). Weights are read from the files, a block at a time.
 
     Raises:
         UserError: a weight is not finite.
@@ -180,31 +185,33 @@ def weight_distance(one: HostSpec, other: HostSpec) -> tuple[float | None, float
             pairs = match(one.shape.layers[stack], other.shape.layers[stack])
             for a, b in ((ours[key], theirs[stack, j, key[2]]) for i, j in pairs for key in sorted(ours)
                          if key[:2] == (stack, i) and (stack, j, key[2]) in theirs):
-                rows, columns = map(min, a.shape, b.shape)
-                left, right = (m.file.get_slice(m.name)[:rows, :columns].float() for m in (a, b))
+                rows, columns = map(min, a.get_shape(), b.get_shape())
+                left, right = (matrix[:rows, :columns].float() for matrix in (a, b))
                 difference += _square(left - right)
                 squares += _square(left) + _square(right)
                 entries += rows * columns
     if not entries:
         return None, 0.0, "no weight of the one has the name of one of the other"
     if not (math.isfinite(squares) and squares):
-        raise UserError(f"weights of host '{one.name}' or '{other.name}' are not finite, or all zero; they cannot be compared")
+        raise UserError(f"weights of host '{one.name}' or '{other.name}' are not finite, or all zero; they "
+                        f"cannot be compared")
     return math.sqrt(difference / squares), entries / max(total, more), None
 
 
-def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[str, int, str], _Matrix], int]:
-    """A host's matrices by stack, layer and name within the layer, and the number of all its entries."""
+def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[str, int, str], Any], int]:
+    """A host's matrices (slices of safetensors) by stack, layer and name within the layer, and how many
+    entries it has."""
     folder, found, total = folder_of(spec), {}, 0
     stacks = list(spec.shape.layers)
     for path in weight_files(spec.name, folder):
         file = files.enter_context(safe_open(path, "pt"))
         for name in file.keys():
-            shape = tuple(file.get_slice(name).get_shape())
-            total += math.prod(shape)
-            if len(shape) == 2 and (parts := LAYER.fullmatch(name)):
+            matrix = file.get_slice(name)
+            total += math.prod(matrix.get_shape())
+            if len(matrix.get_shape()) == 2 and (parts := LAYER.fullmatch(name)):
                 words = parts[1].split(".")
                 stack = next((stack for stack in stacks if stack in words), stacks[0])
-                found[stack, int(parts[2]), parts[3]] = _Matrix(file, name, shape)
+                found[stack, int(parts[2]), parts[3]] = matrix
     return found, total
 
 
@@ -216,10 +223,11 @@ def _square(matrix: Tensor) -> float:
 
 
 def shape_distance(one: HostShape, other: HostShape) -> float:
-    """Mean of |log2 of the ratio| over depth, hidden, ffn, heads and head_dim: 0 for equal shapes, 1 if everything doubles.
+    """Mean of |log2 of the ratio| over depth, hidden, ffn, heads and head_dim: 0 for equal shapes, 1 if
+    everything doubles.
 
-    Depth counts once for each stack that both have; of two hosts without a common one, their whole depths are compared
-    (our choice).
+    Depth counts once for each stack that both have; of two hosts without a common one, their whole depths are
+    compared (our choice).
 
     Example:
         >>> base = HostShape("t5", {"encoder": 2, "decoder": 2}, 64, 128, 4, 4, 16)

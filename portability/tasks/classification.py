@@ -1,8 +1,7 @@
-"""From a batch of texts to logits, losses and predictions: one forward pass for every host family, for all training and
-evaluation of texts with labels. What `tasks.scorer.AnswerScorer` does for prompts with answers has the same four methods."""
+"""From a batch of texts to logits, losses and predictions: one forward pass for every host family, for all
+training and evaluation of texts with labels."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,55 +9,88 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from portability.core.errors import UserError
-from portability.core.specs import TaskSpec
-from portability.data.sampling import Bucket, fill, pad
-from portability.data.tokenization import Encoded
+from portability.core.architectures import FAMILIES
+from portability.core.specs import HostSpec, TaskSpec
+from portability.data.answer_tokens import joined
+from portability.data.sampling import Bucket, by_length, fill, pad
+from portability.data.splits import StudyData, rows
+from portability.data.tokenization import Encoded, encode
 from portability.hosts.attention import causal_mask, computing, text_mask
-from portability.hosts.host import Host, label_ids
-
-HEAD = ("head.weight", "head.bias")
-SCORE_ROWS = 16  # scored batches are filled up to a multiple of so many examples (batches.fill)
-Parameters = Mapping[str, Tensor]
-
-
-@dataclass
-class Predictions:
-    """Per member and example, (K, N), or per example (N,): negative log-likelihood of the right answer (nats; of a written
-    answer or a choice, a token), and whether the output is invalid (its best token begins no label word, or it never ends).
-
-    `margin` is the log-odds of positive, or of the right choice against the best wrong one; `score` in [0, 1] is what an
-    answer is worth. Texts with labels have no scores, written answers no margins.
-    """
-
-    nll: np.ndarray
-    invalid: np.ndarray
-    margin: np.ndarray | None = None
-    score: np.ndarray | None = None
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """What there is, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def of(self, members: int | list[int]) -> "Predictions":
-        """Those of some members, in this order, or of one."""
-        return Predictions(**{name: value[members] for name, value in self.columns.items()})
+from portability.hosts.host import Host, label_ids, label_tokens, load_tokenizer
+from portability.tasks.base import (
+    HEAD,
+    SCORE_ROWS,
+    SHOWN,
+    Answered,
+    Parameters,
+    Predictions,
+    Told,
+    check_ids,
+    check_length,
+)
+from portability.tasks.metrics import score
 
 
-def check_length(host: Host, task: TaskSpec) -> None:
-    """Refuse inputs longer than the host has positions for (T5's are relative, so it has no limit)."""
-    positions = getattr(host.model.config, "max_position_embeddings", None)
-    if positions is not None and task.max_length > positions - 2 * (host.family == "roberta"):
-        raise UserError(f"task.max_length is {task.max_length}, but host '{host.spec.name}' has {positions} positions")
+class Classification:
+    """Texts with labels, answered by label words, or by a head where the host has no language-model head."""
+
+    def __init__(self, spec: TaskSpec):
+        self.spec = spec
+
+    def scorer(self, host: Host) -> "Scorer":
+        return Scorer(host, self.spec)
+
+    def training(self, host: Host, data: StudyData, name: str) -> Encoded:
+        return self.test(host, data, name, "train", 0)
+
+    def test(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> Encoded:
+        found = encode(rows(data, name, split, limit), host.tokenizer, self.spec, host.scoring == "label",
+                       host.spec.fingerprint)
+        check_ids(host, found.ids)
+        return found
+
+    def metrics(
+        self, found: Predictions, labels: np.ndarray | None, asked: Sequence[str]
+    ) -> dict[str, float | str]:
+        return score(np.asarray(found.margin), found.nll, found.invalid, np.asarray(labels), asked)
+
+    def too_long(self, training: object, test: object) -> dict[str, int]:
+        return {}  # a text is cut, an answer is one token
+
+    def example(
+        self, host: Host, data: StudyData, name: str, split: str, limit: int
+    ) -> tuple[str, list[str], list[list[int]]]:
+        text = rows(data, name, split, limit)[0]["text"]
+        text = f"{text[:SHOWN]} ..." if len(text) > SHOWN else text
+        if host.scoring == "head":
+            return text, [], []
+        words, template, alone = self.spec.label_words, self.spec.template, host.family == "t5"
+        text = template.replace("{text}", text)
+        answers = [word if alone else joined(text, word) for word in words]
+        return text, answers, label_tokens(host.tokenizer, words, alone, template)
+
+    def answered(
+        self, host: HostSpec, data: StudyData, name: str, draw: Callable[[int], Sequence[int]]
+    ) -> list[Answered]:
+        split, tokenizer = rows(data, name, "train", 0), load_tokenizer(host)
+        family, labelled = host.shape.family, FAMILIES[host.shape.family].scoring == "label"
+        found = encode(split.select(draw(len(split))), tokenizer, self.spec, labelled, host.fingerprint)
+        pairs = [(found.row(i).tolist(), int(label)) for i, label in enumerate(found.labels)]
+        if not labelled:
+            return [Answered(ids, label=label) for ids, label in pairs]
+        answers = label_ids(tokenizer, self.spec.label_words, family == "t5", self.spec.template)
+        if family == "t5":
+            return [Answered(ids, target=[answers[label]]) for ids, label in pairs]
+        return [Answered([*ids, answers[label]], start=len(ids)) for ids, label in pairs]
 
 
 class Scorer(nn.Module):
     """Logits of one answer per text.
 
-    Hosts with a language-model head give logits over their vocabulary for the answer's first token (T5: the first
-    decoder step; decoder-only hosts: after the last real token). Encoders give two logits from a linear head over
-    the mean of the real tokens' states (our choice, D-11); the head is handed in like a module.
+    Hosts with a language-model head give logits over their vocabulary for the answer's first token (T5: the
+    first decoder step; decoder-only hosts: after the last real token). Encoders give two logits from a linear
+    head over the mean of the real tokens' states (our choice, DECISIONS D-11); the head is handed in like a
+    module.
     """
 
     def __init__(self, host: Host, task: TaskSpec):
@@ -68,7 +100,7 @@ class Scorer(nn.Module):
         self.precision = host.precision
         self.family = host.family
         self.hidden = host.spec.shape.hidden
-        check_length(host, task)
+        check_length(host, task.max_length)
         self.has_head = host.scoring == "head"
         if self.has_head:
             self.head = nn.Linear(self.hidden, 2, device=self.device)
@@ -105,8 +137,11 @@ class Scorer(nn.Module):
         last = (attention_mask.sum(1) - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
         return self.model.lm_head(states.gather(1, last).squeeze(1))
 
-    def rows(self, encoded: Encoded, picks: np.ndarray, real: int, bucket: Bucket) -> tuple[Tensor, Tensor, Tensor]:
-        """The picked texts as ids and mask (*picks.shape, T), and the target's index among the logits (*picks.shape).
+    def rows(
+        self, encoded: Encoded, picks: np.ndarray, real: int, bucket: Bucket
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The picked texts as ids and mask (*picks.shape, T), and the target's index among the logits
+        (*picks.shape).
 
         Args:
             picks: (..., B) indices of examples.
@@ -119,8 +154,8 @@ class Scorer(nn.Module):
         return ids, mask, target
 
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
-        """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between layers under
-        several names, and swapping all of them leaves a dead tensor behind."""
+        """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between
+        layers under several names, and swapping all of them leaves a dead tensor behind."""
         return functional_call(self, dict(parameters), rows[:2], tie_weights=False)
 
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
@@ -131,30 +166,25 @@ class Scorer(nn.Module):
         """Logits (K, B, V) of all members on the same batch."""
         if not parameters:
             return self.logits({}, ids, mask)[None]
-        return vmap(lambda p, i, m: self.logits(p, i, m), in_dims=(0, None, None))(dict(parameters), ids, mask)
+        return vmap(self.logits, in_dims=(0, None, None))(dict(parameters), ids, mask)
 
     def scoring_bytes(self, test: Encoded, batch_size: int) -> int:
-        """Bytes that scoring one member takes at most: its logits, twice, which training takes more than (our choice)."""
+        """Bytes that scoring one member takes at most: its logits, twice, which training takes more than (our
+        choice)."""
         return 4 * 2 * batch_size * (2 if self.has_head else self.model.config.vocab_size)
 
     @torch.inference_mode()
     def predict(
-        self, parameters: Parameters, encoded: Encoded, batch_size: int, on_part: Callable[[float], None] = lambda part: None
+        self, parameters: Parameters, encoded: Encoded, batch_size: int, on_part: Told = lambda part: None
     ) -> Predictions:
-        """Score every example with every member, in the order of the examples.
-
-        What stands before the first of a module's sites is the same for all members, and `vmap` does it once a batch.
-
-        Args:
-            parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
-            on_part: see engine.predict.
+        """As `TaskScorer.predict`. What stands before the first of a module's sites is the same for all
+        members, and `vmap` computes it once a batch.
         """
-        order = np.argsort(encoded.lengths, kind="stable")
         labels = torch.from_numpy(encoded.labels)
         negative, positive = self.label_ids
-        targets, out = torch.tensor(self.label_ids), []
-        for first in range(0, len(order), batch_size):
-            picks = order[first : first + batch_size]
+        targets, out, done = torch.tensor(self.label_ids), [], 0
+        parts = by_length(encoded.lengths, batch_size)
+        for picks in parts:
             batch = pad(encoded, fill(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
             ids, mask = (part.to(self.device) for part in batch)
             logits = self.stacked_logits(parameters, ids, mask)[:, : len(picks)]
@@ -162,9 +192,11 @@ class Scorer(nn.Module):
             target = targets[labels[picks]].to(self.device).expand(len(scores), -1)
             nll = -scores.gather(-1, target[..., None]).squeeze(-1)
             best = scores.argmax(-1)
-            out.append((scores[..., positive] - scores[..., negative], nll, (best != negative) & (best != positive)))
-            on_part((first + len(picks)) / len(order))
-        back = np.argsort(order)
+            out.append((scores[..., positive] - scores[..., negative], nll,
+                        (best != negative) & (best != positive)))
+            done += len(picks)
+            on_part(done / len(encoded))
+        back = np.argsort(np.concatenate(parts))
         margin, nll, invalid = (torch.cat(part, 1).cpu().numpy()[:, back] for part in zip(*out, strict=True))
         return Predictions(nll, invalid, margin)
 

@@ -1,10 +1,12 @@
-"""Two generated tasks for the embedded hosts, and the text of the same invented world to pretrain such hosts on.
+"""Two generated tasks for the embedded hosts, and the text of the same invented world to pretrain such hosts
+on.
 
-`sums` asks for the result of a sum (generated answer), `quiz` for a fact of the world (one of four choices); `corpus` states
-facts and sums in other words than the questions, so that a host pretrained on it knows them in part and a module has to
-learn how they are asked for. A sum, a fact or a comparison is asked for in one split only, whatever the wording; but 3 + 5,
-5 + 3 and 8 - 5 are sums of their own, and may stand in different splits. Everything is our choice; words, numbers and marks
-stand apart, so a tokenizer of whole words covers all of it.
+`sums` asks for the result of a sum (generated answer), `quiz` for a fact of the world (one of four choices);
+`corpus` states facts and sums in other words than the questions, so that a host pretrained on it knows them
+in part and a module has to learn how they are asked for. A sum, a fact or a comparison is asked for in one
+split only, whatever the wording; but 3 + 5, 5 + 3 and 8 - 5 are sums of their own, and may stand in different
+splits. Everything is our choice; words, numbers and marks stand apart, so a tokenizer of whole words covers
+all of it.
 """
 
 import functools
@@ -24,7 +26,8 @@ SIZES = {"train": 1000, "validation": 200, "test": 200}
 LARGEST = 40  # operand of a sum; results lie between 0 and twice as much
 CHOICES = 4  # of a quiz question
 SUM_SHARE = 0.5  # of the corpus's lines
-COMPARED = 5  # every so many questions of the quiz compare four beings, and every so many lines about the world two
+# every so many questions of the quiz compare four beings, and every so many lines about the world two
+COMPARED = 5
 LEVELS = ("tiny", "small", "tall", "huge")  # in this order
 
 VALUES: Mapping[str, tuple[str, ...]] = {
@@ -45,13 +48,16 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
 }
 STATEMENTS: Mapping[str, tuple[str, ...]] = {
     "colour": ("{name} came in {value}", "the colour chosen by {name} is {value}", "{value} suits {name}"),
-    "home": ("{name} came from the {value}", "{name} has a home by the {value}", "the {value} is where {name} sleeps"),
+    "home": ("{name} came from the {value}", "{name} has a home by the {value}",
+             "the {value} is where {name} sleeps"),
     "food": ("{name} ordered {value}", "the best food for {name} is {value}", "{value} made {name} happy"),
-    "craft": ("{name} the {value}", "{name} learned the craft of a {value}", "the {value} of the village was {name}"),
+    "craft": ("{name} the {value}", "{name} learned the craft of a {value}",
+              "the {value} of the village was {name}"),
     "pet": ("{name} called the {value}", "{name} has a {value} for a pet", "a {value} belonged to {name}"),
     "size": ("{name} was {value}", "{name} is of {value} size", "people found {name} {value}"),
 }
-LARGEST_ASKED, COMPARISONS = "who is the largest ?", ("{more} looked down on {less}", "{less} stood behind {more}")
+LARGEST_ASKED, COMPARISONS = "who is the largest ?", ("{more} looked down on {less}",
+                                                      "{less} stood behind {more}")
 SUM_QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "+": ("{a} + {b} =", "what is {a} + {b} ?", "compute {a} + {b} :"),
     "-": ("{a} - {b} =", "what is {a} - {b} ?", "compute {a} - {b} :"),
@@ -81,7 +87,8 @@ def names() -> tuple[str, ...]:
         >>> names()[:2], len(names())
         (('baka', 'bake'), 192)
     """
-    firsts, seconds = ("ba", "do", "fe", "gi", "ka", "lo", "mi", "nu", "pe", "ri", "su", "ta"), ("k", "l", "m", "v")
+    firsts = ("ba", "do", "fe", "gi", "ka", "lo", "mi", "nu", "pe", "ri", "su", "ta")
+    seconds = ("k", "l", "m", "v")
     return tuple(first + second + last for first in firsts for second in seconds for last in "aeio")
 
 
@@ -96,7 +103,8 @@ def world(seed: int) -> World:
 
 
 def sums(seed: int, split: str) -> list[Row]:
-    """One split of the sums: ``{"prompt": "12 + 3 =", "answer": "15"}``; a sum stands in one split, in one wording.
+    """One split of the sums: ``{"prompt": "12 + 3 =", "answer": "15"}``; a sum stands in one split, in one
+    wording.
 
     Args:
         split: train (1,000 rows), validation or test (200 each).
@@ -124,7 +132,8 @@ def _all_sums() -> list[tuple[int, str, int, int]]:
 
 
 def _part(whole: Sequence[Item], sizes: Mapping[str, int], split: str, *names: object) -> list[Item]:
-    """The items of one split, `sizes[split]` of all, in random order; splits share none. `names` are of the random stream."""
+    """The items of one split, `sizes[split]` of all, in random order; splits share none. `names` are of the
+    random stream."""
     choose(split, sizes, "split of a generated task")
     order = random.Random(stream_seed(*names, "order")).sample(whole, sum(sizes.values()))
     first = sum(sizes[before] for before in list(sizes)[: list(sizes).index(split)])
@@ -132,10 +141,11 @@ def _part(whole: Sequence[Item], sizes: Mapping[str, int], split: str, *names: o
 
 
 def quiz(seed: int, split: str) -> list[Row]:
-    """One split of the quiz: ``{"prompt": ..., "choices": four words, "answer": index}``, about `world(seed)`.
+    """One split of the quiz: ``{"prompt": ..., "choices": four words, "answer": index}``, about
+    `world(seed)`.
 
-    Four in five questions ask for one fact (each fact in one split only), the others which of four beings is the largest
-    (each four in one split only). The right choice stands at each place equally often.
+    Four in five questions ask for one fact (each fact in one split only), the others which of four beings is
+    the largest (each four in one split only). The right choice stands at each place equally often.
 
     Args:
         split: train (1,000 rows), validation or test (200 each).
@@ -152,7 +162,8 @@ def quiz(seed: int, split: str) -> list[Row]:
     compared = {name: size // COMPARED for name, size in SIZES.items()}
     single = {name: size - compared[name] for name, size in SIZES.items()}
     asked: list[tuple[str, str, list[str]]] = []  # prompt, right, wrong
-    for name, kind in _part([(name, kind) for name in names() for kind in VALUES], single, split, seed, "facts"):
+    for name, kind in _part([(name, kind) for name in names() for kind in VALUES], single, split, seed,
+                            "facts"):
         value = known.facts[name][kind]
         wrong = rng.sample([other for other in VALUES[kind] if other != value], CHOICES - 1)
         asked.append((rng.choice(QUESTIONS[kind]).format(name=name), value, wrong))
@@ -187,9 +198,9 @@ def _fours(known: World, seed: int, count: int) -> list[tuple[str, ...]]:
 def corpus(seed: int, lines: int) -> Iterator[str]:
     """Text about `world(seed)` and about sums, a statement a line; fewer lines are the beginning of more.
 
-    Half of the lines state a sum, the others a fact or, one in five of these, which of two beings is the larger. Facts and
-    sums are drawn evenly out of all, those of every split among them, so how much of them a host knows depends on how much
-    it has read; the questions themselves never stand here.
+    Half of the lines state a sum, the others a fact or, one in five of these, which of two beings is the
+    larger. Facts and sums are drawn evenly out of all, those of every split among them, so how much of them a
+    host knows depends on how much it has read; the questions themselves never stand here.
 
     Args:
         lines: number of lines, at least 0.
@@ -215,9 +226,10 @@ def _comparison(known: World, rng: random.Random) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Every word, number and mark of both tasks and of the corpus once, sorted, whatever the seed; words are what blanks
-    separate."""
-    lists = (*QUESTIONS.values(), *STATEMENTS.values(), *SUM_QUESTIONS.values(), *SUM_STATEMENTS.values(), COMPARISONS)
+    """Every word, number and mark of both tasks and of the corpus once, sorted, whatever the seed; words are
+    what blanks separate."""
+    lists = (*QUESTIONS.values(), *STATEMENTS.values(), *SUM_QUESTIONS.values(), *SUM_STATEMENTS.values(),
+             COMPARISONS)
     texts = [LARGEST_ASKED, " , . answer :", *(text for group in lists for text in group)]
     words = {word for text in texts for word in text.split() if not word.startswith("{")}
     words |= {word for values in VALUES.values() for word in values}

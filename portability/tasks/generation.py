@@ -1,6 +1,7 @@
-"""From prompts with answers to losses, scores and predictions: what `scorer.Scorer` does for texts with labels.
+"""From prompts with answers to losses, scores and predictions.
 
-An answer that is written is written greedily; a choice is the likeliest of all. Hosts need a language-model head.
+An answer that is written is written greedily; a choice is the likeliest of all. Hosts need a language-model
+head.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,25 +13,34 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from portability.core.specs import AnswerSpec, TaskSpec
+from portability.core.specs import AnswerSpec, HostSpec
 from portability.data.answer_scores import choice, exact_match, margins, rouge_l
-from portability.data.answer_tokens import Sequences, encode_answers, encode_choices, encode_prompts
+from portability.data.answer_tokens import Sequences, encode_answers, encode_choices, encode_prompts, shown
 from portability.data.examples import Example
-from portability.data.sampling import Bucket, fill
-from portability.data.tokenization import Encoded
-from portability.hosts.host import Host
-from portability.tasks.classification import SCORE_ROWS, Parameters, Predictions, check_length
+from portability.data.sampling import Bucket, by_length, fill
+from portability.data.splits import StudyData, examples
+from portability.hosts.host import Host, load_tokenizer
+from portability.tasks.base import (
+    SCORE_ROWS,
+    SHOWN,
+    Answered,
+    Parameters,
+    Predictions,
+    Told,
+    check_ids,
+    check_length,
+)
 from portability.tasks.decoding import answer_loss, answer_scores, greedy, texts
+from portability.tasks.metrics import score_answers
 from portability.tasks.padding import Batch, batch
 from portability.tasks.readers import reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Told = Callable[[float], None]  # of the part of the work that is done
 
 @dataclass(frozen=True)
-class Questions:
+class PromptSet:
     """A test set of prompts in a host's tokens.
 
     Attributes:
@@ -49,42 +59,101 @@ class Questions:
         return len(self.answers)
 
 
-def questions(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, spec: AnswerSpec) -> Questions:
-    """A test set as a host reads it: all of its examples, whatever is too long in training. What an answer is worth is said by
-    its text; where answers may be too long, the likelihood of the right one is that of its beginning.
+class Generation:
+    """Prompts with answers, which are written or, where there are choices, chosen by their likelihood."""
 
-    Raises:
-        UserError: what `encode_choices`, `encode_prompts` and `encode_answers` raise.
-    """
-    answers, length = [example.answer for example in examples], spec.max_length
-    if spec.new_tokens is None:
-        return Questions(encode_choices(examples, tokenizer, family, length), None, answers)
-    asked = encode_prompts(examples, tokenizer, family, length, spec.new_tokens)
-    too_long = spec.too_long if spec.too_long == "refuse" else "truncate"
-    return Questions(asked, encode_answers(examples, tokenizer, family, length, too_long, spec.new_tokens), answers)
+    def __init__(self, spec: AnswerSpec):
+        self.spec = spec
 
+    def scorer(self, host: Host) -> "AnswerScorer":
+        return AnswerScorer(host, self.spec)
 
-def too_long(task: TaskSpec | AnswerSpec, training: Encoded | Sequences | None, test: Encoded | Questions) -> dict[str, int]:
-    """How many answers were too long for a host, where they may be: of training, left out or cut; of the test, cut for their
-    likelihood; nothing where they may not."""
-    if isinstance(task, TaskSpec) or task.too_long == "refuse":
-        return {}
-    assert isinstance(training, Sequences | None) and isinstance(test, Questions) and test.right is not None
-    own = {} if training is None else {"train_dropped": training.dropped, "train_truncated": training.truncated}
-    return own | {"test_truncated": test.right.truncated}
+    def training(self, host: Host, data: StudyData, name: str) -> Sequences:
+        found = self._encoded(examples(data, name, "train", 0), host.tokenizer, host.family,
+                              self.spec.too_long)
+        check_ids(host, found.ids, found.target_ids)
+        return found
+
+    def test(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> PromptSet:
+        found = self.prompts(examples(data, name, split, limit), host.tokenizer, host.family)
+        for part in (found.asked, found.right):
+            if part is not None:
+                check_ids(host, part.ids, part.target_ids)
+        return found
+
+    def prompts(self, asked: Sequence[Example], tokenizer: "PreTrainedTokenizerBase",
+                family: str) -> PromptSet:
+        """A test set as a host reads it: all of its examples, whatever is too long in training. What an
+        answer is worth is said by its text; where answers may be too long, the likelihood of the right one is
+        that of its beginning.
+
+        Raises:
+            UserError: what `encode_choices`, `encode_prompts` and `encode_answers` raise.
+        """
+        answers, length = [example.answer for example in asked], self.spec.max_length
+        if self.spec.new_tokens is None:
+            return PromptSet(encode_choices(asked, tokenizer, family, length), None, answers)
+        prompts = encode_prompts(asked, tokenizer, family, length, self.spec.new_tokens)
+        too_long = "refuse" if self.spec.too_long == "refuse" else "truncate"
+        return PromptSet(prompts, self._encoded(asked, tokenizer, family, too_long), answers)
+
+    def _encoded(
+        self, chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, too_long: str
+    ) -> Sequences:
+        return encode_answers(chosen, tokenizer, family, self.spec.max_length, too_long,
+                              self.spec.new_tokens or 1)
+
+    def metrics(self, found: Predictions, labels: object, asked: object) -> dict[str, float]:
+        return score_answers(np.asarray(found.score), found.nll, found.invalid, self.spec.scoring)
+
+    def too_long(self, training: Sequences | None, test: PromptSet) -> dict[str, int]:
+        """Of training, answers left out or cut; of the test, cut for their likelihood; nothing where they are
+        refused."""
+        if self.spec.too_long == "refuse":
+            return {}
+        assert test.right is not None  # choices are never too long: they are refused
+        found = {"test_truncated": test.right.truncated}
+        if training is not None:
+            found = {"train_dropped": training.dropped, "train_truncated": training.truncated} | found
+        return found
+
+    def example(
+        self, host: Host, data: StudyData, name: str, split: str, limit: int
+    ) -> tuple[str, list[str], list[list[int]]]:
+        text, answer, ids = shown(examples(data, name, split, limit)[0], host.tokenizer, host.family)
+        return f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids]
+
+    def answered(
+        self, host: HostSpec, data: StudyData, name: str, draw: Callable[[int], Sequence[int]]
+    ) -> list[Answered]:
+        """Whole answers, the end token among them; examples that training leaves out are not drawn."""
+        family, tokenizer = host.shape.family, load_tokenizer(host)
+        asked = examples(data, name, "train", 0)
+        if self.spec.too_long == "drop":
+            asked = [asked[i] for i in self._encoded(asked, tokenizer, family, "drop").group]
+        found = self._encoded([asked[i] for i in draw(len(asked))], tokenizer, family, self.spec.too_long)
+        flat, begins = found.answers
+        out = []
+        for i, (ids, begin) in enumerate(zip(found.rows, begins, strict=True)):
+            answer = flat[begin : begin + found.answer_lengths[i]].tolist()
+            out.append(Answered(ids, target=answer) if family == "t5"
+                       else Answered(ids, start=int(found.starts[i])))
+        return out
 
 
 class AnswerScorer:
-    """Losses of right answers, and scores of a member's own, over one host; parameters bear `scorer.Scorer`'s names."""
+    """Losses of right answers, and scores of a member's own, over one host; parameters bear
+    `classification.Scorer`'s names."""
 
     has_head = False
 
     def __init__(self, host: Host, task: AnswerSpec):
-        check_length(host, task)
+        check_length(host, task.max_length)
         self.reader, self.tokenizer, self.task = reader(host), host.tokenizer, task
         self.model, self.device = host.model, host.model.device
         shape = host.spec.shape
-        self.depth_times_width = sum(shape.layers.values()) * shape.kv_heads * shape.head_dim  # of keys, and of values
+        # of keys, and of values
+        self.depth_times_width = sum(shape.layers.values()) * shape.kv_heads * shape.head_dim
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The host's."""
@@ -95,7 +164,8 @@ class AnswerScorer:
         return {}
 
     def rows(self, encoded: Sequences, picks: np.ndarray, real: int, bucket: Bucket) -> Batch:
-        """The picked prompts with their answers, padded to the longest prompt and the longest answer of the bucket.
+        """The picked prompts with their answers, padded to the longest prompt and the longest answer of the
+        bucket.
 
         Args:
             picks: (..., B) indices of examples.
@@ -108,16 +178,17 @@ class AnswerScorer:
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Logits (B, A, V) of one member for each token of the right answers, 0 for padding."""
         found = Batch(*rows)
-        logits: Tensor = functional_call(self.reader, dict(parameters), ("answer_logits", found), tie_weights=False)
+        logits: Tensor = functional_call(self.reader, dict(parameters), ("answer_logits", found),
+                                         tie_weights=False)
         return logits * found.answer_mask[..., None]
 
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Mean loss of one member's batch, in nats (see decoding.answer_loss)."""
         return answer_loss(self.reader, parameters, Batch(*rows))
 
-    def scoring_bytes(self, test: Questions, batch_size: int) -> int:
-        """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for their sums, or keys
-        and values of its prompts and answers (our choice: counted, not measured)."""
+    def scoring_bytes(self, test: PromptSet, batch_size: int) -> int:
+        """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for
+        their sums, or keys and values of its prompts and answers (our choice: counted, not measured)."""
         config, spec = self.model.config, self.task
         rows = test.asked if test.right is None else test.right
         count = min(len(rows), batch_size) + SCORE_ROWS
@@ -127,15 +198,10 @@ class AnswerScorer:
         return 4 * max(logits, kept)
 
     def predict(
-        self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told = lambda part: None
+        self, parameters: Parameters, test: PromptSet, batch_size: int, on_part: Told = lambda part: None
     ) -> Predictions:
-        """Score every example with every member, in the order of the examples.
-
-        Args:
-            parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as one member.
-            batch_size: prompts, or choices, of a batch.
-            on_part: see engine.predict; a token that is written counts as much as all of a right answer.
-        """
+        """As `TaskScorer.predict`, in batches of so many prompts or choices. Of the work, a token that is
+        written counts as much as all of a right answer."""
         if test.right is None:
             return self._chosen(parameters, test, batch_size, on_part)
         passes = 1 + int(self.task.new_tokens or 0)
@@ -152,7 +218,7 @@ class AnswerScorer:
             return rouge_l(written, answers)
         return exact_match(written, answers, str(self.task.normaliser))
 
-    def _chosen(self, parameters: Parameters, test: Questions, batch_size: int, on_part: Told) -> Predictions:
+    def _chosen(self, parameters: Parameters, test: PromptSet, batch_size: int, on_part: Told) -> Predictions:
         rows = test.asked
         sums = self._likelihoods(parameters, rows, batch_size, on_part)
         nll = -(sums / rows.answer_lengths)[:, rows.right]  # one row an example, in order
@@ -164,7 +230,8 @@ class AnswerScorer:
         whole = np.zeros(margin.shape, dtype=bool)
         return Predictions(nll.astype(np.float32), whole, margin.astype(np.float32), score.astype(np.float32))
 
-    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int, on_part: Told) -> np.ndarray:
+    def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int,
+                     on_part: Told) -> np.ndarray:
         """Summed log-probability of each row's answer, (K, R) float64, nats."""
         found = [answer_scores(self.reader, parameters, part)[:, :count].cpu()
                  for part, count in self._parts(rows, batch_size, on_part)]
@@ -177,20 +244,21 @@ class AnswerScorer:
         assert self.task.new_tokens is not None
         stop, found = int(self.tokenizer.eos_token_id), []
         for part, count in self._parts(prompts, batch_size, on_part):
-            found.append(greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])[:, :count].cpu())
+            written = greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])
+            found.append(written[:, :count].cpu())
         written = torch.cat(found, 1)[:, torch.from_numpy(np.argsort(_order(prompts)))]
         return texts(written, self.tokenizer, [stop]), (written == stop).any(-1).numpy()
 
     def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
-        """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part` is told of each
-        when the next one is asked for."""
-        order = _order(rows)
-        for first in range(0, len(order), batch_size):
-            picks = order[first : first + batch_size]
+        """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part`
+        is told of each when the next one is asked for."""
+        done = 0
+        for picks in by_length(rows.lengths, batch_size):
             longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))
             whole = batch(rows, fill(picks, SCORE_ROWS), *longest)
             yield Batch(*(part.to(self.device) for part in whole)), len(picks)
-            on_part((first + len(picks)) / len(order))
+            done += len(picks)
+            on_part(done / len(rows))
 
 
 def _order(rows: Sequences) -> np.ndarray:

@@ -1,62 +1,30 @@
-"""Metrics of the evaluate library: those shipped (portability/core/measures.py), which need no hub, and the user's own files.
-
-Importing this module takes seconds (evaluate), so only workers do, and a command that is given a metric of the user's own.
-"""
+"""The metrics of one evaluation: those shipped (portability/core/measures.py), and files of the user's own
+for the evaluate library, which is imported where such a file is given, because that takes seconds."""
 
 import functools
 import math
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import evaluate
 import numpy as np
-from evaluate.loading import get_imports
 
 from portability.core.errors import UserError
 from portability.core.measures import ALWAYS, MEASURES, Undefined, name_of, own
 from portability.core.specs import METRICS as ASKED
 
-ANYTHING = (Exception, SystemExit)  # that code of the user's own may raise: it ends neither a command nor a worker
+if TYPE_CHECKING:
+    import evaluate
+
+# that code of the user's own may raise: it ends neither a command nor a worker
+ANYTHING = (Exception, SystemExit)
 INPUTS = ("predictions", "references", "prediction_scores")  # what a metric of the user's own may take
-
-
-class Shipped(evaluate.Metric):
-    """A shipped measure as a metric of the library: a number from one column of per-example predictions and the labels.
-
-    One evaluation is one row of the metric's own table, because the library encodes rows one by one and a row for each
-    example would take ten times as long.
-    """
-
-    def __init__(self, name: str, **options: Any):
-        self.measure = MEASURES[name]
-        super().__init__(**options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        kind = "bool" if self.measure.column == "invalid" else "float64"
-        kinds = {"predictions": kind, "references": "int64"}
-        features = {name: datasets.Sequence(datasets.Value(kind)) for name, kind in kinds.items()}
-        return evaluate.MetricInfo(
-            description=str(self.measure.value.__doc__), citation=self.measure.citation, features=datasets.Features(features),
-            inputs_description=f"predictions: [{self.measure.column} (N,)], references: [labels (N,)]",
-        )
-
-    def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
-        (column,), (labels,) = predictions, references
-        return {"value": float(self.measure.value(np.asarray(column), np.asarray(labels)))}
-
-
-METRICS = {name: partial(Shipped, name) for name in MEASURES}
 
 
 def score(
     margin: np.ndarray, nll: np.ndarray, invalid: np.ndarray, label: np.ndarray, asked: Sequence[str] = ASKED,
 ) -> dict[str, float | str]:
-    """The metrics of one evaluation, by Trainer's names (eval_accuracy, eval_loss, ...); in words, why there is no number.
-
-    Calls each measure's `value` and not its metric's `compute`, which gives the same number (tested) after 9 ms of tables: 6 %
-    of the demo study's time.
+    """The metrics of one evaluation, by Trainer's names (eval_accuracy, eval_loss, ...); in words, why there
+    is no number.
 
     Args:
         margin: (N,) log p(positive) - log p(negative), finite; a tie (0) counts as negative.
@@ -75,7 +43,9 @@ def score(
     """
     columns = {"margin": np.asarray(margin, np.float64), "nll": np.asarray(nll, np.float64)}
     columns["invalid"], labels = np.asarray(invalid), np.asarray(label)
-    _check(columns, labels)
+    _check(columns | {"label": labels})
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5]}")
     found: dict[str, float | str] = {}
     for name, measure in MEASURES.items():
         if name in asked or name in ALWAYS:
@@ -93,22 +63,28 @@ def score(
 
 
 @functools.cache
-def own_metric(path: str) -> evaluate.Metric:
+def own_metric(path: str) -> "evaluate.Metric":
     """A metric out of a file of the user's own, loaded by the library and tried on 64 invented examples.
 
     Raises:
-        UserError: the library cannot load it, it would load code from elsewhere, takes what is not there, or fails.
+        UserError: the library cannot load it, it would load code from elsewhere, takes what is not there, or
+            fails.
     """
+    import evaluate
+    from evaluate.loading import get_imports
+
     name = f"metric '{name_of(path)}' of eval.metrics"
     if any(kind == "external" for kind, *_ in get_imports(path)):
-        raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code beside it")
+        raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code "
+                        f"beside it")
     try:
         metric = evaluate.load(path, module_type="metric", keep_in_memory=True)
         wanted = metric._feature_names()
     except ANYTHING as error:  # the file is the user's: it may raise anything
         raise UserError(f"{name} cannot be loaded: {_words(error)}") from error
     if foreign := [key for key in wanted if key not in INPUTS]:
-        raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 or 1) and "
+        raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 "
+                        f"or 1) and "
                         "prediction_scores (log-odds of the positive label)")
     try:
         _compute(metric, np.linspace(-2, 2, 64), np.arange(64) // 3 % 2)
@@ -124,11 +100,13 @@ def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, 
     except ANYTHING as error:  # of the user's code: it costs this number and not the run
         return {f"eval_{name_of(path)}": _words(error)}
     keys = {key: name_of(path) if key == name_of(path) else f"{name_of(path)}_{key}" for key in found}
-    return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}" for key, value in found.items()}
+    return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}"
+            for key, value in found.items()}
 
 
-def _compute(metric: evaluate.Metric, margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    given = {"predictions": (margin > 0).astype(int), "references": labels.astype(int), "prediction_scores": margin}
+def _compute(metric: "evaluate.Metric", margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    given = {"predictions": (margin > 0).astype(int), "references": labels.astype(int),
+             "prediction_scores": margin}
     found = metric.compute(**{name: given[name].tolist() for name in metric._feature_names()})
     if not isinstance(found, dict) or not found:
         raise TypeError(f"it gives {found!r} and no number by name")
@@ -149,8 +127,9 @@ def _words(error: BaseException) -> str:
 
 
 def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scoring: str) -> dict[str, float]:
-    """All metrics of one evaluation of answers: eval_accuracy (of exact_match and choice) or eval_rougeL, eval_loss (nats a
-    token of the right answer), eval_invalid_rate (share of written answers that do not end).
+    """All metrics of one evaluation of answers: eval_accuracy (of exact_match and choice) or eval_rougeL,
+    eval_loss (nats a token of the right answer), eval_invalid_rate (share of written answers that do not
+    end).
 
     Args:
         scores: (N,) in [0, 1], what each answer is worth.
@@ -165,26 +144,20 @@ def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scor
         >>> score_answers(np.array([1.0, 0.0]), np.array([0.5, 1.5]), np.array([False, False]), "choice")
         {'eval_accuracy': 0.5, 'eval_loss': 1.0, 'eval_invalid_rate': 0.0}
     """
-    columns = {"score": np.asarray(scores, np.float64), "nll": np.asarray(nll, np.float64), "invalid": np.asarray(invalid)}
-    if len({column.shape for column in columns.values()}) > 1 or not len(scores):
-        raise ValueError(f"metrics need columns of one length of at least 1, got {[c.shape for c in columns.values()]}")
-    for name in ("score", "nll"):
-        if bad := int((~np.isfinite(columns[name])).sum()):
-            raise ValueError(f"{name} is not finite for {bad} of {len(scores)} examples")
+    columns = {"score": np.asarray(scores, np.float64), "nll": np.asarray(nll, np.float64),
+               "invalid": np.asarray(invalid)}
+    _check(columns)
     name = "eval_rougeL" if scoring == "rouge_l" else "eval_accuracy"
     means = {key: float(column.mean()) for key, column in columns.items()}
     return {name: means["score"], "eval_loss": means["nll"], "eval_invalid_rate": means["invalid"]}
 
 
-def _check(columns: dict[str, np.ndarray], labels: np.ndarray) -> None:
-    shapes = {name: column.shape for name, column in columns.items()} | {"label": labels.shape}
-    if set(shapes.values()) != {(labels.size,)} or not labels.size:
+def _check(columns: Mapping[str, np.ndarray]) -> None:
+    shapes = {name: column.shape for name, column in columns.items()}
+    if set(shapes.values()) != {(columns["nll"].size,)} or not columns["nll"].size:
         raise ValueError(f"metrics need columns of one length of at least 1, got {shapes}")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5]}")
     if columns["invalid"].dtype != np.bool_:
         raise ValueError(f"invalid must be bool, got {columns['invalid'].dtype}")
-    for name in ("margin", "nll"):
-        bad = int((~np.isfinite(columns[name])).sum())
-        if bad:
-            raise ValueError(f"{name} is not finite for {bad} of {labels.size} examples")
+    for name, column in columns.items():
+        if bad := int((~np.isfinite(column)).sum()):
+            raise ValueError(f"{name} is not finite for {bad} of {column.size} examples")

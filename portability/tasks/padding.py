@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from portability.data.answer_tokens import Sequences
+from portability.data.sampling import padded
 
 
 class Batch(NamedTuple):
@@ -36,14 +37,6 @@ def batch(sequences: Sequences, picks: np.ndarray, length: int, answer_length: i
         answer_length: at least the tokens of the longest answer among them.
     """
     flat, begins = sequences.answers
-    ids, mask = _padded(sequences.ids, sequences.offsets[picks], sequences.lengths[picks], length)
-    answers, answer_mask = _padded(flat, begins[picks], sequences.answer_lengths[picks], answer_length)
+    ids, mask = padded(sequences.ids, sequences.offsets[picks], sequences.lengths[picks], length)
+    answers, answer_mask = padded(flat, begins[picks], sequences.answer_lengths[picks], answer_length)
     return Batch(ids, mask, torch.from_numpy(sequences.starts[picks]), answers, answer_mask)
-
-
-def _padded(flat: np.ndarray, begins: np.ndarray, lengths: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    place = np.arange(length)
-    real = place < lengths[..., None]
-    ids = np.zeros(real.shape, dtype=np.int64)
-    ids[real] = flat[(begins[..., None] + place)[real]]
-    return torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))

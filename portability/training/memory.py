@@ -1,30 +1,35 @@
 """How many modules fit into a device at once: measured on a real forward pass, not guessed from sizes."""
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
+import psutil
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from portability.hosts.devices import control
-from portability.training.trainer import AnyScorer, loss_of
+from portability.tasks.base import TaskScorer
 
-STATE = 6  # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two moments
+# tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two
+# moments
+STATE = 6
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-MARGINS = {"cpu": 1.5, "cuda": 3.0}  # for what lives beside the activations: gradients on their way, the allocator's
+# for what lives beside the activations: gradients on their way, the allocator's
+MARGINS = {"cpu": 1.5, "cuda": 3.0}
 # gaps, and on a GPU the pool of the graphs beside the memory of ordinary calls (our choice, D-36)
 
 
 def member_bytes(
-    scorer: AnyScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
+    scorer: TaskScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor],
+    frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
-    """Bytes that one more member of a stack needs: its state, its frozen tensors, and the activations that its update keeps.
+    """Bytes that one more member of a stack needs: its state, its frozen tensors, and the activations that
+    its update keeps.
 
-    Both grow linearly with the members: under `vmap` every activation has a member axis, and the host has none.
+    Both grow linearly with the members: under `vmap` every activation has a member axis, and the host has
+        none.
 
     Args:
         start: one member's parameters by the scorer's names.
@@ -33,15 +38,16 @@ def member_bytes(
     """
     stacked, beside = ({name: value[None] for name, value in part.items()} for part in (start, frozen))
     kept = kept_bytes(scorer, stacked, [part[None] for part in rows], beside)
-    state = STATE * sum(value.numel() for value in start.values()) + sum(value.numel() for value in frozen.values())
-    return int(MARGINS[scorer.device.type] * kept) + 4 * state
+    own, fixed = (sum(value.numel() for value in part.values()) for part in (start, frozen))
+    return int(MARGINS[scorer.device.type] * kept) + 4 * (STATE * own + fixed)
 
 
 def kept_bytes(
-    scorer: AnyScorer, stacked: Mapping[str, Tensor], rows: Sequence[Tensor], frozen: Mapping[str, Tensor] = NOTHING
+    scorer: TaskScorer, stacked: Mapping[str, Tensor], rows: Sequence[Tensor],
+    frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
-    """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights and the members' frozen
-    tensors not counted.
+    """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights and the
+    members' frozen tensors not counted.
 
     Args:
         stacked: parameters (K, ...), frozen alike; rows (K, B, ...) each.
@@ -59,13 +65,15 @@ def kept_bytes(
     there = {name: value.to(scorer.device).requires_grad_() for name, value in stacked.items()}
     batch = [part.to(scorer.device) for part in rows]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        whole = vmap(lambda *member: loss_of(scorer, *member))(there | beside, *batch)  # held, so that no address is used twice
+        # held, so that no address is used twice
+        whole = vmap(lambda *member: scorer.loss(*member))(there | beside, *batch)
     del whole
     return sum(kept.values())
 
 
 def free_bytes(device: torch.device, share: float) -> int:
-    """Bytes that a worker may still take of a device's memory: what is free, and of it at most its share of the whole."""
+    """Bytes that a worker may still take of a device's memory: what is free, and of it at most its share of
+    the whole."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
@@ -75,12 +83,9 @@ def free_bytes(device: torch.device, share: float) -> int:
 
 @functools.cache
 def _available() -> int:
-    """Bytes that were free when this process first asked: later, what it freed stays with it and would not be seen."""
-    try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    except FileNotFoundError:  # not Linux: half of all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    free = int(facts["MemAvailable"].split()[0]) * 1024
+    """Bytes that were free when this process first asked: later, what it freed stays with it and would not be
+    seen."""
+    free = psutil.virtual_memory().available
     limit, used = (control(f"memory.{name}") for name in ("max", "current"))  # of a container
     return free if limit is None or used is None else min(free, limit[0] - used[0])
 

@@ -1,11 +1,12 @@
 """Train K modules at once over one frozen host: one path, and K = 1 is the ordinary case of it.
 
 `functional_call` over the host with the modules stacked on a leading member axis, under `vmap` with the host
-unmapped. Every member has its own seed, data order, learning rate, AdamW state and gradient-norm clip, and how runs
-were stacked does not change a bit of their results on a CPU.
+unmapped. Every member has its own seed, data order, learning rate, AdamW state and gradient-norm clip, and
+how runs were stacked does not change a bit of their results on a CPU.
 
-On a GPU the same step is captured as a CUDA graph for each length of batch, so nothing in it may wait for the device:
-what happens to a member (its losses, the update at which it went wrong) is kept on the device until it is asked for.
+On a GPU the same step is captured as a CUDA graph for each length of batch, so nothing in it may wait for the
+device: what happens to a member (its losses, the update at which it went wrong) is kept on the device until
+it is asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,24 +20,19 @@ from torch import Tensor
 from torch.func import vmap
 
 from portability.core.specs import TrainSpec
-from portability.data.answer_tokens import Sequences
 from portability.data.sampling import Schedule, fill
-from portability.data.tokenization import Encoded
-from portability.tasks.classification import HEAD, Parameters, Predictions, Scorer
-from portability.tasks.generation import AnswerScorer, Questions
+from portability.tasks.base import HEAD, EvalSet, Parameters, Predictions, TaskScorer, Training
 from portability.training.cuda_graphs import Replayer
 
-AnyScorer = Scorer | AnswerScorer  # each with its own kinds of token ids:
-Training = Encoded | Sequences
-Test = Encoded | Questions
+AnyScorer = TaskScorer
 LOSS_EVERY = 10  # updates between two points of the stored training loss
-TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (batches.fill)
+TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (sampling.fill)
 
 
 @dataclass
 class Member:
-    """One run in a stack: its start (module and head parameters by the scorer's names), seed and learning rate, and tensors
-    that stay as they are beside its parameters, by the scorer's names too."""
+    """One run in a stack: its start (module and head parameters by the scorer's names), seed and learning
+    rate, and tensors that stay as they are beside its parameters, by the scorer's names too."""
 
     start: Parameters
     seed: int
@@ -48,24 +44,28 @@ class Member:
 class Outcome:
     """What training a member gave; `failed_at` is the update whose loss or gradient was not finite."""
 
-    losses: list[tuple[int, float]] = field(default_factory=list)  # (updates done, mean loss since the last point)
+    # (updates done, mean loss since the last point)
+    losses: list[tuple[int, float]] = field(default_factory=list)
     failed_at: int | None = None
     tokens: int = 0
     padded_tokens: int = 0
 
 
 class Bank:
-    """All members' parameters as one tensor (K, P) on the host's device, with a view (K, *shape) per parameter."""
+    """All members' parameters as one tensor (K, P) on the host's device, with a view (K, *shape) per
+    parameter."""
 
     def __init__(self, starts: Sequence[Parameters], device: torch.device):
         self.shapes = {name: value.shape for name, value in starts[0].items()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         rows = [torch.cat([start[name].reshape(-1) for name in self.shapes]) for start in starts]
         self.theta = torch.stack(rows).to(device).requires_grad_()
-        self.module_size = sum(size for name, size in zip(self.shapes, self.sizes, strict=True) if name not in HEAD)
+        self.module_size = sum(size for name, size in zip(self.shapes, self.sizes, strict=True)
+                               if name not in HEAD)
 
     def views(self, theta: Tensor) -> dict[str, Tensor]:
-        """Name -> (K, *shape) views of a bank-shaped tensor, cut by one split, so that the way back is one concatenation."""
+        """Name -> (K, *shape) views of a bank-shaped tensor, cut by one split, so that the way back is one
+        concatenation."""
         parts = zip(self.shapes.items(), theta.split(self.sizes, 1), strict=True)
         return {name: part.reshape(-1, *shape) for (name, shape), part in parts}
 
@@ -74,29 +74,24 @@ class Bank:
         return {name: view[index].detach().cpu().clone() for name, view in self.views(theta).items()}
 
 
-def logits_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
+def logits_of(scorer: TaskScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
     """Logits of one member's batch (see the scorers)."""
     return scorer.logits(parameters, *rows)
 
 
-def loss_of(scorer: AnyScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
-    """Mean loss of one member's batch, in nats (see the scorers)."""
-    return scorer.loss(parameters, *rows)
-
-
 class Trainer:
-    """A stack in training; `done` are the updates made, `marks` those at which it will be evaluated, and `averages` (K, P) what
-    the last mark passed evaluates: the mean of the iterates of its window (`window`). `tails` holds the means so far of the
-    marks whose windows are open, `frozen` (K, ...) each what is never trained and in no checkpoint, because it follows from
-    the start.
+    """A stack in training; `done` are the updates made, `marks` those at which it will be evaluated, and
+    `averages` (K, P) what the last mark passed evaluates: the mean of the iterates of its window (`window`).
+    `tails` holds the means so far of the marks whose windows are open, `frozen` (K, ...) each what is never
+    trained and in no checkpoint, because it follows from the start.
 
     Args:
         scorer: host and head, on the device on which to train.
-        members: equal in the names and shapes of their parameters and of their frozen tensors; the head, where there is
-            one, comes last.
+        members: equal in the names and shapes of their parameters and of their frozen tensors; the head,
+            where there is one, comes last.
     """
 
-    def __init__(self, scorer: AnyScorer, members: Sequence[Member], spec: TrainSpec):
+    def __init__(self, scorer: TaskScorer, members: Sequence[Member], spec: TrainSpec):
         self.scorer, self.members, self.spec, self.done = scorer, list(members), spec, 0
         self.device = scorer.device
         self.bank = Bank([member.start for member in members], self.device)
@@ -114,10 +109,12 @@ class Trainer:
         self._replayer = Replayer(self.device)
 
     def _optimizer(self) -> tuple[torch.optim.AdamW, list[tuple[slice, slice]]]:
-        """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart, because AdamW
-        takes no vector learning rate. AdamW works entry by entry, so blocks change no bit (tested)."""
+        """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart,
+        because AdamW takes no vector learning rate. AdamW works entry by entry, so blocks change no bit
+        (tested)."""
         theta, cut = self.bank.theta.detach(), self.bank.module_size
-        columns = [(slice(0, cut), None)] + ([(slice(cut, None), self.spec.head_learning_rate)] if cut < theta.shape[1] else [])
+        columns = [(slice(0, cut), None)] + ([(slice(cut, None), self.spec.head_learning_rate)]
+                                             if cut < theta.shape[1] else [])
         groups, blocks, at = [], [], 0
         for rate, same in groupby(member.learning_rate for member in self.members):
             rows = slice(at, at := at + len(list(same)))
@@ -126,9 +123,11 @@ class Trainer:
                 groups.append({"params": [block], "rate": rate if own is None else own})
                 blocks.append((rows, part))
         spec, options = self.spec, {}
-        if self.device.type == "cuda":  # the step counter, and below the rate, are on the device, where a graph reads them
+        # the step counter, and below the rate, are on the device, where a graph reads them
+        if self.device.type == "cuda":
             options = {"foreach": True, "capturable": True, "lr": torch.zeros((), device=self.device)}
-        optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, **options)
+        optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay,
+                                      **options)
         for group in optimizer.param_groups:
             group["lr"] = group["lr"].clone() if options else 0.0
         return optimizer, blocks
@@ -139,10 +138,10 @@ class Trainer:
         ends = [*range(LOSS_EVERY, self.done + 1, LOSS_EVERY)]
         ends += [self.done] if self.done == self.spec.updates and self.done % LOSS_EVERY else []
         spans = [((end - 1) // LOSS_EVERY * LOSS_EVERY, end) for end in ends]
-        return [
-            Outcome([(b, fsum(losses[a:b]) / (b - a)) for a, b in spans if not at or b < at], at or None, *tokens)
-            for losses, at, tokens in zip(self.losses.T.tolist(), self.failed_at.tolist(), self.tokens.T.tolist(), strict=True)
-        ]
+        parts = (self.losses.T.tolist(), self.failed_at.tolist(), self.tokens.T.tolist())
+        return [Outcome([(b, fsum(losses[a:b]) / (b - a)) for a, b in spans if not at or b < at], at or None,
+                        *tokens)
+                for losses, at, tokens in zip(*parts, strict=True)]
 
     def alive(self) -> bool:
         """Whether any member is still finite; waits for the device."""
@@ -185,9 +184,9 @@ class Trainer:
         return tuple(part.pin_memory().to(self.device, non_blocking=True) for part in rows)
 
     def _step(self, *rows: Tensor) -> None:
-        """The update itself, on the device alone. A member that went wrong goes on as numbers that are not finite, in its
-        own rows: each operation here works on every row by itself."""
-        each = vmap(lambda *member: loss_of(self.scorer, *member))
+        """The update itself, on the device alone. A member that went wrong goes on as numbers that are not
+        finite, in its own rows: each operation here works on every row by itself."""
+        each = vmap(lambda *member: self.scorer.loss(*member))
         losses = each(self.bank.views(self.bank.theta) | self.frozen, *rows)
         (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
         norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
@@ -224,23 +223,28 @@ class Trainer:
     def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from snapshots, one a member, all made after the same number of updates (at least 1)."""
         self.done = len(snapshots[0]["losses"])
-        stacked = {name: torch.stack([one[name] for one in snapshots]).to(self.device) for name in snapshots[0]}
+        stacked = {name: torch.stack([one[name] for one in snapshots]).to(self.device)
+                   for name in snapshots[0]}
         with torch.no_grad():
             self.bank.theta.copy_(stacked["theta"])
-        self.tails = {int(name.partition(".")[2]): value for name, value in stacked.items() if name.startswith("tail.")}
+        self.tails = {int(name.partition(".")[2]): value for name, value in stacked.items()
+                      if name.startswith("tail.")}
         self.losses[: self.done] = stacked["losses"].T
         self.tokens = stacked["tokens"].T.cpu().numpy().copy()
         self.clock.fill_(self.done)
         for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
             moments = {name: stacked[name][rows, part].clone() for name in ("exp_avg", "exp_avg_sq")}
-            step = torch.tensor(float(self.done), device=self.device if isinstance(group["lr"], Tensor) else None)
+            step = torch.tensor(float(self.done), device=self.device if isinstance(group["lr"], Tensor)
+                                else None)
             self.optimizer.state[group["params"][0]] = {"step": step, **moments}
 
 
 def window(mark: int, tail: float) -> int:
-    """How many iterates, the mark's own and those before it, a mark averages: the share `tail` of its updates, rounded up.
+    """How many iterates, the mark's own and those before it, a mark averages: the share `tail` of its
+    updates, rounded up.
 
-    Source: suffix averaging (Rakhlin, Shamir & Sridharan 2012, arXiv 1109.5647, section 5); the share is our choice.
+    Source: suffix averaging (Rakhlin, Shamir & Sridharan 2012, arXiv 1109.5647, section 5); the share is our
+        choice.
 
     Example:
         >>> window(50, 0.2), window(3, 0.2), window(200, 0.0)
@@ -252,8 +256,8 @@ def window(mark: int, tail: float) -> int:
 def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequence[int],
           on_mark: Callable[[int, dict[str, Tensor], dict[str, Tensor]], None],
           on_update: Callable[[], None] = lambda: None) -> None:
-    """Carry a stack through the updates it still lacks, and call `on_mark(updates, averages, last)` at each mark that it passes
-    with the mark's averages and the last iterate, and what is frozen beside them.
+    """Carry a stack through the updates it still lacks, and call `on_mark(updates, averages, last)` at each
+    mark that it passes with the mark's averages and the last iterate, and what is frozen beside them.
 
     Args:
         marks: updates at which to evaluate, ascending, 0 for the start; parameters have shape (K, ...).
@@ -270,7 +274,7 @@ def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequen
             on_update()
 
 
-def predict(scorer: AnyScorer, parameters: Parameters, test: Test, batch_size: int,
+def predict(scorer: TaskScorer, parameters: Parameters, test: EvalSet, batch_size: int,
             on_part: Callable[[float], None] = lambda part: None) -> Predictions:
     """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers).
 
