@@ -13,7 +13,8 @@ from pathlib import Path
 
 from portability.core.errors import UserError
 from portability.core.specs import SCHEMA, HostSpec, RunSpec, from_dict
-from portability.hosts.host import HostSource, describe, load_host
+from portability.hosts.host import load_host
+from portability.hosts.sources import HostSource, describe
 from portability.methods import merge_lora
 from portability.methods.module import ModuleState
 from portability.store import Store

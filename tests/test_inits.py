@@ -10,7 +10,7 @@ from portability.core.specs import FROM_EXTRACTION, FROM_ORIGIN, KINDS, PISSA, I
 from portability.inits.base import INITS, Given
 from portability.inits.extraction import extract
 from portability.inits.seed_examples import extraction_options
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import equal
 from portability.porting.port import port
 
@@ -19,7 +19,7 @@ PAD = PortSpec("pad", "pad", "stretch")
 
 
 @pytest.fixture(scope="module")
-def mounted(mount):
+def attached(mount):
     made = {}
 
     def get(method, *shape):
@@ -32,7 +32,8 @@ def mounted(mount):
 
 
 def given(source, target, seed=0, **more):
-    return Given(fresh=target.fresh(seed), receiving=target.host.spec, seed=seed, stream=(seed,), module=noisy(source, 1),
+    return Given(fresh=target.init_parameters(seed), receiving=target.host.spec, seed=seed, stream=(seed,),
+                 module=noisy(source, 1),
                  origin=source.host.spec, port=PAD, **more)
 
 
@@ -47,12 +48,12 @@ def test_the_registry_holds_the_kinds_that_a_grid_may_name():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [kind for kind in INITS if kind not in CUT])
 @pytest.mark.parametrize("shape", [("t5", 32, 2, 4), ("t5", 48, 3, 6), ("t5", 16, 2, 4)])
-def test_every_init_fits_the_receiving_host_and_repeats_itself(mounted, method, kind, shape):
-    have = given(mounted(method), mounted(method, *shape))
+def test_every_init_fits_the_receiving_host_and_repeats_itself(attached, method, kind, shape):
+    have = given(attached(method), attached(method, *shape))
     options = {"law": "normal"} if kind == "sampled" else {}
     module, _ = start(kind, have, **options)
     again, _ = start(kind, have, **options)
-    assert equal(module, again) and mounted(method, *shape).to_parameters(module)
+    assert equal(module, again) and attached(method, *shape).to_parameters(module)
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -60,25 +61,25 @@ def test_every_init_fits_the_receiving_host_and_repeats_itself(mounted, method, 
 def test_every_start_that_is_taken_off_the_host_fits_it_and_repeats_itself(load, kind, family):
     teacher, student = load(family, 48, 3, 6), load(family, 32, 2, 4)
     method = MethodSpec("pairs", "portability", "LoRA", {"r": 3, "sites": ["attention", "ffn"]}, 1e-3)
-    mounted = Mounted(student, method)
+    attached = attach(student, method)
     options = extraction_options(method, InitSpec("e", "extracted", {"scores": "ones"}))
     cut, _ = extract(teacher.spec, student.spec, [], options, 0)
-    have = Given(mounted.fresh(0), student.spec, 0, (0,), cut, teacher.spec, method=method)
+    have = Given(attached.init_parameters(0), student.spec, 0, (0,), cut, teacher.spec, method=method)
     (module, _), (again, _) = start(kind, have), start(kind, have)
-    assert equal(module, again) and mounted.to_parameters(module) and mounted.to_frozen(module)
+    assert equal(module, again) and attached.to_parameters(module) and attached.to_frozen(module)
     assert equal(module, cut) == (kind == "extracted")
 
 
-def test_another_seed_gives_another_scratch_and_sample(mounted):
-    source = mounted("adapter")
+def test_another_seed_gives_another_scratch_and_sample(attached):
+    source = attached("adapter")
     for kind, options in (("scratch", {}), ("sampled", {"law": "normal"}), ("sampled", {"law": "permute"})):
         one, other = (start(kind, given(source, source, seed), **options)[0] for seed in (0, 1))
         assert not equal(one, other)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_permuted_sample_holds_the_very_numbers_of_the_ported_module(mounted, method):
-    have = given(mounted(method), mounted(method, "t5", 48, 3, 6))
+def test_a_permuted_sample_holds_the_very_numbers_of_the_ported_module(attached, method):
+    have = given(attached(method), attached(method, "t5", 48, 3, 6))
     ported = port(have.module, have.origin, have.fresh, have.receiving, PAD)
     sample, _ = start("sampled", have, law="permute")
     moved = 0
@@ -90,8 +91,8 @@ def test_a_permuted_sample_holds_the_very_numbers_of_the_ported_module(mounted, 
     assert moved > len(sample.tensors) / 2
 
 
-def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(mounted):
-    source, target = mounted("lora", "t5", 32, 2, 4), mounted("lora", "t5", 96, 2, 4)
+def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(attached):
+    source, target = attached("lora", "t5", 32, 2, 4), attached("lora", "t5", 96, 2, 4)
     have = given(source, target)
     ported = port(have.module, have.origin, have.fresh, have.receiving, PAD)
     sample, _ = start("sampled", have, law="normal")
@@ -105,12 +106,12 @@ def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(moun
     assert abs(float(values.mean())) < 0.03 and abs(float(values.std()) - 1) < 0.03
 
 
-def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(mounted):
+def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(attached):
     from tiny import TASK
 
     from portability.tasks.classification import Scorer
     from portability.training import trainer as engine
-    host = mounted("adapter")
+    host = attached("adapter")
     scorer = Scorer(host.host, TASK)
     ids = torch.randint(3, 20, (16, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -133,8 +134,8 @@ def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(
 
 
 @pytest.mark.parametrize("height", [0.4, 1.5], ids=["never so far", "always further"])
-def test_a_sample_that_cannot_be_matched_is_the_nearest_and_says_how_near(mounted, height):
-    host = mounted("adapter")
+def test_a_sample_that_cannot_be_matched_is_the_nearest_and_says_how_near(attached, height):
+    host = attached("adapter")
     ported, _ = start("ported", given(host, host))
     norm = lambda module: sum(float(tensor.square().sum()) for tensor in module.tensors.values()) ** 0.5  # noqa: E731
     own = norm(ported)
@@ -151,8 +152,8 @@ def test_a_sample_that_cannot_be_matched_is_the_nearest_and_says_how_near(mounte
     assert done.report.effect_fraction == pytest.approx(height, abs=0.01)
 
 
-def test_shuffling_keeps_the_tensors_and_moves_the_layers(mounted):
-    have = given(mounted("lora"), mounted("lora", "t5", 32, 3, 4))
+def test_shuffling_keeps_the_tensors_and_moves_the_layers(attached):
+    have = given(attached("lora"), attached("lora", "t5", 32, 3, 4))
     ported, _ = start("ported", have)
     other, _ = start("shuffled", have)
     assert not equal(ported, other)
@@ -161,15 +162,15 @@ def test_shuffling_keeps_the_tensors_and_moves_the_layers(mounted):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_shuffling_never_gives_the_ported_module_back(mounted, seed):
+def test_shuffling_never_gives_the_ported_module_back(attached, seed):
     """2 layers stretched over 3: the first two are alike, and exchanging them would be no control."""
-    have = given(mounted("lora"), mounted("lora", "t5", 32, 3, 4), seed)
+    have = given(attached("lora"), attached("lora", "t5", 32, 3, 4), seed)
     assert not equal(start("ported", have)[0], start("shuffled", have)[0])
-    flat = given(mounted("lora", "t5", 16, 1, 4), mounted("lora", "t5", 16, 1, 4), seed)
+    flat = given(attached("lora", "t5", 16, 1, 4), attached("lora", "t5", 16, 1, 4), seed)
     with pytest.raises(UserError, match="no layers to exchange"):
         start("shuffled", flat)
 
 
-def test_unknown_laws_are_refused_with_the_choices(mounted):
+def test_unknown_laws_are_refused_with_the_choices(attached):
     with pytest.raises(UserError, match="normal, permute"):
-        start("sampled", given(mounted("lora"), mounted("lora")), law="cauchy")
+        start("sampled", given(attached("lora"), attached("lora")), law="cauchy")

@@ -15,7 +15,7 @@ from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.execution import execute
 from portability.execution.worker_context import Desk
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.planning.plan import plan
 from portability.porting.port import port
 from portability.store import Store
@@ -33,10 +33,10 @@ class Own(Bench):
     """An engine test bench whose members may have starts."""
 
     def frozen(self, seed):
-        return {} if seed is None else named(self.mounted.to_frozen(noisy(self.mounted, seed)))
+        return {} if seed is None else named(self.attached.to_frozen(noisy(self.attached, seed)))
 
     def zeros(self):
-        return named(self.mounted.to_frozen(None))
+        return named(self.attached.to_frozen(None))
 
     def run(self, seeds, frozen, spec=SHORT):
         members = [Member(self.start(seed), seed, 3e-3, held) for seed, held in zip(seeds, frozen, strict=True)]
@@ -54,7 +54,7 @@ def own(load):
     def get(family, **settings):
         key = family, repr(settings)
         if key not in made:
-            made[key] = Own(Mounted(load(family), method(**settings)))
+            made[key] = Own(attach(load(family), method(**settings)))
         return made[key]
 
     return get
@@ -75,12 +75,12 @@ def test_stacks_of_1_2_4_and_a_permuted_one_are_bit_equal(own, family, started):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_from_a_start_equals_a_plain_one_at_a_time_loop(load, family):
-    """An ordinary loop over the mounted layers, with each run's start put into them by hand."""
-    table = Own(Mounted(load(family), method()))
+    """An ordinary loop over the attached layers, with each run's start put into them by hand."""
+    table = Own(attach(load(family), method()))
     trainer, _ = table.run([0, 1], [table.frozen(10), table.frozen(11)])
     without, _ = table.run([0], [{}])
     for place, seed in enumerate((0, 1)):
-        for name, value in table.mounted.to_frozen(noisy(table.mounted, 10 + seed)).items():
+        for name, value in table.attached.to_frozen(noisy(table.attached, 10 + seed)).items():
             layer, _, attribute = name.rpartition(".")
             setattr(table.host.model.get_submodule(layer), attribute, value)
         ours = trainer.bank.member(trainer.bank.theta, place)
@@ -134,8 +134,8 @@ def with_vocabulary(module, size):
 
 def test_a_port_carries_embedding_and_head_between_equal_vocabularies_alone(load):
     spec = PortSpec("pad", "pad", "stretch")
-    small_, large = (Mounted(load("llama", width, 2, 4), method()) for width in (32, 48))
-    module, fresh = noisy(small_, 0), large.fresh(0)
+    small_, large = (attach(load("llama", width, 2, 4), method()) for width in (32, 48))
+    module, fresh = noisy(small_, 0), large.init_parameters(0)
     done = port(module, small_.host.spec, fresh, large.host.spec, spec)
     assert done.report.carried_fraction == 1.0
     for slot in [slot for slot in module.tensors if slot.stack == "shared"]:
@@ -162,21 +162,21 @@ def table(study, tmp_path_factory):
     made, runs, _ = study
     desk, run = Desk(Store(tmp_path_factory.mktemp("own")), made.data), runs[0]
     host = desk.host(run)
-    mounted = Mounted(host, run.method)
+    attached = attach(host, run.method)
     test = desk.encoded(host, run, run.eval.split, run.eval.limit)
-    yield desk, stacks.Bench(mounted, Scorer(host, run.task), desk.encoded(host, run, "train", 0), test)
-    mounted.unmount()
+    yield desk, stacks.Bench(attached, Scorer(host, run.task), desk.encoded(host, run, "train", 0), test)
+    attached.detach()
 
 
-def start_of(mounted, seed, subtracted):
-    module = noisy(mounted, seed) if subtracted else mounted.fresh(seed)
+def start_of(attached, seed, subtracted):
+    module = noisy(attached, seed) if subtracted else attached.init_parameters(seed)
     return Start(module, {}, None, None, module if subtracted else None)
 
 
 def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
     _, runs, marks = study
     desk, shared = table
-    starts = [start_of(shared.mounted, 0, False), start_of(shared.mounted, 1, True)]
+    starts = [start_of(shared.attached, 0, False), start_of(shared.attached, 1, True)]
     both = Stack(runs, starts, shared, marks)
     both.train(desk)
     assert not both.trainer.frozen[next(iter(both.trainer.frozen))][0].any()
@@ -196,8 +196,8 @@ def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
 def test_equal_modules_with_other_starts_are_scored_apart(study, table):
     _, runs, marks = study
     _, shared = table
-    module = noisy(shared.mounted, 1)
-    starts = [Start(module, {}, None, None, start) for start in (module, noisy(shared.mounted, 2))]
+    module = noisy(shared.attached, 1)
+    starts = [Start(module, {}, None, None, start) for start in (module, noisy(shared.attached, 2))]
     some = Stack(runs, starts, shared, marks)
     found = some._score(0, some.trainer.bank.views(some.trainer.averages) | some.trainer.frozen).margin
     assert np.abs(found[0] - found[1]).max() > 0.01
@@ -206,7 +206,7 @@ def test_equal_modules_with_other_starts_are_scored_apart(study, table):
 def test_a_killed_run_with_a_start_goes_on_to_the_same_bits(study, table, tmp_path):
     _, runs, marks = study
     desk, shared = table
-    starts, store = [start_of(shared.mounted, seed, True) for seed in (0, 1)], Store(tmp_path)
+    starts, store = [start_of(shared.attached, seed, True) for seed in (0, 1)], Store(tmp_path)
     whole = Stack(runs, starts, shared, marks)
     whole.train(desk)
     part = Stack(runs, starts, shared, marks)

@@ -20,7 +20,7 @@ def spec(strategy="pad", layer_map="stretch", partial=False):
 
 
 @pytest.fixture(scope="module")
-def mounted(mount):
+def attached(mount):
     made = {}
 
     def get(method, family="t5", shape="same", seed=0):
@@ -33,17 +33,17 @@ def mounted(mount):
 
 
 def carry(source, target, how, module=None):
-    """Port a noisy module from one mounted method to another."""
+    """Port a noisy module from one attached method to another."""
     module = module or noisy(source, 1)
-    return port(module, source.host.spec, target.fresh(2), target.host.spec, how), module
+    return port(module, source.host.spec, target.init_parameters(2), target.host.spec, how), module
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layer_map", LAYER_MAPS)
-def test_porting_to_the_same_host_is_the_identity(mounted, family, method, strategy, layer_map):
-    host = mounted(method, family)
+def test_porting_to_the_same_host_is_the_identity(attached, family, method, strategy, layer_map):
+    host = attached(method, family)
     done, module = carry(host, host, spec(strategy, layer_map))
     assert equal(done.module, module)
     assert set(done.report.tensors.values()) == {"carried"}
@@ -56,15 +56,15 @@ def test_porting_to_the_same_host_is_the_identity(mounted, family, method, strat
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("strategy", ["pad", "repeat"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_gives_an_exactly_known_carry(mounted, method, strategy, shape):
-    source, target = mounted(method), mounted(method, shape=shape)
+def test_every_shape_gives_an_exactly_known_carry(attached, method, strategy, shape):
+    source, target = attached(method), attached(method, shape=shape)
     done, module = carry(source, target, spec(strategy))
     report, layers = done.report, {"deeper": 2, "shallower": 1, "wider and deeper": 2}.get(shape, 2)
     shared = 1 if method == "compacter" else 0
     per_layer = (len(module.tensors) - shared) / 2
     assert report.carried_fraction * len(module.tensors) == pytest.approx(layers * per_layer + shared)
     for slot, tensor in done.module.tensors.items():
-        assert tensor.shape == target.fresh(0).tensors[slot].shape
+        assert tensor.shape == target.init_parameters(0).tensors[slot].shape
         picked = report.layer_map[slot.stack][slot.layer] if slot.stack != "shared" else [0]
         original = module.tensors[slot._replace(layer=picked[0])]
         corner = tuple(slice(0, min(a, b)) for a, b in zip(original.shape, tensor.shape, strict=True))
@@ -92,23 +92,23 @@ def min_entries(one, other):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_changing_the_map_or_the_strategy_changes_the_result(mounted, method):
-    deep, shallow = mounted(method, shape="wider and deeper"), mounted(method)
+def test_changing_the_map_or_the_strategy_changes_the_result(attached, method):
+    deep, shallow = attached(method, shape="wider and deeper"), attached(method)
     results = [carry(deep, shallow, spec("pad", name))[0].module for name in LAYER_MAPS]
     assert not equal(results[0], results[1]) and not equal(results[1], results[2])
-    wide = mounted(method, shape="wider")
+    wide = attached(method, shape="wider")
     padded, repeated = (carry(shallow, wide, spec(name))[0].module for name in ("pad", "repeat"))
     assert not equal(padded, repeated)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_port_never_changes_its_source(mounted, method, strategy):
-    source = mounted(method)
+def test_a_port_never_changes_its_source(attached, method, strategy):
+    source = attached(method)
     module = noisy(source, 3)
     before = {slot: tensor.clone() for slot, tensor in module.tensors.items()}
     for shape in ("same",) if strategy == "copy" else SHAPES:
-        done, _ = carry(source, mounted(method, shape=shape), spec(strategy, "average"), module)
+        done, _ = carry(source, attached(method, shape=shape), spec(strategy, "average"), module)
         for tensor in done.module.tensors.values():
             tensor.zero_()
     assert all(torch.equal(before[slot], tensor) for slot, tensor in module.tensors.items())
@@ -116,8 +116,8 @@ def test_a_port_never_changes_its_source(mounted, method, strategy):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", ["deeper", "shallower", "wider", "narrower"])
-def test_copy_refuses_other_shapes_and_names_hosts_and_shapes(mounted, method, shape):
-    source, target = mounted(method), mounted(method, shape=shape)
+def test_copy_refuses_other_shapes_and_names_hosts_and_shapes(attached, method, shape):
+    source, target = attached(method), attached(method, shape=shape)
     with pytest.raises(UserError) as refusal:
         carry(source, target, spec("copy"))
     text = str(refusal.value)
@@ -126,65 +126,65 @@ def test_copy_refuses_other_shapes_and_names_hosts_and_shapes(mounted, method, s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_carried_is_an_error(mounted, method):
-    host = mounted(method)
-    empty = host.fresh(0).map({slot: torch.zeros_like(t) for slot, t in host.fresh(0).tensors.items()})
+def test_nothing_carried_is_an_error(attached, method):
+    host = attached(method)
+    empty = host.init_parameters(0).map({slot: torch.zeros_like(t) for slot, t in host.init_parameters(0).tensors.items()})
     with pytest.raises(UserError, match="carries nothing"):
         carry(host, host, spec(), empty)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_bert_and_roberta_name_their_places_alike_so_everything_is_carried(mounted, method, strategy):
-    done, module = carry(mounted(method, "bert"), mounted(method, "roberta"), spec(strategy))
+def test_bert_and_roberta_name_their_places_alike_so_everything_is_carried(attached, method, strategy):
+    done, module = carry(attached(method, "bert"), attached(method, "roberta"), spec(strategy))
     assert equal(done.module, module)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("origin", "receiving"), [("t5", "gpt2"), ("t5", "bert"), ("gpt2", "t5"), ("bert", "t5")])
-def test_other_stacks_need_a_partial_carry_that_is_asked_for(mounted, method, origin, receiving):
-    source, target = mounted(method, origin), mounted(method, receiving)
+def test_other_stacks_need_a_partial_carry_that_is_asked_for(attached, method, origin, receiving):
+    source, target = attached(method, origin), attached(method, receiving)
     with pytest.raises(UserError, match="partial"):
         carry(source, target, spec())
     done, module = carry(source, target, spec(partial=True))
     kept = sum(action not in ("dropped", "fresh") for action in done.report.tensors.values())
     fresh = [s for s in done.module.tensors if done.report.tensors[s.key] == "fresh"]
     assert kept and kept + len(fresh) == len(done.module.tensors)
-    assert all(torch.equal(done.module.tensors[s], target.fresh(2).tensors[s]) for s in fresh)
+    assert all(torch.equal(done.module.tensors[s], target.init_parameters(2).tensors[s]) for s in fresh)
     assert done.report.carried_fraction < 1.0 or fresh
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("origin", "receiving"), [("bert", "gpt2"), ("gpt2", "bert"), ("gpt2", "llama")])
-def test_single_stacks_of_other_families_are_mapped(mounted, method, origin, receiving):
-    done, _ = carry(mounted(method, origin), mounted(method, receiving), spec())
+def test_single_stacks_of_other_families_are_mapped(attached, method, origin, receiving):
+    done, _ = carry(attached(method, origin), attached(method, receiving), spec())
     assert done.report.carried_fraction == 1.0 and "fresh" not in done.report.tensors.values()
 
 
-def test_other_hyper_parameters_are_refused_not_cut(mount, mounted):
+def test_other_hyper_parameters_are_refused_not_cut(mount, attached):
     from dataclasses import replace
 
-    from portability.methods.base import Mounted
-    source = mounted("lora")
+    from portability.methods import attach
+    source = attached("lora")
     host = mount("lora").host
     host.model.delete_adapter("module")
-    other = Mounted(host, replace(METHODS["lora"], settings={**METHODS["lora"].settings, "r": 2}))
+    other = attach(host, replace(METHODS["lora"], settings={**METHODS["lora"].settings, "r": 2}))
     with pytest.raises(UserError, match="'rank' differs"):
         carry(source, other, spec())
 
 
-def test_compacters_shared_factor_is_ported_once(mounted):
-    source, target = mounted("compacter"), mounted("compacter", shape="wider and deeper")
+def test_compacters_shared_factor_is_ported_once(attached):
+    source, target = attached("compacter"), attached("compacter", shape="wider and deeper")
     done, module = carry(source, target, spec())
     rule = Slot("shared", 0, "phm", "rule")
     assert torch.equal(done.module.tensors[rule], module.tensors[rule])
     assert sum(slot.stack == "shared" for slot in done.module.tensors) == 1
 
 
-def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(mounted):
+def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(attached):
     """Net2WiderNet: a host whose hidden units stand twice sees the same bottleneck activations."""
-    source = mounted("adapter")
-    wide = source.fresh(0)
+    source = attached("adapter")
+    wide = source.init_parameters(0)
     slot = Slot("encoder", 0, "attention", "down_weight")
     from portability.porting.port import repeat_axis
     repeated = repeat_axis(wide.tensors[slot], 1, 48, True)
@@ -192,9 +192,9 @@ def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(mounted
     assert torch.allclose(repeated @ x[torch.arange(48) % 32], wide.tensors[slot] @ x, atol=1e-6)
 
 
-def test_repeated_key_value_heads_keep_their_prefixes_whole(mounted):
+def test_repeated_key_value_heads_keep_their_prefixes_whole(attached):
     """A query meets a key along the head size alone, so a head that stands twice keeps its keys undivided."""
-    source, target = mounted("prefix"), mounted("prefix", shape="wider and deeper")  # 4 heads of 8 to 6 heads of 8
+    source, target = attached("prefix"), attached("prefix", shape="wider and deeper")  # 4 heads of 8 to 6 heads of 8
     done, module = carry(source, target, spec("repeat"))
     slot = Slot("encoder", 0, "self_prefix", "prefix_key")
     assert torch.equal(done.module.tensors[slot][:, 4:], module.tensors[slot][:, :2])
@@ -202,7 +202,7 @@ def test_repeated_key_value_heads_keep_their_prefixes_whole(mounted):
 
 
 @pytest.mark.parametrize("strategy", ["pad", "repeat"])
-def test_queries_keep_their_key_value_heads_between_groupings(mounted, mount, strategy):
+def test_queries_keep_their_key_value_heads_between_groupings(attached, mount, strategy):
     """8 query heads in 4 groups of 2 to 4 groups of 1: the first query of each group stays with its group."""
     source, target = mount("lora", "llama", 32, 2, 8), mount("lora", "gpt2", 32, 2, 4)
     done, module = carry(source, target, spec(strategy))

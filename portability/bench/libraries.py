@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from portability.bench.workload import Workload, method_spec, task_spec
 from portability.core.specs import HostSpec
-from portability.hosts.host import Host, HostSource, describe, from_folder
+from portability.hosts.host import Host, from_folder
+from portability.hosts.sources import HostSource, describe
 from portability.methods.adapters_backend import config_of
 from portability.tasks.classification import HEAD, Scorer
 

@@ -18,7 +18,7 @@ from portability.data.splits import Encoded
 from portability.execution.worker_context import Desk
 from portability.hosts.devices import places
 from portability.inits.base import INITS, Given
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.planning.plan import Plan, plan
 from portability.planning.study import Study
@@ -42,7 +42,7 @@ class Naive:
         assert run.method is not None
         host = self.desk.host(run)
         test = self.desk.encoded(host, run, run.eval.split, run.eval.limit)
-        return Bench(Mounted(host, run.method), Scorer(host, run.task), self.desk.encoded(host, run, "train", 0), test)
+        return Bench(attach(host, run.method), Scorer(host, run.task), self.desk.encoded(host, run, "train", 0), test)
 
     def cell(self, cell: Cell) -> float:
         """Train one cell, after its origin where it has one, and score it: accuracy."""
@@ -74,13 +74,13 @@ class Naive:
                 for value, average in zip(loop.parameters, averages, strict=True):
                     value.copy_(average)
             named = dict(zip(start, averages, strict=True))
-            module = bench.mounted.to_state({name.removeprefix("model."): value.cpu() for name, value in named.items()})
+            module = bench.attached.to_state({name.removeprefix("model."): value.cpu() for name, value in named.items()})
             return module, accuracy(bench.scorer, bench.test, run.eval.batch_size) if score else 0.0
         finally:
-            bench.mounted.unmount()
+            bench.attached.detach()
 
     def _start(self, run: RunSpec, bench: Bench, origin: ModuleState | None) -> ModuleState:
-        fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
+        fresh = bench.attached.init_parameters(stream_seed(*run.stream, "module"))
         source = self.planned.runs[str(run.origin)].host if run.origin else None
         given = Given(fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, module=origin,
                       origin=source, port=run.port)

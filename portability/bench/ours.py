@@ -12,7 +12,7 @@ from portability.bench.workload import Workload, evaluation_batch, load_set, met
 from portability.data.sampling import Schedule, pad
 from portability.data.tokenization import Encoded
 from portability.hosts.host import load_host
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.tasks.classification import Scorer
 from portability.training import trainer as engine
 
@@ -26,7 +26,7 @@ class Stand:
         self.work = work
         self.host = load_host(libraries.host_spec(work), work.device, work.precision)
         self.method = method_spec(work.method)
-        self.mounted = Mounted(self.host, self.method)
+        self.attached = attach(self.host, self.method)
         self.scorer = Scorer(self.host, task_spec())
         self.spec = train_spec(work)
         self.use(name)
@@ -38,7 +38,7 @@ class Stand:
 
     def start(self, seed: int) -> dict[str, Tensor]:
         """A fresh module and head by the scorer's names, as execute gives them to the engine."""
-        parameters = self.mounted.to_parameters(self.mounted.fresh(seed))
+        parameters = self.attached.to_parameters(self.attached.init_parameters(seed))
         return {f"model.{name}": value for name, value in parameters.items()} | self.scorer.fresh_head(seed)
 
     def trainer(self, seeds: Sequence[int], rate: float | None = None) -> engine.Trainer:

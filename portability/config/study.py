@@ -23,6 +23,7 @@ from portability.core.specs import (
     PISSA,
     AnswerSpec,
     EvalSpec,
+    HostSpec,
     InitSpec,
     MethodSpec,
     PortSpec,
@@ -33,7 +34,7 @@ from portability.core.typed import build, distinct, mapping, typed, whole
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.hosts.devices import DEVICES
-from portability.hosts.host import HostSource, HostSpec, describe
+from portability.hosts.sources import HostSource, describe
 from portability.planning.plan import Grid, check_relations, origins, rated
 from portability.planning.selection import part_of
 from portability.planning.study import EngineConf, Study, TrackingConf

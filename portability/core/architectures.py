@@ -160,14 +160,14 @@ def within_layer(family: str, name: str) -> tuple[str, int, str] | None:
     return match.groupdict().get("stack") or next(iter(stacks)), int(match["layer"]), match["rest"]
 
 
-def locate(family: str, name: str) -> tuple[str, int, str]:
+def parse_name(family: str, name: str) -> tuple[str, int, str]:
     """Stack, layer and site of a parameter of a host's matrix, or of one that a method put beside it.
 
     Raises:
         KeyError: the family has no such matrix.
 
     Example:
-        >>> locate("bert", "encoder.layer.3.attention.self.key.loras.m.lora_A")
+        >>> parse_name("bert", "encoder.layer.3.attention.self.key.loras.m.lora_A")
         ('encoder', 3, 'key')
     """
     if inside := within_layer(family, name):

@@ -1,6 +1,6 @@
 """Carry runs from their specs to stored records: the story of a run, one call per stage.
 
-    desk.host -> desk.encoded -> methods.Mounted -> inits -> stack.Stack: engine.train, with engine.predict at each mark
+    desk.host -> desk.encoded -> methods.attach -> inits -> stack.Stack: engine.train, with engine.predict at each mark
     -> store.commit
 """
 
@@ -24,7 +24,7 @@ from portability.execution.worker_context import Desk
 from portability.hosts.host import Host
 from portability.inits.base import INITS, Given, subtracted
 from portability.inits.seed_examples import extraction
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.porting.port import fit_head
 from portability.store import Store
@@ -98,9 +98,9 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
             _score_bare(run, scorer, test, desk)
         return
     assert first.method is not None
-    mounted = Mounted(host, first.method)
+    attached = attach(host, first.method)
     try:
-        bench = Bench(mounted, scorer, training, test)
+        bench = Bench(attached, scorer, training, test)
         starts = _starts(runs, bench, desk)
         runs = [run for run in runs if run.run_id in starts]
         size = _most(runs, starts, bench, desk) if len(runs) > 1 else 1
@@ -113,7 +113,7 @@ def _execute(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk
             stack.commit(desk, overhead * len(part))
             del stack  # before the next one is built
     finally:
-        mounted.unmount()
+        attached.detach()
 
 
 def scorer_of(host: Host, run: RunSpec) -> engine.AnyScorer:
@@ -127,17 +127,17 @@ def trial(run: RunSpec, members: int, desk: Desk) -> tuple[int, int]:
     host = desk.host(run)
     scorer, test = scorer_of(host, run), desk.test(host, run)
     assert run.method is not None
-    mounted = Mounted(host, run.method)
+    attached = attach(host, run.method)
     try:
-        bench = Bench(mounted, scorer, desk.training(host, run), test)
+        bench = Bench(attached, scorer, desk.training(host, run), test)
         runs = [replace(run, seed=seed) for seed in range(members)]
-        starts = [Start(mounted.fresh(seed), scorer.fresh_head(seed), None, None) for seed in range(members)]
+        starts = [Start(attached.init_parameters(seed), scorer.fresh_head(seed), None, None) for seed in range(members)]
         members = min(members, _most(runs, {one.run_id: start for one, start in zip(runs, starts, strict=True)}, bench, desk))
         runs, starts = runs[:members], starts[:members]
         Stack(runs, starts, bench, {one.run_id: [] for one in runs}).train(desk)
         return members, 4 * starts[0].module.entries + 5 * len(test)
     finally:
-        mounted.unmount()
+        attached.detach()
 
 
 def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, desk: Desk) -> int:
@@ -177,7 +177,7 @@ def _start(run: RunSpec, bench: Bench, desk: Desk) -> Start:
         assert run.teacher is not None
         cut, report = extraction(run, desk.data, store, desk.place.device, desk.free)
         return Start(cut, head, report, {"host": run.teacher.name, "data": run.data.name}, report.blocks or cut)
-    fresh = bench.mounted.fresh(stream_seed(*run.stream, "module"))
+    fresh = bench.attached.init_parameters(stream_seed(*run.stream, "module"))
     origin = from_dict(RunSpec, _record(run, store)["spec"]) if run.origin else None
     given = Given(
         fresh=fresh, receiving=run.host, seed=int(run.seed or 0), stream=run.stream, port=run.port, method=run.method,
@@ -231,7 +231,7 @@ def _logit_change(bench: Bench, head: Head) -> Callable[[ModuleState], float]:
     @torch.no_grad()
     def change(module: ModuleState) -> float:
         if not bare:
-            with bench.mounted.disabled():
+            with bench.attached.disabled():
                 bare.append(engine.logits_of(scorer, _there(head, scorer), *rows))
         logits = engine.logits_of(scorer, _there(bench.parameters(module, head), scorer), *rows)
         return float(torch.linalg.vector_norm(logits - bare[0]))

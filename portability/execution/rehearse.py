@@ -17,12 +17,13 @@ from portability.data.answer_tokens import joined, shown
 from portability.data.splits import examples, rows
 from portability.execution.execute import scorer_of
 from portability.execution.worker_context import Desk
-from portability.hosts.host import Host, folder_of, label_tokens, load_tokenizer, model_class
+from portability.hosts.host import Host, label_tokens, load_tokenizer, model_class
+from portability.hosts.sources import folder_of
 from portability.inits.base import INITS, Given
 from portability.inits.extraction import peak_bytes
 from portability.inits.extraction.weights import Weights
 from portability.inits.seed_examples import extraction_options, seed_examples
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.porting.port import fit_head
 from portability.tasks.classification import HEAD
@@ -86,9 +87,9 @@ class Rehearsal:
         key = (host.fingerprint, repr(method))
         if key not in self.modules:
             with _said(f"host '{host.name}'", f"method '{method.name}'"), torch.device("meta"):
-                mounted = Mounted(self._host(host), method)
-                shapes = mounted.to_state({name: torch.empty(shape) for name, shape in mounted.shapes.items()})
-                mounted.unmount()
+                attached = attach(self._host(host), method)
+                shapes = attached.to_state({name: torch.empty(shape) for name, shape in attached.shapes.items()})
+                attached.detach()
             generator = torch.Generator().manual_seed(0)
             self.modules[key] = shapes.map(
                 {slot: torch.rand(tensor.shape, generator=generator) for slot, tensor in shapes.tensors.items()})

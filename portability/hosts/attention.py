@@ -63,7 +63,7 @@ def text_mask(family: str, real: Tensor) -> Tensor:
     return (real if family == "t5" else real[:, None]).gt(0).float()
 
 
-class Placed(TorchFunctionMode):
+class DefaultDevice(TorchFunctionMode):
     """Makes `torch.ones` without a device on this one: adapters' prefix makes its mask in ordinary memory and
     copies it, which waits for a GPU in every layer and cannot be captured."""
 
@@ -100,7 +100,7 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
     """Within it a host's forward pass runs on the device in a precision ("fp32", or "bf16" by autocast)."""
     with ExitStack() as stack:
         if device.type != "cpu":
-            stack.enter_context(Placed(device))
+            stack.enter_context(DefaultDevice(device))
         if precision == "bf16":
             # a CUDA graph must not hold a cache of weights
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))

@@ -8,16 +8,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.data.answer_tokens import after, joined
-from portability.hosts.sources import (  # noqa: F401
-    HEAD,
-    HostSource,
-    check_unchanged,
-    check_weights,
-    describe,
-    folder_of,
-    host_shape,
-    weight_files,
-)
+from portability.hosts.sources import check_unchanged, check_weights, folder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ from portability.core.specs import PISSA, AnswerSpec, HostSpec, InitSpec, Method
 from portability.data.answer_tokens import encode_answers
 from portability.data.examples import Example
 from portability.data.splits import StudyData, encode, examples, rows
-from portability.hosts.host import check_unchanged, label_ids, load_tokenizer
+from portability.hosts.host import label_ids, load_tokenizer
+from portability.hosts.sources import check_unchanged
 from portability.inits.extraction import ExtractionOptions, ExtractReport, Seed, extract
 from portability.methods.module import ModuleState
 from portability.methods.subtractive_lora import lora_settings

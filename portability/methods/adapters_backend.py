@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES, LORA_AXES, Slot, locate, within_layer
+from portability.core.architectures import FAMILIES, LORA_AXES, Slot, parse_name, within_layer
 from portability.core.errors import UserError, choose
 from portability.core.specs import HostShape, MethodSpec
 from portability.hosts.host import Host
@@ -182,7 +182,7 @@ def _place(family: str, name: str) -> tuple[str, int, str]:
         stack, layer, rest = inside
         if site := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0]):
             return stack, layer, site
-    return locate(family, name)
+    return parse_name(family, name)
 
 
 def _lora_layout(

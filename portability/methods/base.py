@@ -94,12 +94,6 @@ class AttachedMethod(ABC):
         """A module as the library initialises it, from this seed and nothing else, in ordinary memory."""
         return self.to_state(self.draw(seed))
 
-    fresh = init_parameters
-
-    def unmount(self) -> None:
-        """As `detach`."""
-        self.detach()
-
     def to_state(self, parameters: Mapping[str, Tensor]) -> ModuleState:
         """The module held by the library's parameters."""
         tensors: dict[Slot, Tensor] = {}
@@ -153,10 +147,3 @@ class MethodBackend(Protocol):
             UserError: the library has no such method, a setting cannot work, or the method does not fit the
                 host, which is left as it was.
         """
-
-
-def Mounted(host: Host, spec: MethodSpec) -> AttachedMethod:  # noqa: N802
-    """As `portability.methods.attach`."""
-    from portability.methods import attach
-
-    return attach(host, spec)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from portability.core.architectures import LORA_AXES, SITE_GROUPS, Slot, locate
+from portability.core.architectures import LORA_AXES, SITE_GROUPS, Slot, parse_name
 from portability.core.errors import UserError, choose
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
@@ -259,7 +259,7 @@ def _layers(host: Host) -> dict[str, tuple[nn.Module, list[tuple[str, int, str]]
     for name, layer in host.model.named_modules():
         if isinstance(layer, nn.Linear | Conv1D | nn.Embedding):
             try:
-                stack, number, site = locate(host.family, f"{name}.weight")
+                stack, number, site = parse_name(host.family, f"{name}.weight")
             except KeyError:  # tables of positions and the like
                 continue
             found[name] = layer, [(stack, number, one) for one in site.split("+")]

@@ -15,7 +15,7 @@ from portability.core.stages import SCORING, TRAINING, Stage
 from portability.data.sampling import Schedule
 from portability.execution.run_output import Evidence, packages
 from portability.execution.worker_context import Desk
-from portability.methods.base import Mounted
+from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
 from portability.planning.plan import evenly
 from portability.porting.port import PortReport
@@ -33,7 +33,7 @@ ITERATES = ("", "last_")  # what a mark scores: the mean of its window (engine.w
 @dataclass
 class Start:
     """Where a run starts: its module, its head, the report of the port behind it, and what the method subtracts from the
-    host all through the run (see `methods.Mounted.to_frozen`)."""
+    host all through the run (see `methods.AttachedMethod.to_frozen`)."""
 
     module: ModuleState
     head: Head
@@ -46,18 +46,18 @@ class Start:
 class Bench:
     """What the members of a stack share: method on host, scorer, and encoded data."""
 
-    mounted: Mounted
+    attached: AttachedMethod
     scorer: engine.AnyScorer
     training: engine.Training
     test: engine.Test
 
     def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A module and head under the names by which the scorer knows them; the head comes last."""
-        return {f"model.{name}": value for name, value in self.mounted.to_parameters(module).items()} | dict(head)
+        return {f"model.{name}": value for name, value in self.attached.to_parameters(module).items()} | dict(head)
 
     def frozen(self, start: ModuleState | None) -> dict[str, Tensor]:
         """What a start subtracts, under the scorer's names; zeros for None."""
-        return {f"model.{name}": value for name, value in self.mounted.to_frozen(start).items()}
+        return {f"model.{name}": value for name, value in self.attached.to_frozen(start).items()}
 
     def schedule(self, run: RunSpec) -> Schedule:
         """The batches of a run's data."""
@@ -219,7 +219,7 @@ class Stack:
                 continue
             trained = self.trainer.bank.member(self.trainer.averages, index)
             head = {name: trained.pop(name) for name in start.head}
-            module = self.bench.mounted.to_state({name.removeprefix("model."): value for name, value in trained.items()})
+            module = self.bench.attached.to_state({name.removeprefix("model."): value for name, value in trained.items()})
             evidence = Evidence(
                 run=run, labels=self.bench.test.labels, report=start.report, outcome=outcome, origin=start.origin,
                 **{f"{iterate}predictions": {mark: found[mark].of(index) for mark in sorted(self.marks[run.run_id])}

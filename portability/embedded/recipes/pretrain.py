@@ -33,7 +33,8 @@ from portability.embedded.recipes import vocabulary as lexicon
 from portability.embedded.recipes.corpus import Corpus
 from portability.embedded.recipes.curriculum import Curriculum, rate
 from portability.embedded.recipes.synthetic_text import Mix
-from portability.hosts.host import HostSource, describe, load_plain, load_tokenizer
+from portability.hosts.host import load_plain, load_tokenizer
+from portability.hosts.sources import HostSource, describe
 
 log = logging.getLogger(__name__)
 
