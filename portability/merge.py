@@ -1,6 +1,8 @@
-"""The command `python -m portability.merge STUDY RUN FOLDER`: a host with a run's LoRA in its weights, as a plain host folder.
+"""The command `python -m portability.merge STUDY RUN FOLDER`: a host with a run's LoRA in its weights, as a
+plain host folder.
 
-The folder is what transformers loads, or what a file of conf/host names; a classification head is no part of it.
+The folder is what transformers loads, or what a file of conf/host names; a classification head is no part of
+it.
 """
 
 import argparse
@@ -11,7 +13,8 @@ from pathlib import Path
 
 from portability.core.errors import UserError
 from portability.core.specs import SCHEMA, HostSpec, RunSpec, from_dict
-from portability.hosts.host import HostSource, describe, load_host
+from portability.hosts.host import load_host
+from portability.hosts.sources import HostSource, describe
 from portability.methods import merge_lora
 from portability.methods.module import ModuleState
 from portability.store import Store
@@ -19,7 +22,7 @@ from portability.store import Store
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Merge one run; 0 when the folder was written, 2 when the user must change something."""
-    parser = argparse.ArgumentParser(prog="python -m portability.merge", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m portability.merge", description=__doc__.split("\n\n")[0])
     parser.add_argument("study", type=Path, help="a study's folder")
     parser.add_argument("run", help="run id, as the tables and the report name it")
     parser.add_argument("folder", type=Path, help="a new folder for the host")
@@ -49,12 +52,12 @@ def merge(store: Store, run_id: str, folder: Path, host_folder: Path | None = No
     if record is None:
         raise UserError(f"no run {run_id} in {store.root}; give a run id from the study's tables or report")
     if record.get("schema") != SCHEMA:
-        raise UserError(f"run {run_id} is of an older protocol (schema {record.get('schema')}), which is read but not "
-                        "merged; train it again")
+        raise UserError(f"run {run_id} is of an older protocol (schema {record.get('schema')}), which is "
+                        "read but not merged; train it again")
     run = from_dict(RunSpec, record["spec"])
     if run.method is None or run.method.library != "portability":
-        raise UserError(f"run {run_id} has no LoRA of library portability (method=lora_all), and no other can be merged "
-                        "here")
+        raise UserError(f"run {run_id} has no LoRA of library portability (method=lora_all), and no other "
+                        "can be merged here")
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
     module = ModuleState.from_file(*store.tensors(run_id, "module"))
@@ -73,8 +76,8 @@ def _host(run: RunSpec, folder: Path | None) -> HostSpec:
         UserError: it is not there, or is another one than the run was made on.
     """
     if folder is None and run.host.revision is None and not run.host.source.startswith("embedded:"):
-        raise UserError(f"run {run.run_id} was made on host '{run.host.name}' in a local folder; say where it is: "
-                        "--host FOLDER")
+        raise UserError(f"run {run.run_id} was made on host '{run.host.name}' in a local folder; say where "
+                        "it is: --host FOLDER")
     if folder is None:
         return run.host
     found = describe(HostSource(run.host.name, path=str(folder)))

@@ -9,8 +9,10 @@ import torch
 from tiny import METHODS, model, sentences, tokenizer, write_set
 
 from portability.core.specs import HostSpec
-from portability.hosts.host import Host, HostSource, describe, load_host
-from portability.methods.base import Mounted
+from portability.hosts.host import Host, load_host
+from portability.hosts.sources import HostSource, describe
+from portability.methods import attach
+from portability.methods.base import AttachedMethod
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +41,9 @@ def load(make_host: Callable[..., HostSpec]) -> Callable[..., Host]:
 
 
 @pytest.fixture(scope="session")
-def mount(load: Callable[..., Host]) -> Callable[..., Mounted]:
+def mount(load: Callable[..., Host]) -> Callable[..., AttachedMethod]:
     """method name, then as `make_host`: the method on a freshly loaded host."""
-    return lambda method, *args, **kwargs: Mounted(load(*args, **kwargs), METHODS[method])
+    return lambda method, *args, **kwargs: attach(load(*args, **kwargs), METHODS[method])
 
 
 @pytest.fixture(scope="session")

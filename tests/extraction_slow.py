@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from portability.core.specs import HostSpec
-from portability.hosts.host import Host, HostSource, describe
+from portability.hosts.host import Host
+from portability.hosts.sources import HostSource, describe
 from portability.inits.extraction import Seed
 from portability.tasks.classification import Scorer
 

@@ -13,7 +13,7 @@ import torch
 
 from portability.core.seeds import stream_seed
 from portability.execution.worker_context import Desk
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.planning.plan import plan
 from portability.run import compose
 from portability.store import Store
@@ -36,10 +36,10 @@ def follow(runs, desk: Desk, budgets) -> list[tuple]:
     run, rows = runs[0], []
     host = desk.host(run.host, run.precision)
     scorer, test, training = task_of(run.task).scorer(host), desk.test(host, run), desk.training(host, run)
-    mounted = Mounted(host, run.method)
+    mounted = attach(host, run.method)
     bench = Bench(mounted, scorer, training, test)
     seeds = [(stream_seed(*one.stream, "module"), stream_seed(one.seed, "head")) for one in runs]
-    starts = [bench.parameters(mounted.fresh(module), scorer.fresh_head(head)) for module, head in seeds]
+    starts = [bench.parameters(mounted.init_parameters(module), scorer.fresh_head(head)) for module, head in seeds]
     members = [engine.Member(start, one.seed, one.method.learning_rate) for start, one in zip(starts, runs, strict=True)]
     trainer, schedule = engine.Trainer(scorer, members, run.train), bench.schedule(run)
     start = trainer.bank.theta.detach().double()
@@ -62,7 +62,7 @@ def follow(runs, desk: Desk, budgets) -> list[tuple]:
                 scores = accuracies(scorer, trainer, value.float(), test, run)
                 rows += [(run.method.name, run.host.name, run.data.name, one.seed, points[update], update, name, score)
                          for one, score in zip(runs, scores, strict=True)]
-    mounted.unmount()
+    mounted.detach()
     return rows
 
 

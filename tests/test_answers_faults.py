@@ -18,8 +18,9 @@ from portability.data.sources import DataSource, answer_spec, read_split
 from portability.data.splits import examples
 from portability.execution import execute
 from portability.execution.worker_context import Desk
-from portability.hosts.host import HostSource, describe, load_host
-from portability.methods.base import Mounted
+from portability.hosts.host import load_host
+from portability.hosts.sources import HostSource, describe
+from portability.methods import attach
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
@@ -89,8 +90,8 @@ def test_a_member_that_diverged_leaves_its_neighbours_scores(sets, make_host):
     for name in ("sums", "quiz"):
         (run,) = of_data(plan(got.grid), name, "bare")
         host = load_host(run.host)
-        mounted, scorer = Mounted(host, method()), AnswerScorer(host, run.task)
-        fresh = mounted.to_parameters(mounted.fresh(0))
+        attached, scorer = attach(host, method()), AnswerScorer(host, run.task)
+        fresh = attached.to_parameters(attached.init_parameters(0))
         stacked = {f"model.{key}": torch.stack([value, torch.full_like(value, float("nan"))]) for key, value in fresh.items()}
         test = Generation(run.task).prompts(examples(got.data, name, "test", 0), host.tokenizer, "llama")
         both = engine.predict(scorer, stacked, test, 64)

@@ -16,7 +16,7 @@ from portability.hosts import attention
 from portability.hosts import host as hosts
 from portability.hosts.attention import causal_mask, padding_mask, text_mask
 from portability.hosts.host import load_host
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.porting import similarity
 from portability.tasks.classification import Scorer
 from portability.tasks.decoding import answer_scores, greedy
@@ -75,7 +75,7 @@ def test_no_mask_looks_at_its_values(make_host, monkeypatch, family, kind):
         Scorer(host, TASK)(IDS, REAL)
         similarity._states(host, IDS, REAL)
         if host.scoring == "label":
-            answers = Answers(Mounted(host, METHODS["prefix"]))
+            answers = Answers(attach(host, METHODS["prefix"]))
             answers.reader("follow", REAL, 1, IDS[:, 0], answers.reader("begin", IDS, REAL)[1])
             answers.reader("answer_logits", Batch(IDS, REAL, REAL.sum(1), IDS[:, :2], REAL[:, :2]))
     assert not noted.seen
@@ -85,9 +85,9 @@ class Scored:
     """A noisy member of a method on a host, with its head."""
 
     def __init__(self, host, kind):
-        self.mounted = Mounted(host, kind)
-        self.scorer, state = Scorer(host, TASK), noisy(self.mounted, 3)
-        self.own = {f"model.{name}": value for name, value in self.mounted.to_parameters(state).items()}
+        self.attached = attach(host, kind)
+        self.scorer, state = Scorer(host, TASK), noisy(self.attached, 3)
+        self.own = {f"model.{name}": value for name, value in self.attached.to_parameters(state).items()}
         self.own |= self.scorer.fresh_head(3)
 
     def __call__(self, ids, real):
@@ -148,7 +148,7 @@ def test_a_prefix_is_seen_by_every_token(load, family):
 def test_answers_in_bf16_are_as_near_to_fp32_as_those_of_eager_attention(make_host, monkeypatch, family, kind):
     def found(precision, wanted):
         monkeypatch.setattr(hosts, "attention_of", lambda family, device: wanted)
-        of = Answers(Mounted(load_host(make_host(family), precision=precision), kind))
+        of = Answers(attach(load_host(make_host(family), precision=precision), kind))
         rows = Batch(of.ids, of.mask, of.lengths.clamp(min=2) - 1, of.ids[:, :2], of.mask[:, :2])
         greedy(of.reader, of.stacked(0, 1), of.ids, of.mask, 3, [STOP])
         return answer_scores(of.reader, of.stacked(0, 1), rows)

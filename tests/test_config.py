@@ -387,7 +387,7 @@ def test_settings_beside_the_weights_are_part_of_a_host(make_host, tmp_path, nam
     import json
     import shutil
 
-    from portability.hosts.host import HostSource, describe
+    from portability.hosts.sources import HostSource, describe
     first = make_host("t5", 32, 2, 4, 0)
     folder = shutil.copytree(first.source, tmp_path / "host")
     values = json.loads((folder / name).read_text())
@@ -407,7 +407,8 @@ def test_settings_beside_the_weights_are_part_of_a_host(make_host, tmp_path, nam
 def test_a_host_that_changed_since_planning_is_refused(make_host, tmp_path):
     import shutil
 
-    from portability.hosts.host import HostSource, describe, load_host
+    from portability.hosts.host import load_host
+    from portability.hosts.sources import HostSource, describe
     folder = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
     planned = describe(HostSource("a", path=str(folder)))
     load_host(planned)
@@ -422,7 +423,7 @@ def test_a_host_that_changed_since_planning_is_refused(make_host, tmp_path):
 def test_broken_host_configurations_are_one_sentence(make_host, tmp_path, text, words):
     import shutil
 
-    from portability.hosts.host import HostSource, describe
+    from portability.hosts.sources import HostSource, describe
     folder = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=words):

@@ -13,7 +13,7 @@ from portability.data.sampling import Schedule, buckets, pad
 from portability.data.splits import Encoded
 from portability.hosts import host as hosts
 from portability.hosts.host import load_host
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.tasks.classification import Scorer
 from portability.training import trainer as engine
 from portability.training.trainer import Member, Trainer
@@ -31,21 +31,21 @@ def encoded(tokenizer, rows, template="{text} answer :"):
 class Bench:
     """A method on a host, and a training set."""
 
-    def __init__(self, mounted):
-        self.mounted = mounted
-        self.host = mounted.host
+    def __init__(self, attached):
+        self.attached = attached
+        self.host = attached.host
         self.scorer = Scorer(self.host, TASK)
         self.data = encoded(self.host.tokenizer, sentences(160, 3))
         self.schedule = Schedule(self.data, SPEC.batch_size, SPEC.bucket_batches, "data")
 
     def start(self, seed):
-        state = self.mounted.fresh(seed)
+        state = self.attached.init_parameters(seed)
         head = self.scorer.fresh_head(seed)
-        return {f"model.{name}": value for name, value in self.mounted.to_parameters(state).items()} | head
+        return {f"model.{name}": value for name, value in self.attached.to_parameters(state).items()} | head
 
     def train(self, seeds, spec=SPEC, rates=None, starts=None):
         starts = starts or [self.start(seed) for seed in seeds]
-        rates = rates or [self.mounted.spec.learning_rate] * len(seeds)
+        rates = rates or [self.attached.spec.learning_rate] * len(seeds)
         trainer = Trainer(self.scorer, [Member(*m) for m in zip(starts, seeds, rates, strict=True)], spec)
         engine.train(trainer, self.schedule, self.data, (12,), lambda *_: None)
         return trainer
@@ -112,7 +112,7 @@ def plain_loop(table, seed, spec):
     head = [values[name] for name in start if name.startswith("head.")]
     for parameter in module + head:
         parameter.requires_grad_(True)
-    rate = table.mounted.spec.learning_rate
+    rate = table.attached.spec.learning_rate
     groups = [{"params": part, "lr": lr} for part, lr in ((module, rate), (head, spec.head_learning_rate)) if part]
     optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
     warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / spec.warmup))
@@ -221,7 +221,7 @@ def test_predictions_do_not_depend_on_the_stack_or_the_order_of_examples(bench):
 @pytest.mark.parametrize("kind", [*METHODS.values(), method()], ids=lambda spec: spec.name)
 def test_scaled_dot_product_attention_gives_the_same_losses(make_host, monkeypatch, kind, family, precision, near):
     def losses():
-        table = Bench(Mounted(load_host(make_host(family), precision=precision), kind))
+        table = Bench(attach(load_host(make_host(family), precision=precision), kind))
         trainer = table.train([0, 1])
         return table.host.model.config._attn_implementation, trainer.losses
 
@@ -250,8 +250,8 @@ def test_what_stands_before_the_first_site_is_done_once_for_all_members(bench):
 @pytest.mark.parametrize("family", ["t5", "bert", "llama"])
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family):
-    full = Bench(Mounted(load_host(make_host(family)), METHODS[method]))
-    half = Bench(Mounted(load_host(make_host(family), precision="bf16"), METHODS[method]))
+    full = Bench(attach(load_host(make_host(family)), METHODS[method]))
+    half = Bench(attach(load_host(make_host(family), precision="bf16"), METHODS[method]))
     start = half.start(0)
     assert all(torch.equal(value, full.start(0)[name]) and value.dtype == torch.float32 for name, value in start.items())
     trainer, other = half.train([0, 1]), full.train([0, 1])
@@ -264,9 +264,9 @@ def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family)
 
 
 def test_frozen_weights_in_bf16_are_what_autocast_makes_of_them(make_host, monkeypatch):
-    kept = Bench(Mounted(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
+    kept = Bench(attach(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
     monkeypatch.setattr(hosts, "narrow", lambda model: None)
-    cast = Bench(Mounted(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
+    cast = Bench(attach(load_host(make_host("t5"), precision="bf16"), METHODS["adapter"]))
     assert torch.equal(kept.rows(kept.train([0])), cast.rows(cast.train([0])))
 
 

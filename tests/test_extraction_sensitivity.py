@@ -16,7 +16,7 @@ from tiny import FAMILIES, WORDS
 from torch import nn
 
 from portability.core.errors import UserError
-from portability.hosts.host import HostSource, describe
+from portability.hosts.sources import HostSource, describe
 from portability.inits.extraction import ExtractionOptions, Seed, extract, peak_bytes, threads
 from portability.inits.extraction.gradients import AbsoluteGradients, add_absolute
 from portability.inits.extraction.offload import Offload
@@ -299,7 +299,7 @@ torch.set_num_threads(1)
 def memory(what):  # getrusage would begin with the parent's memory
     return 1024 * int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 from portability.inits.extraction import ExtractionOptions, Seed, extract, peak_bytes
-from portability.hosts.host import HostSource, describe
+from portability.hosts.sources import HostSource, describe
 teacher, student, small = (describe(HostSource(p, path=p)) for p in sys.argv[1:4])
 seeds = [Seed([3 + (7 * i + j) % 20 for j in range(48)], start=24) for i in range(4)]
 inside, outside = ("attention", "ffn"), ("embedding", "head")

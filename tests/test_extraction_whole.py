@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from portability.core.architectures import LORA_AXES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
-from portability.hosts.host import HostSource, describe
+from portability.hosts.sources import HostSource, describe
 from portability.inits.extraction import ExtractionOptions, extract, gradients, offload, submatrix, threads
 from portability.inits.extraction.options import Place
 from portability.methods.module import ModuleState, equal

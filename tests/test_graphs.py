@@ -10,9 +10,9 @@ from tiny import FAMILIES, METHODS
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from portability.hosts.attention import Placed
+from portability.hosts.attention import DefaultDevice
 from portability.hosts.host import load_host
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.training.cuda_graphs import Replayer
 from portability.training.trainer import Member, Trainer
 
@@ -78,7 +78,7 @@ def test_a_forward_pass_makes_no_tensor_in_ordinary_memory(mount, method, family
     bare, placed = Homeless(), Homeless()
     with bare:
         plain = table.scorer(ids, mask)
-    with placed, Placed(torch.device("cpu")):  # as the scorer does on a GPU
+    with placed, DefaultDevice(torch.device("cpu")):  # as the scorer does on a GPU
         assert torch.equal(table.scorer(ids, mask), plain)
     assert ("ones" in bare.seen) == (method == "prefix")
     assert set(placed.seen) <= ({"tensor"} if method == "compacter" else set())  # Compacter's are shapes, never brought over
@@ -143,7 +143,7 @@ def test_a_step_that_waits_is_called_and_the_reason_logged(caplog):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stack_trains_alike_with_graphs_without_and_on_a_cpu(make_host, method, family, precision):
     def losses(device, capture):
-        table = Bench(Mounted(load_host(make_host(family), device, precision), METHODS[method]))
+        table = Bench(attach(load_host(make_host(family), device, precision), METHODS[method]))
         trainer = Trainer(table.scorer, [Member(table.start(seed), seed, 3e-3) for seed in (0, 1)], SPEC)
         trainer._replayer.capturing = capture
         for step in range(SPEC.updates):

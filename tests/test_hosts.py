@@ -10,7 +10,8 @@ from tiny import FAMILIES
 
 from portability.core.errors import UserError
 from portability.execution.rehearse import skeleton
-from portability.hosts.host import HostSource, describe, load_plain
+from portability.hosts.host import load_plain
+from portability.hosts.sources import HostSource, describe
 from portability.inits.extraction.weights import Weights
 
 ENCODERS = ("bert", "roberta")

@@ -11,7 +11,7 @@ import pytest
 PIN = "0123456789abcdef0123456789abcdef01234567"
 HOST = f"""
 from portability.core.errors import UserError
-from portability.hosts.host import HostSource, describe
+from portability.hosts.sources import HostSource, describe
 try:
     describe(HostSource("mine", hub="them/it", revision="{PIN}"))
 except UserError as error:

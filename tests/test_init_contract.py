@@ -13,7 +13,7 @@ from portability.inits import INITS
 from portability.inits.base import ExtractedPairs, InitContext
 from portability.inits.extraction import extract
 from portability.inits.seed_examples import extraction_options
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import equal
 from portability.planning.plan import plan
 from portability.porting.base import PortContext
@@ -27,7 +27,7 @@ OPTIONS = {"sampled": {"law": "normal"}}
 @pytest.fixture(scope="module")
 def sides(load):
     """The method on a large host and on a small one of the family t5."""
-    return [Mounted(load("t5", *shape), METHOD) for shape in ((48, 3, 6), (32, 2, 4))]
+    return [attach(load("t5", *shape), METHOD) for shape in ((48, 3, 6), (32, 2, 4))]
 
 
 def given(sides, kind, seed=0):
@@ -42,12 +42,12 @@ def given(sides, kind, seed=0):
 
     providers = {
         "origin_module": lambda: module,
-        "port": lambda: port(module, PortContext(*specs, small_.fresh(seed), PortSpec("pad", "pad", "stretch"))),
+        "port": lambda: port(module, PortContext(*specs, small_.init_parameters(seed), PortSpec("pad", "pad", "stretch"))),
         "extraction": lambda: ExtractedPairs(cut()[0], specs[0]),
         "teacher": cut,
     }
     watched = {need: _watched(need, providers[need], asked) for need in INIT_KINDS[kind].needs}
-    return InitContext(specs[1], METHOD, seed, (seed,), lambda: small_.fresh(seed), **watched), asked
+    return InitContext(specs[1], METHOD, seed, (seed,), lambda: small_.init_parameters(seed), **watched), asked
 
 
 def _watched(need, give, asked):

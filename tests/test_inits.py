@@ -12,7 +12,7 @@ from portability.inits import INITS
 from portability.inits.base import ExtractedPairs, InitContext
 from portability.inits.extraction import extract
 from portability.inits.seed_examples import extraction_options
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import equal
 from portability.porting.base import PortContext
 from portability.porting.port import port
@@ -36,12 +36,12 @@ def mounted(mount):
 
 
 def given(source, target, seed=0, **more):
-    return InitContext(target.host.spec, target.spec, seed, (seed,), lambda: target.fresh(seed),
+    return InitContext(target.host.spec, target.spec, seed, (seed,), lambda: target.init_parameters(seed),
                        port=lambda: carry(source, target, seed), **more)
 
 
 def carry(source, target, seed=0):
-    return port(noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.fresh(seed), PAD))
+    return port(noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.init_parameters(seed), PAD))
 
 
 def start(kind, have, **options):
@@ -68,10 +68,10 @@ def test_every_init_fits_the_receiving_host_and_repeats_itself(mounted, method, 
 def test_every_start_that_is_taken_off_the_host_fits_it_and_repeats_itself(load, kind, family):
     teacher, student = load(family, 48, 3, 6), load(family, 32, 2, 4)
     method = MethodSpec("pairs", "portability", "LoRA", {"r": 3, "sites": ["attention", "ffn"]}, 1e-3)
-    mounted = Mounted(student, method)
+    mounted = attach(student, method)
     options = extraction_options(method, InitSpec("e", "extracted", {"scores": "ones"}))
     cut, _ = extract(teacher.spec, student.spec, [], options, 0)
-    have = InitContext(student.spec, method, 0, (0,), lambda: mounted.fresh(0),
+    have = InitContext(student.spec, method, 0, (0,), lambda: mounted.init_parameters(0),
                        extraction=lambda: ExtractedPairs(cut, teacher.spec))
     made, again = start(kind, have), start(kind, have)
     assert equal(made.module, again.module) and mounted.to_parameters(made.module) and mounted.to_frozen(made.frozen)

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from portability.core.architectures import Slot
 from portability.core.specs import MethodSpec
 from portability.hosts.host import load_host
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import ModuleState, equal
 from portability.methods.subtractive_lora import Pair
 from portability.tasks.classification import Scorer
@@ -29,9 +29,9 @@ def method(**settings):
     return replace(METHOD, settings={**METHOD.settings, **settings})
 
 
-def blocks(mounted, seed):
+def blocks(attached, seed):
     """A random matrix for every pair's site, as `subtract: block` takes them."""
-    generator, fresh = torch.Generator().manual_seed(seed), mounted.fresh(0)
+    generator, fresh = torch.Generator().manual_seed(seed), attached.init_parameters(0)
     tensors, axes = {}, {}
     for slot in [slot for slot in fresh.tensors if slot.role == "A"]:
         out, place = slot._replace(role="B"), slot._replace(role="D")
@@ -48,13 +48,13 @@ def inputs(size=4):
     return ids, mask
 
 
-def logits(scorer, mounted=None, module=None, start=None):
+def logits(scorer, attached=None, module=None, start=None):
     """Logits with a seed's head and a module, or of the host as it is."""
     values = scorer.fresh_head(3)
     if module is not None:
-        values = named(mounted.to_parameters(module)) | values
+        values = named(attached.to_parameters(module)) | values
     if start is not None:
-        values = named(mounted.to_frozen(start)) | values
+        values = named(attached.to_frozen(start)) | values
     with torch.no_grad():
         return engine.logits_of(scorer, values, *inputs())
 
@@ -119,17 +119,17 @@ def changes(module):
             yield slot, b.reshape(-1, b.shape[-1]) @ a.reshape(len(a), -1)
 
 
-def merged(mounted, module, start=None):
+def merged(attached, module, start=None):
     """Logits of the host's folder, loaded plainly, with a module added to its weights and a start taken off."""
-    family, scale = mounted.host.family, mounted.scale
-    scorer, model = Scorer(mounted.host, TASK), plain_model(mounted.host.spec, mounted.host.family)
+    family, scale = attached.host.family, attached.scale
+    scorer, model = Scorer(attached.host, TASK), plain_model(attached.host.spec, attached.host.family)
     for slot, change in changes(module):
         merge(model, family, slot, scale * change)
     for slot, change in changes(start) if start else ():
         merge(model, family, slot, -scale * change)
     for slot, block in start.tensors.items() if start else ():
         if slot.role == "D":
-            into = mounted.fresh(0).tensors[slot._replace(role="A")][0].numel()
+            into = attached.init_parameters(0).tensors[slot._replace(role="A")][0].numel()
             merge(model, family, slot, -scale * block.reshape(-1, into))
     scorer.model = model
     return logits(scorer)
@@ -140,44 +140,44 @@ def test_a_fresh_module_changes_nothing_and_taking_it_off_leaves_the_host_as_it_
     host = load(family)
     scorer = Scorer(host, TASK)
     bare, before = logits(scorer), {name: id(p) for name, p in host.model.named_parameters()}
-    mounted = Mounted(host, METHOD)
-    assert torch.equal(logits(scorer, mounted, mounted.fresh(1)), bare) and torch.equal(logits(scorer), bare)
-    assert not torch.allclose(logits(scorer, mounted, noisy(mounted, 1)), bare, atol=1e-3)
-    mounted.unmount()
+    attached = attach(host, METHOD)
+    assert torch.equal(logits(scorer, attached, attached.init_parameters(1)), bare) and torch.equal(logits(scorer), bare)
+    assert not torch.allclose(logits(scorer, attached, noisy(attached, 1)), bare, atol=1e-3)
+    attached.detach()
     assert {name: id(p) for name, p in host.model.named_parameters()} == before and torch.equal(logits(scorer), bare)
 
 
 @pytest.mark.parametrize(("family", "sites"), [(f, ALL) for f in FAMILIES] + [
     ("gpt2", ["key"]), ("gpt2", ["query", "value"]), ("t5", ["query", "ffn_gate"]), ("llama", ["head"])])
 def test_merged_weights_give_the_same_logits(load, family, sites):
-    mounted = Mounted(load(family), method(sites=sites))
-    module = noisy(mounted, 0)
+    attached = attach(load(family), method(sites=sites))
+    module = noisy(attached, 0)
     sizes = {(slot.stack, slot.site): slot for slot in module.tensors}
     if sites == ALL:  # every matrix of the host, norms and tables of positions left
         assert len(sizes) == {"t5": 7 + 11 + 2, "bert": 7, "roberta": 7, "gpt2": 8, "llama": 9}[family]
-    assert equal(mounted.to_state(mounted.to_parameters(module)), module)
-    assert torch.allclose(logits(Scorer(mounted.host, TASK), mounted, module), merged(mounted, module), atol=1e-5)
+    assert equal(attached.to_state(attached.to_parameters(module)), module)
+    assert torch.allclose(logits(Scorer(attached.host, TASK), attached, module), merged(attached, module), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("subtract", ["product", "block"])
 def test_a_start_is_subtracted(load, family, subtract):
-    mounted = Mounted(load(family), method(subtract=subtract))
-    module, start = noisy(mounted, 0), noisy(mounted, 1) if subtract == "product" else blocks(mounted, 1)
-    ours = logits(Scorer(mounted.host, TASK), mounted, module, start)
-    assert torch.allclose(ours, merged(mounted, module, start), atol=1e-4)
-    assert not torch.allclose(ours, logits(Scorer(mounted.host, TASK), mounted, module), atol=1e-2)
+    attached = attach(load(family), method(subtract=subtract))
+    module, start = noisy(attached, 0), noisy(attached, 1) if subtract == "product" else blocks(attached, 1)
+    ours = logits(Scorer(attached.host, TASK), attached, module, start)
+    assert torch.allclose(ours, merged(attached, module, start), atol=1e-4)
+    assert not torch.allclose(ours, logits(Scorer(attached.host, TASK), attached, module), atol=1e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_subtracted_start_is_the_host_to_the_bit(make_host, family, precision):
-    mounted = Mounted(load_host(make_host(family), precision=precision), METHOD)
-    scorer, starts = Scorer(mounted.host, TASK), [noisy(mounted, seed) for seed in (0, 1)]
+    attached = attach(load_host(make_host(family), precision=precision), METHOD)
+    scorer, starts = Scorer(attached.host, TASK), [noisy(attached, seed) for seed in (0, 1)]
     bare = logits(scorer)
     for start in starts:
-        assert torch.equal(logits(scorer, mounted, start, start), bare)
-    held = [named(mounted.to_parameters(one) | mounted.to_frozen(one)) | scorer.fresh_head(3) for one in starts]
+        assert torch.equal(logits(scorer, attached, start, start), bare)
+    held = [named(attached.to_parameters(one) | attached.to_frozen(one)) | scorer.fresh_head(3) for one in starts]
     both = scorer.stacked_logits({name: torch.stack([one[name] for one in held]) for name in held[0]}, *inputs())
     assert torch.allclose(both, bare.expand_as(both), atol=1e-6 if precision == "fp32" else 1e-2)
     assert torch.equal(both[0], both[1])  # two starts, one function
@@ -207,16 +207,16 @@ def make_pair(into, out, rank, seed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_flow_to_the_pairs_alone(load, family):
-    mounted = Mounted(load(family), METHOD)
-    scorer, start = Scorer(mounted.host, TASK), noisy(mounted, 1)
-    values = {name: value.requires_grad_() for name, value in named(mounted.to_parameters(noisy(mounted, 0))).items()}
-    frozen, head = named(mounted.to_frozen(start)), scorer.fresh_head(0)
+    attached = attach(load(family), METHOD)
+    scorer, start = Scorer(attached.host, TASK), noisy(attached, 1)
+    values = {name: value.requires_grad_() for name, value in named(attached.to_parameters(noisy(attached, 0))).items()}
+    frozen, head = named(attached.to_frozen(start)), scorer.fresh_head(0)
     engine.logits_of(scorer, values | frozen | head, *inputs()).square().sum().backward()
     idle = r"decoder.*\.SelfAttention\.[qk]\."  # T5 decodes one token, which sees nothing but itself
     assert all(value.grad is not None and bool(value.grad.any()) != bool(re.search(idle, n)) for n, value in values.items())
     assert not any(value.requires_grad for value in frozen.values())
-    assert all(p.grad is None for p in mounted.host.model.parameters())
-    assert {n for n, p in mounted.host.model.named_parameters() if p.requires_grad} == set(mounted.shapes)
+    assert all(p.grad is None for p in attached.host.model.parameters())
+    assert {n for n, p in attached.host.model.named_parameters() if p.requires_grad} == set(attached.shapes)
 
 
 # ---- peft
@@ -228,10 +228,10 @@ def test_gradients_flow_to_the_pairs_alone(load, family):
     ("llama", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"])])
 def test_pefts_lora_with_the_same_weights_gives_the_same_logits(load, family, targets):
     sites = {"gpt2": ["attention_out", "ffn"], "llama": ["attention", "ffn", "embedding"]}.get(family, ["attention", "ffn"])
-    mounted = Mounted(load(family), method(sites=sites))
-    module, model = noisy(mounted, 0), plain_model(mounted.host.spec, family)
-    scorer = Scorer(mounted.host, TASK)
-    ours = logits(scorer, mounted, module)
+    attached = attach(load(family), method(sites=sites))
+    module, model = noisy(attached, 0), plain_model(attached.host.spec, family)
+    scorer = Scorer(attached.host, TASK)
+    ours = logits(scorer, attached, module)
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, fan_in_fan_out=family == "gpt2",
                              exclude_modules=["pooler.dense"] if "dense" in targets else None)
     peft.inject_adapter_in_model(config, model)
@@ -249,8 +249,8 @@ def test_pefts_lora_with_the_same_weights_gives_the_same_logits(load, family, ta
 
 
 def test_fresh_pairs_are_drawn_as_peft_draws_them(load):
-    mounted = Mounted(load("llama"), method(sites=["embedding", "query"]))
-    fresh, model = mounted.fresh(9), plain_model(mounted.host.spec, "llama")
+    attached = attach(load("llama"), method(sites=["embedding", "query"]))
+    fresh, model = attached.init_parameters(9), plain_model(attached.host.spec, "llama")
     peft.inject_adapter_in_model(peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"]), model)
     torch.manual_seed(9)
     for name, site in [("embed_tokens", Slot("shared", 0, "embedding", "B"))] + [
@@ -261,6 +261,6 @@ def test_fresh_pairs_are_drawn_as_peft_draws_them(load):
         assert torch.equal(fresh.tensors[site].reshape(held.shape), held)
         assert not fresh.tensors[site._replace(role="AB"["BA".index(site.role)])].any()
     state = torch.random.get_rng_state()
-    assert equal(mounted.fresh(9), fresh) and not equal(mounted.fresh(8), fresh)
+    assert equal(attached.init_parameters(9), fresh) and not equal(attached.init_parameters(8), fresh)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert fresh.tensors[Slot("decoder", 0, "query", "A")].abs().max() <= 1 / math.sqrt(32)

@@ -7,7 +7,7 @@ from test_lora_mount import METHOD, method
 from tiny import METHODS
 
 from portability.core.errors import UserError
-from portability.methods.base import Mounted
+from portability.methods import attach
 
 
 @pytest.mark.parametrize(("family", "settings", "words"), [
@@ -27,26 +27,26 @@ def test_wrong_settings_are_refused(load, family, settings, words):
     host = load(family)
     names = [name for name, _ in host.model.named_parameters()]
     with pytest.raises(UserError, match=words):
-        Mounted(host, method(**settings))
+        attach(host, method(**settings))
     assert [name for name, _ in host.model.named_parameters()] == names
 
 
 def test_a_setting_that_is_not_there_and_another_class_are_refused(load):
     with pytest.raises(UserError, match=r"method 'own' lacks the setting sites \(conf/method/own.yaml\)"):
-        Mounted(load(), replace(METHOD, settings={"r": 4}))
+        attach(load(), replace(METHOD, settings={"r": 4}))
     with pytest.raises(UserError, match="unknown config class of portability 'LoRAConfig'; choose one of: LoRA"):
-        Mounted(load(), replace(METHOD, config="LoRAConfig"))
+        attach(load(), replace(METHOD, config="LoRAConfig"))
 
 
 def test_groups_take_what_a_family_has_and_alpha_is_r_by_default(load):
-    mounted = Mounted(load("bert"), method(sites=["ffn", "head"], alpha=None))
-    assert {slot.site for slot in mounted.fresh(0).tensors} == {"ffn_up", "ffn_down"} and mounted.scale == 1.0
+    attached = attach(load("bert"), method(sites=["ffn", "head"], alpha=None))
+    assert {slot.site for slot in attached.init_parameters(0).tensors} == {"ffn_up", "ffn_down"} and attached.scale == 1.0
 
 
 def test_a_start_that_does_not_fit_or_a_library_that_cannot_subtract_is_refused(load):
-    mounted = Mounted(load(), METHOD)
-    start = mounted.fresh(0)
+    attached = attach(load(), METHOD)
+    start = attached.init_parameters(0)
     with pytest.raises(ValueError, match="module does not fit host .* at shared.0.head.B"):
-        mounted.to_frozen(start.map({slot: value for slot, value in start.tensors.items() if slot.key != "shared.0.head.B"}))
+        attached.to_frozen(start.map({slot: value for slot, value in start.tensors.items() if slot.key != "shared.0.head.B"}))
     with pytest.raises(UserError, match="method 'lora' of library adapters cannot subtract a start"):
-        Mounted(load(), METHODS["lora"]).to_frozen(start)
+        attach(load(), METHODS["lora"]).to_frozen(start)

@@ -15,7 +15,7 @@ from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.execution import execute
 from portability.execution.worker_context import Desk
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.planning.plan import plan
 from portability.porting.base import PortContext
 from portability.porting.port import port
@@ -34,10 +34,10 @@ class Own(Bench):
     """An engine test bench whose members may have starts."""
 
     def frozen(self, seed):
-        return {} if seed is None else named(self.mounted.to_frozen(noisy(self.mounted, seed)))
+        return {} if seed is None else named(self.attached.to_frozen(noisy(self.attached, seed)))
 
     def zeros(self):
-        return named(self.mounted.to_frozen(None))
+        return named(self.attached.to_frozen(None))
 
     def run(self, seeds, frozen, spec=SHORT):
         members = [Member(self.start(seed), seed, 3e-3, held) for seed, held in zip(seeds, frozen, strict=True)]
@@ -55,7 +55,7 @@ def own(load):
     def get(family, **settings):
         key = family, repr(settings)
         if key not in made:
-            made[key] = Own(Mounted(load(family), method(**settings)))
+            made[key] = Own(attach(load(family), method(**settings)))
         return made[key]
 
     return get
@@ -77,11 +77,11 @@ def test_stacks_of_1_2_4_and_a_permuted_one_are_bit_equal(own, family, started):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_from_a_start_equals_a_plain_one_at_a_time_loop(load, family):
     """An ordinary loop over the mounted layers, with each run's start put into them by hand."""
-    table = Own(Mounted(load(family), method()))
+    table = Own(attach(load(family), method()))
     trainer, _ = table.run([0, 1], [table.frozen(10), table.frozen(11)])
     without, _ = table.run([0], [{}])
     for place, seed in enumerate((0, 1)):
-        for name, value in table.mounted.to_frozen(noisy(table.mounted, 10 + seed)).items():
+        for name, value in table.attached.to_frozen(noisy(table.attached, 10 + seed)).items():
             layer, _, attribute = name.rpartition(".")
             setattr(table.host.model.get_submodule(layer), attribute, value)
         ours = trainer.bank.member(trainer.bank.theta, place)
@@ -135,8 +135,8 @@ def with_vocabulary(module, size):
 
 def test_a_port_carries_embedding_and_head_between_equal_vocabularies_alone(load):
     spec = PortSpec("pad", "pad", "stretch")
-    small_, large = (Mounted(load("llama", width, 2, 4), method()) for width in (32, 48))
-    module, fresh = noisy(small_, 0), large.fresh(0)
+    small_, large = (attach(load("llama", width, 2, 4), method()) for width in (32, 48))
+    module, fresh = noisy(small_, 0), large.init_parameters(0)
     done = port(module, PortContext(small_.host.spec, large.host.spec, fresh, spec))
     assert done.report.carried_fraction == 1.0
     for slot in [slot for slot in module.tensors if slot.stack == "shared"]:
@@ -163,13 +163,13 @@ def table(study, tmp_path_factory):
     made, runs, _ = study
     desk, run = Desk(Store(tmp_path_factory.mktemp("own")), made.data), runs[0]
     host = desk.host(run.host)
-    mounted = Mounted(host, run.method)
+    mounted = attach(host, run.method)
     yield desk, stacks.Bench(mounted, Scorer(host, run.task), desk.training(host, run), desk.test(host, run))
-    mounted.unmount()
+    mounted.detach()
 
 
 def start_of(mounted, seed, subtracted):
-    module = noisy(mounted, seed) if subtracted else mounted.fresh(seed)
+    module = noisy(mounted, seed) if subtracted else mounted.init_parameters(seed)
     return Start(module, {}, None, None, module if subtracted else None)
 
 

@@ -9,7 +9,8 @@ from test_extracted import QUICK, hosts, inits
 
 from portability.data.splits import rows
 from portability.data.tokenization import encode
-from portability.hosts.host import HostSource, describe, load_host
+from portability.hosts.host import load_host
+from portability.hosts.sources import HostSource, describe
 from portability.merge import main
 from portability.planning.plan import plan
 from portability.run import command

@@ -17,8 +17,8 @@ from portability.methods.subtractive_lora import LoraBackend
 from portability.tasks.classification import Scorer
 from portability.training import trainer as engine
 
-FILES = [next(iter(yaml.safe_load(path.read_text()).items())) for path in sorted((CONF / "method").glob("*.yaml"))]
-SPECS = [MethodSpec(name, **values) for name, values in FILES]
+SPECS = [MethodSpec(name, **values) for path in sorted((CONF / "method").glob("*.yaml"))
+         for name, values in yaml.safe_load(path.read_text()).items()]
 IDS = torch.randint(3, 20, (4, 7), generator=torch.Generator().manual_seed(0))
 REAL = torch.ones_like(IDS)
 each = pytest.mark.parametrize(("spec", "family"), [(spec, family) for spec in SPECS for family in FAMILIES],
@@ -45,14 +45,14 @@ def test_every_library_has_a_file():
 def test_a_backend_keeps_its_contract(load, spec, family):
     host = load(family)
     scorer, own = Scorer(host, TASK), bits(host)
-    head, torch_state = scorer.fresh_head(0), torch.random.get_rng_state()
+    head = scorer.fresh_head(0)
     bare = engine.logits_of(scorer, head, IDS, REAL)
     attached = attach(host, fitting(spec, host))
 
     fresh = attached.init_parameters(5)
     after = torch.random.get_rng_state()
     assert equal(attached.init_parameters(5), fresh) and not equal(attached.init_parameters(6), fresh)
-    assert torch.equal(torch.random.get_rng_state(), after) and torch_state.shape == after.shape
+    assert torch.equal(torch.random.get_rng_state(), after)
     module = noisy(attached, 1)
     parameters = attached.to_parameters(module)
     assert equal(attached.to_state(parameters), module)
@@ -64,7 +64,8 @@ def test_a_backend_keeps_its_contract(load, spec, family):
     changed = engine.logits_of(scorer, values, IDS, REAL)
     with attached.disabled():
         assert torch.equal(engine.logits_of(scorer, head, IDS, REAL), bare)
-    assert torch.equal(engine.logits_of(scorer, values, IDS, REAL), changed) and not torch.allclose(changed, bare, atol=1e-3)
+    assert torch.equal(engine.logits_of(scorer, values, IDS, REAL), changed)
+    assert not torch.allclose(changed, bare, atol=1e-3)
     attached.detach()
     left = bits(host)
     assert left.keys() == own.keys() and all(torch.equal(left[name], own[name]) for name in own)
@@ -72,7 +73,8 @@ def test_a_backend_keeps_its_contract(load, spec, family):
     assert torch.equal(engine.logits_of(scorer, head, IDS, REAL), bare)
 
 
-@pytest.mark.parametrize(("name", "scale"), [("lora", 2.0), ("lora_all", 1.0), ("adapter", 1.0), ("prefix", 1.0)])
+@pytest.mark.parametrize(("name", "scale"), [
+    ("lora", 2.0), ("lora_all", 1.0), ("adapter", 1.0), ("prefix", 1.0)])
 def test_the_scale_is_what_multiplies_a_product(load, name, scale):
     assert attach(load(), next(spec for spec in SPECS if spec.name == name)).scale == scale
 
@@ -87,7 +89,8 @@ def test_no_library_is_needed_for_a_host_and_none_changes_its_numbers(load, fami
 
     def found():
         method = attach(host, fitting(own, host))
-        members = [{f"model.{n}": v for n, v in method.to_parameters(noisy(method, seed)).items()} | head for seed in (1, 2)]
+        modules = [method.to_parameters(noisy(method, seed)) for seed in (1, 2)]
+        members = [{f"model.{name}": value for name, value in module.items()} | head for module in modules]
         stacked = {name: torch.stack([one[name] for one in members]) for name in members[0]}
         with torch.no_grad():
             logits = scorer.stacked_logits(stacked, IDS, REAL)
@@ -112,7 +115,8 @@ def offers(monkeypatch):
     """Have an installed package offer a library: name, where it is."""
     def offer(name, value="test_method_contract:Outside"):
         point = EntryPoint(name, value, "portability.methods")
-        monkeypatch.setattr(methods, "entry_points", lambda group: [point] if group == "portability.methods" else [])
+        found = {"portability.methods": [point]}
+        monkeypatch.setattr(methods, "entry_points", lambda group: found.get(group, []))
 
     return offer
 
@@ -121,7 +125,7 @@ OURS = MethodSpec("mine", "elsewhere", "LoRA", {"r": 2, "sites": ["attention"]},
 
 
 def test_a_library_of_another_package_is_found(load, offers):
-    with pytest.raises(UserError, match="unknown PEFT library 'elsewhere'; choose one of: adapters, portability"):
+    with pytest.raises(UserError, match="PEFT library 'elsewhere'; choose one of: adapters, portability"):
         attach(load(), OURS)
     offers("elsewhere")
     assert attach(load(), OURS).init_parameters(0).entries > 0
@@ -135,13 +139,13 @@ def test_a_library_cannot_take_the_place_of_one_of_ours(load, offers):
 
 def test_a_library_that_is_not_installed_is_one_sentence(load, offers):
     offers("elsewhere", "no_such_package:Backend")
-    with pytest.raises(UserError, match="'elsewhere' cannot be imported .*; install it, or use one of adapters, elsewhere, "):
+    with pytest.raises(UserError, match="'elsewhere' cannot be imported .*; install it, or use"):
         attach(load(), OURS)
 
 
 def test_a_method_that_fails_leaves_the_host_free(load):
     host = load()
-    with pytest.raises(UserError, match="bottleneck of 15, not 16|no meaning is known|no place is known"):
+    with pytest.raises(UserError, match="no place is known"):
         attach(host, MethodSpec("mine", "adapters", "LoReftConfig", {}, 1e-3))
     with pytest.raises(UserError, match="adds no parameter"):
         attach(host, MethodSpec("mine", "adapters", "LoRAConfig", {"selfattn_lora": False}, 1e-3))

@@ -9,7 +9,7 @@ from tiny import FAMILIES, METHODS, TASK, noisy
 from portability.core.architectures import FAMILIES as TABLE
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import ModuleState, axis_size, equal
 from portability.tasks.classification import Scorer
 from portability.training import trainer as engine
@@ -18,28 +18,28 @@ from portability.training import trainer as engine
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_slots_and_parameters_are_two_views_of_one_module(mount, family, method):
-    mounted = mount(method, family)
-    module = noisy(mounted, 0)
-    parameters = mounted.to_parameters(module)
-    assert {name: tuple(v.shape) for name, v in parameters.items()} == {n: tuple(s) for n, s in mounted.shapes.items()}
-    assert equal(mounted.to_state(parameters), module)
+    attached = mount(method, family)
+    module = noisy(attached, 0)
+    parameters = attached.to_parameters(module)
+    assert {name: tuple(v.shape) for name, v in parameters.items()} == {n: tuple(s) for n, s in attached.shapes.items()}
+    assert equal(attached.to_state(parameters), module)
     assert module.entries == sum(value.numel() for value in parameters.values())
     stacks = set(TABLE[family].stacks) | {"shared"}
     for slot, tensor in module.tensors.items():
         assert slot.stack in stacks and Slot.parse(slot.key) == slot
         for label, size in zip(module.axes[slot], tensor.shape, strict=True):
-            assert axis_size(label, mounted.host.spec.shape) in (None, size), (slot, label)
+            assert axis_size(label, attached.host.spec.shape) in (None, size), (slot, label)
     assert equal(ModuleState.from_file(*module.to_file()), module)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fresh_modules_depend_on_the_seed_alone(mount, method):
-    mounted = mount(method)
-    one = mounted.fresh(5)
+    attached = mount(method)
+    one = attached.init_parameters(5)
     torch.manual_seed(123)
-    assert equal(mounted.fresh(5), one) and not equal(mounted.fresh(6), one)
+    assert equal(attached.init_parameters(5), one) and not equal(attached.init_parameters(6), one)
     state = torch.random.get_rng_state()
-    mounted.fresh(7)
+    attached.init_parameters(7)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -53,10 +53,10 @@ def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, mak
     import adapters
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    mounted = mount(method, family)
-    scorer = Scorer(mounted.host, TASK)
-    module, head = noisy(mounted, 3), scorer.fresh_head(3)
-    parameters = mounted.to_parameters(module)
+    attached = mount(method, family)
+    scorer = Scorer(attached.host, TASK)
+    module, head = noisy(attached, 3), scorer.fresh_head(3)
+    parameters = attached.to_parameters(module)
     ids = torch.randint(3, 20, (4, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
@@ -76,7 +76,7 @@ def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, mak
             return engine.logits_of(scorer, head, ids, mask)
 
     other = plain()
-    other.add_adapter("module", config=mounted.config, set_active=True)
+    other.add_adapter("module", config=attached.config, set_active=True)
     assert not other.load_state_dict(parameters, strict=False).unexpected_keys
     assert torch.allclose(ours, logits(other), atol=1e-5)
     if method in LIBRARY_SAVES:
@@ -88,13 +88,13 @@ def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, mak
 
 def test_a_fused_query_key_value_matrix_splits_in_the_librarys_order(mount):
     """GPT-2 has one matrix for all three: each slot's product must be that third of the library's change."""
-    mounted = mount("lora", "gpt2")
-    module = noisy(mounted, 1)
-    name = next(n for n in mounted.shapes if "h.0.attn.c_attn" in n and n.endswith("lora_A"))
-    layer = mounted.host.model.transformer.h[0].attn.c_attn
+    attached = mount("lora", "gpt2")
+    module = noisy(attached, 1)
+    name = next(n for n in attached.shapes if "h.0.attn.c_attn" in n and n.endswith("lora_A"))
+    layer = attached.host.model.transformer.h[0].attn.c_attn
     with torch.no_grad():
-        for n, value in mounted.to_parameters(module).items():
-            dict(mounted.host.model.named_parameters())[n].copy_(value)
+        for n, value in attached.to_parameters(module).items():
+            dict(attached.host.model.named_parameters())[n].copy_(value)
         before = layer.weight.clone()
         change = layer._compute_adapted_weight("module", layer.loras["module"]) - before
     scaling = METHODS["lora"].settings["alpha"] / METHODS["lora"].settings["r"]
@@ -114,30 +114,30 @@ def test_a_fused_query_key_value_matrix_splits_in_the_librarys_order(mount):
 def test_settings_that_cannot_work_are_refused(load, method, changes, words):
     spec = replace(METHODS[method], settings={**METHODS[method].settings, **changes})
     with pytest.raises(UserError, match=words):
-        Mounted(load(), spec)
+        attach(load(), spec)
 
 
 @pytest.mark.parametrize("bottleneck", [5, 10, 16, 20, 24])
 def test_the_bottleneck_has_the_size_that_was_asked_for(load, bottleneck):
     """The library floors width / factor: 64 / (64 / 20) is 19 there."""
-    mounted = Mounted(load("t5", 64, 1, 4), replace(METHODS["adapter"], settings={"bottleneck": bottleneck}))
-    assert mounted.fresh(0).tensors[Slot("encoder", 0, "attention", "down_weight")].shape == (bottleneck, 64)
+    attached = attach(load("t5", 64, 1, 4), replace(METHODS["adapter"], settings={"bottleneck": bottleneck}))
+    assert attached.init_parameters(0).tensors[Slot("encoder", 0, "attention", "down_weight")].shape == (bottleneck, 64)
 
 
 def test_unknown_config_classes_and_libraries_list_the_choices(load):
     with pytest.raises(UserError, match="LoRAConfig"):
-        Mounted(load(), replace(METHODS["lora"], config="LoraConfig"))
+        attach(load(), replace(METHODS["lora"], config="LoraConfig"))
     with pytest.raises(UserError, match="adapters"):
-        Mounted(load(), replace(METHODS["lora"], library="peff"))
+        attach(load(), replace(METHODS["lora"], library="peff"))
 
 
 def test_taking_a_method_off_leaves_the_bare_host(mount):
-    mounted = mount("adapter")
-    scorer = Scorer(mounted.host, TASK)
+    attached = mount("adapter")
+    scorer = Scorer(attached.host, TASK)
     ids = torch.randint(3, 20, (4, 7), generator=torch.Generator().manual_seed(0))
-    mounted.unmount()
+    attached.detach()
     bare = engine.logits_of(scorer, {}, ids, torch.ones_like(ids))
-    again = Mounted(mounted.host, METHODS["lora"])  # B is zero at the start: no change of the function
+    again = attach(attached.host, METHODS["lora"])  # B is zero at the start: no change of the function
     assert torch.allclose(engine.logits_of(scorer, {}, ids, torch.ones_like(ids)), bare, atol=1e-6)
-    again.unmount()
-    assert not [name for name, p in mounted.host.model.named_parameters() if p.requires_grad]
+    again.detach()
+    assert not [name for name, p in attached.host.model.named_parameters() if p.requires_grad]

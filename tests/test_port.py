@@ -38,7 +38,7 @@ def mounted(mount):
 def carry(source, target, how, module=None):
     """Port a noisy module from one mounted method to another."""
     module = module or noisy(source, 1)
-    return port(module, PortContext(source.host.spec, target.host.spec, target.fresh(2), how)), module
+    return port(module, PortContext(source.host.spec, target.host.spec, target.init_parameters(2), how)), module
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,7 +67,7 @@ def test_every_shape_gives_an_exactly_known_carry(mounted, method, strategy, sha
     per_layer = (len(module.tensors) - shared) / 2
     assert report.carried_fraction * len(module.tensors) == pytest.approx(layers * per_layer + shared)
     for slot, tensor in done.module.tensors.items():
-        assert tensor.shape == target.fresh(0).tensors[slot].shape
+        assert tensor.shape == target.init_parameters(0).tensors[slot].shape
         picked = report.layer_map[slot.stack][slot.layer] if slot.stack != "shared" else [0]
         original = module.tensors[slot._replace(layer=picked[0])]
         corner = tuple(slice(0, min(a, b)) for a, b in zip(original.shape, tensor.shape, strict=True))
@@ -153,7 +153,7 @@ def test_other_stacks_need_a_partial_carry_that_is_asked_for(mounted, method, or
     kept = sum(action not in ("dropped", "fresh") for action in done.report.tensors.values())
     fresh = [s for s in done.module.tensors if done.report.tensors[s.key] == "fresh"]
     assert kept and kept + len(fresh) == len(done.module.tensors)
-    assert all(torch.equal(done.module.tensors[s], target.fresh(2).tensors[s]) for s in fresh)
+    assert all(torch.equal(done.module.tensors[s], target.init_parameters(2).tensors[s]) for s in fresh)
     assert done.report.carried_fraction < 1.0 or fresh
 
 
@@ -167,11 +167,11 @@ def test_single_stacks_of_other_families_are_mapped(mounted, method, origin, rec
 def test_other_hyper_parameters_are_refused_not_cut(mount, mounted):
     from dataclasses import replace
 
-    from portability.methods.base import Mounted
+    from portability.methods import attach
     source = mounted("lora")
     host = mount("lora").host
     host.model.delete_adapter("module")
-    other = Mounted(host, replace(METHODS["lora"], settings={**METHODS["lora"].settings, "r": 2}))
+    other = attach(host, replace(METHODS["lora"], settings={**METHODS["lora"].settings, "r": 2}))
     with pytest.raises(UserError, match="'rank' differs"):
         carry(source, other, spec())
 
@@ -187,7 +187,7 @@ def test_compacters_shared_factor_is_ported_once(mounted):
 def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(mounted):
     """Net2WiderNet: a host whose hidden units stand twice sees the same bottleneck activations."""
     source = mounted("adapter")
-    wide = source.fresh(0)
+    wide = source.init_parameters(0)
     slot = Slot("encoder", 0, "attention", "down_weight")
     repeated = repeat_axis(wide.tensors[slot], 1, 48, True)
     x = torch.randn(32)

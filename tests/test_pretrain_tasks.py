@@ -25,7 +25,8 @@ from portability.embedded.recipes.pretrain_tasks import (
     sampled_rows,
     train,
 )
-from portability.hosts.host import HostSource, describe, load_host, load_plain
+from portability.hosts.host import load_host, load_plain
+from portability.hosts.sources import HostSource, describe
 from portability.tasks import generated
 
 CONF = yaml.safe_load(pretrain_tasks.CONF.read_text())

@@ -18,8 +18,9 @@ from portability.core.errors import UserError
 from portability.core.specs import MethodSpec
 from portability.execution import preview
 from portability.execution import scheduler as progress
-from portability.hosts.host import HostSource, describe, label_ids, label_tokens, load_tokenizer
-from portability.methods.base import Mounted
+from portability.hosts.host import label_ids, label_tokens, load_tokenizer
+from portability.hosts.sources import HostSource, describe
+from portability.methods import attach
 from portability.planning.plan import plan
 from portability.run import command, compose
 from portability.store import Store
@@ -85,9 +86,9 @@ def test_what_a_library_itself_refuses_is_named(make_host, data_folders, tmp_pat
 @pytest.mark.parametrize("config", ["LoRAConfig", "PrefixTuningConfig", "CompacterConfig"])
 def test_sizes_that_a_methods_file_leaves_out_are_the_librarys(load, config):
     settings = {"PrefixTuningConfig": {"flat": True}, "CompacterConfig": {"bottleneck": 8}}.get(config, {})
-    mounted = Mounted(load(), MethodSpec("mine", "adapters", config, settings, 1e-3))
-    state = mounted.fresh(0)
-    assert {name: value.shape for name, value in mounted.to_parameters(state).items()} == mounted.shapes
+    attached = attach(load(), MethodSpec("mine", "adapters", config, settings, 1e-3))
+    state = attached.init_parameters(0)
+    assert {name: value.shape for name, value in attached.to_parameters(state).items()} == attached.shapes
     size = {"LoRAConfig": ("rank", 8), "PrefixTuningConfig": ("prefix", 30), "CompacterConfig": ("phm", 4)}[config]
     assert size in {pair for slot, value in state.tensors.items() for pair in zip(state.axes[slot], value.shape, strict=True)}
 

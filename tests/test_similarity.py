@@ -13,7 +13,8 @@ from tiny import FAMILIES, TASK, sentences
 
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, TaskSpec
-from portability.hosts.host import HostSource, describe, load_host
+from portability.hosts.host import load_host
+from portability.hosts.sources import HostSource, describe
 from portability.porting.similarity import cka, compare_hosts, gram, readings, shape_distance, weight_distance
 
 TEXTS = [row["text"] for row in sentences(48, 3)]

@@ -50,7 +50,7 @@ def pairwise(*axes):
 @pytest.mark.parametrize(("strategy", "method", "shape", "layer_map"), pairwise(STRATEGIES, METHODS, SHAPES, LAYER_MAPS))
 def test_a_strategy_gives_a_module_of_the_receiving_host_or_says_why_not(strategy, method, shape, layer_map, mounted):
     source, target = mounted(method, "t5", 32, 2, 4), mounted(method, "t5", *SHAPES[shape])
-    module, fresh = noisy(source, 1), target.fresh(2)
+    module, fresh = noisy(source, 1), target.init_parameters(2)
     before = module.map({slot: tensor.clone() for slot, tensor in module.tensors.items()})
     context = PortContext(source.host.spec, target.host.spec, fresh, PortSpec(strategy, strategy, layer_map))
     try:
@@ -152,7 +152,7 @@ def installed(tmp_path, monkeypatch):
 def context_of(mounted, strategy, load=load_host):
     source, target = mounted("lora", "t5", 32, 2, 4), mounted("lora", "t5", 48, 2, 6)
     spec = PortSpec(strategy, strategy, "stretch")
-    return noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.fresh(0), spec, load)
+    return noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.init_parameters(0), spec, load)
 
 
 def test_a_packages_strategy_reads_both_hosts(installed, mounted, load):

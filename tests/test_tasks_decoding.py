@@ -12,7 +12,7 @@ from portability.core.errors import UserError
 from portability.data.answer_tokens import encode_answers, encode_prompts
 from portability.data.examples import Example
 from portability.hosts.host import load_host
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.tasks.decoding import _each, answer_loss, answer_scores, greedy, texts
 from portability.tasks.padding import Batch, batch
 from portability.tasks.readers import reader
@@ -25,15 +25,15 @@ ALL = {**METHODS, "own": method()}
 class Bench:
     """A method on a host, four noisy members of it, and prompts of different lengths."""
 
-    def __init__(self, mounted):
-        self.mounted, self.model, self.family = mounted, mounted.host.model, mounted.host.family
-        self.reader = reader(mounted.host)
+    def __init__(self, attached):
+        self.attached, self.model, self.family = attached, attached.host.model, attached.host.family
+        self.reader = reader(attached.host)
         self.members = []
         for seed in range(4):
-            module = noisy(mounted, seed)
-            found = mounted.to_parameters(module.map({slot: 3 * tensor for slot, tensor in module.tensors.items()}))
-            if mounted.frozen:
-                found |= mounted.to_frozen(noisy(mounted, seed + 10))
+            module = noisy(attached, seed)
+            found = attached.to_parameters(module.map({slot: 3 * tensor for slot, tensor in module.tensors.items()}))
+            if attached.frozen:
+                found |= attached.to_frozen(noisy(attached, seed + 10))
             self.members.append({f"model.{name}": value for name, value in found.items()})
         draw = torch.Generator().manual_seed(5)
         self.lengths = torch.randint(1, 10, (16,), generator=draw)
@@ -64,7 +64,7 @@ def bench(load):
 
     def get(name, family):
         if (name, family) not in made:
-            made[name, family] = Bench(Mounted(load(family), ALL[name]))
+            made[name, family] = Bench(attach(load(family), ALL[name]))
         return made[name, family]
 
     return get
@@ -182,7 +182,7 @@ def test_scores_and_losses_of_answers_are_those_token_by_token(bench, name, fami
 def test_losses_and_gradients_of_a_stack_are_those_of_its_members(bench, family):
     one = bench("own", family)
     rows = rows_of(one)
-    trained = {f"model.{name}" for name in one.mounted.shapes}
+    trained = {f"model.{name}" for name in one.attached.shapes}
     stack = {name: value.clone().requires_grad_(name in trained) for name, value in one.stacked(0, 1).items()}
     twice = Batch(*(torch.stack([part, part.flip(0)]) for part in rows))
     losses = vmap(lambda given, part: answer_loss(one.reader, given, part))(stack, twice)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from portability.core.paths import bundled
 from portability.core.specs import MethodSpec, TaskSpec
-from portability.methods.base import Mounted
+from portability.methods.base import AttachedMethod
 
 torch.set_num_threads(1)
 CONF = bundled("conf")
@@ -59,9 +59,9 @@ def model(family: str, hidden: int, layers: int, heads: int) -> transformers.Pre
                        intermediate_size=2 * hidden, max_position_embeddings=64, pad_token_id=0))
 
 
-def noisy(mounted: Mounted, seed: int):
+def noisy(attached: AttachedMethod, seed: int):
     """A module in which no tensor is zero, so that nothing is equal by accident."""
-    state = mounted.fresh(seed)
+    state = attached.init_parameters(seed)
     generator = torch.Generator().manual_seed(seed)
     return state.map({s: t + 0.1 * torch.randn(t.shape, generator=generator) for s, t in state.tensors.items()})
 

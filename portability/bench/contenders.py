@@ -14,12 +14,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+from portability import methods
 from portability.core.specs import RunSpec
 from portability.execution.execute import execute, scorer_of
 from portability.execution.worker_context import Desk
 from portability.hosts.devices import places
-from portability.hosts.host import Host, folder_of, from_folder, load_tokenizer, narrow
-from portability.methods.base import Mounted
+from portability.hosts.host import Host, from_folder, load_tokenizer, narrow
+from portability.hosts.sources import folder_of
 from portability.planning.plan import Plan, plan
 from portability.run import compose
 from portability.store import Store
@@ -58,15 +59,15 @@ class Ours:
     def __init__(self, words: Sequence[str], members: int, first: int = 0):
         _, self.run, desk = study_of(words)
         host, self.device = desk.host(self.run), desk.device
-        mounted, test = Mounted(host, self.run.method), desk.test(host, self.run)
-        self.bench = Bench(mounted, scorer_of(host, self.run), desk.training(host, self.run), test)
+        attached, test = methods.attach(host, self.run.method), desk.test(host, self.run)
+        self.bench = Bench(attached, scorer_of(host, self.run), desk.training(host, self.run), test)
         self.schedule = self.bench.schedule(self.run)
         self.engine = self.stack(range(first, first + members))
         self.size = self.engine.bank.theta.shape[1]
 
     def stack(self, seeds: Sequence[int]) -> Engine:
         """Fresh members, before their first update."""
-        fresh, head = self.bench.mounted.fresh, self.bench.scorer.fresh_head
+        fresh, head = self.bench.attached.init_parameters, self.bench.scorer.fresh_head
         starts = [Start(fresh(seed), head(seed), None, None) for seed in seeds]
         return Stack([replace(self.run, seed=seed) for seed in seeds], starts, self.bench, {}).trainer
 
@@ -168,7 +169,7 @@ def attach(host: Host, run: RunSpec) -> nn.Module:
             r=settings["r"], lora_alpha=settings["alpha"], target_modules=LORA_TARGETS[host.family]))
     adapters.init(host.model)
     host.model.requires_grad_(False).accepts_loss_kwargs = False  # **kwargs do not take num_items_in_batch
-    Mounted(host, run.method)
+    methods.attach(host, run.method)
     return host.model
 
 

@@ -20,7 +20,7 @@ from portability.core.schema import build
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
-from portability.hosts.host import HostSource, describe
+from portability.hosts.sources import HostSource, describe
 from portability.planning.plan import Grid, check_relations, origins, rated
 from portability.planning.selection import Part
 from portability.planning.study import Study

@@ -1,6 +1,7 @@
 """Where each architecture family keeps its matrices: data, and the look-ups over it.
 
-A slot is (stack, layer, site, role): the site names what the tensor stands beside, the role its part of the method.
+A slot is (stack, layer, site, role): the site names what the tensor stands beside, the role its part of the
+method.
 """
 
 import re
@@ -40,10 +41,11 @@ class Family:
         layer: path of a layer, with {stack} where the stack is part of it and {layer} for its number.
         matrices: stack -> path inside a layer -> site; one matrix for several sites has them joined by "+".
         shared: path -> site of the matrices outside the layers.
-        sdpa: whether transformers has scaled-dot-product attention for it (used on a GPU, with ready-made masks).
+        sdpa: whether transformers has scaled-dot-product attention for it (used on a GPU, with ready-made
+            masks).
         tied: whether a config.json that does not say so ties head and embedding (`tie_word_embeddings`).
-        unused: beginnings of the weights' names of parts on top of the last states, which are never used here: a
-            file may lack them or have them all the same.
+        unused: beginnings of the weights' names of parts on top of the last states, which are never used
+            here: a file may lack them or have them all the same.
     """
 
     scoring: str
@@ -60,7 +62,7 @@ class Family:
 _T5_NAMES = {"q": "query", "k": "key", "v": "value", "o": "attention_out"}
 _T5_SELF = {f"layer.0.SelfAttention.{name}": site for name, site in _T5_NAMES.items()}
 _T5_CROSS = {f"layer.1.EncDecAttention.{name}": f"cross_{site}" for name, site in _T5_NAMES.items()}
-_T5_FFN = {"wi": "ffn_up", "wi_1": "ffn_up", "wi_0": "ffn_gate", "wo": "ffn_down"}  # wi of the first version, ungated
+_T5_FFN = {"wi": "ffn_up", "wi_1": "ffn_up", "wi_0": "ffn_gate", "wo": "ffn_down"}  # wi: ungated, version 1.0
 _WIDTHS = {"hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads"}
 _BERT = Family(
     scoring="head",
@@ -73,7 +75,7 @@ _BERT = Family(
     }},
     shared={"embeddings.word_embeddings": "embedding"},
     sdpa=True,
-    unused=("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs."),  # left by pretraining and fine-tuning
+    unused=("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs."),  # of pretraining and fine-tuning
 )
 
 FAMILIES: dict[str, Family] = {
@@ -119,8 +121,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-# Axes of a low-rank pair beside each matrix of the host: what goes in, and what comes out. Query heads are laid out as
-# (key-value head, place in its group), so that a query keeps its key and value when heads are cut, padded or repeated.
+# Axes of a low-rank pair beside each matrix of the host: what goes in, and what comes out. Query heads are
+# laid out as (key-value head, place in its group), so that a query keeps its key and value when heads are
+# cut, padded or repeated.
 LORA_AXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "query": (("hidden",), ("kv_heads", "group", "head_dim")),
     "key": (("hidden",), ("kv_heads", "head_dim")),
@@ -141,7 +144,8 @@ SITE_GROUPS: dict[str, tuple[str, ...]] = {  # names for what a family has of th
 
 
 def within_layer(family: str, name: str) -> tuple[str, int, str] | None:
-    """Stack and layer of a parameter's name, and the rest of the name inside the layer; None outside the layers.
+    """Stack and layer of a parameter's name, and the rest of the name inside the layer; None outside the
+    layers.
 
     Example:
         >>> within_layer("bert", "encoder.layer.3.attention.self.key.weight")
@@ -156,14 +160,14 @@ def within_layer(family: str, name: str) -> tuple[str, int, str] | None:
     return match.groupdict().get("stack") or next(iter(stacks)), int(match["layer"]), match["rest"]
 
 
-def locate(family: str, name: str) -> tuple[str, int, str]:
+def parse_name(family: str, name: str) -> tuple[str, int, str]:
     """Stack, layer and site of a parameter of a host's matrix, or of one that a method put beside it.
 
     Raises:
         KeyError: the family has no such matrix.
 
     Example:
-        >>> locate("bert", "encoder.layer.3.attention.self.key.loras.m.lora_A")
+        >>> parse_name("bert", "encoder.layer.3.attention.self.key.loras.m.lora_A")
         ('encoder', 3, 'key')
     """
     if inside := within_layer(family, name):
@@ -174,4 +178,5 @@ def locate(family: str, name: str) -> tuple[str, int, str]:
     for path, site in FAMILIES[family].shared.items():
         if f".{path}." in f".{name}":
             return "shared", 0, site
-    raise KeyError(f"no place is known for parameter {name!r} in the {family} family (portability/core/architectures.py)")
+    raise KeyError(f"no place is known for parameter {name!r} in the {family} family "
+                   "(portability/core/architectures.py)")

@@ -1,6 +1,6 @@
 """Carry runs from their specs to stored records: the story of a run, one call per stage.
 
-    desk.host -> desk.training, desk.test -> Mounted -> starts -> Stack: trainer.train, with scorer.predict at
+    desk.host -> desk.training, desk.test -> methods.attach -> starts -> Stack: trainer.train, with scorer.predict at
     each mark -> desk.commit -> store.commit
 """
 
@@ -18,8 +18,8 @@ from portability.core.specs import RunSpec
 from portability.core.stages import SCORING, Stage
 from portability.data.sampling import Bucket
 from portability.execution.worker_context import Desk
-from portability.inits.start import StartBuilder, start_head
-from portability.methods.base import Mounted
+from portability.inits.start import StartBuilder, on_device, start_head
+from portability.methods import attach
 from portability.tasks.base import EvalSet, TaskScorer
 from portability.tasks.registry import task_of
 from portability.training.memory import member_bytes, most_members
@@ -87,9 +87,9 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk)
     if first.method is None or training is None:
         yield from (_bare(run, scorer, test, desk) for run in runs)
         return
-    mounted = Mounted(host, first.method)
+    attached = attach(host, first.method)
     try:
-        bench = Bench(mounted, scorer, training, test)
+        bench = Bench(attached, scorer, training, test)
         starts = _starts(runs, bench, desk)
         runs = [run for run in runs if run.run_id in starts]
         size = _most(runs, starts, bench, desk) if len(runs) > 1 else 1
@@ -102,7 +102,7 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk)
             yield from stack.outputs(desk.place.device, overhead)
             del stack  # before the next one is built
     finally:
-        mounted.unmount()
+        attached.detach()
 
 
 def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, desk: Desk) -> int:

@@ -15,13 +15,14 @@ from torch import Tensor
 from portability.core.errors import FAULTS, UserError
 from portability.core.specs import HostSpec, MethodSpec, RunSpec
 from portability.execution.worker_context import Desk
-from portability.hosts.host import Host, folder_of, load_tokenizer, model_class
+from portability.hosts.host import Host, load_tokenizer, model_class
+from portability.hosts.sources import folder_of
 from portability.inits import INITS
 from portability.inits.base import InitContext
 from portability.inits.extraction import peak_bytes
 from portability.inits.extraction.weights import Weights
 from portability.inits.seed_examples import extraction_options, seed_examples
-from portability.methods.base import Mounted
+from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.porting.base import PortContext
 from portability.porting.port import fit_head, port
@@ -89,10 +90,10 @@ class Rehearsal:
         key = (host.fingerprint, repr(method))
         if key not in self.modules:
             with _said(f"host '{host.name}'", f"method '{method.name}'"), torch.device("meta"):
-                mounted = Mounted(self._host(host), method)
-                shapes = mounted.to_state({name: torch.empty(shape)
-                                           for name, shape in mounted.shapes.items()})
-                mounted.unmount()
+                attached = attach(self._host(host), method)
+                shapes = attached.to_state({name: torch.empty(shape)
+                                           for name, shape in attached.shapes.items()})
+                attached.detach()
             generator = torch.Generator().manual_seed(0)
             self.modules[key] = shapes.map(
                 {slot: torch.rand(tensor.shape, generator=generator)

@@ -1,7 +1,7 @@
 """What a host's attention is handed: ready-made masks, and tensors of one number format.
 
-Masks are made here and nowhere else. Those that transformers makes inside a model look at their own values (`.all()`), which
-neither `vmap` nor a CUDA graph allows.
+Masks are made here and nowhere else. Those that transformers makes inside a model look at their own values
+(`.all()`), which neither `vmap` nor a CUDA graph allows.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ TAKES_READY = int(transformers.__version__.split(".")[0]) >= 5
 
 
 def padding_mask(real: Tensor) -> Tensor:
-    """Mask (B, 1, 1, T) to add to attention scores: 0 for real tokens, which everybody sees, else the least number.
+    """Mask (B, 1, 1, T) to add to attention scores: 0 for real tokens, which everybody sees, else the least
+    number.
 
     Args:
         real: (B, T) above 0 for real tokens, 0 for padding.
@@ -29,8 +30,8 @@ def padding_mask(real: Tensor) -> Tensor:
 
 
 def causal_mask(real: Tensor) -> Tensor:
-    """Mask (B, 1, T, T) to add to attention scores: 0 where a token looks at itself or at a real one before it, else the least
-    number. Padding stands on the right, so every row has a real token to look at.
+    """Mask (B, 1, T, T) to add to attention scores: 0 where a token looks at itself or at a real one before
+    it, else the least number. Padding stands on the right, so every row has a real token to look at.
 
     Args:
         real: (B, T) above 0 for real tokens, 0 for padding.
@@ -45,11 +46,12 @@ def _added(seen: Tensor) -> Tensor:
 
 
 def text_mask(family: str, real: Tensor) -> Tensor:
-    """The mask of a text as the family's model takes it: causal for decoder-only hosts, else one of padding, which T5's decoder
-    reads its encoder's states by, too.
+    """The mask of a text as the family's model takes it: causal for decoder-only hosts, else one of padding,
+    which T5's decoder reads its encoder's states by, too.
 
-    In transformers 4 the models of BERT and RoBERTa and T5's stacks refuse a ready-made mask of padding and make
-    (1 - given) * least of what they are given, by fixed steps alone: so they are given 1 and 0, (B, 1, T), T5 (B, T).
+    In transformers 4 the models of BERT and RoBERTa and T5's stacks refuse a ready-made mask of padding and
+    make (1 - given) * least of what they are given, by fixed steps alone: so they are given 1 and 0, (B, 1,
+    T), T5 (B, T).
 
     Args:
         real: (B, T) above 0 for real tokens, 0 for padding on the right.
@@ -61,9 +63,9 @@ def text_mask(family: str, real: Tensor) -> Tensor:
     return (real if family == "t5" else real[:, None]).gt(0).float()
 
 
-class Placed(TorchFunctionMode):
-    """Makes `torch.ones` without a device on this one: adapters' prefix makes its mask in ordinary memory and copies it,
-    which waits for a GPU in every layer and cannot be captured."""
+class DefaultDevice(TorchFunctionMode):
+    """Makes `torch.ones` without a device on this one: adapters' prefix makes its mask in ordinary memory and
+    copies it, which waits for a GPU in every layer and cannot be captured."""
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -77,9 +79,10 @@ class Placed(TorchFunctionMode):
 
 
 class Narrowed(TorchFunctionMode):
-    """Hands scaled-dot-product attention and convolutions all their tensors in bf16, as autocast does. Under `vmap` autocast
-    does not see them, because they are taken apart before, and they refuse mixed formats: a rotated or prefixed key is fp32
-    beside a value in bf16, adapters' LoRA on a GPT-2 convolves bf16 states with fp32 weights."""
+    """Hands scaled-dot-product attention and convolutions all their tensors in bf16, as autocast does. Under
+    `vmap` autocast does not see them, because they are taken apart before, and they refuse mixed formats: a
+    rotated or prefixed key is fp32 beside a value in bf16, adapters' LoRA on a GPT-2 convolves bf16 states
+    with fp32 weights."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -97,8 +100,9 @@ def computing(device: torch.device, precision: str) -> Iterator[None]:
     """Within it a host's forward pass runs on the device in a precision ("fp32", or "bf16" by autocast)."""
     with ExitStack() as stack:
         if device.type != "cpu":
-            stack.enter_context(Placed(device))
+            stack.enter_context(DefaultDevice(device))
         if precision == "bf16":
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))  # graphs must not hold one
+            # a CUDA graph must not hold a cache of weights
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
             stack.enter_context(Narrowed())
         yield

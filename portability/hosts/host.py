@@ -8,16 +8,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.data.answer_tokens import after, joined
-from portability.hosts.sources import (  # noqa: F401
-    HEAD,
-    HostSource,
-    check_unchanged,
-    check_weights,
-    describe,
-    folder_of,
-    host_shape,
-    weight_files,
-)
+from portability.hosts.sources import check_unchanged, check_weights, folder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +39,8 @@ def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> H
 
     Args:
         device: "cpu", or "cuda:N".
-        precision: "fp32"; or "bf16", where the forward pass runs under autocast and the frozen linear layers are kept in
-            bf16, which is what autocast would make of them in every pass.
+        precision: "fp32"; or "bf16", where the forward pass runs under autocast and the frozen linear layers
+            are kept in bf16, which is what autocast would make of them in every pass.
 
     Raises:
         UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
@@ -70,7 +61,8 @@ def load_plain(spec: HostSpec, attention: str = "eager") -> "PreTrainedModel":
     import torch
 
     check_unchanged(spec)
-    return from_folder(spec.name, spec.shape.family, folder_of(spec), attn_implementation=attention, dtype=torch.float32)
+    options = {"attn_implementation": attention, "dtype": torch.float32}
+    return from_folder(spec.name, spec.shape.family, folder_of(spec), **options)
 
 
 def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTrainedModel":
@@ -86,11 +78,12 @@ def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTra
 
     try:
         model, found = model_class(family).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options)
+            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"host '{name}' cannot be loaded from {folder}: {error}") from error
-    check_weights(name, family, folder, *(found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")))
+    wrong = (found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+    check_weights(name, family, folder, *wrong)
     return model
 
 
@@ -111,17 +104,19 @@ def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain ones
-        raise UserError(f"the tokenizer of host '{spec.name}' cannot be loaded from {folder}: {error}") from error
+        raise UserError(f"the tokenizer of host '{spec.name}' cannot be loaded from {folder}: "
+                        f"{error}") from error
 
 
 def attention_of(family: str, device: str) -> str:
-    """Kind of attention: torch's scaled-dot-product on a GPU where the family has it; eager on a CPU, where `vmap` would
-    take the members one by one and the bits of finished studies would change."""
+    """Kind of attention: torch's scaled-dot-product on a GPU where the family has it; eager on a CPU, where
+    `vmap` would take the members one by one and the bits of finished studies would change."""
     return "sdpa" if device != "cpu" and FAMILIES[family].sdpa else "eager"
 
 
 def narrow(model: "PreTrainedModel") -> None:
-    """Keep the linear layers in bf16, but not one that shares its weight with the embedding, whose output is fp32."""
+    """Keep the linear layers in bf16, but not one that shares its weight with the embedding, whose output is
+    fp32."""
     import torch
 
     embedding = model.get_input_embeddings().weight
@@ -133,8 +128,8 @@ def narrow(model: "PreTrainedModel") -> None:
 def label_tokens(
     tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
 ) -> list[list[int]]:
-    """Tokens of each label word (negative, positive), as they follow a question (answer_tokens.joined): a word that begins
-    with a blank is taken as it is written.
+    """Tokens of each label word (negative, positive), as they follow a question (answer_tokens.joined): a
+    word that begins with a blank is taken as it is written.
 
     Args:
         seq2seq: True where the label stands alone (T5 decoder); False where it continues the question.
@@ -155,15 +150,18 @@ def label_ids(
     """First token of each label word (negative, positive); arguments as of `label_tokens`.
 
     Raises:
-        UserError: the two words begin with the same token, with the unknown one or with none, so scoring could not tell them
-            apart.
+        UserError: the two words begin with the same token, with the unknown one or with none, so scoring
+            could not tell them apart.
     """
     found = label_tokens(tokenizer, words, seq2seq, template)
     if [] in found:
-        raise UserError(f"label word {words[found.index([])]!r} has no token; choose others (task.label_words)")
+        raise UserError(f"label word {words[found.index([])]!r} has no token; choose others "
+                        "(task.label_words)")
     negative, positive = (tokens[0] for tokens in found)
     if negative == positive:
-        raise UserError(f"label words {words} begin with the same token {negative}; choose others (task.label_words)")
+        raise UserError(f"label words {words} begin with the same token {negative}; choose others "
+                        "(task.label_words)")
     if tokenizer.unk_token_id in (negative, positive):
-        raise UserError(f"a label word of {words} is unknown to the host's tokenizer; choose others (task.label_words)")
+        raise UserError(f"a label word of {words} is unknown to the host's tokenizer; choose others "
+                        "(task.label_words)")
     return negative, positive

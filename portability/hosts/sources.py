@@ -1,4 +1,5 @@
-"""Where hosts come from, a local folder or a pinned hub revision, and what they are, without loading them or torch."""
+"""Where hosts come from, a local folder or a pinned hub revision, and what they are, without loading them or
+torch."""
 
 import functools
 import json
@@ -15,17 +16,19 @@ from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
 from portability.core.specs import HostShape, HostSpec
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
+                   "tokenizer.model")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 HEAD = "lm_head.weight"  # of every family that has a language-model head
-IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "adapters",
-              "_commit_hash")  # keys of versions and paths, which change no number
+IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype",
+              "architectures", "adapters", "_commit_hash")  # of versions and paths: they change no number
 
 
 @dataclass(frozen=True)
 class HostSource:
-    """Where a host comes from: exactly one of a local folder (``embedded:NAME`` for shipped ones) and a hub id."""
+    """Where a host comes from: exactly one of a local folder (``embedded:NAME`` for shipped ones) and a hub
+    id."""
 
     name: str
     path: str | None = None
@@ -40,14 +43,17 @@ def folder_of(source: HostSource | HostSpec) -> Path:
         UserError: no such folder, no pinned revision, or the hub cannot be reached.
     """
     if isinstance(source, HostSpec):
-        local = {"path": source.source} if source.revision is None else {"hub": source.source, "revision": source.revision}
-        return folder_of(HostSource(source.name, **local))
+        if source.revision is not None:
+            return _from_hub(source.name, source.source, source.revision)
+        source = HostSource(source.name, source.source)
     if source.path is None:
         return _from_hub(source.name, source.hub, source.revision)
-    embedded = source.path.startswith("embedded:")
-    folder = EMBEDDED / "hosts" / source.path.removeprefix("embedded:") if embedded else Path(source.path).expanduser()
+    folder = Path(source.path).expanduser()
+    if source.path.startswith("embedded:"):
+        folder = EMBEDDED / "hosts" / source.path.removeprefix("embedded:")
     if not (folder / "config.json").is_file():
-        raise UserError(f"host '{source.name}': no config.json in {folder}; set its path in conf/host or host_root=...")
+        raise UserError(f"host '{source.name}': no config.json in {folder}; set its path in conf/host or "
+                        "host_root=...")
     return folder
 
 
@@ -58,7 +64,8 @@ def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if not hub or not revision or len(revision) != 40:
-        raise UserError(f"host '{name}': give a path, or a hub id with its 40-digit revision (got {hub}@{revision})")
+        raise UserError(f"host '{name}': give a path, or a hub id with its 40-digit revision (got "
+                        f"{hub}@{revision})")
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
@@ -70,10 +77,12 @@ def describe(source: HostSource) -> HostSpec:
     """The host's shape and fingerprint.
 
     Raises:
-        UserError: unknown family, weights that are not safetensors, no tokenizer, or a file that cannot be read.
+        UserError: unknown family, weights that are not safetensors, no tokenizer, or a file that cannot be
+            read.
     """
     if source.path and source.hub:
-        raise UserError(f"host '{source.name}': give a path or a hub id, not both (host.{source.name}.hub=null)")
+        raise UserError(f"host '{source.name}': give a path or a hub id, not both "
+                        f"(host.{source.name}.hub=null)")
     folder = folder_of(source)
     config = _settings(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
@@ -86,19 +95,22 @@ def describe(source: HostSource) -> HostSpec:
     _check_head(source.name, config, folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not tokenizer:
-        raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of {', '.join(TOKENIZER_FILES)})")
+        raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of "
+                        f"{', '.join(TOKENIZER_FILES)})")
     settings = {name: _settings(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
     mark = fingerprint([*weights, *tokenizer, *templates], settings)
-    return HostSpec(source.name, source.path or str(source.hub), None if source.path else source.revision, mark, shape)
+    revision = None if source.path else source.revision
+    return HostSpec(source.name, source.path or str(source.hub), revision, mark, shape)
 
 
 def _no_safetensors(source: HostSource, folder: Path) -> str:
     """What is wrong with a host whose weights are stored in another way, and what to do."""
     if source.hub:
-        return (f"{source.hub} holds no safetensors at this revision, and pickled weights are refused; convert it once as "
-                f"README says and set host.{source.name}.path=FOLDER")
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        return (f"{source.hub} holds no safetensors at this revision, and pickled weights are refused; "
+                f"convert it once as README says and set host.{source.name}.path=FOLDER")
+    pickles = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in pickles)
     found = f"only {', '.join(pickled)}, and pickled weights are refused" if pickled else "none"
     return f"needs *.safetensors in {folder}, found {found}"
 
@@ -129,7 +141,8 @@ def host_shape(config: Mapping[str, Any]) -> HostShape:
     family = FAMILIES[name]
     for key in (*family.widths.values(), *family.stacks.values(), "num_layers"):
         if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
-            raise UserError(f"a {name} host's config.json must have a whole number from 1 on as {key}, got {size!r}")
+            raise UserError(f"a {name} host's config.json must have a whole number from 1 on as {key}, got "
+                            f"{size!r}")
     lacking = [family.widths[axis] for axis in ("hidden", "heads") if not config.get(family.widths[axis])]
     lacking += [key for key in family.stacks.values() if not (config.get(key) or config.get("num_layers"))]
     if lacking:
@@ -149,7 +162,8 @@ def _settings(path: Path) -> dict[str, Any]:
         UserError: the file is not a JSON object.
     """
     try:
-        found = json.loads(path.read_text(), object_hook=lambda one: {k: v for k, v in one.items() if k not in IRRELEVANT})
+        found = json.loads(path.read_text(), object_hook=lambda one: {
+            key: value for key, value in one.items() if key not in IRRELEVANT})
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -161,15 +175,17 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _check_head(name: str, config: Mapping[str, Any], folder: Path) -> None:
-    """See, without loading, that the weight files are whole and hold a language-model head where one is needed.
+    """See, without loading, that the weight files are whole and hold a language-model head where one is
+    needed.
 
     Raises:
         UserError: a file or the head is missing, or a file cannot be read.
     """
     stored = {weight for file in weight_files(name, folder) for weight in stored_names(name, file)}
-    family = str(config["model_type"])
-    needed = FAMILIES[family].scoring == "label" and not config.get("tie_word_embeddings", FAMILIES[family].tied)
-    check_weights(name, family, folder, missing={HEAD} - stored if needed else (), unexpected=(), mismatched=())
+    family = FAMILIES[config["model_type"]]
+    needed = family.scoring == "label" and not config.get("tie_word_embeddings", family.tied)
+    if needed and HEAD not in stored:
+        check_weights(name, config["model_type"], folder, missing={HEAD}, unexpected=(), mismatched=())
 
 
 def weight_files(name: str, folder: Path) -> list[Path]:
@@ -184,14 +200,14 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     if not index.is_file():
         raise UserError(f"host '{name}': neither model.safetensors nor its index in {folder}")
     try:
-        table, _ = itemgetter("weight_map", "metadata")(json.loads(index.read_text()))  # transformers asks for both
+        table, _ = itemgetter("weight_map", "metadata")(json.loads(index.read_text()))  # as transformers does
         files = [folder / file for file in sorted(set(table.values()))]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"host '{name}': {index} is no index of weights ({error!r}); take a whole copy of the host"
-                        ) from error
+        raise UserError(f"host '{name}': {index} is no index of weights ({error!r}); take a whole copy of "
+                        "the host") from error
     if lacking := [file.name for file in files if not file.is_file()]:
-        raise UserError(f"host '{name}': {index} names {', '.join(lacking[:3])}, not in its folder; take a whole copy of "
-                        "the host")
+        raise UserError(f"host '{name}': {index} names {', '.join(lacking[:3])}, not in its folder; take a "
+                        "whole copy of the host")
     return files
 
 
@@ -211,23 +227,24 @@ def stored_names(name: str, file: Path) -> set[str]:
 
 
 def check_weights(
-    name: str, family: str, folder: Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
+    name: str, family: str, folder: Path,
+    missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str],
 ) -> None:
-    """Refuse a host whose file and config.json do not ask for the same weights: transformers would draw those that are
-    missing at random, anew at every load, and pass over the others.
+    """Refuse a host whose file and config.json do not ask for the same weights: transformers would draw those
+    that are missing at random, anew at every load, and pass over the others.
 
     Args:
-        missing, unexpected, mismatched: names of weights that the file lacks, has beyond the model, or has in another
-            shape; those of parts that are never used here (`Family.unused`) do not count.
+        missing, unexpected, mismatched: names of weights that the file lacks, has beyond the model, or has in
+            another shape; those of parts that are never used here (`Family.unused`) do not count.
 
     Raises:
         UserError: there are such weights; the first of each kind are named.
     """
     kinds = {"lacks": missing, "has beyond them": unexpected, "has in another shape": mismatched}
-    found = {kind: sorted(one for one in names if not one.startswith(FAMILIES[family].unused)) for kind, names in
-             kinds.items()}
+    found = {kind: sorted(one for one in names if not one.startswith(FAMILIES[family].unused))
+             for kind, names in kinds.items()}
     said = [f"it {kind} {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
             for kind, names in found.items() if names]
     if said:
-        raise UserError(f"host '{name}': the weights in {folder} are not those that its config.json asks for: "
-                        f"{'; '.join(said)}; take a whole copy of the host, or mend its config.json")
+        raise UserError(f"host '{name}': the weights in {folder} are not those that its config.json asks "
+                        f"for: {'; '.join(said)}; take a whole copy of the host, or mend its config.json")

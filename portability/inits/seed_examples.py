@@ -9,7 +9,7 @@ from portability.core.errors import UserError, choose
 from portability.core.seeds import stream_seed
 from portability.core.specs import HostSpec, InitSpec, MethodSpec, RunSpec
 from portability.data.splits import StudyData
-from portability.hosts.host import check_unchanged
+from portability.hosts.sources import check_unchanged
 from portability.inits.extraction import ExtractionOptions, ExtractReport, Seed, extract
 from portability.methods.module import ModuleState
 from portability.methods.subtractive_lora import lora_settings

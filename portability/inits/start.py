@@ -20,6 +20,7 @@ from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext
 from portability.porting.port import fit_head, port
 from portability.store import Store
+from portability.tasks.base import TaskScorer
 from portability.training import trainer as engine
 from portability.training.stack import Bench, Start
 
@@ -40,7 +41,7 @@ class StartBuilder:
         free: Callable[[], int] = lambda: 1,
     ):
         self.bench, self.store, self.data, self.device, self.free = bench, store, data, device, free
-        self.method = bench.mounted.spec
+        self.method = bench.attached.spec
         self._ports: dict[tuple[object, ...], Port] = {}
         self._hosts: dict[tuple[str, str], Host] = {}
 
@@ -68,7 +69,7 @@ class StartBuilder:
         return Start(made.module, head, made.report, self._names(run), made.frozen)
 
     def _fresh(self, run: RunSpec) -> ModuleState:
-        return self.bench.mounted.fresh(stream_seed(*run.stream, "module"))
+        return self.bench.attached.init_parameters(stream_seed(*run.stream, "module"))
 
     def _origin(self, run: RunSpec) -> RunSpec:
         """The run that a run starts from."""
@@ -118,7 +119,7 @@ class StartBuilder:
         return ExtractedPairs(self._origin_module(run), origin.teacher or origin.host, blocks)
 
 
-def start_head(run: RunSpec, scorer: engine.AnyScorer, store: Store) -> dict[str, Tensor]:
+def start_head(run: RunSpec, scorer: TaskScorer, store: Store) -> dict[str, Tensor]:
     """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's
     width.
 
@@ -147,7 +148,7 @@ def _logit_change(bench: Bench, head: Mapping[str, Tensor]) -> Callable[[ModuleS
     @torch.no_grad()
     def change(module: ModuleState) -> float:
         if not bare:
-            with bench.mounted.disabled():
+            with bench.attached.disabled():
                 bare.append(engine.logits_of(scorer, on_device(head, scorer), *rows))
         logits = engine.logits_of(scorer, on_device(bench.parameters(module, head), scorer), *rows)
         return float(torch.linalg.vector_norm(logits - bare[0]))
@@ -155,6 +156,6 @@ def _logit_change(bench: Bench, head: Mapping[str, Tensor]) -> Callable[[ModuleS
     return change
 
 
-def on_device(parameters: Mapping[str, Tensor], scorer: engine.AnyScorer) -> dict[str, Tensor]:
+def on_device(parameters: Mapping[str, Tensor], scorer: TaskScorer) -> dict[str, Tensor]:
     """The parameters where the scorer computes."""
     return {name: value.to(scorer.device) for name, value in parameters.items()}

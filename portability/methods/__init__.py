@@ -1,5 +1,5 @@
-"""PEFT methods on a host. A library is one backend: a file here and a line in BACKENDS, or an installed package with an
-entry point in the group ``portability.methods`` that names its `MethodBackend` class."""
+"""PEFT methods on a host. A library is one backend: a file here and a line in BACKENDS, or an installed
+package with an entry point in the group ``portability.methods`` that names its `MethodBackend` class."""
 
 from importlib.metadata import entry_points
 
@@ -17,19 +17,21 @@ def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
     """Put a method on a host, in place, until it is detached.
 
     Raises:
-        UserError: no such library, or it is not installed or clashes with one of ours; or as `MethodBackend.attach`.
+        UserError: no such library, or it is not installed or clashes with one of ours; or as
+            `MethodBackend.attach`.
     """
     outside = {point.name: point for point in entry_points(group="portability.methods")}
     if clash := sorted(BACKENDS.keys() & outside):
-        raise UserError(f"the package of {outside[clash[0]].value} names its PEFT library '{clash[0]}', as one here is named; "
-                        "rename its entry point, or remove the package")
+        raise UserError(f"the package of {outside[clash[0]].value} names its PEFT library '{clash[0]}', as "
+                        "one here is named; rename its entry point, or remove the package")
     name = choose(spec.library, BACKENDS | outside, "PEFT library")
     try:
         backend = BACKENDS[name] if name in BACKENDS else outside[name].load()
         attached = backend().attach(host, spec)
     except ImportError as error:
-        raise UserError(f"method '{spec.name}': the PEFT library '{name}' cannot be imported ({error}); install it, or use "
-                        f"one of {', '.join(sorted(BACKENDS.keys() | outside))}") from error
+        raise UserError(f"method '{spec.name}': the PEFT library '{name}' cannot be imported ({error}); "
+                        "install it, or use one of "
+                        f"{', '.join(sorted(BACKENDS.keys() | outside))}") from error
     if not attached.layouts:
         attached.detach()
         raise UserError(f"method '{spec.name}' adds no parameter to host '{host.spec.name}'")

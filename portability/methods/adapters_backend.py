@@ -1,12 +1,12 @@
-"""Methods of the `adapters` library (Poth et al. 2023, arXiv 2311.11077): bottlenecks, Compacter, LoRA, prefixes.
+"""Methods of the `adapters` library (Poth et al. 2023, arXiv 2311.11077).
 
     adapter   (Houlsby et al. 2019)     h + U f(D h), D (bottleneck, hidden), U (hidden, bottleneck)
-    compacter (Mahabadi et al. 2021)    the same, D and U sums of Kronecker products of shared rules with L R of rank 1
+    compacter (Mahabadi et al. 2021)    the same, D and U sums of Kronecker products of shared rules with L R
     lora      (Hu et al. 2021)          W x + alpha / r  B A x, A (r, in), B (out, r)
-    prefix    (Li & Liang 2021)         vectors before the keys and values of each layer, (prefix, heads, head size) each
+    prefix    (Li & Liang 2021)         vectors (prefix, heads, head size) before each layer's keys and values
 
-This is the only module of the package, but for the benchmark, that knows the library. The library replaces layers of a
-host by its own when it is attached first; without a method they compute the same to the bit.
+No other module of the package, but for the benchmark, knows the library. It replaces layers of a host by its
+own when it is attached first; without a method these compute the same to the bit.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES, LORA_AXES, Slot, locate, within_layer
+from portability.core.architectures import FAMILIES, LORA_AXES, Slot, parse_name, within_layer
 from portability.core.errors import UserError, choose
 from portability.core.specs import HostShape, MethodSpec
 from portability.hosts.host import Host
@@ -36,9 +36,11 @@ BOTTLENECKS = {  # stack -> path in a layer -> site
     "gpt2": {"decoder": {"attention_adapters": "attention", "output_adapters": "ffn"}},
     "llama": {"decoder": {"attention_adapters": "attention", "output_adapters": "ffn"}},
 }
-T5_PREFIXES = {"encoder_prefix": ("encoder", "self_prefix"), "self_prefix": ("decoder", "self_prefix"),
-               "cross_prefix": ("decoder", "cross_prefix")}  # stack and site; of the other families self_prefix alone
-PARTS: dict[str, tuple[str, Axes]] = {  # ending of a bottleneck's parameter -> role, axes; "phm]" stands for phm_dim
+T5_PREFIXES = {  # name -> stack, site; the other families have self_prefix alone
+    "encoder_prefix": ("encoder", "self_prefix"), "self_prefix": ("decoder", "self_prefix"),
+    "cross_prefix": ("decoder", "cross_prefix"),
+}
+PARTS: dict[str, tuple[str, Axes]] = {  # ending of a name -> role, axes; "phm]" stands for phm_dim
     "adapter_down.0.weight": ("down_weight", ("bottleneck", "hidden")),
     "adapter_down.0.bias": ("down_bias", ("bottleneck",)),
     "adapter_up.weight": ("up_weight", ("hidden", "bottleneck")),
@@ -51,14 +53,14 @@ PARTS: dict[str, tuple[str, Axes]] = {  # ending of a bottleneck's parameter -> 
     "adapter_up.b": ("up_bias", ("hidden",)),
     "phm_rule": ("rule", ("phm", "phm", "phm")),
 }
-PORTABLE = {"composition_mode": "add", "use_dora": False, "vera_d": None, "use_gating": False}  # else no port would fit it
+PORTABLE = {"composition_mode": "add", "use_dora": False, "vera_d": None, "use_gating": False}  # else no port
 
 
 class AdaptersBackend:
     """The library as a `MethodBackend`."""
 
     def attach(self, host: Host, spec: MethodSpec) -> "AdaptersMethod":
-        """As `MethodBackend.attach`; changes the layers' classes for good when it is first called on a host."""
+        """As `MethodBackend.attach`; the first call on a host changes its layers' classes for good."""
         config = config_of(spec, host.spec.shape)
         _initialise(host)
         method = AdaptersMethod(host, spec, config)
@@ -92,8 +94,8 @@ class AdaptersMethod(AttachedMethod):
         trained = {name: tuple(p.shape) for name, p in self.host.model.named_parameters() if p.requires_grad}
         self.layouts = [_layout(name, shape, self.spec, self.config, self.host.spec.shape)
                         for name, shape in trained.items()]
-        lora = hasattr(self.config, "alpha")
-        self.scale = self.config.alpha / self.config.r if lora else float(getattr(self.config, "scaling", 1.0))
+        factor = getattr(self.config, "scaling", 1.0)
+        self.scale = self.config.alpha / self.config.r if hasattr(self.config, "alpha") else float(factor)
 
     def draw(self, seed: int) -> dict[str, Tensor]:
         """As the library initialises them, under torch's global generator."""
@@ -134,7 +136,7 @@ def _initialise(host: Host) -> None:
 
 
 def _former_name(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The library's layer of a llama takes a cache by its former name alone, and passes over today's without a word."""
+    """The library's layer of a llama takes a cache by its former name alone, and ignores today's."""
     cache = kwargs.pop("past_key_values", None)
     return args, kwargs if cache is None else kwargs | {"past_key_value": cache}
 
@@ -142,20 +144,21 @@ def _former_name(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) ->
 # ---- from a library's parameter to slots
 
 
-def _layout(name: str, shape: tuple[int, ...], spec: MethodSpec, config: Any, host: HostShape) -> ParameterLayout:
+def _layout(
+    name: str, shape: tuple[int, ...], spec: MethodSpec, config: Any, host: HostShape
+) -> ParameterLayout:
     """The slots of a parameter; sizes of the method's own are the config's, whoever set them."""
     try:
         stack, layer, site = _place(host.family, name)
     except KeyError as error:
         raise UserError(f"method '{spec.name}': {error.args[0]}") from error
     if name.endswith("control_trans"):
-        return _prefix_layout(name, shape, spec, config.prefix_length, host, stack, site)
+        return _prefix_layout(name, shape, config.prefix_length, host, stack, site)
     if match := re.search(r"lora_([AB])$", name):
         return _lora_layout(name, shape, config, host, Slot(stack, layer, site, match[1]))
     for ending, (role, labels) in PARTS.items():
         if name.endswith(ending):
             axes = tuple(axis.replace("phm]", str(config.phm_dim)) for axis in labels)
-            _check_bottleneck(name, axes, shape, spec)
             return ParameterLayout(name, shape, (SlotLayout(Slot(stack, layer, site, role), axes, shape),))
     raise UserError(f"method '{spec.name}': no meaning is known for parameter {name} "
                     "(portability/methods/adapters_backend.py)")
@@ -179,10 +182,12 @@ def _place(family: str, name: str) -> tuple[str, int, str]:
         stack, layer, rest = inside
         if site := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0]):
             return stack, layer, site
-    return locate(family, name)
+    return parse_name(family, name)
 
 
-def _lora_layout(name: str, shape: tuple[int, ...], config: Any, host: HostShape, slot: Slot) -> ParameterLayout:
+def _lora_layout(
+    name: str, shape: tuple[int, ...], config: Any, host: HostShape, slot: Slot
+) -> ParameterLayout:
     """A pair's A (r, in) or B (out, r); beside a matrix of several sites, theirs one after the other."""
     slots = []
     for site in slot.site.split("+"):
@@ -196,25 +201,13 @@ def _lora_layout(name: str, shape: tuple[int, ...], config: Any, host: HostShape
 
 
 def _prefix_layout(
-    name: str, shape: tuple[int, ...], spec: MethodSpec, length: int, host: HostShape, stack: str, site: str
+    name: str, shape: tuple[int, ...], length: int, host: HostShape, stack: str, site: str
 ) -> ParameterLayout:
     """A flat prefix is one vector for all layers: (prefix, layer, key | value, heads, head_dim)."""
     axes, sizes = ("prefix", "kv_heads", "head_dim"), (length, host.kv_heads, host.head_dim)
     slots = tuple(SlotLayout(Slot(stack, layer, site, role), axes, sizes)
                   for layer in range(host.layers[stack]) for role in ("prefix_key", "prefix_value"))
-    if len(slots) * torch.Size(sizes).numel() != torch.Size(shape).numel():
-        raise UserError(f"method '{spec.name}': prefix {name} has {torch.Size(shape).numel()} entries, not {len(slots)} x "
-                        f"{sizes}")
     return ParameterLayout(name, shape, slots, axis=1)
-
-
-def _check_bottleneck(name: str, axes: Axes, shape: tuple[int, ...], spec: MethodSpec) -> None:
-    """Make sure that the library gave the bottleneck the size that was asked for."""
-    wanted = spec.settings.get("bottleneck")
-    for axis, size in zip(axes, shape, strict=True):
-        label, _, parts = axis.partition("/")
-        if label == "bottleneck" and wanted is not None and size * int(parts or 1) != wanted:
-            raise UserError(f"method '{spec.name}': {name} has a bottleneck of {size * int(parts or 1)}, not {wanted}")
 
 
 # ---- from a method's settings to the library's config
@@ -223,12 +216,12 @@ def _check_bottleneck(name: str, axes: Axes, shape: tuple[int, ...], spec: Metho
 def config_of(spec: MethodSpec, shape: HostShape) -> Any:
     """A config object of the library.
 
-    `bottleneck` is a setting of our own: the library ties the bottleneck to the width through `reduction_factor`, so
-    the factor follows here and the module keeps its size on every host.
+    `bottleneck` is a setting of our own: the library ties the bottleneck to the width through
+    `reduction_factor`, so the factor follows here and the module keeps its size on every host.
 
     Raises:
-        UserError: unknown config class or setting, a kind of method that cannot be ported, or a width that does not
-            divide.
+        UserError: unknown config class or setting, a kind of method that cannot be ported, or a width that
+            does not divide.
     """
     import adapters
 
@@ -247,17 +240,17 @@ def config_of(spec: MethodSpec, shape: HostShape) -> Any:
     if parts := getattr(config, "phm_layer", False) and config.phm_dim:
         for what, size in (("width", shape.hidden), ("bottleneck", bottleneck)):
             if size is not None and size % parts:
-                raise UserError(f"method '{spec.name}': the {what} {size} must divide by phm_dim {parts}; a {what} of "
-                                f"{max(size - size % parts, parts)} would fit")
+                raise UserError(f"method '{spec.name}': the {what} {size} must divide by phm_dim {parts}; a "
+                                f"{what} of {max(size - size % parts, parts)} would fit")
     return config
 
 
 def _check_portable(config: Any, spec: MethodSpec) -> None:
-    """Refuse the library's methods that are no sum or no single method: a port could not fit them to another host."""
+    """Refuse methods that are no sum or not a single one: a port could not fit them to another host."""
     if getattr(config, "architecture", None) == "union":
-        raise UserError(f"method '{spec.name}': {spec.config} is several methods in one, which cannot be ported; "
-                        "choose the config class of one of them (conf/method)")
+        raise UserError(f"method '{spec.name}': {spec.config} is several methods in one, which cannot be "
+                        "ported; choose the config class of one of them (conf/method)")
     for key, wanted in PORTABLE.items():
         if (found := getattr(config, key, wanted)) != wanted:
-            raise UserError(f"method '{spec.name}': {spec.config} with {key}={found} cannot be ported, only with {key}="
-                            f"{wanted}; choose another config class or setting (conf/method)")
+            raise UserError(f"method '{spec.name}': {spec.config} with {key}={found} cannot be ported, only "
+                            f"with {key}={wanted}; choose another config class or setting (conf/method)")

@@ -1,4 +1,4 @@
-"""What a library of methods has to offer: methods attached to hosts, and their parameters as the slots of a module.
+"""The interface of a library of methods: a method attached to a host, its parameters as slots of a module.
 
     attach(host, spec): init_parameters -> to_parameters -> training -> to_state; disabled(); detach()
 """
@@ -35,8 +35,8 @@ class ParameterLayout:
         name: the parameter's name in the host's model.
         shape: the parameter's own.
         slots: in the order in which they stand in it.
-        axis: they stand one after the other along its first axis (0), or behind the slots' first axis (1): a flat
-            prefix is (prefix, slots, heads, head_dim).
+        axis: they stand one after the other along its first axis (0), or behind the slots' first axis (1): a
+            flat prefix is (prefix, slots, heads, head_dim).
     """
 
     name: str
@@ -53,7 +53,8 @@ class ParameterLayout:
     def encode(self, tensors: Mapping[Slot, Tensor]) -> Tensor:
         """The library's parameter, of its own shape (a copy)."""
         lead = self.slots[0].sizes[: self.axis]
-        return torch.stack([tensors[slot].reshape(*lead, -1) for slot, _, _ in self.slots], self.axis).reshape(self.shape)
+        parts = [tensors[slot].reshape(*lead, -1) for slot, _, _ in self.slots]
+        return torch.stack(parts, self.axis).reshape(self.shape)
 
 
 class AttachedMethod(ABC):
@@ -90,14 +91,8 @@ class AttachedMethod(ABC):
         return {layout.name: layout.shape for layout in self.layouts}
 
     def init_parameters(self, seed: int) -> ModuleState:
-        """A module as the library itself initialises it, from this seed and nothing else, in ordinary memory."""
+        """A module as the library initialises it, from this seed and nothing else, in ordinary memory."""
         return self.to_state(self.draw(seed))
-
-    fresh = init_parameters
-
-    def unmount(self) -> None:
-        """As `detach`."""
-        self.detach()
 
     def to_state(self, parameters: Mapping[str, Tensor]) -> ModuleState:
         """The module held by the library's parameters."""
@@ -118,16 +113,16 @@ class AttachedMethod(ABC):
         """The library's frozen tensors for a start that is subtracted from the host, or zeros for None.
 
         Args:
-            start: the initial module itself (``subtract: product``), or for each of its sites one matrix of role "D"
-                with the axes of what comes out, then of what goes in (``subtract: block``).
+            start: the initial module itself (``subtract: product``), or for each of its sites one matrix of
+                role "D" with the axes of what comes out, then of what goes in (``subtract: block``).
 
         Raises:
             UserError: the library cannot subtract a start.
             ValueError: a slot is missing, left over, or of another shape.
         """
         if not self.frozen:
-            raise UserError(f"method '{self.spec.name}' of library {self.spec.library} cannot subtract a start; use one "
-                            "of library portability (conf/method/lora_all.yaml)")
+            raise UserError(f"method '{self.spec.name}' of library {self.spec.library} cannot subtract a "
+                            "start; use one of library portability (conf/method/lora_all.yaml)")
         if start is None:
             return {layout.name: torch.zeros(layout.shape) for layout in self.frozen}
         return self._encode(self.frozen, start)
@@ -136,7 +131,8 @@ class AttachedMethod(ABC):
         expected = {slot: sizes for layout in layouts for slot, _, sizes in layout.slots}
         found = {slot: tuple(tensor.shape) for slot, tensor in state.tensors.items()}
         if expected != found:
-            wrong = sorted(slot.key for slot in expected.keys() | found.keys() if expected.get(slot) != found.get(slot))
+            slots = expected.keys() | found.keys()
+            wrong = sorted(slot.key for slot in slots if expected.get(slot) != found.get(slot))
             raise ValueError(f"module does not fit host '{self.host.spec.name}' at {', '.join(wrong[:3])}")
         return {layout.name: layout.encode(state.tensors) for layout in layouts}
 
@@ -148,13 +144,6 @@ class MethodBackend(Protocol):
         """Put a method of the library on a host, in place.
 
         Raises:
-            UserError: the library has no such method, a setting cannot work, or the method does not fit the host,
-                which is left as it was.
+            UserError: the library has no such method, a setting cannot work, or the method does not fit the
+                host, which is left as it was.
         """
-
-
-def Mounted(host: Host, spec: MethodSpec) -> AttachedMethod:  # noqa: N802
-    """As `portability.methods.attach`."""
-    from portability.methods import attach
-
-    return attach(host, spec)

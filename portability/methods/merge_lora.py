@@ -1,6 +1,7 @@
 """Our LoRA added to a host's weights, which is then a plain host that answers as host and module did.
 
-    W + s (B A - B0 A0)     with the module (A, B), and what was taken off the host all through its run (A0, B0), if anything
+    W + s (B A - B0 A0)     with the module (A, B), and what was taken off the host all through its run (A0,
+    B0), if anything
 
 Source: the reference code of Zhong et al. (ICLR 2024), merge_lora.py.
 """
@@ -25,7 +26,8 @@ def merge(host: Host, method: MethodSpec, module: ModuleState, start: ModuleStat
         start: what is taken off: pairs (roles "A" and "B"), or blocks (role "D"), or None.
 
     Raises:
-        UserError: head and embedding are one matrix that would have to part, on a host whose scale depends on the tie.
+        UserError: head and embedding are one matrix that would have to part, on a host whose scale depends on
+            the tie.
     """
     lora = LoraBackend().attach(host, method)
     lora.detach()
@@ -66,7 +68,8 @@ def _part_tied(host: Host, lora: SubtractiveLora) -> None:
     if head is None or head.weight is not embedding.weight or not changed:
         return
     if host.family == "t5":
-        raise UserError(f"host '{host.spec.name}' ties its head to its embedding and scales it by that, so pairs beside "
-                        "them cannot be merged; train with method.NAME.settings.sites=[attention,ffn]")
+        raise UserError(f"host '{host.spec.name}' ties its head to its embedding and scales it by that, so "
+                        "pairs beside them cannot be merged; train with "
+                        "method.NAME.settings.sites=[attention,ffn]")
     head.weight = nn.Parameter(head.weight.detach().clone())
     host.model.config.tie_word_embeddings = False

@@ -27,8 +27,9 @@ def axis_size(axis: str, shape: HostShape) -> int | None:
 class ModuleState:
     """Slot -> tensor, with a label for every axis of every tensor.
 
-    Host-dependent axes are ``hidden``, ``ffn``, ``kv_heads``, ``group``, ``head_dim`` (perhaps with a divisor); all
-    others (``rank``, ``bottleneck``, ``prefix``, ``phm``) belong to the method and are never changed by a port.
+    Host-dependent axes are ``hidden``, ``ffn``, ``kv_heads``, ``group``, ``head_dim`` (perhaps with a
+    divisor); all others (``rank``, ``bottleneck``, ``prefix``, ``phm``) belong to the method and are never
+    changed by a port.
     """
 
     tensors: Mapping[Slot, Tensor]
@@ -51,7 +52,8 @@ class ModuleState:
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors by text key, and the axes as safetensors metadata."""
         axes = {slot.key: list(labels) for slot, labels in self.axes.items()}
-        return {slot.key: tensor for slot, tensor in self.tensors.items()}, {"axes": json.dumps(axes, sort_keys=True)}
+        tensors = {slot.key: tensor for slot, tensor in self.tensors.items()}
+        return tensors, {"axes": json.dumps(axes, sort_keys=True)}
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> "ModuleState":
@@ -62,4 +64,5 @@ class ModuleState:
 
 def equal(one: ModuleState, other: ModuleState) -> bool:
     """Whether two modules have the same slots, labels and bits."""
-    return dict(one.axes) == dict(other.axes) and all(torch.equal(t, other.tensors[s]) for s, t in one.tensors.items())
+    return dict(one.axes) == dict(other.axes) and all(
+        torch.equal(tensor, other.tensors[slot]) for slot, tensor in one.tensors.items())

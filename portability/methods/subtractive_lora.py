@@ -1,15 +1,17 @@
-"""A LoRA of our own, beside any matrix of a host, whose start can be taken off again so that training begins at the host.
+"""A LoRA of our own, beside any matrix of a host, whose start can be taken off again so that training begins
+at the host.
 
-Pairs A (r, in), B (out, r) (Hu et al. 2021, section 4.1) stand beside linear layers, GPT-2's transposed ones (query, key
-and value are one layer there, with up to three pairs), the embedding and the language-model head:
+Pairs A (r, in), B (out, r) (Hu et al. 2021, section 4.1) stand beside linear layers, GPT-2's transposed ones
+(query, key and value are one layer there, with up to three pairs), the embedding and the language-model head:
 
     y = W x + s B A x                    s = alpha / r
     y = W x + s (B A x - B0 A0 x)        where a frozen start (A0, B0) is given, ``subtract: product``
     y = W x + s (B A x - D x)            where the frozen block D behind it is given, ``subtract: block``
 
-The second is what the reference code of Zhong et al. (ICLR 2024) does, the third their formula: it begins beside the host
-by what of D lies outside rank r. An embedding's matrix is its transpose (hidden, vocab), which takes a token to its vector.
-Where a host ties head and embedding, each has a pair of its own on top of the one matrix. There is no dropout.
+The second is what the reference code of Zhong et al. (ICLR 2024) does, the third their formula: it begins
+beside the host by what of D lies outside rank r. An embedding's matrix is its transpose (hidden, vocab),
+which takes a token to its vector. Where a host ties head and embedding, each has a pair of its own on top of
+the one matrix. There is no dropout.
 """
 
 import math
@@ -21,19 +23,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from portability.core.architectures import LORA_AXES, SITE_GROUPS, Slot, locate
+from portability.core.architectures import LORA_AXES, SITE_GROUPS, Slot, parse_name
 from portability.core.errors import UserError, choose
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
 from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
 
-FROZEN = {"product": {"A0": "A", "B0": "B"}, "block": {"D": "D"}}  # what is subtracted: tensors -> roles in a module
+FROZEN = {"product": {"A0": "A", "B0": "B"}, "block": {"D": "D"}}  # what is subtracted: tensors -> roles
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """A method's settings: rank, sites or groups of sites (families.SITE_GROUPS; "query" stands for a decoder's
-    cross-attention query too), alpha (null: r, a scale of 1), and what a start subtracts."""
+    """A method's settings: rank, sites or groups of sites (architectures.SITE_GROUPS; "query" stands for a
+    decoder's cross-attention query too), alpha (null: r, a scale of 1), and what a start subtracts."""
 
     r: int
     sites: tuple[str, ...]
@@ -52,7 +54,7 @@ class LoraSettings:
             >>> LoraSettings(r=4, sites=("attention",)).wants("cross_query")
             True
         """
-        return site.removeprefix("cross_") in {one for name in self.sites for one in SITE_GROUPS.get(name, (name,))}
+        return any(site.removeprefix("cross_") in SITE_GROUPS.get(name, (name,)) for name in self.sites)
 
 
 def lora_settings(values: Mapping[str, Any], method: str) -> LoraSettings:
@@ -68,15 +70,17 @@ def lora_settings(values: Mapping[str, Any], method: str) -> LoraSettings:
         raise UserError(f"{where} lacks the setting {lacking[0]} (conf/method/{method}.yaml)")
     sites = values["sites"]
     if isinstance(sites, str) or not sites:
-        raise UserError(f"{where}: sites must be a list such as [attention, ffn, embedding, head], got {sites!r}")
+        raise UserError(f"{where}: sites must be a list such as [attention, ffn, embedding, head], got "
+                        f"{sites!r}")
     for site in sites:
         choose(site, {*SITE_GROUPS, *LORA_AXES}, f"site of {where}")
     for name in ("r", "alpha"):
         value = values.get(name)
         if value is None and name == "alpha":
             continue
-        if isinstance(value, bool) or not isinstance(value, int if name == "r" else int | float) or value <= 0:
-            raise UserError(f"{where}: {name} must be a {'whole ' if name == 'r' else ''}number above 0, got {value!r}")
+        kinds, kind = (int, "whole number") if name == "r" else (int | float, "number")
+        if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+            raise UserError(f"{where}: {name} must be a {kind} above 0, got {value!r}")
     choose(str(values.get("subtract", "product")), FROZEN, f"subtract of {where}")
     return LoraSettings(**{**values, "sites": tuple(sites)})
 
@@ -105,11 +109,13 @@ class Pair(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., out) for vectors (..., in) or ids (...).
 
-        B A - B0 A0 is computed as (B - B0) A + B0 (A - A0): exactly zero at the start, on any device, and under bf16 its
-        rounding is relative to the difference, not to the start, beside which the difference is small.
+        B A - B0 A0 is computed as (B - B0) A + B0 (A - A0): exactly zero at the start, on any device, and
+        under bf16 its rounding is relative to the difference, not to the start, beside which the difference
+        is small.
         """
         if self.A0 is not None and self.B0 is not None:
-            change = self._times(self.A, x) @ (self.B - self.B0).T + self._times(self.A - self.A0, x) @ self.B0.T
+            change = self._times(self.A, x) @ (self.B - self.B0).T
+            change = change + self._times(self.A - self.A0, x) @ self.B0.T
         else:
             change = self._times(self.A, x) @ self.B.T
         if self.D is not None:
@@ -117,13 +123,15 @@ class Pair(nn.Module):
         return self.scale * change
 
     def _times(self, matrix: Tensor, x: Tensor) -> Tensor:
-        """(..., rows) of a matrix (rows, in). Columns are picked by plain indexing: under `vmap`, torch's embedding would
-        copy every member's whole matrix in each pass (4 to 8 times slower at 32,000 tokens)."""
+        """(..., rows) of a matrix (rows, in). Columns are picked by plain indexing: under `vmap`, torch's
+        embedding would copy every member's whole matrix in each pass (4 to 8 times slower at 32,000
+        tokens)."""
         return matrix[:, x].movedim(0, -1) if self.lookup else x @ matrix.T
 
     def fresh(self) -> dict[str, Tensor]:
-        """New values in ordinary memory, by torch's global generator, as peft's `reset_lora_parameters` draws them: the
-        pair's product is zero, as A is uniform and B zero, or for an embedding A zero and B normal."""
+        """New values in ordinary memory, by torch's global generator, as peft's `reset_lora_parameters` draws
+        them: the pair's product is zero, as A is uniform and B zero, or for an embedding A zero and B
+            normal."""
         first, second = torch.zeros(self.A.shape), torch.zeros(self.B.shape)
         if self.lookup:
             nn.init.normal_(second)
@@ -182,14 +190,16 @@ class SubtractiveLora(AttachedMethod):
         self.layouts, self.frozen = [], []
         self.besides: dict[str, Beside] = {}
         layers = _layers(host)
-        _check_sites(host, settings, {site for _, places in layers.values() for _, _, site in places}, spec.name)
+        have = {site for _, places in layers.values() for _, _, site in places}
+        _check_sites(host, settings, have, spec.name)
         for name, (layer, places) in layers.items():
             if any(settings.wants(site) for _, _, site in places):
                 pairs = {place[2]: self._pair(f"{name}.loras.{place[2]}", layer, Slot(*place, ""))
                          for place in places if settings.wants(place[2])}
                 self.besides[name] = Beside(layer, places, pairs)
-        self._holders = [(parent, attribute, beside) for beside in self.besides.values() for parent in host.model.modules()
-                         for attribute, child in parent._modules.items() if child is beside.base]
+        self._holders = [  # several of one layer where it is shared, as a T5's embedding is
+            (parent, attribute, beside) for beside in self.besides.values() for parent in host.model.modules()
+            for attribute, child in parent._modules.items() if child is beside.base]
         self._attach()
 
     def _pair(self, name: str, layer: nn.Module, place: Slot) -> Pair:
@@ -197,19 +207,22 @@ class SubtractiveLora(AttachedMethod):
         weight, shape = layer.weight, self.host.spec.shape
         assert isinstance(weight, Tensor)
         into, out = LORA_AXES[place.site.removeprefix("cross_")]
-        size = {axis: int(shape.size(axis) or 0) for axis in into + out} | {"rank": self.settings.r, "vocab": len(weight)}
+        size = {axis: int(shape.size(axis) or 0) for axis in into + out}
+        size |= {"rank": self.settings.r, "vocab": len(weight)}
 
         def layout(key: str, role: str) -> ParameterLayout:
             first, second = {"A": (("rank",), into), "B": (out, ("rank",)), "D": (out, into)}[role]
             flat = tuple(math.prod(size[axis] for axis in axes) for axes in (first, second))
-            sizes = tuple(size[axis] for axis in first + second)
-            return ParameterLayout(f"{name}.{key}", flat, (SlotLayout(place._replace(role=role), first + second, sizes),))
+            axes = first + second
+            slot = SlotLayout(place._replace(role=role), axes, tuple(size[axis] for axis in axes))
+            return ParameterLayout(f"{name}.{key}", flat, (slot,))
 
         trained = [layout(role, role) for role in ("A", "B")]
         self.layouts += trained
         self.frozen += [layout(key, role) for key, role in FROZEN[self.settings.subtract].items()]
         (_, width), (height, _) = (one.shape for one in trained)
-        return Pair(self.settings.r, width, height, self.scale, isinstance(layer, nn.Embedding)).to(weight.device)
+        lookup = isinstance(layer, nn.Embedding)
+        return Pair(self.settings.r, width, height, self.scale, lookup).to(weight.device)
 
     def _attach(self) -> None:
         for parent, attribute, beside in self._holders:
@@ -238,14 +251,15 @@ class SubtractiveLora(AttachedMethod):
 
 
 def _layers(host: Host) -> dict[str, tuple[nn.Module, list[tuple[str, int, str]]]]:
-    """Name -> layer, and stack, layer number and site of each part of its output, wherever a pair can stand."""
+    """Name -> layer, and stack, layer number and site of each part of its output, wherever a pair can
+    stand."""
     from transformers.pytorch_utils import Conv1D
 
     found = {}
     for name, layer in host.model.named_modules():
         if isinstance(layer, nn.Linear | Conv1D | nn.Embedding):
             try:
-                stack, number, site = locate(host.family, f"{name}.weight")
+                stack, number, site = parse_name(host.family, f"{name}.weight")
             except KeyError:  # tables of positions and the like
                 continue
             found[name] = layer, [(stack, number, one) for one in site.split("+")]
@@ -256,8 +270,8 @@ def _check_sites(host: Host, settings: LoraSettings, have: set[str], method: str
     plain = {site.removeprefix("cross_") for site in have}
     for site in settings.sites:
         if site not in plain | set(SITE_GROUPS):
-            raise UserError(f"method '{method}': host '{host.spec.name}' ({host.family}) has no site '{site}'; it has "
-                            f"{', '.join(sorted(plain))}")
+            raise UserError(f"method '{method}': host '{host.spec.name}' ({host.family}) has no site "
+                            f"'{site}'; it has {', '.join(sorted(plain))}")
     if not any(settings.wants(site) for site in have):
         raise UserError(f"method '{method}': host '{host.spec.name}' ({host.family}) has none of the sites "
                         f"{', '.join(settings.sites)}")

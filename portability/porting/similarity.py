@@ -14,11 +14,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from portability.core.errors import UserError
-from portability.core.specs import HostShape, TaskSpec
+from portability.core.specs import HostShape, HostSpec, TaskSpec
 from portability.data.sampling import by_length, pad
 from portability.data.tokenization import encode
 from portability.hosts.attention import causal_mask, text_mask
-from portability.hosts.host import Host, HostSpec, folder_of, load_host, weight_files
+from portability.hosts.host import Host, load_host
+from portability.hosts.sources import folder_of, weight_files
 from portability.porting.layer_maps import stretch
 from portability.tasks.base import check_length
 

@@ -17,7 +17,7 @@ from portability.core.specs import RunSpec, digest
 from portability.core.stages import SCORING, TRAINING, Stage
 from portability.core.versions import packages
 from portability.data.sampling import Schedule
-from portability.methods.base import Mounted
+from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
 from portability.planning.plan import evenly
 from portability.porting.base import PortReport
@@ -50,7 +50,7 @@ class Reports(Protocol):
 @dataclass
 class Start:
     """Where a run starts: its module, its head, the report of the port behind it, and what the method
-    subtracts from the host all through the run (see `methods.Mounted.to_frozen`)."""
+    subtracts from the host all through the run (see `methods.base.AttachedMethod.to_frozen`)."""
 
     module: ModuleState
     head: Head
@@ -63,7 +63,7 @@ class Start:
 class Bench:
     """What the members of a stack share: method on host, scorer, and encoded data."""
 
-    mounted: Mounted
+    attached: AttachedMethod
     scorer: TaskScorer
     training: Training
     test: EvalSet
@@ -71,11 +71,11 @@ class Bench:
     def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A module and head under the names by which the scorer knows them; the head comes last."""
         return {f"model.{name}": value
-                for name, value in self.mounted.to_parameters(module).items()} | dict(head)
+                for name, value in self.attached.to_parameters(module).items()} | dict(head)
 
     def frozen(self, start: ModuleState | None) -> dict[str, Tensor]:
         """What a start subtracts, under the scorer's names; zeros for None."""
-        return {f"model.{name}": value for name, value in self.mounted.to_frozen(start).items()}
+        return {f"model.{name}": value for name, value in self.attached.to_frozen(start).items()}
 
     def schedule(self, run: RunSpec) -> Schedule:
         """The batches of a run's data."""
@@ -254,7 +254,7 @@ class Stack:
         for index, (run, start, outcome) in enumerate(members):
             trained = self.trainer.bank.member(self.trainer.averages, index)
             head = {name: trained.pop(name) for name in start.head}
-            module = self.bench.mounted.to_state({name.removeprefix("model."): value
+            module = self.bench.attached.to_state({name.removeprefix("model."): value
                                                   for name, value in trained.items()})
             seconds, marks = float(self.seconds[index]), sorted(self.marks[run.run_id])
             predictions, last = ({mark: found[mark].of(index) for mark in marks}

@@ -24,7 +24,8 @@ from portability.embedded.recipes import synthetic_text as language
 from portability.embedded.recipes.corpus import Example, Shares
 from portability.embedded.recipes.synthetic_text import Mix
 from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save
-from portability.hosts.host import HostSource, describe, load_plain, load_tokenizer
+from portability.hosts.host import load_plain, load_tokenizer
+from portability.hosts.sources import HostSource, describe
 
 log = logging.getLogger(__name__)
 

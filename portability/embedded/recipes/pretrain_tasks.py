@@ -29,7 +29,8 @@ from portability.core.seeds import stream, stream_seed
 from portability.core.specs import HostSpec
 from portability.embedded.recipes import training
 from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save
-from portability.hosts.host import HostSource, describe, host_shape, load_plain, load_tokenizer
+from portability.hosts.host import load_plain, load_tokenizer
+from portability.hosts.sources import HostSource, describe, host_shape
 from portability.tasks import generated
 
 log = logging.getLogger(__name__)

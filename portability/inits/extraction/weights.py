@@ -10,10 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from portability.core.architectures import SITE_GROUPS, locate
+from portability.core.architectures import SITE_GROUPS, parse_name
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
-from portability.hosts.host import HEAD, check_weights, folder_of, model_class, weight_files
+from portability.hosts.host import model_class
+from portability.hosts.sources import HEAD, check_weights, folder_of, weight_files
 from portability.inits.extraction.options import ExtractionOptions, Place
 from portability.inits.extraction.threads import share, slices
 
@@ -207,7 +208,7 @@ def _sites(family: str, name: str) -> list[str]:
     if not name.endswith(".weight"):
         return []
     try:
-        return locate(family, f".{name.removesuffix('weight')}loras.")[2].split("+")
+        return parse_name(family, f".{name.removesuffix('weight')}loras.")[2].split("+")
     except KeyError:
         return []
 
