@@ -1,5 +1,6 @@
 """The metrics a record holds, and how each is shown."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,8 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Unit:
-    """How a number is shown: multiplied by `scale`, with `digits` decimals, `symbol` behind the name of its row."""
+    """How a number is shown: multiplied by `scale`, with `digits` decimals, `symbol` behind the name of its
+    row."""
 
     scale: float
     digits: int
@@ -18,18 +20,16 @@ class Unit:
 
 
 UNITS: dict[str, Unit] = {
-    "fraction": Unit(100.0, 1, "%"),
-    "pp": Unit(1.0, 1, "pp", signed=True),
-    "loss": Unit(1.0, 3, "nats"),
-    "loss difference": Unit(1.0, 3, "nats", signed=True),
-    "number": Unit(1.0, 3, "no unit"),
+    "fraction": Unit(100.0, 1, "%"), "pp": Unit(1.0, 1, "pp", signed=True), "loss": Unit(1.0, 3, "nats"),
+    "loss difference": Unit(1.0, 3, "nats", signed=True), "number": Unit(1.0, 3, "no unit"),
     "number difference": Unit(1.0, 3, "no unit", signed=True),
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation; a difference of two is multiplied by `scale` and then has unit `difference`."""
+    """One number of an evaluation; a difference of two is multiplied by `scale` and then has unit
+    `difference`."""
 
     name: str
     label: str
@@ -43,6 +43,11 @@ class Metric:
         """The label at the head of a figure or sentence."""
         return self.label[0].upper() + self.label[1:]
 
+    @property
+    def sign(self) -> float:
+        """1.0 where higher is better, -1.0 where lower is; NaN where neither is."""
+        return {"higher": 1.0, "lower": -1.0}.get(self.better or "", math.nan)
+
 
 METRICS: dict[str, Metric] = {
     "eval_accuracy": Metric("eval_accuracy", "accuracy"),
@@ -54,12 +59,12 @@ METRICS: dict[str, Metric] = {
     "eval_auc": Metric("eval_auc", "AUC"),
     "eval_matthews_correlation": Metric(
         "eval_matthews_correlation", "Matthews correlation", "number", "number difference", 1.0),
-    "eval_rougeL": Metric("eval_rougeL", "ROUGE-L"),
-    "eval_score": Metric("eval_score", "score"),
+    "eval_rougeL": Metric("eval_rougeL", "ROUGE-L"), "eval_score": Metric("eval_score", "score"),
 }
 OF_LABELS = tuple(METRICS)[:6]  # what a record of texts with labels holds unless other metrics are asked for
-PREFIX, LAST = "eval_", "last_"  # of a metric in a record: of what a mark evaluates, and of its last iterate alone
-SCORE, PARTS = "eval_score", ("eval_accuracy", "eval_rougeL")  # a score is the first of its parts that a record holds
+PREFIX, LAST = "eval_", "last_"  # of a record's metrics: of what a mark evaluates, of its last iterate
+SCORE, PARTS = "eval_score", ("eval_accuracy",
+                              "eval_rougeL")  # a score is the first of its parts that a record holds
 OVER_EXAMPLES = (*PARTS, SCORE)  # means over test examples of a number in [0, 1] that the predictions hold
 
 
@@ -75,7 +80,8 @@ def metric_of(name: str) -> Metric:
     if name.startswith(LAST):
         averaged = metric_of(PREFIX + name.removeprefix(LAST))
         return replace(averaged, name=name, label=f"{averaged.label} of the last iterate")
-    return METRICS.get(name) or Metric(name, name.removeprefix(PREFIX), "number", "number difference", 1.0, None)
+    return METRICS.get(name) or Metric(name, name.removeprefix(PREFIX), "number", "number difference", 1.0,
+                                       None)
 
 
 def names_of(held: Iterable[str]) -> list[str]:
@@ -95,10 +101,11 @@ def value_of(mark: Mapping[str, Any], name: str) -> Any:
 
 
 def shown(cells: pd.DataFrame, chosen: str) -> list[str]:
-    """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order of METRICS, and
-    its own last; of the last iterate only where that is chosen.
+    """The metrics of a study that a reader sees: those that its cells have, and the chosen one, in the order
+    of METRICS, and its own last; of the last iterate only where that is chosen.
 
-    The score is left out where it is the accuracy, or ROUGE-L, of every cell, and not chosen. Without any number: OF_LABELS.
+    The score is left out where it is the accuracy, or ROUGE-L, of every cell, and not chosen. Without any
+    number: OF_LABELS.
 
     Args:
         cells: a tidy frame (load.tidy).

@@ -72,6 +72,6 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def study(tmp_path: Path):
     """A whole small study of invented records, every cell done (tests/analysis/synthetic.py)."""
-    from synthetic import build
+    from support.synthetic import build
 
     return build(tmp_path / "results" / "toy")

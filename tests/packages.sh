@@ -24,4 +24,4 @@ install() {
 }
 
 install Slurm tests/test_slurm.py "slurmctld slurmd sbatch munged" slurmctld slurmd slurm-client munge
-install Chromium tests/analysis/test_page_browser.py chromium chromium
+install Chromium tests/analysis/report/test_page_browser.py chromium chromium

@@ -9,9 +9,9 @@ from test_config import study as composed
 from test_lora_mount import KINDS
 from tiny import BAD, GOOD, PLAIN
 
-from analysis.evidence import gather
-from analysis.load import read
-from analysis.tables import build
+from portability.analysis.context import gather
+from portability.analysis.load import read
+from portability.analysis.tables.registry import build
 from portability.core.specs import EXTRACTION, RunSpec, from_dict
 from portability.data.decontamination import guard
 from portability.data.examples import Example

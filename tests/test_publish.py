@@ -8,7 +8,7 @@ import pytest
 from store_parts import contents, flip, ported, study
 from test_tracking import _no_home, files, inspect  # noqa: F401  (W&B's own folders and keys are those of nobody)
 
-from analysis.load import tidy
+from portability.analysis.load import tidy
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec, from_dict
 from portability.publish import comparisons, main

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from store_parts import FIXTURES, broken, change_a_digit, flip, grow, ported, study
 
-from analysis.load import read
+from portability.analysis.load import read
 from portability.store import Store, index, records
 from portability.store.records import canonical, seal
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from store_parts import FIXTURES, broken, change_a_digit, contents, flip, grow, ported, study
 
-from analysis.load import tidy
+from portability.analysis.load import tidy
 from portability.core.specs import Cell
 from portability.store import Result, Store
 from portability.store.__main__ import main as command

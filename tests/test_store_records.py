@@ -7,7 +7,7 @@ import logging
 import pytest
 from store_parts import broken, change_a_digit, flip, grow, ported, study
 
-from analysis.load import problems, read, tidy
+from portability.analysis.load import problems, read, tidy
 from portability.core.errors import UserError
 from portability.core.specs import SCHEMA
 from portability.store import FORMAT, Result, Store

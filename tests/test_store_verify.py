@@ -198,8 +198,8 @@ def test_the_commands_need_no_torch(store, tmp_path):
         f"assert main(['pack', r'{store.root}', r'{tmp_path / 'copy'}']) == 0\n"
         f"assert main(['merge', r'{tmp_path / 'new'}', r'{store.root}']) == 0\n"
         f"assert main(['tidy', r'{store.root}']) == 0 and main(['verify', r'{tmp_path / 'copy'}']) == 0\n"
-        f"copy = Store(r'{tmp_path / 'copy'}'); [copy.predictions(i) for i in copy.marks()]; import analysis.load\n"
-        "analysis.load.read(copy); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+        f"copy = Store(r'{tmp_path / 'copy'}'); [copy.predictions(i) for i in copy.marks()]; import portability.analysis.load\n"
+        "portability.analysis.load.read(copy); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

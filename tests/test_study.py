@@ -16,7 +16,7 @@ from test_metrics import mine
 from test_tracking import files, inspect
 from tiny import CONF, noisy  # noqa: F401
 
-from analysis.load import problems, tidy
+from portability.analysis.load import problems, tidy
 from portability.core.errors import UserError
 from portability.execution import execute
 from portability.execution import scheduler as progress

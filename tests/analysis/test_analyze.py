@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import Axes, Synthetic, build
+from support.synthetic import ROOT, Axes, Synthetic, build
 
-from analysis.evidence import gather
-from analysis.render import FORMS
-from analysis.tables import TABLES
-from analysis.tables import build as build_tables
+from portability.analysis.context import gather
+from portability.analysis.tables.registry import TABLES
+from portability.analysis.tables.registry import build as build_tables
+from portability.analysis.tables.render import FORMS
 from portability.analyze import main
 
 SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",), seeds=(0, 1))
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def test_the_command_writes_every_table_chart_and_a_report_and_names_failures(sm
     assert max(map(len, out.split("Written:")[0].split("failed: ")[0].splitlines())) <= 100
     root = small.store.root
     found = gather(small.store)
-    names = [name for name, recipe in TABLES.items() if recipe.of(found)]
+    names = [name for name, spec in TABLES.items() if spec.applies(found)]
     assert {path.name for path in (root / "tables").iterdir()} == {f"{name}.{end}" for name in names for end in FORMS}
     pictures = sorted(path.name for path in (root / "plots").iterdir())
     assert pictures == sorted(f"{name}.svg" for name in (
@@ -79,7 +78,7 @@ def test_a_study_of_bare_cells_alone_has_no_chart(tmp_path):
 
 def test_tables_need_no_torch():
     code = (
-        "import sys, portability.analyze, analysis.report, analysis.plots;"
+        "import sys, portability.analyze, portability.analysis.report.html, portability.analysis.figures.curves;"
         "assert not {'torch', 'transformers', 'hydra', 'omegaconf', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import FACTS, Axes, Synthetic, accuracy, build, record, write
+from support.synthetic import FACTS, Axes, Synthetic, accuracy, build, record, write
 
-from analysis.load import problems, tidy
+from portability.analysis.load import problems, tidy
 from portability.core.errors import UserError
 from portability.store import Store, records
 

@@ -3,10 +3,10 @@
 from itertools import permutations
 from pathlib import Path
 
-from synthetic import FACTS, accuracy, record, write
+from support.synthetic import FACTS, accuracy, record, write
 
-from analysis.evidence import gather
-from analysis.tables import build
+from portability.analysis.context import gather
+from portability.analysis.tables.registry import build
 from portability.core.specs import (
     DataSpec,
     EvalSpec,

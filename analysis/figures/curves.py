@@ -1,0 +1,103 @@
+"""Curves over updates: the metric by init, and the share of runs that took off.
+
+A point that lacks seeds is hollow, and what has no number is not drawn.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from portability.analysis.context import StudyContext
+from portability.analysis.contrast_arm import WORDS
+from portability.analysis.figures.style import REFERENCES
+from portability.analysis.figures.svg import Chart, curve_panel, span_of
+from portability.analysis.measures.curves import take_off
+from portability.analysis.metrics import UNITS
+from portability.analysis.stats.blocks import estimate_groups, mark_missing
+from portability.analysis.stats.pairing import ARMS, alone
+
+MOST = 120  # panels of a chart; a study of more has one a receiving host, over all origins
+HEADLINE = (*ARMS, "sampled", "scratch")  # inits that the first chart shows; the others are in the next
+NOTE = (
+    "Lines: means in which every cell weighs alike; bands: 95 % of new seeds; hollow: seeds lack cells and "
+    "are left out; dashed: native (trained on the receiving host itself), dotted: the bare host."
+)
+KINDS = {
+    "lineage": "Hosts of one lineage", "size": "Hosts of other sizes",
+    "apart": "Hosts of one size, not of one lineage", "self": "From a host to itself",
+    "": "Hosts of one size",
+}
+
+
+def headline(context: StudyContext) -> list[Chart]:
+    """The metric against updates of the arm and its first baselines, a panel a kind of pairs of hosts."""
+    title = "{metric} by updates on the receiving host, over all methods, directions and relations"
+    return _charts(context, "headline", title, ["kind"], lambda kind: KINDS.get(kind, kind), inits=HEADLINE)
+
+
+def by_method(context: StudyContext) -> list[Chart]:
+    """The metric against updates by init, a panel a method."""
+    return _charts(context, "curves_by_method", "{metric} by updates, method by method", ["method"], str)
+
+
+def by_direction(context: StudyContext) -> list[Chart]:
+    """The metric against updates by init, a panel a direction."""
+    title = "{metric} by updates, direction by direction"
+    return _charts(context, "curves_by_direction", title, ["origin", "receiving"],
+                   lambda *ends: " → ".join(ends))
+
+
+def every_curve(context: StudyContext) -> list[Chart]:
+    """The metric against updates by init, a panel a method and direction, a chart a relation; folded."""
+    charts = []
+    for relation in map(str, context.arms["relation"].unique()):
+        data = WORDS[context.arm]["of_origin"]
+        title = f"{{metric}} by updates, every method and direction; {data}: {relation}"
+        charts += _charts(context, f"curves-{relation}", title, ["method", "origin", "receiving"],
+                          lambda method, *ends: f"{method}: {' → '.join(ends)}", relation)
+    return charts
+
+
+def _charts(context: StudyContext, name: str, title: str, keys: list[str], words: Callable[..., str],
+            relation: str | None = None, inits: Sequence[str] = ()) -> list[Chart]:
+    """A chart for every data set and port that a study has several of; of the named `inits` alone, where two
+    of them are there; folded where it is of one relation."""
+    unit, charts = UNITS[context.metric.unit], []
+    for labels, arms in context.parts():
+        arms = arms if relation is None else arms[arms["relation"] == relation]
+        some = arms[arms["init"].isin(inits)]
+        arms = some if some["init"].nunique() > 1 else arms
+        hosts = zip(arms["origin"], arms["receiving"], strict=True)
+        arms = arms.assign(kind=[context.kinds[pair] for pair in hosts], init=arms["init"].astype(str))
+        if "origin" in keys and len(arms.groupby(keys)) > MOST:
+            arms = arms.assign(origin="all origins")
+        points = mark_missing(estimate_groups(alone(arms), [*keys, "init", "budget"]))
+        points[["mean", "low", "high"]] *= unit.scale
+        levels = unit.scale * arms.groupby(keys, sort=False)[list(REFERENCES)].mean()
+        values = [*points["mean"], *points["low"], *points["high"], *levels.to_numpy().ravel()]
+        span = span_of(values, context.metric.unit == "fraction")
+        across = {names if len(keys) > 1 else (names,): dict(own) for names, own in levels.iterrows()}
+        panels = [curve_panel(words(*map(str, names)), part, across[names], span, unit.symbol)
+                  for names, part in points.groupby(keys, sort=False) if part["mean"].notna().any()]
+        if panels:
+            parts = list(map(str, labels.values()))
+            whole = ", ".join([title.format(metric=context.metric.title), *parts])
+            legend = [*arms["init"].unique(), *REFERENCES]
+            charts.append(Chart("-".join([name, *parts]), f"{whole}.", panels, legend, NOTE,
+                                relation is not None))
+    return charts
+
+
+def take_offs(context: StudyContext) -> list[Chart]:
+    """The share of runs that have taken off by updates, a panel a method."""
+    frame = take_off(context)
+    if frame.empty or frame["mean"].isna().all():
+        return []
+    points = frame.assign(init=frame["init"].astype(str),
+                          **{key: 100 * frame[key] for key in ("mean", "low", "high")})
+    nothing = dict.fromkeys(REFERENCES, math.nan)
+    panels = [curve_panel(", ".join(map(str, names)), part, nothing, (0.0, 100.0), "%")
+              for names, part in points.groupby([*context.strata, "method"], sort=False)]
+    title = "Share of runs at least halfway from the bare host to native, by updates, method by method."
+    note = ("Scores are bimodal: a mean may be that of no run. Bands: 95 % of new seeds; hollow: seeds lack "
+            "cells.")
+    return [Chart("take_off", title, panels, list(points["init"].unique()), note)]

@@ -1,0 +1,156 @@
+"""What a study found: one sentence, its numbers, every declared contrast, and what limits all of it."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from portability.analysis.context import StudyContext, once
+from portability.analysis.figures.style import budget_words
+from portability.analysis.formatting import interval, number, p_text
+from portability.analysis.measures.primary_contrasts import OPEN, has_contrasts, primary
+from portability.analysis.metrics import UNITS, Metric
+from portability.analysis.tables.captions import protocol
+from portability.analysis.tables.registry import turns
+from portability.core.contrasts import all_alike
+from portability.core.wording import counted
+
+NEAR = 0.02  # of a port's effect on the logits: equal to within what bisection leaves (our choice)
+NOTHING = "The study has no two starts to compare."
+SIDES = {"ahead": "ahead", "behind": "behind", "higher": "higher", "lower": "lower", OPEN: "left open"}
+SENTENCE = "{words}: {side}, {size} {symbol} {between} ({tests}; {seeds} seeds{examples}{lacks}).{detectable}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """One difference as a reader meets it: of what, its size, 95 % interval and corrected p, and what its
+    test says."""
+
+    name: str
+    words: str
+    size: str
+    between: str
+    p: str
+    verdict: str
+
+
+@once
+def _exploratory(context: StudyContext) -> pd.DataFrame:
+    """The arm against every other init over everything, after any update; scratch first."""
+    frame = context.levels["all"]
+    frame = frame[frame["budget"] > 0]
+    frame = frame.sort_values("baseline", key=lambda names: names != "scratch", kind="stable")
+    names = [f"{row['arm']} − {row['baseline']} {budget_words(int(row['budget']))}"
+             + "".join(f", {row[key]}" for key in context.strata) for _, row in frame.iterrows()]
+    return frame.assign(name=names, words=names, verdict="exploratory", unit=context.metric.difference)
+
+
+def numbers(context: StudyContext) -> list[Number]:
+    """The primary contrasts in the order of the sweep; where none was declared, the exploratory differences
+    over everything."""
+    frame = primary(context) if has_contrasts(context) else _exploratory(context)
+    unit = UNITS[context.metric.difference]
+    return [Number(row["name"], row["words"],
+                   "no whole seed" if pd.isna(row["mean"]) else f"{number(row['mean'], unit)} {unit.symbol}",
+                   "" if pd.isna(row["low"]) else interval(row["low"], row["high"], unit),
+                   p_text(row["p_holm"]), row["verdict"]) for _, row in frame.iterrows()]
+
+
+def headline_numbers(context: StudyContext) -> list[Number]:
+    """The three at the head of a report: the first that were declared; else against scratch early and late,
+    and against another init late."""
+    rows = numbers(context)
+    if has_contrasts(context) or not rows:
+        return rows[:3]
+    frame = _exploratory(context).reset_index(drop=True)
+    last = [own.index[-1] for _, own in frame.groupby("baseline", sort=False)]
+    chosen = [0, *last]
+    return [rows[i] for i in dict.fromkeys(chosen)][:3]
+
+
+def verdict_words(context: StudyContext) -> str:
+    """The study in one sentence: which declared contrasts are ahead, behind or open; or, said to be so, what
+    is exploratory."""
+    rows = numbers(context)
+    if not rows:
+        return NOTHING
+    if not has_contrasts(context):
+        parts = "; ".join(f"{row.words} {row.size} {row.between}".rstrip()
+                          for row in headline_numbers(context))
+        return ("No contrast was declared before the runs, so nothing is decided; exploratory, over "
+                "everything: "
+                f"{parts}.")
+    parts = []
+    for side, words in SIDES.items():
+        own = [f"{row.name} {row.size}" for row in rows if row.verdict == side]
+        if own:
+            parts.append(f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})")
+    return f"Of {counted(len(rows), 'contrast')} declared before the runs, {', '.join(parts)}."
+
+
+def declared_sentences(context: StudyContext) -> list[str]:
+    """Whether the last iterate alone says the same, and every declared contrast in a sentence."""
+    return [*turns(context), *(sentence(row, context.metric) for _, row in primary(context).iterrows())]
+
+
+def sentence(row: pd.Series, metric: Metric) -> str:
+    """A row of `primary` as one sentence."""
+    words, unit = row["words"][0].upper() + row["words"][1:], UNITS[metric.difference]
+    if pd.isna(row["p_holm"]):
+        return f"{words}: no test ({row['note']}; {row['n']} of {row['expected']} pairs are done)."
+    tests = f"p {_p(row['p_holm'])} after Holm's correction for {row['family']}"
+    if pd.notna(row["p_exchange"]):
+        smallest = f"{row['smallest_p']:.2g} is the smallest possible"
+        tests += f", by exchange p {_p(row['p_exchange'])} where {smallest}"
+    size = number(row["mdd"], unit).lstrip("+")
+    more = f" A true difference of {size} {unit.symbol} would have been found four times in five."
+    return SENTENCE.format(
+        words=words, side=SIDES[row["verdict"]], size=number(row["mean"], unit), symbol=unit.symbol,
+        tests=tests, between=interval(row["low"], row["high"], unit), seeds=row["seeds"],
+        examples=f", {row['examples']:,} test examples" if row["examples"] else ", not over test examples",
+        lacks=f", † {row['n']} of {row['expected']} pairs" if row["mark"] else "",
+        detectable=more if row["verdict"] == OPEN and pd.notna(row["mdd"]) else "")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
+# ---- what limits them
+
+
+def caveats(context: StudyContext) -> list[str]:
+    """What limits the findings: the protocol, cells that lack, and what intervals leave out."""
+    cells, facts, lines = context.cells, context.study.facts, protocol(context.study.schema)
+    lacking = cells[cells["status"] != "done"]["status"].value_counts()
+    if len(lacking):
+        words = ", ".join(f"{count:,} {status}" for status, count in lacking.items())
+        lines.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); "
+                     f"numbers that lack "
+                     "cells carry the mark †.")
+    lines += _unmatched(context)
+    if context.why:
+        lines.append(f"Intervals are over seeds only, not over test examples: {context.why}.")
+    if all_alike(facts) is None:
+        lines.append("The study's commands declare different primary contrasts, so it has none: all is "
+                     "exploratory.")
+    elif not has_contrasts(context):
+        lines.append("No primary contrast was declared before the runs: all is exploratory.")
+    if any(fact.get("overlap") == "keep" for fact in facts):
+        lines.append("Sentences shared between data sets were kept (overlap: keep).")
+    seeds = context.arms["seed"].nunique()
+    if seeds < 2:
+        lines.append("There is one seed, so nothing is said of comparisons: what differs between its runs "
+                     "is no new seed.")
+    lines.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other "
+                 f"hosts.")
+    return lines
+
+
+def _unmatched(context: StudyContext) -> list[str]:
+    """A sentence on inits that no scale makes move the logits as much as the port does."""
+    matched = pd.to_numeric(context.study.runs["effect"], errors="coerce").dropna()
+    off = matched[(matched - 1).abs() > NEAR]
+    reached = " to ".join(dict.fromkeys(f"{100 * value:.0f}" for value in (off.min(), off.max())))
+    return [] if off.empty else [
+        f"{counted(len(off), 'start')} that should move the logits as much as a port cannot at any scale; "
+        f"the nearest gives {reached} % of it."]
