@@ -123,7 +123,7 @@ def entry_of(
         "relation": ("same" if source["data"] == cell["data"] else "different") if cell["origin"] else None,
         "run_id": record["run_id"], "spec": record["spec"], "cell": cell, "port_info": record["port_info"],
     }
-    first = next((mark for mark in train["metrics"] if mark["updates"] == 0), {})
+    first: dict[str, Any] = next((mark for mark in train["metrics"] if mark["updates"] == 0), {})
     summary = {
         "updates": max(mark["updates"] for mark in train["metrics"]),
         "zero_shot_accuracy": first.get("eval_accuracy"),
@@ -199,8 +199,8 @@ class Tracker:
             disable_git=True, disable_code=True, console="off", silent=True,
         )
         with wandb.init(
-            project=self.spec.project, dir=self.spec.folder, mode=self.spec.mode, settings=settings,
-            config=entry.config, reinit="create_new", id=entry.id, resume="allow", **entry.how,
+            project=self.spec.project, dir=self.spec.folder, settings=settings, config=entry.config,
+            reinit="create_new", id=entry.id, resume="allow", **entry.how | {"mode": self.spec.mode},
         ) as run:
             for point in () if known else entry.curve:
                 run.log(point["values"], step=point["step"])

@@ -107,7 +107,7 @@ def save(project: str, place: str, folder: Path) -> str:
     try:
         import wandb
 
-        entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
+        entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or ""
         made = workspace(entity, project)
         made.save()
         url = made.url

@@ -110,7 +110,7 @@ def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
         raise UserError(f"run {run_id} of {one.root} is not sound ({here.fault}); nothing was copied; "
                         f"run `python -m portability.store verify {one.root} --discard` and merge again")
     assert here.record is not None and there.record is not None
-    marks = [evaluated(found.record) for found in (here, there)]
+    marks = [evaluated(record) for record in (here.record, there.record)]
     if marks[0] != marks[1]:
         raise UserError(f"run {run_id} was evaluated at updates {sorted(marks[0])} in {one.root} and at "
                         f"{sorted(marks[1])} in {other.root}; nothing was copied; repeat one command with "
