@@ -18,9 +18,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from portability.analysis.contrast_arm import arm_of
-from portability.analysis.load import COORDINATES, read
-from portability.analysis.stats.pairing import paired
+from portability.analysis.load import read
+from portability.analysis.stats.pairing import COORDINATES, arm_of, paired
 from portability.core.errors import UserError, without_places
 from portability.core.specs import BARE
 from portability.store import Store, studies

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support.synthetic import build
 from store_parts import contents, flip, ported, study
 from test_tracking import _no_home, files, inspect  # noqa: F401  (W&B's own folders and keys are those of nobody)
 
@@ -25,11 +26,8 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def invented(tmp_path, monkeypatch):
-    """A whole small study of invented records (tests/analysis/synthetic.py)."""
-    monkeypatch.syspath_prepend(Path(__file__).parent / "analysis")
-    from synthetic import build
-
+def invented(tmp_path):
+    """A whole small study of invented records."""
     return build(tmp_path / "toy")
 
 
@@ -196,7 +194,8 @@ def test_a_runs_comparisons_are_those_of_its_largest_budget(invented):
 
 
 def test_a_study_that_grows_sends_what_is_new_and_its_tables_anew(store, capsys):
-    from store_parts import grow
+    from support.synthetic import build
+from store_parts import grow
 
     publish(store)
     new = grow(store, range(5, 7))

@@ -16,7 +16,7 @@ from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingAr
 
 from portability import methods
 from portability.core.specs import RunSpec
-from portability.execution.execute import execute, scorer_of
+from portability.execution.execute import execute
 from portability.execution.worker_context import Desk
 from portability.hosts.devices import places
 from portability.hosts.host import Host, from_folder, load_tokenizer, narrow
@@ -25,6 +25,7 @@ from portability.planning.plan import Plan, plan
 from portability.run import compose
 from portability.store import Store
 from portability.tasks.classification import HEAD, Scorer
+from portability.tasks.registry import task_of
 from portability.training.stack import Bench, Stack, Start
 from portability.training.trainer import Trainer as Engine
 
@@ -60,7 +61,7 @@ class Ours:
         _, self.run, desk = study_of(words)
         host, self.device = desk.host(self.run), desk.device
         attached, test = methods.attach(host, self.run.method), desk.test(host, self.run)
-        self.bench = Bench(attached, scorer_of(host, self.run), desk.training(host, self.run), test)
+        self.bench = Bench(attached, task_of(self.run.task).scorer(host), desk.training(host, self.run), test)
         self.schedule = self.bench.schedule(self.run)
         self.engine = self.stack(range(first, first + members))
         self.size = self.engine.bank.theta.shape[1]

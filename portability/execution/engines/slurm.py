@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.errors import Drained, UserError
+from portability.core.schema import build
 from portability.core.specs import digest
-from portability.core.typed import build
 from portability.execution.engines.base import Engine, cannot_go_on
 from portability.execution.worker import ENVIRONMENT, Job, Setup, Worker, work
 from portability.hosts.devices import Place, places
