@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from support.synthetic import build
 from store_parts import contents, flip, ported, study
+from support.synthetic import build
 from test_tracking import _no_home, files, inspect  # noqa: F401  (W&B's own folders and keys are those of nobody)
 
 from portability.analysis.load import tidy
@@ -194,8 +193,7 @@ def test_a_runs_comparisons_are_those_of_its_largest_budget(invented):
 
 
 def test_a_study_that_grows_sends_what_is_new_and_its_tables_anew(store, capsys):
-    from support.synthetic import build
-from store_parts import grow
+    from store_parts import grow
 
     publish(store)
     new = grow(store, range(5, 7))

@@ -193,7 +193,7 @@ def test_a_job_that_takes_too_long_is_ended_and_updates_are_reported_meanwhile(
         cluster, data_folders, make_host, tmp_path, monkeypatch):
     study = small(data_folders, make_host, *SLOW, "grid.budgets=[20000]", "grid.seeds=[0]")
     job = one_job(study)
-    [end], seen = engine_of(study, job, tmp_path / "late", cluster.address, timeout_minutes=12 / 60)
+    [end], seen = engine_of(study, job, tmp_path / "late", cluster.address, timeout_minutes=20 / 60)
     (failure,) = Store(tmp_path / "late").failures().values()
     assert list(end.job.runs) == list(job.runs) and failure["kind"] == "TimedOut" and "timed out after" in failure["error"]
     made = [stage.updates for stage in seen if stage.runs]

@@ -6,33 +6,29 @@ from collections.abc import Callable
 from portability.execution.engines.base import Engine
 
 
-def inprocess() -> type[Engine]:
-    """This process."""
+def _inprocess() -> type[Engine]:
     from portability.execution.engines.inprocess import InProcess
 
     return InProcess
 
 
-def local() -> type[Engine]:
-    """Processes of this machine."""
+def _local() -> type[Engine]:
     from portability.execution.engines.local import Local
 
     return Local
 
 
-def ray() -> type[Engine]:
-    """Actors of a Ray cluster."""
+def _ray() -> type[Engine]:
     from portability.execution.engines.ray import Ray
 
     return Ray
 
 
-def slurm() -> type[Engine]:
-    """Tasks of a Slurm queue."""
+def _slurm() -> type[Engine]:
     from portability.execution.engines.slurm import Slurm
 
     return Slurm
 
 
 ENGINES: dict[str, Callable[[], type[Engine]]] = {
-    "inprocess": inprocess, "local": local, "ray": ray, "slurm": slurm}
+    "inprocess": _inprocess, "local": _local, "ray": _ray, "slurm": _slurm}
