@@ -15,8 +15,8 @@ from test_tasks_encode import gpt2_like
 
 from portability.core.errors import UserError
 from portability.core.specs import MethodSpec
-from portability.execution import preview
 from portability.execution import ledger as progress
+from portability.execution import preview
 from portability.hosts.host import HostSource, describe, label_ids, label_tokens, load_tokenizer
 from portability.methods.base import Mounted
 from portability.planning.plan import plan
