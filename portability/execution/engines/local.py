@@ -66,7 +66,8 @@ class Local(Engine):
             with contextlib.suppress(EOFError):
                 if one.errors.poll():
                     raise cannot_go_on(one.errors.recv())
-            over[name] = f"the worker ended with exit code {self.pool.pop(name).process.exitcode}"
+            code = self.pool.pop(name).process.exitcode
+            over[name] = f"the worker ended with exit code {code}" if code else ""
         return list(self.pool), over
 
     def drain(self) -> None:
