@@ -160,7 +160,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray
         ValueError: none, or not as many predictions as references.
 
     Example:
-        >>> rouge_l(["the cat sat"], ["the cat was sat upon"]).tolist()
+        >>> rouge_l(["the cat sat"], ["the cat was sat upon"]).round(6).tolist()
         [0.75]
     """
     from rouge_score.rouge_scorer import RougeScorer  # with nltk, which takes a second
