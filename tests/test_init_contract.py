@@ -40,9 +40,10 @@ def given(sides, kind, seed=0):
     def cut():
         return extract(*specs, [], options, 0)
 
+    pad = PortSpec("pad", "pad", "stretch")
     providers = {
         "origin_module": lambda: module,
-        "port": lambda: port(module, PortContext(*specs, small_.init_parameters(seed), PortSpec("pad", "pad", "stretch"))),
+        "port": lambda: port(module, PortContext(*specs, small_.init_parameters(seed), pad)),
         "extraction": lambda: ExtractedPairs(cut()[0], specs[0]),
         "teacher": cut,
     }
@@ -73,7 +74,7 @@ def test_an_init_gives_a_module_of_the_receiving_host_and_repeats_itself(kind, s
 def test_an_init_asks_for_what_it_declares_and_for_nothing_else(kind, sides):
     context, asked = given(sides, kind)
     INITS[kind](context, OPTIONS.get(kind, {}))
-    assert set(asked) == INIT_KINDS[kind].needs - {"origin_module"}, "a port asks for the origin's module itself"
+    assert set(asked) == INIT_KINDS[kind].needs - {"origin_module"}, "which is the port's to ask for"
     if asked:
         bare = InitContext(context.receiving, METHOD, 0, (0,), context.fresh)
         with pytest.raises(ValueError, match="what its kind does not declare"):
@@ -90,7 +91,7 @@ def test_a_port_is_made_once_for_the_starts_that_share_it(data_folders, make_hos
              "grid.ports=[pad,repeat]")
     got = small(data_folders, make_host, *words)
     planned, store, made = plan(got.grid), Store(tmp_path / "store"), []
-    monkeypatch.setattr(start, "port", lambda module, context: made.append(context.spec.name) or port(module, context))
+    monkeypatch.setattr(start, "port", lambda module, known: made.append(known.spec.name) or port(module, known))
     stacks: dict = {}
     for run in planned.runs.values():
         stacks.setdefault((run.host.name, run.data.name, run.origin is not None), []).append(run)

@@ -41,14 +41,20 @@ def pairwise(*axes):
     wanted = {(a, x, b, y) for a in range(len(axes)) for b in range(a) for x in axes[a] for y in axes[b]}
     rows, left = [], list(product(*axes))
     while wanted:
-        met = {row: {(a, row[a], b, row[b]) for a in range(len(axes)) for b in range(a)} & wanted for row in left}
+        met = {row: {(a, row[a], b, row[b]) for a in range(len(axes)) for b in range(a)} & wanted
+               for row in left}
         rows.append(max(left, key=lambda row: len(met[row])))
         wanted -= met[rows[-1]]
     return rows
 
 
-@pytest.mark.parametrize(("strategy", "method", "shape", "layer_map"), pairwise(STRATEGIES, METHODS, SHAPES, LAYER_MAPS))
-def test_a_strategy_gives_a_module_of_the_receiving_host_or_says_why_not(strategy, method, shape, layer_map, mounted):
+ROWS = pairwise(STRATEGIES, METHODS, SHAPES, LAYER_MAPS)
+
+
+@pytest.mark.parametrize(("strategy", "method", "shape", "layer_map"), ROWS)
+def test_a_strategy_gives_a_module_of_the_receiving_host_or_says_why_not(
+    strategy, method, shape, layer_map, mounted
+):
     source, target = mounted(method, "t5", 32, 2, 4), mounted(method, "t5", *SHAPES[shape])
     module, fresh = noisy(source, 1), target.init_parameters(2)
     before = module.map({slot: tensor.clone() for slot, tensor in module.tensors.items()})
@@ -66,7 +72,7 @@ def test_a_strategy_gives_a_module_of_the_receiving_host_or_says_why_not(strateg
         assert done.module.tensors[slot].shape == done.carried[slot].shape == tensor.shape
         assert done.carried[slot].dtype == torch.bool
     assert target.to_parameters(done.module) and 0 < done.report.filled_fraction <= 1
-    assert (done.report.name, done.report.strategy) == (strategy, strategy) and done.report.summary()["actions"]
+    assert done.report.name == done.report.strategy == strategy and done.report.summary()["actions"]
     for tensor in done.module.tensors.values():
         tensor.zero_()
     assert equal(module, before), "a port never changes its source"
@@ -163,19 +169,20 @@ def test_a_packages_strategy_reads_both_hosts(installed, mounted, load):
     for slot, tensor in padded.module.tensors.items():
         assert torch.allclose(done.module.tensors[slot], tensor * sizes[0] / sizes[1])
     assert done.report.carried_fraction == 1 and done.report.seconds > 0
-    with pytest.raises(UserError, match="Ratio has no rule that fits a head of width 4 to width 6; use head=fresh"):
+    with pytest.raises(UserError, match="no rule that fits a head of width 4 to width 6; use head=fresh"):
         fit_head({"head.weight": torch.ones(2, 4), "head.bias": torch.ones(2)}, 6, context.spec)
 
 
 def test_a_study_ports_with_a_packages_strategy(installed, data_folders, make_host, tmp_path):
     installed(ratio="Ratio")
-    words = ("method=lora", "grid.inits=[ported,sampled]", "grid.seeds=[0]", "grid.budgets=[1]", "grid.ports=[pad,ratio]",
-             "+port.ratio={strategy:ratio,layer_map:stretch,partial:false}")
+    words = ("method=lora", "grid.inits=[ported,sampled]", "grid.seeds=[0]", "grid.budgets=[1]",
+             "grid.ports=[pad,ratio]", "+port.ratio={strategy:ratio,layer_map:stretch,partial:false}")
     got = small(data_folders, make_host, *words)
     planned, store = plan(got.grid), Store(tmp_path / "store")
     for run_id, run in planned.runs.items():
         execute([run], {run_id: sorted(planned.marks[run_id])}, Desk(store, got.data))
-    found = {run.port.strategy: store.read(run_id) for run_id, run in planned.runs.items() if run.init.kind == "ported"}
+    found = {run.port.strategy: store.read(run_id) for run_id, run in planned.runs.items()
+             if run.init.kind == "ported"}
     assert found["ratio"]["port_info"]["strategy"] == "ratio"
     scores = [found[name]["train_info"]["metrics"][0]["eval_loss"] for name in ("pad", "ratio")]
     assert scores[0] != scores[1]
@@ -185,9 +192,9 @@ def test_a_study_ports_with_a_packages_strategy(installed, data_folders, make_ho
     ({"greedy": "Greedy"}, "greedy", "'greedy' uses origin_weights, which it does not declare"),
     ({"reader": "Reader"}, "reader", "'reader' needs texts, which are not available yet"),
     ({"curious": "Curious"}, "curious", "unknown need of port strategy 'curious' 'luck'"),
-    ({"careless": "Careless"}, "careless", "gave no module of the receiving host: .* is missing, left over or of another"),
+    ({"careless": "Careless"}, "careless", "gave no module of the receiving host: .* is missing, left over"),
     ({"thing": "SHAPES"}, "thing", "is no portability.porting.base.Strategy"),
-    ({"pad": "Ratio"}, "pad", "package outside adds 'pad' to portability.strategies, a name that is already taken"),
+    ({"pad": "Ratio"}, "pad", "package outside adds 'pad' to .*, a name that is already taken"),
 ])
 def test_what_a_packages_strategy_may_not_do(entries, strategy, says, installed, mounted):
     installed(**entries)

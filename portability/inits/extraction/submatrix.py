@@ -91,8 +91,10 @@ def rows_columns(scores: Tensor, size: tuple[int, int], generator: torch.Generat
     ``max_sens_submatrix``).
 
     Example:
-        >>> cut = rows_columns(torch.tensor([[1., 0., 1.], [3., 0., 4.], [2., 0., 2.]]), (2, 2),
-        torch.Generator()) >>> cut.rows.flatten().tolist(), cut.columns.flatten().tolist() ([1, 2], [0, 2])
+        >>> scores = torch.tensor([[1., 0., 1.], [3., 0., 4.], [2., 0., 2.]])
+        >>> cut = rows_columns(scores, (2, 2), torch.Generator())
+        >>> cut.rows.flatten().tolist(), cut.columns.flatten().tolist()
+        ([1, 2], [0, 2])
     """
     rows, columns = (_largest(scores.sum(1 - axis, dtype=torch.float64), size[axis]) for axis in (0, 1))
     return Cut(rows[:, None], columns[None])
