@@ -17,6 +17,7 @@ from portability.core.stages import Stage
 from portability.data.splits import StudyData
 from portability.hosts.devices import Place
 from portability.hosts.host import Host, load_host
+from portability.methods.adapters_backend import prepare
 from portability.store import Store
 from portability.tasks.base import EvalSet, Task, Training
 from portability.tasks.registry import task_of
@@ -64,7 +65,7 @@ class Desk:
             room = free_bytes(self.device, self.place.share) / 2
             while self.hosts and sum(map(_size, self.hosts.values())) > room:
                 self.hosts.pop(next(iter(self.hosts)))
-            self.hosts[key] = load_host(spec, self.place.device, precision)
+            self.hosts[key] = prepare(load_host(spec, self.place.device, precision))
         return self.hosts[key]
 
     def training(self, host: Host, run: RunSpec) -> Training:

@@ -6,7 +6,7 @@
     prefix    (Li & Liang 2021)         vectors (prefix, heads, head size) before each layer's keys and values
 
 No other module of the package, but for the benchmark, knows the library. It replaces layers of a host by its
-own when it is attached first; without a method these compute the same to the bit.
+own when it is attached first, and these round a T5's attention otherwise: see `prepare`.
 """
 
 import re
@@ -62,7 +62,7 @@ class AdaptersBackend:
     def attach(self, host: Host, spec: MethodSpec) -> "AdaptersMethod":
         """As `MethodBackend.attach`; the first call on a host changes its layers' classes for good."""
         config = config_of(spec, host.spec.shape)
-        _initialise(host)
+        prepare(host)
         method = AdaptersMethod(host, spec, config)
         try:
             method.read_layouts()
@@ -121,18 +121,22 @@ class AdaptersMethod(AttachedMethod):
             self.host.model.set_active_adapters(NAME)
 
 
-def _initialise(host: Host) -> None:
-    """Replace the host's layers by the library's, unless they are already."""
+def prepare(host: Host) -> Host:
+    """Replace a host's layers by the library's, in place, unless they are already.
+
+    Whoever computes numbers that are stored calls it on a new host: without a method the layers compute the same
+    function, but the last bits of a T5's attention differ, which must not depend on what was attached before.
+    """
     import adapters
 
-    device = host.model.device
-    if isinstance(host.model, adapters.ModelAdaptersMixin):
-        return
-    adapters.init(host.model)
-    host.model.requires_grad_(False).eval().to(device)
-    if host.family == "llama":
-        for layer in host.model.base_model.layers:
-            layer.register_forward_pre_hook(_former_name, with_kwargs=True)
+    if not isinstance(host.model, adapters.ModelAdaptersMixin):
+        device = host.model.device
+        adapters.init(host.model)
+        host.model.requires_grad_(False).eval().to(device)
+        if host.family == "llama":
+            for layer in host.model.base_model.layers:
+                layer.register_forward_pre_hook(_former_name, with_kwargs=True)
+    return host
 
 
 def _former_name(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -20,6 +20,7 @@ from portability.data.tokenization import encode
 from portability.hosts.attention import causal_mask, text_mask
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import folder_of, weight_files
+from portability.methods.adapters_backend import prepare
 from portability.porting.layer_maps import stretch
 from portability.tasks.base import check_length
 
@@ -84,7 +85,7 @@ def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
     encoder-decoder's first step, a decoder's last token). A layer's state is what it hands on; the last one's
     is taken after the host's final norm.
     """
-    host = load_host(spec)
+    host = prepare(load_host(spec))
     check_length(host, task.max_length)
     examples = {"text": texts, "label": [0] * len(texts)}
     encoded = encode(examples, host.tokenizer, task, True, spec.fingerprint)
