@@ -30,7 +30,7 @@ from portability.training.stack import Bench, Stack, Start
 from portability.training.trainer import Trainer as Engine
 
 logging.getLogger("adapters").setLevel(logging.ERROR)  # as in a worker
-WINDOW = 50  # batches over which Trainer sorts by length, from long to short; it is timed over whole windows
+WINDOW = 50  # batches over which Trainer sorts by length (or a quarter of all), and so those of its segment
 SEGMENT = 20  # updates over which ours is timed, whose batches come in no order of length
 CAPTURED = 200  # updates after which nearly all lengths of batches were met twice, and are CUDA graphs
 LORA_TARGETS = {  # what conf/method/lora.yaml adapts: q, k, v of every attention, and the feed-forward
@@ -137,7 +137,8 @@ class Library:
         for ids, label in zip(map(encoded.row, range(len(encoded))), encoded.labels, strict=True):
             answer = [scorer.label_ids[label], end] if whole else scorer.label_ids[label]
             rows.append({"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": answer})
-        updates = WINDOW * (4 if cuda else 1)  # so that the start of the loading processes weighs little
+        # whole windows, on a GPU several, so that the start of the loading processes weighs little
+        updates = min(WINDOW, len(rows) // (4 * run.train.batch_size)) * (4 if cuda else 1)
         self.tokens = updates * run.train.batch_size * encoded.lengths.mean()
         faster = {"group_by_length": True, "bf16": run.precision == "bf16", "logging_strategy": "no",
                   "logging_nan_inf_filter": False, "dataloader_num_workers": 2 if cuda else 0}
@@ -146,8 +147,8 @@ class Library:
             use_cpu=not cuda, max_steps=updates, learning_rate=run.method.learning_rate,
             per_device_train_batch_size=run.train.batch_size, remove_unused_columns=False,
             **(faster if tuned else {}))
-        collator = DataCollatorForSeq2Seq(host.tokenizer) if whole else None
-        network, loss = (network, None) if whole else (scorer, label_loss)
+        own = (network, DataCollatorForSeq2Seq(host.tokenizer), None)
+        network, collator, loss = own if whole else (scorer, None, label_loss)
         self.trainer = Trainer(network, arguments, collator, rows if tuned else Dataset.from_list(rows),
                                processing_class=host.tokenizer, compute_loss_func=loss)
         self.size = sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
