@@ -119,8 +119,9 @@ def test_the_command_chooses_the_metric_and_writes_the_table(tmp_path: Path):
     assert "minus each other start" in (root / "tables" / "extraction.md").read_text()
     html = (root / "report" / "index.html").read_text()
     payload = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', html, re.S)[1])
-    assert payload["metric"] == "eval_rougeL"
-    assert [column["key"] for column in payload["metrics"]] == ["eval_loss", "eval_invalid_rate", "eval_rougeL"]
+    numbers = [column["key"] for column in payload["columns"] if column["kind"] == "number"]
+    assert payload["metric"]["key"] == "eval_rougeL"
+    assert numbers == ["eval_rougeL", "native", "bare", "lift", "eval_loss", "eval_invalid_rate"]
 
 
 # ---- metrics that are asked for
@@ -202,7 +203,7 @@ def test_the_command_shows_any_metric_of_the_records(tmp_path, capsys, metric, l
     assert label in table and shows in table
     assert label in (study.store.root / "tables" / "all_metrics.md").read_text()
     assert metric in (study.store.root / "tables" / "init_by_method.csv").read_text()
-    assert f'"metric":"{metric}"' in (study.store.root / "report" / "index.html").read_text().replace(" ", "")
+    assert f'"metric":{{"key":"{metric}"' in (study.store.root / "report" / "index.html").read_text().replace(" ", "")
     assert (study.store.root / "plots" / "headline.svg").is_file()
 
 
