@@ -131,7 +131,7 @@ def test_copy_refuses_other_shapes_and_names_hosts_and_shapes(mounted, method, s
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_carried_is_an_error(mounted, method):
     host = mounted(method)
-    empty = host.fresh(0).map({slot: torch.zeros_like(t) for slot, t in host.fresh(0).tensors.items()})
+    empty = host.init_parameters(0).map({slot: torch.zeros_like(t) for slot, t in host.init_parameters(0).tensors.items()})
     with pytest.raises(UserError, match="carries nothing"):
         carry(host, host, spec(), empty)
 

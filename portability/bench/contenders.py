@@ -59,7 +59,7 @@ class Ours:
 
     def __init__(self, words: Sequence[str], members: int, first: int = 0):
         _, self.run, desk = study_of(words)
-        host, self.device = desk.host(self.run), desk.device
+        host, self.device = desk.host(self.run.host, self.run.precision), desk.device
         attached, test = methods.attach(host, self.run.method), desk.test(host, self.run)
         self.bench = Bench(attached, task_of(self.run.task).scorer(host), desk.training(host, self.run), test)
         self.schedule = self.bench.schedule(self.run)
