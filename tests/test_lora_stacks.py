@@ -176,7 +176,7 @@ def start_of(mounted, seed, subtracted):
 def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
     _, runs, marks = study
     desk, shared = table
-    starts = [start_of(shared.mounted, 0, False), start_of(shared.mounted, 1, True)]
+    starts = [start_of(shared.attached, 0, False), start_of(shared.attached, 1, True)]
     both = Stack(runs, starts, shared, marks)
     both.train(desk)
     assert not both.trainer.frozen[next(iter(both.trainer.frozen))][0].any()
@@ -196,8 +196,8 @@ def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
 def test_equal_modules_with_other_starts_are_scored_apart(study, table):
     _, runs, marks = study
     _, shared = table
-    module = noisy(shared.mounted, 1)
-    starts = [Start(module, {}, None, None, start) for start in (module, noisy(shared.mounted, 2))]
+    module = noisy(shared.attached, 1)
+    starts = [Start(module, {}, None, None, start) for start in (module, noisy(shared.attached, 2))]
     some = Stack(runs, starts, shared, marks)
     found = some._score(0, some.trainer.bank.views(some.trainer.averages) | some.trainer.frozen).margin
     assert np.abs(found[0] - found[1]).max() > 0.01
@@ -206,7 +206,7 @@ def test_equal_modules_with_other_starts_are_scored_apart(study, table):
 def test_a_killed_run_with_a_start_goes_on_to_the_same_bits(study, table, tmp_path):
     _, runs, marks = study
     desk, shared = table
-    starts, store = [start_of(shared.mounted, seed, True) for seed in (0, 1)], Store(tmp_path)
+    starts, store = [start_of(shared.attached, seed, True) for seed in (0, 1)], Store(tmp_path)
     whole = Stack(runs, starts, shared, marks)
     whole.train(desk)
     part = Stack(runs, starts, shared, marks)
