@@ -148,7 +148,8 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
 def _check(grid: Grid, relations: Relations) -> None:
     """Refuse axes that do not go together."""
     for init in grid.inits:
-        choose(init.kind, [kind for kind, traits in INIT_KINDS.items() if traits.offered], f"kind of init '{init.name}'")
+        choose(init.kind, [kind for kind, traits in INIT_KINDS.items() if traits.offered],
+               f"kind of init '{init.name}'")
     received = [data.name for data in grid.data]
     encoders = [host.name for host in chain(*grid.pairs) if FAMILIES[host.shape.family].scoring == "head"]
     if encoders and grid.answers:

@@ -13,7 +13,8 @@ class Drained(Exception):
 
 
 def choose(name: str, choices: object, what: str) -> str:
-    """Give back `name` if it is one of `choices`, else raise an error that lists them, and the one probably meant.
+    """Give back `name` if it is one of `choices`, else raise an error that lists them, and the one probably
+    meant.
 
     Raises:
         UserError: `name` is unknown.
@@ -30,7 +31,8 @@ def choose(name: str, choices: object, what: str) -> str:
     return name
 
 
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)  # of a run, not of the disk
+# of a run, not of the disk
+FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)
 
 
 def without_places(text: str) -> str:

@@ -1,5 +1,5 @@
-"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes; and other values that are
-kept by the content they follow from."""
+"""Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes; and other
+values that are kept by the content they follow from."""
 
 import contextlib
 import hashlib
@@ -38,13 +38,14 @@ def file_digest(path: Path) -> str:
         draft.write_text(found)
         draft.rename(entry)
     except OSError as error:
-        log.warning("cannot keep digests in %s (%s); files are read again next time", entry.parent, error.strerror)
+        log.warning("cannot keep digests in %s (%s); files are read again next time", entry.parent,
+                    error.strerror)
     return found
 
 
 def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
-    """SHA-256, 64 hex digits, of a host: of its files' names and SHA-256 and of its settings, as canonical JSON; folders do not
-    count. A hub knows the files' SHA-256 without a download."""
+    """SHA-256, 64 hex digits, of a host: of its files' names and SHA-256 and of its settings, as canonical
+    JSON; folders do not count. A hub knows the files' SHA-256 without a download."""
     content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 def combined_digest(paths: Iterable[Path], *extra: str) -> str:

@@ -1,5 +1,5 @@
-"""Whether the Hugging Face hub answers, found out once and quickly (its own libraries try for half a minute), and what to do
-where it gives nothing."""
+"""Whether the Hugging Face hub answers, found out once and quickly (its own libraries try for half a minute),
+and what to do where it gives nothing."""
 
 import functools
 import os
@@ -12,8 +12,9 @@ INSTEAD = "without the hub use the embedded hosts and data: host_set=nano"
 
 @functools.cache
 def look_for_hub() -> None:
-    """Set $HF_HUB_OFFLINE, for this process and its workers, where the hub does not answer, so that what is not in the local
-    cache is an error at once. Call it before huggingface_hub or datasets is imported; does nothing where it is set already."""
+    """Set $HF_HUB_OFFLINE, for this process and its workers, where the hub does not answer, so that what is
+    not in the local cache is an error at once. Call it before huggingface_hub or datasets is imported; does
+    nothing where it is set already."""
     if os.environ.get("HF_HUB_OFFLINE"):
         return
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -26,27 +27,33 @@ def look_for_hub() -> None:
 
 
 def remedy(error: BaseException, repository: str) -> str:
-    """What to do about an error of the hub's libraries, of which it may be the cause or the context; the kind of error and its
-    first line where we know none."""
+    """What to do about an error of the hub's libraries, of which it may be the cause or the context; the kind
+    of error and its first line where we know none."""
     from huggingface_hub import errors
 
     login = "log in with a token that may read it (hf auth login, or set HF_TOKEN)"
     remedies = {
-        errors.GatedRepoError: f"it is gated: accept its licence on the page of {repository} on the hub, and {login}",
-        errors.RevisionNotFoundError: "it has no such revision: copy the 40 digits of a commit from its page on the hub",
-        errors.RepositoryNotFoundError: f"there is no such repository, or it is private: check its name, or {login}",
+        errors.GatedRepoError: f"it is gated: accept its licence on the page of {repository} on the hub, and "
+        f"{login}",
+        errors.RevisionNotFoundError: "it has no such revision: copy the 40 digits of a commit from its page "
+        "on the hub",
+        errors.RepositoryNotFoundError: "there is no such repository, or it is private: check its name, or "
+        f"{login}",
     }
     seen: BaseException | None = error
     while seen is not None:
         for kind, advice in remedies.items():
             if isinstance(seen, kind):
                 return advice
-        if isinstance(seen, errors.HfHubHTTPError) and seen.response is not None and seen.response.status_code == 401:
+        response = seen.response if isinstance(seen, errors.HfHubHTTPError) else None
+        if response is not None and response.status_code == 401:
             return f"the hub does not take your token: {login}"
         seen = seen.__cause__ or seen.__context__
-    if type(error).__name__ == "DatasetNotFoundError":  # of datasets, which drops most of the hub's own errors
+    # of datasets, which drops most of the hub's own errors
+    if type(error).__name__ == "DatasetNotFoundError":
         return remedies[errors.GatedRepoError if "gated" in str(error) else errors.RepositoryNotFoundError]
     said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if os.environ.get("HF_HUB_OFFLINE"):
-        return f"it is not in the local cache, and the hub does not answer or HF_HUB_OFFLINE is set ({said}); {INSTEAD}"
+        return ("it is not in the local cache, and the hub does not answer or HF_HUB_OFFLINE is set "
+                f"({said}); {INSTEAD}")
     return f"{said}; {INSTEAD}"

@@ -21,8 +21,8 @@ def stream_seed(*names: object) -> int:
 def stream(*names: object) -> "torch.Generator":
     """A CPU generator for one purpose, for example ``stream(seed, "module")``.
 
-    Runs to be compared share their seed, so they share every stream whose name they have in common: the batches
-    of the three inits of a cell are the same, whatever their starts drew.
+    Runs to be compared share their seed, so they share every stream whose name they have in common: the
+    batches of the three inits of a cell are the same, whatever their starts drew.
     """
     import torch
 

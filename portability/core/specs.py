@@ -160,7 +160,8 @@ class AnswerSpec:
 
     @property
     def passes(self) -> int:
-        """Passes of a host that scoring an example takes: of a choice one an answer, of which there are taken to be four."""
+        """Passes of a host that scoring an example takes: of a choice one an answer, of which there are taken
+        to be four."""
         return 4 if self.new_tokens is None else 1 + self.new_tokens
 
     @property

@@ -1,4 +1,5 @@
-"""What a worker says of the runs that it has in hand, to whoever started it and to whoever asks for the status."""
+"""What a worker says of the runs that it has in hand, to whoever started it and to whoever asks for the
+status."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,7 +3,8 @@
 import functools
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy", "safetensors")
+PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy",
+            "safetensors")
 
 
 @functools.cache

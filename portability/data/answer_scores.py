@@ -104,7 +104,8 @@ def final(text: str) -> str:
     number (our choice of the order). Of what follows a marker the last number counts, if there is one.
 
     Example:
-        >>> final("2 + 3 = 5 #### 5 apples"), final("The answer is: 7."), final("2 + 3 = 5"), final("The answer is yes")
+        >>> texts = "2 + 3 = 5 #### 5 apples", "The answer is: 7.", "2 + 3 = 5", "The answer is yes"
+        >>> tuple(final(text) for text in texts)
         ('5', '7', '5', 'yes')
     """
     for marked in (after_marker(text), after_answer_is(text)):

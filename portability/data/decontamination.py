@@ -1,7 +1,7 @@
 """The leak guard: what stands in more than one place of a study is dropped from training by one rule.
 
-The rule looks at the study's list of data sets and at nothing else, so a training set, and with it an origin's module,
-stays the same whatever it is ported to.
+The rule looks at the study's list of data sets and at nothing else, so a training set, and with it an
+origin's module, stays the same whatever it is ported to.
 """
 
 import re
@@ -35,7 +35,8 @@ def key(text: str) -> str:
 
 
 def key_of(row: LabelledText | Example) -> str:
-    """What two rows have in common when they count as the same: of a text `key`, of a prompt `tasks.examples.question`."""
+    """What two rows have in common when they count as the same: of a text `key`, of a prompt
+    `tasks.examples.question`."""
     return question(row) if isinstance(row, Example) else key(row[0])
 
 
@@ -47,7 +48,8 @@ class Guarded:
         dropped: indices of the training rows that were dropped, in order.
         dropped_eval: how many of them stand in a validation or test split of the study.
         dropped_train: how many of the others stand in the training split of a set listed earlier.
-        shared_eval: validation and test rows that also stand in an evaluation split of another set; they stay.
+        shared_eval: validation and test rows that also stand in an evaluation split of another set; they
+            stay.
     """
 
     dropped: tuple[int, ...]
@@ -59,9 +61,10 @@ class Guarded:
 def guard(sets: Mapping[str, Mapping[str, Rows]], overlap: str) -> dict[str, Guarded]:
     """Which training rows each set loses.
 
-    A row is dropped if its key stands in any evaluation split of any set (its own included), or in the training
-    split of a set listed earlier. Whether the earlier set itself kept that sentence makes no difference: what it
-    lost stands in an evaluation split, or in the training split of a set listed before both.
+    A row is dropped if its key stands in any evaluation split of any set (its own included), or in the
+    training split of a set listed earlier. Whether the earlier set itself kept that sentence makes no
+    difference: what it lost stands in an evaluation split, or in the training split of a set listed before
+    both.
 
     Args:
         sets: name -> split -> rows, in the order of precedence.
@@ -115,6 +118,6 @@ def _check_left(name: str, rows: Rows, before: int) -> None:
     if not labels or (None not in labels and len(labels) < 2):
         left = f"only examples of label {labels.pop()}" if labels else "no examples"
         raise UserError(
-            f"data set '{name}': the leak guard leaves {left} of its {before} training examples; list it earlier in "
-            f"grid.study_data, leave out the set it repeats, or set grid.overlap=keep"
+            f"data set '{name}': the leak guard leaves {left} of its {before} training examples; list it "
+            f"earlier in grid.study_data, leave out the set it repeats, or set grid.overlap=keep"
         )

@@ -24,17 +24,18 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a data set comes from: exactly one of a local folder and a hub id; and what it holds: texts with labels, or
-    prompts with answers.
+    """Where a data set comes from: exactly one of a local folder and a hub id; and what it holds: texts with
+    labels, or prompts with answers.
 
     Attributes:
         path: folder of SPLIT.jsonl files, ``embedded:NAME`` for a set shipped with the package.
         hub: hub id (owner/name); needs `revision`, 40 hex digits.
         config: configuration of the hub's data set, for example "sst2" of nyu-mll/glue.
-        splits: train, validation, test -> the split of the source that serves as it; validation may be missing.
+        splits: train, validation, test -> the split of the source that serves as it; validation may be
+            missing.
         answers: of a set of prompts, how answers are scored (`answer_spec`); None for texts with labels.
-        columns: of a set of prompts, the keys of its rows (tasks.examples.FORMS) -> their names at the source, where these
-            are others or there are more of them.
+        columns: of a set of prompts, the keys of its rows (tasks.examples.FORMS) -> their names at the
+            source, where these are others or there are more of them.
     """
 
     name: str
@@ -53,7 +54,8 @@ def check(source: DataSource) -> dict[str, str]:
     """The source's splits that exist: train, validation, test -> name at the source.
 
     Raises:
-        UserError: not exactly one place, no pinned revision, or splits that are unknown, missing or used twice.
+        UserError: not exactly one place, no pinned revision, or splits that are unknown, missing or used
+            twice.
     """
     where = f"data set '{source.name}'"
     if (source.path is None) == (source.hub is None):
@@ -71,7 +73,8 @@ def check(source: DataSource) -> dict[str, str]:
         raise UserError(f"{where}: pin {source.hub} to a revision of 40 hex digits, got {source.revision!r}")
     if source.columns and (source.answers is None or frozenset(source.columns) not in FORMS):
         forms = " or ".join(", ".join(sorted(form)) for form in FORMS)
-        raise UserError(f"{where}: columns name the keys {forms} of a set with answers, got {dict(source.columns)}")
+        raise UserError(f"{where}: columns name the keys {forms} of a set with answers, got "
+                        f"{dict(source.columns)}")
     return used
 
 
@@ -93,7 +96,8 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
              "choice": ("likelihood",)}[scoring]
     for key in given:
         choose(str(key), (*known, "max_length"), f"key in {where}, scored by {scoring},")
-    numbers = {"max_length": given.get("max_length", max_length)} | ({"new_tokens": given.get("new_tokens")} if written else {})
+    numbers = {"max_length": given.get("max_length", max_length)} | ({"new_tokens": given.get("new_tokens")}
+                                                                     if written else {})
     for key, value in numbers.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{where}.{key} must be a whole number of tokens from 1 on, got {value!r}")
@@ -106,8 +110,8 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     choose(spec.normaliser or "squad", NORMALISERS, f"{where}.normaliser")
     choose(spec.likelihood or "sum", LIKELIHOODS, f"{where}.likelihood")
     if written and spec.max_length <= (spec.new_tokens or 0):
-        raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt in max_length {spec.max_length}; "
-                        "raise max_length")
+        raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt in max_length "
+                        f"{spec.max_length}; raise max_length")
     return spec
 
 
@@ -124,7 +128,8 @@ def files(source: DataSource) -> dict[str, Path]:
     if source.path.startswith("embedded:"):
         folder = SHIPPED / source.path.removeprefix("embedded:")
     if not folder.is_dir():
-        raise UserError(f"data set '{source.name}': no folder {folder}; set data_root=FOLDER, or its path in conf/data")
+        raise UserError(f"data set '{source.name}': no folder {folder}; set data_root=FOLDER, or its path in "
+                        "conf/data")
     paths = {split: folder / f"{name}.jsonl" for split, name in used.items()}
     for split, path in paths.items():
         if not path.is_file():
@@ -133,7 +138,8 @@ def files(source: DataSource) -> dict[str, Path]:
 
 
 def read(source: DataSource) -> "DatasetDict":
-    """All splits of a set, with columns text (str) and label (0 negative, 1 positive), or prompt, answer and choices.
+    """All splits of a set, with columns text (str) and label (0 negative, 1 positive), or prompt, answer and
+    choices.
 
     Raises:
         UserError: anything wrong with the source, its files, or one of its rows.
@@ -157,8 +163,8 @@ def read_split(source: DataSource, split: str) -> Rows:
     """The rows of one split, in the source's order.
 
     Raises:
-        UserError: anything wrong with the source, the file, or one of its rows; no row, or rows of one class only; answers to
-            write where the scoring wants choices, or the other way round.
+        UserError: anything wrong with the source, the file, or one of its rows; no row, or rows of one class
+            only; answers to write where the scoring wants choices, or the other way round.
     """
     used = check(source)
     if split not in used:
@@ -182,21 +188,24 @@ def _examples(source: DataSource, path: Path | None, split: str, where: str) -> 
         found = read_examples(path, source.columns)
     else:
         rows = _hub_split(source, split)
-        found = [example_of(row, f"{where} row {number}", source.columns) for number, row in enumerate(rows, start=1)]
+        found = [example_of(row, f"{where} row {number}", source.columns)
+                 for number, row in enumerate(rows, start=1)]
         if not found:
             raise UserError(f"{where} holds no examples")
         check_kinds(found, f"{where} row")
     answers = source.answers or {}
-    scoring = choose(str(answers.get("scoring")), SCORINGS, f"data.{source.name}.answers.scoring (the type of task)")
+    scoring = choose(str(answers.get("scoring")), SCORINGS, f"data.{source.name}.answers.scoring (the type "
+                     "of task)")
     if (kind(found) == "choice") != (scoring == "choice"):
         have = "choices" if scoring != "choice" else "no choices"
-        raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {scoring}; answers to write are scored "
-                        "by exact_match or rouge_l, choices by choice")
+        raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {scoring}; answers "
+                        "to write are scored by exact_match or rouge_l, choices by choice")
     normalise = NORMALISERS.get(str(answers.get("normaliser", "squad")))
     for number, example in enumerate(found, start=1):
         if scoring == "exact_match" and normalise is not None and not normalise(example.answer):
-            raise UserError(f"{where}, example {number}: the normaliser leaves nothing of the answer {example.answer[:60]!r}; "
-                            f"choose another one (data.{source.name}.answers.normaliser)")
+            raise UserError(f"{where}, example {number}: the normaliser leaves nothing of the answer "
+                            f"{example.answer[:60]!r}; choose another one "
+                            f"(data.{source.name}.answers.normaliser)")
     return list(found)
 
 
@@ -211,7 +220,8 @@ def _file_rows(source: DataSource, path: Path) -> list[LabelledText]:
 def _line(line: bytes, source: DataSource, where: str) -> tuple[str, int]:
     value = parsed(line, where)
     if not isinstance(value, dict):
-        raise UserError(f"{where} must be a JSON object with {source.text_column!r} and {source.label_column!r}")
+        raise UserError(f"{where} must be a JSON object with {source.text_column!r} and "
+                        f"{source.label_column!r}")
     return _row(value, source, where)
 
 
@@ -221,7 +231,8 @@ def _row(value: Mapping[str, Any], source: DataSource, where: str) -> tuple[str,
             raise UserError(f"{where} has no {column!r}")
     text, label = value[source.text_column], value[source.label_column]
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: {source.text_column!r} must be a text that is not blank, got {reprlib.repr(text)}")
+        raise UserError(f"{where}: {source.text_column!r} must be a text that is not blank, got "
+                        f"{reprlib.repr(text)}")
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise UserError(f"{where}: {source.text_column!r} holds half a surrogate pair, which is no character")
     if type(label) is not int or label not in (0, 1):
@@ -244,8 +255,9 @@ def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> l
     try:
         found = datasets.load_dataset(str(source.hub), source.config, revision=source.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        why = remedy(error, f"datasets/{source.hub}")
         raise UserError(f"data set '{source.name}': cannot fetch {source.hub}@{str(source.revision)[:8]}: "
-                        f"{remedy(error, f'datasets/{source.hub}')}, or a local folder (path in conf/data)") from error
+                        f"{why}, or a local folder (path in conf/data)") from error
     choose(split, found, f"split of {source.hub}")
     for column in columns:
         choose(column, found[split].column_names, f"column of {source.hub}")

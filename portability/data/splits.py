@@ -1,4 +1,5 @@
-"""The data of a study: guarded, counted and named by content; what is derived is kept, so planning re-reads nothing.
+"""The data of a study: guarded, counted and named by content; what is derived is kept, so planning re-reads
+nothing.
 
     sources.read_split -> overlap.guard -> study_data (counts, digests) -> rows -> encoding.encode
 """
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = [
-    "DataSource", "Encoded", "StudyData", "data_spec", "encode", "examples", "read", "rows", "rows_digest", "study_data",
+    "DataSource", "Encoded", "StudyData", "data_spec", "encode", "examples", "read", "rows", "rows_digest",
+    "study_data",
 ]
 GUARD_RULE = 1  # raise it when the leak guard or the digests change, so that kept results are not used
 
@@ -35,8 +37,9 @@ class StudyData:
     Attributes:
         sources: by name, in the order of precedence.
         overlap: "drop" or "keep".
-        counts: name -> examples: train (kept), validation, test, dropped_eval, dropped_train, dropped (their sum), and
-            shared_eval (evaluation examples that stand in another set's evaluation splits too; they stay).
+        counts: name -> examples: train (kept), validation, test, dropped_eval, dropped_train, dropped (their
+            sum), and shared_eval (evaluation examples that stand in another set's evaluation splits too; they
+            stay).
         digests: name -> split -> digest of its rows (of those kept, for train).
         dropped: name -> indices of the training rows that were dropped.
     """
@@ -72,7 +75,8 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
 
 
 def _facts(sources: Mapping[str, DataSource], overlap: str) -> dict[str, Any]:
-    sets = {name: {split: read_split(source, split) for split in check(source)} for name, source in sources.items()}
+    sets = {name: {split: read_split(source, split) for split in check(source)}
+            for name, source in sources.items()}
     out = {}
     for name, guarded in guard(sets, overlap).items():
         splits = sets[name] | {"train": kept(sets[name]["train"], guarded.dropped)}
@@ -87,7 +91,8 @@ def _facts(sources: Mapping[str, DataSource], overlap: str) -> dict[str, Any]:
 
 
 def rows_digest(found: Rows) -> str:
-    """First 16 hex digits of the SHA-256 over texts and labels, or over examples, in order; nothing but content counts.
+    """First 16 hex digits of the SHA-256 over texts and labels, or over examples, in order; nothing but
+    content counts.
 
     Example:
         >>> rows_digest([("a", 0), ("b", 1)]) == rows_digest([("a", 0), ("b", 0)])
@@ -123,7 +128,8 @@ def _eval_size(study: StudyData, name: str, split: str, limit: int) -> int:
     if limit < 0:
         raise UserError(f"eval.limit must be 0 (all) or a number of examples, got {limit}")
     if split not in study.digests[name]:
-        raise UserError(f"data set '{name}' has no {split} split; choose another eval.split, or name one in conf/data")
+        raise UserError(f"data set '{name}' has no {split} split; choose another eval.split, or name one in "
+                        "conf/data")
     size = study.counts[name][split]
     return min(limit, size) if limit else size
 
@@ -156,7 +162,8 @@ def rows(study: StudyData, name: str, split: str, limit: int) -> "Dataset":
 
 
 def examples(study: StudyData, name: str, split: str, limit: int) -> list[Example]:
-    """The examples of a set of prompts that are trained on or evaluated; arguments and errors as of `rows`."""
+    """The examples of a set of prompts that are trained on or evaluated; arguments and errors as of
+    `rows`."""
     return [row for row in _chosen(study, name, split, limit) if isinstance(row, Example)]
 
 
@@ -170,7 +177,8 @@ def _kept_rows(study: StudyData, name: str, split: str) -> Rows:
     if split == "train":
         found = kept(found, study.dropped[name])
     if rows_digest(found) != study.digests[name][split]:
-        raise UserError(f"the {split} split of data set '{name}' changed since the study was planned; run it again")
+        raise UserError(f"the {split} split of data set '{name}' changed since the study was planned; run it "
+                        "again")
     return found
 
 

@@ -1,7 +1,7 @@
 """Carry runs from their specs to stored records: the story of a run, one call per stage.
 
-    desk.host -> desk.training, desk.test -> methods.attach -> starts -> Stack: trainer.train, with scorer.predict at
-    each mark -> desk.commit -> store.commit
+    desk.host -> desk.training, desk.test -> methods.attach -> starts -> Stack: trainer.train, with
+    scorer.predict at each mark -> desk.commit -> store.commit
 """
 
 import logging

@@ -117,7 +117,8 @@ def _said(data: str, hosts: Sequence[str], facts: Facts) -> list[str]:
     scored.
 
     Example:
-        >>> print(*_said("films", ["one"], {"text": "good ?", "answers": [" no"], "tokens": [["Gno"]]}), sep="\\n")
+        >>> asked = {"text": "good ?", "answers": [" no"], "tokens": [["Gno"]]}
+        >>> print(*_said("films", ["one"], asked), sep="\\n")
         example of films on one: 'good ?' -> ' no'
           tokens: ['Gno']
     """

@@ -70,11 +70,13 @@ class Rehearsal:
     def _start(self, run: RunSpec, method: MethodSpec, origin: RunSpec | None, fresh: ModuleState) -> None:
         """The module that a run starts from, where it comes from another host."""
         if "port" in run.init.traits.needs and origin is not None and run.port is not None:
-            module, known = self._module(origin.host, method), PortContext(origin.host, run.host, fresh, run.port)
-            if not find_strategy(run.port.strategy).needs:  # what a strategy makes of weights, the run itself shows
+            module, known = self._module(origin.host, method), PortContext(origin.host, run.host, fresh,
+                                                                           run.port)
+            # what a strategy makes of weights, the run itself shows
+            if not find_strategy(run.port.strategy).needs:
                 INITS[run.init.kind](InitContext(
-                    receiving=run.host, method=method, seed=int(run.seed or 0), stream=run.stream, fresh=lambda: fresh,
-                    change=_norm, port=lambda: port(module, known)), run.init.options)
+                    receiving=run.host, method=method, seed=int(run.seed or 0), stream=run.stream,
+                    fresh=lambda: fresh, change=_norm, port=lambda: port(module, known)), run.init.options)
         if run.teacher is not None:
             options = extraction_options(method, run.init)
             seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.desk.data)

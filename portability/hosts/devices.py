@@ -12,8 +12,8 @@ STACKS = {"cpu": 16, "cuda": 32}  # most modules of a stack where the configurat
 
 @dataclass(frozen=True)
 class Place:
-    """A worker's device ("cpu" or "cuda:N"), the share of its memory that the worker may use, and the cores that it has
-    together with the other workers of its machine."""
+    """A worker's device ("cpu" or "cuda:N"), the share of its memory that the worker may use, and the cores
+    that it has together with the other workers of its machine."""
 
     device: str
     share: float

@@ -86,8 +86,10 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
 
     def draw(size: int) -> list[int]:
         if count > size:
-            raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split of data set "
-                            f"'{run.data.name}' has {size}; set a smaller init.{run.init.name}.options.seeds")
-        return np.random.default_rng(stream_seed(run.seed, "extraction", "seeds")).permutation(size)[:count].tolist()
+            raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split "
+                            f"of data set '{run.data.name}' has {size}; set a smaller "
+                            f"init.{run.init.name}.options.seeds")
+        return np.random.default_rng(stream_seed(run.seed, "extraction",
+                                                 "seeds")).permutation(size)[:count].tolist()
 
     return [Seed(*one) for one in task_of(run.task).answered(teacher, data, run.data.name, draw)]

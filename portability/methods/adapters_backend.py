@@ -124,8 +124,9 @@ class AdaptersMethod(AttachedMethod):
 def prepare(host: Host) -> Host:
     """Replace a host's layers by the library's, in place, unless they are already.
 
-    Whoever computes numbers that are stored calls it on a new host: without a method the layers compute the same
-    function, but the last bits of a T5's attention differ, which must not depend on what was attached before.
+    Whoever computes numbers that are stored calls it on a new host: without a method the layers compute the
+    same function, but the last bits of a T5's attention differ, which must not depend on what was attached
+    before.
     """
     import adapters
 

@@ -325,6 +325,7 @@ def _weight(run: RunSpec) -> int:
 
 
 def work(run: RunSpec, updates: int, marks: float) -> float:
-    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated example is a
-    third of a trained one in each of its task's passes, because it has no backward pass."""
-    return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * run.task.passes / 3)
+    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated
+    example is a third of a trained one in each of its task's passes, because it has no backward pass."""
+    return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * run.task.passes
+                           / 3)

@@ -37,7 +37,8 @@ def score(
         ValueError: no example, lengths that differ, labels other than 0 and 1, or values that are not finite.
 
     Example:
-        >>> found = score(np.array([2.0, -1.0]), np.array([0.1, 0.3]), np.array([False, True]), np.array([1, 1]), ["auc"])
+        >>> columns = np.array([2.0, -1.0]), np.array([0.1, 0.3]), np.array([False, True]), np.array([1, 1])
+        >>> found = score(*columns, ["auc"])
         >>> found["eval_auc"], found["eval_loss"], found["eval_invalid_rate"]
         ('AUC needs both classes, and all 2 labels are 1', 0.2, 0.5)
     """

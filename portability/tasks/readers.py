@@ -1,7 +1,7 @@
 """Hosts as readers of answers: logits of every token of given answers, and a step of writing one.
 
-Prompts are padded on the right, so a token's position is its place in the row, as in training; a written token follows on
-the prompt's last real one, and padding is seen by nobody.
+Prompts are padded on the right, so a token's position is its place in the row, as in training; a written
+token follows on the prompt's last real one, and padding is seen by nobody.
 """
 
 from abc import abstractmethod
@@ -25,7 +25,8 @@ Past = tuple[tuple[Tensor, ...], ...]  # what a host keeps of the tokens it has 
 class Reader(nn.Module):
     """A host that reads answers token by token; parameters bear the names they have in `scorer.Scorer`.
 
-    `forward` runs one of the three methods below it, given by name, because `functional_call` reaches nothing else.
+    `forward` runs one of the three methods below it, given by name, because `functional_call` reaches nothing
+    else.
     """
 
     def __init__(self, host: Host):
@@ -37,8 +38,8 @@ class Reader(nn.Module):
     def forward(self, method: str, *inputs: Any) -> Any:
         """`answer_logits`, `begin` or `follow`, in the host's precision, with logits in fp32.
 
-        On a CPU oneDNN is off while a token is read: for inputs of one token its convolutions (adapters' LoRA of a gpt2) take
-        another kernel for one member than for several.
+        On a CPU oneDNN is off while a token is read: for inputs of one token its convolutions (adapters' LoRA
+        of a gpt2) take another kernel for one member than for several.
         """
         plain = self.precision == "fp32" and method == "follow"
         with computing(self.device, self.precision), _without_onednn() if plain else nullcontext():
@@ -54,7 +55,8 @@ class Reader(nn.Module):
 
     @abstractmethod
     def follow(self, mask: Tensor, done: int, tokens: Tensor, past: Past) -> tuple[Tensor, Past]:
-        """Read tokens (B,), the latest of answers of `done` tokens: logits (B, V) of the next one, fp32, and what is kept.
+        """Read tokens (B,), the latest of answers of `done` tokens: logits (B, V) of the next one, fp32, and
+        what is kept.
 
         Args:
             mask: (B, T) of the prompts.
@@ -82,10 +84,12 @@ class CausalReader(Reader):
         """Logits (B, V), and keys and values (B, heads, T + done, head size) of each layer."""
         cache = _cache(past)
         seen = torch.cat([mask, mask.new_ones(len(mask), done)], 1)
-        states = self._states(tokens[:, None], padding_mask(seen), cache, mask.sum(1, keepdim=True) + done - 1)
+        states = self._states(tokens[:, None], padding_mask(seen), cache,
+                              mask.sum(1, keepdim=True) + done - 1)
         return self._head(states).squeeze(1), _kept(cache)
 
-    def _states(self, ids: Tensor, added: Tensor, cache: DynamicCache | None = None, places: Tensor | None = None) -> Tensor:
+    def _states(self, ids: Tensor, added: Tensor, cache: DynamicCache | None = None,
+                places: Tensor | None = None) -> Tensor:
         """Last states (B, T, d)."""
         places = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
         return self.model.base_model(
@@ -109,9 +113,11 @@ class Seq2SeqReader(Reader):
         ).logits.float()
 
     def begin(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Past]:
-        """Logits (B, V); the encoder's states (B, T, d), then keys and values of each layer, its own and the prompt's."""
+        """Logits (B, V); the encoder's states (B, T, d), then keys and values of each layer, its own and the
+        prompt's."""
         start = torch.full_like(ids[:, 0], self.model.config.decoder_start_token_id)
-        return self._decoded(mask, 0, start, EncoderDecoderCache(DynamicCache(), DynamicCache()), input_ids=ids)
+        return self._decoded(mask, 0, start, EncoderDecoderCache(DynamicCache(), DynamicCache()),
+                             input_ids=ids)
 
     def follow(self, mask: Tensor, done: int, tokens: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Logits (B, V), and the same, a token longer."""
@@ -123,7 +129,8 @@ class Seq2SeqReader(Reader):
     def _decoded(
         self, mask: Tensor, done: int, tokens: Tensor, cache: EncoderDecoderCache, **source: Any
     ) -> tuple[Tensor, Past]:
-        """One step of the decoder after `done` others, through the whole model, because adapters makes its prefixes there."""
+        """One step of the decoder after `done` others, through the whole model, because adapters makes its
+        prefixes there."""
         out = self.model(
             attention_mask=text_mask("t5", mask), decoder_input_ids=tokens[:, None],
             decoder_attention_mask=padding_mask(mask.new_ones(len(mask), done + 1)),
@@ -140,8 +147,8 @@ def reader(host: Host) -> Reader:
         UserError: an encoder host.
     """
     if host.scoring == "head":
-        raise UserError(f"host '{host.spec.name}' is an encoder ({host.family}) and can neither write an answer nor rate "
-                        "choices token by token; choose a gpt2, llama or t5 host")
+        raise UserError(f"host '{host.spec.name}' is an encoder ({host.family}) and can neither write an "
+                        "answer nor rate choices token by token; choose a gpt2, llama or t5 host")
     return Seq2SeqReader(host) if host.family == "t5" else CausalReader(host)
 
 

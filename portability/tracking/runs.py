@@ -103,7 +103,8 @@ def describe_run(record: dict[str, Any], sweeps: Iterable[str]) -> dict[str, Any
     port = f"__{report['name']}" if "name" in report else ""
     group = f"{method}__{place}__{data}__{cell['init']}{port}"
     return {
-        "group": group, "job_type": INIT_KINDS[record["spec"]["init"]["kind"]].stage, "name": f"{group}__{cell['seed']}",
+        "group": group, "job_type": INIT_KINDS[record["spec"]["init"]["kind"]].stage,
+        "name": f"{group}__{cell['seed']}",
         "tags": [tag for tag in (method, cell["init"], cell["host"], *sweeps) if tag],
     }
 

@@ -179,8 +179,8 @@ class Slurm(Engine):
             raise UserError(f"Slurm task {task} was cancelled by somebody; finished runs and checkpoints are "
                             "kept, repeat the command to go on")
         self.spoiled = True
-        return (f"Slurm task {task} ended without a record of the run ({state or 'unknown to Slurm by now'}); see "
-                f"{task}_0_log.out in the study's folder slurm")
+        return (f"Slurm task {task} ended without a record of the run "
+                f"({state or 'unknown to Slurm by now'}); see {task}_0_log.out in the study's folder slurm")
 
     def drain(self) -> None:
         """Tasks go on while there is something to do; else they end, and their files are removed."""
@@ -193,7 +193,8 @@ class Slurm(Engine):
         with contextlib.suppress(UserError):  # Slurm does not answer: its tasks end all the same
             _ask("scancel", "--me", f"--name={self.name}", "--state=PENDING")
             until = time.monotonic() + END_SECONDS
-            while time.monotonic() < until and any(state not in OVER for _, state, _ in read_queue(self.name)):
+            while time.monotonic() < until and any(state not in OVER
+                                                   for _, state, _ in read_queue(self.name)):
                 time.sleep(0.5)
             if time.monotonic() < until and not self.spoiled:
                 shutil.rmtree(self.folder, ignore_errors=True)
