@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="python -m portability.run", usage="%(prog)s [+sweep=NAME] [key=value ...] [options]",
-        description=portability.__doc__, add_help=False, allow_abbrev=False)
+        description=str(portability.__doc__).splitlines()[0], add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*", metavar="key=value",
                         help="settings: key=value, key=[a,b], '~key' to take an entry out; see --cfg job")
     parser.add_argument("-h", "--help", action="store_true", help="show this, and the names in every group")
