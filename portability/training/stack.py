@@ -236,7 +236,7 @@ class Stack:
             if outcomes[index].failed_at is None:
                 saved = self.trainer.snapshot(index)
                 saved |= {"seconds": torch.tensor(self.seconds[index]), "versions": torch.tensor(_versions())}
-                saved |= {f"{iterate}{name}.{updates}": torch.from_numpy(value)
+                saved |= {f"{iterate}{name}.{updates}": torch.tensor(value)  # a copy each: safetensors shares none
                           for iterate, marks in self.predictions.items() for updates, found in marks.items()
                           for name, value in found.of(index).columns.items()}
                 store.save_checkpoint(run.run_id, saved)
