@@ -4,7 +4,6 @@ others are not."""
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,7 @@ def read_runs(store: Store, metric: str | None) -> Runs:
     runs = Runs(protocol(record for _, record, _ in entries))
     for run_id, record, fault in entries:
         state, why = state_of(run_id, record, fault, runs.schema)
-        if state == "broken":
+        if record is None or state == "broken":
             runs.broken[run_id] = why
             continue
         runs.state[run_id] = state
@@ -118,7 +117,10 @@ def state_of(run_id: str, record: dict[str, Any] | None, fault: str | None, sche
 
 def _at(record: dict[str, Any], path: tuple[str, ...]) -> Any:
     """What a record has at a path, None where it does not say."""
-    return reduce(lambda part, key: (part or {}).get(key), path, record)
+    found: Any = record
+    for key in path:
+        found = (found or {}).get(key)
+    return found
 
 
 def _add_provenance(runs: Runs, run_id: str, record: dict[str, Any]) -> None:

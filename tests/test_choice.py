@@ -4,7 +4,8 @@ import pytest
 from test_plan import grid
 
 from portability.core.errors import UserError
-from portability.planning.plan import alike, cost, plan
+from portability.planning.cost import alike, cost
+from portability.planning.plan import plan
 from portability.planning.selection import Part, chosen
 
 PLANNED = plan(grid())

@@ -14,7 +14,8 @@ from portability.core.specs import AnswerSpec
 from portability.execution import estimate as module
 from portability.execution.estimate import Estimate, agree, estimate
 from portability.execution.scheduler import carry_out
-from portability.planning.plan import plan, work
+from portability.planning.cost import work
+from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Result, Store
 from portability.tracking.runs import TrackingSpec

@@ -18,7 +18,9 @@ from portability.core.specs import (
     TrainSpec,
     from_dict,
 )
-from portability.planning.plan import Grid, plan, stacks
+from portability.planning.cost import stacks
+from portability.planning.grid import Grid
+from portability.planning.plan import plan
 
 
 def host(name, family="t5", hidden=64):

@@ -166,7 +166,7 @@ def bar_of(book):
 
 def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tmp_path):
     from portability.core.stages import PREPARING, SCORING, TRAINING, Stage
-    from portability.planning.plan import work
+    from portability.planning.cost import work
 
     book = ledger(tmp_path, seeds=2)
     job = origin_job(book)

@@ -119,7 +119,8 @@ def _row(context: StudyContext, contrast: Contrast) -> dict[str, object]:
     exchanged = _exchanged(pairs, block, contrast)
     done, failed = int(pairs["value"].notna().sum()), int((pairs["status"] == "failed").sum())
     counts = {"expected": len(pairs), "n": done, "failed": failed, "missing": len(pairs) - done - failed}
-    return estimated | counts | {
+    return {
+        **estimated, **counts,
         "name": contrast.name, "words": _words(contrast), "arm": contrast.arm, "baseline": contrast.baseline,
         "budget": contrast.budget, "unit": context.metric.difference, "seeds": estimated["blocks"],
         "mark": "†" if done < len(pairs) or block.lacking else "", "p_exchange": exchanged.p,

@@ -74,11 +74,11 @@ def verdict_words(context: StudyContext) -> str:
     if not rows:
         return NOTHING
     if not has_contrasts(context):
-        parts = "; ".join(f"{row.words} {row.size} {row.between}".rstrip()
-                          for row in headline_numbers(context))
+        explored = "; ".join(f"{row.words} {row.size} {row.between}".rstrip()
+                             for row in headline_numbers(context))
         return ("No contrast was declared before the runs, so nothing is decided; exploratory, over "
                 "everything: "
-                f"{parts}.")
+                f"{explored}.")
     parts = []
     for side, words in SIDES.items():
         own = [f"{row.name} {row.size}" for row in rows if row.verdict == side]

@@ -70,7 +70,7 @@ def details(store: Store, context: StudyContext, most: int = 3000) -> Details:
         row = read.get(run_id)
         runs[run_id] = {"state": state, "title": "A run that no cell reads", "where": ""} | (
             {} if row is None else {"title": f"{row['method']}, {row['init']}", "where": describe(row)})
-        if state == "done":
+        if record is not None and state == "done":
             runs[run_id] |= _done(store, record, metrics, places, context.metric.name)
         else:
             runs[run_id]["error"] = without_places(error)

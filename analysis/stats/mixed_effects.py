@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,18 +72,19 @@ def mixed(cells: pd.DataFrame, baseline: str, budget: int, scale: float = 100.0)
         return _unfitted(len(gains), expected, [*words, "the optimiser did not converge: no result"])
     words += ["the spreads are not settled: read the fixed effects with care"] if caught else []
     seed, run = float(fit.cov_re.iloc[0, 0]), float(fit.vcomp[0]) if len(fit.vcomp) else 0.0
-    spreads = [round(float(np.sqrt(max(0.0, value))), 2) for value in (seed, run, fit.scale)]
-    return Mixed(terms, overall, *spreads, len(gains), expected, not caught, "; ".join(words) or "converged")
+    seed, run, rest = (round(float(np.sqrt(max(0.0, value))), 2) for value in (seed, run, fit.scale))
+    return Mixed(terms, overall, seed, run, rest, len(gains), expected, not caught,
+                 "; ".join(words) or "converged")
 
 
-def _terms(fit: object) -> pd.DataFrame:
+def _terms(fit: Any) -> pd.DataFrame:
     """The fixed effects of a fit."""
     names = list(fit.fe_params.index)
     rows = [(name, *_interval(fit, i), float(f"{fit.pvalues.iloc[i]:.3g}")) for i, name in enumerate(names)]
     return pd.DataFrame(rows, columns=["term", "value", "low", "high", "p"])
 
 
-def _interval(fit: object, place: int) -> tuple[float, float, float]:
+def _interval(fit: Any, place: int) -> tuple[float, float, float]:
     """Value, low and high of one fixed effect."""
     low, high = fit.conf_int().iloc[place]
     value, low, high = (round(float(item), DIGITS) for item in (fit.fe_params.iloc[place], low, high))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -53,11 +54,11 @@ def grid(table: Table) -> Grid:
     return Grid(header + [_label(table.column, column, units) for column in columns], rows, len(keys))
 
 
-def _order(frame: pd.DataFrame, key: str) -> Callable[[object], float]:
+def _order(frame: pd.DataFrame, key: str) -> Callable[[Any], float]:
     """Rank of a value: numbers by size, names by first appearance; origins and receiving hosts share one
     order."""
     if pd.api.types.is_numeric_dtype(frame[key]):
-        return float  # type: ignore[return-value]
+        return float
     hosts = [name for name in ("receiving", "origin") if name in frame]
     values = pd.concat([frame[name] for name in hosts]) if key in hosts else frame[key]
     ranks = {value: float(i) for i, value in enumerate(dict.fromkeys(values))}

@@ -160,8 +160,8 @@ def recovered(frame: pd.DataFrame) -> pd.DataFrame:
     """Level method."""
 
     def of_means(row: pd.Series, name: str) -> str:
-        ends = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
-        return _between(row[name], *ends, UNITS[row["unit_of_means"]])
+        low, high = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+        return _between(row[name], low, high, UNITS[row["unit_of_means"]])
 
     return view(_of_methods(frame), ["method", "budget"], {
         "{arm} − scratch": lambda row: of_means(row, "numerator"),

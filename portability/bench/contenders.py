@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from portability import methods
-from portability.core.specs import RunSpec
+from portability.core.specs import RunSpec, TaskSpec
 from portability.execution.execute import execute
 from portability.execution.worker_context import Desk
 from portability.hosts.devices import places
@@ -24,8 +24,7 @@ from portability.hosts.sources import folder_of
 from portability.planning.plan import Plan, plan
 from portability.run import compose
 from portability.store import Store
-from portability.tasks.classification import HEAD, Scorer
-from portability.tasks.registry import task_of
+from portability.tasks.classification import HEAD, Classification, Scorer
 from portability.training.stack import Bench, Stack, Start
 from portability.training.trainer import Trainer as Engine
 
@@ -46,22 +45,23 @@ def now() -> float:
     return time.perf_counter()
 
 
-def study_of(words: Sequence[str]) -> tuple[Plan, RunSpec, Desk]:
-    """A study's plan, its first run that trains, and where to carry it out, without a store."""
+def study_of(words: Sequence[str]) -> tuple[Plan, RunSpec, TaskSpec, Desk]:
+    """A study's plan, its first run that trains, the task, and where to carry it out, without a store."""
     study = compose(words)
     planned, place = plan(study.grid), places(study.engine.device, 1)[0]
     run = next(run for run in planned.runs.values() if run.method is not None)
-    return planned, run, Desk(Store(""), study.data, place=place)
+    return planned, run, study.grid.task, Desk(Store(""), study.data, place=place)
 
 
 class Ours:
     """A stack of our engine: `members` modules with seeds from `first` on; each trains `size` numbers."""
 
     def __init__(self, words: Sequence[str], members: int, first: int = 0):
-        _, self.run, desk = study_of(words)
+        _, self.run, task, desk = study_of(words)
         host, self.device = desk.host(self.run.host, self.run.precision), desk.device
-        attached, test = methods.attach(host, self.run.method), desk.test(host, self.run)
-        self.bench = Bench(attached, task_of(self.run.task).scorer(host), desk.training(host, self.run), test)
+        attached, test = methods.attach(host, self.run.trained_method), desk.test(host, self.run)
+        self.scorer = Scorer(host, task)
+        self.bench = Bench(attached, self.scorer, desk.training(host, self.run), test)
         self.schedule = self.bench.schedule(self.run)
         self.engine = self.stack(range(first, first + members))
         self.size = self.engine.bank.theta.shape[1]
@@ -92,17 +92,18 @@ def plain_loop(ours: Ours, factor: float = 1.0) -> Callable[[int], Tensor]:
         factor: of the module's learning rate.
     """
     spec, bank, schedule, training = ours.run.train, ours.stack([0]).bank, ours.schedule, ours.bench.training
-    scorer = ours.bench.scorer.to(ours.device)  # adapters leaves most modules in ordinary memory
+    scorer = ours.scorer.to(ours.device)  # adapters leaves most modules in ordinary memory
     known, parameters = dict(scorer.named_parameters()), bank.member(bank.theta, 0)
     for name, value in parameters.items():
         known[name].requires_grad_(True).data.copy_(value)
-    rates = {True: spec.head_learning_rate, False: ours.run.method.learning_rate * factor}
+    rates = {True: spec.head_learning_rate, False: ours.run.trained_method.learning_rate * factor}
     groups = [{"params": known[name], "lr": rates[name in HEAD]} for name in parameters]
     optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
 
     def update(step: int) -> Tensor:
         picks, bucket = schedule.examples(step, 0), schedule.buckets[schedule.bucket(step)[0]]
-        *batch, target = (part.to(ours.device) for part in scorer.rows(training, picks, len(picks), bucket))
+        rows = ours.bench.scorer.rows(training, picks, len(picks), bucket)
+        *batch, target = (part.to(ours.device) for part in rows)
         loss = nn.functional.cross_entropy(scorer(*batch), target)
         optimizer.zero_grad()
         loss.backward()
@@ -121,7 +122,7 @@ class Library:
     """
 
     def __init__(self, words: Sequence[str], tuned: bool):
-        _, run, desk = study_of(words)
+        _, run, task, desk = study_of(words)
         family, cuda = run.host.shape.family, desk.device.type == "cuda"
         settings = vars(AutoConfig.from_pretrained(folder_of(run.host)))
         dropout = {name: 0.0 for name in settings if tuned and "dropout" in name}
@@ -129,11 +130,12 @@ class Library:
         if tuned and run.precision == "bf16":  # as ours: autocast would cast the frozen weights in every pass
             narrow(model)
         host = Host(run.host, model, load_tokenizer(run.host))
-        network, scorer = attach(host, run), Scorer(host, run.task)
+        network, scorer = attach(host, run), Scorer(host, task)
         whole = family == "t5" and not tuned  # the answer with its end
         if scorer.has_head:
             scorer.head.requires_grad_(True)
-        rows, encoded, end = [], desk.training(host, run), host.tokenizer.eos_token_id
+        rows, end = [], host.tokenizer.eos_token_id
+        encoded = Classification(task).training(host, desk.data, run.data.name)
         for ids, label in zip(map(encoded.row, range(len(encoded))), encoded.labels, strict=True):
             answer = [scorer.label_ids[label], end] if whole else scorer.label_ids[label]
             rows.append({"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": answer})
@@ -144,7 +146,7 @@ class Library:
                   "logging_nan_inf_filter": False, "dataloader_num_workers": 2 if cuda else 0}
         arguments = TrainingArguments(
             str(folder_of(run.host).parent), report_to="none", save_strategy="no", disable_tqdm=True,
-            use_cpu=not cuda, max_steps=updates, learning_rate=run.method.learning_rate,
+            use_cpu=not cuda, max_steps=updates, learning_rate=run.trained_method.learning_rate,
             per_device_train_batch_size=run.train.batch_size, remove_unused_columns=False,
             **(faster if tuned else {}))
         own = (network, DataCollatorForSeq2Seq(host.tokenizer), None)
@@ -165,20 +167,20 @@ def label_loss(logits: Tensor, labels: Tensor, **_: Any) -> Tensor:
 
 def attach(host: Host, run: RunSpec) -> nn.Module:
     """Put a module into the host's model; the network that the library makes of it."""
-    if run.method.name == "lora":
-        settings = run.method.settings
+    if (method := run.trained_method).name == "lora":
+        settings = method.settings
         return peft.get_peft_model(host.model, peft.LoraConfig(
             r=settings["r"], lora_alpha=settings["alpha"], target_modules=LORA_TARGETS[host.family]))
     adapters.init(host.model)
     host.model.requires_grad_(False).accepts_loss_kwargs = False  # **kwargs do not take num_items_in_batch
-    methods.attach(host, run.method)
+    methods.attach(host, method)
     return host.model
 
 
 def cells_alone(words: Sequence[str]) -> float:
     """Seconds to train every cell of a grid for itself, its origin too, with the engine in one process whose
     imports are done. Cells of the first seed stand for those of all seeds."""
-    planned, _, desk = study_of(words)
+    planned, _, _, desk = study_of(words)
     cells, began = [cell for cell in planned.cells if cell.budget > 0], now()
     first = [cell for cell in cells if cell.seed == cells[0].seed]
     for cell in first:

@@ -61,7 +61,8 @@ def race(words: Sequence[str], members: Sequence[int], rounds: int, cuda: bool) 
         UserError: they do not train equally many numbers.
     """
     several, workers = (4, 1) if cuda else (cores(), cores())
-    everyone = {"trainer": ({}, [(Library, words, False)]), "tuned": (ALL_CORES, [(Library, words, True)]),
+    everyone: dict[str, tuple[Mapping[str, str], list[tuple[Any, ...]]]] = {
+        "trainer": ({}, [(Library, words, False)]), "tuned": (ALL_CORES, [(Library, words, True)]),
                 f"tuned x{several}": (ENVIRONMENT, [(Library, words, True)] * several)}
     for size in members:
         everyone[f"ours K={size}"] = ENVIRONMENT, [(Ours, words, size, i * size) for i in range(workers)]
@@ -112,7 +113,7 @@ def floor(words: Sequence[str], members: Sequence[int], rounds: int) -> tuple[in
         loop(step)
     parts = {f"ours K={size}": (size, lambda stack=stack: ours.update(stack, step))
              for size, stack in stacks.items()} | {"library, plain loop": (1, lambda: loop(step))}
-    clock = {"timer": time.process_time} if kind == "cpu" else {}
+    clock: dict[str, Any] = {"timer": time.process_time} if kind == "cpu" else {}
     square = torch.randn(SQUARE[kind], SQUARE[kind], device=kind, dtype=DTYPES[ours.run.precision])
     product = min(Timer("a @ a", globals={"a": square}, **clock).timeit(1).median for _ in range(10))
     times: Times = {name: [] for name in parts}

@@ -187,7 +187,7 @@ def _check_files(folders: Sequence[Path]) -> None:
             raise UserError(f"{path}: {_sentence(error)}") from error
         if not isinstance(held, dict) or list(held) != [path.stem]:
             raise UserError(f"{path} must hold one method under the file's own name, {path.stem}:, "
-                            f"and holds {', '.join(map(str, held)) or 'nothing'}")
+                            f"and holds {', '.join(map(str, held or [])) or 'nothing'}")
 
 
 def _sentence(error: Exception) -> str:

@@ -21,7 +21,7 @@ from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
 from portability.hosts.sources import HostSource, describe
-from portability.planning.plan import Grid, check_relations, origins, rated
+from portability.planning.grid import Grid, check_relations, origins, rated
 from portability.planning.selection import Part
 from portability.planning.study import Study
 
@@ -45,14 +45,14 @@ def to_study(cfg: DictConfig) -> Study:
     _check_finite({key: value for key, value in raw.items() if key != "study"}, "")  # "nan" is a name there
     conf = build(Config, raw, "")
     choose(conf.engine.kind, ENGINES, "engine.kind")
-    relations = _relations(conf)
-    used = dict.fromkeys([*conf.grid.data, *(name for own in relations.values() for name in own.values())])
+    received, relations = _sets(conf)
+    used = dict.fromkeys([*received, *(name for own in relations.values() for name in own.values())])
     names = conf.grid.study_data or dict.fromkeys([*conf.host_set.study_data, *used])
     sources = [_entry(conf, "data", name, DataSource) for name in names]
     data = study_data(sources, conf.grid.overlap)
     for name in used:
         choose(name, data.sources, "data set of grid.study_data")
-    grid = _grid(conf, data, relations, used)
+    grid = _grid(conf, data, received, relations, used)
     _check(grid, relations)
     kinds = _kinds(grid, conf.host_set)
     return Study(
@@ -72,12 +72,15 @@ def _check_finite(value: Any, where: str) -> None:
         raise UserError(f"{where} must be a finite number, got {value}")
 
 
-def _relations(conf: Config) -> Relations:
-    if None in (*conf.grid.data, *conf.grid.relations.values()):
+def _sets(conf: Config) -> tuple[list[str], Relations]:
+    """Names of the receiving sets, and the relations."""
+    received = [name for name in conf.grid.data if name is not None]
+    named = {name: value for name, value in conf.grid.relations.items() if value is not None}
+    if len(received) < len(conf.grid.data) or len(named) < len(conf.grid.relations):
         raise UserError(f"host set '{conf.host_set.name}' names no data set for one of this sweep's "
                         "relations; name one (host_set.sets.ROLE=SET) or leave the relation out "
                         "(grid.relations)")
-    return {name: origins(name, str(value), conf.grid.data) for name, value in conf.grid.relations.items()}
+    return received, {name: origins(name, value, received) for name, value in named.items()}
 
 
 def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
@@ -87,7 +90,9 @@ def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
     return build(cls, {"name": name} | (catalogue[name] or {}), f"{group}.{name}")
 
 
-def _grid(conf: Config, data: StudyData, relations: Relations, used: Iterable[str]) -> Grid:
+def _grid(
+    conf: Config, data: StudyData, received: list[str], relations: Relations, used: Iterable[str]
+) -> Grid:
     grid, task, evaluation = conf.grid, specs.TaskSpec(**vars(conf.task)), specs.EvalSpec(**vars(conf.eval))
     pairs = [[_role(conf, name) for name in pair] for pair in grid.pairs or [(conf.origin, conf.receiving)]]
     hosts = {name: describe(_entry(conf, "host", name, HostSource)) for name in dict.fromkeys(chain(*pairs))}
@@ -98,7 +103,7 @@ def _grid(conf: Config, data: StudyData, relations: Relations, used: Iterable[st
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
         relations={name: {own: sets[origin] for own, origin in named.items()}
                    for name, named in relations.items()},
-        data=[sets[name] for name in grid.data],
+        data=[sets[name] for name in received],
         inits=[_entry(conf, "init", name, specs.InitSpec) for name in grid.inits],
         ports=[_entry(conf, "port", name, specs.PortSpec) for name in grid.ports],
         seeds=grid.seeds,

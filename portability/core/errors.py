@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -12,7 +13,7 @@ class Drained(Exception):
     """A worker was stopped, kept its checkpoints, and ends."""
 
 
-def choose(name: str, choices: object, what: str) -> str:
+def choose(name: str, choices: Iterable[object], what: str) -> str:
     """Give back `name` if it is one of `choices`, else raise an error that lists them, and the one probably
     meant.
 
@@ -23,7 +24,7 @@ def choose(name: str, choices: object, what: str) -> str:
         >>> choose("lora", {"lora": 1, "prefix": 2}, "method")
         'lora'
     """
-    known = sorted(str(choice) for choice in choices)  # type: ignore[attr-defined]
+    known = sorted(str(choice) for choice in choices)
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         raise UserError(f"unknown {what} '{name}'; choose one of: {', '.join(known) or '(none)'}"

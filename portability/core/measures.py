@@ -69,7 +69,7 @@ def invalid_rate(invalid: np.ndarray, labels: np.ndarray) -> float:
 
 def positive_share(margin: np.ndarray, labels: np.ndarray) -> float:
     """Share of examples predicted positive."""
-    return np.mean(margin > 0)
+    return float(np.mean(margin > 0))
 
 
 def auc(margin: np.ndarray, labels: np.ndarray) -> float:

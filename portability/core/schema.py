@@ -4,7 +4,7 @@ place.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -28,7 +28,7 @@ PLAIN = {  # pydantic's words, and ours
     "greater than": "above", "Tuple should": "must", " after validation": "",
 }
 UNKNOWN = "unexpected_keyword_argument"
-_adapter = cache(TypeAdapter)
+_adapter: Callable[[type], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def build(cls: type[T], value: Any, where: str) -> T:

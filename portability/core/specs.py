@@ -273,6 +273,17 @@ class RunSpec:
         method = digest(_without(self.method, "name", "learning_rate"))
         return self.seed, "receiving" if self.origin else "origin", method, self.origin
 
+    @property
+    def trained_method(self) -> MethodSpec:
+        """The method of a run that trains a module.
+
+        Raises:
+            ValueError: the run is that of a bare host.
+        """
+        if self.method is None:
+            raise ValueError(f"run {self.run_id} is that of a bare host, which has no method")
+        return self.method
+
     def with_updates(self, updates: int) -> "RunSpec":
         """The same run with another number of updates."""
         return replace(self, train=replace(self.train, updates=updates))

@@ -226,7 +226,7 @@ class _Encoder:
         if empty:
             raise UserError(f"the prompt {texts[empty[0]][0][:60]!r} has no tokens for the host's tokenizer")
         front = self._front(texts[0][0], prompts[0]) if texts else []
-        tails = [[] for _ in texts]
+        tails: list[list[int]] = [[] for _ in texts]
         if answers is not None:
             tails = self._answers([text for text, _ in texts], prompts, answers)
         parts = zip(texts, prompts, tails, strict=True)

@@ -173,13 +173,13 @@ def read_split(source: DataSource, split: str) -> Rows:
     where = str(path) if path else f"{source.hub} split {used[split]}"
     if source.answers is not None:
         return _examples(source, path, used[split], where)
-    rows: Rows = list(_file_rows(source, path) if path else _hub_rows(source, used[split], where))
+    rows = _file_rows(source, path) if path else _hub_rows(source, used[split], where)
     labels = {label for _, label in rows}
     if not rows:
         raise UserError(f"{where} holds no examples")
     if len(labels) == 1:
         raise UserError(f"{where} holds only examples of label {labels.pop()}; both 0 and 1 are needed")
-    return rows
+    return list(rows)
 
 
 def _examples(source: DataSource, path: Path | None, split: str, where: str) -> Rows:

@@ -174,7 +174,7 @@ def _load(path: Path, labels: np.ndarray) -> Encoded | None:
 
 def _save(path: Path, encoded: Encoded) -> None:
     """Write beside `path` and rename; a cache that cannot be written costs time, not the run."""
-    parts = [[encoded.truncated, len(encoded)], encoded.lengths, encoded.labels, encoded.ids]
+    parts = [np.array([encoded.truncated, len(encoded)]), encoded.lengths, encoded.labels, encoded.ids]
     draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ from portability.execution.processes import in_child
 from portability.execution.status import duration
 from portability.execution.worker import Job, Setup, Worker
 from portability.hosts.devices import Place
-from portability.planning.plan import SCRATCH, Plan, cost, work
+from portability.planning.cost import cost, work
+from portability.planning.plan import SCRATCH, Plan
 from portability.store import Store
 
 ASK_SECONDS = 3600.0

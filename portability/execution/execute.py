@@ -6,7 +6,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -72,7 +72,7 @@ def _explained(error: Exception) -> Exception:
                      "engine.workers a device")
 
 
-def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> Iterator[RunOutput]:
+def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> Generator[RunOutput]:
     """The story of runs that may train together: what was measured of each, as it is finished."""
     started = time.perf_counter()
     first = runs[0]

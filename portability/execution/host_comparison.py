@@ -3,7 +3,7 @@ touched by it."""
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,8 @@ def lacking(planned: Plan, chosen: Collection[str], store: Store) -> list[Pair]:
     for run_id, run in planned.runs.items():
         origin = planned.runs[run.origin].host if run_id in chosen and run.origin else run.host
         if origin.name != run.host.name:
-            pair = Pair(*sorted((origin, run.host), key=lambda host: (host.fingerprint, host.name)), run.data,
-                        run.task)
+            one, other = sorted((origin, run.host), key=lambda host: (host.fingerprint, host.name))
+            pair = Pair(one, other, run.data, run.task)
             found.setdefault(pair.name, pair)
     there = pairs.held(store.root) if found else {}
     return [found[name]
@@ -84,7 +84,7 @@ def compare_pairs(planned: Plan, chosen: Collection[str], store: Store, setup: S
             bar.update()
 
 
-def _measured(todo: Sequence[Pair], setup: Setup) -> Iterator[tuple[Pair, Answer]]:
+def _measured(todo: Sequence[Pair], setup: Setup) -> Generator[tuple[Pair, Answer]]:
     """Each pair with its answer. One process measures all; where it dies, another one does the rest."""
     left = list(todo)
     while left:

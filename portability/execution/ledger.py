@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from portability.core.specs import RunSpec
 from portability.execution.worker import Job
-from portability.planning.plan import Plan, alike, stacks
+from portability.planning.cost import alike, stacks
+from portability.planning.plan import Plan
 from portability.store import Store
 
 # a run that was alone when its worker died is tried so many times again; stacks are halved until then

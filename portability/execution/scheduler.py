@@ -21,7 +21,8 @@ from portability.execution.ledger import Ledger
 from portability.execution.preview import preview
 from portability.execution.worker import Setup
 from portability.hosts.devices import STACKS, Place
-from portability.planning.plan import Plan, work
+from portability.planning.cost import work
+from portability.planning.plan import Plan
 from portability.planning.study import Study, facts
 from portability.store import Store
 from portability.store.manifests import load, paths

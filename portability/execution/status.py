@@ -12,7 +12,8 @@ from portability.core.specs import RunSpec
 from portability.core.stages import PREPARING, SCORING, Stage
 from portability.core.wording import counted
 from portability.execution.leases import Claims
-from portability.planning.plan import Plan, work
+from portability.planning.cost import work
+from portability.planning.plan import Plan
 from portability.store import Store
 
 STATES = ("done", "running", "stale", "failed", "blocked", "planned")

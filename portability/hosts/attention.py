@@ -4,8 +4,9 @@ Masks are made here and nowhere else. Those that transformers makes inside a mod
 (`.all()`), which neither `vmap` nor a CUDA graph allows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import transformers
@@ -71,7 +72,10 @@ class DefaultDevice(TorchFunctionMode):
         super().__init__()
         self.device = device
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ones and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self.device}
@@ -84,7 +88,10 @@ class Narrowed(TorchFunctionMode):
     rotated or prefixed key is fp32 beside a value in bf16, adapters' LoRA on a GPT-2 convolves bf16 states
     with fp32 weights."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func in (F.scaled_dot_product_attention, F.conv1d):
             args, kwargs = tuple(map(_narrow, args)), {name: _narrow(value) for name, value in kwargs.items()}

@@ -147,7 +147,7 @@ def host_shape(config: Mapping[str, Any]) -> HostShape:
     lacking += [key for key in family.stacks.values() if not (config.get(key) or config.get("num_layers"))]
     if lacking:
         raise UserError(f"a {name} host's config.json lacks {', '.join(lacking)}")
-    widths = {axis: config.get(key) for axis, key in family.widths.items()}
+    widths: dict[str, Any] = {axis: config.get(key) for axis, key in family.widths.items()}
     widths["ffn"] = widths["ffn"] or 4 * widths["hidden"]
     widths["kv_heads"] = widths.get("kv_heads") or widths["heads"]
     widths["head_dim"] = widths.get("head_dim") or widths["hidden"] // widths["heads"]

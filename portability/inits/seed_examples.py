@@ -2,6 +2,7 @@
 by them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
     if blocks and not init.traits.subtracts_blocks:
         raise UserError(f"init '{init.name}' has no block to take off the host, only pairs; leave it out "
                         f"(grid.inits), or set method.{method.name}.settings.subtract=product")
-    values = {name: str(value) for name, value in init.options.items() if name != "seeds"}
+    values: dict[str, Any] = {name: str(value) for name, value in init.options.items() if name != "seeds"}
     return ExtractionOptions(rank=settings.r, sites=settings.sites, blocks=blocks, **values)
 
 

@@ -1,6 +1,7 @@
 """The starts of runs that train together: module, head, and what is taken off the host."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,17 +54,17 @@ class StartBuilder:
                 refuses.
         """
         head = start_head(run, self.bench.scorer, self.store)
-        providers: dict[Need, Callable[[], object]] = {
+        providers: dict[Need, Callable[[], Any]] = {
             "origin_module": lambda: self._origin_module(run),
             "port": lambda: self._port(run),
             "extraction": lambda: self._extraction(run),
             "teacher": lambda: extract_for(run, self.data, self.store, self.device, self.free),
         }
+        given: dict[str, Any] = {need: providers[need] for need in run.init.traits.needs}
         context = InitContext(
             receiving=run.host, method=self.method, seed=int(run.seed or 0), stream=run.stream,
             fresh=lambda: self._fresh(run), change=_logit_change(self.bench, head),
-            calibration_examples=min(CALIBRATION, len(self.bench.training)),
-            **{need: providers[need] for need in run.init.traits.needs},  # type: ignore[arg-type]
+            calibration_examples=min(CALIBRATION, len(self.bench.training)), **given,
         )
         made = INITS[run.init.kind](context, run.init.options)
         return Start(made.module, head, made.report, self._names(run), made.frozen)

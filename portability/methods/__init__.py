@@ -24,7 +24,7 @@ def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
     if clash := sorted(BACKENDS.keys() & outside):
         raise UserError(f"the package of {outside[clash[0]].value} names its PEFT library '{clash[0]}', as "
                         "one here is named; rename its entry point, or remove the package")
-    name = choose(spec.library, BACKENDS | outside, "PEFT library")
+    name = choose(spec.library, {*BACKENDS, *outside}, "PEFT library")
     try:
         backend = BACKENDS[name] if name in BACKENDS else outside[name].load()
         attached = backend().attach(host, spec)

@@ -185,8 +185,8 @@ def _place(family: str, name: str) -> tuple[str, int, str]:
             return stack, 0, site
     if ".adapters." in name and (inside := within_layer(family, name)):
         stack, layer, rest = inside
-        if site := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0]):
-            return stack, layer, site
+        if bottleneck := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0]):
+            return stack, layer, bottleneck
     return parse_name(family, name)
 
 

@@ -30,6 +30,7 @@ from portability.hosts.host import Host
 from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
 
 FROZEN = {"product": {"A0": "A", "B0": "B"}, "block": {"D": "D"}}  # what is subtracted: tensors -> roles
+Layer = nn.Linear | nn.Embedding  # or the Conv1D of transformers' GPT-2, whose weight is the transpose
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,9 @@ class Beside(nn.Module):
         pairs: site -> pair, for some or all of the places.
     """
 
-    def __init__(self, base: nn.Module, places: list[tuple[str, int, str]], pairs: Mapping[str, Pair]):
+    def __init__(self, base: Layer, places: list[tuple[str, int, str]], pairs: Mapping[str, Pair]):
         super().__init__()
-        self.base, self.places, self.loras = base, places, nn.ModuleDict(pairs)
+        self.base, self.places, self.pairs, self.loras = base, places, pairs, nn.ModuleDict(pairs)
 
     @property
     def weight(self) -> Tensor:
@@ -187,7 +188,8 @@ class SubtractiveLora(AttachedMethod):
     def __init__(self, host: Host, spec: MethodSpec, settings: LoraSettings):
         super().__init__(host, spec)
         self.settings, self.scale = settings, settings.scale
-        self.layouts, self.frozen = [], []
+        self.layouts: list[ParameterLayout] = []
+        self.frozen: list[ParameterLayout] = []
         self.besides: dict[str, Beside] = {}
         layers = _layers(host)
         have = {site for _, places in layers.values() for _, _, site in places}
@@ -202,10 +204,9 @@ class SubtractiveLora(AttachedMethod):
             for attribute, child in parent._modules.items() if child is beside.base]
         self._attach()
 
-    def _pair(self, name: str, layer: nn.Module, place: Slot) -> Pair:
+    def _pair(self, name: str, layer: Layer, place: Slot) -> Pair:
         """A new pair of a place, whose tensors are entered in the layouts."""
         weight, shape = layer.weight, self.host.spec.shape
-        assert isinstance(weight, Tensor)
         into, out = LORA_AXES[place.site.removeprefix("cross_")]
         size = {axis: int(shape.size(axis) or 0) for axis in into + out}
         size |= {"rank": self.settings.r, "vocab": len(weight)}
@@ -247,10 +248,10 @@ class SubtractiveLora(AttachedMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return {f"{name}.loras.{site}.{role}": value for name, beside in self.besides.items()
-                    for site, pair in beside.loras.items() for role, value in pair.fresh().items()}
+                    for site, pair in beside.pairs.items() for role, value in pair.fresh().items()}
 
 
-def _layers(host: Host) -> dict[str, tuple[nn.Module, list[tuple[str, int, str]]]]:
+def _layers(host: Host) -> dict[str, tuple[Layer, list[tuple[str, int, str]]]]:
     """Name -> layer, and stack, layer number and site of each part of its output, wherever a pair can
     stand."""
     from transformers.pytorch_utils import Conv1D

@@ -1,115 +1,27 @@
 """From a grid to cells and runs. Work that is equal has one id, so it is planned, and paid for, once. No
 torch here."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TypeVar
 
 from portability.core.architectures import FAMILIES
-from portability.core.errors import UserError
 from portability.core.specs import (
     BARE,
     EXTRACTION,
-    AnswerSpec,
     Cell,
     DataSpec,
-    EvalSpec,
     HostSpec,
     InitSpec,
     MethodSpec,
     PortSpec,
     RunSpec,
-    TaskSpec,
-    TrainSpec,
-    digest,
 )
+from portability.planning.grid import Grid, rated
 
-T = TypeVar("T")
 SCRATCH = InitSpec("scratch", "scratch")
 BARE_INIT = InitSpec(BARE, BARE)
 OTHER_SEEDS = 1_000_000  # added to a receiving run's seed for an origin's own one
-SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The question: every combination of these axes is a cell.
-
-    `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name
-    to the set the origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on
-    the receiving host (zero-shot comes on top); `head` is "shared" or "fresh" and concerns hosts with a
-    classification head only; `task` is that of sets of texts with labels, `answers` has those of sets of
-    prompts, by the set's name. `rates` are factors on each method's learning rate on the receiving host, each
-    a method of its own ("lora x3"); origins and natives keep the common rate. With `origin_seeds` "other" an
-    origin has a seed of its own, so a receiving run does not see its origin's batches again.
-    """
-
-    methods: Sequence[MethodSpec]
-    pairs: Sequence[tuple[HostSpec, HostSpec]]  # (origin, receiving), in that order
-    relations: Mapping[str, Mapping[str, DataSpec]]
-    data: Sequence[DataSpec]
-    inits: Sequence[InitSpec]
-    ports: Sequence[PortSpec]
-    seeds: Sequence[int]
-    budgets: Sequence[int]
-    origin_updates: int
-    task: TaskSpec
-    train: TrainSpec
-    eval: EvalSpec
-    precision: str
-    head: str
-    answers: Mapping[str, AnswerSpec] = field(default_factory=dict)
-    rates: Sequence[float] = (1.0,)
-    origin_seeds: str = "same"
-
-    def task_of(self, data: DataSpec) -> TaskSpec | AnswerSpec:
-        """How a set's texts or prompts are asked and scored."""
-        return self.answers.get(data.name, self.task)
-
-    @property
-    def size(self) -> int:
-        """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
-        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports,
-                self.seeds, self.budgets)
-        return math.prod(map(len, axes))
-
-
-def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:
-    """By receiving set, the set that its origin is trained on: the one named, or `self`, or the `next`
-    receiving set.
-
-    Raises:
-        UserError: there is no next one.
-
-    Example:
-        >>> origins("different", "next", ["sums", "quiz"])
-        {'sums': 'quiz', 'quiz': 'sums'}
-    """
-    if value == NEXT and len(received) < 2:
-        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in "
-                        "grid.data, which names one set only; name another set there, or a set here, or "
-                        f"leave it out: '~grid.relations.{relation}'")
-    following = dict(zip(received, [*received[1:], received[0]], strict=True))
-    return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
-
-
-def check_relations(relations: Mapping[str, Mapping[str, str]], received: Sequence[str]) -> None:
-    """Refuse two relations that are one: seed examples would be compared with themselves.
-
-    Args:
-        relations: what `origins` gives, by relation.
-
-    Raises:
-        UserError: two of them name one set for a receiving set.
-    """
-    for own in received:
-        sources = [given[own] for given in relations.values()]
-        if len(set(sources)) < len(sources):
-            raise UserError(f"grid.relations takes the seed examples of '{own}' twice from the same set "
-                            f"({', '.join(f'{name}: {given[own]}' for name, given in relations.items())}); "
-                            "name different ones")
 
 
 @dataclass
@@ -257,75 +169,5 @@ class _Arm:
         return replace(run, method=None, init=BARE_INIT, seed=seed).with_updates(0)
 
 
-def rated(method: MethodSpec, rate: float) -> MethodSpec:
-    """A method with its learning rate times `rate`, and a name that says so.
-
-    Example:
-        >>> rated(MethodSpec("lora", "adapters", "LoRAConfig", {}, 3e-3), 3.0).name
-        'lora x3'
-    """
-    if rate == 1:
-        return method
-    return replace(method, name=f"{method.name} x{rate:g}", learning_rate=method.learning_rate * rate)
-
-
-def updates_of(planned: Plan) -> tuple[int, int]:
-    """Module-updates of a plan, and of the same cells if each one and its origin were trained for
-    themselves."""
-    def alone(cell: Cell) -> int:
-        origin = planned.runs[cell.run_id].origin
-        return cell.mark + (planned.runs[origin].train.updates if origin else 0)
-
-    shared = sum(run.train.updates for run in planned.runs.values())
-    return shared, sum(alone(cell) for cell in planned.cells if cell.budget > 0)
-
-
 def _scores_labels(host: HostSpec) -> bool:
     return FAMILIES[host.shape.family].scoring == "label"
-
-
-def alike(run: RunSpec) -> str:
-    """Runs with the same answer may train together: same host, method, data, task, protocol, precision and
-    updates."""
-    identity = run.identity()
-    shared = {k: v for k, v in identity.items() if k not in ("seed", "init", "origin", "port", "head")}
-    return digest([shared, run.method is None])
-
-
-def stacks(runs: Mapping[str, RunSpec], size: int) -> list[list[str]]:
-    """Group runs that may train together, at most `size` in a stack.
-
-    A group is cut evenly, and the longest stacks come first, so that the last worker to finish is not left
-    with one.
-    """
-    groups: dict[str, list[str]] = {}
-    for run_id, run in runs.items():
-        groups.setdefault(alike(run), []).append(run_id)
-    parts = [part for ids in groups.values() for part in evenly(ids, size)]
-    return sorted(parts, key=lambda ids: -cost(runs[ids[0]]) * len(ids))
-
-
-def evenly(ids: list[T], size: int) -> Iterator[list[T]]:
-    """Cut a list into the fewest parts of at most `size`, no two of which differ by more than one."""
-    count = -(-len(ids) // size)
-    edges = [len(ids) * i // count for i in range(count + 1)]
-    return (ids[a:b] for a, b in zip(edges, edges[1:], strict=False))
-
-
-def cost(run: RunSpec) -> float:
-    """Relative cost of a run: updates times the host's parameters in its layers (an order, not a time)."""
-    return (run.train.updates * run.train.batch_size + 1) * _weight(run)
-
-
-def _weight(run: RunSpec) -> int:
-    """Parameters of the host's layers, about."""
-    shape = run.host.shape
-    per_layer = 4 * shape.hidden * shape.heads * shape.head_dim + 3 * shape.hidden * shape.ffn
-    return sum(shape.layers.values()) * per_layer
-
-
-def work(run: RunSpec, updates: int, marks: float) -> float:
-    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated
-    example is a third of a trained one in each of its task's passes, because it has no backward pass."""
-    return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * run.task.passes
-                           / 3)

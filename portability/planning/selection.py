@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from portability.core.errors import UserError
-from portability.planning.plan import Plan, alike, cost
+from portability.planning.cost import alike, cost
+from portability.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.contrasts import Contrast
 from portability.core.schema import Count
 from portability.data.splits import DataSource, StudyData
-from portability.planning.plan import Grid, rated
+from portability.planning.grid import Grid, rated
 from portability.planning.selection import Part
 
 

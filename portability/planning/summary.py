@@ -3,7 +3,8 @@
 from portability.core.measures import MEASURES, name_of
 from portability.core.specs import METRICS
 from portability.core.wording import counted
-from portability.planning.plan import Plan, updates_of
+from portability.planning.cost import updates_of
+from portability.planning.plan import Plan
 from portability.planning.study import Study
 from portability.store import Store
 from portability.store.records import measured

@@ -106,13 +106,13 @@ class Answered(NamedTuple):
 
     Attributes:
         ids: prompt and answer; of t5 the encoder's input, of a host with a head the text.
-        start: index in `ids` of the answer's first token, of decoder-only hosts.
+        start: index in `ids` of the answer's first token, of decoder-only hosts; else 0.
         target: of t5, the answer's tokens.
         label: of a host with a head, the class.
     """
 
     ids: list[int]
-    start: int | None = None
+    start: int = 0
     target: Sequence[int] = ()
     label: int | None = None
 

@@ -197,8 +197,9 @@ class Scorer(nn.Module):
             done += len(picks)
             on_part(done / len(encoded))
         back = np.argsort(np.concatenate(parts))
-        margin, nll, invalid = (torch.cat(part, 1).cpu().numpy()[:, back] for part in zip(*out, strict=True))
-        return Predictions(nll, invalid, margin)
+        margin, losses, invalid = (torch.cat(part, 1).cpu().numpy()[:, back]
+                                   for part in zip(*out, strict=True))
+        return Predictions(losses, invalid, margin)
 
     def fresh_head(self, seed: int) -> dict[str, Tensor]:
         """A new head from this seed, N(0, 0.02) with zero bias; nothing for hosts that score label words."""

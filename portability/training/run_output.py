@@ -5,9 +5,10 @@ import datetime
 import functools
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +18,19 @@ from portability.core.paths import PACKAGE
 from portability.core.specs import SCHEMA, RunSpec
 from portability.core.versions import packages
 from portability.methods.module import ModuleState
-from portability.porting.base import PortReport
 from portability.store import Result
 from portability.tasks.base import Predictions
 from portability.tasks.registry import task_of
 from portability.training.trainer import Outcome
+
+
+class StartReport(Protocol):
+    """What a port or an extraction did to make a start: all of it by tensor or place, and in short."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    def summary(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -42,7 +51,7 @@ class RunOutput:
     module: ModuleState | None = None
     start: ModuleState | None = None  # what was taken off the host all through the run
     head: dict[str, torch.Tensor] = field(default_factory=dict)
-    report: PortReport | None = None
+    report: StartReport | None = None
     outcome: Outcome = field(default_factory=Outcome)
     origin: dict[str, str] | None = None  # names of the origin's host and data
     too_long: dict[str, int] = field(default_factory=dict)  # answers that were (Task.too_long)

@@ -19,13 +19,12 @@ from portability.core.versions import packages
 from portability.data.sampling import Schedule
 from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
-from portability.planning.plan import evenly
-from portability.porting.base import PortReport
+from portability.planning.cost import evenly
 from portability.store import Store
 from portability.tasks.base import EvalSet, Predictions, TaskScorer, Training
 from portability.tasks.registry import task_of
 from portability.training import trainer as engine
-from portability.training.run_output import RunOutput
+from portability.training.run_output import RunOutput, StartReport
 
 Head = dict[str, Tensor]
 # a run's checkpoint: engine.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
@@ -49,12 +48,12 @@ class Reports(Protocol):
 
 @dataclass
 class Start:
-    """Where a run starts: its module, its head, the report of the port behind it, and what the method
-    subtracts from the host all through the run (see `methods.base.AttachedMethod.to_frozen`)."""
+    """Where a run starts: its module, its head, the report of the port or extraction behind it, and what the
+    method subtracts from the host all through the run (see `methods.base.AttachedMethod.to_frozen`)."""
 
     module: ModuleState
     head: Head
-    report: PortReport | None
+    report: StartReport | None
     origin: dict[str, str] | None  # names of the origin's host and data
     frozen: ModuleState | None = None
 
@@ -135,11 +134,11 @@ class Stack:
         self.runs, self.starts, self.bench, self.marks = runs, starts, bench, marks
         members, subtracts = [], any(start.frozen is not None for start in starts)
         for run, start in zip(runs, starts, strict=True):
-            assert run.method is not None and run.seed is not None
+            assert run.seed is not None
             parameters = bench.parameters(start.module, start.head)
             # zeros change no bit of a neighbour without a start
             frozen = bench.frozen(start.frozen) if subtracts else {}
-            members.append(engine.Member(parameters, run.seed, run.method.learning_rate, frozen))
+            members.append(engine.Member(parameters, run.seed, run.trained_method.learning_rate, frozen))
         self.trainer = engine.Trainer(bench.scorer, members, runs[0].train)
         self.predictions: dict[str, dict[int, Predictions]] = {iterate: {} for iterate in ITERATES}
         # each member's share of the training time, of earlier attempts too

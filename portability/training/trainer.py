@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil, fsum
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,8 @@ class Trainer:
                 block = torch.nn.Parameter(theta[rows, part])
                 groups.append({"params": [block], "rate": rate if own is None else own})
                 blocks.append((rows, part))
-        spec, options = self.spec, {}
+        spec = self.spec
+        options: dict[str, Any] = {}
         # the step counter, and below the rate, are on the device, where a graph reads them
         if self.device.type == "cuda":
             options = {"foreach": True, "capturable": True, "lr": torch.zeros((), device=self.device)}
@@ -191,8 +193,8 @@ class Trainer:
         (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
         norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
         gradient = gradient * torch.clamp(self.spec.clip / (norms + 1e-6), max=1.0)[:, None]
-        for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
-            group["params"][0].grad = gradient[rows, part]
+        for group, block in zip(self.optimizer.param_groups, self.blocks, strict=True):
+            group["params"][0].grad = gradient[block]
         self.optimizer.step()
         self.optimizer.zero_grad()
         wrong = ~(torch.isfinite(losses) & torch.isfinite(norms)) & (self.failed_at == 0)

@@ -18,7 +18,8 @@ from portability.core.specs import (
     TaskSpec,
     TrainSpec,
 )
-from portability.planning.plan import Grid, plan
+from portability.planning.grid import Grid
+from portability.planning.plan import plan
 from portability.store import Store
 
 SHAPE = HostShape("t5", {"encoder": 2, "decoder": 2}, 32, 64, 4, 4, 8)

@@ -113,7 +113,8 @@ def encode(ids: Mapping[str, int], examples: Sequence[Example]) -> dict[str, tor
 @torch.no_grad()
 def probe(host: PreTrainedModel, ids: Mapping[str, int], mix: Mix, shares: Shares, count: int) -> float:
     """Accuracy in [0, 1] of the host's first decoded word on `count` polarity-dependent endings."""
-    rng, asked = language.stream(f"probe/{mix}"), []
+    rng = language.stream(f"probe/{mix}")
+    asked: list[Example] = []
     while len(asked) < count:
         words, last = corpus.document(rng, mix, {**shares, "noise": 0.0})
         if last is not None:

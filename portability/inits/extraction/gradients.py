@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from portability.inits.extraction.threads import share, slices
 
 Product = tuple[Tensor, Tensor]  # (T, M) and (T, N), for the matrix (M, N) that they make summed over T
 Gradients = dict[str, Tensor | Product]
-Rule = Callable[[nn.Module, Tensor, Tensor], Gradients]
+Rule = Callable[[Any, Tensor, Tensor], Gradients]
 
 
 def _linear(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
@@ -25,13 +26,13 @@ def _conv1d(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
     return {"weight": (into, out), "bias": out.sum(0)}
 
 
-def _layer_norm(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
-    normed = nn.functional.layer_norm(into, into.shape[-1:], eps=part.eps)  # type: ignore[arg-type]
+def _layer_norm(part: nn.LayerNorm, into: Tensor, out: Tensor) -> Gradients:
+    normed = nn.functional.layer_norm(into, into.shape[-1:], eps=part.eps)
     return {"weight": (out * normed).sum(0), "bias": out.sum(0)}
 
 
-def _rms_norm(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
-    root = torch.rsqrt(into.square().mean(-1, keepdim=True) + part.variance_epsilon)  # type: ignore[operator]
+def _rms_norm(part: LlamaRMSNorm | T5LayerNorm, into: Tensor, out: Tensor) -> Gradients:
+    root = torch.rsqrt(into.square().mean(-1, keepdim=True) + part.variance_epsilon)
     return {"weight": (out * into * root).sum(0)}
 
 

@@ -164,8 +164,9 @@ class Gpt2(LayerwiseModel):
         """As in every family; the causal mask is no weight and is made here."""
         module = super().layer(stack, index)
         size = self.config.max_position_embeddings
-        module.attn.bias = torch.ones(1, 1, size, size, dtype=torch.bool).tril()
-        module.attn.masked_bias = torch.tensor(-1e4)
+        attention = module.get_submodule("attn")
+        attention.bias = torch.ones(1, 1, size, size, dtype=torch.bool).tril()
+        attention.masked_bias = torch.tensor(-1e4)
         return module
 
     def call(self, stack: str, layer: nn.Module, states: Tensor, batch: Batch, context: Named) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -118,17 +118,18 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
 def times(vectors: Tensor, matrix: Tensor) -> Tensor:
     """(..., in) by a matrix (in, out) without gradients: (..., out), whose gradient goes back to the
     vectors."""
-    return _Product.apply(vectors, matrix)  # type: ignore[no-untyped-call, no-any-return]
+    out: Tensor = _Product.apply(vectors, matrix)
+    return out
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(context, vectors, matrix):  # type: ignore[no-untyped-def, override]
+    def forward(context: Any, vectors: Tensor, matrix: Tensor) -> Tensor:
         context.matrix = matrix
         return _times(vectors, matrix)
 
     @staticmethod
-    def backward(context, gradient):  # type: ignore[no-untyped-def, override]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _times(gradient, context.matrix.T), None
 
 

@@ -1,0 +1,111 @@
+"""The question of a study: a grid of axes, whose combinations are its cells. No torch here."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from portability.core.errors import UserError
+from portability.core.specs import (
+    AnswerSpec,
+    DataSpec,
+    EvalSpec,
+    HostSpec,
+    InitSpec,
+    MethodSpec,
+    PortSpec,
+    TaskSpec,
+    TrainSpec,
+)
+
+SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The question: every combination of these axes is a cell.
+
+    `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name
+    to the set the origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on
+    the receiving host (zero-shot comes on top); `head` is "shared" or "fresh" and concerns hosts with a
+    classification head only; `task` is that of sets of texts with labels, `answers` has those of sets of
+    prompts, by the set's name. `rates` are factors on each method's learning rate on the receiving host, each
+    a method of its own ("lora x3"); origins and natives keep the common rate. With `origin_seeds` "other" an
+    origin has a seed of its own, so a receiving run does not see its origin's batches again.
+    """
+
+    methods: Sequence[MethodSpec]
+    pairs: Sequence[tuple[HostSpec, HostSpec]]  # (origin, receiving), in that order
+    relations: Mapping[str, Mapping[str, DataSpec]]
+    data: Sequence[DataSpec]
+    inits: Sequence[InitSpec]
+    ports: Sequence[PortSpec]
+    seeds: Sequence[int]
+    budgets: Sequence[int]
+    origin_updates: int
+    task: TaskSpec
+    train: TrainSpec
+    eval: EvalSpec
+    precision: str
+    head: str
+    answers: Mapping[str, AnswerSpec] = field(default_factory=dict)
+    rates: Sequence[float] = (1.0,)
+    origin_seeds: str = "same"
+
+    def task_of(self, data: DataSpec) -> TaskSpec | AnswerSpec:
+        """How a set's texts or prompts are asked and scored."""
+        return self.answers.get(data.name, self.task)
+
+    @property
+    def size(self) -> int:
+        """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
+        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports,
+                self.seeds, self.budgets)
+        return math.prod(map(len, axes))
+
+
+def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:
+    """By receiving set, the set that its origin is trained on: the one named, or `self`, or the `next`
+    receiving set.
+
+    Raises:
+        UserError: there is no next one.
+
+    Example:
+        >>> origins("different", "next", ["sums", "quiz"])
+        {'sums': 'quiz', 'quiz': 'sums'}
+    """
+    if value == NEXT and len(received) < 2:
+        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in "
+                        "grid.data, which names one set only; name another set there, or a set here, or "
+                        f"leave it out: '~grid.relations.{relation}'")
+    following = dict(zip(received, [*received[1:], received[0]], strict=True))
+    return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
+
+
+def check_relations(relations: Mapping[str, Mapping[str, str]], received: Sequence[str]) -> None:
+    """Refuse two relations that are one: seed examples would be compared with themselves.
+
+    Args:
+        relations: what `origins` gives, by relation.
+
+    Raises:
+        UserError: two of them name one set for a receiving set.
+    """
+    for own in received:
+        sources = [given[own] for given in relations.values()]
+        if len(set(sources)) < len(sources):
+            raise UserError(f"grid.relations takes the seed examples of '{own}' twice from the same set "
+                            f"({', '.join(f'{name}: {given[own]}' for name, given in relations.items())}); "
+                            "name different ones")
+
+
+def rated(method: MethodSpec, rate: float) -> MethodSpec:
+    """A method with its learning rate times `rate`, and a name that says so.
+
+    Example:
+        >>> rated(MethodSpec("lora", "adapters", "LoRAConfig", {}, 3e-3), 3.0).name
+        'lora x3'
+    """
+    if rate == 1:
+        return method
+    return replace(method, name=f"{method.name} x{rate:g}", learning_rate=method.learning_rate * rate)
