@@ -1,9 +1,10 @@
 # `make demo` and `make test` do everything on a fresh machine (Python 3.11 or 3.12, pip, make, git).
+# Tests are of four tiers: unit and contract (test), system (test-system), and the full products of axes (test-full).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check clean
+.PHONY: demo test test-system test-full clean
 
 demo: $(VENV)/.ready
 	$(RUN) -m portability.run +sweep=demo
@@ -12,7 +13,14 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(RUN) -m ruff check portability analysis tests
 	$(VENV)/bin/lint-imports
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+	$(RUN) -m mypy
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "unit or contract"
+
+test-system: $(VENV)/.ready
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m system tests
+
+test-full: $(VENV)/.ready
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m full tests --result-table docs/results/test_full.md
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

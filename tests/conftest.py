@@ -1,18 +1,72 @@
-"""Fixtures: tiny hosts and data sets in temporary folders; caches there too, no tracker, no hub."""
+"""Tiers; fixtures: tiny hosts and data sets in temporary folders; caches there too, no tracker, no hub."""
 
+import json
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
-from tiny import METHODS, model, sentences, tokenizer, write_set
 
 from portability.core.specs import HostSpec
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
 from portability.methods.base import AttachedMethod
+from support import answers, result_table
+from support.tiny import METHODS, model, sentences, tokenizer, write_set
+
+TIERS = ("unit", "contract", "system", "full")
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--result-table", type=Path, help="write a Markdown table of the results to this file")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's tier is what it is marked with, or else that of its folder or file."""
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker(tier_of(item.path))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Unit and contract tests start no process, so that they are quick; but git, which tells records their commit."""
+    quick = item.get_closest_marker("unit") or item.get_closest_marker("contract")
+    with pytest.MonkeyPatch.context() as patch:
+        if quick and not item.get_closest_marker("smoke"):
+            patch.setattr(subprocess, "Popen", Git)
+            patch.setattr(BaseProcess, "start", _refused)
+        return (yield)
+
+
+def _refused(*_: object) -> NoReturn:
+    raise AssertionError("a test that starts a process is to be marked `system`")
+
+
+class Git(subprocess.Popen):
+    """A process of git, and of nothing else."""
+
+    def __init__(self, args: Sequence[str], *more: Any, **options: Any):
+        if args[0] != "git":
+            _refused()
+        super().__init__(args, *more, **options)
+
+
+def tier_of(path: Path) -> str:
+    """The tier of a file's tests."""
+    folder = path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""
+    return folder if folder in ("system", "full") else "contract" if path.stem.endswith("_contract") else "unit"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if path := config.getoption("--result-table"):
+        result_table.write(path, terminalreporter.stats)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +110,35 @@ def data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ("one", "two")}
 
 
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a set of answers to write and of one of choices."""
+    root = tmp_path_factory.mktemp("sets")
+    for place, kind in enumerate(("written", "chosen")):
+        (root / kind).mkdir()
+        found = answers.rows(kind, 130, place)
+        for split, part in (("train", found[:80]), ("validation", found[80:100]), ("test", found[100:])):
+            (root / kind / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return root
+
+
+@pytest.fixture(scope="session")
+def many_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set with far more to score than to train on."""
+    rows = sentences(740, 11)
+    return write_set(tmp_path_factory.mktemp("many") / "many", rows[:100], rows[100:140], rows[140:])
+
+
+@pytest.fixture
+def no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's own folders and keys are those of nobody."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("HOME", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(home))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quiet(tmp_path_factory: pytest.TempPathFactory):
     """Caches in a temporary folder, no tracker, no hub, and Ctrl-C for the commands that tests start."""
@@ -71,7 +154,7 @@ def _quiet(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def study(tmp_path: Path):
-    """A whole small study of invented records, every cell done (tests/analysis/synthetic.py)."""
+    """A whole small study of invented records, every cell done (support.synthetic)."""
     from support.synthetic import build
 
     return build(tmp_path / "results" / "toy")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian packages that some tests use where they are there: a Slurm of one node (tests/slurm_node.py), and Chromium for the report.
+# Debian packages that some tests use where they are there: a Slurm of one node (tests/support/slurm_node.py), and Chromium for the report.
 set -u
 export PATH="$PATH:/usr/sbin" DEBIAN_FRONTEND=noninteractive
 there() { for name in "$@"; do command -v "$name" > /dev/null || return 1; done; }
@@ -23,5 +23,5 @@ install() {
   echo "tests/packages.sh: $what is not installed ($why); $tests is skipped" >&2
 }
 
-install Slurm tests/test_slurm.py "slurmctld slurmd sbatch munged" slurmctld slurmd slurm-client munge
-install Chromium tests/analysis/report/test_page_browser.py chromium chromium
+install Slurm tests/system/test_slurm.py "slurmctld slurmd sbatch munged" slurmctld slurmd slurm-client munge
+install Chromium tests/system/test_page_browser.py chromium chromium

@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from tiny import METHODS, noisy
 
 import portability
 from portability import api
+from support.tiny import METHODS, noisy
 
 
 def test_every_name_can_be_had_from_the_package_and_none_of_them_loads_torch_before():

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.synthetic import ROOT, Axes, Synthetic, build
 
 from portability.analysis.context import gather
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
 from portability.analysis.tables.render import FORMS
 from portability.analyze import main
+from support.synthetic import ROOT, Axes, Synthetic, build
 
 SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",), seeds=(0, 1))
 
@@ -76,6 +76,7 @@ def test_a_study_of_bare_cells_alone_has_no_chart(tmp_path):
     assert not list((study.store.root / "plots").iterdir())
 
 
+@pytest.mark.system
 def test_tables_need_no_torch():
     code = (
         "import sys, portability.analyze, portability.analysis.report.html, portability.analysis.figures.curves;"

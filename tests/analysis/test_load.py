@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.synthetic import FACTS, Axes, Synthetic, accuracy, build, record, write
 
 from portability.analysis.load import problems, tidy
 from portability.core.errors import UserError
 from portability.store import Store, records
+from support.synthetic import FACTS, Axes, Synthetic, accuracy, build, record, write
 
 
 def status(study: Synthetic, **coordinates: object) -> set[str]:

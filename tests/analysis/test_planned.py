@@ -3,8 +3,6 @@
 from itertools import permutations
 from pathlib import Path
 
-from support.synthetic import FACTS, accuracy, record, write
-
 from portability.analysis.context import gather
 from portability.analysis.tables.registry import build
 from portability.core.specs import (
@@ -21,6 +19,7 @@ from portability.core.specs import (
 from portability.planning.grid import Grid
 from portability.planning.plan import plan
 from portability.store import Store
+from support.synthetic import FACTS, accuracy, record, write
 
 SHAPE = HostShape("t5", {"encoder": 2, "decoder": 2}, 32, 64, 4, 4, 8)
 HOSTS = [HostSpec(name, name, None, name, SHAPE) for name in ("a", "b", "c")]

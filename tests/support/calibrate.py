@@ -1,4 +1,4 @@
-"""How often intervals hold the truth, and how often a family of primary contrasts errs: `python tests/analysis/calibrate.py`.
+"""How often intervals hold the truth, and how often a family of primary contrasts errs: `python tests/support/calibrate.py`.
 
 Grids are drawn with a new test set each: 4 methods x 4 directions x 2 relations x 3 inits; a scratch run is shared by the
 directions into a host and by the relations, and is the origin of directions out of it. Nothing is better than anything, so

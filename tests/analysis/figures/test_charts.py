@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.scenarios import STUDIES, evidence
-from support.synthetic import NANO, Axes, build
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.figures import curves, forest
@@ -15,6 +13,8 @@ from portability.analysis.figures.style import SLOTS, css_class
 from portability.analysis.figures.svg import BOTTOM, HIGH, TOP, Chart, Line, forest_panel, svg_file, ticks
 from portability.analysis.report.sections import QUESTIONS
 from portability.store import Store
+from support.scenarios import STUDIES, evidence
+from support.synthetic import NANO, Axes, build
 
 CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"), ("whole", "eval_positive_share")]
 MAKERS = [curves.headline, *(make for question in QUESTIONS for make in question.charts)]

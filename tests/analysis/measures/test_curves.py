@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.duration.survfunc import SurvfuncRight
-from support.synthetic import FACTS, NANO, build
-from support.written import SMALL, change, entry, rewrite, spend
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.measures.costs import break_even, cost
@@ -19,6 +17,8 @@ from portability.analysis.measures.curves import area, take_off, updates_to_matc
 from portability.analysis.measures.port_measures import win_rate
 from portability.analysis.tables.registry import TABLES
 from portability.store import Store
+from support.synthetic import FACTS, NANO, build
+from support.written import SMALL, change, entry, rewrite, spend
 
 
 @pytest.fixture(scope="module")

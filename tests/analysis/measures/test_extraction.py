@@ -9,8 +9,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
-from support.synthetic import Axes, Synthetic, build, run_name
-from support.written import CUT, EXAMPLES, LEVELS, SIX, answer, answered, change, crossed, entry, scores
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.figures.curves import headline
@@ -23,6 +21,8 @@ from portability.analysis.stats.pairing import arm_of
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as tables
 from portability.analysis.tables.spec import Table
+from support.synthetic import Axes, Synthetic, build, run_name
+from support.written import CUT, EXAMPLES, LEVELS, SIX, answer, answered, change, crossed, entry, scores
 
 TABLED = ("init_by_method", "origin_by_receiving", "init_by_budget", "by_relation", "extraction", "comparisons", "by_direction",
           "ties", "lift", "area", "updates_to_match", "take_off", "win_rate_inits", "interquartile")

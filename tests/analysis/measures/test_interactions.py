@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from support.synthetic import FACTS, Axes, build
-from support.written import entry
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.measures.comparisons import interactions
 from portability.analysis.stats.pairing import paired
 from portability.analysis.tables.registry import build as build_tables
+from support.synthetic import FACTS, Axes, build
+from support.written import entry
 
 KINDS = [["base", "large", "size"], ["tuned", "large", "lineage"], ["large", "base", "size"]]
 

@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from support.synthetic import FACTS, NANO, build
-from support.written import SMALL, change, entry, rewrite
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.correctness import correctness
@@ -19,6 +17,8 @@ from portability.analysis.stats.intervals import jeffreys
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
 from portability.store import Store
+from support.synthetic import FACTS, NANO, build
+from support.written import SMALL, change, entry, rewrite
 
 NAMES = ("lift", "area", "updates_to_match", "take_off", "recovered", "cost", "break_even", "predictors",
          "win_rate_inits", "win_rate_methods")

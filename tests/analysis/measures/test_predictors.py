@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from support.synthetic import Axes, build
-from support.written import entry
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.load import HOST_PAIR
@@ -18,6 +16,8 @@ from portability.analysis.metrics import METRICS
 from portability.analysis.stats.correlation import arrangements, correlate
 from portability.analysis.tables.captions import notes
 from portability.analysis.tables.registry import TABLES
+from support.synthetic import Axes, build
+from support.written import entry
 
 HOSTS = ("a", "b", "c", "d")
 DIRECTIONS = [(one, other) for one in HOSTS for other in HOSTS if one != other]

@@ -9,13 +9,13 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
-from support.synthetic import FACTS, Axes, build
-from support.written import entry, rewrite
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.measures.primary_contrasts import primary
 from portability.analysis.report.findings import caveats, declared_sentences, numbers, sentence, verdict_words
 from portability.core.contrasts import Contrast
+from support.synthetic import FACTS, Axes, build
+from support.written import entry, rewrite
 
 AXES = Axes(("lora", "prefix"), (("base", "large"), ("tuned", "large"), ("large", "base"), ("base", "tuned")), budgets=(0, 100),
             seeds=tuple(range(6)))

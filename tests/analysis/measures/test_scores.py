@@ -13,9 +13,6 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 from scipy import stats
-from support.synthetic import Synthetic, build, write
-from support.synthetic import record as whole_record
-from support.written import CUT, EXAMPLES, SIX, SMALL, answer, answered, crossed, entry, scores
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.load import read
@@ -24,6 +21,9 @@ from portability.analysis.measures.paper_values import beside, of_study
 from portability.analysis.report.run_details import details
 from portability.analysis.tables.registry import build as tables
 from portability.analyze import main
+from support.synthetic import Synthetic, build, write
+from support.synthetic import record as whole_record
+from support.written import CUT, EXAMPLES, SIX, SMALL, answer, answered, crossed, entry, scores
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,7 @@ def ranked(study: Synthetic, run_id: str, mark: int) -> float:
     return sum(1.0 if p > q else 0.5 if p == q else 0.0 for p, q in pairs) / len(pairs)
 
 
+@pytest.mark.system
 def test_auc_that_records_lack_comes_out_of_their_predictions_without_torch(tmp_path):
     study = labelled(tmp_path / "s")
     cells = read(study.store, "eval_auc").cells

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from support.synthetic import FACTS, Axes, Synthetic, build
-from support.written import change, entry, rewrite
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.measures.learning_rates import has_rates, rates
@@ -24,6 +22,8 @@ from portability.analysis.tables.render import grid
 from portability.analyze import WIDE, say
 from portability.core.contrasts import Contrast
 from portability.store import Store
+from support.synthetic import FACTS, Axes, Synthetic, build
+from support.written import change, entry, rewrite
 
 SIX = Axes(("lora",), (("base", "large"),), ("same",), seeds=tuple(range(6)))
 LATE, EARLY = (Contrast(f"{name} scratch", "ported", "scratch", budget) for name, budget in (("late", 500), ("early", 100)))

@@ -10,8 +10,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from support.pages import HOSTILE, SMALL, Made, Tags, made
-from support.synthetic import FACTS, NANO, build, record, write
 
 from portability.analysis.context import gather
 from portability.analysis.metrics import OF_LABELS
@@ -27,6 +25,8 @@ from portability.planning.plan import plan
 from portability.planning.selection import chosen
 from portability.run import compose
 from portability.store import Store
+from support.pages import HOSTILE, SMALL, Made, Tags, made
+from support.synthetic import FACTS, NANO, build, record, write
 
 
 def payload(html: str) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.synthetic import Synthetic
-from support.written import CUT, answered, change
 
 from portability.analysis.context import gather
 from portability.analysis.report.html import page
 from portability.analysis.report.run_details import EXAMPLES, Details, details
 from portability.analysis.report.sections import sections
+from support.synthetic import Synthetic
+from support.written import CUT, answered, change
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXES = replace(CUT, seeds=(0,), inits=("extracted", "scratch"), budgets=(0, 50), data=("sums", "quiz", "notes"))
@@ -63,6 +63,7 @@ def test_the_script_reads_the_same_metrics_in_the_same_order(made):
     assert payload["metric"]["key"] == "eval_score" and "data" in filters
 
 
+@pytest.mark.system
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
 def test_a_reader_sees_scores_margins_and_what_was_cut_out(made, tmp_path: Path):
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -4,7 +4,6 @@ import re
 
 import pandas as pd
 import pytest
-from support.synthetic import ROOT
 
 from portability.analysis.context import gather
 from portability.analysis.formatting import number
@@ -12,6 +11,7 @@ from portability.analysis.measures.primary_contrasts import primary
 from portability.analysis.metrics import UNITS
 from portability.analysis.report.findings import verdict_words
 from portability.store import Store
+from support.synthetic import ROOT
 
 PAGE = (ROOT / "docs/results/nano_evidence.md").read_text()
 SIZE = r"(?P<size>[+−]\d+\.\d) points \[(?P<low>[+−]\d+\.\d), (?P<high>[+−]\d+\.\d)\]"

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from support.synthetic import NANO, Axes, build
 
 from portability.analysis.correctness import correctness
 from portability.analysis.load import read
@@ -16,6 +15,7 @@ from portability.analysis.stats.blocks import LEVELS, build_blocks, compare
 from portability.analysis.stats.pairing import bare_pairs, paired, pairs_of
 from portability.core.errors import UserError
 from portability.store import Store
+from support.synthetic import NANO, Axes, build
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.power import TTestPower
-from support.calibrate import ARMS, SCRATCH, SETTINGS, draw, simulate
 
 from portability.analysis.stats.intervals import ALPHA, detectable, estimate, spread
+from support.calibrate import ARMS, SCRATCH, SETTINGS, draw, simulate
 
 GRIDS = 1000
 LOW, HIGH = 0.93, 0.975  # 1,000 grids: one standard error is 0.7 points

@@ -3,12 +3,12 @@
 
 import numpy as np
 import pytest
-from support.synthetic import NANO, Axes, build
 
 from portability.analysis.load import read
 from portability.analysis.stats.mixed_effects import mixed
 from portability.analysis.stats.pairing import paired
 from portability.store import Store
+from support.synthetic import NANO, Axes, build
 
 
 @pytest.fixture(scope="module")

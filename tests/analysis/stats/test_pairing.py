@@ -5,10 +5,10 @@ from statistics import mean, stdev
 
 import pandas as pd
 import pytest
-from support.synthetic import Axes, build
 
 from portability.analysis.load import tidy
 from portability.analysis.stats.pairing import paired, reference, summarise, varying
+from support.synthetic import Axes, build
 
 
 def entry(table: pd.DataFrame, **keys: object) -> pd.Series:

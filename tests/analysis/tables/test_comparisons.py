@@ -7,8 +7,6 @@ from statistics import mean
 import pandas as pd
 import pytest
 from scipy.stats import trim_mean
-from support.scenarios import STUDIES, evidence
-from support.synthetic import NANO, Axes, build
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.measures.comparisons import ties
@@ -20,6 +18,8 @@ from portability.analysis.tables.registry import build as build_tables
 from portability.analysis.tables.render import FORMS, markdown
 from portability.analysis.tables.spec import Table
 from portability.store import Store
+from support.scenarios import STUDIES, evidence
+from support.synthetic import NANO, Axes, build
 
 NAMES = ("comparisons", "by_direction", "ties", "interquartile", "mixed", "published")
 CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"), ("whole", "eval_positive_share")]

@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from support.synthetic import FACTS, Axes, Synthetic, build, write
 
 from portability.analysis.context import gather
 from portability.analysis.tables.registry import build as build_tables
 from portability.analyze import main
 from portability.store import manifests
 from portability.store.records import seal
+from support.synthetic import FACTS, Axes, Synthetic, build, write
 
 AXES = Axes(methods=("lora",), pairs=(("base", "large"),), relations=("same",), seeds=tuple(range(8)))
 

@@ -7,13 +7,13 @@ from statistics import mean, stdev
 
 import pandas as pd
 import pytest
-from support.synthetic import FACTS, Axes, Synthetic, accuracy, build
 
 from portability.analysis.context import gather
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
 from portability.analysis.tables.render import FORMS, csv, escape, grid, latex, markdown
 from portability.analysis.tables.spec import Table
+from support.synthetic import FACTS, Axes, Synthetic, accuracy, build
 
 OF_SOME = ("primary", "iterates", "rates", "predictors")  # tables that only some studies have
 ALWAYS = [name for name in TABLES if name not in OF_SOME]

@@ -1,0 +1,39 @@
+"""Tests stand alone, each file's name is unique, and few combinations of axes hold each pair of their values."""
+
+import ast
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+from support.pairs import pairs
+
+FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Last parts of the names of the modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(alias.name for alias in node.names)}
+    return {name.rpartition(".")[2] for name in names}
+
+
+def test_no_test_module_imports_another():
+    modules = {path.stem for path in FILES}
+    assert {path.name: found for path in FILES if (found := imported(path) & modules)} == {}
+
+
+def test_no_two_test_modules_have_one_name():
+    assert [name for name, count in Counter(path.name for path in FILES).items() if count > 1] == []
+
+
+def test_each_pair_of_values_of_two_axes_occurs_in_few_combinations():
+    axes = {"a": range(5), "b": "wxyz", "c": [True, False, None], "d": range(3)}
+    few = pairs(**axes)
+    for one, other in combinations(range(4), 2):
+        wanted = {(x, y) for x in list(axes.values())[one] for y in list(axes.values())[other]}
+        assert {(row[one], row[other]) for row in few} == wanted
+    assert few == pairs(**axes) and len(few) < 2 * 5 * 4

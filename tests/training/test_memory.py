@@ -1,0 +1,46 @@
+"""What a member of a stack needs is measured, and how many fit follows from it."""
+
+import pytest
+import torch
+
+from portability.training import memory
+from portability.training.memory import STATE, kept_bytes, member_bytes, most_members
+from support.tiny import METHODS
+from support.training import Bench, batch
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_stack_keeps_grows_linearly_with_its_members(mount, method):
+    table = Bench(mount(method))
+    one = table.start(0)
+    parts = batch(table, 8)
+
+    def kept(members):
+        stacked = {name: torch.stack([value] * members) for name, value in one.items()}
+        return kept_bytes(table.scorer, stacked, [torch.stack([part] * members) for part in parts])
+
+    sizes = {members: kept(members) for members in (1, 2, 4, 8)}
+    assert sizes[1] > 0 and all(sizes[2 * k] - sizes[k] == pytest.approx(k * (sizes[2] - sizes[1]), rel=0.02) for k in (2, 4))
+    assert sizes[8] <= 8 * sizes[1]  # so a stack of K never needs more than K times what one needs
+
+
+def test_activations_count_by_the_batch_and_the_hosts_weights_do_not_count(mount):
+    narrow, deep = Bench(mount("lora", "t5", 32, 2, 4)), Bench(mount("lora", "t5", 32, 4, 4))
+    sizes = {}
+    for name, table in (("narrow", narrow), ("deep", deep)):
+        start = table.start(0)
+        state = STATE * 4 * sum(value.numel() for value in start.values())
+        sizes[name] = [member_bytes(table.scorer, start, batch(table, size)) - state for size in (8, 16)]
+    assert sizes["narrow"][1] == pytest.approx(2 * sizes["narrow"][0], rel=0.1)
+    assert sizes["deep"][0] == pytest.approx(2 * sizes["narrow"][0], rel=0.2)
+
+
+def test_a_fifth_of_what_is_free_stays_free_and_one_member_is_always_tried(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device, share: int(1000 * share))
+    cpu = torch.device("cpu")
+    assert most_members(100, cpu, 1.0) == 8 and most_members(100, cpu, 0.5) == 4 and most_members(10**6, cpu, 1.0) == 1
+
+
+def test_the_machine_tells_what_is_free():
+    whole, half = (memory.free_bytes(torch.device("cpu"), share) for share in (1.0, 0.5))
+    assert 2**28 < half < whole < 2**44
