@@ -13,7 +13,8 @@ from portability.core.specs import (
     TrainSpec,
 )
 from portability.execution.ledger import Ledger
-from portability.planning.plan import Grid, plan
+from portability.planning.grid import Grid
+from portability.planning.plan import plan
 from portability.store import Result, Store
 
 
