@@ -184,12 +184,12 @@ def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
         assert bool(alone.trainer.frozen) == bool(place)
         alone.train(desk)
         assert torch.equal(alone.trainer.averages[0], both.trainer.averages[place])
-        for mark, found in both.evidence[""].items():
-            assert np.array_equal(found.margin[place], alone.evidence[""][mark].margin[0])
+        for mark, found in both.predictions[""].items():
+            assert np.array_equal(found.margin[place], alone.predictions[""][mark].margin[0])
     bare = engine.predict(shared.scorer, {}, shared.test, 64)  # the host itself, where each of them starts
-    for found in (both.evidence[""][0].margin[place] for place in (0, 1)):
+    for found in (both.predictions[""][0].margin[place] for place in (0, 1)):
         assert np.allclose(found, bare.margin[0], atol=1e-6)
-    assert not np.allclose(both.evidence[""][4].margin[1], bare.margin[0], atol=1e-4)
+    assert not np.allclose(both.predictions[""][4].margin[1], bare.margin[0], atol=1e-4)
 
 
 def test_equal_modules_with_other_starts_are_scored_apart(study, table):
