@@ -52,7 +52,9 @@ def marks_of(store: Store, record: Mapping[str, Any], metric: str | None) -> lis
     """
     train = record["train_info"]
     marks, measure = train["metrics"], MEASURES.get(str(metric).removeprefix(PREFIX))
-    if metric is None or measure is None or measure.column != "margin" or all(metric in mark for mark in marks):
+    if metric is None or measure is None or measure.column != "margin":
+        return marks
+    if all(metric in mark for mark in marks):
         return marks
     try:
         saved = store.predictions(record["run_id"])

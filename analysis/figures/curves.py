@@ -31,7 +31,8 @@ KINDS = {
 def headline(context: StudyContext) -> list[Chart]:
     """The metric against updates of the arm and its first baselines, a panel a kind of pairs of hosts."""
     title = "{metric} by updates on the receiving host, over all methods, directions and relations"
-    return _charts(context, "headline", title, ["kind"], lambda kind: KINDS.get(kind, str(kind)), inits=HEADLINE)
+    return _charts(context, "headline", title, ["kind"], lambda kind: KINDS.get(kind, str(kind)),
+                   inits=HEADLINE)
 
 
 def by_method(context: StudyContext) -> list[Chart]:

@@ -156,8 +156,9 @@ def build_blocks(
     whole = np.bincount(block, there) == tasks[owner]
     for own, rows in zip(_split(owner, count), _split(group, count), strict=True):
         seeds, rows = own[whole[own]], rows[whole[block[rows]]]
-        each = [] if answers is None or not len(rows) else _examples(
-            pairs.iloc[rows], block[rows], scale * weight[rows], answers)
+        each = []
+        if answers is not None and len(rows):
+            each = _examples(pairs.iloc[rows], block[rows], scale * weight[rows], answers)
         yield Block(differences[seeds], each, len(own) - len(seeds))
 
 

@@ -156,7 +156,8 @@ def as_columns(rows: Rows) -> dict[str, list[Any]]:
     """Rows as columns: text and label, or prompt, answer and choices."""
     if all(isinstance(row, Example) for row in rows):
         return {name: [getattr(row, name) for row in rows] for name in ("prompt", "answer", "choices")}
-    return {name: [row[place] for row in rows] for place, name in enumerate(("text", "label"))}  # type: ignore[index]
+    texts = [row for row in rows if not isinstance(row, Example)]
+    return {name: [row[place] for row in texts] for place, name in enumerate(("text", "label"))}
 
 
 def read_split(source: DataSource, split: str) -> Rows:
