@@ -17,7 +17,7 @@ test: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "unit or contract"
 
 test-system: $(VENV)/.ready
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m system tests
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m system
 
 test-full: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m full tests --result-table docs/results/test_full.md

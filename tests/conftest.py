@@ -21,6 +21,7 @@ from support.tiny import METHODS, model, sentences, tokenizer, write_set
 
 TIERS = ("unit", "contract", "system", "full")
 HERE = Path(__file__).parent
+STARTING = ("portability.execution.processes.in_child",)  # examples in docstrings that start processes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test's tier is what it is marked with, or else that of its folder or file."""
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
-            item.add_marker(tier_of(item.path))
+            item.add_marker("system" if item.name in STARTING else tier_of(item.path))
 
 
 @pytest.hookimpl(wrapper=True)

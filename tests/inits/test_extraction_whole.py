@@ -23,6 +23,7 @@ from portability.methods.module import ModuleState, equal
 from portability.porting.base import PortContext
 from portability.porting.port import port
 from support.extraction_slow import NAMES, WORD, best_block, head_of, plain_model, seeds_of, slow, truncated
+from support.pairs import representatives
 from support.tiny import FAMILIES
 
 
@@ -190,10 +191,11 @@ SHAPES = [("llama", (64, 3, 8), (48, 2, 6)), ("llama", (96, 2, 4), (96, 2, 4)), 
           ("t5", (48, 3, 4), (32, 2, 4)), ("bert", (64, 3, 8), (32, 3, 4)), ("roberta", (32, 2, 4), (16, 1, 2))]
 
 
-@pytest.mark.parametrize("structure", ["block", "aligned", "neurons", "random_entries"])
-@pytest.mark.parametrize(("family", "large", "small"), SHAPES)
-def test_no_bit_depends_on_the_number_of_threads(family, large, small, structure, make_host, monkeypatch):
+@pytest.mark.parametrize("structure", representatives(["block", "aligned", "neurons", "random_entries"], "block", "aligned"))
+@pytest.mark.parametrize("shape", representatives(SHAPES, SHAPES[0], SHAPES[2], SHAPES[3]), ids=lambda shape: shape[0])
+def test_no_bit_depends_on_the_number_of_threads(shape, structure, make_host, monkeypatch):
     """With pieces so small that every thread has some of every matrix."""
+    family, large, small = shape
     for name, entries in (("PIECE", 200), ("WIDE", 300)):
         monkeypatch.setattr(threads, name, entries)
     monkeypatch.setattr(submatrix, "COLUMNS", 5)
@@ -291,7 +293,7 @@ class Calls(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("structure", ["block", "aligned", "random_block"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", representatives(FAMILIES, "t5", "bert", "llama"))
 def test_on_a_device_everything_is_made_there(family, structure, make_host, monkeypatch):
     """No GPU needed: ordinary memory plays one, and what is mixed is refused. Numbers are those without it."""
     hosts, head = (make_host(family, 64, 3, 8), make_host(family, 32, 2, 4)), head_of(family, 64)

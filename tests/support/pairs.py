@@ -30,6 +30,11 @@ def over(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(list(axes), every)
 
 
+def representatives(values: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Values of one axis as parameters: those which are not chosen belong to the tier `full`."""
+    return [value if value in chosen else pytest.param(value, marks=pytest.mark.full) for value in values]
+
+
 def _few(values: list[list[Any]]) -> list[tuple[int, ...]]:
     """Places of the values of each chosen combination."""
     axes = list(combinations(range(len(values)), 2))

@@ -13,7 +13,7 @@ from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.training.cuda_graphs import Replayer
 from portability.training.trainer import Member, Trainer
-from support.pairs import over
+from support.pairs import over, representatives
 from support.tiny import FAMILIES, METHODS
 from support.training import SPEC, Bench
 
@@ -36,7 +36,7 @@ class Spy(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", representatives(FAMILIES, "t5", "bert", "llama"))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_whole_update_never_waits_for_the_device(mount, method, family):
     table = Bench(mount(method, family))
@@ -71,7 +71,7 @@ class Homeless(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", representatives(FAMILIES, "t5", "bert", "llama"))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_forward_pass_makes_no_tensor_in_ordinary_memory(mount, method, family):
     table = Bench(mount(method, family))

@@ -15,7 +15,7 @@ from portability.methods import attach
 from portability.training import trainer as engine
 from portability.training.trainer import Member, Trainer
 from support.lora import method
-from support.pairs import over
+from support.pairs import over, representatives
 from support.tiny import METHODS
 from support.training import SPEC, Bench, plain_loop
 
@@ -53,7 +53,7 @@ def test_a_wider_and_deeper_host_is_bit_equal_too(bench, method):
     assert torch.equal(table.rows(table.train([4]))[0], stacked[4])
 
 
-@pytest.mark.parametrize("family", ["t5", "bert", "roberta", "gpt2", "llama"])
+@pytest.mark.parametrize("family", representatives(FAMILIES, "t5", "bert", "llama"))
 @pytest.mark.parametrize("method", METHODS)
 def test_thirty_updates_equal_a_plain_one_at_a_time_loop(bench, method, family):
     """An ordinary loop: the library's own module, torch's AdamW and clip_grad_norm_, one run at a time."""
@@ -182,7 +182,7 @@ def test_what_stands_before_the_first_site_is_done_once_for_all_members(bench):
 # ---- bf16
 
 
-@pytest.mark.parametrize("family", ["t5", "bert", "llama"])
+@pytest.mark.parametrize("family", representatives(["t5", "bert", "llama"], "t5"))
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family):
     full = Bench(attach(load_host(make_host(family)), METHODS[method]))
@@ -229,7 +229,7 @@ def test_a_restored_stack_goes_on_to_the_same_bits(bench, method, family, stop):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("size", representatives([1, 2, 3, 5, 6, 7], 1, 3, 6))
 def test_stacks_are_bit_equal_at_any_batch_size(bench, method, size):
     table, spec = bench(method), TrainSpec(**{**vars(SPEC), "batch_size": size, "updates": 6})
     schedule = Schedule(table.data, size, 3, "data")

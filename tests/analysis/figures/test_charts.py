@@ -42,6 +42,7 @@ def drawn(svg: str, kind: str) -> list[tuple[float, bool]]:
             for height, dot in zip(heights, dots, strict=True)]
 
 
+@pytest.mark.system
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("kind", "metric"), CASES)
 def test_every_study_is_drawn_or_has_no_chart_and_nothing_raises(tmp_path, kind, metric):

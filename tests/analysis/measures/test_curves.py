@@ -231,7 +231,7 @@ def test_published_costs_are_those_of_the_records(published):
     runs = published.study.runs.set_index("run_id")
     for host, count, origins in (("nano-raw-base", 20, 20), ("nano-raw-large", 10, 10)):  # five seeds, two sets
         where = {"method": "lora", "init": "ported", "receiving": host}
-        cells = published.arms.loc[(published.arms[list(where)] == where.values()).all(axis=1)]
+        cells = published.arms.loc[(published.arms[list(where)] == list(where.values())).all(axis=1)]
         row = entry(cost(published), **where, quantity="seconds")
         assert row["median"] == pytest.approx(median(runs.loc[cells["run_id"].unique(), "seconds"])) and row["n"] == count
         row = entry(cost(published), **where, quantity="origin's updates")

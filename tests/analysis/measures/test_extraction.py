@@ -61,6 +61,7 @@ def test_the_arm_is_ported_where_it_is_there_and_else_extracted(tmp_path, found)
     assert arm_of(pd.DataFrame({"init": ["scratch", "sampled"]})) == "ported"
 
 
+@pytest.mark.system
 def test_a_report_on_extracted_speaks_of_no_port(whole):
     found, made = whole
     text = report(found, sections(found), headline(found))
@@ -157,6 +158,7 @@ def test_a_seed_that_failed_is_left_out_and_marked(tmp_path):
 # ---- several tasks
 
 
+@pytest.mark.system
 def test_what_one_task_scores_moves_no_number_of_another_and_every_number_names_its_task(tmp_path, found):
     levels = {**LEVELS, "same": 0.9, "scratch": 0.6}
     other = answered(tmp_path / "cut", SIX)

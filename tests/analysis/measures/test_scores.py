@@ -194,6 +194,7 @@ def test_without_predictions_or_with_one_class_there_is_a_hole_with_its_reason(t
     assert row["status"] == "incomplete" and row["missing"] == 1
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("metric, label, shows", [
     ("eval_auc", "AUC, %", "62.5"), ("eval_matthews_correlation", "Matthews correlation, no unit", "0.625"),
     ("eval_mine", "mine, no unit", "0.625")])
