@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from portability.analysis.load import read
 from portability.analysis.stats.pairing import COORDINATES, arm_of, paired
-from portability.core.errors import UserError, without_places
+from portability.core.errors import UserError, redact_paths
 from portability.core.specs import BARE
 from portability.store import Store, studies
 from portability.tracking.runs import Entry, Module, Tracker, TrackingSpec, entry_of, has_key, resolve_mode
@@ -120,7 +120,7 @@ def publish(store: Store, spec: TrackingSpec) -> Count:
 
 def _words(error: Exception) -> str:
     text = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-    return without_places(text)
+    return redact_paths(text)
 
 
 def _summary(store: Store, spec: TrackingSpec, count: Count) -> str:

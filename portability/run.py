@@ -13,15 +13,15 @@ from typing import NoReturn
 
 from portability.config.compose import composed, options, shown
 from portability.config.study import to_study
-from portability.core.errors import UserError, without_places
+from portability.core.errors import UserError, redact_paths
 from portability.core.measures import own
 from portability.execution.ledger import to_do
 from portability.execution.preview import example_lines, preview
-from portability.execution.scheduler import carry_out
+from portability.execution.scheduler import run_plan
 from portability.execution.status import status_lines
 from portability.execution.worker import Setup
 from portability.planning.plan import plan
-from portability.planning.selection import chosen
+from portability.planning.selection import select_runs
 from portability.planning.study import Study
 from portability.planning.summary import lacking, plan_lines
 from portability.store import Store
@@ -61,7 +61,7 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
         if not equals or name.lstrip("+~").split(".")[0] in HOW:
             continue
         place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
-        place = place or without_places(value) != value or Path(value).is_absolute()
+        place = place or redact_paths(value) != value or Path(value).is_absolute()
         found.append(f"{name}=PATH" if place else word)
     return found
 
@@ -74,7 +74,7 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     """
     planned = plan(study.grid)
     store = Store(study.results / study.name)
-    ids = chosen(planned, study.part)
+    ids = select_runs(planned, study.part)
     part = planned if len(ids) == len(planned.runs) else planned.part(ids)
     if study.mode == "plan":
         untracked = TrackingSpec("disabled", study.tracking.project, store.root)
@@ -91,7 +91,7 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     mode = resolve_mode(study.tracking.wandb)
     tracking = TrackingSpec(mode, study.tracking.project, store.root.resolve(), sweep)
-    failed = carry_out(planned, ids, store, study, tracking, asked)
+    failed = run_plan(planned, ids, store, study, tracking, asked)
     report = f"python -m portability.analyze {shlex.quote(str(store.root))}"
     _say([*status_lines(part, store), f"verdict and report: {report}"])
     return 1 if failed else 0

@@ -37,7 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """Unit and contract tests start no process, so that they are quick; but git, which tells records their commit."""
+    """Unit and contract tests start no process, so that they are quick; but git, which tells records their
+    commit."""
     quick = item.get_closest_marker("unit") or item.get_closest_marker("contract")
     with pytest.MonkeyPatch.context() as patch:
         if quick and not item.get_closest_marker("smoke"):
@@ -62,7 +63,8 @@ class Git(subprocess.Popen):
 def tier_of(path: Path) -> str:
     """The tier of a file's tests."""
     folder = path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""
-    return folder if folder in ("system", "full") else "contract" if path.stem.endswith("_contract") else "unit"
+    return folder if folder in ("system", "full") else "contract" if path.stem.endswith(
+        "_contract") else "unit"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -75,7 +77,8 @@ def make_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., HostSpe
     """family, hidden, layers, heads, seed -> the spec of a host saved in a folder (made once a session)."""
     made: dict[tuple, HostSpec] = {}
 
-    def make(family: str = "t5", hidden: int = 32, layers: int = 2, heads: int = 4, seed: int = 0) -> HostSpec:
+    def make(family: str = "t5", hidden: int = 32, layers: int = 2, heads: int = 4,
+             seed: int = 0) -> HostSpec:
         key = (family, hidden, layers, heads, seed)
         if key not in made:
             folder = tmp_path_factory.mktemp(f"{family}-{hidden}x{layers}-{seed}-")
@@ -143,7 +146,8 @@ def no_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 @pytest.fixture(autouse=True, scope="session")
 def _quiet(tmp_path_factory: pytest.TempPathFactory):
     """Caches in a temporary folder, no tracker, no hub, and Ctrl-C for the commands that tests start."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what ends with `&`; commands would inherit it
+    # as shells start what ends with `&`; commands would inherit it
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     patch = pytest.MonkeyPatch()
     patch.setenv("PORTABILITY_CACHE", str(tmp_path_factory.mktemp("cache")))

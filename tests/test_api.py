@@ -24,7 +24,8 @@ def test_a_module_is_ported_and_the_receiving_host_is_as_it_was(mount, load):
     done = portability.port_module(noisy(source, 1), source.host.spec, host, METHODS["lora"])
     assert done.report.carried_fraction == 1.0 and 0 < done.report.filled_fraction < 1
     after = host.model.state_dict()
-    assert after.keys() == before.keys() and all((after[name] == value).all() for name, value in before.items())
+    assert after.keys() == before.keys() and all((after[name] == value).all()
+                                                 for name, value in before.items())
     with pytest.raises(portability.UserError, match="cannot copy"):
         portability.port_module(noisy(source, 1), source.host.spec, host, METHODS["lora"], strategy="copy")
 

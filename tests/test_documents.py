@@ -1,4 +1,5 @@
-"""Documents: README is short, links lead somewhere, every decision has its four headings and its row in the index."""
+"""Documents: README is short, links lead somewhere, every decision has its four headings and its row in the
+index."""
 
 import re
 import subprocess
@@ -14,9 +15,11 @@ FENCE = re.compile(r"^```.*?^```", re.M | re.S)
 
 def documents() -> list[Path]:
     """Every Markdown file of the checkout that a person wrote."""
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard",
+                             "*.md"],
                             capture_output=True, text=True, check=True).stdout.splitlines()
-    return [ROOT / name for name in listed if not any(part in name for part in GENERATED) and (ROOT / name).exists()]
+    return [ROOT / name for name in listed if not any(part in name for part in GENERATED)
+            and (ROOT / name).exists()]
 
 
 def anchors(path: Path) -> set[str]:
@@ -55,15 +58,18 @@ def test_a_decision_has_its_number_and_four_headings_with_text(path):
 
 
 def test_the_index_lists_every_decision_with_its_title():
-    rows = re.findall(r"^\| \[D-(\d+)\]\(([^)]+)\) \| (.*?) \|", (ROOT / "docs/decisions/README.md").read_text(), re.M)
+    rows = re.findall(r"^\| \[D-(\d+)\]\(([^)]+)\) \| (.*?) \|",
+                      (ROOT / "docs/decisions/README.md").read_text(), re.M)
     titles = [re.match(r"# D-(\d+): (.+)", path.read_text()).groups() for path in DECISIONS]
-    assert rows == [(number, path.name, title) for path, (number, title) in zip(DECISIONS, titles, strict=True)]
+    assert rows == [(number, path.name, title) for path, (number, title) in zip(DECISIONS, titles,
+                                                                                strict=True)]
     assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
 
 
 def test_code_names_only_decisions_that_exist():
     known = {int(path.name[:4]) for path in DECISIONS}
-    sources = [path for folder in ("portability", "analysis", "conf", "sweeps", "tests") for ending in ("*.py", "*.yaml")
+    sources = [path for folder in ("portability", "analysis", "conf", "sweeps", "tests")
+               for ending in ("*.py", "*.yaml")
                for path in (ROOT / folder).rglob(ending)]
     named = {int(number) for path in sources for number in re.findall(r"\bD-(\d+)\b", path.read_text())}
     assert named and named <= known

@@ -1,4 +1,5 @@
-"""Tests stand alone, each file's name is unique, and few combinations of axes hold each pair of their values."""
+"""Tests stand alone, each file's name is unique, and few combinations of axes hold each pair of their
+values."""
 
 import ast
 from collections import Counter

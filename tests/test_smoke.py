@@ -12,8 +12,8 @@ from portability.store import Store
 
 @pytest.mark.smoke
 def test_the_smoke_sweep_goes_from_the_command_through_a_worker_to_a_table(tmp_path: Path):
-    study = compose(["+sweep=smoke", f"results={tmp_path}", "tracking.wandb=disabled", "engine.workers=1", "yes=true",
-                     "grid.seeds=[0]"])
+    study = compose(["+sweep=smoke", f"results={tmp_path}", "tracking.wandb=disabled", "engine.workers=1",
+                     "yes=true", "grid.seeds=[0]"])
     assert command(study) == 0
     store, planned = Store(tmp_path / study.name), plan(study.grid)
     assert all(store.has(run_id, marks) for run_id, marks in planned.marks.items()) and not store.failures()

@@ -26,7 +26,7 @@ from portability.analysis.report.sections import Section
 from portability.analysis.tables.captions import protocol
 from portability.analysis.tables.render import Entry, grid
 from portability.analysis.tables.spec import Table
-from portability.core.errors import without_places
+from portability.core.errors import redact_paths
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPT = "page.js"
@@ -48,7 +48,7 @@ def page(context: StudyContext, parts: Sequence[Section], charts: Sequence[Chart
     columns = _columns(study.cells, context.metric)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: without_places(value) if type(value) is str
+        finalize=lambda value: redact_paths(value) if type(value) is str
         else value)  # errors may name folders
     return environment.from_string(_asset("page.html")).render(
         policy=Markup(_policy(style, script)), style=Markup(style), script=Markup(script), name=study.name,
@@ -84,7 +84,7 @@ def _part(part: Section) -> dict[str, Any]:
 
 def _chart(chart: Chart) -> dict[str, Any]:
     """A chart as the template takes it; the SVG is of figures.svg, which escapes its texts."""
-    return vars(chart) | {"panels": [Markup(without_places(panel.svg)) for panel in chart.panels],
+    return vars(chart) | {"panels": [Markup(redact_paths(panel.svg)) for panel in chart.panels],
                           "samples": [(name, Markup(key(name))) for name in chart.names]}
 
 
@@ -140,7 +140,7 @@ def _sources(study: Study) -> list[tuple[str, str]]:
 
 def _payload(context: StudyContext, columns: list[dict[str, Any]], details: Details) -> Markup:
     """Cells and runs as JSON that no text in it can end: `<`, `>` and `&` are written as escapes."""
-    cells = context.cells.assign(reason=context.cells["reason"].map(without_places))
+    cells = context.cells.assign(reason=context.cells["reason"].map(redact_paths))
     value = {
         "study": context.study.name, "metric": next(column for column in columns
                                                     if column["key"] == context.metric.name),

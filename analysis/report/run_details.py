@@ -16,7 +16,7 @@ from portability.analysis.formatting import NOTHING
 from portability.analysis.load import describe
 from portability.analysis.metrics import UNITS, metric_of, shown, value_of
 from portability.analysis.records import protocol, state_of
-from portability.core.errors import UserError, without_places
+from portability.core.errors import UserError, redact_paths
 from portability.store import Store
 
 EXAMPLES = 10  # test examples whose predictions are shown
@@ -73,7 +73,7 @@ def details(store: Store, context: StudyContext, most: int = 3000) -> Details:
         if record is not None and state == "done":
             runs[run_id] |= _done(store, record, metrics, places, context.metric.name)
         else:
-            runs[run_id]["error"] = without_places(error)
+            runs[run_id]["error"] = redact_paths(error)
     for run_id, command in _commands(store.manifests(), runs).items():
         runs[run_id]["command"] = command
     return Details(runs, places.values(), len(ids))
@@ -174,7 +174,7 @@ def _predictions(store: Store, run_id: str, spec: dict[str, Any]) -> dict[str, A
     try:
         found = store.predictions(run_id)
     except (UserError, SafetensorError) as error:
-        return {"title": "Predictions", "note": without_places(str(error))}
+        return {"title": "Predictions", "note": redact_paths(str(error))}
     task, total = spec.get("task") or {}, found["invalid"].shape[1]
     first = {name: values[..., :EXAMPLES].tolist() for name, values in found.items() if name != "updates"}
     rows = list(map(list, zip(*(_cells(first, mark) for mark in range(len(found["updates"]))), strict=True)))

@@ -17,7 +17,7 @@ from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingAr
 from portability import methods
 from portability.core.specs import RunSpec, TaskSpec
 from portability.execution.execute import execute
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.hosts.devices import places
 from portability.hosts.host import Host, from_folder, load_tokenizer, narrow
 from portability.hosts.sources import folder_of
@@ -25,7 +25,7 @@ from portability.planning.plan import Plan, plan
 from portability.run import compose
 from portability.store import Store
 from portability.tasks.classification import HEAD, Classification, Scorer
-from portability.training.stack import Bench, Stack, Start
+from portability.training.stack import InitialState, Stack, StackContext
 from portability.training.trainer import Trainer as Engine
 
 logging.getLogger("adapters").setLevel(logging.ERROR)  # as in a worker
@@ -45,23 +45,23 @@ def now() -> float:
     return time.perf_counter()
 
 
-def study_of(words: Sequence[str]) -> tuple[Plan, RunSpec, TaskSpec, Desk]:
+def study_of(words: Sequence[str]) -> tuple[Plan, RunSpec, TaskSpec, WorkerContext]:
     """A study's plan, its first run that trains, the task, and where to carry it out, without a store."""
     study = compose(words)
     planned, place = plan(study.grid), places(study.engine.device, 1)[0]
     run = next(run for run in planned.runs.values() if run.method is not None)
-    return planned, run, study.grid.task, Desk(Store(""), study.data, place=place)
+    return planned, run, study.grid.task, WorkerContext(Store(""), study.data, place=place)
 
 
 class Ours:
     """A stack of our engine: `members` modules with seeds from `first` on; each trains `size` numbers."""
 
     def __init__(self, words: Sequence[str], members: int, first: int = 0):
-        _, self.run, task, desk = study_of(words)
-        host, self.device = desk.host(self.run.host, self.run.precision), desk.device
-        attached, test = methods.attach(host, self.run.trained_method), desk.test(host, self.run)
+        _, self.run, task, context = study_of(words)
+        host, self.device = context.host(self.run.host, self.run.precision), context.device
+        attached, test = methods.attach(host, self.run.trained_method), context.test(host, self.run)
         self.scorer = Scorer(host, task)
-        self.bench = Bench(attached, self.scorer, desk.training(host, self.run), test)
+        self.bench = StackContext(attached, self.scorer, context.training(host, self.run), test)
         self.schedule = self.bench.schedule(self.run)
         self.engine = self.stack(range(first, first + members))
         self.size = self.engine.bank.theta.shape[1]
@@ -69,7 +69,7 @@ class Ours:
     def stack(self, seeds: Sequence[int]) -> Engine:
         """Fresh members, before their first update."""
         fresh, head = self.bench.attached.init_parameters, self.bench.scorer.fresh_head
-        starts = [Start(fresh(seed), head(seed), None, None) for seed in seeds]
+        starts = [InitialState(fresh(seed), head(seed), None, None) for seed in seeds]
         return Stack([replace(self.run, seed=seed) for seed in seeds], starts, self.bench, {}).trainer
 
     def update(self, engine: Engine, step: int) -> None:
@@ -122,8 +122,8 @@ class Library:
     """
 
     def __init__(self, words: Sequence[str], tuned: bool):
-        _, run, task, desk = study_of(words)
-        family, cuda = run.host.shape.family, desk.device.type == "cuda"
+        _, run, task, context = study_of(words)
+        family, cuda = run.host.shape.family, context.device.type == "cuda"
         settings = vars(AutoConfig.from_pretrained(folder_of(run.host)))
         dropout = {name: 0.0 for name in settings if tuned and "dropout" in name}
         model = from_folder(run.host.name, family, folder_of(run.host), **dropout)
@@ -135,7 +135,7 @@ class Library:
         if scorer.has_head:
             scorer.head.requires_grad_(True)
         rows, end = [], host.tokenizer.eos_token_id
-        encoded = Classification(task).training(host, desk.data, run.data.name)
+        encoded = Classification(task).training(host, context.data, run.data.name)
         for ids, label in zip(map(encoded.row, range(len(encoded))), encoded.labels, strict=True):
             answer = [scorer.label_ids[label], end] if whole else scorer.label_ids[label]
             rows.append({"input_ids": ids.tolist(), "attention_mask": [1] * len(ids), "labels": answer})
@@ -180,13 +180,13 @@ def attach(host: Host, run: RunSpec) -> nn.Module:
 def cells_alone(words: Sequence[str]) -> float:
     """Seconds to train every cell of a grid for itself, its origin too, with the engine in one process whose
     imports are done. Cells of the first seed stand for those of all seeds."""
-    planned, _, _, desk = study_of(words)
+    planned, _, _, context = study_of(words)
     cells, began = [cell for cell in planned.cells if cell.budget > 0], now()
     first = [cell for cell in cells if cell.seed == cells[0].seed]
     for cell in first:
         run = planned.runs[cell.run_id].with_updates(cell.mark)
         with tempfile.TemporaryDirectory() as folder:
-            desk.store = Store(folder)
+            context.store = Store(folder)
             for one in (planned.runs[run.origin], run) if run.origin else (run,):
-                execute([one], {one.run_id: [one.train.updates]}, desk)
+                execute([one], {one.run_id: [one.train.updates]}, context)
     return (now() - began) * len(cells) / len(first)

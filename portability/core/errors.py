@@ -9,7 +9,7 @@ class UserError(ValueError):
     """Says in one sentence what is wrong, where, and what to do; the command prints it and exits with 2."""
 
 
-class Drained(Exception):
+class GracefulStop(Exception):
     """A worker was stopped, kept its checkpoints, and ends."""
 
 
@@ -33,14 +33,14 @@ def choose(name: str, choices: Iterable[object], what: str) -> str:
 
 
 # of a run, not of the disk
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)
+RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError)
 
 
-def without_places(text: str) -> str:
+def redact_paths(text: str) -> str:
     """A message or traceback without this machine's folders: absolute paths keep their last two parts.
 
     Example:
-        >>> without_places('File "/home/me/site-packages/torch/nn.py", line 3: no /data/x')
+        >>> redact_paths('File "/home/me/site-packages/torch/nn.py", line 3: no /data/x')
         'File ".../torch/nn.py", line 3: no .../data/x'
     """
     return re.sub(r"(?<![\w.])(?:/[^\s/\"':,()]+)*?((?:/[^\s/\"':,()]+){2})(?=[\s\"':,()]|$)", r"...\1", text)

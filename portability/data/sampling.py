@@ -47,7 +47,7 @@ def buckets(lengths: np.ndarray, smallest: int) -> list[Bucket]:
     return [Bucket(order[a:b], int(lengths[order[b - 1]])) for a, b in parts]
 
 
-class Schedule:
+class BatchSampler:
     """The batches of a training set; absolute, so a longer run begins with the batches of a shorter one."""
 
     def __init__(self, encoded: Encoded | Sequences, batch_size: int, bucket_batches: int, data_key: str):

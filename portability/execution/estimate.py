@@ -19,7 +19,7 @@ from portability.execution.processes import in_child
 from portability.execution.status import duration
 from portability.execution.worker import Job, Setup, Worker
 from portability.hosts.devices import Place
-from portability.planning.cost import cost, work
+from portability.planning.cost import cost, cost_units
 from portability.planning.plan import SCRATCH, Plan
 from portability.store import Store
 
@@ -58,7 +58,8 @@ def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: 
 
     A run's share of its stack's time is taken per unit of work, by host.
     """
-    units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
+    units = {run_id: cost_units(run, run.train.updates, len(planned.marks[run_id]))
+             for run_id, run in todo.items()}
     rates = _rates(planned, store)
     known = sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in rates)
     if known > sum(units.values()) / 2:
@@ -80,7 +81,7 @@ def _rates(planned: Plan, store: Store) -> dict[str, float]:
     for record in store.records():
         run = planned.runs.get(record["run_id"])
         if run is not None and run.method is not None:
-            units = work(run, run.train.updates, len(record["train_info"]["metrics"]))
+            units = cost_units(run, run.train.updates, len(record["train_info"]["metrics"]))
             sums.setdefault(run.host.fingerprint, np.zeros(2))[:] += record["run_info"]["total_time"], units
     return {host: seconds / units for host, (seconds, units) in sums.items()}
 
@@ -88,11 +89,12 @@ def _rates(planned: Plan, store: Store) -> dict[str, float]:
 def _seconds(rates: Mapping[str, float], todo: Mapping[str, RunSpec], planned: Plan) -> float:
     """What the runs take one worker, each by its host's rate, or by the mean of those known."""
     other = statistics.mean(rates.values())
-    units = {run_id: work(run, run.train.updates, len(planned.marks[run_id])) for run_id, run in todo.items()}
+    units = {run_id: cost_units(run, run.train.updates, len(planned.marks[run_id]))
+             for run_id, run in todo.items()}
     return sum(rates.get(todo[run_id].host.fingerprint, other) * unit for run_id, unit in units.items())
 
 
-def agree(found: Estimate, yes: bool) -> None:
+def confirm(found: Estimate, yes: bool) -> None:
     """Ask before more than an hour of work.
 
     Raises:
@@ -135,7 +137,7 @@ def calibrate(
     except UserError as error:
         raise UserError(f"the calibration before a large launch failed: {error}; yes=true starts without an "
                         "estimate") from error
-    rates = {run.host.fingerprint: seconds / work(run, 1, 0)
+    rates = {run.host.fingerprint: seconds / cost_units(run, 1, 0)
              for (run, _), (seconds, _) in zip(samples, answers, strict=True)}
     size = statistics.mean(size for _, size in answers) + RECORD_BYTES
     return Estimate(len(todo), _seconds(rates, todo, planned) / workers, workers, len(todo) * size / 1e6,
@@ -164,9 +166,9 @@ def _measure(setup: Setup, place: Place,
     for run, members in samples:
         runs = [replace(run, seed=seed) for seed in range(members)]
         worker.run(Job(runs, {one.run_id: [UPDATES] for one in runs}))
-        records = [record for one in runs if (record := worker.desk.store.read(one.run_id))]
+        records = [record for one in runs if (record := worker.context.store.read(one.run_id))]
         if not records:
-            raise UserError(next(iter(worker.desk.store.failures().values()))["error"])
+            raise UserError(next(iter(worker.context.store.failures().values()))["error"])
         together, at = max(times.items(), key=lambda item: (len(item[1]), len(item[0])))
         times.clear()
         size = sum(file["bytes"] for file in records[0]["files"].values()) + 5 * run.data.counts["eval"]

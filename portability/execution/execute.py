@@ -13,24 +13,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from portability.core.errors import FAULTS, UserError
+from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import RunSpec
 from portability.core.stages import SCORING, Stage
 from portability.data.sampling import Bucket
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.inits.start import StartBuilder, on_device, start_head
 from portability.methods import attach
 from portability.tasks.base import EvalSet, TaskScorer
 from portability.tasks.registry import task_of
-from portability.training.memory import member_bytes, most_members
+from portability.training.memory import max_stack_size, member_bytes
 from portability.training.run_output import RunOutput
-from portability.training.stack import Bench, Stack, Start, count_parameters, split_resumable
+from portability.training.stack import InitialState, Stack, StackContext, count_parameters, split_resumable
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
 
 
-def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> None:
+def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], context: WorkerContext) -> None:
     """Run a stack to its records; what fails becomes a failure record, and the others go on.
 
     A stack that breaks as a whole, or finds no memory, is halved until the run at fault is alone; runs that
@@ -40,23 +40,23 @@ def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], desk: D
     Raises:
         Exception: the device is lost to this process; the engine finds the run at fault.
     """
-    desk.settled.clear()
+    context.settled.clear()
     waiting = [list(runs)]
     while waiting:
         stack = waiting.pop()
         try:
-            with closing(outputs(stack, marks, desk)) as finished:
+            with closing(outputs(stack, marks, context)) as finished:
                 for output in finished:
-                    desk.commit(output)
+                    context.commit(output)
             continue
-        except FAULTS as error:
+        except RUN_ERRORS as error:
             if isinstance(error, LOST) and not isinstance(error, torch.OutOfMemoryError):
                 raise
-            left = [run for run in stack if run.run_id not in desk.settled]
+            left = [run for run in stack if run.run_id not in context.settled]
             reason = str(error)
             if len(left) == 1:
-                desk.fail(left.pop(), _explained(error))
-        desk.release()
+                context.fail(left.pop(), _explained(error))
+        context.release()
         if left:
             log.warning("a stack of %d runs broke (%s); halving it", len(left), reason)
             waiting += [left[len(left) // 2 :], left[: len(left) // 2]]
@@ -72,40 +72,42 @@ def _explained(error: Exception) -> Exception:
                      "engine.workers a device")
 
 
-def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]], desk: Desk) -> Generator[RunOutput]:
+def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
+            context: WorkerContext) -> Generator[RunOutput]:
     """The story of runs that may train together: what was measured of each, as it is finished."""
     started = time.perf_counter()
     first = runs[0]
     try:  # what is wrong here is wrong for all of them
-        host = desk.host(first.host, first.precision)
-        scorer, test = task_of(first.task).scorer(host), desk.test(host, first)
-        training = None if first.method is None else desk.training(host, first)
+        host = context.host(first.host, first.precision)
+        scorer, test = task_of(first.task).scorer(host), context.test(host, first)
+        training = None if first.method is None else context.training(host, first)
     except UserError as error:
         for run in runs:
-            desk.fail(run, error)
+            context.fail(run, error)
         return
     if first.method is None or training is None:
-        yield from (_bare(run, scorer, test, desk) for run in runs)
+        yield from (_bare(run, scorer, test, context) for run in runs)
         return
     attached = attach(host, first.method)
     try:
-        bench = Bench(attached, scorer, training, test)
-        starts = _starts(runs, bench, desk)
+        bench = StackContext(attached, scorer, training, test)
+        starts = _starts(runs, bench, context)
         runs = [run for run in runs if run.run_id in starts]
-        size = _most(runs, starts, bench, desk) if len(runs) > 1 else 1
+        size = _most(runs, starts, bench, context) if len(runs) > 1 else 1
         overhead = (time.perf_counter() - started) / max(1, len(runs))
-        for part in split_resumable(runs, marks, desk.store, size):
+        for part in split_resumable(runs, marks, context.store, size):
             stack = Stack(part, [starts[run.run_id] for run in part], bench, marks)
-            stack.resume(desk.store)
-            desk.report(stack.stage())  # the bar counts what this spares
-            stack.train(desk)
-            yield from stack.outputs(desk.place.device, overhead)
+            stack.resume(context.store)
+            context.report(stack.stage())  # the bar counts what this spares
+            stack.train(context)
+            yield from stack.outputs(context.place.device, overhead)
             del stack  # before the next one is built
     finally:
         attached.detach()
 
 
-def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, desk: Desk) -> int:
+def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
+          context: WorkerContext) -> int:
     """The largest stack that fits into the memory that is free now."""
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
@@ -114,28 +116,28 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, Start], bench: Bench, de
     key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest,
            run.train.batch_size,
            subtracts, run.precision)
-    if key not in desk.member_bytes:
+    if key not in context.member_bytes:
         picks = np.argsort(lengths, kind="stable")[-run.train.batch_size :]
         rows = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
         training = member_bytes(bench.scorer, bench.parameters(start.module, start.head), rows, frozen)
-        desk.member_bytes[key] = max(training, bench.scorer.scoring_bytes(bench.test, run.eval.batch_size))
-    return most_members(desk.member_bytes[key], desk.device, desk.place.share)
+        context.member_bytes[key] = max(training, bench.scorer.scoring_bytes(bench.test, run.eval.batch_size))
+    return max_stack_size(context.member_bytes[key], context.device, context.place.share)
 
 
-def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, desk: Desk) -> RunOutput:
+def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContext) -> RunOutput:
     """The host as it is, on the test set."""
     started = time.perf_counter()
-    head = start_head(run, scorer, desk.store)
+    head = start_head(run, scorer, context.store)
     stacked = {name: value[None] for name, value in on_device(head, scorer).items()}
     stage = Stage([run.run_id], SCORING)
-    desk.report(stage)
+    context.report(stage)
     found = scorer.predict(stacked, test, run.eval.batch_size,
-                           lambda part: desk.report(replace(stage, part=part)))
+                           lambda part: context.report(replace(stage, part=part)))
     at_start = {0: found.of(0)}
     return RunOutput(
         run=run, labels=test.labels, predictions=at_start, last_predictions=at_start, head=head,
-        host_parameters=count_parameters(scorer), device=desk.place.device,
+        host_parameters=count_parameters(scorer), device=context.place.device,
         seconds=time.perf_counter() - started,
         too_long=task_of(run.task).too_long(None, test),
     )
@@ -144,14 +146,14 @@ def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, desk: Desk) -> RunOut
 # ---- starts
 
 
-def _starts(runs: Sequence[RunSpec], bench: Bench, desk: Desk) -> dict[str, Start]:
+def _starts(runs: Sequence[RunSpec], bench: StackContext, context: WorkerContext) -> dict[str, InitialState]:
     """Each run's start; a run whose port is impossible fails alone."""
-    builder, starts = StartBuilder(bench, desk.store, desk.data, desk.place.device, desk.free), {}
+    builder, starts = StartBuilder(bench, context.store, context.data, context.place.device, context.free), {}
     for run in runs:
         try:
             starts[run.run_id] = builder.make(run)
         except UserError as error:
-            desk.fail(run, error)
+            context.fail(run, error)
     return starts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from portability.core.errors import UserError, without_places
+from portability.core.errors import UserError, redact_paths
 from portability.core.specs import AnswerSpec, DataSpec, HostSpec, TaskSpec, digest
 from portability.data.splits import StudyData, rows
 from portability.execution.processes import ChildDied, in_child
@@ -101,7 +101,7 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
     between pairs."""
     from portability.porting.similarity import Readings, compare_hosts
 
-    data = Worker(setup, Place("cpu", 1.0), lambda _: None).desk.data  # one thread, and no chatter
+    data = Worker(setup, Place("cpu", 1.0), lambda _: None).context.data  # one thread, and no chatter
     texts: dict[str, list[str]] = {}
     known: dict[str, dict[str, Readings]] = {}
     for pair in todo:
@@ -112,7 +112,7 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
             yield compare_hosts(pair.one, pair.other, texts[mark], pair.task.reading,
                                 known.setdefault(mark, {}))
         except Exception as error:  # whatever a host may raise, the other pairs are measured
-            yield without_places(str(error) if isinstance(error, UserError)
+            yield redact_paths(str(error) if isinstance(error, UserError)
                                  else f"{type(error).__name__}: {error}")
 
 

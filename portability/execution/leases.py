@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from portability.core.errors import FAULTS
+from portability.core.errors import RUN_ERRORS
 from portability.core.specs import digest
 from portability.core.stages import Stage
 
@@ -30,7 +30,7 @@ STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Claim:
+class Lease:
     """What a claim says: the run, and who has had it in hand since when (UTC)."""
 
     run_id: str
@@ -42,7 +42,7 @@ class Claim:
     owner: str  # one a process
 
 
-class Claims:
+class Leases:
     """The claims of a study. Safe between processes and machines but for one race: when two find the same
     claim stale at the same moment, both may come to own it for a moment, and the run may be executed twice,
     to the same record."""
@@ -69,7 +69,7 @@ class Claims:
         beat.start()
         try:
             yield set(self.mine)
-        except FAULTS:
+        except RUN_ERRORS:
             self.mine = set()
             raise
         finally:
@@ -115,7 +115,7 @@ class Claims:
         path, draft = self._path(run_id), self.folder / f".{self.owner}"
         self.folder.mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        claim = Claim(run_id, platform.node(), os.getpid(), now, machine(), started(os.getpid()), self.owner)
+        claim = Lease(run_id, platform.node(), os.getpid(), now, machine(), started(os.getpid()), self.owner)
         draft.write_text(json.dumps(asdict(claim)))
         try:
             for _ in range(2):
@@ -132,7 +132,7 @@ class Claims:
         finally:
             draft.unlink(missing_ok=True)
 
-    def drop(self, seen: Claim) -> bool:
+    def drop(self, seen: Lease) -> bool:
         """Move a claim of a process that is gone out of the way; False where another took the run over in
         this very moment."""
         path, away = self._path(seen.run_id), self.folder / f".{self.owner}-stale"
@@ -156,11 +156,11 @@ class Claims:
             if not self.lives(claim):
                 self.drop(claim)
 
-    def read(self, run_id: str) -> Claim | None:
+    def read(self, run_id: str) -> Lease | None:
         """The claim on a run, or None where there is none."""
         return _parse(self._path(run_id), run_id)
 
-    def all(self) -> dict[str, Claim]:
+    def all(self) -> dict[str, Lease]:
         """Every claim by run id, stale ones too."""
         found = (_parse(path, path.stem) for path in sorted(self.folder.glob("*.json")))
         return {claim.run_id: claim for claim in found if claim is not None}
@@ -172,14 +172,14 @@ class Claims:
         here = {claim.pid for claim in self.all().values() if claim.machine == mine and self.lives(claim)}
         return sum(_share_cores(pid) for pid in here - {os.getpid()})
 
-    def lives(self, claim: Claim) -> bool:
+    def lives(self, claim: Lease) -> bool:
         """Whether the claim's owner still works on it."""
         if claim.machine == machine() and claim.started:
             # empty: another user's, hidden from us
             return runs(claim.pid) and started(claim.pid) in (claim.started, "")
         return self.silence(claim) <= STALE_SECONDS
 
-    def silence(self, claim: Claim) -> float:
+    def silence(self, claim: Lease) -> float:
         """Seconds since the claim's last heartbeat, by the clock of the file system."""
         probe = self.folder / f".{self.owner}-clock"
         try:
@@ -201,13 +201,13 @@ class Claims:
         return self.folder / f"{owner}.stage"
 
 
-def _parse(path: Path, run_id: str) -> Claim | None:
+def _parse(path: Path, run_id: str) -> Lease | None:
     try:
-        return Claim(**json.loads(path.read_text()))
+        return Lease(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):  # torn by a crash of the machine
-        return Claim(run_id, "unknown", 0, "", "", "", "")
+        return Lease(run_id, "unknown", 0, "", "", "", "")
 
 
 def _share_cores(pid: int) -> bool:

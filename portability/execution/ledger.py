@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from portability.core.specs import RunSpec
 from portability.execution.worker import Job
-from portability.planning.cost import alike, stacks
+from portability.planning.cost import stack_key, stacks
 from portability.planning.plan import Plan
 from portability.store import Store
 
@@ -51,7 +51,7 @@ class Ledger:
         depth: dict[str, int] = {}
         last: Counter[str] = Counter()
         left = {run_id: run for run_id, run in self.todo.items() if run_id not in self.failed}
-        kinds = {run_id: alike(run) for run_id, run in left.items()}
+        kinds = {run_id: stack_key(run) for run_id, run in left.items()}
         for run_id, run in left.items():  # origins come first in a plan
             depth[run_id] = 1 + depth[run.origin] if run.origin in left else 0
             last[kinds[run_id]] = max(last[kinds[run_id]], depth[run_id])

@@ -22,7 +22,7 @@ from portability.planning.plan import Plan
 from portability.store import Store
 
 if TYPE_CHECKING:
-    from portability.execution.worker_context import Desk
+    from portability.execution.worker_context import WorkerContext
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "transformers", "adapters", "tokenizers")  # whose versions a rehearsal depends on
@@ -71,10 +71,10 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
     if not questions:
         return
     if "torch" in sys.modules:
-        from portability.execution.worker_context import Desk
+        from portability.execution.worker_context import WorkerContext
 
         yield from _rehearse(questions, setup,
-                             Desk(Store(setup.store), study_data(setup.sources, setup.overlap)))
+                             WorkerContext(Store(setup.store), study_data(setup.sources, setup.overlap)))
         return
     try:
         yield from in_child(_rehearse, questions, setup)
@@ -82,11 +82,12 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
         raise UserError(f"what fits the hosts could not be looked at: {error}") from error
 
 
-def _rehearse(questions: Sequence[Question], setup: Setup, desk: "Desk | None" = None) -> Iterator[Facts]:
+def _rehearse(questions: Sequence[Question], setup: Setup,
+              context: "WorkerContext | None" = None) -> Iterator[Facts]:
     """The same, in a process of its own where no desk is given."""
     from portability.execution.rehearse import Rehearsal
 
-    rehearsal = Rehearsal(desk or Worker(setup, Place("cpu", 1.0), lambda _: None).desk)
+    rehearsal = Rehearsal(context or Worker(setup, Place("cpu", 1.0), lambda _: None).context)
     for question in questions:
         yield rehearsal.of(*question)
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.core.errors import FAULTS, UserError
+from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import HostSpec, MethodSpec, RunSpec
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class
 from portability.hosts.sources import folder_of
 from portability.inits import INITS
@@ -40,8 +40,8 @@ class Rehearsal:
         desk: of whose data the texts are.
     """
 
-    def __init__(self, desk: Desk):
-        self.desk = desk
+    def __init__(self, context: WorkerContext):
+        self.context = context
         self.hosts: dict[str, Host] = {}
         self.modules: dict[tuple[str, str], ModuleState] = {}
 
@@ -79,7 +79,7 @@ class Rehearsal:
                     fresh=lambda: fresh, change=_norm, port=lambda: port(module, known)), run.init.options)
         if run.teacher is not None:
             options = extraction_options(method, run.init)
-            seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.desk.data)
+            seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.context.data)
             peak_bytes(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)
 
     def _host(self, spec: HostSpec) -> Host:
@@ -108,11 +108,11 @@ class Rehearsal:
         host, task = self._host(run.host), task_of(run.task)
         task.scorer(host)
         with _said("training examples"):
-            training = None if run.method is None else self.desk.training(host, run)
+            training = None if run.method is None else self.context.training(host, run)
         with _said(f"{run.eval.split} examples"):
-            test = self.desk.test(host, run)
+            test = self.context.test(host, run)
         part = (run.data.name, run.eval.split, run.eval.limit)
-        text, answers, ids = task.example(host, self.desk.data, *part)
+        text, answers, ids = task.example(host, self.context.data, *part)
         tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]]
                   for one in ids]
         answers = [f"{one[:SHOWN]} ..." if len(one) > SHOWN else one for one in answers]
@@ -149,7 +149,7 @@ def _said(*where: str) -> Iterator[None]:
     """Errors as one sentence that begins with those of these places that it does not name itself."""
     try:
         yield
-    except FAULTS as error:
+    except RUN_ERRORS as error:
         text = str(error)
         if not isinstance(error, UserError):
             text = f"{type(error).__name__}: {' '.join(text.split())[:300]}"

@@ -14,14 +14,14 @@ from portability.core.stages import Stage
 from portability.core.wording import counted
 from portability.execution.engines import ENGINES
 from portability.execution.engines.base import Engine
-from portability.execution.estimate import agree, calibrate, estimate
+from portability.execution.estimate import calibrate, confirm, estimate
 from portability.execution.host_comparison import compare_pairs
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.execution.ledger import Ledger
 from portability.execution.preview import preview
 from portability.execution.worker import Setup
 from portability.hosts.devices import STACKS, Place
-from portability.planning.cost import work
+from portability.planning.cost import cost_units
 from portability.planning.plan import Plan
 from portability.planning.study import Study, facts
 from portability.store import Store
@@ -45,7 +45,7 @@ class Meter:
         self.book, self.bar = book, bar
         self.runs = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
         marks = book.planned.marks
-        self.whole = {i: work(run, run.train.updates, len(marks[i])) for i, run in self.runs.items()}
+        self.whole = {i: cost_units(run, run.train.updates, len(marks[i])) for i, run in self.runs.items()}
         self.total = sum(self.whole.values())
         self.asked = sum(run.train.updates for run in self.runs.values())
         self.done, self.all_done = dict.fromkeys(self.runs, 0.0), 0.0  # units of work
@@ -54,7 +54,8 @@ class Meter:
 
     def hear(self, stage: Stage) -> None:
         """Move the bar to where runs are: back, too, where a run begins anew after its worker's death."""
-        self._move({run_id: (stage.updates, work(self.runs[run_id], stage.updates, stage.scored + stage.part))
+        self._move({run_id: (stage.updates, cost_units(self.runs[run_id], stage.updates,
+                                                       stage.scored + stage.part))
                     for run_id in stage.runs if run_id in self.runs and run_id not in self.settled})
 
     def settle(self) -> None:
@@ -92,7 +93,7 @@ def _refuse_other_contrasts(store: Store, study: Study) -> None:
                             "out a part of it with only={...}")
 
 
-def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,
+def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,
               asked: Sequence[str] = ()) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of
     failures.
@@ -120,7 +121,7 @@ def carry_out(planned: Plan, chosen: Collection[str], store: Store, study: Study
         _weigh(book, todo, study, setup, here)
     store.expect(planned.cells, facts(study, tracking.sweep) | ({"overrides": list(asked)} if asked else {}))
     store.tidy_up()
-    Claims(store.root).tidy()
+    Leases(store.root).tidy()
     for run_id, fault in book.broken.items():
         log.warning("run %s, from which others start, is broken (%s); it is set aside in %s and trained "
                     "again", run_id, fault, store.set_aside(run_id))
@@ -155,7 +156,7 @@ def _weigh(
     if found is None:  # nothing is to be trained
         return
     log.info("%s", found)
-    agree(found, study.part.yes)
+    confirm(found, study.part.yes)
 
 
 def run_jobs(book: Ledger, engine: Engine, meter: Meter) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from portability.core.specs import RunSpec
 from portability.core.stages import PREPARING, SCORING, Stage
 from portability.core.wording import counted
-from portability.execution.leases import Claims
-from portability.planning.cost import work
+from portability.execution.leases import Leases
+from portability.planning.cost import cost_units
 from portability.planning.plan import Plan
 from portability.store import Store
 
@@ -38,7 +38,7 @@ class State:
 
 def states(planned: Plan, store: Store) -> dict[str, State]:
     """The state of each run of the plan."""
-    marks, claims = store.marks(), Claims(store.root)
+    marks, claims = store.marks(), Leases(store.root)
     held, stages, failures = claims.all(), claims.stages(), store.failures(planned.marks)
     found = {}
     for run_id, run in planned.runs.items():
@@ -71,7 +71,7 @@ def _at(run: RunSpec, stage: Stage) -> str:
 
 
 def _done(run: RunSpec, stage: Stage) -> float:
-    return work(run, stage.updates, stage.scored + stage.part) if run.run_id in stage.runs else 0.0
+    return cost_units(run, stage.updates, stage.scored + stage.part) if run.run_id in stage.runs else 0.0
 
 
 def _failed(run_id: str, failure: Mapping[str, Any], store: Store) -> State:
@@ -122,7 +122,7 @@ def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
              for record in records}
     begin = min(end - timedelta(seconds=times[run_id]) for run_id, end in recent.items())
     seconds = max(1.0, (now - begin).total_seconds())
-    whole = {i: work(planned.runs[i], planned.runs[i].train.updates, len(planned.marks[i]))
+    whole = {i: cost_units(planned.runs[i], planned.runs[i].train.updates, len(planned.marks[i]))
              for i in (*recent, *left)}
     rate = sum(whole[run_id] for run_id in recent) / seconds
     rest = sum(max(0.0, whole[run_id] - found[run_id].done) for run_id in left) / rate

@@ -17,11 +17,11 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from portability.core.errors import Drained
+from portability.core.errors import GracefulStop
 from portability.core.specs import RunSpec
 from portability.core.stages import Stage
 from portability.data.splits import DataSource, study_data
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.hosts.devices import Place
 from portability.store import Store
 from portability.tracking.runs import TrackingSpec
@@ -72,7 +72,7 @@ class Worker:
     Args:
         report: called with what the runs at hand are at.
         owner: its name among those who have runs in hand; None: a new one.
-        beat: seconds between its heartbeats (leases.Claims); None: as usual.
+        beat: seconds between its heartbeats (leases.Leases); None: as usual.
         leave: ends this worker in the midst of a job that takes too long.
     """
 
@@ -83,7 +83,7 @@ class Worker:
         import torch
         import transformers
 
-        from portability.execution.worker_context import Desk
+        from portability.execution.worker_context import WorkerContext
         from portability.tracking.runs import Tracker
 
         torch.set_num_threads(1)
@@ -94,11 +94,11 @@ class Worker:
         # of transformers, about adapters' T5 layers
         warnings.filterwarnings("ignore", category=FutureWarning)
         self.stopped = threading.Event()
-        self.desk: Desk = Desk(
+        self.context: WorkerContext = WorkerContext(
             Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
             Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, stopped=self.stopped,
             free=self.free)
-        self.claims, self.report, self.cores = Claims(setup.store, owner, beat), report, place.cores
+        self.claims, self.report, self.cores = Leases(setup.store, owner, beat), report, place.cores
         self.minutes, self.late, self.leave = setup.timeout_minutes, False, leave
 
     def _tell(self, stage: Stage) -> None:
@@ -111,7 +111,7 @@ class Worker:
 
         Raises:
             OSError: a file could not be read or written.
-            Drained: the worker was stopped; checkpoints are kept.
+            GracefulStop: the worker was stopped; checkpoints are kept.
         """
         from portability.execution.execute import execute
 
@@ -119,18 +119,18 @@ class Worker:
         with self.claims.held(ids) as mine:
             runs, marks = [], {}
             for run in job.runs:
-                done = self.desk.store.evaluated(run.run_id)
-                failed = self.desk.store.attempts(run.run_id) > job.failures.get(run.run_id, float("inf"))
+                done = self.context.store.evaluated(run.run_id)
+                failed = self.context.store.attempts(run.run_id) > job.failures.get(run.run_id, float("inf"))
                 if run.run_id in mine and not failed and not done.issuperset(job.marks[run.run_id]):
                     runs.append(run)
                     marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
             if runs:
                 self._tell(Stage([run.run_id for run in runs]))
                 with self._limited(runs):
-                    execute(runs, marks, self.desk)
+                    execute(runs, marks, self.context)
                 for run in runs:
-                    if run.run_id not in self.desk.settled:
-                        self.desk.store.fail(run.run_id, {
+                    if run.run_id not in self.context.settled:
+                        self.context.store.fail(run.run_id, {
                             "error": "the worker ended the job and left neither record nor failure",
                             "kind": "WorkerDied"})
 
@@ -144,7 +144,7 @@ class Worker:
 
         def end() -> None:
             if len(runs) == 1:
-                self.desk.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
+                self.context.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
                     f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is "
                     f"{self.minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")})
             self.late = True
@@ -155,7 +155,7 @@ class Worker:
         timer.start()
         try:
             yield
-        except Drained:
+        except GracefulStop:
             if self.late:
                 raise TookTooLong from None
             raise
@@ -169,7 +169,7 @@ class Worker:
 
     def stop(self) -> None:
         """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with
-        Drained."""
+        GracefulStop."""
         self.stopped.set()
 
 
@@ -192,7 +192,7 @@ def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | N
 
     Raises:
         OSError: a file could not be read or written.
-        Drained: the worker was stopped while it carried out a job.
+        GracefulStop: the worker was stopped while it carried out a job.
     """
     left, done, taken = list(jobs), set[str](), 0
     until = time.monotonic() + PATIENCE_SECONDS
@@ -216,7 +216,7 @@ def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
         left: what is left of the jobs, origins first; what was settled meanwhile is removed.
         done: origins that are known to be done; added to.
     """
-    store, first, before = worker.desk.store, None, set[str]()
+    store, first, before = worker.context.store, None, set[str]()
 
     def is_ready(run: RunSpec) -> bool:
         if run.origin and run.origin not in done:

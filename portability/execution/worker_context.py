@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from portability.core.errors import FAULTS, UserError, without_places
+from portability.core.errors import RUN_ERRORS, UserError, redact_paths
 from portability.core.specs import HostSpec, RunSpec
 from portability.core.stages import Stage
 from portability.data.splits import StudyData
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Desk:
+class WorkerContext:
     """The store, the study's data, where to compute, and what was loaded for earlier stacks.
 
     Attributes:
@@ -99,7 +99,7 @@ class Desk:
             self.store.drop_checkpoint(run.run_id)
             self.settled.add(run.run_id)
             self.on_commit(result.record)
-        except FAULTS as error:
+        except RUN_ERRORS as error:
             self.fail(run, error)
 
     def release(self) -> None:
@@ -113,8 +113,8 @@ class Desk:
         """Record a failed run."""
         trace = None
         if not isinstance(error, UserError):
-            trace = without_places("".join(traceback.format_exception(error)))
-        failure = {"error": without_places(str(error)), "kind": type(error).__name__, "traceback": trace,
+            trace = redact_paths("".join(traceback.format_exception(error)))
+        failure = {"error": redact_paths(str(error)), "kind": type(error).__name__, "traceback": trace,
                    **facts}
         attempt = self.store.fail(run.run_id, failure)
         self.settled.add(run.run_id)

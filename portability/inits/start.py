@@ -23,7 +23,7 @@ from portability.porting.port import fit_head, port
 from portability.store import Store
 from portability.tasks.base import TaskScorer
 from portability.training import trainer as engine
-from portability.training.stack import Bench, Start
+from portability.training.stack import InitialState, StackContext
 
 CALIBRATION = 64  # training inputs on which a module's logit change is measured
 
@@ -38,7 +38,7 @@ class StartBuilder:
     """
 
     def __init__(
-        self, bench: Bench, store: Store, data: StudyData, device: str = "cpu",
+        self, bench: StackContext, store: Store, data: StudyData, device: str = "cpu",
         free: Callable[[], int] = lambda: 1,
     ):
         self.bench, self.store, self.data, self.device, self.free = bench, store, data, device, free
@@ -46,7 +46,7 @@ class StartBuilder:
         self._ports: dict[tuple[object, ...], Port] = {}
         self._hosts: dict[tuple[str, str], Host] = {}
 
-    def make(self, run: RunSpec) -> Start:
+    def make(self, run: RunSpec) -> InitialState:
         """A run's start.
 
         Raises:
@@ -67,7 +67,7 @@ class StartBuilder:
             calibration_examples=min(CALIBRATION, len(self.bench.training)), **given,
         )
         made = INITS[run.init.kind](context, run.init.options)
-        return Start(made.module, head, made.report, self._names(run), made.frozen)
+        return InitialState(made.module, head, made.report, self._names(run), made.frozen)
 
     def _fresh(self, run: RunSpec) -> ModuleState:
         return self.bench.attached.init_parameters(stream_seed(*run.stream, "module"))
@@ -138,7 +138,7 @@ def _port_of(run: RunSpec) -> PortSpec:
     return run.port
 
 
-def _logit_change(bench: Bench, head: Mapping[str, Tensor]) -> Callable[[ModuleState], float]:
+def _logit_change(bench: StackContext, head: Mapping[str, Tensor]) -> Callable[[ModuleState], float]:
     """Module -> Frobenius norm of its change of the logits on the first training inputs."""
     training, scorer = bench.training, bench.scorer
     picks = np.arange(min(CALIBRATION, len(training)))

@@ -20,7 +20,7 @@ def updates_of(planned: Plan) -> tuple[int, int]:
     return shared, sum(alone(cell) for cell in planned.cells if cell.budget > 0)
 
 
-def alike(run: RunSpec) -> str:
+def stack_key(run: RunSpec) -> str:
     """Runs with the same answer may train together: same host, method, data, task, protocol, precision and
     updates."""
     identity = run.identity()
@@ -36,12 +36,12 @@ def stacks(runs: Mapping[str, RunSpec], size: int) -> list[list[str]]:
     """
     groups: dict[str, list[str]] = {}
     for run_id, run in runs.items():
-        groups.setdefault(alike(run), []).append(run_id)
-    parts = [part for ids in groups.values() for part in evenly(ids, size)]
+        groups.setdefault(stack_key(run), []).append(run_id)
+    parts = [part for ids in groups.values() for part in split_evenly(ids, size)]
     return sorted(parts, key=lambda ids: -cost(runs[ids[0]]) * len(ids))
 
 
-def evenly(ids: list[T], size: int) -> Iterator[list[T]]:
+def split_evenly(ids: list[T], size: int) -> Iterator[list[T]]:
     """Cut a list into the fewest parts of at most `size`, no two of which differ by more than one."""
     count = -(-len(ids) // size)
     edges = [len(ids) * i // count for i in range(count + 1)]
@@ -60,7 +60,7 @@ def _weight(run: RunSpec) -> int:
     return sum(shape.layers.values()) * per_layer
 
 
-def work(run: RunSpec, updates: int, marks: float) -> float:
+def cost_units(run: RunSpec, updates: int, marks: float) -> float:
     """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated
     example is a third of a trained one in each of its task's passes, because it has no backward pass."""
     return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * run.task.passes

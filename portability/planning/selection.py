@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from portability.core.errors import UserError
-from portability.planning.cost import alike, cost
+from portability.planning.cost import cost, stack_key
 from portability.planning.plan import Plan
 
 
@@ -24,7 +24,7 @@ class Part:
     yes: bool
 
 
-def chosen(planned: Plan, part: Part) -> set[str]:
+def select_runs(planned: Plan, part: Part) -> set[str]:
     """Ids of the runs to carry out, and of the origins they need.
 
     Raises:
@@ -69,7 +69,7 @@ def _of_shard(planned: Plan, ids: set[str], number: int, count: int) -> set[str]
         while origin := planned.runs[root].origin:
             root = origin
         trees.setdefault(root, []).append(run_id)
-    roots = sorted(trees, key=lambda root: (alike(planned.runs[root]), root))
+    roots = sorted(trees, key=lambda root: (stack_key(planned.runs[root]), root))
     costs = {root: sum(cost(planned.runs[run_id]) for run_id in trees[root]) for root in roots}
     total, before, mine = sum(costs.values()), 0.0, set()
     for root in roots:

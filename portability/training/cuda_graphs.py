@@ -10,7 +10,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-class Replayer:
+class CudaGraphRunner:
     """Calls a step; on a GPU the call is captured when a shape of inputs comes for the second time.
 
     The first call of a shape is an ordinary update and the warm-up that a capture needs. All graphs share one

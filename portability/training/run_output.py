@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from portability.core.errors import without_places
+from portability.core.errors import redact_paths
 from portability.core.paths import PACKAGE
 from portability.core.specs import SCHEMA, RunSpec
 from portability.core.versions import packages
@@ -116,7 +116,7 @@ def _metrics(output: RunOutput) -> dict[str, list[dict[str, Any]]]:
         one |= {name.replace("eval_", "last_", 1): value for name, value in last.items()}
     numbers = [{"updates": mark} | {name: value for name, value in one.items() if not isinstance(value, str)}
                for mark, one in found.items()]
-    holes = [{"updates": mark, "metric": name, "reason": without_places(value)}
+    holes = [{"updates": mark, "metric": name, "reason": redact_paths(value)}
              for mark, one in found.items() for name, value in one.items() if isinstance(value, str)]
     return {"metrics": numbers} | ({"unmeasured": holes} if holes else {})
 

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from portability.core.errors import Drained
+from portability.core.errors import GracefulStop
 from portability.core.specs import RunSpec, digest
 from portability.core.stages import SCORING, TRAINING, Stage
 from portability.core.versions import packages
-from portability.data.sampling import Schedule
+from portability.data.sampling import BatchSampler
 from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
-from portability.planning.cost import evenly
+from portability.planning.cost import split_evenly
 from portability.store import Store
 from portability.tasks.base import EvalSet, Predictions, TaskScorer, Training
 from portability.tasks.registry import task_of
@@ -47,7 +47,7 @@ class Reports(Protocol):
 
 
 @dataclass
-class Start:
+class InitialState:
     """Where a run starts: its module, its head, the report of the port or extraction behind it, and what the
     method subtracts from the host all through the run (see `methods.base.AttachedMethod.to_frozen`)."""
 
@@ -59,7 +59,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Bench:
+class StackContext:
     """What the members of a stack share: method on host, scorer, and encoded data."""
 
     attached: AttachedMethod
@@ -76,9 +76,10 @@ class Bench:
         """What a start subtracts, under the scorer's names; zeros for None."""
         return {f"model.{name}": value for name, value in self.attached.to_frozen(start).items()}
 
-    def schedule(self, run: RunSpec) -> Schedule:
+    def schedule(self, run: RunSpec) -> BatchSampler:
         """The batches of a run's data."""
-        return Schedule(self.training, run.train.batch_size, run.train.bucket_batches, run.data.train_digest)
+        return BatchSampler(self.training, run.train.batch_size, run.train.bucket_batches,
+                            run.data.train_digest)
 
 
 def split_resumable(
@@ -93,7 +94,7 @@ def split_resumable(
         alike.setdefault((len(saved["losses"]), *sorted(scored(saved)), *sorted(_open(saved))) if saved
                          else (), []).append(run)
     for same in alike.values():
-        yield from evenly(same, size)
+        yield from split_evenly(same, size)
 
 
 def resumable(saved: Saved | None, run: RunSpec, marks: Sequence[int]) -> Saved | None:
@@ -129,7 +130,7 @@ def _versions() -> int:
 class Stack:
     """Runs in training together, and their predictions at the marks."""
 
-    def __init__(self, runs: Sequence[RunSpec], starts: Sequence[Start], bench: Bench,
+    def __init__(self, runs: Sequence[RunSpec], starts: Sequence[InitialState], bench: StackContext,
                  marks: Mapping[str, Sequence[int]]):
         self.runs, self.starts, self.bench, self.marks = runs, starts, bench, marks
         members, subtracts = [], any(start.frozen is not None for start in starts)
@@ -172,7 +173,7 @@ class Stack:
         checkpoints.
 
         Raises:
-            Drained: the worker was stopped; checkpoints are kept.
+            GracefulStop: the worker was stopped; checkpoints are kept.
         """
         run, kept_at = self.runs[0], time.perf_counter()
         left = sorted({mark for run in self.runs
@@ -188,7 +189,7 @@ class Stack:
                 self.keep(worker.store)
                 kept_at = now
                 if stopped:
-                    raise Drained
+                    raise GracefulStop
 
         def mark(updates: int, averages: dict[str, Tensor], last: dict[str, Tensor]) -> None:
             worker.report(self.stage(SCORING))
@@ -235,7 +236,8 @@ class Stack:
             if outcomes[index].failed_at is None:
                 saved = self.trainer.snapshot(index)
                 saved |= {"seconds": torch.tensor(self.seconds[index]), "versions": torch.tensor(_versions())}
-                saved |= {f"{iterate}{name}.{updates}": torch.tensor(value)  # a copy each: safetensors shares none
+                # a copy each: safetensors shares none
+                saved |= {f"{iterate}{name}.{updates}": torch.tensor(value)
                           for iterate, marks in self.predictions.items() for updates, found in marks.items()
                           for name, value in found.of(index).columns.items()}
                 store.save_checkpoint(run.run_id, saved)

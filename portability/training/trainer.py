@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from portability.core.specs import TrainSpec
-from portability.data.sampling import Schedule, fill
+from portability.data.sampling import BatchSampler, fill
 from portability.tasks.base import HEAD, EvalSet, Parameters, Predictions, TaskScorer, Training
-from portability.training.cuda_graphs import Replayer
+from portability.training.cuda_graphs import CudaGraphRunner
 
 AnyScorer = TaskScorer
 LOSS_EVERY = 10  # updates between two points of the stored training loss
@@ -52,7 +52,7 @@ class Outcome:
     padded_tokens: int = 0
 
 
-class Bank:
+class ParameterBank:
     """All members' parameters as one tensor (K, P) on the host's device, with a view (K, *shape) per
     parameter."""
 
@@ -95,7 +95,7 @@ class Trainer:
     def __init__(self, scorer: TaskScorer, members: Sequence[Member], spec: TrainSpec):
         self.scorer, self.members, self.spec, self.done = scorer, list(members), spec, 0
         self.device = scorer.device
-        self.bank = Bank([member.start for member in members], self.device)
+        self.bank = ParameterBank([member.start for member in members], self.device)
         self.averages = self.bank.theta.detach().clone()
         self.marks: Sequence[int] = ()
         self.tails: dict[int, Tensor] = {}
@@ -107,7 +107,7 @@ class Trainer:
         self.losses = torch.zeros(spec.updates, size, device=self.device)
         self.clock = torch.zeros(1, dtype=torch.int64, device=self.device)  # `done`, as the device knows it
         self.failed_at = torch.zeros(size, dtype=torch.int64, device=self.device)  # 0: not failed
-        self._replayer = Replayer(self.device)
+        self._replayer = CudaGraphRunner(self.device)
 
     def _optimizer(self) -> tuple[torch.optim.AdamW, list[tuple[slice, slice]]]:
         """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart,
@@ -149,7 +149,7 @@ class Trainer:
         """Whether any member is still finite; waits for the device."""
         return bool((self.failed_at == 0).any())
 
-    def update(self, step: int, schedule: Schedule, encoded: Training) -> None:
+    def update(self, step: int, schedule: BatchSampler, encoded: Training) -> None:
         """One optimiser update of every member, on its own batch from the step's bucket."""
         batch = self._batch(step, schedule, encoded)
         warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
@@ -174,7 +174,7 @@ class Trainer:
         if self.done in self.tails:
             self.averages = self.tails.pop(self.done)
 
-    def _batch(self, step: int, schedule: Schedule, encoded: Training) -> tuple[Tensor, ...]:
+    def _batch(self, step: int, schedule: BatchSampler, encoded: Training) -> tuple[Tensor, ...]:
         """The scorer's rows, (K, B, ...) each, on the device (or on their way to it)."""
         picks = np.stack([schedule.examples(step, member.seed) for member in self.members])
         size, bucket = picks.shape[1], schedule.buckets[schedule.bucket(step)[0]]
@@ -255,7 +255,7 @@ def window(mark: int, tail: float) -> int:
     return max(1, ceil(mark * tail - 1e-9))
 
 
-def train(trainer: Trainer, schedule: Schedule, encoded: Training, marks: Sequence[int],
+def train(trainer: Trainer, schedule: BatchSampler, encoded: Training, marks: Sequence[int],
           on_mark: Callable[[int, dict[str, Tensor], dict[str, Tensor]], None],
           on_update: Callable[[], None] = lambda: None) -> None:
     """Carry a stack through the updates it still lacks, and call `on_mark(updates, averages, last)` at each

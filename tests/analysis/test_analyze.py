@@ -16,7 +16,8 @@ from portability.analysis.tables.render import FORMS
 from portability.analyze import main
 from support.synthetic import ROOT, Axes, Synthetic, build
 
-SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",), seeds=(0, 1))
+SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",),
+             seeds=(0, 1))
 
 
 @pytest.fixture
@@ -33,12 +34,14 @@ def test_the_command_writes_every_table_chart_and_a_report_and_names_failures(sm
     assert main([str(small.store.root.parent)]) == 0
     out = capsys.readouterr().out
     assert "No contrast was declared before the runs" in out and "out of memory" in out and "8 failed" not in out
-    assert "24 cells of the grid (20 done, 4 failed); 12 before any update (10 done, 2 failed)" in " ".join(out.split())
+    assert "24 cells of the grid (20 done, 4 failed); 12 before any update (10 done, 2 failed)" in " ".join(
+        out.split())
     assert max(map(len, out.split("Written:")[0].split("failed: ")[0].splitlines())) <= 100
     root = small.store.root
     found = gather(small.store)
     names = [name for name, spec in TABLES.items() if spec.applies(found)]
-    assert {path.name for path in (root / "tables").iterdir()} == {f"{name}.{end}" for name in names for end in FORMS}
+    assert {path.name for path in (root / "tables").iterdir()} == {f"{name}.{end}" for name in names
+                                                                   for end in FORMS}
     pictures = sorted(path.name for path in (root / "plots").iterdir())
     assert pictures == sorted(f"{name}.svg" for name in (
         "headline", "curves_by_method", "curves_by_direction", "curves-same", "differences", "take_off"))
@@ -79,7 +82,8 @@ def test_a_study_of_bare_cells_alone_has_no_chart(tmp_path):
 @pytest.mark.system
 def test_tables_need_no_torch():
     code = (
-        "import sys, portability.analyze, portability.analysis.report.html, portability.analysis.figures.curves;"
-        "assert not {'torch', 'transformers', 'hydra', 'omegaconf', 'matplotlib'} & set(sys.modules)"
+        "import sys, portability.analyze, portability.analysis.report.html, "
+        "portability.analysis.figures.curves;assert not {'torch', 'transformers', 'hydra', 'omegaconf', "
+        "'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -50,7 +50,8 @@ def test_a_planned_study_is_whole_and_its_scratch_runs_count_once(tmp_path: Path
         write(store, run_id, record(run_id, {mark: accuracy(run_id, mark) for mark in sorted(marks)}))
     found = gather(store)
     study = found.study
-    assert study.problems == [] and set(study.cells["status"]) == {"done"} and len(study.cells) == len(planned.cells)
+    assert study.problems == [] and set(study.cells["status"]) == {"done"} and len(study.cells) == len(
+        planned.cells)
     table = build(found, ["init_by_method"])[0].frame
     rows = table[table["quantity"] == "eval_accuracy"].set_index("init")
     assert rows["runs"].to_dict() == {"ported": 24, "sampled": 24, "scratch": 6}  # three hosts, two seeds

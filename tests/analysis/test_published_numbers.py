@@ -1,5 +1,5 @@
-"""Declared contrasts of the published studies, computed once more: from the Parquet and the manifest alone, with nothing of
-`analysis`, by loops over plain arrays (D-119)."""
+"""Declared contrasts of the published studies, computed once more: from the Parquet and the manifest alone,
+with nothing of `analysis`, by loops over plain arrays (D-119)."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,8 @@ def study(request):
     folder = request.param
     (manifest,) = (json.loads(path.read_text()) for path in (folder / "manifests").iterdir())
     cells = pd.read_parquet(folder / "published/cells.parquet")
-    found = pd.read_parquet(folder / "published/predictions.parquet").sort_values(["run_id", "updates", "example"])
+    found = pd.read_parquet(folder / "published/predictions.parquet").sort_values(["run_id", "updates",
+                                                                                   "example"])
     right = (found["margin"] > 0) == (found["label"] == 1)
     answers = {name: own.to_numpy(float) for name, own in right.groupby([found["run_id"], found["updates"]])}
     return manifest, cells, answers, pd.read_csv(folder / "tables/primary.csv").set_index("name")
@@ -33,32 +34,37 @@ def kept(cell, side, kinds):
 
 
 def contributions(contrast, manifest, cells, answers):
-    """(S, M): what each seed and test example give to a contrast, points; from the predictions and not from the metrics."""
+    """(S, M): what each seed and test example give to a contrast, points; from the predictions and not from
+    the metrics."""
     kinds = {(origin, receiving): kind for origin, receiving, kind in manifest["pairs"]}
     total = 0.0
     for sign, side in ((1, contrast["of"]), (-1, contrast["less"])):
         if side is None:
             continue
-        own = cells[(cells["budget"] == contrast["budget"]) & cells["init"].isin([contrast["arm"], contrast["baseline"]])]
+        own = cells[(cells["budget"] == contrast["budget"]) & cells["init"].isin([contrast["arm"],
+                                                                                  contrast["baseline"]])]
         own = [cell for cell in own.to_dict("records") if kept(cell, side, kinds)]
         for init, direction in ((contrast["arm"], 1), (contrast["baseline"], -1)):
             rows = [cell for cell in own if cell["init"] == init]
             places = {tuple(cell[name] for name in PLACE) for cell in rows}
             seeds = sorted({cell["seed"] for cell in rows})
             assert len(rows) == len(places) * len(seeds), "every seed has every cell"
-            sums = [sum(answers[cell["run_id"], cell["mark"]] for cell in rows if cell["seed"] == seed) for seed in seeds]
+            sums = [sum(answers[cell["run_id"], cell["mark"]] for cell in rows if cell["seed"] == seed)
+                    for seed in seeds]
             total = total + sign * direction * 100 * np.array(sums) / len(places)
     return total
 
 
 def half_width(each, alpha):
-    """Half an interval of a two-way layout without repetition, seeds and examples random: mean squares in long hand."""
+    """Half an interval of a two-way layout without repetition, seeds and examples random: mean squares in
+    long hand."""
     seeds, count = each.shape
     mean, rows, columns = each.mean(), each.mean(axis=1), each.mean(axis=0)
     of_rows = sum((value - mean) ** 2 for value in rows) / (seeds - 1) / seeds
     of_columns = sum((value - mean) ** 2 for value in columns) / (count - 1) / count
     freedom = (seeds - 1) * (count - 1)
-    rest = sum((each[i, j] - rows[i] - columns[j] + mean) ** 2 for i in range(seeds) for j in range(count)) / freedom
+    rest = sum((each[i, j] - rows[i] - columns[j] + mean) ** 2 for i in range(seeds)
+               for j in range(count)) / freedom
     rest /= seeds * count
     examples = max(0.0, of_columns - rest)
     below = of_columns**2 / (count - 1) + rest**2 / freedom if examples else 0.0
@@ -74,7 +80,8 @@ def test_every_declared_contrast_is_what_its_predictions_say(study):
     for contrast in manifest["primary"]:
         each = contributions(contrast, manifest, cells, answers)
         row, mean, half = table.loc[contrast["name"]], each.mean(), half_width(each, 0.05)
-        assert [row["mean"], row["low"], row["high"]] == pytest.approx([mean, mean - half, mean + half], abs=1e-6)
+        assert [row["mean"], row["low"], row["high"]] == pytest.approx([mean, mean - half, mean + half],
+                                                                       abs=1e-6)
         ps.append(optimize.brentq(lambda log: half_width(each, np.exp(log)) - abs(mean), -60, -1e-9))  # noqa: B023
     order, least = np.argsort(ps), 0.0
     for place, at in enumerate(order):  # Holm, step by step

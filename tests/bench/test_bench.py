@@ -98,8 +98,10 @@ def test_ratios_are_of_the_same_rounds():
 @pytest.mark.system
 def test_the_command_names_every_contender_and_every_way_to_a_grid(monkeypatch, capfd):
     monkeypatch.setattr(parts, "LEVELS", {"+ workers": []})
-    small = ["--shape", "t5-64x2", "--rounds", "1", "--members", "1,2", "--batch-size", "4", "--device", "cpu"]
-    tiny = ["method=lora", "grid.budgets=[4]", "grid.seeds=[0]", "grid.inits=[ported,scratch]", "eval.limit=8"]
+    small = ["--shape", "t5-64x2", "--rounds", "1", "--members", "1,2", "--batch-size", "4", "--device",
+             "cpu"]
+    tiny = ["method=lora", "grid.budgets=[4]", "grid.seeds=[0]", "grid.inits=[ported,scratch]",
+            "eval.limit=8"]
     bench.main([*small, "--grid", *tiny])
     said = capfd.readouterr().out
     heads = [line[3:].partition(":")[0] for line in said.splitlines() if line.startswith("==")]

@@ -45,10 +45,12 @@ def test_precision_is_part_of_a_runs_identity_and_how_the_work_is_done_is_not():
     assert not set(plan(study("method=lora", "precision=bf16").grid).runs) & plain
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("full", [4, 4, 2, 3, 3, 5]), ("all_pairs", [4, 12, 1, 3, 1, 10])])
+@pytest.mark.parametrize(("name", "sizes"), [("full", [4, 4, 2, 3, 3, 5]),
+                                             ("all_pairs", [4, 12, 1, 3, 1, 10])])
 def test_the_studys_sweeps_have_1440_cells(name, sizes):
     got = study(f"+sweep={name}")
-    axes = (got.grid.methods, got.grid.pairs, got.grid.relations, got.grid.inits, got.grid.budgets, got.grid.seeds)
+    axes = (got.grid.methods, got.grid.pairs, got.grid.relations, got.grid.inits, got.grid.budgets,
+            got.grid.seeds)
     assert [len(axis) for axis in axes] == sizes and got.grid.size == 1440
     assert len({(one.name, other.name) for one, other in got.grid.pairs}) == sizes[1]
 
@@ -61,11 +63,13 @@ def test_an_axis_is_narrowed_and_extended_on_the_command_line_and_adds_only_its_
                      "primary=[]").grid)
     assert set(few.runs) < set(whole.runs) and {cell.method for cell in few.cells} == {"lora"}
     fewer_updates = plan(study("+sweep=full", "grid.budgets=[50]", "primary=[]").grid)
-    assert not {r for r in fewer_updates.runs if fewer_updates.runs[r].method} & set(whole.runs)  # another protocol
+    # another protocol
+    assert not {r for r in fewer_updates.runs if fewer_updates.runs[r].method} & set(whole.runs)
 
 
 def test_the_host_set_chooses_who_plays_the_roles(data_folders, make_host):
-    assert [[host.name for host in pair] for pair in study("+sweep=smoke").grid.pairs] == [["nano-raw-base", "nano-tuned-base"]]
+    assert [[host.name for host in pair] for pair in study("+sweep=smoke").grid.pairs] == [["nano-raw-base",
+                                                                                            "nano-tuned-base"]]
     mine = study("+sweep=smoke", "host_set.roles.tuned_base=nano-other-base")
     assert [host.name for host in mine.grid.pairs[0]] == ["nano-raw-base", "nano-other-base"]
     named = study("+sweep=smoke", "grid.pairs=[[nano-tuned-large,raw_base]]")
@@ -83,12 +87,15 @@ def test_without_the_hub_the_study_on_t5s_says_so_at_once_and_names_the_embedded
 
 
 @pytest.mark.parametrize(("value", "words"), [
-    ("shard=3/2", "shard must be i/n"), ("shard=0/2", "shard must be i/n"), ("shard=two", "shard must be i/n"),
+    ("shard=3/2", "shard must be i/n"), ("shard=0/2", "shard must be i/n"),
+    ("shard=two", "shard must be i/n"),
     ("only={metod: lora}", "unknown column in only 'metod'; choose one of: .*method"),
-    ("only=lora", "only must map columns"), ("retry=maybe", "unknown retry 'maybe'; choose one of: died, failed"),
+    ("only=lora", "only must map columns"), ("retry=maybe", "unknown retry 'maybe'; choose one of: died, "
+                                             "failed"),
     ("engine.timeout_minutes=0", "engine.timeout_minutes must be above 0"),
     ("host_set.roles.tuned_base=null", "host set 'nano' has no tuned_base: narrow grid.pairs"),
-    ("host_set.sets.main=null", "host set 'nano' names no data set"), ("yes=no", "yes must be true or false, got 'no'"),
+    ("host_set.sets.main=null", "host set 'nano' names no data set"),
+    ("yes=no", "yes must be true or false, got 'no'"),
     ("only=0", "only must map columns"), ("grid.relations=null", "grid.relations must be a mapping"),
     ("grid=null", "grid must be a mapping"), ("host_set.roles=null", "host_set.roles must be a mapping"),
     ("grid.seeds=[a]", "grid.seeds.0 must be a whole number, got 'a'"),
@@ -131,9 +138,12 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("train.tail=0.6", "at most 0.5"),
     ("grid.pairs=[[nano-raw-base]]", "grid.pairs.0 has too few values"),
     ("train.betas=[0.9]", "train.betas has too few values"),
-    ("origin=null", "origin must be a string, got None"), ("study=[a]", r"study must be a string, got \['a'\]"),
-    ("task.label_words=[a,b,c]", "task.label_words must have at most 2 items, not 3"), ("~mode=plan", "mode is run"),
-    ("grid.rates=[0]", "grid.rates.0 must be above 0, got 0"), ("similarity=3", "similarity must be true or false, got 3"),
+    ("origin=null", "origin must be a string, got None"), ("study=[a]", r"study must be a string, got "
+                                                           r"\['a'\]"),
+    ("task.label_words=[a,b,c]", "task.label_words must have at most 2 items, not 3"),
+    ("~mode=plan", "mode is run"),
+    ("grid.rates=[0]", "grid.rates.0 must be above 0, got 0"),
+    ("similarity=3", "similarity must be true or false, got 3"),
     ("+grid.rounds=3", "unknown key in grid 'rounds'"),
     ("+method.lora.rate=3", "unknown key in method.lora 'rate'"),
     ("host.nano-raw-base.path=/nowhere", "no config.json in /nowhere"),
@@ -148,19 +158,24 @@ CONTRAST = "name: a, arm: ported, baseline: scratch, budget: 50"
 
 
 @pytest.mark.parametrize(("value", "words"), [
-    ("{name: a, arm: portd, baseline: scratch, budget: 50}", "unknown arm of primary 'a' 'portd'; choose one of: ported"),
+    ("{name: a, arm: portd, baseline: scratch, budget: 50}", "unknown arm of primary 'a' 'portd'; choose one "
+     "of: ported"),
     ("{name: a, arm: ported, baseline: ported, budget: 50}", "unknown baseline of primary 'a' 'ported'"),
-    ("{name: a, arm: ported, baseline: scratch, budget: 51}", "ported after 51 updates, and the grid has it after 0, 50"),
-    ("{name: a, arm: ported, baseline: bare, budget: 50}", "bare after 50 updates, and the grid has it after 0"),
+    ("{name: a, arm: ported, baseline: scratch, budget: 51}", "ported after 51 updates, and the grid has it "
+     "after 0, 50"),
+    ("{name: a, arm: ported, baseline: bare, budget: 50}", "bare after 50 updates, and the grid has it after "
+     "0"),
     (f"{{{CONTRAST}, of: {{method: lor}}}}", "unknown method of primary 'a' 'lor'; choose one of: adapter"),
     (f"{{{CONTRAST}, of: {{colour: red}}}}", "unknown coordinate in primary 'a' 'colour'"),
-    (f"{{{CONTRAST}, of: {{pairs: apart}}}}", "unknown pairs of primary 'a' 'apart'; choose one of: lineage, size"),
+    (f"{{{CONTRAST}, of: {{pairs: apart}}}}", "unknown pairs of primary 'a' 'apart'; choose one of: lineage, "
+     "size"),
     (f"{{{CONTRAST}, of: {{origin: raw_base, receiving: raw_base}}}}", "primary 'a' has no cell"),
     (f"{{{CONTRAST}, less: {{pairs: size}}}}", "takes the same cells on both sides"),
     (f"{{{CONTRAST}}}, {{{CONTRAST}}}", "a name that no other contrast has, got 'a'"),
     (f"{{{CONTRAST}, test: t}}", "unknown key in primary.0. 'test'"),
     ("{name: a, arm: ported, baseline: scratch}", r"primary\[0\].budget is missing"),
-    (", ".join(f"{{name: {i}{CONTRAST[7:]}}}" for i in "abcdefghi"), "declares 9 contrasts, and at most 8 can be"),
+    (", ".join(f"{{name: {i}{CONTRAST[7:]}}}" for i in "abcdefghi"), "declares 9 contrasts, and at most 8 "
+     "can be"),
 ])
 def test_a_primary_contrast_that_the_grid_lacks_is_one_clear_sentence(value, words):
     with pytest.raises(UserError, match=words):
@@ -170,7 +185,8 @@ def test_a_primary_contrast_that_the_grid_lacks_is_one_clear_sentence(value, wor
 def test_contrasts_name_methods_at_a_rate_where_there_are_several():
     several, of = ("+sweep=full", "grid.rates=[1,3]"), "of: {method: [lora, lora x3]}"
     assert study(*several, f"primary=[{{{CONTRAST}, {of}}}]").primary[0].of == {"method": ["lora", "lora x3"]}
-    with pytest.raises(UserError, match="would pool the rates of grid.rates; name its methods: adapter, adapter x3"):
+    with pytest.raises(UserError, match="would pool the rates of grid.rates; name its methods: adapter, "
+                       "adapter x3"):
         study(*several, f"primary=[{{{CONTRAST}}}]")
     with pytest.raises(UserError, match="unknown method of primary 'a' 'lora'"):
         study("+sweep=full", "grid.rates=[3]", f"primary=[{{{CONTRAST}, of: {{method: lora}}}}]")
@@ -192,14 +208,16 @@ def test_primary_contrasts_are_facts_of_the_study_and_change_no_run():
 @pytest.mark.parametrize(("override", "words"), [
     ("methd=lora", "unknown key 'methd'; .*did you mean 'method'"), ("swep=full", "did you mean 'sweep'"),
     ("+swep=full", "unknown key 'swep'; .*did you mean 'sweep'"), ("grdi.seeds=[1]", "did you mean 'grid'"),
-    ("grid.seed=[0]", "unknown key in grid 'seed'; .*did you mean 'seeds'"), ("seeds=[0]", "did you mean 'grid.seeds'"),
+    ("grid.seed=[0]", "unknown key in grid 'seed'; .*did you mean 'seeds'"),
+    ("seeds=[0]", "did you mean 'grid.seeds'"),
     ("train.batchsize=3", "unknown key in train 'batchsize'; .*did you mean 'batch_size'"),
     ("method.lora.rnak=4", "unknown key in method.lora 'rnak'"), ("mode.x=4", "mode holds 'run' and no keys"),
     ("~grid.relations.sam", "unknown key in grid.relations 'sam'; .*did you mean 'same'"),
-    ("method=loraa", "unknown method 'loraa'; .*did you mean 'lora'"), ("method=[lorra]", "did you mean 'lora'"),
+    ("method=loraa", "unknown method 'loraa'; .*did you mean 'lora'"),
+    ("method=[lorra]", "did you mean 'lora'"),
     ("+sweep=ful", "unknown sweep 'ful'; .*did you mean 'full'"), ("host_set=nanno", "did you mean 'nano'"),
-    ("engine=lcal", "unknown engine 'lcal'; .*did you mean 'local'"), ("engine=null", "unknown engine 'None'"),
-    ("mode=plna", "unknown mode 'plna'; .*did you mean 'plan'"),
+    ("engine=lcal", "unknown engine 'lcal'; .*did you mean 'local'"),
+    ("engine=null", "unknown engine 'None'"), ("mode=plna", "unknown mode 'plna'; .*did you mean 'plan'"),
 ])
 def test_a_typo_is_refused_and_what_was_meant_is_named(override, words):
     with pytest.raises(UserError, match=words):
@@ -209,11 +227,14 @@ def test_a_typo_is_refused_and_what_was_meant_is_named(override, words):
 @pytest.mark.parametrize(("override", "words"), [
     ("+method=lora", "is written method=lora"), ("sweep=full", r"is written \+sweep=full"),
     ("+mode=plan", "is written mode=plan"),
-    ("host=nano-raw-base", "chooses nothing.*origin=NAME"), ("+data=nano_films", "chooses nothing.*grid.data"),
-    ("grid.seeds=[0,1", r"cannot read 'grid.seeds=\[0,1'"), ("task.template='a", "cannot read"), ("demo", "cannot read 'demo'"),
-    ("~mode", "mode is missing"), ("method.lora=3", "method.lora must be a mapping"), ("task=null", "task must be a mapping"),
-    ("host.nano-raw-base=3", "host.nano-raw-base must be a mapping"), ("grid.seeds=${x}", "Interpolation key 'x' not found"),
-    ("host_set.roles=[a]", r"host_set.roles=\[a\]"),
+    ("host=nano-raw-base", "chooses nothing.*origin=NAME"), ("+data=nano_films", "chooses "
+                                                             "nothing.*grid.data"),
+    ("grid.seeds=[0,1", r"cannot read 'grid.seeds=\[0,1'"), ("task.template='a", "cannot read"),
+    ("demo", "cannot read 'demo'"),
+    ("~mode", "mode is missing"), ("method.lora=3", "method.lora must be a mapping"),
+    ("task=null", "task must be a mapping"),
+    ("host.nano-raw-base=3", "host.nano-raw-base must be a mapping"),
+    ("grid.seeds=${x}", "Interpolation key 'x' not found"), ("host_set.roles=[a]", r"host_set.roles=\[a\]"),
 ])
 def test_words_that_would_be_passed_over_or_cannot_be_read_are_refused(override, words):
     with pytest.raises(UserError, match=words) as raised:
@@ -239,13 +260,18 @@ def test_several_values_are_refused_and_an_axis_is_named(words, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("words", "code", "told"), [
-    (["--hydra-help"], 2, "no option --hydra-help"), (["--info"], 2, "no option --info"), (["-r"], 2, "no option -r"),
-    (["--shell-completion", "install=bash"], 2, "no option --shell-completion"), (["--config-name=x"], 2, "no option --config"),
-    (["--resolve", "mode=plan"], 2, "add --cfg job"), (["-p", "grid"], 2, "add --cfg job"), (["-cd"], 2, "expected one"),
-    (["--cfg", "jb"], 2, "invalid choice: 'jb'"), (["--config-dir=/none", "mode=plan"], 2, "/none: there is no such folder"),
+    (["--hydra-help"], 2, "no option --hydra-help"), (["--info"], 2, "no option --info"),
+    (["-r"], 2, "no option -r"),
+    (["--shell-completion", "install=bash"], 2, "no option --shell-completion"),
+    (["--config-name=x"], 2, "no option --config"),
+    (["--resolve", "mode=plan"], 2, "add --cfg job"), (["-p", "grid"], 2, "add --cfg job"),
+    (["-cd"], 2, "expected one"),
+    (["--cfg", "jb"], 2, "invalid choice: 'jb'"), (["--config-dir=/none", "mode=plan"], 2,
+                                                   "/none: there is no such folder"),
     (["--help"], 0, "sweep: all_pairs, demo,"), (["--version"], 0, "portability 0."),
     (["-c", "job", "-p", "grd"], 2, "did you mean 'grid'"),
-    (["-c", "job", "-p", "grid", "grid.seeds=[7]", "--resolve"], 0, "data: nano_films\nrelations:\n  same: self\n"),
+    (["-c", "job", "-p", "grid", "grid.seeds=[7]", "--resolve"], 0, "data: nano_films\nrelations:\n  same: "
+     "self\n"),
     (["--cfg", "job", "-p", "grid.data", "--resolve"], 0, "nano_films\n"),
 ])
 def test_options_work_or_are_refused_in_one_sentence(words, code, told, monkeypatch, capsys):
@@ -267,20 +293,25 @@ def said(monkeypatch, capsys, code, *words):
 def sources(*words):
     """Origin's set by relation, and the study's sets in their order."""
     got = study("method=lora", *words)
-    named = {relation: {own: spec.name for own, spec in sources.items()} for relation, sources in got.grid.relations.items()}
+    named = {relation: {own: spec.name for own, spec in sources.items()}
+             for relation, sources in got.grid.relations.items()}
     return named, list(got.data.sources)
 
 
 @pytest.mark.parametrize(("words", "relations"), [
     (["grid.relations={mine: nano_gadgets}"], {"mine": "nano_gadgets"}),
-    (["grid.relations.new=nano_gadgets"], {"same": "nano_films", "different": "nano_meals", "new": "nano_gadgets"}),
+    (["grid.relations.new=nano_gadgets"], {"same": "nano_films", "different": "nano_meals",
+                                           "new": "nano_gadgets"}),
     (["grid.relations.different=nano_gadgets"], {"same": "nano_films", "different": "nano_gadgets"}),
     (["~grid.relations.different"], {"same": "nano_films"}),
-    (["grid.relations={mine: nano_gadgets}", "grid.relations.more=self"], {"mine": "nano_gadgets", "more": "nano_films"}),
-    (["+grid.relations={mine: nano_gadgets}"], {"same": "nano_films", "different": "nano_meals", "mine": "nano_gadgets"}),
+    (["grid.relations={mine: nano_gadgets}", "grid.relations.more=self"],
+     {"mine": "nano_gadgets", "more": "nano_films"}),
+    (["+grid.relations={mine: nano_gadgets}"], {"same": "nano_films", "different": "nano_meals",
+                                                "mine": "nano_gadgets"}),
 ])
 def test_relations_are_named_anew_and_extended_without_a_plus(words, relations):
-    assert sources("+sweep=full", "primary=[]", *words)[0] == {name: {"nano_films": value} for name, value in relations.items()}
+    assert sources("+sweep=full", "primary=[]", *words)[0] == {name: {"nano_films": value}
+                                                               for name, value in relations.items()}
 
 
 def test_the_sets_of_a_study_follow_from_data_and_relations_unless_they_are_given():
@@ -290,13 +321,16 @@ def test_the_sets_of_a_study_follow_from_data_and_relations_unless_they_are_give
     relations = {"same": {"nano_gadgets": "nano_gadgets"}, "far": {"nano_gadgets": "nano_films"}}
     few = ("host_set.study_data=[nano_meals]", "grid.data=nano_gadgets", "grid.relations.far=nano_films")
     assert sources(*few) == (relations, ["nano_meals", "nano_gadgets", "nano_films"])
-    assert sources(*few, "grid.study_data=[nano_films,nano_gadgets]") == (relations, ["nano_films", "nano_gadgets"])
-    with pytest.raises(UserError, match="unknown data set of grid.study_data 'nano_gadgets'; choose one of: nano_films"):
+    assert sources(*few, "grid.study_data=[nano_films,nano_gadgets]") == (relations,
+                                                                          ["nano_films", "nano_gadgets"])
+    with pytest.raises(UserError, match="unknown data set of grid.study_data 'nano_gadgets'; choose one of: "
+                       "nano_films"):
         sources("grid.data=nano_gadgets", "grid.study_data=[nano_films]")
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("foo: {library: adapters}", "and holds foo"), ("", "and holds nothing"), ("mine: {library: [", "expected the node"),
+    ("foo: {library: adapters}", "and holds foo"), ("", "and holds nothing"),
+    ("mine: {library: [", "expected the node"),
     ("lora: {library: adapters, config: LoRAConfig, settings: {r: 4}, learning_rate: 1.0}", "and holds lora"),
     ("mine: {library: a}\nother: {library: a}", "and holds mine, other"),
 ])
@@ -325,7 +359,8 @@ def test_results_and_hosts_lie_below_the_home_folder_where_a_path_says_so(monkey
     source = Path(make_host("t5").source)
     monkeypatch.setenv("HOME", str(source.parent))
     study = compose(["results='~/found'", f"host.nano-raw-base.path='~/{source.name}'"])
-    with pytest.raises(UserError, match="cannot read 'results=~/found'.* a value with a sign like ~ stands in quotes"):
+    with pytest.raises(UserError, match="cannot read 'results=~/found'.* a value with a sign like ~ stands "
+                       "in quotes"):
         compose(["results=~/found"])
     assert study.results == source.parent / "found"
     assert study.grid.pairs[0][0].fingerprint == make_host("t5").fingerprint
@@ -338,10 +373,12 @@ def test_a_sweep_cannot_smuggle_in_an_unknown_key(tmp_path, monkeypatch, capsys)
     folder = tmp_path / "sweep"
     folder.mkdir()
     (folder / "mine.yaml").write_text("# @package _global_\nstudy: mine\ngrid:\n  seedz: [1]\n")
-    assert "seedz" in said(monkeypatch, capsys, 2, "+sweep=mine", "mode=plan", "--config-dir", str(tmp_path))[1]
+    assert "seedz" in said(monkeypatch, capsys, 2, "+sweep=mine", "mode=plan", "--config-dir",
+                           str(tmp_path))[1]
 
 
-def test_hosts_and_data_of_ones_own_live_in_a_folder_of_ones_own(tmp_path, make_host, data_folders, monkeypatch, capsys):
+def test_hosts_and_data_of_ones_own_live_in_a_folder_of_ones_own(tmp_path, make_host, data_folders,
+                                                                 monkeypatch, capsys):
     for group, text in (("host", f"mine: {{path: {make_host('t5', 32, 2, 4, 0).source}}}"),
                         ("data", f"ours: {{path: {data_folders['one']}}}")):
         (tmp_path / group).mkdir()
@@ -377,12 +414,15 @@ def test_settings_beside_the_weights_are_part_of_a_host(make_host, tmp_path, nam
     first = make_host("t5", 32, 2, 4, 0)
     folder = shutil.copytree(first.source, tmp_path / "host")
     values = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps(values | {"name_or_path": "elsewhere", "transformers_version": "0"}))
+    (folder / name).write_text(json.dumps(values | {"name_or_path": "elsewhere",
+                                                    "transformers_version": "0"}))
     assert describe(HostSource("a", path=str(folder))).fingerprint == first.fingerprint
     below = {"parts": [{"torch_dtype": "bfloat16"}]}  # configurations may stand in each other
     (folder / name).write_text(json.dumps(values | below))
     with_parts = describe(HostSource("a", path=str(folder))).fingerprint
-    (folder / name).write_text(json.dumps(values | {"parts": [{"torch_dtype": "float32", "transformers_version": "0"}]}))
+    (folder / name).write_text(json.dumps(values
+                                          | {"parts": [{"torch_dtype": "float32",
+                                                        "transformers_version": "0"}]}))
     assert describe(HostSource("a", path=str(folder))).fingerprint == with_parts != first.fingerprint
     (folder / name).write_text(json.dumps(values))
     assert describe(HostSource("a", path=str(folder))).fingerprint == first.fingerprint
@@ -419,10 +459,12 @@ def test_broken_host_configurations_are_one_sentence(make_host, tmp_path, text, 
 def test_run_ids_do_not_depend_on_folders_or_workers(data_folders, make_host, tmp_path):
     import shutil
     first = plan(small(data_folders, make_host).grid).runs
-    moved = {name: shutil.copytree(folder, tmp_path / f"elsewhere-{name}") for name, folder in data_folders.items()}
+    moved = {name: shutil.copytree(folder, tmp_path / f"elsewhere-{name}")
+             for name, folder in data_folders.items()}
     assert set(plan(small(moved, make_host, "engine.workers=7", "engine.stack=3").grid).runs) == set(first)
     host = shutil.copytree(make_host("t5", 32, 2, 4, 0).source, tmp_path / "host")
-    assert set(plan(small(data_folders, make_host, f"host.nano-raw-base.path={host}").grid).runs) == set(first)
+    assert set(plan(small(data_folders, make_host, f"host.nano-raw-base.path={host}").grid).runs) == set(
+        first)
 
 
 @pytest.mark.parametrize("what", ["hyper-parameter", "data byte", "label", "host weight"])
@@ -435,17 +477,20 @@ def test_what_is_learned_from_changes_the_ids(data_folders, make_host, tmp_path,
     if what == "hyper-parameter":
         extra.append("method.lora.settings.r=5")
     elif what == "host weight":
-        hosts = [shutil.copytree(make_host("t5", 32, 2, 4, seed).source, tmp_path / str(seed)) for seed in (0, 1)]
+        hosts = [shutil.copytree(make_host("t5", 32, 2, 4, seed).source, tmp_path / str(seed))
+                 for seed in (0, 1)]
         for folder in hosts:
             weights = load_file(folder / "model.safetensors")
             weights["shared.weight"][0, 0] += 1e-3
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         extra += [f"host.nano-raw-base.path={hosts[0]}", f"host.nano-tuned-base.path={hosts[1]}"]
     else:
-        data_folders = {name: shutil.copytree(folder, tmp_path / name) for name, folder in data_folders.items()}
+        data_folders = {name: shutil.copytree(folder, tmp_path / name)
+                        for name, folder in data_folders.items()}
         path = data_folders["one"] / "train.jsonl"
         lines = path.read_text().splitlines()
-        new = lines[3].replace(" ", "  ", 2) if what == "data byte" else lines[3].replace('"label": 1', '"label": 0')
+        new = lines[3].replace(" ", "  ", 2) if what == "data byte" else lines[3].replace('"label": 1',
+                                                                                          '"label": 0')
         assert new != lines[3]
         path.write_text("\n".join([*lines[:3], new, *lines[4:]]) + "\n")
     assert not first & trained(small(data_folders, make_host, *extra))
@@ -461,7 +506,8 @@ def test_planning_imports_no_torch(tmp_path):
     code = ("import sys; sys.argv = ['run', 'mode=plan']; from portability.run import main\n"
             "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
             "bad = {'torch', 'transformers', 'adapters'} & set(sys.modules); assert not bad, bad")
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     assert "cells" in done.stdout and "distinct" in done.stdout
 

@@ -40,9 +40,11 @@ def outer(**changes):
 
 
 def test_values_keep_their_types_and_whole_numbers_pass_for_decimal_ones():
-    got = outer(name=2024, share=1, factors=[1, 2.5], options={"r": 1, "list": [1, 2.0]}, inner={"pair": [0, 0.5]})
+    got = outer(name=2024, share=1, factors=[1, 2.5], options={"r": 1, "list": [1, 2.0]},
+                inner={"pair": [0, 0.5]})
     assert got.name == "2024" and [type(value) for value in (got.share, *got.factors)] == [float] * 3
-    assert got.options == {"r": 1, "list": [1, 2.0]} and [type(value) for value in got.options["list"]] == [int, float]
+    assert got.options == {"r": 1, "list": [1, 2.0]} and [type(value)
+                                                          for value in got.options["list"]] == [int, float]
     assert got.inner.pair == (0, 0.5) and type(got.inner.pair[0]) is int
 
 
@@ -51,13 +53,18 @@ def test_values_keep_their_types_and_whole_numbers_pass_for_decimal_ones():
     ({"inner": {"evn": 2}}, "unknown key in top.inner 'evn'; .*did you mean 'even'"),
     ({"siz": 3, "size": "x"}, "unknown key in top 'siz'"),
     ({"kind": "locl"}, "unknown top.kind 'locl'; choose one of: local, ray; did you mean 'local'"),
-    ({"size": 0}, "top.size must be at least 1, got 0"), ({"size": True}, "top.size must be a whole number, got True"),
-    ({"size": "3"}, "top.size must be a whole number, got '3'"), ({"share": -1}, "top.share must be at least 0, got -1"),
-    ({"factors": [1, 0]}, "top.factors.1 must be above 0, got 0"), ({"factors": 3}, "top.factors must be a list, got 3"),
+    ({"size": 0}, "top.size must be at least 1, got 0"), ({"size": True}, "top.size must be a whole number, "
+                                                          "got True"),
+    ({"size": "3"}, "top.size must be a whole number, got '3'"),
+    ({"share": -1}, "top.share must be at least 0, got -1"),
+    ({"factors": [1, 0]}, "top.factors.1 must be above 0, got 0"),
+    ({"factors": 3}, "top.factors must be a list, got 3"),
     ({"factors": []}, r"top.factors must name at least one value and none twice, got \[\]"),
     ({"factors": [1, 1.0]}, "none twice"), ({"options": [1]}, r"top.options must be a mapping, got \[1\]"),
-    ({"folder": 3}, "top.folder must be a string, got 3"), ({"name": None}, "top.name must be a string, got None"),
-    ({"inner": {"pair": [1]}}, "top.inner.pair has too few values"), ({"inner": 3}, "top.inner must be a mapping, got 3"),
+    ({"folder": 3}, "top.folder must be a string, got 3"), ({"name": None}, "top.name must be a string, got "
+                                                            "None"),
+    ({"inner": {"pair": [1]}}, "top.inner.pair has too few values"),
+    ({"inner": 3}, "top.inner must be a mapping, got 3"),
     ({"inner": {"even": 3}}, "^inner.even is odd; choose another one$"),
 ])
 def test_what_is_wrong_is_one_sentence_with_its_place(changes, words):

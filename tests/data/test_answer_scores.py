@@ -24,19 +24,22 @@ from portability.tasks.metrics import score_answers
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("1,234.0", "1234"), ("1234", "1234"), ("007", "7"), ("-0.0", "0"), ("+3", "3"), (".5", "0.5"), ("5.", "5"), ("0", "0"),
-    ("1,000,000", "1000000"), ("100", "100"), ("1,23", None), ("1.2.3", None), ("", None), ("-", None), ("12a", None),
-    ("0.10", "0.1"), ("123456789012345678901234567890.50", "123456789012345678901234567890.5"),
+    ("1,234.0", "1234"), ("1234", "1234"), ("007", "7"), ("-0.0", "0"), ("+3", "3"), (".5", "0.5"),
+    ("5.", "5"), ("0", "0"),
+    ("1,000,000", "1000000"), ("100", "100"), ("1,23", None), ("1.2.3", None), ("", None), ("-", None),
+    ("12a", None), ("0.10", "0.1"), ("123456789012345678901234567890.50", "123456789012345678901234567890.5"),
 ])
 def test_numbers_have_one_form(text, expected):
     assert number(text) == expected
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [
-    ("The cat.", "cat", True), ("a  CAT,  an apple", "cat apple", True), ("$1,234.00!", "1234", True), ("(-5)", "-5", True),
-    ("-5", "5", False), ("5%", "5", True), ("it's", "its", True), ("12", "1 2", False), ("A", "A.", True), ("A", "B", False),
-    ("the", "The", True), ("12.5", "125", False), ("1,5", "15", True), ("U.S.", "us", True), ("?", "!", False),
-    ("cat dog", "dog cat", False),
+    ("The cat.", "cat", True), ("a  CAT,  an apple", "cat apple", True), ("$1,234.00!", "1234", True),
+    ("(-5)", "-5", True),
+    ("-5", "5", False), ("5%", "5", True), ("it's", "its", True), ("12", "1 2", False), ("A", "A.", True),
+    ("A", "B", False),
+    ("the", "The", True), ("12.5", "125", False), ("1,5", "15", True), ("U.S.", "us", True),
+    ("?", "!", False), ("cat dog", "dog cat", False),
 ])
 def test_answers_that_count_as_the_same(one, other, same):
     assert exact_match([one], [other]).tolist() == [float(same)]
@@ -52,7 +55,8 @@ def by_script(text):
 
 def test_words_are_normalised_as_by_the_official_script():
     draw = random.Random(0)
-    words = ["The", "a", "an", "cat,", "dog's", "(house)", "tree!", "ana", "theatre", "“x”", "well-known", "end."]
+    words = ["The", "a", "an", "cat,", "dog's", "(house)", "tree!", "ana", "theatre", "“x”", "well-known",
+             "end."]
     for _ in range(300):
         text = "  ".join(draw.choices(words, k=draw.randint(1, 6)))
         if by_script(text):
@@ -60,9 +64,12 @@ def test_words_are_normalised_as_by_the_official_script():
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    ("She has 3 + 4 = <<3+4=7>>7 apples.\n#### 7", "7"), ("#### 1,250", "1250"), ("####5 apples\nthen 6", "5"),
-    ("It is #### 1 #### -2", "-2"), ("So the answer is 12.50 dollars.", "12.5"), ("the answer is 3. No, the answer is 4", "4"),
-    ("5 apples and 6 pears", "6"), ("no number", ""), ("10-3", "3"), ("x = -3.", "-3"), ("The answer is yes", "yes"),
+    ("She has 3 + 4 = <<3+4=7>>7 apples.\n#### 7", "7"), ("#### 1,250", "1250"),
+    ("####5 apples\nthen 6", "5"),
+    ("It is #### 1 #### -2", "-2"), ("So the answer is 12.50 dollars.", "12.5"),
+    ("the answer is 3. No, the answer is 4", "4"),
+    ("5 apples and 6 pears", "6"), ("no number", ""), ("10-3", "3"), ("x = -3.", "-3"),
+    ("The answer is yes", "yes"),
     ("#### ", ""), ("I say 3 ####", "3"), ("2,000", "2000"), ("1,2,3", "3"), ("about .5", "0.5"),
 ])
 def test_the_end_of_a_chain(text, expected):
@@ -72,7 +79,8 @@ def test_the_end_of_a_chain(text, expected):
 def test_a_marker_counts_before_what_follows_other_words():
     text = "The answer is 9\n#### 8\nand 7 more"
     found = {name: normalise(text) for name, normalise in NORMALISERS.items()}
-    assert (found["after_marker"], found["after_answer_is"], found["last_number"], found["final"]) == ("8", "9", "7", "8")
+    assert (found["after_marker"], found["after_answer_is"], found["last_number"], found["final"]) == ("8",
+                                                                                                       "9", "7", "8")
     assert exact_match(["so #### 8.0"], [text], "final").tolist() == [1.0]
     assert exact_match(["The answer is: B"], ["the answer is b."], "after_answer_is").tolist() == [1.0]
     assert last_number("3 - 5") == "5" and last_number("3 (-5)") == "-5"
@@ -80,7 +88,8 @@ def test_a_marker_counts_before_what_follows_other_words():
 
 def test_what_a_normaliser_leaves_nothing_of():
     assert exact_match(["no idea", "7"], ["#### 7", "#### 7"], "after_marker").tolist() == [0.0, 0.0]
-    with pytest.raises(UserError, match=r"normaliser 'after_marker' leaves nothing of the answer '7' \(example 1, from 0\)"):
+    with pytest.raises(UserError, match=r"normaliser 'after_marker' leaves nothing of the answer '7' "
+                       r"\(example 1, from 0\)"):
         exact_match(["#### 7", "#### 7"], ["#### 7", "7"], "after_marker")
     with pytest.raises(UserError, match="unknown normaliser 'f1'"):
         exact_match(["a"], ["a"], "f1")
@@ -110,7 +119,8 @@ def test_rouge_is_the_f_measure_of_precision_and_recall():
     words = ["The", "cat", "sat.", "on", "mat-42", "Ünder", "dog", "!"]
     for _ in range(200):
         one, other = (" ".join(draw.choices(words, k=draw.randint(1, 12))) for _ in range(2))
-        tokens = [[t for t in re.split(r"\s+", re.sub(r"[^a-z0-9]+", " ", text.lower())) if t] for text in (one, other)]
+        tokens = [[t for t in re.split(r"\s+", re.sub(r"[^a-z0-9]+", " ", text.lower())) if t]
+                  for text in (one, other)]
         common = slow_common(*tokens)
         expected = 0.0
         if common:
@@ -150,7 +160,8 @@ def test_margins_are_those_of_a_loop(likelihood):
     order = draw.permutation(len(group))  # rows need not stand together
     found = margins(sums[:, order], lengths[order], group[order], right[order], likelihood)
     for member in range(3):
-        assert found[member] == pytest.approx(slow_margins(sums[member], lengths, group, right, likelihood == "mean"))
+        assert found[member] == pytest.approx(slow_margins(sums[member], lengths, group, right,
+                                                           likelihood == "mean"))
 
 
 def test_a_tie_is_wrong_and_length_counts_only_if_asked():
@@ -177,9 +188,12 @@ def test_choices_that_cannot_be_scored():
 
 
 def test_metrics_are_means_of_the_scores():
-    half = [np.array(column) for column in ([1.0, 0.0, 0.5, 0.5], [0.1, 0.2, 0.3, 0.2], [True, False, False, False])]
-    for scoring, name in (("exact_match", "eval_accuracy"), ("choice", "eval_accuracy"), ("rouge_l", "eval_rougeL")):
-        assert score_answers(*half, scoring) == {name: 0.5, "eval_loss": pytest.approx(0.2), "eval_invalid_rate": 0.25}
+    half = [np.array(column) for column in ([1.0, 0.0, 0.5, 0.5], [0.1, 0.2, 0.3, 0.2],
+                                            [True, False, False, False])]
+    for scoring, name in (("exact_match", "eval_accuracy"), ("choice", "eval_accuracy"),
+                          ("rouge_l", "eval_rougeL")):
+        assert score_answers(*half, scoring) == {name: 0.5, "eval_loss": pytest.approx(0.2),
+                                                 "eval_invalid_rate": 0.25}
     with pytest.raises(ValueError, match="nll is not finite for 1 of 4"):
         score_answers(half[0], np.array([0.1, np.nan, 0.3, 0.2]), half[2], "choice")
     with pytest.raises(ValueError, match="one length"):

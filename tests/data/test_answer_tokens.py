@@ -21,7 +21,8 @@ GIVEN = Path(__file__).parents[3] / "shared" / "hosts"  # real llama tokenizers,
 EXAMPLES = [
     Example("the film was very fine", "a story with a plot"), Example("the plot : ", "dull"),
     Example("a film\nanswer :\n", "fine"),
-    Example("12 + 3 =", "15"), Example("user: the story ?\nassistant:", " great music. "), Example("é ñ 日", "bright ü"),
+    Example("12 + 3 =", "15"), Example("user: the story ?\nassistant:", " great music. "),
+    Example("é ñ 日", "bright ü"),
 ]
 
 
@@ -42,10 +43,11 @@ def llama_like(folder):
         vocabulary["".join(pair)] = len(vocabulary)
     whole = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [
-            {"id": i, "content": word, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True} for i, word in enumerate(("<unk>", "<s>", "</s>"))],
+            {"id": i, "content": word, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True} for i, word in enumerate(("<unk>", "<s>", "</s>"))],
         "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "},
+                                                  "content": "▁"}]},
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
@@ -53,19 +55,20 @@ def llama_like(folder):
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
         "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "vocab": vocabulary,
-                  "merges": [" ".join(pair) for pair in merges]},
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
+                  "vocab": vocabulary, "merges": [" ".join(pair) for pair in merges]},
     }
     (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>",
-                                   unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>",
+                                   eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    """Name -> (tokenizer, family): of decoder-only kinds, of the shipped hosts, and of those given beside the project."""
+    """Name -> (tokenizer, family): of decoder-only kinds, of the shipped hosts, and of those given beside the
+    project."""
     found = {"words": (tokenizer(), "gpt2"), "gpt2": (gpt2_like(), "gpt2"),
              "llama": (llama_like(tmp_path_factory.mktemp("llama")), "llama")}
     family = {path: json.loads((path / "config.json").read_text())["model_type"] for path in NANO}
@@ -82,7 +85,8 @@ def rows(encoded):
 
 def answers(encoded):
     flat, begins = encoded.answers
-    return [flat[at : at + length].tolist() for at, length in zip(begins, encoded.answer_lengths, strict=True)]
+    return [flat[at : at + length].tolist() for at, length in zip(begins, encoded.answer_lengths,
+                                                                  strict=True)]
 
 
 def knows(tok, text):
@@ -94,7 +98,8 @@ def test_what_is_trained_on_begins_with_what_is_continued(known):
         plain = (Example("the film was", "great"), Example("12 + 3 =", "15"))  # for hosts of few words
         examples = [one for one in EXAMPLES if knows(tok, one.prompt + one.answer)] or [
             next(one for one in plain if knows(tok, f"{one.prompt} {one.answer}"))]
-        trained, asked = (f(examples, tok, family, 64, *more) for f, more in ((encode_answers, ()), (encode_prompts, (16,))))
+        trained, asked = (f(examples, tok, family, 64, *more)
+                          for f, more in ((encode_answers, ()), (encode_prompts, (16,))))
         assert trained.cut == asked.cut == 0 and len(trained) == len(examples), name
         for one, row, start, prompt, answer in zip(
                 examples, rows(trained), trained.starts, rows(asked), answers(trained), strict=True):
@@ -106,7 +111,8 @@ def test_what_is_trained_on_begins_with_what_is_continued(known):
             else:
                 assert row == prompt + answer and start == len(prompt) >= 1, name
                 assert prompt == tok(one.prompt.rstrip(" "))["input_ids"], name
-                whole = one.prompt.rstrip(" ") + ("" if one.prompt.endswith("\n") else " ") + one.answer.strip()
+                whole = one.prompt.rstrip(" ") + ("" if one.prompt.endswith("\n")
+                                                  else " ") + one.answer.strip()
                 assert row[:-1] == tok(whole)["input_ids"], name
 
 
@@ -127,15 +133,18 @@ def test_an_answer_is_tokenised_by_itself_where_the_tokenizer_merges_across_the_
     assert tok.tokenize("e\nfine") == ["e", "\nf", "i", "n", "e"]
     encoded = encode_answers([Example("e\n", "fine")], tok, "llama", 9)
     assert tok.convert_ids_to_tokens(rows(encoded)[0]) == ["e", "\n", "f", "i", "n", "e", "</s>"]
-    assert rows(encode_prompts([Example("e\n", "fine")], tok, "llama", 9, 3))[0] == rows(encoded)[0][: encoded.starts[0]]
+    assert rows(encode_prompts([Example("e\n", "fine")], tok, "llama", 9,
+                               3))[0] == rows(encoded)[0][: encoded.starts[0]]
 
 
 def test_prompts_lose_their_beginning_and_answers_nothing(known):
     long = Example("the film was very fine and the plot was dull", "a story")
     for name in ("words", "llama", "gpt2", NANO[0].name):
         tok, family = known[name]
-        one = long if knows(tok, long.prompt + long.answer) else Example("great film and great film", "great film")
-        whole, answer = encode_prompts([one], tok, family, 99, 1), answers(encode_answers([one], tok, family, 99))[0]
+        one = long if knows(tok, long.prompt + long.answer) else Example("great film and great film",
+                                                                         "great film")
+        whole, answer = encode_prompts([one], tok, family, 99,
+                                       1), answers(encode_answers([one], tok, family, 99))[0]
         body = rows(whole)[0]
         front, back = [1] * (name == "llama"), [tok.eos_token_id] * (family == "t5")
         body = body[len(front) : len(body) - len(back)]
@@ -154,7 +163,8 @@ def test_choices_of_an_example_share_their_prompt_also_where_it_is_cut():
     examples = [Example("the film was very", "fine", ("fine", "dull and grim and cold"), 0),
                 Example("a plot", "grim", ("great", "lovely", "grim"), 2)]
     encoded = encode_choices(examples, tok, "llama", 64)
-    assert encoded.group.tolist() == [0, 0, 1, 1, 1] and encoded.right.tolist() == [True, False, False, False, True]
+    assert encoded.group.tolist() == [0, 0, 1, 1, 1] and encoded.right.tolist() == [True, False, False, False,
+                                                                                    True]
     assert [tok.decode(ids) for ids in answers(encoded)] == [
         "fine </s>", "dull and grim and cold </s>", "great </s>", "lovely </s>", "grim </s>"]
     cut = encode_choices(examples, tok, "llama", 8)
@@ -210,7 +220,8 @@ LONG = "dull and grim and cold and warm"  # 7 tokens, 8 with the end token
 
 def test_how_many_answers_are_too_long_is_said():
     found = [Example("the plot", text) for text in ("fine", LONG, LONG)]
-    with pytest.raises(UserError, match="2 of 3 answers are too long, first in example 1 .* set too_long .* drop or truncate"):
+    with pytest.raises(UserError, match="2 of 3 answers are too long, first in example 1 .* set too_long .* "
+                       "drop or truncate"):
         encode_answers(found, tokenizer(), "gpt2", 8)
 
 
@@ -235,7 +246,8 @@ def test_dropped_answers_leave_the_others_as_they_are(family):
 ])
 def test_a_truncated_answer_keeps_its_beginning_and_does_not_end(family, limit, least, prompt, answer):
     tok = tokenizer()
-    found = encode_answers([Example(prompt, LONG), Example("the plot", "fine")], tok, family, limit, "truncate", least)
+    found = encode_answers([Example(prompt, LONG), Example("the plot", "fine")], tok, family, limit,
+                           "truncate", least)
     assert (found.dropped, found.truncated) == (0, 1)
     assert [tok.decode(ids) for ids in answers(found)] == [answer, "fine </s>"]
     head = rows(found)[0] if family == "t5" else rows(found)[0][: found.starts[0]]
@@ -270,11 +282,14 @@ def test_no_examples_make_no_rows():
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_a_batch_holds_the_rows_and_nothing_of_their_neighbours(family):
     tok = tokenizer()
-    examples = [Example("the plot", "fine and dull"), Example("great", "cold"), Example("the film was", "great")]
+    examples = [Example("the plot", "fine and dull"), Example("great", "cold"),
+                Example("the film was", "great")]
     encoded = encode_answers(examples, tok, family, 64)
     picks = np.array([[2, 0], [1, 1]])
     found = batch(encoded, picks, 9, 5)
-    assert found.ids.shape == found.mask.shape == (2, 2, 9) and found.answers.shape == found.answer_mask.shape == (2, 2, 5)
+    assert found.ids.shape == found.mask.shape == (2, 2,
+                                                   9) and found.answers.shape == found.answer_mask.shape == (
+                                                       2, 2, 5)
     for place in np.ndindex(2, 2):
         row, answer = rows(encoded)[picks[place]], answers(encoded)[picks[place]]
         assert found.ids[place].tolist() == row + [0] * (9 - len(row))

@@ -1,4 +1,5 @@
-"""A study's data: named by content alone, remembered between commands, and refused when it changed under way."""
+"""A study's data: named by content alone, remembered between commands, and refused when it changed under
+way."""
 
 import hashlib
 import json
@@ -66,7 +67,8 @@ def test_the_same_content_elsewhere_has_the_same_digests(tmp_path, limit):
     assert digests(one, limit) == digests(DataSource("two", path=str(tmp_path / "there" / "two")), limit)
 
 
-@pytest.mark.parametrize("old, new", [("film train 4", "film train 4 "), ('19", "label": 1', '19", "label": 0')])
+@pytest.mark.parametrize("old, new", [("film train 4", "film train 4 "),
+                                      ('19", "label": 1', '19", "label": 0')])
 def test_one_byte_or_one_label_of_training_gives_another_digest(tmp_path, old, new):
     source = write(tmp_path / "one")
     before = digests(source)
@@ -158,7 +160,8 @@ def test_planning_again_reads_nothing(tmp_path, reads):
 
 def test_another_file_order_or_rule_is_read_anew(tmp_path, reads):
     one, two = write(tmp_path / "one"), write(tmp_path / "two", "meal")
-    for sources, overlap in (([one, two], "drop"), ([two, one], "drop"), ([one, two], "keep"), ([one], "drop")):
+    for sources, overlap in (([one, two], "drop"), ([two, one], "drop"), ([one, two], "keep"),
+                             ([one], "drop")):
         before = len(reads)
         study_data(sources, overlap)
         assert len(reads) == before + 3 * len(sources)
@@ -194,7 +197,8 @@ def test_planning_needs_neither_torch_nor_transformers(tmp_path):
         "data_spec(study, 'one', EvalSpec('test', 3, 8))\n"
         "sys.exit(' '.join({'torch', 'transformers', 'datasets'} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
 
 

@@ -26,7 +26,8 @@ def test_sentences_that_differ_in_case_and_punctuation_only_are_the_same(one, ot
     assert key(one) == key(other)
 
 
-@pytest.mark.parametrize("one, other", [("good", "god"), ("naïve", "naive"), ("!!!", "..."), ("film 1", "film 2")])
+@pytest.mark.parametrize("one, other", [("good", "god"), ("naïve", "naive"), ("!!!", "..."),
+                                        ("film 1", "film 2")])
 def test_other_sentences_are_not(one, other):
     assert key(one) != key(other)
 
@@ -52,14 +53,16 @@ def test_each_planted_overlap_is_dropped_where_the_rule_says():
 
 def test_evaluation_sentences_shared_between_sets_are_only_counted():
     found = guard(planted(), "drop")
-    assert {name: guarded.shared_eval for name, guarded in found.items()} == {"first": 1, "second": 1, "third": 2}
+    assert {name: guarded.shared_eval for name, guarded in found.items()} == {"first": 1, "second": 1,
+                                                                              "third": 2}
 
 
 def test_the_first_of_two_sets_that_repeat_each_other_keeps_the_sentences():
     sets = planted()
     turned = guard(dict(reversed(sets.items())), "drop")
     assert turned["third"].dropped == ()
-    assert turned["first"].dropped_train == 2  # a 3 and a 7 stand in the third set's training, now listed earlier
+    # a 3 and a 7 stand in the third set's training, now listed earlier
+    assert turned["first"].dropped_train == 2
 
 
 def test_keep_drops_nothing():
@@ -88,7 +91,8 @@ def slowly(sets: dict, name: str) -> int:
         return letters[0] == letters[1]
 
     names = list(sets)
-    blocked = [text for s in sets.values() for split in ("validation", "test") for text, _ in s.get(split, [])]
+    blocked = [text for s in sets.values() for split in ("validation", "test")
+               for text, _ in s.get(split, [])]
     blocked += [text for earlier in names[: names.index(name)] for text, _ in sets[earlier]["train"]]
     return sum(not any(same(text, other) for other in blocked) for text, _ in sets[name]["train"])
 
@@ -98,7 +102,8 @@ def test_random_overlaps_are_counted_alike_by_a_slow_comparison(seed):
     draw = random.Random(seed)
 
     def split(size: int) -> list[tuple[str, int]]:
-        words = (draw.choice(["A", "a "]) + str(draw.randrange(60)) + draw.choice(["", "!", "_"]) for _ in range(size))
+        words = (draw.choice(["A", "a "]) + str(draw.randrange(60)) + draw.choice(["", "!", "_"])
+                 for _ in range(size))
         return [(word, draw.randrange(2)) for word in words]
 
     sets = {name: {"train": split(25), "validation": split(5), "test": split(6)} for name in "abc"}
@@ -112,7 +117,8 @@ def test_random_overlaps_are_counted_alike_by_a_slow_comparison(seed):
 # ---- real reviews
 
 
-@pytest.mark.skipif(not (REAL / "sst2").is_dir(), reason="real reviews are not shipped, and not beside this checkout")
+@pytest.mark.skipif(not (REAL / "sst2").is_dir(), reason="real reviews are not shipped, and not beside this "
+                    "checkout")
 def test_rotten_tomatoes_behind_sst2_loses_the_sentences_they_share():
     names = ("sst2", "rotten_tomatoes")
     study = study_data([DataSource(name, path=str(REAL / name)) for name in names], "drop")
@@ -121,7 +127,8 @@ def test_rotten_tomatoes_behind_sst2_loses_the_sentences_they_share():
         "shared_eval": 1496 + 732,
     }
     assert study.counts["rotten_tomatoes"]["dropped_train"] == 5644
-    assert study.counts["rotten_tomatoes"]["train"] == 8139 - 5644 == len(rows(study, "rotten_tomatoes", "train", 0))
+    assert study.counts["rotten_tomatoes"]["train"] == 8139 - 5644 == len(rows(study, "rotten_tomatoes",
+                                                                               "train", 0))
     spec = data_spec(study, "rotten_tomatoes", EvalSpec("test", 0, 1))
     assert spec.counts == {"train": 2495, "eval": 1685, "dropped": 5644}
     assert not letters(rows(study, "rotten_tomatoes", "train", 0)["text"]) & shared(names)

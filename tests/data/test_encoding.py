@@ -38,7 +38,8 @@ class Counting(PreTrainedTokenizerFast):
 @pytest.fixture
 def tokenizer() -> Counting:
     tok = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(LETTERS)}, unk_token="<unk>"))
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Split("", "isolated")])
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(),
+                                                 pre_tokenizers.Split("", "isolated")])
     tok.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
     return Counting(tokenizer_object=tok, eos_token="</s>", unk_token="<unk>")
 
@@ -83,7 +84,8 @@ def test_braces_in_a_text_are_text(tokenizer):
 
 def test_a_limit_without_room_is_refused(tokenizer):
     task = replace(TASK, max_length=6)
-    with pytest.raises(UserError, match="max_length 6 leaves no room for the text: the question alone takes 6"):
+    with pytest.raises(UserError, match="max_length 6 leaves no room for the text: the question alone takes "
+                       "6"):
         encode(dataset(), tokenizer, task, True, "letters")
 
 
@@ -120,7 +122,8 @@ def test_anything_that_changes_the_ids_or_labels_is_tokenised_anew(tokenizer, ca
     elif change == "label":
         given[0] = Dataset.from_dict({"text": TEXTS, "label": [1, 1, 0, 1]})
     elif change in ("template", "limit"):
-        given[2] = TaskSpec("x {text}", TASK.label_words, 12) if change == "template" else replace(TASK, max_length=13)
+        given[2] = TaskSpec("x {text}", TASK.label_words, 12) if change == "template" else replace(TASK,
+                                                                                                   max_length=13)
     else:
         given[3:] = [False, "letters"] if change == "head" else [True, "other"]
     encode(*given)

@@ -18,7 +18,8 @@ def file(tmp_path):
 
     def make(*rows):
         path = tmp_path / "task.jsonl"
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows),
+                        encoding="utf-8")
         return path
 
     return make
@@ -66,7 +67,8 @@ BAD = {
     "keys of two forms": ({"prompt": "a", "answer": "b", "messages": CHAT}, "got answer, messages, prompt"),
     "an empty prompt": ({"prompt": " \n", "answer": "b"}, "'prompt' must be a text that is not blank"),
     "an empty answer": ({"prompt": "a", "answer": ""}, "'answer' must be a text that is not blank"),
-    "a number for an answer": ({"prompt": "a", "answer": 4}, "'answer' must be a text that is not blank, got 4"),
+    "a number for an answer": ({"prompt": "a", "answer": 4}, "'answer' must be a text that is not blank, got "
+                               "4"),
     "half a character": ('{"prompt": "a", "answer": "\\ud800"}', "surrogate"),
     "one choice": (CHOICE | {"choices": ["4"], "answer": 0}, "at least two"),
     "no list of choices": (CHOICE | {"choices": "34"}, "at least two"),
@@ -79,7 +81,8 @@ BAD = {
     "one turn": ({"messages": CHAT[-1:]}, "at least two turns"),
     "a last turn of the user": ({"messages": CHAT[:-1]}, "must be the assistant's"),
     "nobody asks": ({"messages": [CHAT[0], CHAT[2]]}, "no message of the user"),
-    "an unknown role": ({"messages": [{"role": "tool", "content": "x"}, CHAT[-1]]}, "message 1: 'role' must be one of"),
+    "an unknown role": ({"messages": [{"role": "tool", "content": "x"}, CHAT[-1]]}, "message 1: 'role' must "
+                        "be one of"),
     "a turn with more": ({"messages": [CHAT[1] | {"name": "x"}, CHAT[-1]]}, "message 1 must be an object"),
     "an empty turn": ({"messages": [CHAT[1], CHAT[2] | {"content": ""}]}, "message 2: 'content' must be"),
 }
@@ -123,8 +126,8 @@ def test_kinds_are_not_mixed(file):
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [
-    ("12 + 3 =", "1 + 23 =", False), ("12 + 3", "12 - 3", False), ("1 2", "12", False), ("Is it 3?", "is  it 3 ?", True),
-    ("a_b", "ab", False), ("Straße", "STRASSE", True), ("-5", "5", False),
+    ("12 + 3 =", "1 + 23 =", False), ("12 + 3", "12 - 3", False), ("1 2", "12", False),
+    ("Is it 3?", "is  it 3 ?", True), ("a_b", "ab", False), ("Straße", "STRASSE", True), ("-5", "5", False),
 ])
 def test_a_key_keeps_marks_and_where_words_end(one, other, same):
     assert (key(one) == key(other)) is same

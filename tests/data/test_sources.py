@@ -34,14 +34,16 @@ def test_a_folder_is_read_with_two_columns(tmp_path):
 def test_the_columns_and_splits_of_a_source_can_have_other_names(tmp_path):
     rows = [{"sentence": "a", "stars": 0}, {"sentence": "b", "stars": 1}]
     source = write(tmp_path, dev=rows, train=rows)
-    source = replace(source, text_column="sentence", label_column="stars", splits={"train": "train", "test": "dev"})
+    source = replace(source, text_column="sentence", label_column="stars",
+                     splits={"train": "train", "test": "dev"})
     assert read(source)["test"]["text"] == ["a", "b"]
     assert set(read(source)) == {"train", "test"}
 
 
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
     text = "one\u2028two\x0bthree"
-    source = write(tmp_path, test=[json.dumps({"text": text, "label": 0}, ensure_ascii=False).encode(), GOOD[0]])
+    source = write(tmp_path, test=[json.dumps({"text": text, "label": 0}, ensure_ascii=False).encode(),
+                                   GOOD[0]])
     assert read_split(source, "test")[0] == (text, 0)
 
 
@@ -109,7 +111,8 @@ BAD_SOURCES = {
     "not a hub id": ({"hub": "csv", "revision": PIN}, "owner/name"),
     "unknown split": ({"path": "a", "splits": {"train": "a", "tset": "b"}}, "unknown split"),
     "no test split": ({"path": "a", "splits": {"train": "a"}}, "must name a train and a test split"),
-    "test split twice": ({"path": "a", "splits": {"train": "a", "validation": "b", "test": "b"}}, "cannot serve twice"),
+    "test split twice": ({"path": "a", "splits": {"train": "a", "validation": "b", "test": "b"}},
+                         "cannot serve twice"),
 }
 
 
@@ -136,7 +139,8 @@ def hub(monkeypatch):
             asked.append((args, kwargs))
             if isinstance(found, Exception):
                 raise found
-            return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in found.items()})
+            return datasets.DatasetDict({split: datasets.Dataset.from_list(rows)
+                                         for split, rows in found.items()})
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         return asked
@@ -160,7 +164,8 @@ def test_hidden_labels_of_a_hub_split_are_refused(hub):
 
 def test_a_hub_set_without_the_column_or_split_names_what_there_is(hub):
     hub({"train": [{"text": "a", "label": 0}]})
-    with pytest.raises(UserError, match="unknown column of nyu-mll/glue 'sentence'; choose one of: label, text"):
+    with pytest.raises(UserError, match="unknown column of nyu-mll/glue 'sentence'; choose one of: label, "
+                       "text"):
         read_split(GLUE, "train")
     with pytest.raises(UserError, match="unknown split of nyu-mll/glue 'validation'; choose one of: train"):
         read_split(GLUE, "test")

@@ -1,4 +1,5 @@
-"""Sets and hosts of the generated tasks as shipped, how they are made, and students made of a host's own text."""
+"""Sets and hosts of the generated tasks as shipped, how they are made, and students made of a host's own
+text."""
 
 import hashlib
 import json
@@ -32,10 +33,10 @@ from support.tiny import model, tokenizer
 CONF = yaml.safe_load(pretrain_tasks.CONF.read_text())
 HOSTS = ("tasks-large", "tasks-base")
 OPTIMISER = {**CONF["optimiser"], "warmup": 5}
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-         "intermediate_size": 16}
-STUDENT = {"shape": SMALL, "sample": 4, "rows": 40, "held_out": 20, "length": 12, "together": 15, "steps": 40, "batch": 8,
-           "lr": 1e-2}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+         "head_dim": 8, "intermediate_size": 16}
+STUDENT = {"shape": SMALL, "sample": 4, "rows": 40, "held_out": 20, "length": 12, "together": 15, "steps": 40,
+           "batch": 8, "lr": 1e-2}
 TINY = {"seed": 0, "text": {"lines": 300, "length": 16}, "optimiser": OPTIMISER, "student": STUDENT,
         "hosts": {"one": {"shape": SMALL, "sample": 1, "steps": 20, "batch": 8, "lr": 1e-2},
                   "two": {"shape": SMALL, "sample": 2, "steps": 1, "batch": 2, "lr": 1e-2}}}
@@ -88,7 +89,8 @@ def test_the_text_that_was_read_is_that_of_the_seed():
 def test_the_teacher_is_wider_and_deeper_and_both_have_room():
     large, base = (describe(HostSource(name, path=f"embedded:{name}")) for name in HOSTS)
     assert large.shape.family == base.shape.family == "llama" and large.fingerprint != base.fingerprint
-    assert large.shape.hidden > base.shape.hidden and large.shape.layers["decoder"] > base.shape.layers["decoder"]
+    assert large.shape.hidden > base.shape.hidden and large.shape.layers["decoder"] > base.shape.layers[
+        "decoder"]
     assert large.shape.head_dim == base.shape.head_dim
     for name in HOSTS:
         folder = EMBEDDED / "hosts" / name
@@ -100,12 +102,14 @@ def test_the_teacher_is_wider_and_deeper_and_both_have_room():
 def test_a_shipped_host_loads_and_knows_its_text_but_not_other_text(name):
     host = load_host(describe(HostSource(name, path=f"embedded:{name}")))
     assert host.tokenizer.get_vocab() == build_tokenizer().get_vocab()
-    assert host.tokenizer("12 + 3 =").input_ids == host.tokenizer("12 + 3 =", add_special_tokens=False).input_ids
+    assert host.tokenizer("12 + 3 =").input_ids == host.tokenizer("12 + 3 =",
+                                                                  add_special_tokens=False).input_ids
     rows, other = (corpus_rows(host.tokenizer, seed, 200, CONF["text"]["length"]) for seed in (0, 1))
     known = loss_on(host.model, rows)
     assert abs(known - record_of(name)["losses_per_100"][-1]) < 0.15
     assert loss_on(host.model, other) > known + 0.2  # facts of another world
-    shuffled = rows.flatten()[torch.randperm(rows.numel(), generator=torch.Generator().manual_seed(0))].view_as(rows)
+    shuffled = rows.flatten()[torch.randperm(rows.numel(),
+                                             generator=torch.Generator().manual_seed(0))].view_as(rows)
     assert loss_on(host.model, shuffled) > 2 * known
 
 
@@ -126,7 +130,8 @@ def test_training_lowers_the_loss_and_reads_every_row_before_any_again():
     rows[:, 0] = torch.arange(20)
     before = loss_on(host, rows)
     found = train(host, rows, spec, OPTIMISER, "toy")
-    assert loss_on(host, rows) < 0.3 * before and len(found["losses_per_100"]) == 2 and found["updates"] == 110
+    assert loss_on(host, rows) < 0.3 * before and len(found["losses_per_100"]) == 2 and found[
+        "updates"] == 110
     order = torch.cat([batch["input_ids"][:, 0] for _, batch in batches(rows, spec, 5)])
     for epoch in order[:880].split(20):
         assert sorted(epoch.tolist()) == list(range(20))
@@ -151,7 +156,8 @@ def test_the_recipe_repeats_itself(tmp_path):
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
     assert json.loads((two / "pretrain.json").read_text()) == record
     make_host("one", {**TINY, "seed": 1}, tmp_path / "c")
-    assert (one / "model.safetensors").read_bytes() != (tmp_path / "c/hosts/one/model.safetensors").read_bytes()
+    assert (one / "model.safetensors").read_bytes() != (tmp_path
+                                                        / "c/hosts/one/model.safetensors").read_bytes()
 
 
 # ---- students made of a host's own text
@@ -191,9 +197,12 @@ def test_a_student_of_a_tiny_teacher(make_host, tmp_path):
     assert student.spec.shape.hidden == 16 and student.spec.shape.layers["decoder"] == 1
     assert student.tokenizer.get_vocab() == tokenizer().get_vocab()
     config, whole = student.model.config, load_plain(teacher)
-    assert {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "max_position_embeddings", "vocab_size")} == {
-        key: getattr(whole.config, key) for key in ("bos_token_id", "eos_token_id", "max_position_embeddings", "vocab_size")}
-    assert json.loads((folder / "pretrain.json").read_text()) == record and record["teacher"] == teacher.fingerprint
+    assert {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "max_position_embeddings",
+                                                  "vocab_size")} == {
+        key: getattr(whole.config, key) for key in ("bos_token_id", "eos_token_id", "max_position_embeddings",
+                                                    "vocab_size")}
+    assert json.loads((folder / "pretrain.json").read_text()) == record and record[
+        "teacher"] == teacher.fingerprint
     held_out = sampled_rows(whole, 20, 12, 15, pretrain_tasks.stream_seed(4, "held out"))
     assert loss_on(whole, held_out) == pytest.approx(record["teacher_loss"], abs=1e-3)
     assert loss_on(student.model, held_out) == pytest.approx(record["held_out_loss"], abs=0.02)  # fp16
@@ -229,10 +238,12 @@ def test_the_command_makes_sets_and_the_hosts_asked_for(monkeypatch, tmp_path, m
     conf.write_text(yaml.safe_dump(TINY))
     run(monkeypatch, "--conf", conf, "--out", out, "--only", "two")
     assert [path.name for path in (out / "hosts").iterdir()] == ["two"] and len(bytes_of(out / "data")) == 6
-    run(monkeypatch, "--conf", conf, "--from", make_host("llama", 32, 2, 4).source, "--to", tmp_path / "small")
+    run(monkeypatch, "--conf", conf, "--from", make_host("llama", 32, 2, 4).source, "--to",
+        tmp_path / "small")
     assert (tmp_path / "small" / "model.safetensors").is_file()
     for arguments, said in ((("--from", out), "--from and --to go together"),
-                            (("--conf", conf, "--out", out, "--only", "three"), "unknown host of conf.yaml 'three'"),
+                            (("--conf", conf, "--out", out, "--only", "three"), "unknown host of conf.yaml "
+                             "'three'"),
                             (("--conf", conf, "--from", out, "--to", out), "no config.json in")):
         with pytest.raises(SystemExit, match="2"):
             run(monkeypatch, *arguments)

@@ -1,4 +1,5 @@
-"""Tasks of prompts and answers as data sets of a study: scored as by hand, shared by stacks, kept, refused."""
+"""Tasks of prompts and answers as data sets of a study: scored as by hand, shared by stacks, kept,
+refused."""
 
 import json
 
@@ -48,7 +49,8 @@ def written_by(model, tokenizer, family, prompt, limit):
     ids, out = tokenizer(prompt, add_special_tokens=False)["input_ids"], []
     for _ in range(limit):
         if family == "t5":
-            logits = model(input_ids=torch.tensor([[*ids, 1]]), decoder_input_ids=torch.tensor([[0, *out]])).logits
+            logits = model(input_ids=torch.tensor([[*ids, 1]]),
+                           decoder_input_ids=torch.tensor([[0, *out]])).logits
         else:
             logits = model(input_ids=torch.tensor([[*ids, *out]])).logits
         out.append(int(logits[0, -1].argmax()))
@@ -63,7 +65,8 @@ def likelihood(model, tokenizer, family, prompt, answer):
     ids, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
     tail = [*tail, 1]
     if family == "t5":
-        logits = model(input_ids=torch.tensor([[*ids, 1]]), decoder_input_ids=torch.tensor([[0, *tail[:-1]]])).logits[0]
+        logits = model(input_ids=torch.tensor([[*ids, 1]]),
+                       decoder_input_ids=torch.tensor([[0, *tail[:-1]]])).logits[0]
     else:
         logits = model(input_ids=torch.tensor([[*ids, *tail]])).logits[0, len(ids) - 1 : -1]
     return float(logits.log_softmax(-1)[range(len(tail)), tail].sum()), len(tail)
@@ -86,12 +89,15 @@ def test_a_bare_host_is_scored_as_by_hand(family, done):
                 scores.append(float(text.split() == example.answer.split()))
                 open_.append(not ended)
             else:
-                each = [likelihood(model, tokenizer, family, example.prompt, choice)[0] for choice in example.choices]
+                each = [likelihood(model, tokenizer, family, example.prompt, choice)[0]
+                        for choice in example.choices]
                 best = max(value for place, value in enumerate(each) if place != example.right)
-                np.testing.assert_allclose(found["margin"][0][len(scores)], each[example.right] - best, atol=1e-4)
+                np.testing.assert_allclose(found["margin"][0][len(scores)], each[example.right] - best,
+                                           atol=1e-4)
                 scores.append(float(each[example.right] > best))
                 open_.append(False)
-        assert found["score"][0].tolist() == scores and found["invalid"][0].tolist() == open_ and "label" not in found
+        assert found["score"][0].tolist() == scores and found["invalid"][
+            0].tolist() == open_ and "label" not in found
         (mark,) = record["train_info"]["metrics"]
         expected = {"accuracy": np.mean(scores), "loss": pytest.approx(np.mean(losses), abs=1e-5),
                     "invalid_rate": pytest.approx(np.mean(open_))}
@@ -113,7 +119,8 @@ def test_every_start_is_the_bare_student_and_both_relations_share_what_has_no_or
             assert (same.origin_data, different.origin_data) == (name, other)
             assert (same.run_id == different.run_id) == (init in ("scratch", "extracted_random", "pissa"))
             first, last = store.read(same.run_id)["train_info"]["metrics"]
-            assert first == pytest.approx(start, abs=1e-5) and last["eval_loss"] != pytest.approx(start["eval_loss"], abs=1e-3)
+            assert first == pytest.approx(start, abs=1e-5) and last["eval_loss"] != pytest.approx(
+                start["eval_loss"], abs=1e-3)
             modules.add(next(iter(store.tensors(same.run_id, "module")[0].values())).numpy().tobytes())
         assert len(modules) == 5
 
@@ -174,7 +181,8 @@ def test_a_run_of_answers_is_what_its_record_says(done):
 
 def test_rouge_counts_parts_of_answers(sets, make_host, tmp_path):
     got = tasks(sets, make_host, "llama", f"results={tmp_path}", "study=rouge", "grid.inits=[scratch,pissa]",
-                "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different", "grid.budgets=[20,30,40,60]",
+                "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different",
+                "grid.budgets=[20,30,40,60]",
                 "data.sums.answers={scoring: rouge_l, new_tokens: 4}", "~data.sums.answers.normaliser")
     assert command(got) == 0
     (run,) = of_data(plan(got.grid), "sums", "scratch")
@@ -190,12 +198,15 @@ def test_prompts_that_ask_the_same_are_dropped_from_training():
     found = {"train": [again, Example("1 + 23 =", "24")], "test": [Example("12 + 3 =", "15")]}
     assert guard({"sums": found}, "drop")["sums"].dropped == (0,)
     asked = [Example("which ?", "a", ("a", "b"), 0), Example("which ?", "c", ("c", "d"), 0)]
-    assert guard({"quiz": {"train": asked, "test": [Example("which ?", "b", ("b", "a"), 0)]}}, "drop")["quiz"].dropped == (0,)
+    assert guard({"quiz": {"train": asked, "test": [Example("which ?", "b", ("b", "a"), 0)]}},
+                 "drop")["quiz"].dropped == (0,)
 
 
 @pytest.mark.parametrize("how", ["drop", "truncate"])
-def test_answers_that_are_too_long_are_counted_and_every_test_example_is_scored(sets, make_host, tmp_path, capsys, how):
-    """A training set with three long answers, a test set with one: what is trained on differs, what is scored does not."""
+def test_answers_that_are_too_long_are_counted_and_every_test_example_is_scored(sets, make_host, tmp_path,
+                                                                                capsys, how):
+    """A training set with three long answers, a test set with one: what is trained on differs, what is scored
+    does not."""
     folder = tmp_path / "long"
     folder.mkdir()
     for split, count in (("train", 3), ("validation", 0), ("test", 1)):
@@ -203,15 +214,19 @@ def test_answers_that_are_too_long_are_counted_and_every_test_example_is_scored(
         for row in lines[:count]:
             row["answer"] = " ".join([GOOD[0]] * 30)
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    words = (f"data.sums.path={folder}", f"+data.sums.answers.too_long={how}", f"results={tmp_path}", "study=long",
-             "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different", "grid.inits=[extracted,scratch]")
+    words = (f"data.sums.path={folder}", f"+data.sums.answers.too_long={how}", f"results={tmp_path}",
+             "study=long",
+             "grid.data=[sums]", "grid.study_data=[sums]", "~grid.relations.different",
+             "grid.inits=[extracted,scratch]")
     assert command(tasks(sets, make_host, "gpt2", *words, "mode=plan")) == 0
-    said = {"drop": "3 training examples left out, 0 training answers cut", "truncate": "0 training examples left out, 3"}[how]
+    said = {"drop": "3 training examples left out, 0 training answers cut", "truncate": "0 training examples "
+            "left out, 3"}[how]
     assert f"answers of sums too long for nano-raw-base: {said}" in capsys.readouterr().out
     got = tasks(sets, make_host, "gpt2", *words)
     assert command(got) == 0
     store, planned = Store(tmp_path / "long"), plan(got.grid)
-    counts = {"train_dropped": 3 * (how == "drop"), "train_truncated": 3 * (how == "truncate"), "test_truncated": 1}
+    counts = {"train_dropped": 3 * (how == "drop"), "train_truncated": 3 * (how == "truncate"),
+              "test_truncated": 1}
     for run_id, run in planned.runs.items():
         if run.init.kind == EXTRACTION:
             continue

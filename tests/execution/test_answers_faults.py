@@ -14,7 +14,7 @@ from portability.data.sampling import Bucket, fill
 from portability.data.sources import DataSource, answer_spec, read_split
 from portability.data.splits import examples
 from portability.execution import execute
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
@@ -47,7 +47,8 @@ def test_a_type_of_task_that_is_not_known_is_one_sentence(text):
 
 
 @pytest.mark.parametrize(("lines", "says"), [
-    ("", "is empty: it must hold at least one example"), ('{"prompt": "a"}\n', "line 1 must be .* exactly the keys"),
+    ("", "is empty: it must hold at least one example"), ('{"prompt": "a"}\n', "line 1 must be .* exactly "
+                                                          "the keys"),
     ('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n', "has choices, but .*scoring is exact_match"),
 ])
 def test_a_bad_file_is_one_sentence(lines, says, tmp_path):
@@ -64,7 +65,8 @@ def test_columns_of_other_names_are_read_and_others_passed_over(tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(line) + "\n")
     source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
-                        answers={"scoring": "exact_match", "new_tokens": 4}, columns={"prompt": "question", "answer": "answer"})
+                        answers={"scoring": "exact_match", "new_tokens": 4},
+                        columns={"prompt": "question", "answer": "answer"})
     assert read_split(source, "train") == [Example("1 + 1 ?", "2")]
 
 
@@ -91,7 +93,8 @@ def test_a_member_that_diverged_leaves_its_neighbours_scores(sets, make_host):
         host = load_host(run.host)
         attached, scorer = attach(host, method()), AnswerScorer(host, run.task)
         fresh = attached.to_parameters(attached.init_parameters(0))
-        stacked = {f"model.{key}": torch.stack([value, torch.full_like(value, float("nan"))]) for key, value in fresh.items()}
+        stacked = {f"model.{key}": torch.stack([value, torch.full_like(value, float("nan"))])
+                   for key, value in fresh.items()}
         test = Generation(run.task).prompts(examples(got.data, name, "test", 0), host.tokenizer, "llama")
         both = engine.predict(scorer, stacked, test, 64)
         alone = engine.predict(scorer, {key: value[:1] for key, value in stacked.items()}, test, 64)
@@ -104,26 +107,30 @@ def test_what_fills_a_batch_up_has_no_loss(sets, make_host):
     got = tasks(sets, make_host, "llama")
     for name in ("sums", "quiz"):
         (run,) = of_data(plan(got.grid), name, "bare")
-        host, desk = load_host(run.host), Desk(Store("."), got.data)
-        scorer, training = AnswerScorer(host, run.task), desk.training(host, run)
+        host, context = load_host(run.host), WorkerContext(Store("."), got.data)
+        scorer, training = AnswerScorer(host, run.task), context.training(host, run)
         bucket, picks = Bucket(np.arange(len(training)), int(training.lengths.max())), np.array([3, 1, 2])
-        plain, filled = (scorer.loss({}, *scorer.rows(training, part, 3, bucket)) for part in (picks, fill(picks, 4)))
+        plain, filled = (scorer.loss({}, *scorer.rows(training, part, 3, bucket))
+                         for part in (picks, fill(picks, 4)))
         each = [scorer.loss({}, *scorer.rows(training, picks[i : i + 1], 1, bucket)) for i in range(3)]
-        assert float(plain) == pytest.approx(float(filled), abs=1e-6) == pytest.approx(float(sum(each)) / 3, abs=1e-6)
+        assert float(plain) == pytest.approx(float(filled), abs=1e-6) == pytest.approx(float(sum(each)) / 3,
+                                                                                       abs=1e-6)
 
 
 def test_a_stack_is_cut_to_what_scoring_takes(sets, make_host, tmp_path, monkeypatch):
     got = tasks(sets, make_host, "llama", "grid.inits=[scratch,pissa]", "~grid.relations.different")
     planned, asked = plan(got.grid), []
     runs = [run for run in planned.runs.values() if run.data.name == "sums" and run.method]
-    monkeypatch.setattr(execute, "most_members", lambda one, device, share: asked.append(one) or 8)
+    monkeypatch.setattr(execute, "max_stack_size", lambda one, device, share: asked.append(one) or 8)
     for batch in (1, 100_000):
-        monkeypatch.setattr(AnswerScorer, "scoring_bytes", lambda self, test, size, batch=batch: 1_000_000 * batch)
-        execute.execute(runs, {run.run_id: [0, 3] for run in runs}, Desk(Store(tmp_path / str(batch)), got.data))
+        monkeypatch.setattr(AnswerScorer, "scoring_bytes", lambda self, test, size, batch=batch: 1_000_000
+                            * batch)
+        execute.execute(runs, {run.run_id: [0, 3] for run in runs},
+                        WorkerContext(Store(tmp_path / str(batch)), got.data))
     assert asked[0] != 1_000_000 and asked[1] == 1_000_000 * 100_000
     scorer = AnswerScorer(load_host(runs[0].host), runs[0].task)
     monkeypatch.undo()
-    test = Desk(Store("."), got.data).test(load_host(runs[0].host), runs[0])
+    test = WorkerContext(Store("."), got.data).test(load_host(runs[0].host), runs[0])
     assert scorer.scoring_bytes(test, 16) < scorer.scoring_bytes(test, 1000), "it grows with the batch"
 
 
@@ -132,7 +139,7 @@ def test_what_no_run_of_a_stack_can_do_fails_each_once(sets, make_host, tmp_path
              "+data.sums.answers.max_length=3", "data.sums.answers.new_tokens=2")
     got, store = tasks(sets, make_host, "llama", *words), Store(tmp_path / "bad")
     runs = [run for run in plan(got.grid).runs.values() if run.data.name == "sums" and run.method]
-    execute.execute(runs, {run.run_id: [0, 3] for run in runs}, Desk(store, got.data))
+    execute.execute(runs, {run.run_id: [0, 3] for run in runs}, WorkerContext(store, got.data))
     assert set(store.failures()) == {run.run_id for run in runs} and len(runs) == 4
     assert "halving" not in caplog.text, "no smaller stack could do it"
     errors = {failure["error"] for failure in store.failures().values()}
@@ -166,7 +173,8 @@ def test_a_chat_template_is_part_of_the_host_and_must_not_tell_the_date(make_hos
 
 def test_a_normaliser_that_leaves_nothing_is_found_before_anything_runs(tmp_path):
     for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "so ?", "answer": "yes"}\n')
+        (tmp_path / f"{split}.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n{"prompt": "so ?", '
+                                                 '"answer": "yes"}\n')
     source = DataSource("set", path=str(tmp_path), splits={"train": "train", "test": "test"},
                         answers={"scoring": "exact_match", "new_tokens": 4, "normaliser": "last_number"})
     with pytest.raises(UserError, match="example 2: the normaliser leaves nothing of the answer 'yes'"):
@@ -179,12 +187,13 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", ["sums", "quiz"])
 def test_a_killed_run_of_answers_goes_on_to_the_same_bits(name, sets, make_host, tmp_path):
-    got = tasks(sets, make_host, "llama", "grid.inits=[scratch,pissa]", "grid.budgets=[2,4,6]", "~grid.relations.different")
+    got = tasks(sets, make_host, "llama", "grid.inits=[scratch,pissa]", "grid.budgets=[2,4,6]",
+                "~grid.relations.different")
     planned, done = plan(got.grid), []
     runs = [run for run in planned.runs.values() if run.data.name == name and run.method]
     marks = {run.run_id: sorted(planned.marks[run.run_id]) for run in runs}
     whole, again = Store(tmp_path / "whole"), Store(tmp_path / "again")
-    execute.execute(runs, marks, Desk(whole, got.data))
+    execute.execute(runs, marks, WorkerContext(whole, got.data))
 
     def dies(stage):
         done.append(stage.updates)
@@ -192,11 +201,12 @@ def test_a_killed_run_of_answers_goes_on_to_the_same_bits(name, sets, make_host,
             raise Killed
 
     with pytest.raises(Killed):
-        execute.execute(runs, marks, Desk(again, got.data, dies, checkpoint_seconds=0))
+        execute.execute(runs, marks, WorkerContext(again, got.data, dies, checkpoint_seconds=0))
     told = []
-    execute.execute(runs, marks, Desk(again, got.data, told.append))
+    execute.execute(runs, marks, WorkerContext(again, got.data, told.append))
     begun = (told[0].updates, set(told[0].runs))
-    assert begun == (4, {run.run_id for run in runs}), "what was kept at the mark of four updates is not done again"
+    assert begun == (4,
+                     {run.run_id for run in runs}), "what was kept at the mark of four updates is not done again"
     for run in runs:
         one, two = whole.predictions(run.run_id), again.predictions(run.run_id)
         assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)

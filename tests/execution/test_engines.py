@@ -9,7 +9,7 @@ from portability.core.errors import UserError
 from portability.execution import worker as workers
 from portability.execution.engines import base
 from portability.execution.engines.base import Ended, Engine
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.execution.worker import Job, Setup, Worker, work
 from portability.hosts.devices import Place
 from portability.store import Result, Store
@@ -57,7 +57,7 @@ def hand(store, claims=None):
         taken.append([run.run_id for run in job.runs])
         finish(store, job)
 
-    return SimpleNamespace(desk=SimpleNamespace(store=store), claims=claims or Claims(store.root),
+    return SimpleNamespace(context=SimpleNamespace(store=store), claims=claims or Leases(store.root),
                            stopped=threading.Event(), run=run, taken=taken)
 
 
@@ -67,7 +67,7 @@ def test_runs_that_another_command_has_in_hand_are_waited_for_and_are_free_once_
     one, other = job.runs
     engine.submit([job])
     events = engine.events()
-    with Claims(tmp_path).held([one.run_id, other.run_id]):
+    with Leases(tmp_path).held([one.run_id, other.run_id]):
         finish(book.store, Job([one], job.marks))
         thread = threading.Thread(target=lambda: [next(events)])
         thread.start()
@@ -82,7 +82,7 @@ def test_a_death_is_told_with_all_that_the_worker_had_in_hand(tmp_path):
     job = origin_job(book)
 
     def act(name):
-        claims = Claims(tmp_path, name)
+        claims = Leases(tmp_path, name)
         for run in job.runs:
             claims._take(run.run_id)
         return "the worker ended with exit code -9"
@@ -91,14 +91,15 @@ def test_a_death_is_told_with_all_that_the_worker_had_in_hand(tmp_path):
     engine.submit([job])
     end = next(event for event in engine.events() if isinstance(event, Ended))
     assert engine.started[0][1] == 1 and end.death == "the worker ended with exit code -9"
-    assert end.job.runs == job.runs and not engine.jobs and not Claims(tmp_path).all()
+    assert end.job.runs == job.runs and not engine.jobs and not Leases(tmp_path).all()
     assert [len(again.runs) for again in book.settle(end.job, end.death)] == [1, 1]
 
 
 def test_workers_that_end_before_they_begin_are_not_started_for_ever(tmp_path):
     engine = Pretended(tmp_path, lambda name: "exit code 7")
     engine.submit(ledger(tmp_path, seeds=2).jobs())
-    with pytest.raises(UserError, match="workers in a row ended before they had begun; the last: exit code 7"):
+    with pytest.raises(UserError, match="workers in a row ended before they had begun; the last: exit code "
+                       "7"):
         list(engine.events())
     assert len(engine.started) == 2 and all(count <= 2 for _, count in engine.started)
 
@@ -107,7 +108,7 @@ def test_a_worker_takes_whole_jobs_first_and_parts_before_it_idles(tmp_path):
     book = ledger(tmp_path, seeds=2)
     origins = [run.run_id for run in origin_job(book).runs]
     jobs = book.jobs()
-    with Claims(tmp_path).held(origins):  # another is at them
+    with Leases(tmp_path).held(origins):  # another is at them
         mine = hand(book.store)
         mine.stopped.wait = lambda _: mine.stopped.set()  # it would wait now
         work(jobs, mine, 0.0)
@@ -124,7 +125,7 @@ def test_a_worker_leaves_what_waits_for_nobody_and_what_a_dead_one_had(tmp_path)
     book = ledger(tmp_path, seeds=1)
     origin = origin_job(book).runs[0].run_id
     book.store.fail(origin, {"error": "boom", "kind": "ValueError"})
-    claims = Claims(tmp_path, "dead")
+    claims = Leases(tmp_path, "dead")
     bare = next(run_id for run_id, run in book.todo.items() if run.method is None)
     claims._take(bare)
     mine = hand(book.store)
@@ -140,7 +141,7 @@ def test_dependents_wait_for_all_marks_of_their_origin_and_a_limit_is_kept(tmp_p
     book = ledger(tmp_path, seeds=1)
     origin = origin_job(book).runs[0].run_id
     book.store.commit(origin, Result({"train_info": {"metrics": [{"updates": 7}]}}))
-    with Claims(tmp_path).held([origin]):
+    with Leases(tmp_path).held([origin]):
         mine, other = hand(book.store), hand(book.store)
         work(book.jobs(), mine, 0.0, most=1)
         assert len(mine.taken) == 1
@@ -156,24 +157,24 @@ def test_a_run_that_leaves_nothing_behind_has_failed(tmp_path, monkeypatch, data
     book = ledger(tmp_path, seeds=1)
     sources = (DataSource("one", path=str(data_folders["one"])),)
     setup = Setup(tmp_path, sources, "drop", TrackingSpec("disabled", "", tmp_path))
-    monkeypatch.setattr(execute, "execute", lambda runs, marks, desk: None)
+    monkeypatch.setattr(execute, "execute", lambda runs, marks, context: None)
     job = origin_job(book)
     Worker(setup, Place("cpu", 1.0)).run(job)
     assert "neither record nor failure" in Store(tmp_path).failures()[job.runs[0].run_id]["error"]
 
 
 def test_a_fault_that_no_run_is_blamed_for_leaves_the_claims_to_whoever_counts_deaths(tmp_path):
-    with pytest.raises(RuntimeError), Claims(tmp_path).held(["a"]):
+    with pytest.raises(RuntimeError), Leases(tmp_path).held(["a"]):
         raise RuntimeError("the device is lost")
-    assert set(Claims(tmp_path).all()) == {"a"}
-    with pytest.raises(OSError), Claims(tmp_path).held(["b"]):
+    assert set(Leases(tmp_path).all()) == {"a"}
+    with pytest.raises(OSError), Leases(tmp_path).held(["b"]):
         raise OSError("the disk is full")
-    assert set(Claims(tmp_path).all()) == {"a"}
+    assert set(Leases(tmp_path).all()) == {"a"}
 
 
 def test_a_worker_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE_SECONDS", 0.1)
     book = ledger(tmp_path, seeds=1)
-    with Claims(tmp_path).held([origin_job(book).runs[0].run_id]):
+    with Leases(tmp_path).held([origin_job(book).runs[0].run_id]):
         work(book.jobs(), hand(book.store), 0.01)
     assert any(run.origin and not book.store.has(run_id) for run_id, run in book.todo.items())

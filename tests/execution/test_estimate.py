@@ -9,9 +9,9 @@ import pytest
 from portability.core.errors import UserError
 from portability.core.specs import AnswerSpec
 from portability.execution import estimate as module
-from portability.execution.estimate import Estimate, agree, estimate
-from portability.execution.scheduler import carry_out
-from portability.planning.cost import work
+from portability.execution.estimate import Estimate, confirm, estimate
+from portability.execution.scheduler import run_plan
+from portability.planning.cost import cost_units
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Result, Store
@@ -21,7 +21,7 @@ from support.studies import small
 
 
 def whole(run, marks):
-    return work(run, run.train.updates, len(marks[run.run_id]))
+    return cost_units(run, run.train.updates, len(marks[run.run_id]))
 
 
 def test_finished_runs_tell_how_long_the_others_take(tmp_path):
@@ -50,32 +50,34 @@ def test_what_no_run_is_known_of_is_bounded_or_left_open(tmp_path):
 
 def test_more_than_an_hour_is_asked_for(monkeypatch):
     long = Estimate(10, 7200.0, 2, 30.0, "guessed")
-    agree(Estimate(10, 3000.0, 2, 30.0, "guessed"), yes=False)
-    agree(long, yes=True)
-    with pytest.raises(UserError, match="2.0 h on 2 workers, 30 MB of disk.*repeat the command with yes=true"):
-        agree(long, yes=False)
+    confirm(Estimate(10, 3000.0, 2, 30.0, "guessed"), yes=False)
+    confirm(long, yes=True)
+    with pytest.raises(UserError, match="2.0 h on 2 workers, 30 MB of disk.*repeat the command with "
+                       "yes=true"):
+        confirm(long, yes=False)
     for answer, starts in (("y\n", True), ("\n", False), ("no\n", False)):
         terminal = io.StringIO(answer)
         terminal.isatty = lambda: True
         monkeypatch.setattr("sys.stdin", terminal)
         if starts:
-            agree(long, yes=False)
+            confirm(long, yes=False)
         else:
             with pytest.raises(UserError, match="nothing was started"):
-                agree(long, yes=False)
+                confirm(long, yes=False)
 
 
 @pytest.mark.system
-def test_a_calibration_measures_real_updates_and_a_long_launch_starts_nothing(data_folders, make_host, tmp_path, monkeypatch):
+def test_a_calibration_measures_real_updates_and_a_long_launch_starts_nothing(data_folders, make_host,
+                                                                              tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WORST", (1.0, 1.0))  # no bound says anything
     monkeypatch.setattr(module, "ASK_SECONDS", 0.01)
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=long", "method=lora", "engine.workers=1",
-                  "tracking.wandb=disabled", "grid.seeds=[0]")
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=long", "method=lora",
+                  "engine.workers=1", "tracking.wandb=disabled", "grid.seeds=[0]")
     with pytest.raises(UserError, match="calibrated on 2 hosts.*yes=true") as error:
         command(study)
     assert not (tmp_path / "long" / "runs").exists() and seconds(str(error.value)) < 600
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=long", "method=lora", "engine.workers=1",
-                  "tracking.wandb=disabled", "grid.seeds=[0]", "yes=true")
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=long", "method=lora",
+                  "engine.workers=1", "tracking.wandb=disabled", "grid.seeds=[0]", "yes=true")
     assert command(study) == 0
 
 
@@ -86,18 +88,20 @@ def seconds(text):
 
 def test_a_queue_elsewhere_is_not_calibrated_from_here(data_folders, make_host, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "WORST", (1.0, 1e6))
-    monkeypatch.setattr("portability.execution.engines.slurm.Slurm.check", lambda conf: None)  # no cluster is needed to ask
+    # no cluster is needed to ask
+    monkeypatch.setattr("portability.execution.engines.slurm.Slurm.check", lambda conf: None)
     study = small(data_folders, make_host, f"results={tmp_path}", "study=far", "engine=slurm", "method=lora")
     planned, store = plan(study.grid), Store(tmp_path / "far")
     with pytest.raises(UserError, match="run a part first .only=...., or repeat the command with yes=true"):
-        carry_out(planned, planned.runs, store, study, TrackingSpec("disabled", "x", tmp_path))
+        run_plan(planned, planned.runs, store, study, TrackingSpec("disabled", "x", tmp_path))
 
 
 def test_written_answers_and_choices_are_more_work_than_labels():
     run = next(run for run in plan(grid()).runs.values() if run.method)
     spec = AnswerSpec("exact_match", "squad", None, 10, 64)
-    written, chosen = (replace(run, task=task) for task in (spec, replace(spec, scoring="choice", new_tokens=None)))
-    scoring = [work(one, 0, 1) for one in (run, written, chosen)]
+    written, chosen = (replace(run, task=task) for task in (spec,
+                                                            replace(spec, scoring="choice", new_tokens=None)))
+    scoring = [cost_units(one, 0, 1) for one in (run, written, chosen)]
     assert scoring[1] == pytest.approx(11 * scoring[0]) and scoring[2] == pytest.approx(4 * scoring[0])
 
 

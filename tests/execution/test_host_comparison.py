@@ -15,7 +15,7 @@ import pytest
 from portability.core.specs import TaskSpec
 from portability.execution import host_comparison as pairs
 from portability.planning.plan import plan
-from portability.planning.selection import Part, chosen
+from portability.planning.selection import Part, select_runs
 from portability.porting.similarity import compare_hosts
 from portability.run import command
 from portability.store import Store
@@ -58,13 +58,15 @@ def compared(finished, data_folders, make_host, tmp_path_factory):
 
 
 @pytest.mark.system
-def test_the_hosts_of_a_study_are_compared_once_and_a_repeat_loads_nothing(compared, data_folders, make_host, tmp_path):
+def test_the_hosts_of_a_study_are_compared_once_and_a_repeat_loads_nothing(compared, data_folders, make_host,
+                                                                           tmp_path):
     store = Store(compared / "alike")
     (pair,), (file,) = store.host_pairs(), stored.paths(store.root)
     one, two = make_host("t5", 32, 2, 4, 0), make_host("t5", 32, 2, 4, 1)
     assert {pair["one_fingerprint"], pair["other_fingerprint"]} == {one.fingerprint, two.fingerprint}
     assert {pair["one"], pair["other"]} == {"nano-raw-base", "nano-tuned-base"}
-    texts = [json.loads(line)["text"] for line in (data_folders["one"] / "train.jsonl").read_text().splitlines()]
+    texts = [json.loads(line)["text"] for line in (data_folders["one"]
+                                                   / "train.jsonl").read_text().splitlines()]
     direct = compare_hosts(one, two, texts, TaskSpec("{text} answer :", ("negative", "positive"), 48))
     assert pair["texts"] == len(texts) == 200 and pair["cka"] == pytest.approx(direct["cka"], abs=1e-6)
     assert pair["weight_distance"] == direct["weight_distance"] and pair["schema"] == stored.SCHEMA
@@ -79,12 +81,14 @@ def test_the_hosts_of_a_study_are_compared_once_and_a_repeat_loads_nothing(compa
 
 
 @pytest.mark.system
-def test_an_unreadable_host_is_a_warning_and_the_next_command_tries_again(finished, data_folders, make_host, tmp_path, caplog):
+def test_an_unreadable_host_is_a_warning_and_the_next_command_tries_again(finished, data_folders, make_host,
+                                                                          tmp_path, caplog):
     root, host = tmp_path / "results", tmp_path / "host"
     shutil.copytree(finished, root)
     shutil.copytree(make_host("t5", 32, 2, 4, 1).source, host)
     study = modest(data_folders, make_host, root, f"host.nano-tuned-base.path={host}")
-    (host / "model.safetensors").write_bytes((host / "model.safetensors").read_bytes()[:-100])  # after it was planned
+    # after it was planned
+    (host / "model.safetensors").write_bytes((host / "model.safetensors").read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
         assert command(study) == 0
     (said,) = [record.getMessage() for record in caplog.records if "not compared" in record.getMessage()]
@@ -119,7 +123,8 @@ def _dies_at_the_guilty(todo, setup):
 def trio(data_folders, make_host, root):
     """A study of four hosts, one of which is guilty."""
     ends = [make_host("t5", 32, 2, 4, seed).source for seed in (0, 1, 2)]
-    return small(data_folders, make_host, f"results={root}", "study=trio", *WORDS, f"+host.guilty.path={ends[2]}",
+    return small(data_folders, make_host, f"results={root}", "study=trio", *WORDS,
+                 f"+host.guilty.path={ends[2]}",
                  "grid.pairs=[[raw_base,tuned_base],[guilty,raw_base],[tuned_base,raw_base],[raw_base,raw_base],"
                  "[tuned_base,raw_large]]")
 
@@ -129,12 +134,14 @@ def test_a_pair_that_kills_the_process_does_not_keep_the_others_from_being_compa
         data_folders, make_host, tmp_path, monkeypatch, caplog):
     planned, store = plan(trio(data_folders, make_host, tmp_path).grid), Store(tmp_path / "trio")
     monkeypatch.setattr(pairs, "_measure", _dies_at_the_guilty)
-    assert len(pairs.lacking(planned, planned.runs, store)) == 3  # a direction is no pair of its own, nor is a host with itself
+    # a direction is no pair of its own, nor is a host with itself
+    assert len(pairs.lacking(planned, planned.runs, store)) == 3
     with caplog.at_level(logging.WARNING):
         pairs.compare_pairs(planned, planned.runs, store, None)
     (said,) = [record.getMessage() for record in caplog.records]
     assert "guilty" in said and "exit code -9" in said and "memory" in said
-    assert len(store.host_pairs()) == 2 and all("guilty" not in (pair["one"], pair["other"]) for pair in store.host_pairs())
+    assert len(store.host_pairs()) == 2 and all("guilty" not in (pair["one"], pair["other"])
+                                                for pair in store.host_pairs())
     assert len(pairs.lacking(planned, planned.runs, store)) == 1
 
 
@@ -152,12 +159,14 @@ def test_a_full_disk_is_a_warning(data_folders, make_host, tmp_path, monkeypatch
 
 @pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_comparison_as_it_ends_training(finished, data_folders, make_host, tmp_path, number):
+def test_an_interrupt_ends_the_comparison_as_it_ends_training(finished, data_folders, make_host, tmp_path,
+                                                              number):
     shutil.copytree(finished, tmp_path / "results")
     words = typed(data_folders, make_host, tmp_path / "results")
-    process = subprocess.Popen([sys.executable, "-m", "portability.run", *words], stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    wait_for(lambda: len(children(process.pid)) > 1 or process.poll() is not None)  # multiprocessing's tracker, and ours
+    process = subprocess.Popen([sys.executable, "-m", "portability.run", *words], stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    # multiprocessing's tracker, and ours
+    wait_for(lambda: len(children(process.pid)) > 1 or process.poll() is not None)
     started = children(process.pid)
     process.send_signal(number)
     said = process.communicate(timeout=30)[1]
@@ -169,9 +178,10 @@ def test_an_interrupt_ends_the_comparison_as_it_ends_training(finished, data_fol
 def test_the_chosen_parts_pairs_alone_are_compared(data_folders, make_host, tmp_path):
     planned, store = plan(trio(data_folders, make_host, tmp_path).grid), Store(tmp_path)
     only = Part({"origin": ["guilty"], "init": ["ported"]}, (1, 1), "died", True)
-    (pair,) = pairs.lacking(planned, chosen(planned, only), store)
+    (pair,) = pairs.lacking(planned, select_runs(planned, only), store)
     assert {pair.one.name, pair.other.name} == {"guilty", "nano-raw-base"}
-    assert pairs.lacking(planned, chosen(planned, Part({"init": ["bare"]}, (1, 1), "died", True)), store) == []
+    assert pairs.lacking(planned, select_runs(planned, Part({"init": ["bare"]}, (1, 1), "died", True)),
+                         store) == []
 
 
 def test_studies_of_one_question_give_a_pair_one_name(data_folders, make_host, tmp_path):
@@ -180,9 +190,11 @@ def test_studies_of_one_question_give_a_pair_one_name(data_folders, make_host, t
         return [pair.name for pair in pairs.lacking(planned, planned.runs, Store(tmp_path))]
 
     first = names("study=a")
-    assert len(first) == 1 and names("study=b", "grid.seeds=[4]", "method=adapter", "grid.budgets=[9]") == first
+    assert len(first) == 1 and names("study=b", "grid.seeds=[4]", "method=adapter",
+                                     "grid.budgets=[9]") == first
     assert names("grid.pairs=[[tuned_base,raw_base]]") == first  # of a pair, not of a direction
-    assert names("task.max_length=47") != first and names("grid.data=nano_meals", "+grid.relations.x=nano_films") != first
+    assert names("task.max_length=47") != first and names("grid.data=nano_meals",
+                                                          "+grid.relations.x=nano_films") != first
 
 
 # ---- the store
@@ -196,7 +208,8 @@ def test_packed_and_merged_studies_keep_their_pairs(compared, finished, tmp_path
     assert packed.published and packed.host_pairs() == source.host_pairs()
     shutil.copytree(finished / "alike", tmp_path / "merged")
     assert store_command(["merge", str(tmp_path / "merged"), str(source.root)]) == 0
-    assert "1 pair of hosts" in capsys.readouterr().out and Store(tmp_path / "merged").host_pairs() == source.host_pairs()
+    assert "1 pair of hosts" in capsys.readouterr().out and Store(tmp_path
+                                                                  / "merged").host_pairs() == source.host_pairs()
     assert store_command(["merge", str(tmp_path / "merged"), str(source.root)]) == 0
     assert "of hosts" not in capsys.readouterr().out
     for root in (packed.root, tmp_path / "merged"):
@@ -209,7 +222,8 @@ def test_a_damaged_or_newer_pair_is_named_and_passed_over(compared, tmp_path, ca
     store = Store(tmp_path / "alike")
     (file,) = stored.paths(store.root)
     whole = json.loads(file.read_text())
-    for change, says in (({"cka": 0.5}, "differs from its own digest"), ({"schema": 99}, "schema 99, this version reads 1")):
+    for change, says in (({"cka": 0.5}, "differs from its own digest"),
+                         ({"schema": 99}, "schema 99, this version reads 1")):
         file.write_text(json.dumps({**whole, **change}))
         caplog.clear()
         assert store.host_pairs() == [] and file.name in caplog.text and says in caplog.text

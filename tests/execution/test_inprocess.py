@@ -9,7 +9,7 @@ import pytest
 
 from portability.core.errors import UserError
 from portability.execution.engines import ENGINES
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
@@ -36,7 +36,7 @@ def test_this_process_gives_the_bits_of_a_local_worker(data_folders, make_host, 
         assert here.read(run_id)["train_info"]["metrics"] == there.read(run_id)["train_info"]["metrics"]
         mine, theirs = here.predictions(run_id), there.predictions(run_id)
         assert set(mine) == set(theirs) and all(np.array_equal(mine[key], theirs[key]) for key in mine)
-    assert not Claims(here.root).all()
+    assert not Leases(here.root).all()
 
 
 def test_an_interruption_keeps_checkpoints_and_the_next_command_goes_on(data_folders, make_host, tmp_path):
@@ -47,7 +47,7 @@ def test_an_interruption_keeps_checkpoints_and_the_next_command_goes_on(data_fol
     (run_id,) = (run_id for run_id, run in plan(study.grid).runs.items() if run.method)
 
     def interrupt():
-        wait_for(lambda: any(stage.updates for stage in Claims(store.root).stages().values()))
+        wait_for(lambda: any(stage.updates for stage in Leases(store.root).stages().values()))
         _thread.interrupt_main()
 
     thread = threading.Thread(target=interrupt)
@@ -55,7 +55,7 @@ def test_an_interruption_keeps_checkpoints_and_the_next_command_goes_on(data_fol
     with pytest.raises(KeyboardInterrupt):
         command(study)
     thread.join()
-    assert store.checkpoint(run_id) is not None and not Claims(store.root).all() and not store.has(run_id)
+    assert store.checkpoint(run_id) is not None and not Leases(store.root).all() and not store.has(run_id)
     assert command(study) == 0
     assert store.has(run_id) and store.checkpoint(run_id) is None
 
@@ -75,4 +75,4 @@ def test_a_run_that_takes_too_long_has_failed_and_a_full_disk_ends_the_command(
     monkeypatch.setattr(Store, "commit", full)
     with pytest.raises(UserError, match="cannot go on: No space left on device; finished runs are kept"):
         command(small(data_folders, make_host, *words, "study=full", "grid.budgets=[2]"))
-    assert os.getpid() not in [claim.pid for claim in Claims(tmp_path / "full").all().values()]
+    assert os.getpid() not in [claim.pid for claim in Leases(tmp_path / "full").all().values()]

@@ -1,4 +1,5 @@
-"""What can be known before work is said by the plan, and at once by the command: one sentence, and nothing is written."""
+"""What can be known before work is said by the plan, and at once by the command: one sentence, and nothing is
+written."""
 
 import json
 import shutil
@@ -24,7 +25,8 @@ from support.studies import command as words_of
 from support.studies import small
 from support.tokenizers import gpt2_like
 
-QUICK = ("grid.seeds=[0]", "grid.budgets=[2]", "engine=inprocess", "tracking.wandb=disabled", "grid.study_data=[nano_films]")
+QUICK = ("grid.seeds=[0]", "grid.budgets=[2]", "engine=inprocess", "tracking.wandb=disabled",
+         "grid.study_data=[nano_films]")
 
 
 @pytest.fixture
@@ -34,7 +36,8 @@ def said(data_folders, make_host, tmp_path):
         found = []
         for mode in ("plan", "run"):
             got = study(data_folders, make_host, f"host.nano-raw-base.path={one.source}",
-                        f"host.nano-tuned-base.path={two.source}", f"results={tmp_path}/results", *QUICK, f"mode={mode}", *more)
+                        f"host.nano-tuned-base.path={two.source}", f"results={tmp_path}/results", *QUICK,
+                        f"mode={mode}", *more)
             with pytest.raises(UserError) as error:
                 command(got)
             found.append(str(error.value))
@@ -52,7 +55,8 @@ def with_method(folder, library, config, settings):
     (folder / "method" / "mine.yaml").write_text(json.dumps({"mine": value}))
 
     def composed(data_folders, make_host, *more):
-        return compose(["--config-dir", str(folder), f"data.nano_films.path={data_folders['one']}", "method=[mine]",
+        return compose(["--config-dir", str(folder), f"data.nano_films.path={data_folders['one']}",
+                        "method=[mine]",
                         "task.template='{text} answer :'", "task.max_length=48", "similarity=false", *more])
 
     return composed
@@ -66,10 +70,13 @@ def with_method(folder, library, config, settings):
     ("t5", "adapters", "LoReftConfig", {}, "no place is known for parameter"),
     ("t5", "adapters", "LoRAConfig", {"selfattn_lora": False}, "adds no parameter to host"),
     ("t5", "adapters", "LoRAConfig", {"rnak": 3}, "unexpected keyword argument 'rnak'"),
-    ("t5", "adapters", "CompacterConfig", {"bottleneck": 10, "phm_dim": 5}, "width 32 must divide by phm_dim 5"),
-    ("gpt2", "portability", "LoRA", {"r": 2, "sites": ["ffn_gate"]}, "has no site 'ffn_gate'; it has attention_out"),
+    ("t5", "adapters", "CompacterConfig", {"bottleneck": 10, "phm_dim": 5}, "width 32 must divide by phm_dim "
+     "5"),
+    ("gpt2", "portability", "LoRA", {"r": 2, "sites": ["ffn_gate"]}, "has no site 'ffn_gate'; it has "
+     "attention_out"),
 ])
-def test_a_method_that_cannot_stand_on_a_host_is_named(said, make_host, tmp_path, family, library, config, settings, says):
+def test_a_method_that_cannot_stand_on_a_host_is_named(said, make_host, tmp_path, family, library, config,
+                                                       settings, says):
     host = make_host(family)
     sentence = said(host, host, study=with_method(tmp_path, library, config, settings))
     assert says in sentence and "'mine'" in sentence and "'nano-raw-base'" in sentence
@@ -77,7 +84,8 @@ def test_a_method_that_cannot_stand_on_a_host_is_named(said, make_host, tmp_path
 
 def test_what_a_library_itself_refuses_is_named(make_host, data_folders, tmp_path):
     composed = with_method(tmp_path, "adapters", "PromptTuningConfig", {})
-    with pytest.raises(UserError, match="host 'nano-raw-base', method 'mine': ValueError: .* is not supported by this model"):
+    with pytest.raises(UserError, match="host 'nano-raw-base', method 'mine': ValueError: .* is not "
+                       "supported by this model"):
         command(composed(data_folders, make_host, f"host.nano-raw-base.path={make_host('gpt2').source}",
                          f"host.nano-tuned-base.path={make_host('gpt2').source}", *QUICK, "mode=plan"))
 
@@ -88,19 +96,28 @@ def test_sizes_that_a_methods_file_leaves_out_are_the_librarys(load, config):
     attached = attach(load(), MethodSpec("mine", "adapters", config, settings, 1e-3))
     state = attached.init_parameters(0)
     assert {name: value.shape for name, value in attached.to_parameters(state).items()} == attached.shapes
-    size = {"LoRAConfig": ("rank", 8), "PrefixTuningConfig": ("prefix", 30), "CompacterConfig": ("phm", 4)}[config]
-    assert size in {pair for slot, value in state.tensors.items() for pair in zip(state.axes[slot], value.shape, strict=True)}
+    size = {"LoRAConfig": ("rank", 8), "PrefixTuningConfig": ("prefix", 30),
+            "CompacterConfig": ("phm", 4)}[config]
+    assert size in {pair for slot, value in state.tensors.items()
+                    for pair in zip(state.axes[slot], value.shape, strict=True)}
 
 
 @pytest.mark.parametrize(("one", "two", "words", "says"), [
-    (("t5", 32, 2, 4), ("t5", 32, 3, 4), ("method=[lora]", "grid.ports=[copy]"), "decoder has 2 layers and decoder has 3"),
-    (("t5", 32, 2, 4), ("t5", 48, 2, 4), ("method=[lora]", "grid.ports=[copy]"), r"(8, 32) to 'nano-tuned-base' (8, 48)"),
-    (("llama", 32, 2, 4), ("llama", 32, 2, 2), ("method=[prefix]", "grid.ports=[copy]"), "self_prefix.prefix_key"),
-    (("bert", 32, 2, 4), ("bert", 48, 2, 4), ("method=[lora]", "grid.ports=[copy]", "grid.inits=[scratch]"), "head of width"),
-    (("t5", 32, 2, 4), ("t5", 32, 3, 4), ("method=[lora]", "grid.ports=[pad_skip]"), "layer map 'skip' only drops layers"),
+    (("t5", 32, 2, 4), ("t5", 32, 3, 4), ("method=[lora]", "grid.ports=[copy]"), "decoder has 2 layers and "
+     "decoder has 3"),
+    (("t5", 32, 2, 4), ("t5", 48, 2, 4), ("method=[lora]", "grid.ports=[copy]"), r"(8, 32) to "
+     r"'nano-tuned-base' (8, 48)"),
+    (("llama", 32, 2, 4), ("llama", 32, 2, 2), ("method=[prefix]", "grid.ports=[copy]"),
+     "self_prefix.prefix_key"),
+    (("bert", 32, 2, 4), ("bert", 48, 2, 4), ("method=[lora]", "grid.ports=[copy]", "grid.inits=[scratch]"),
+     "head of width"),
+    (("t5", 32, 2, 4), ("t5", 32, 3, 4), ("method=[lora]", "grid.ports=[pad_skip]"), "layer map 'skip' only "
+     "drops layers"),
     (("t5", 32, 2, 4), ("gpt2", 32, 2, 4), ("method=[lora]",), "partial carry"),
-    (("t5", 32, 1, 4), ("t5", 32, 2, 4), ("method=[lora]", "grid.inits=[shuffled]"), "has no layers to exchange"),
-    (("t5", 32, 2, 4), ("t5", 48, 2, 4), ("method=[lora]", "grid.inits=[sampled]", "init.sampled.options.law=x"), "law of"),
+    (("t5", 32, 1, 4), ("t5", 32, 2, 4), ("method=[lora]", "grid.inits=[shuffled]"), "has no layers to "
+     "exchange"),
+    (("t5", 32, 2, 4), ("t5", 48, 2, 4), ("method=[lora]", "grid.inits=[sampled]",
+                                          "init.sampled.options.law=x"), "law of"),
 ])
 def test_a_start_that_no_strategy_can_make_is_named(said, make_host, one, two, words, says):
     sentence = said(make_host(*one), make_host(*two, 1), *words)
@@ -112,7 +129,8 @@ def test_a_tokenizer_of_another_host_is_named(said, make_host, tmp_path):
     model.resize_token_embeddings(10)
     model.save_pretrained(tmp_path / "small")
     tiny.tokenizer().save_pretrained(tmp_path / "small")
-    sentence = said(make_host("gpt2"), describe(HostSource("small", path=str(tmp_path / "small"))), "method=[lora]")
+    sentence = said(make_host("gpt2"), describe(HostSource("small", path=str(tmp_path / "small"))),
+                    "method=[lora]")
     assert "host 'nano-tuned-base' gives token" in sentence and "its embedding ends at token 9; take a whole copy" in sentence
 
 
@@ -161,7 +179,8 @@ def test_prompts_that_do_not_fit_a_host_are_named(sets, make_host, tmp_path, wor
 @pytest.mark.system
 def test_the_command_exits_with_2_and_trains_nothing(make_host, data_folders, tmp_path):
     words = [f"data.nano_films.path={data_folders['one']}", "method=[lora]", "grid.ports=[copy]", *QUICK,
-             f"host.nano-raw-base.path={make_host('t5').source}", f"host.nano-tuned-base.path={make_host('t5', 48).source}"]
+             f"host.nano-raw-base.path={make_host('t5').source}",
+             f"host.nano-tuned-base.path={make_host('t5', 48).source}"]
     for mode in ("plan", "run"):
         done = words_of(*words, f"mode={mode}", cwd=tmp_path)
         assert done.returncode == 2 and "portability: init 'ported', method 'lora'" in done.stderr, done.stderr
@@ -180,14 +199,16 @@ def test_what_fits_is_looked_at_once_and_without_weights(make_host, data_folders
 
     monkeypatch.setattr(hosts, "load_plain", refuse)
     monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / "cache"))
-    got = small(data_folders, make_host, f"results={tmp_path}", "mode=plan", "method=[lora,prefix]", "grid.seeds=[0,1,2]",
-                "grid.inits=[ported,sampled_norm,scratch,shuffled,compute_matched]")
+    got = small(data_folders, make_host, f"results={tmp_path}", "mode=plan", "method=[lora,prefix]",
+                "grid.seeds=[0,1,2]", "grid.inits=[ported,sampled_norm,scratch,shuffled,compute_matched]")
     seen = []
     original = rehearse.Rehearsal.of
-    monkeypatch.setattr(rehearse.Rehearsal, "of", lambda self, *question: (seen.append(question), original(self, *question))[1])
+    monkeypatch.setattr(rehearse.Rehearsal, "of", lambda self, *question: (seen.append(question),
+                                                                           original(self, *question))[1])
     assert command(got) == 0
     kinds = {(run.host.name, run.method and run.method.name, run.init.name) for run, _ in seen}
-    assert len(kinds) == len(seen) < len(plan(got.grid).runs) / 2  # seeds, updates and budgets make no difference
+    # seeds, updates and budgets make no difference
+    assert len(kinds) == len(seen) < len(plan(got.grid).runs) / 2
     assert command(got) == 0 and len(seen) == len(kinds)
     monkeypatch.setattr(preview, "_ours", lambda: "other code")
     assert command(got) == 0 and len(seen) == 2 * len(kinds)
@@ -195,11 +216,13 @@ def test_what_fits_is_looked_at_once_and_without_weights(make_host, data_folders
 
 def test_random_numbers_are_left_alone(make_host, data_folders, tmp_path):
     state = torch.random.get_rng_state()
-    command(small(data_folders, make_host, f"results={tmp_path}", "mode=plan", "method=compacter", "task.max_length=47"))
+    command(small(data_folders, make_host, f"results={tmp_path}", "mode=plan", "method=compacter",
+                  "task.max_length=47"))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_without_torch_the_plan_says_what_was_not_looked_at(make_host, data_folders, tmp_path, monkeypatch, caplog, capsys):
+def test_without_torch_the_plan_says_what_was_not_looked_at(make_host, data_folders, tmp_path, monkeypatch,
+                                                            caplog, capsys):
     monkeypatch.setattr(preview.importlib.util, "find_spec", lambda name: None)
     assert command(small(data_folders, make_host, f"results={tmp_path}", "mode=plan")) == 0
     assert "torch is not installed" in caplog.text and "distinct" in capsys.readouterr().out
@@ -231,7 +254,8 @@ def test_runs_that_are_done_are_not_looked_at_again(make_host, data_folders, tmp
     monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr(preview, "_rehearsed", refuse)
     assert command(small(data_folders, make_host, *words)) == 0
-    assert progress.to_do(plan(small(data_folders, make_host, *words).grid), Store(tmp_path / "done"), [])[0] == {}
+    assert progress.to_do(plan(small(data_folders, make_host, *words).grid), Store(tmp_path / "done"),
+                          [])[0] == {}
 
 
 # ---- label words
@@ -272,16 +296,19 @@ def test_label_words_of_the_shipped_hosts_are_what_they_were(name):
 
 def test_the_plan_shows_an_example_with_its_blanks(make_host, data_folders, tmp_path, capsys):
     words = (f"results={tmp_path}", "mode=plan", "method=lora", "grid.ports=[pad_partial]",
-             f"host.nano-raw-base.path={make_host('t5').source}", f"host.nano-tuned-base.path={make_host('gpt2').source}")
+             f"host.nano-raw-base.path={make_host('t5').source}",
+             f"host.nano-tuned-base.path={make_host('gpt2').source}")
     first = json.loads((data_folders["one"] / "test.jsonl").read_text().splitlines()[0])["text"]
     shown = "' negative' or ' positive'"
     for labels in ("negative,positive", "' negative',' positive'"):
         assert command(small(data_folders, make_host, *words, f"task.label_words=[{labels}]")) == 0
         lines = capsys.readouterr().out.splitlines()
-        (place,) = [at for at, line in enumerate(lines) if line.startswith("example of nano_films on nano-tuned-base")]
+        (place,) = [at for at, line in enumerate(lines) if line.startswith("example of nano_films on "
+                                                                           "nano-tuned-base")]
         assert lines[place].endswith(f": {first + ' answer :'!r} -> {shown}")
         assert lines[place + 1] == "  tokens: ['negative'] or ['positive'] (the first ones are scored)"
-        assert any(line.startswith("example of ") and "nano-raw-base" in line for line in lines)  # a label alone
+        # a label alone
+        assert any(line.startswith("example of ") and "nano-raw-base" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -291,7 +318,8 @@ def test_the_plan_shows_a_prompt_with_its_answer(sets, make_host, tmp_path, caps
     for name, folder in (("sums", "written"), ("quiz", "chosen")):
         row = json.loads((sets / folder / "test.jsonl").read_text().splitlines()[0])
         answer = row["answer"] if name == "sums" else row["choices"][row["answer"]]
-        (place,) = [at for at, line in enumerate(lines) if line.startswith(f"example of {name} on nano-raw-base")]
+        (place,) = [at for at, line in enumerate(lines) if line.startswith(f"example of {name} on "
+                                                                           "nano-raw-base")]
         assert lines[place].endswith(f": {row['prompt']!r} -> {' ' + answer!r}")
         assert lines[place + 1] == f"  tokens: {[*answer.split(), '</s>']}"
 
@@ -300,6 +328,6 @@ def test_one_new_kind_of_run_is_one(make_host, data_folders, tmp_path, caplog, m
     monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / "cache"))
     with caplog.at_level("INFO"):
         for inits in ("[scratch]", "[scratch,sampled]"):
-            command(small(data_folders, make_host, f"results={tmp_path}/results", *QUICK, "mode=plan", "method=[lora]",
-                          f"grid.inits={inits}"))
+            command(small(data_folders, make_host, f"results={tmp_path}/results", *QUICK, "mode=plan",
+                          "method=[lora]", f"grid.inits={inits}"))
     assert "fit the hosts: 1 new kind of run" in caplog.text

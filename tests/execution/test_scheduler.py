@@ -37,7 +37,8 @@ def test_what_an_origin_blocks_is_ready_again_once_the_origin_is_done(tmp_path):
     book = ledger(tmp_path, seeds=1)
     origin = origin_job(book)
     book.store.fail(origin.runs[0].run_id, {"error": "boom", "kind": "RuntimeError"})
-    assert book.settle(origin, None) == []  # an error of its own is not tried again, and what starts from it is blocked
+    # an error of its own is not tried again, and what starts from it is blocked
+    assert book.settle(origin, None) == []
     assert "blocked" in book.failed.values()
     finish(book.store, origin)
     again = Ledger(book.planned, book.store, 8, 1)
@@ -48,7 +49,8 @@ def test_what_an_origin_blocks_is_ready_again_once_the_origin_is_done(tmp_path):
 @pytest.mark.parametrize(("kind", "retry", "tried"), [
     ("RuntimeError", "died", False), ("RuntimeError", "failed", True), ("TimedOut", "died", False),
     ("WorkerDied", "died", True)])
-def test_a_repeated_command_tries_again_what_died_and_only_when_asked_what_failed_by_itself(tmp_path, kind, retry, tried):
+def test_a_repeated_command_tries_again_what_died_and_only_when_asked_what_failed_by_itself(tmp_path, kind,
+                                                                                            retry, tried):
     book = ledger(tmp_path, seeds=1)
     origin = origin_job(book).runs[0].run_id
     blocked = [run_id for run_id, run in book.planned.runs.items() if run.origin == origin]
@@ -58,7 +60,8 @@ def test_a_repeated_command_tries_again_what_died_and_only_when_asked_what_faile
     again = ledger(tmp_path, seeds=1, retry=retry)
     ready = {run.run_id for job in again.jobs() for run in job.runs}
     assert (origin in ready) == tried and again.earlier == (0 if tried else 1 + len(blocked))
-    assert [again.store.attempts(run_id) for run_id in blocked] == [1] * len(blocked), "the same failure was written twice"
+    assert [again.store.attempts(run_id) for run_id in blocked] == [1] * len(
+        blocked), "the same failure was written twice"
 
 
 def test_a_plan_comes_in_the_order_in_which_its_runs_start_from_each_other(tmp_path):
@@ -73,7 +76,8 @@ def test_an_origin_whose_module_is_broken_is_trained_again(tmp_path):
     book = ledger(tmp_path, seeds=1)
     job = origin_job(book)
     run = job.runs[0]
-    record = {"run_id": run.run_id, "train_info": {"metrics": [{"updates": mark} for mark in job.marks[run.run_id]]}}
+    record = {"run_id": run.run_id,
+              "train_info": {"metrics": [{"updates": mark} for mark in job.marks[run.run_id]]}}
     book.store.commit(run.run_id, Result(record, {"module": {"a": torch.ones(3)}}))
     assert run.run_id not in ledger(tmp_path, seeds=1).todo
     path = book.store.folder(run.run_id) / "module.safetensors"
@@ -112,7 +116,8 @@ def test_only_what_was_chosen_is_carried_out(tmp_path):
 
 def test_runs_that_no_other_needs_come_with_those_they_may_train_with(tmp_path):
     jobs = ledger(tmp_path, seeds=2).jobs()
-    kinds = [sorted(run.init.name for run in job.runs) for job in jobs if job.runs[0].host.name == "tuned-base"]
+    kinds = [sorted(run.init.name for run in job.runs) for job in jobs
+             if job.runs[0].host.name == "tuned-base"]
     assert kinds == [["bare"], ["ported", "ported", "sampled", "sampled", "scratch", "scratch"]]
 
 
@@ -127,7 +132,8 @@ class Seen(tqdm):
 
 
 @pytest.mark.parametrize("what", ["all", "bare hosts"])
-def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_folders, make_host, tmp_path, monkeypatch):
+def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_folders, make_host, tmp_path,
+                                                  monkeypatch):
     monkeypatch.setattr(progress, "tqdm", Seen)
     monkeypatch.setattr(Seen, "shown", [])
     only = ["only={init: bare}", "grid.inits=[bare]"][:what == "bare hosts"]
@@ -147,26 +153,31 @@ def bar_of(book):
 
 def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tmp_path):
     from portability.core.stages import PREPARING, SCORING, TRAINING, Stage
-    from portability.planning.cost import work
+    from portability.planning.cost import cost_units
 
     book = ledger(tmp_path, seeds=2)
     job = origin_job(book)
     ids, run = [run.run_id for run in job.runs], job.runs[0]
     meter, bar = bar_of(book)
-    whole = sum(work(one, one.train.updates, len(book.planned.marks[i])) for i, one in book.todo.items())
+    whole = sum(cost_units(one, one.train.updates, len(book.planned.marks[i]))
+                for i, one in book.todo.items())
     meter.hear(Stage(ids, TRAINING, 150, 0))
-    assert bar.n / bar.total == pytest.approx(2 * work(run, 150, 0) / whole, abs=1e-5) and "300/" in bar.postfix
+    assert bar.n / bar.total == pytest.approx(2 * cost_units(run, 150, 0) / whole,
+                                              abs=1e-5) and "300/" in bar.postfix
     meter.hear(Stage(ids, SCORING, 200, 0, 0.25))
-    assert bar.n / bar.total == pytest.approx(2 * (work(run, 200, 0) + 0.25 * work(run, 0, 1)) / whole, abs=1e-5)
+    assert bar.n / bar.total == pytest.approx(2 * (cost_units(run, 200, 0) + 0.25 * cost_units(run, 0, 1))
+                                              / whole, abs=1e-5)
     meter.hear(Stage(ids, PREPARING))  # its worker died
     assert bar.n == 0 and "0/" in bar.postfix
-    meter.hear(Stage([*ids, "somebody else's"], SCORING, 200, 5, 1.0))  # at marks that were not asked for here, too
-    assert bar.n / bar.total == pytest.approx(2 * work(run, 200, 1) / whole, abs=1e-5)
+    # at marks that were not asked for here, too
+    meter.hear(Stage([*ids, "somebody else's"], SCORING, 200, 5, 1.0))
+    assert bar.n / bar.total == pytest.approx(2 * cost_units(run, 200, 1) / whole, abs=1e-5)
     finish(book.store, job)
     book.settle(job, None)
     meter.settle()
     meter.hear(Stage(ids, TRAINING, 3, 0))  # said before the end, heard after it
-    assert bar.n / bar.total == pytest.approx(2 * work(run, 200, 1) / whole, abs=1e-5) and "2/" in bar.postfix
+    assert bar.n / bar.total == pytest.approx(2 * cost_units(run, 200, 1) / whole,
+                                              abs=1e-5) and "2/" in bar.postfix
 
 
 def test_what_failed_and_what_it_blocks_is_not_waited_for(tmp_path):
@@ -175,7 +186,9 @@ def test_what_failed_and_what_it_blocks_is_not_waited_for(tmp_path):
     origin = origin_job(book).runs[0].run_id
     book.store.fail(origin, {"error": "boom", "kind": "ValueError"})
     for job in book.jobs():
-        finish(book.store, Job([run for run in job.runs if origin not in (run.run_id, run.origin)], job.marks))
+        finish(book.store, Job([run for run in job.runs if origin not in (run.run_id, run.origin)],
+                               job.marks))
         assert book.settle(job, None) == []
     meter.settle()
-    assert bar.n == bar.total and f"{len(book.failed)} failed" in bar.postfix and not bar.postfix.startswith("0/")
+    assert bar.n == bar.total and f"{len(book.failed)} failed" in bar.postfix and not bar.postfix.startswith(
+        "0/")

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.execution.status import duration, states, status_lines
 from portability.planning.plan import plan
 from portability.store import Result, Store
@@ -18,7 +18,8 @@ from support.studies import slow_to_score, small
 
 
 def planned():
-    return plan(grid(methods=grid().methods[:1], pairs=grid().pairs[:1], relations={"same": grid().data[0]}, seeds=[0, 1]))
+    return plan(grid(methods=grid().methods[:1], pairs=grid().pairs[:1], relations={"same": grid().data[0]},
+                     seeds=[0, 1]))
 
 
 def test_every_state_is_told_apart_and_named(tmp_path):
@@ -31,10 +32,10 @@ def test_every_state_is_told_apart_and_named(tmp_path):
     store.fail(failed, {"error": "boom", "kind": "ValueError"})
     store.fail(running, {"error": "earlier", "kind": "WorkerDied"})
     store.fail(blocked, {"error": "blocked", "kind": "Blocked", "origin": failed})
-    with Claims(tmp_path).held([stale]):
-        gone = replace(Claims(tmp_path).read(stale), started="1")
+    with Leases(tmp_path).held([stale]):
+        gone = replace(Leases(tmp_path).read(stale), started="1")
     (tmp_path / "running" / f"{stale}.json").write_text(json.dumps(asdict(gone)))
-    with Claims(tmp_path).held([running]):
+    with Leases(tmp_path).held([running]):
         found, lines = states(plan_, store), "\n".join(status_lines(plan_, store))
     named = {run_id: state.name for run_id, state in found.items()}
     assert [named[i] for i in (done, running, stale, failed, blocked, over)] == [
@@ -49,8 +50,8 @@ def test_every_state_is_told_apart_and_named(tmp_path):
 def test_a_failure_after_a_claim_is_a_failure_and_a_claim_after_a_failure_is_stale(tmp_path):
     plan_, store = planned(), Store(tmp_path)
     run_id = next(iter(plan_.runs))
-    with Claims(tmp_path).held([run_id]):
-        gone = replace(Claims(tmp_path).read(run_id), started="1", since="2026-01-01T00:00:00+00:00")
+    with Leases(tmp_path).held([run_id]):
+        gone = replace(Leases(tmp_path).read(run_id), started="1", since="2026-01-01T00:00:00+00:00")
     (tmp_path / "running" / f"{run_id}.json").write_text(json.dumps(asdict(gone)))
     store.fail(run_id, {"error": "boom", "kind": "TimedOut"})
     assert states(plan_, store)[run_id].name == "failed"

@@ -37,7 +37,8 @@ def test_masks_by_hand():
 
 
 def test_the_least_number_is_finite_in_every_format_and_hides_a_token():
-    assert all(math.isfinite(torch.tensor(attention.LEAST).to(kind)) for kind in (torch.bfloat16, torch.float32))
+    assert all(math.isfinite(torch.tensor(attention.LEAST).to(kind))
+               for kind in (torch.bfloat16, torch.float32))
     scores = torch.full((4,), 1e4) + torch.tensor([0, attention.LEAST, 0, attention.LEAST])
     assert scores.softmax(0).tolist() == [0.5, 0, 0.5, 0]
 
@@ -128,7 +129,8 @@ def test_padding_changes_nothing(load, family, kind):
     scored = Scored(load(family), kind)
     together = scored(IDS, REAL)
     for row, length in enumerate(REAL.sum(1).tolist()):
-        wide = torch.nn.functional.pad(IDS[row : row + 1, :length], (0, 20), value=5)  # of tokens that are no padding
+        # of tokens that are no padding
+        wide = torch.nn.functional.pad(IDS[row : row + 1, :length], (0, 20), value=5)
         real = (torch.arange(length + 20) < length).long()[None]
         alone = scored(IDS[row : row + 1, :length], REAL[row : row + 1, :length])
         assert torch.allclose(alone, together[row : row + 1], atol=1e-5, rtol=0)
@@ -139,13 +141,15 @@ def test_padding_changes_nothing(load, family, kind):
 def test_a_prefix_is_seen_by_every_token(load, family):
     scored = Scored(load(family), METHODS["prefix"])
     one = scored(IDS, REAL)
-    scored.own = {name: value if name.startswith("head.") else 2 * value for name, value in scored.own.items()}
+    scored.own = {name: value if name.startswith("head.") else 2 * value
+                  for name, value in scored.own.items()}
     assert ((scored(IDS, REAL) - one).abs().amax(-1) > 1e-4).all()
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
 @every_method
-def test_answers_in_bf16_are_as_near_to_fp32_as_those_of_eager_attention(make_host, monkeypatch, family, kind):
+def test_answers_in_bf16_are_as_near_to_fp32_as_those_of_eager_attention(make_host, monkeypatch, family,
+                                                                         kind):
     def found(precision, wanted):
         monkeypatch.setattr(hosts, "attention_of", lambda family, device: wanted)
         of = Answers(attach(load_host(make_host(family), precision=precision), kind))
@@ -162,7 +166,8 @@ def test_answers_in_bf16_are_as_near_to_fp32_as_those_of_eager_attention(make_ho
 def test_states_of_hosts_are_those_of_the_library_with_its_own_mask(make_host):
     for family in ("bert", "roberta"):
         host = load_host(make_host(family))
-        plain = AutoModel.from_pretrained(make_host(family).source, attn_implementation="eager", dtype=torch.float32)
+        plain = AutoModel.from_pretrained(make_host(family).source, attn_implementation="eager",
+                                          dtype=torch.float32)
         weights = REAL[..., None].float()
         with torch.no_grad():
             layers = plain(input_ids=IDS, attention_mask=REAL, output_hidden_states=True).hidden_states[1:]

@@ -16,7 +16,8 @@ from support.tiny import FAMILIES
 
 ENCODERS = ("bert", "roberta")
 SOME = {  # a matrix in the middle of each family
-    "t5": "decoder.block.1.layer.1.EncDecAttention.k.weight", "bert": "encoder.layer.1.attention.self.key.weight",
+    "t5": "decoder.block.1.layer.1.EncDecAttention.k.weight",
+    "bert": "encoder.layer.1.attention.self.key.weight",
     "roberta": "encoder.layer.1.attention.self.key.weight", "gpt2": "transformer.h.1.mlp.c_fc.weight",
     "llama": "model.layers.1.self_attn.k_proj.weight",
 }
@@ -51,7 +52,8 @@ def refusals(source):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_missing_weight_is_named(spoil, family):
     for said in refusals(spoil(family, without(SOME[family]))):
-        assert "not those that its config.json asks for: it lacks " in said and SOME[family].split(".", 1)[1] in said
+        assert "not those that its config.json asks for: it lacks " in said and SOME[family].split(".",
+                                                                                                   1)[1] in said
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,7 +71,8 @@ def test_a_weight_of_another_shape_is_named(spoil, family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("depth", "words"), [(3, "it lacks "), (1, "it has beyond them ")])
 def test_layers_that_file_and_config_do_not_share_are_named(spoil, family, depth, words):
-    keys = {"t5": ("num_layers", "num_decoder_layers"), "gpt2": ("n_layer",)}.get(family, ("num_hidden_layers",))
+    keys = {"t5": ("num_layers", "num_decoder_layers"), "gpt2": ("n_layer",)}.get(family,
+                                                                                  ("num_hidden_layers",))
     for said in refusals(spoil(family, **dict.fromkeys(keys, depth))):
         assert words in said and " more" in said
 
@@ -92,7 +95,8 @@ def test_a_tied_head_may_be_missing(spoil, family):
 @pytest.mark.parametrize("family", ENCODERS)
 def test_an_encoders_pooler_and_heads_may_be_missing_or_there(spoil, make_host, family):
     def pretrained(found):
-        bare = {f"{family}.{name}": tensor for name, tensor in found.items() if not name.startswith("pooler.")}
+        bare = {f"{family}.{name}": tensor for name, tensor in found.items()
+                if not name.startswith("pooler.")}
         return bare | {"cls.predictions.bias": torch.ones(3), "lm_head.dense.weight": torch.ones(3, 3),
                        f"{family}.embeddings.position_ids": torch.arange(64)[None]}
 
@@ -106,7 +110,8 @@ def test_an_encoders_pooler_and_heads_may_be_missing_or_there(spoil, make_host, 
 def test_tables_that_older_files_hold_are_passed_over(spoil, make_host, family):
     tables = {
         "t5": {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(32, 4)},
-        "gpt2": {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64), "transformer.h.0.attn.masked_bias": torch.ones(())},
+        "gpt2": {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64),
+                 "transformer.h.0.attn.masked_bias": torch.ones(())},
         "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
     }
     more = tables.get(family, {"embeddings.position_ids": torch.arange(64)[None]})
@@ -117,7 +122,8 @@ def test_tables_that_older_files_hold_are_passed_over(spoil, make_host, family):
 
 
 def test_names_without_the_prefix_of_the_base_model_are_read(spoil):
-    spec = describe(spoil("gpt2", lambda found: {name.removeprefix("transformer."): one for name, one in found.items()}))
+    spec = describe(spoil("gpt2", lambda found: {name.removeprefix("transformer."): one
+                                                 for name, one in found.items()}))
     assert load_plain(spec).lm_head.weight.shape == (31, 32) and Weights(spec).tied
 
 
@@ -134,7 +140,8 @@ def test_a_size_that_is_none_is_named_with_its_host(make_host, tmp_path, size, s
 
 
 def test_names_of_two_kinds_are_one_sentence(spoil):
-    spec = describe(spoil("llama", lambda found: {name.removeprefix("model."): one for name, one in found.items()}))
+    spec = describe(spoil("llama", lambda found: {name.removeprefix("model."): one
+                                                  for name, one in found.items()}))
     with pytest.raises(UserError, match="host 'spoilt' cannot be loaded from"):
         load_plain(spec)
 
@@ -147,8 +154,10 @@ def shards(make_host, tmp_path):
     (folder / "model.safetensors").unlink()
     files = {name: f"model-0000{1 + (name == 'lm_head.weight')}-of-00002.safetensors" for name in found}
     for file in set(files.values()):
-        save_file({name: found[name] for name in found if files[name] == file}, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+        save_file({name: found[name] for name in found if files[name] == file}, folder / file,
+                  metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1},
+                                                                     "weight_map": files}))
     load_plain(describe(HostSource("sharded", path=str(folder))))
     return folder
 
@@ -178,7 +187,8 @@ def test_a_shard_that_the_index_leaves_out_is_missed(shards):
     assert "it lacks lm_head.weight" in refused(shards)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": {}}', '{"weight_map": [], "metadata": {}}'])
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": {}}', '{"weight_map": [], "metadata": '
+                                  '{}}'])
 def test_a_broken_index_is_one_sentence(shards, text):
     (shards / "model.safetensors.index.json").write_text(text)
     assert "is no index of weights" in refused(shards)

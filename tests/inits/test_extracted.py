@@ -1,4 +1,5 @@
-"""Starts cut out of a larger host, as inits of the grid: shared extractions, unchanged starts, controls, and refusals."""
+"""Starts cut out of a larger host, as inits of the grid: shared extractions, unchanged starts, controls, and
+refusals."""
 
 import json
 
@@ -10,7 +11,7 @@ from portability.core.errors import UserError
 from portability.core.specs import EXTRACTION, InitSpec, MethodSpec
 from portability.data.splits import rows
 from portability.execution.execute import execute
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import label_ids, load_host
 from portability.inits.seed_examples import extraction_options, seed_examples
 from portability.methods.module import ModuleState, equal
@@ -27,7 +28,8 @@ def of_kind(planned, kind):
 
 
 def test_arms_of_one_extraction_share_it_and_no_teacher_is_trained(data_folders, make_host):
-    got = small(data_folders, make_host, *hosts(make_host), *LORA, inits(*INITS), "+grid.relations.other=nano_meals")
+    got = small(data_folders, make_host, *hosts(make_host), *LORA, inits(*INITS),
+                "+grid.relations.other=nano_meals")
     planned = plan(got.grid)
     cuts = of_kind(planned, EXTRACTION)
     assert len(cuts) == 2 * 2 + 2, "two seeds of two relations; those that look at no example are of no relation"
@@ -41,16 +43,18 @@ def test_arms_of_one_extraction_share_it_and_no_teacher_is_trained(data_folders,
 
 
 def test_a_teacher_stands_in_the_identity_of_its_extractions_and_in_no_other(data_folders, make_host):
-    run = of_kind(plan(small(data_folders, make_host, *hosts(make_host), *LORA, inits(*INITS)).grid), "scratch")[0]
+    run = of_kind(plan(small(data_folders, make_host, *hosts(make_host), *LORA, inits(*INITS)).grid),
+                  "scratch")[0]
     assert run.identity()["teacher"] is None
-    cut = of_kind(plan(small(data_folders, make_host, *hosts(make_host), *LORA, inits("extracted")).grid), EXTRACTION)[0]
+    cut = of_kind(plan(small(data_folders, make_host, *hosts(make_host), *LORA, inits("extracted")).grid),
+                  EXTRACTION)[0]
     assert cut.identity()["teacher"] == cut.teacher.fingerprint != cut.host.fingerprint
 
 
 @pytest.mark.parametrize("family", ["t5", "llama", "bert"])
 def test_every_start_is_the_bare_student_and_training_leaves_it(family, data_folders, make_host, tmp_path):
-    got = small(data_folders, make_host, *hosts(make_host, family), *QUICK, inits(*INITS), f"results={tmp_path}", "study=cut",
-                "grid.budgets=[3]", "method.lora_all.learning_rate=0.01")
+    got = small(data_folders, make_host, *hosts(make_host, family), *QUICK, inits(*INITS),
+                f"results={tmp_path}", "study=cut", "grid.budgets=[3]", "method.lora_all.learning_rate=0.01")
     assert command(got) == 0
     store, planned = Store(tmp_path / "cut"), plan(got.grid)
     (bare,) = of_kind(planned, "bare")
@@ -70,15 +74,17 @@ def test_every_start_is_the_bare_student_and_training_leaves_it(family, data_fol
         record = store.read(cut.run_id)
         assert record["port_info"]["layers"] and record["cell"]["origin"]["host"] == "nano-raw-large"
         report = json.loads((store.folder(cut.run_id) / "port_report.json").read_text())
-        assert set(report["tensors"]) == {slot.key.rpartition(".")[0] for slot in modules["extracted"].tensors}
+        assert set(report["tensors"]) == {slot.key.rpartition(".")[0]
+                                          for slot in modules["extracted"].tensors}
     assert str(tmp_path) not in (store.folder(cuts[0].run_id) / "record.json").read_text()
 
 
 def test_seeds_of_another_task_cut_elsewhere(data_folders, make_host, tmp_path):
-    got = small(data_folders, make_host, *hosts(make_host), *QUICK, inits("extracted"), f"results={tmp_path}", "study=two",
-                "grid.budgets=[2]", "+grid.relations.other=nano_meals")
+    got = small(data_folders, make_host, *hosts(make_host), *QUICK, inits("extracted"), f"results={tmp_path}",
+                "study=two", "grid.budgets=[2]", "+grid.relations.other=nano_meals")
     assert command(got) == 0
-    one, two = [Store(tmp_path / "two").tensors(run.run_id, "module")[0] for run in of_kind(plan(got.grid), EXTRACTION)]
+    one, two = [Store(tmp_path / "two").tensors(run.run_id, "module")[0]
+                for run in of_kind(plan(got.grid), EXTRACTION)]
     assert any(not torch.equal(one[key], two[key]) for key in one)
 
 
@@ -104,8 +110,8 @@ def test_seed_examples_are_asked_and_answered_as_in_training(family, data_folder
 
 def refused(data_folders, make_host, tmp_path, *more):
     """The sentence with which a study is refused before it begins."""
-    got = small(data_folders, make_host, *QUICK, f"results={tmp_path}", "study=bad", "grid.budgets=[2]", inits("extracted"),
-                *more)
+    got = small(data_folders, make_host, *QUICK, f"results={tmp_path}", "study=bad", "grid.budgets=[2]",
+                inits("extracted"), *more)
     with pytest.raises(UserError) as error:
         command(got)
     assert not tmp_path.exists()
@@ -117,7 +123,8 @@ def test_what_cannot_be_extracted_is_one_sentence(data_folders, make_host, tmp_p
     turned = (f"host.nano-raw-large.path={large.source}", f"host.nano-raw-base.path={small_one.source}",
               "grid.pairs=[[nano-raw-base,nano-raw-large]]")
     assert "has 3 encoder layers" in refused(data_folders, make_host, tmp_path / "a", *turned)
-    many = refused(data_folders, make_host, tmp_path / "b", *hosts(make_host), "init.extracted.options.seeds=1000")
+    many = refused(data_folders, make_host, tmp_path / "b", *hosts(make_host),
+                   "init.extracted.options.seeds=1000")
     assert "asks for 1000 seed examples" in many and "has 200" in many
     other = make_host("bert", 48, 3, 6, 2)
     mixed = (f"host.nano-raw-large.path={other.source}", *hosts(make_host)[1:], "head=fresh")
@@ -146,12 +153,13 @@ def test_taking_the_whole_block_off_begins_beside_the_student_by_what_lies_outsi
     family, data_folders, make_host, tmp_path
 ):
     arms = inits("extracted", "extracted_random", "extracted_shuffled", "scratch")
-    got = small(data_folders, make_host, *hosts(make_host, family), *QUICK, arms, f"results={tmp_path}", "study=block",
-                "grid.budgets=[2]", "method.lora_all.settings.subtract=block")
+    got = small(data_folders, make_host, *hosts(make_host, family), *QUICK, arms, f"results={tmp_path}",
+                "study=block", "grid.budgets=[2]", "method.lora_all.settings.subtract=block")
     assert command(got) == 0
     store, planned = Store(tmp_path / "block"), plan(got.grid)
     for cut in of_kind(planned, EXTRACTION):
-        pairs, blocks = (ModuleState.from_file(*store.tensors(cut.run_id, name)).tensors for name in ("module", "start"))
+        pairs, blocks = (ModuleState.from_file(*store.tensors(cut.run_id, name)).tensors
+                         for name in ("module", "start"))
         assert len(pairs) == 2 * len(blocks) and {slot.role for slot in blocks} == {"D"}
         for slot, block in blocks.items():
             pair_a, pair_b = (pairs[slot._replace(role=role)] for role in ("A", "B"))
@@ -162,28 +170,34 @@ def test_taking_the_whole_block_off_begins_beside_the_student_by_what_lies_outsi
             np.testing.assert_allclose(got_product, want, atol=1e-5)
     (bare,) = of_kind(planned, "bare")
     start = store.predictions(bare.run_id)["margin"][0]
-    own = [run for run in planned.runs.values() if run.host.name == "nano-raw-base" and run.train.updates and run.method
+    own = [run for run in planned.runs.values() if run.host.name == "nano-raw-base" and run.train.updates
+           and run.method
            and (family != "bert" or run.head == "shared")]
-    moved = {run.init.name: float(abs(store.predictions(run.run_id)["margin"][0] - start).max()) for run in own}
+    moved = {run.init.name: float(abs(store.predictions(run.run_id)["margin"][0] - start).max())
+             for run in own}
     assert moved["scratch"] < 1e-6 and min(moved["extracted"], moved["extracted_shuffled"]) > 1e-4
-    first = {run.init.name: store.tensors(run.run_id, "start")[0] for run in own if run.init.name != "scratch"}
-    same = {name: torch.equal(first["extracted"][name], tensor) for name, tensor in first["extracted_shuffled"].items()}
+    first = {run.init.name: store.tensors(run.run_id, "start")[0] for run in own
+             if run.init.name != "scratch"}
+    same = {name: torch.equal(first["extracted"][name], tensor)
+            for name, tensor in first["extracted_shuffled"].items()}
     assert not all(same.values()), "a layer's block goes with its pairs"
 
 
 @pytest.mark.parametrize("init", ["extracted_noise", "pissa"])
 def test_a_start_without_blocks_cannot_take_one_off(init, data_folders, make_host):
     with pytest.raises(UserError, match=f"init '{init}' has no block to take off"):
-        small(data_folders, make_host, *hosts(make_host), *LORA, inits(init), "method.lora_all.settings.subtract=block")
+        small(data_folders, make_host, *hosts(make_host), *LORA, inits(init),
+              "method.lora_all.settings.subtract=block")
 
 
 def test_an_extraction_asks_its_worker_for_free_threads(data_folders, make_host, tmp_path):
-    got = small(data_folders, make_host, *hosts(make_host), *QUICK, inits("extracted"), f"results={tmp_path}", "study=one")
+    got = small(data_folders, make_host, *hosts(make_host), *QUICK, inits("extracted"), f"results={tmp_path}",
+                "study=one")
     (cut,) = of_kind(plan(got.grid), EXTRACTION)
     modules = []
     for count in (1, 3):
         store, asked = Store(tmp_path / str(count)), []
-        execute([cut], {cut.run_id: [0]}, Desk(store, got.data, free=lambda: asked.append(count) or count))  # noqa: B023
+        execute([cut], {cut.run_id: [0]}, WorkerContext(store, got.data, free=lambda: asked.append(count) or count))  # noqa: B023
         assert asked
         modules.append(ModuleState.from_file(*store.tensors(cut.run_id, "module")))
     assert equal(*modules)

@@ -21,8 +21,8 @@ def scores_of(m, n, seed=0):
     return torch.rand(m, n, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("have", "want"), [((7, 9), (3, 4)), ((7, 9), (7, 4)), ((7, 9), (3, 9)), ((7, 9), (7, 9)),
-                                            ((6, 5), (1, 1)), ((1, 8), (1, 3))])
+@pytest.mark.parametrize(("have", "want"), [((7, 9), (3, 4)), ((7, 9), (7, 4)), ((7, 9), (3, 9)),
+                                            ((7, 9), (7, 9)), ((6, 5), (1, 1)), ((1, 8), (1, 3))])
 def test_the_block_is_the_best_of_all(have, want):
     for seed in range(5):
         scores = scores_of(*have, seed)
@@ -52,7 +52,8 @@ def test_window_sums_are_the_sums_of_windows():
     for axis, size in product((0, 1), (1, 2, 5)):
         moved = np.moveaxis(values.numpy(), axis, 0).astype(np.float64)
         expected = np.stack([moved[i : i + size].sum(0) for i in range(len(moved) - size + 1)])
-        assert np.allclose(np.moveaxis(window_sums(values, size, axis).numpy(), axis, 0), expected, rtol=1e-12)
+        assert np.allclose(np.moveaxis(window_sums(values, size, axis).numpy(), axis, 0), expected,
+                           rtol=1e-12)
 
 
 def test_rows_columns_and_neurons_are_the_largest_in_order():
@@ -103,13 +104,16 @@ def layer_scores(seed):
         return int(np.prod([TEACHER.size(axis) for axis in axes]))
 
     sides = {site: sides for site, sides in LORA_AXES.items() if "vocab" not in sides[0] + sides[1]}
-    return {site: scores_of(size(out), size(into), seed + place) for place, (site, (into, out)) in enumerate(sides.items())}
+    return {site: scores_of(size(out), size(into), seed + place)
+            for place, (site, (into, out)) in enumerate(sides.items())}
 
 
 def slow_aligned(layers):
-    """Layer -> site -> set of kept (out, in) entries, by dictionaries of entries: axis by axis, then the residual stream."""
+    """Layer -> site -> set of kept (out, in) entries, by dictionaries of entries: axis by axis, then the
+    residual stream."""
     windows, kept = {}, []
-    entries = [[(site, axis_names(site), dict(np.ndenumerate(spread(site, part)))) for site, part in layer.items()]
+    entries = [[(site, axis_names(site), dict(np.ndenumerate(spread(site, part))))
+                for site, part in layer.items()]
                for layer in layers]
     for layer in entries:
         sums: dict = {}
@@ -127,12 +131,15 @@ def slow_aligned(layers):
         windows[len(kept)] = best
         kept.append(best)
     inside = [[(site, names, {p: s for p, s in cells.items() if all(
-        name == "d" or kept[at][name][0] <= i < sum(kept[at][name]) for name, i in zip(names, p, strict=True))})
+        name == "d" or kept[at][name][0] <= i < sum(kept[at][name])
+        for name, i in zip(names, p, strict=True))})
         for site, names, cells in layer] for at, layer in enumerate(entries)]
-    line = [sum(s for layer in inside for _, names, cells in layer for p, s in cells.items() if p[names.index("d")] == i)
+    line = [sum(s for layer in inside for _, names, cells in layer for p, s in cells.items()
+                if p[names.index("d")] == i)
             for i in range(TEACHER.hidden)]
     first = max(range(len(line) - STUDENT.hidden + 1), key=lambda i: sum(line[i : i + STUDENT.hidden]))
-    return first, [{site: {p: s for p, s in cells.items() if first <= p[names.index("d")] < first + STUDENT.hidden}
+    return first, [{site: {p: s for p, s in cells.items() if first <= p[names.index("d")] < first
+                           + STUDENT.hidden}
                     for site, names, cells in layer} for layer in inside]
 
 
@@ -178,8 +185,8 @@ def test_whole_heads_are_kept_with_their_key_and_value():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_aligned_extraction_has_one_residual_cut(family, make_host):
     options = ExtractionOptions(rank=2, structure="aligned")
-    _, report = extract(make_host(family, 64, 3, 8), make_host(family, 32, 2, 4), seeds_of(family), options, 0,
-                        head_of(family, 64))
+    _, report = extract(make_host(family, 64, 3, 8), make_host(family, 32, 2, 4), seeds_of(family), options,
+                        0, head_of(family, 64))
     stream_side = {place: 0 if place.site.endswith(("attention_out", "ffn_down", "embedding")) else 1
                    for place in report.offsets}
     found = {report.offsets[place][side] for place, side in stream_side.items() if report.offsets[place]}
@@ -194,17 +201,21 @@ def test_an_aligned_extraction_has_one_residual_cut(family, make_host):
 
 @pytest.mark.parametrize(("teacher", "student", "options", "message"), [
     (("llama", 32, 2, 4), ("llama", 32, 3, 4), {}, "student .* has 3 decoder layers and teacher .* only 2"),
-    (("llama", 32, 2, 4), ("llama", 64, 2, 4), {}, "decoder.0.ffn_down is 64 x 128 in student .* and only 32 x 64 in teacher"),
-    (("llama", 32, 2, 4), ("llama", 64, 2, 4), {"sites": ("embedding",)}, "shared.0.embedding is 64 x 31 .* only 32 x 31"),
+    (("llama", 32, 2, 4), ("llama", 64, 2, 4), {}, "decoder.0.ffn_down is 64 x 128 in student .* and only 32 "
+     "x 64 in teacher"),
+    (("llama", 32, 2, 4), ("llama", 64, 2, 4), {"sites": ("embedding",)}, "shared.0.embedding is 64 x 31 .* "
+     "only 32 x 31"),
     (("llama", 64, 2, 8), ("llama", 64, 2, 4), {"structure": "aligned"}, "head_dim 16 and teacher .* only 8"),
     (("llama", 32, 2, 4), ("gpt2", 32, 2, 4), {}, "a llama host and student .* a gpt2 one"),
-    (("gpt2", 32, 2, 4), ("gpt2", 32, 2, 4), {"sites": ("ffn_gate",)}, "has no site 'ffn_gate'; it has attention_out"),
+    (("gpt2", 32, 2, 4), ("gpt2", 32, 2, 4), {"sites": ("ffn_gate",)}, "has no site 'ffn_gate'; it has "
+     "attention_out"),
     (("bert", 32, 2, 4), ("bert", 32, 2, 4), {"sites": ("head",)}, "none of the sites head"),
     (("llama", 32, 2, 4), ("llama", 32, 2, 4), {"rank": 33}, "rank 33 is larger than the smaller side"),
 ])
 def test_what_cannot_be_extracted_is_refused_with_its_sizes(teacher, student, options, message, make_host):
     with pytest.raises(UserError, match=message) as raised:
-        extract(make_host(*teacher), make_host(*student), (), ExtractionOptions(**{"rank": 2, "scores": "ones", **options}), 0)
+        extract(make_host(*teacher), make_host(*student), (),
+                ExtractionOptions(**{"rank": 2, "scores": "ones", **options}), 0)
     assert "\n" not in str(raised.value)
 
 

@@ -29,10 +29,12 @@ def test_pairs_are_numpys_truncated_decomposition(size):
     for split in ("reference", "balanced"):
         pair_a, pair_b, share = low_rank(matrix, 4, split)
         assert pair_a.shape == (4, size[1]) and pair_b.shape == (size[0], 4)
-        assert np.allclose(pair_b.double() @ pair_a.double(), truncated(matrix.double().numpy(), 4), atol=2e-5)
+        assert np.allclose(pair_b.double() @ pair_a.double(), truncated(matrix.double().numpy(), 4),
+                           atol=2e-5)
         assert share == pytest.approx((values[:4] ** 2).sum() / (values**2).sum(), rel=1e-6)
         norms = {"reference": (np.ones(4), values[:4]), "balanced": (values[:4] ** 0.5,) * 2}[split]
-        assert np.allclose(pair_a.norm(dim=1), norms[0], rtol=1e-5) and np.allclose(pair_b.norm(dim=0), norms[1], rtol=1e-5)
+        assert np.allclose(pair_a.norm(dim=1), norms[0], rtol=1e-5) and np.allclose(pair_b.norm(dim=0),
+                                                                                    norms[1], rtol=1e-5)
         assert bool((pair_a.gather(1, pair_a.abs().argmax(1, keepdim=True)) > 0).all())
 
 
@@ -99,16 +101,19 @@ def test_no_common_token_is_refused(make_host, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_fewer_common_tokens_than_the_rank_are_refused_before_any_work(count, make_host, tmp_path, monkeypatch):
+def test_fewer_common_tokens_than_the_rank_are_refused_before_any_work(count, make_host, tmp_path,
+                                                                       monkeypatch):
     words = [*WORDS[7 : 7 + count], *(f"other{i}" for i in range(31 - count))]
     student = changed_host(tmp_path, "llama", words=words)
     monkeypatch.setattr(Offload, "put", lambda *given: pytest.fail("work began"))
-    with pytest.raises(UserError, match=f"only {count} tokens? in common, too few for pairs of rank 4; leave out embedding "
+    with pytest.raises(UserError, match=f"only {count} tokens? in common, too few for pairs of rank 4; leave "
+                       "out embedding "
                                         r"and head \(the sites of the method\)") as raised:
         extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4), 0)
     assert "\n" not in str(raised.value)
     monkeypatch.undo()
-    extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4, sites=("attention", "ffn")), 0)
+    extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4,
+                                                                              sites=("attention", "ffn")), 0)
 
 
 @pytest.mark.parametrize("structure", ["block", "aligned"])
@@ -120,14 +125,16 @@ def test_an_embeddings_offset_is_that_of_its_out_by_in_matrix(family, size, stru
     _, report = extract(*hosts, seeds_of(family), options, 0, head_of(family, 64))
     whole = plain_model(hosts[0]).get_input_embeddings().weight.detach().T
     row, column = report.offsets[Place("shared", 0, "embedding")]
-    assert torch.equal(whole[row : row + size, column:], report.blocks.tensors[Slot("shared", 0, "embedding", "D")])
+    assert torch.equal(whole[row : row + size, column:], report.blocks.tensors[Slot("shared", 0, "embedding",
+                                                                                    "D")])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_a_tied_teacher_gives_one_cut_to_embedding_and_head(family, make_host):
     for structure in ("block", "neurons", "random_block", "random_entries", "aligned"):
         options = ExtractionOptions(rank=4, structure=structure, sites=("embedding", "head"))
-        module, report = extract(make_host(family, 64, 2, 8), make_host(family, 32, 2, 4), seeds_of(family), options, 0)
+        module, report = extract(make_host(family, 64, 2, 8), make_host(family, 32, 2, 4), seeds_of(family),
+                                 options, 0)
         both = [product(module.tensors, Slot("shared", 0, site, "A")) for site in ("embedding", "head")]
         assert torch.allclose(both[0].T, both[1], atol=1e-5), structure
         assert len({*report.captured.values()}) == 1
@@ -150,7 +157,8 @@ def extracted(request, make_host):
 CONTROLS = {
     "noise": lambda module, teacher, student, seed: noise(module, seed),
     "shuffled": shuffle_layers,
-    "pissa": lambda module, teacher, student, seed: module.map(singular_pairs(student, ExtractionOptions(rank=4))),
+    "pissa": lambda module, teacher, student, seed: module.map(singular_pairs(student,
+                                                                              ExtractionOptions(rank=4))),
 }
 
 

@@ -69,7 +69,8 @@ def test_scores_hold_for_other_settings_of_a_family(family, config, tmp_path):
     spec, seeds, head = changed_host(tmp_path, family, **config), seeds_of(family), head_of(family, 32)
     untied = config.get("tie_word_embeddings") is False
     checked = check(spec, ExtractionOptions(batch_size=3), seeds, head, slow(spec, seeds, head))
-    assert ("lm_head.weight" in checked) == (untied or family == "llama" and not config.get("tie_word_embeddings"))
+    assert ("lm_head.weight" in checked) == (untied or family == "llama"
+                                             and not config.get("tie_word_embeddings"))
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2", "llama"])
@@ -81,7 +82,8 @@ def test_a_wrong_answer_token_or_a_sum_of_gradients_would_show(family, make_host
         check(spec, ExtractionOptions(), [*seeds[:2], shifted[2], *seeds[3:]], None, slowly)
     host = plain_model(spec)
     sum(loss(host, spec, seed, None) for seed in seeds).backward()
-    name = NAMES[family, "decoder"][0].format(1) + next(iter(NAMES[family, "decoder"][1].values())) + ".weight"
+    name = NAMES[family, "decoder"][0].format(1) + next(iter(NAMES[family,
+                                                                   "decoder"][1].values())) + ".weight"
     parameter = host.get_parameter(name)
     assert not close((parameter * parameter.grad).abs().detach(), slowly.scores[name])
 
@@ -119,7 +121,8 @@ def test_shards_and_half_precision_are_read(make_host, tmp_path):
 
 def test_old_names_and_the_prefix_of_a_bigger_model_are_read(make_host, tmp_path):
     source = make_host("bert", 32, 3, 4)
-    old = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): part
+    old = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias",
+                                                                                 "LayerNorm.beta"): part
            for name, part in load_file(f"{source.source}/model.safetensors").items()}
     save_file(old, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
@@ -132,9 +135,11 @@ def test_old_names_and_the_prefix_of_a_bigger_model_are_read(make_host, tmp_path
 def test_ones_are_of_the_same_places_and_shapes(make_host):
     for family in FAMILIES:
         weights, head = Weights(make_host(family, 32, 3, 4)), head_of(family, 32)
-        real, off = ({(*place, name): part for *place, scores in kind(weights, seeds_of(family), ExtractionOptions(), head)
+        real, off = ({(*place, name): part for *place, scores in kind(weights, seeds_of(family),
+                                                                      ExtractionOptions(), head)
                       for name, part in scores.items()} for kind in (sensitivity, ones))
-        assert {key: part.shape for key, part in real.items()} == {key: part.shape for key, part in off.items()}
+        assert {key: part.shape for key, part in real.items()} == {key: part.shape
+                                                                   for key, part in off.items()}
         assert all(bool((part == 1).all()) for part in off.values())
 
 
@@ -165,7 +170,8 @@ def test_an_encoder_needs_its_head(make_host):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_gradient_that_is_not_finite_names_the_example_and_leaves_nothing_behind(family, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_names_the_example_and_leaves_nothing_behind(family, tmp_path,
+                                                                                   monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -174,7 +180,8 @@ def test_a_gradient_that_is_not_finite_names_the_example_and_leaves_nothing_behi
         head["head.weight"][1] = float("inf")
     else:
         with_row(spec, "lm_head.weight" if family == "llama" else WORD[family], 30, 3e38)
-    seeds = [Seed(tuple(t % 30 for t in s.ids), s.start, tuple(t % 30 for t in s.target), s.label) for s in seeds_of(family)]
+    seeds = [Seed(tuple(t % 30 for t in s.ids), s.start, tuple(t % 30 for t in s.target), s.label)
+             for s in seeds_of(family)]
     with pytest.raises(UserError, match=r"seed example \d has a gradient that is not finite at the head"):
         list(sensitivity(Weights(spec), seeds, ExtractionOptions(), head))
     assert not list(scratch.iterdir())
@@ -205,16 +212,19 @@ def test_a_row_that_nothing_needs_may_be_anything(family, make_host, tmp_path):
 @pytest.mark.parametrize(("family", "name", "says"), [
     ("llama", "embed_tokens.weight", "or leave out embedding and head"),
     ("bert", "word_embeddings.weight", "or leave out embedding and head"),
-    ("llama", "lm_head.weight", "or leave out embedding and head"), ("t5", "shared.weight", "or leave out embedding and head"),
+    ("llama", "lm_head.weight", "or leave out embedding and head"),
+    ("t5", "shared.weight", "or leave out embedding and head"),
     ("llama", "layers.1.mlp.up_proj.weight", "mend the file"), ("gpt2", "h.0.ln_1.bias", "mend the file"),
 ])
 def test_weights_that_are_not_finite_are_named(family, name, says, make_host, tmp_path):
     teacher = changed_host(tmp_path, family)
     with_row(teacher, name, 30, float("nan"))
-    seeds = [Seed(tuple(t % 29 for t in s.ids), s.start, tuple(t % 29 for t in s.target), s.label) for s in seeds_of(family)]
+    seeds = [Seed(tuple(t % 29 for t in s.ids), s.start, tuple(t % 29 for t in s.target), s.label)
+             for s in seeds_of(family)]
     message = f"row 30 of [a-z_.0-9]*{name} in .* has a number that is not finite; .*{says}"
     with pytest.raises(UserError, match=message) as raised:
-        extract(teacher, make_host(family, 16, 2, 4), seeds, ExtractionOptions(rank=3), 0, head_of(family, 32))
+        extract(teacher, make_host(family, 16, 2, 4), seeds, ExtractionOptions(rank=3), 0,
+                head_of(family, 32))
     assert "\n" not in str(raised.value)
     if "embed" in name:
         inside = ExtractionOptions(rank=3, sites=("attention", "ffn"))
@@ -233,7 +243,8 @@ def test_one_file_larger_than_memory_is_read_in_parts(make_host, tmp_path):
     source, big = Path(make_host("llama", 32, 3, 4).source), tmp_path / "model.safetensors"
     content = (source / "model.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
-    header, size = json.loads(content[8 : 8 + length]), 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    header, size = json.loads(content[8 : 8 + length]), 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+        "SC_PAGE_SIZE")
     body = len(content) - 8 - length
     table = "model.layers.0.self_attn.rotary_emb.inv_freq"  # is passed over
     header[table] = {"dtype": "U8", "shape": [size], "data_offsets": [body, body + size]}
@@ -317,12 +328,14 @@ for one in options:
 
 @pytest.mark.system
 def test_memory_foreseen_is_what_a_run_takes(make_host, tmp_path):
-    """Between 0.6 of what was foreseen, where stages never fell together, and 1.1 of it, for the allocator's gaps; with
-    every larger tensor in pages of its own, as all those of a real host are."""
+    """Between 0.6 of what was foreseen, where stages never fell together, and 1.1 of it, for the allocator's
+    gaps; with every larger tensor in pages of its own, as all those of a real host are."""
     hosts = [changed_host(tmp_path / str(hidden), "llama", hidden, 8, vocab_size=vocabulary)
              for hidden, vocabulary in ((768, 6_000), (128, 6_000), (32, 31))]
-    done = subprocess.run([sys.executable, "-c", MEASURE, *[host.source for host in hosts]], capture_output=True, text=True,
-                          check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"})
+    done = subprocess.run([sys.executable, "-c", MEASURE, *[host.source for host in hosts]],
+                          capture_output=True, text=True,
+                          check=True, env={**os.environ, "OMP_NUM_THREADS": "1",
+                                           "MALLOC_MMAP_THRESHOLD_": "65536"})
     for line in done.stdout.splitlines():
         taken, foreseen = (int(number) for number in line.split())
         assert 0.6 * foreseen < taken < 1.1 * foreseen, done.stdout

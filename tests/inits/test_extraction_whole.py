@@ -81,7 +81,8 @@ def compare(module, report, place, scores, values, shape):
 def compare_shared(module, report, site, scores, values, hidden):
     place = Place("shared", 0, site)
     column = best_block(scores, len(scores), hidden)[1]
-    assert report.offsets[place] == ((column, 0) if site == "embedding" else (0, column))  # (out, in), as all matrices
+    # (out, in), as all matrices
+    assert report.offsets[place] == ((column, 0) if site == "embedding" else (0, column))
     change = product(module, place)
     expected = truncated(values[:, column : column + hidden], 3)
     assert np.allclose(change.T if site == "embedding" else change, expected, atol=1e-6)
@@ -95,8 +96,10 @@ def test_batches_do_not_change_what_is_extracted(make_host):
         assert found[0][1].offsets == found[1][1].offsets and equal(found[0][0], found[1][0])
 
 
-CHANGES = [{"scores": "ones"}, {"layers": "first"}, {"layers": "last"}, {"structure": "rows_columns"}, {"structure": "neurons"},
-           {"structure": "random_block"}, {"structure": "random_entries"}, {"structure": "aligned"}, {"split": "balanced"}]
+CHANGES = [{"scores": "ones"}, {"layers": "first"}, {"layers": "last"}, {"structure": "rows_columns"},
+           {"structure": "neurons"},
+           {"structure": "random_block"}, {"structure": "random_entries"}, {"structure": "aligned"},
+           {"split": "balanced"}]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -109,7 +112,8 @@ def test_every_stage_switched_changes_the_result(change, make_host, tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(Path(make_host("llama").source, "tokenizer.json").read_bytes())
     hosts = describe(HostSource("teacher", path=str(tmp_path))), make_host("llama", 32, 3, 4)
-    modules = [extract(*hosts, seeds_of("llama"), ExtractionOptions(rank=3, **options), 0)[0] for options in ({}, change)]
+    modules = [extract(*hosts, seeds_of("llama"), ExtractionOptions(rank=3, **options), 0)[0]
+               for options in ({}, change)]
     assert modules[0].axes == modules[1].axes and not equal(*modules)
     if change == {"split": "balanced"}:
         for slot in [s for s in modules[0].tensors if s.role == "A"]:
@@ -134,15 +138,18 @@ def test_other_seed_examples_change_the_cuts_and_the_random_seed_only_random_one
     assert equal(modules[0], modules[1]) and not equal(modules[0], modules[2])
 
 
-@pytest.mark.parametrize("sites", [("attention",), ("ffn",), ("embedding",), ("head",), ("query", "ffn_down")])
+@pytest.mark.parametrize("sites", [("attention",), ("ffn",), ("embedding",), ("head",),
+                                   ("query", "ffn_down")])
 def test_groups_and_single_sites_are_switched(sites, make_host):
     hosts = make_host("t5", 32, 3, 4), make_host("t5", 16, 2, 4)
     whole = extract(*hosts, seeds_of("t5"), ExtractionOptions(rank=3), 0)[0]
     part = extract(*hosts, seeds_of("t5"), ExtractionOptions(rank=3, sites=sites), 0)[0]
-    groups = {"attention": ("query", "key", "value", "attention_out"), "ffn": ("ffn_up", "ffn_gate", "ffn_down")}
+    groups = {"attention": ("query", "key", "value", "attention_out"),
+              "ffn": ("ffn_up", "ffn_gate", "ffn_down")}
     single = {one for site in sites for one in groups.get(site, (site,))}
     expected = {slot for slot in whole.tensors if slot.site.removeprefix("cross_") in single}
-    assert part.tensors.keys() == expected and all(torch.equal(part.tensors[s], whole.tensors[s]) for s in expected)
+    assert part.tensors.keys() == expected and all(torch.equal(part.tensors[s], whole.tensors[s])
+                                                   for s in expected)
     assert ("cross_query" in {slot.site for slot in expected}) == ("query" in single)
 
 
@@ -168,7 +175,8 @@ def test_a_module_goes_through_a_file_and_a_port(make_host):
 @pytest.mark.parametrize("seed", [0, 4, 12])  # where all layers together have another best cut
 def test_the_residual_cut_is_the_best_of_the_chosen_layers(seed, make_host):
     teacher, student = make_host("llama", 32, 6, 4, seed=seed), make_host("llama", 16, 2, 2)
-    _, report = extract(teacher, student, seeds_of("llama"), ExtractionOptions(rank=3, structure="aligned"), 0)
+    _, report = extract(teacher, student, seeds_of("llama"), ExtractionOptions(rank=3, structure="aligned"),
+                        0)
     slowly = slow(teacher, seeds_of("llama"), None)
     profile = sum(slowly.scores[name].double().numpy().sum(0) for name in (WORD["llama"], "lm_head.weight"))
     for place, offset in report.offsets.items():
@@ -181,18 +189,23 @@ def test_the_residual_cut_is_the_best_of_the_chosen_layers(seed, make_host):
             profile = profile + scores[offset[0] : offset[0] + kept].sum(0)
     line = [profile[first : first + 16].sum() for first in range(17)]
     rows = ("attention_out", "ffn_down", "embedding")
-    assert {offset[0 if place.site in rows else 1] for place, offset in report.offsets.items()} == {int(np.argmax(line))}
+    assert {offset[0 if place.site in rows else 1] for place, offset in report.offsets.items()} == {
+        int(np.argmax(line))}
 
 
 # ---- threads and devices
 
 
-SHAPES = [("llama", (64, 3, 8), (48, 2, 6)), ("llama", (96, 2, 4), (96, 2, 4)), ("gpt2", (64, 3, 8), (32, 2, 4)),
-          ("t5", (48, 3, 4), (32, 2, 4)), ("bert", (64, 3, 8), (32, 3, 4)), ("roberta", (32, 2, 4), (16, 1, 2))]
+SHAPES = [("llama", (64, 3, 8), (48, 2, 6)), ("llama", (96, 2, 4), (96, 2, 4)),
+          ("gpt2", (64, 3, 8), (32, 2, 4)),
+          ("t5", (48, 3, 4), (32, 2, 4)), ("bert", (64, 3, 8), (32, 3, 4)),
+          ("roberta", (32, 2, 4), (16, 1, 2))]
 
 
-@pytest.mark.parametrize("structure", representatives(["block", "aligned", "neurons", "random_entries"], "block", "aligned"))
-@pytest.mark.parametrize("shape", representatives(SHAPES, SHAPES[0], SHAPES[2], SHAPES[3]), ids=lambda shape: shape[0])
+@pytest.mark.parametrize("structure", representatives(["block", "aligned", "neurons", "random_entries"],
+                                                      "block", "aligned"))
+@pytest.mark.parametrize("shape", representatives(SHAPES, SHAPES[0], SHAPES[2], SHAPES[3]),
+                         ids=lambda shape: shape[0])
 def test_no_bit_depends_on_the_number_of_threads(shape, structure, make_host, monkeypatch):
     """With pieces so small that every thread has some of every matrix."""
     family, large, small = shape
@@ -218,7 +231,8 @@ def test_torchs_own_threads_are_put_aside_and_given_back(make_host):
     seen = []
     torch.set_num_threads(2)
     try:
-        extract(*hosts, seeds_of("llama"), ExtractionOptions(rank=3), 0, free=lambda: seen.append(torch.get_num_threads()) or 2)
+        extract(*hosts, seeds_of("llama"), ExtractionOptions(rank=3), 0,
+                free=lambda: seen.append(torch.get_num_threads()) or 2)
         assert seen and set(seen) == {1} and torch.get_num_threads() == 2
         with pytest.raises(UserError):
             extract(*hosts, (), ExtractionOptions(rank=3), 0)
@@ -237,8 +251,9 @@ def test_what_a_thread_raises_comes_out(make_host):
 
 
 class SecondDevice(TorchDispatchMode):
-    """Ordinary memory that plays a device of its own, "xla": a tensor is there if it was made or moved there, or comes of
-    such tensors; an operation on tensors of two devices is refused, as a GPU would (single numbers and indices may mix)."""
+    """Ordinary memory that plays a device of its own, "xla": a tensor is there if it was made or moved there,
+    or comes of such tensors; an operation on tensors of two devices is refused, as a GPU would (single
+    numbers and indices may mix)."""
 
     def __init__(self):
         super().__init__()
@@ -253,10 +268,12 @@ class SecondDevice(TorchDispatchMode):
         given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         places = {self.has(one) for one in given if one.ndim}
         if named is not None:
-            target, kwargs["device"] = str(named).startswith("xla"), "cpu" if str(named).startswith("xla") else named
+            target, kwargs["device"] = str(named).startswith("xla"), "cpu" if str(named).startswith(
+                "xla") else named
         if named is None or name == "aten::_to_copy" and not str(named).startswith("xla"):
             target = any(map(self.has, given))
-        mixes = name in ("aten::copy_", "aten::index.Tensor", "aten::index", "aten::_to_copy", "aten::index_put_")
+        mixes = name in ("aten::copy_", "aten::index.Tensor", "aten::index", "aten::_to_copy",
+                         "aten::index_put_")
         assert len(places) < 2 or mixes, f"{name} of two devices"
         out = function(*args, **kwargs)
         for one in pytree.tree_leaves(out):
@@ -267,7 +284,8 @@ class SecondDevice(TorchDispatchMode):
 
 
 def padded(parts, batch_first):
-    """torch's `pad_sequence`, whose C++ would make its result in ordinary memory, where the second device's is."""
+    """torch's `pad_sequence`, whose C++ would make its result in ordinary memory, where the second device's
+    is."""
     out = parts[0].new_zeros(len(parts), max(map(len, parts)))
     for row, part in zip(out, parts, strict=True):
         row[: len(part)] = part
@@ -275,7 +293,8 @@ def padded(parts, batch_first):
 
 
 class Calls(TorchFunctionMode):
-    """What a dispatch mode does not see: `torch.tensor` looks for the device before, `cpu` and `numpy` find nothing to do."""
+    """What a dispatch mode does not see: `torch.tensor` looks for the device before, `cpu` and `numpy` find
+    nothing to do."""
 
     def __init__(self, second):
         super().__init__()
@@ -284,7 +303,8 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         device = kwargs.pop("device", None) if function is torch.tensor else None
-        assert function is not Tensor.numpy or not self.second.has(args[0]), "numpy cannot read another device"
+        assert function is not Tensor.numpy or not self.second.has(
+            args[0]), "numpy cannot read another device"
         out = function(*args, **kwargs)
         if function is Tensor.cpu and self.second.has(out):
             out = out.clone()
@@ -295,7 +315,8 @@ class Calls(TorchFunctionMode):
 @pytest.mark.parametrize("structure", ["block", "aligned", "random_block"])
 @pytest.mark.parametrize("family", representatives(FAMILIES, "t5", "bert", "llama"))
 def test_on_a_device_everything_is_made_there(family, structure, make_host, monkeypatch):
-    """No GPU needed: ordinary memory plays one, and what is mixed is refused. Numbers are those without it."""
+    """No GPU needed: ordinary memory plays one, and what is mixed is refused. Numbers are those without
+    it."""
     hosts, head = (make_host(family, 64, 3, 8), make_host(family, 32, 2, 4)), head_of(family, 64)
     options = ExtractionOptions(rank=3, structure=structure, blocks=True)
     plain = extract(*hosts, seeds_of(family), options, 0, head)

@@ -6,7 +6,7 @@ import portability.inits.start as start
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import InitSpec, MethodSpec, PortSpec
 from portability.execution.execute import execute
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.inits import INITS
 from portability.inits.base import ExtractedPairs, InitContext
 from portability.inits.extraction import extract
@@ -48,7 +48,8 @@ def given(sides, kind, seed=0):
         "teacher": cut,
     }
     watched = {need: _watched(need, providers[need], asked) for need in INIT_KINDS[kind].needs}
-    return InitContext(specs[1], METHOD, seed, (seed,), lambda: small_.init_parameters(seed), **watched), asked
+    return InitContext(specs[1], METHOD, seed, (seed,), lambda: small_.init_parameters(seed),
+                       **watched), asked
 
 
 def _watched(need, give, asked):
@@ -91,12 +92,14 @@ def test_a_port_is_made_once_for_the_starts_that_share_it(data_folders, make_hos
              "grid.ports=[pad,repeat]")
     got = small(data_folders, make_host, *words)
     planned, store, made = plan(got.grid), Store(tmp_path / "store"), []
-    monkeypatch.setattr(start, "port", lambda module, known: made.append(known.spec.name) or port(module, known))
+    monkeypatch.setattr(start, "port", lambda module, known: made.append(known.spec.name)
+                        or port(module, known))
     stacks: dict = {}
     for run in planned.runs.values():
         stacks.setdefault((run.host.name, run.data.name, run.origin is not None), []).append(run)
     for runs in sorted(stacks.values(), key=lambda runs: runs[0].origin is not None):
-        execute(runs, {run.run_id: sorted(planned.marks[run.run_id]) for run in runs}, Desk(store, got.data))
+        execute(runs, {run.run_id: sorted(planned.marks[run.run_id]) for run in runs},
+                WorkerContext(store, got.data))
     ported = [store.read(run_id) for run_id, run in planned.runs.items() if "port" in run.init.traits.needs]
     assert len(ported) == 2 * 2 * 4 and all(ported), "two seeds, two ports, four kinds"
     assert sorted(made) == ["pad"] * 2 + ["repeat"] * 2

@@ -42,7 +42,8 @@ def given(source, target, seed=0, **more):
 
 
 def carry(source, target, seed=0):
-    return port(noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.init_parameters(seed), PAD))
+    return port(noisy(source, 1), PortContext(source.host.spec, target.host.spec,
+                                              target.init_parameters(seed), PAD))
 
 
 def start(kind, have, **options):
@@ -68,7 +69,8 @@ def test_every_start_that_is_taken_off_the_host_fits_it_and_repeats_itself(load,
     have = InitContext(student.spec, method, 0, (0,), lambda: mounted.init_parameters(0),
                        extraction=lambda: ExtractedPairs(cut, teacher.spec))
     made, again = start(kind, have), start(kind, have)
-    assert equal(made.module, again.module) and mounted.to_parameters(made.module) and mounted.to_frozen(made.frozen)
+    assert equal(made.module, again.module) and mounted.to_parameters(made.module) and mounted.to_frozen(
+        made.frozen)
     assert equal(made.module, made.frozen) and equal(made.module, cut) == (kind == "extracted")
 
 
@@ -126,7 +128,8 @@ def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(
     ported, plain = start("ported", have).module, start("sampled", have, law="normal").module
     done = start("sampled", have, law="normal", match="function_norm")
     assert change(done.module) == pytest.approx(change(ported), rel=1e-2)
-    assert abs(change(plain) / change(ported) - 1) > 0.02, "the plain sample matched already: the test shows nothing"
+    assert abs(change(plain) / change(ported)
+               - 1) > 0.02, "the plain sample matched already: the test shows nothing"
     assert done.report.calibration_examples == 16
     assert done.report.effect_fraction == pytest.approx(1, rel=1e-2)
 
@@ -139,7 +142,8 @@ def test_a_sample_that_cannot_be_matched_is_the_nearest_and_says_how_near(mounte
     own = norm(ported)
 
     def change(module):
-        """1 of the ported module; of others a hill, or a valley, whose top is at four times, or a quarter of, its norm."""
+        """1 of the ported module; of others a hill, or a valley, whose top is at four times, or a quarter of,
+        its norm."""
         if equal(module, ported):
             return 1.0
         far = np.log2(norm(module) / own) - (2 if height < 1 else -2)
@@ -154,7 +158,8 @@ def test_shuffling_keeps_the_tensors_and_moves_the_layers(mounted):
     have = given(mounted("lora"), mounted("lora", "t5", 32, 3, 4))
     ported, other = start("ported", have).module, start("shuffled", have).module
     assert not equal(ported, other)
-    total = [sum(float(t.double().sum()) for s, t in m.tensors.items() if s.site == "query") for m in (ported, other)]
+    total = [sum(float(t.double().sum()) for s, t in m.tensors.items() if s.site == "query")
+             for m in (ported, other)]
     assert total[0] == pytest.approx(total[1])
 
 

@@ -1,4 +1,5 @@
-"""Our own LoRA on every matrix of a host, and starts that are subtracted, against merged weights and against peft."""
+"""Our own LoRA on every matrix of a host, and starts that are subtracted, against merged weights and against
+peft."""
 
 import math
 import re
@@ -71,13 +72,16 @@ def weights_of(family, slot):
         name = {"ffn_up": "wi_1", "ffn_gate": "wi_0", "ffn_down": "wo"}[site]
         return f"{stack}.block.{layer}.layer.{last}.DenseReluDense.{name}", None
     if family == "llama":
-        names = dict(zip(QKVO, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"), strict=True))
+        names = dict(zip(QKVO, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                "self_attn.o_proj"), strict=True))
         names |= {"ffn_up": "mlp.up_proj", "ffn_gate": "mlp.gate_proj", "ffn_down": "mlp.down_proj"}
         return f"model.layers.{layer}.{names[site]}", None
     if family == "gpt2":
         names = {"attention_out": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
-        return f"transformer.h.{layer}.{names.get(site, 'attn.c_attn')}", QKVO.index(site) if site in QKVO[:3] else None
-    names = {"attention_out": "attention.output.dense", "ffn_up": "intermediate.dense", "ffn_down": "output.dense"}
+        return f"transformer.h.{layer}.{names.get(site, 'attn.c_attn')}", QKVO.index(site) if site in QKVO[
+            :3] else None
+    names = {"attention_out": "attention.output.dense", "ffn_up": "intermediate.dense",
+             "ffn_down": "output.dense"}
     return f"encoder.layer.{layer}.{names.get(site, f'attention.self.{site}')}", None
 
 
@@ -93,7 +97,9 @@ def merge(model, family, slot, change):
 
 def plain_model(spec, family):
     """The host's folder loaded by transformers alone; the head has a matrix of its own."""
-    model = KINDS.get(family, AutoModel).from_pretrained(spec.source, attn_implementation="eager").eval().requires_grad_(False)
+    model = KINDS.get(family, AutoModel).from_pretrained(spec.source,
+                                                         attn_implementation="eager").eval().requires_grad_(
+                                                             False)
     if model.get_output_embeddings() is not None:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
     return model
@@ -108,7 +114,8 @@ def changes(module):
 
 
 def merged(attached, module, start=None):
-    """Logits of the host's folder, loaded plainly, with a module added to its weights and a start taken off."""
+    """Logits of the host's folder, loaded plainly, with a module added to its weights and a start taken
+    off."""
     family, scale = attached.host.family, attached.scale
     scorer, model = Scorer(attached.host, TASK), plain_model(attached.host.spec, attached.host.family)
     for slot, change in changes(module):
@@ -129,10 +136,12 @@ def test_a_fresh_module_changes_nothing_and_taking_it_off_leaves_the_host_as_it_
     scorer = Scorer(host, TASK)
     bare, before = logits(scorer), {name: id(p) for name, p in host.model.named_parameters()}
     attached = attach(host, METHOD)
-    assert torch.equal(logits(scorer, attached, attached.init_parameters(1)), bare) and torch.equal(logits(scorer), bare)
+    assert torch.equal(logits(scorer, attached, attached.init_parameters(1)),
+                       bare) and torch.equal(logits(scorer), bare)
     assert not torch.allclose(logits(scorer, attached, noisy(attached, 1)), bare, atol=1e-3)
     attached.detach()
-    assert {name: id(p) for name, p in host.model.named_parameters()} == before and torch.equal(logits(scorer), bare)
+    assert {name: id(p) for name, p in host.model.named_parameters()} == before and torch.equal(
+        logits(scorer), bare)
 
 
 @pytest.mark.parametrize(("family", "sites"), [(f, ALL) for f in FAMILIES] + [
@@ -144,7 +153,8 @@ def test_merged_weights_give_the_same_logits(load, family, sites):
     if sites == ALL:  # every matrix of the host, norms and tables of positions left
         assert len(sizes) == {"t5": 7 + 11 + 2, "bert": 7, "roberta": 7, "gpt2": 8, "llama": 9}[family]
     assert equal(attached.to_state(attached.to_parameters(module)), module)
-    assert torch.allclose(logits(Scorer(attached.host, TASK), attached, module), merged(attached, module), atol=1e-5)
+    assert torch.allclose(logits(Scorer(attached.host, TASK), attached, module), merged(attached, module),
+                          atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,8 +175,10 @@ def test_a_subtracted_start_is_the_host_to_the_bit(make_host, family, precision)
     bare = logits(scorer)
     for start in starts:
         assert torch.equal(logits(scorer, attached, start, start), bare)
-    held = [named(attached.to_parameters(one) | attached.to_frozen(one)) | scorer.fresh_head(3) for one in starts]
-    both = scorer.stacked_logits({name: torch.stack([one[name] for one in held]) for name in held[0]}, *inputs())
+    held = [named(attached.to_parameters(one) | attached.to_frozen(one)) | scorer.fresh_head(3)
+            for one in starts]
+    both = scorer.stacked_logits({name: torch.stack([one[name] for one in held]) for name in held[0]},
+                                 *inputs())
     assert torch.allclose(both, bare.expand_as(both), atol=1e-6 if precision == "fp32" else 1e-2)
     assert torch.equal(both[0], both[1])  # two starts, one function
 
@@ -197,11 +209,13 @@ def make_pair(into, out, rank, seed):
 def test_gradients_flow_to_the_pairs_alone(load, family):
     attached = attach(load(family), METHOD)
     scorer, start = Scorer(attached.host, TASK), noisy(attached, 1)
-    values = {name: value.requires_grad_() for name, value in named(attached.to_parameters(noisy(attached, 0))).items()}
+    values = {name: value.requires_grad_()
+              for name, value in named(attached.to_parameters(noisy(attached, 0))).items()}
     frozen, head = named(attached.to_frozen(start)), scorer.fresh_head(0)
     engine.logits_of(scorer, values | frozen | head, *inputs()).square().sum().backward()
     idle = r"decoder.*\.SelfAttention\.[qk]\."  # T5 decodes one token, which sees nothing but itself
-    assert all(value.grad is not None and bool(value.grad.any()) != bool(re.search(idle, n)) for n, value in values.items())
+    assert all(value.grad is not None and bool(value.grad.any()) != bool(re.search(idle, n))
+               for n, value in values.items())
     assert not any(value.requires_grad for value in frozen.values())
     assert all(p.grad is None for p in attached.host.model.parameters())
     assert {n for n, p in attached.host.model.named_parameters() if p.requires_grad} == set(attached.shapes)
@@ -215,7 +229,9 @@ def test_gradients_flow_to_the_pairs_alone(load, family):
     ("roberta", ["query", "key", "value", "dense"]), ("gpt2", ["c_proj", "c_fc"]),
     ("llama", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens"])])
 def test_pefts_lora_with_the_same_weights_gives_the_same_logits(load, family, targets):
-    sites = {"gpt2": ["attention_out", "ffn"], "llama": ["attention", "ffn", "embedding"]}.get(family, ["attention", "ffn"])
+    sites = {"gpt2": ["attention_out", "ffn"], "llama": ["attention", "ffn", "embedding"]}.get(family,
+                                                                                               ["attention",
+                                                                                                "ffn"])
     attached = attach(load(family), method(sites=sites))
     module, model = noisy(attached, 0), plain_model(attached.host.spec, family)
     scorer = Scorer(attached.host, TASK)

@@ -29,14 +29,17 @@ def answers(folder, run, data):
 
 
 @pytest.mark.parametrize(("family", "init"), [
-    ("llama", "extracted"), ("gpt2", "extracted_noise"), ("t5", "pissa"), ("llama", "scratch"), ("gpt2", "scratch"),
+    ("llama", "extracted"), ("gpt2", "extracted_noise"), ("t5", "pissa"), ("llama", "scratch"),
+    ("gpt2", "scratch"),
 ])
 def test_a_merged_host_answers_as_the_run_did(family, init, data_folders, make_host, tmp_path):
     sites = ("method.lora_all.settings.sites=[attention,ffn]",) if family == "t5" else ()  # its head is tied
-    got = small(data_folders, make_host, *hosts(make_host, family), *QUICK, RATE, inits(init), f"results={tmp_path}", "study=m",
+    got = small(data_folders, make_host, *hosts(make_host, family), *QUICK, RATE, inits(init),
+                f"results={tmp_path}", "study=m",
                 "grid.budgets=[15]", *sites, "method.lora_all.settings.alpha=8")
     assert command(got) == 0
-    (run,) = [run for run in plan(got.grid).runs.values() if run.init.name == init and run.host.name == "nano-raw-base"]
+    (run,) = [run for run in plan(got.grid).runs.values() if run.init.name == init
+              and run.host.name == "nano-raw-base"]
     assert main([str(tmp_path / "m"), run.run_id, str(tmp_path / "host"), "--host", run.host.source]) == 0
     saved = Store(tmp_path / "m").predictions(run.run_id)["margin"]
     found = answers(tmp_path / "host", run, got.data)
@@ -51,8 +54,8 @@ def refused(capsys, *words):
 
 
 def test_what_cannot_be_merged_is_one_sentence(data_folders, make_host, tmp_path, capsys):
-    got = small(data_folders, make_host, *hosts(make_host), *QUICK, inits("scratch"), f"results={tmp_path}", "study=m",
-                "grid.budgets=[2]")
+    got = small(data_folders, make_host, *hosts(make_host), *QUICK, inits("scratch"), f"results={tmp_path}",
+                "study=m", "grid.budgets=[2]")
     assert command(got) == 0
     planned = [run for run in plan(got.grid).runs.values() if run.host.name == "nano-raw-base"]
     bare, run = sorted(planned, key=lambda run: run.train.updates)
@@ -64,7 +67,8 @@ def test_what_cannot_be_merged_is_one_sentence(data_folders, make_host, tmp_path
     assert "say where it is: --host FOLDER" in refused(capsys, study, run.run_id, new)
     other = make_host("t5", 32, 2, 4, 3).source
     assert "is not the host" in refused(capsys, study, run.run_id, new, "--host", other)
-    assert "ties its head to its embedding" in refused(capsys, study, run.run_id, new, "--host", run.host.source)
+    assert "ties its head to its embedding" in refused(capsys, study, run.run_id, new, "--host",
+                                                       run.host.source)
     assert not new.exists()
     new.mkdir()
     assert "is there already" in refused(capsys, study, run.run_id, new, "--host", run.host.source)

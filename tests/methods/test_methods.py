@@ -21,7 +21,8 @@ def test_slots_and_parameters_are_two_views_of_one_module(mount, family, method)
     attached = mount(method, family)
     module = noisy(attached, 0)
     parameters = attached.to_parameters(module)
-    assert {name: tuple(v.shape) for name, v in parameters.items()} == {n: tuple(s) for n, s in attached.shapes.items()}
+    assert {name: tuple(v.shape) for name, v in parameters.items()} == {n: tuple(s)
+                                                                        for n, s in attached.shapes.items()}
     assert equal(attached.to_state(parameters), module)
     assert module.entries == sum(value.numel() for value in parameters.values())
     stacks = set(TABLE[family].stacks) | {"shared"}
@@ -32,12 +33,14 @@ def test_slots_and_parameters_are_two_views_of_one_module(mount, family, method)
     assert equal(ModuleState.from_file(*module.to_file()), module)
 
 
-LIBRARY_SAVES = ("adapter", "lora")  # adapters 1.3.0 loses Compacter's shared factor when it saves, and cannot save prefixes
+# adapters 1.3.0 loses Compacter's shared factor when it saves, and cannot save prefixes
+LIBRARY_SAVES = ("adapter", "lora")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, make_host, family, method, tmp_path):
+def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, make_host, family, method,
+                                                                      tmp_path):
     """A host loaded by transformers, the method added by adapters: the engine's logits are the reference."""
     import adapters
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -52,7 +55,8 @@ def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, mak
     values = {f"model.{name}": value[None] for name, value in parameters.items()}
     with torch.no_grad():
         ours = scorer.stacked_logits(values | {n: v[None] for n, v in head.items()}, ids, mask)[0]
-    kind = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM, "llama": AutoModelForCausalLM}.get(family, AutoModel)
+    kind = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM,
+            "llama": AutoModelForCausalLM}.get(family, AutoModel)
 
     def plain():
         model = kind.from_pretrained(make_host(family).source, attn_implementation="eager").eval()
@@ -96,7 +100,8 @@ def test_a_fused_query_key_value_matrix_splits_in_the_librarys_order(mount):
 
 @pytest.mark.parametrize(("method", "changes", "words"), [
     ("compacter", {"bottleneck": 6}, "bottleneck 6 must divide by phm_dim 4; a bottleneck of 4 would fit"),
-    ("compacter", {"phm_dim": 5, "bottleneck": 10}, "width 32 must divide by phm_dim 5; a width of 30 would fit"),
+    ("compacter", {"phm_dim": 5, "bottleneck": 10}, "width 32 must divide by phm_dim 5; a width of 30 would "
+     "fit"),
     ("lora", {"rnak": 4}, "rnak"),
     ("lora", {"dropout": 0.1}, "dropout=0.1 is not supported"),
 ])
@@ -110,7 +115,8 @@ def test_settings_that_cannot_work_are_refused(load, method, changes, words):
 def test_the_bottleneck_has_the_size_that_was_asked_for(load, bottleneck):
     """The library floors width / factor: 64 / (64 / 20) is 19 there."""
     attached = attach(load("t5", 64, 1, 4), replace(METHODS["adapter"], settings={"bottleneck": bottleneck}))
-    assert attached.init_parameters(0).tensors[Slot("encoder", 0, "attention", "down_weight")].shape == (bottleneck, 64)
+    assert attached.init_parameters(0).tensors[Slot("encoder", 0, "attention",
+                                                    "down_weight")].shape == (bottleneck, 64)
 
 
 def test_unknown_config_classes_and_libraries_list_the_choices(load):

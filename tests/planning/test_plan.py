@@ -56,7 +56,8 @@ def test_zero_shot_and_bare_come_on_top():
     assert {cell.init for cell in zero} == {"ported", "sampled", "scratch", "bare"}
     assert all(0 in planned.marks[cell.run_id] for cell in zero)
     bare = {cell.run_id for cell in zero if cell.init == "bare"}
-    assert len(bare) == 3 and all(planned.runs[i].method is None and planned.runs[i].train.updates == 0 for i in bare)
+    assert len(bare) == 3 and all(planned.runs[i].method is None and planned.runs[i].train.updates == 0
+                                  for i in bare)
 
 
 def test_with_a_shared_head_every_arm_starts_from_the_origins():
@@ -64,7 +65,8 @@ def test_with_a_shared_head_every_arm_starts_from_the_origins():
     planned = plan(grid(pairs=[pair, pair[::-1]]))
     for cell in planned.cells:
         run = planned.runs[cell.run_id]
-        assert run.head == "shared" and run.origin in planned.runs and planned.runs[run.origin].head == "fresh"
+        assert run.head == "shared" and run.origin in planned.runs and planned.runs[
+            run.origin].head == "fresh"
     fresh = plan(grid(pairs=[pair, pair[::-1]], head="fresh"))
     scratch = [fresh.runs[cell.run_id] for cell in trained(fresh) if cell.init == "scratch"]
     assert all(run.origin is None for run in scratch)
@@ -83,7 +85,8 @@ def test_rates_are_methods_of_their_own_whose_origins_and_natives_keep_the_commo
     names = {cell.method for cell in planned.cells}
     assert len(names) == 12 and {"lora x0.5", "lora", "lora x3"} <= names
     for cell in trained(planned):
-        run, factor = planned.runs[cell.run_id], {"x0.5": 0.5, "x3": 3.0}.get(cell.method.partition(" ")[2], 1.0)
+        run, factor = planned.runs[cell.run_id], {"x0.5": 0.5, "x3": 3.0}.get(cell.method.partition(" ")[2],
+                                                                              1.0)
         assert run.method.learning_rate == pytest.approx(1e-3 * factor) and run.method.name == cell.method
         assert planned.runs[cell.native_id].method.learning_rate == 1e-3
         assert run.origin is None or planned.runs[run.origin].method.learning_rate == 1e-3
@@ -96,8 +99,10 @@ def test_origins_of_other_seeds_are_no_receiving_run_of_the_grid():
     assert {run.seed for run in other.runs.values()} == {None, *range(5), *range(1_000_000, 1_000_005)}
     for cell in trained(other):
         run = other.runs[cell.run_id]
-        assert run.seed == cell.seed and (run.origin is None or other.runs[run.origin].seed == cell.seed + 1_000_000)
-    scratch = [{cell.run_id for cell in trained(planned) if cell.init == "scratch"} for planned in (same, other)]
+        assert run.seed == cell.seed and (run.origin is None
+                                          or other.runs[run.origin].seed == cell.seed + 1_000_000)
+    scratch = [{cell.run_id for cell in trained(planned) if cell.init == "scratch"}
+               for planned in (same, other)]
     assert scratch[0] == scratch[1] and not scratch[1] & {run.origin for run in other.runs.values()}
 
 
@@ -115,7 +120,8 @@ def run():
 
 
 def test_a_runs_name_is_pinned():
-    """A change of this name orphans every stored run: raise spec.SCHEMA and say so in CHANGELOG, or undo it."""
+    """A change of this name orphans every stored run: raise spec.SCHEMA and say so in CHANGELOG, or undo
+    it."""
     assert run().run_id == "d2b9c6b262bd2605"
 
 
@@ -171,5 +177,6 @@ def test_stacks_hold_only_what_may_train_together_and_lose_nothing():
         runs = [planned.runs[i] for i in part]
         first = runs[0]
         assert len(part) <= 8
-        assert all((r.host, r.method, r.data, r.train) == (first.host, first.method, first.data, first.train) for r in runs)
+        assert all((r.host, r.method, r.data, r.train) == (first.host, first.method, first.data, first.train)
+                   for r in runs)
         assert len({r.method is None for r in runs}) == 1

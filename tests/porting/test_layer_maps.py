@@ -14,7 +14,8 @@ def test_every_map_is_the_identity_between_equal_depths(name, depth):
 
 
 @pytest.mark.parametrize("name", LAYER_MAPS)
-@pytest.mark.parametrize(("origin", "receiving"), [(12, 24), (24, 12), (3, 2), (2, 3), (6, 3), (5, 1), (1, 4)])
+@pytest.mark.parametrize(("origin", "receiving"), [(12, 24), (24, 12), (3, 2), (2, 3), (6, 3), (5, 1),
+                                                   (1, 4)])
 def test_maps_keep_the_order_and_stay_in_range(name, origin, receiving):
     if name == "skip" and receiving > origin:
         with pytest.raises(UserError, match="only drops layers"):
@@ -22,7 +23,8 @@ def test_maps_keep_the_order_and_stay_in_range(name, origin, receiving):
         return
     layers = LAYER_MAPS[name](origin, receiving)
     flat = [one for many in layers for one in many]
-    assert len(layers) == receiving and all(layers) and flat == sorted(flat) and set(flat) <= set(range(origin))
+    assert len(layers) == receiving and all(layers) and flat == sorted(flat) and set(flat) <= set(
+        range(origin))
 
 
 def test_average_uses_every_layer_of_a_deeper_origin():
@@ -35,10 +37,12 @@ def test_low_rank_pairs_are_averaged_as_products():
     turn = torch.linalg.qr(torch.randn(4, 4))[0]
     layers = [{"A": v, "B": u}, {"A": turn @ v * 2, "B": u @ turn.T * 0.5}]
     got = average_layers(layers)
-    assert torch.allclose(got["B"] @ got["A"], (layers[0]["B"] @ layers[0]["A"] + layers[1]["B"] @ layers[1]["A"]) / 2,
+    assert torch.allclose(got["B"] @ got["A"], (layers[0]["B"] @ layers[0]["A"] + layers[1]["B"]
+                                                @ layers[1]["A"]) / 2,
                           atol=1e-5)
     factors = (layers[0]["B"] + layers[1]["B"]) @ (layers[0]["A"] + layers[1]["A"]) / 4
-    assert not torch.allclose(factors, u @ v, atol=1e-2), "averaging factors would have done, so this shows nothing"
+    assert not torch.allclose(factors, u @ v,
+                              atol=1e-2), "averaging factors would have done, so this shows nothing"
 
 
 def test_the_truncated_product_is_numpys_best_rank_r():
@@ -61,7 +65,8 @@ def test_a_bottlenecks_linear_part_is_averaged_with_its_bias():
     got = average_layers([one, {role: t.clone() for role, t in one.items()}])
     x = torch.randn(6)
     assert torch.allclose(got["up_weight"] @ (got["down_weight"] @ x + got["down_bias"]) + got["up_bias"],
-                          one["up_weight"] @ (one["down_weight"] @ x + one["down_bias"]) + one["up_bias"], atol=1e-4)
+                          one["up_weight"] @ (one["down_weight"] @ x + one["down_bias"]) + one["up_bias"],
+                          atol=1e-4)
 
 
 def test_compacters_blocks_are_averaged_as_products():
@@ -69,4 +74,5 @@ def test_compacters_blocks_are_averaged_as_products():
     one = {"down_left": torch.randn(4, 8, 1), "down_right": torch.randn(4, 1, 2)}
     two = {"down_left": one["down_left"] * 3, "down_right": one["down_right"] / 3}
     got = average_layers([one, two])
-    assert torch.allclose(got["down_left"] @ got["down_right"], one["down_left"] @ one["down_right"], atol=1e-5)
+    assert torch.allclose(got["down_left"] @ got["down_right"], one["down_left"] @ one["down_right"],
+                          atol=1e-5)

@@ -15,8 +15,8 @@ from portability.porting.strategies.repeat import repeat_axis
 from support.pairs import over
 from support.tiny import FAMILIES, METHODS, noisy
 
-SHAPES = {"same": (32, 2, 4), "deeper": (32, 3, 4), "shallower": (32, 1, 4), "wider": (48, 2, 4), "narrower": (16, 2, 4),
-          "wider and deeper": (48, 4, 6)}
+SHAPES = {"same": (32, 2, 4), "deeper": (32, 3, 4), "shallower": (32, 1, 4), "wider": (48, 2, 4),
+          "narrower": (16, 2, 4), "wider and deeper": (48, 4, 6)}
 
 
 def spec(strategy="pad", layer_map="stretch", partial=False):
@@ -39,7 +39,8 @@ def mounted(mount):
 def carry(source, target, how, module=None):
     """Port a noisy module from one mounted method to another."""
     module = module or noisy(source, 1)
-    return port(module, PortContext(source.host.spec, target.host.spec, target.init_parameters(2), how)), module
+    return port(module, PortContext(source.host.spec, target.host.spec, target.init_parameters(2),
+                                    how)), module
 
 
 @over(layer_map=LAYER_MAPS, strategy=STRATEGIES, method=METHODS, family=FAMILIES)
@@ -73,7 +74,8 @@ def test_every_shape_gives_an_exactly_known_carry(mounted, method, strategy, sha
             assert done.carried[slot].sum() == original[corner].numel()
         else:
             assert done.carried[slot].all()
-    entries = sum(min_entries(module.tensors[s], done.module.tensors[s._replace(layer=0)]) for s in used(done, module))
+    entries = sum(min_entries(module.tensors[s], done.module.tensors[s._replace(layer=0)])
+                  for s in used(done, module))
     assert report.carried_entries_fraction == pytest.approx(entries / module.entries)
 
 
@@ -114,7 +116,8 @@ def test_copy_refuses_other_shapes_and_names_hosts_and_shapes(mounted, method, s
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_carried_is_an_error(mounted, method):
     host = mounted(method)
-    empty = host.init_parameters(0).map({slot: torch.zeros_like(t) for slot, t in host.init_parameters(0).tensors.items()})
+    empty = host.init_parameters(0).map({slot: torch.zeros_like(t)
+                                         for slot, t in host.init_parameters(0).tensors.items()})
     with pytest.raises(UserError, match="carries nothing"):
         carry(host, host, spec(), empty)
 
@@ -127,7 +130,8 @@ def test_bert_and_roberta_name_their_places_alike_so_everything_is_carried(mount
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("origin", "receiving"), [("t5", "gpt2"), ("t5", "bert"), ("gpt2", "t5"), ("bert", "t5")])
+@pytest.mark.parametrize(("origin", "receiving"), [("t5", "gpt2"), ("t5", "bert"), ("gpt2", "t5"),
+                                                   ("bert", "t5")])
 def test_other_stacks_need_a_partial_carry_that_is_asked_for(mounted, method, origin, receiving):
     source, target = mounted(method, origin), mounted(method, receiving)
     with pytest.raises(UserError, match="partial"):
@@ -179,7 +183,8 @@ def test_repeating_keeps_the_function_where_the_hosts_units_are_repeated(mounted
 
 def test_repeated_key_value_heads_keep_their_prefixes_whole(mounted):
     """A query meets a key along the head size alone, so a head that stands twice keeps its keys undivided."""
-    source, target = mounted("prefix"), mounted("prefix", shape="wider and deeper")  # 4 heads of 8 to 6 heads of 8
+    # 4 heads of 8 to 6 heads of 8
+    source, target = mounted("prefix"), mounted("prefix", shape="wider and deeper")
     done, module = carry(source, target, spec("repeat"))
     slot = Slot("encoder", 0, "self_prefix", "prefix_key")
     assert torch.equal(done.module.tensors[slot][:, 4:], module.tensors[slot][:, :2])

@@ -30,7 +30,8 @@ def song(x, y):
     np.fill_diagonal(k, 0)
     np.fill_diagonal(m, 0)
     one = np.ones(n)
-    return (np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ k @ m @ one) / (
+    return (np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ k
+            @ m @ one) / (
         n * (n - 3))
 
 
@@ -58,7 +59,8 @@ def test_cka_does_not_see_rotation_scale_and_shift():
     turn = np.linalg.qr(draw.normal(size=(8, 8)))[0]
     assert ours(x, x) == pytest.approx(1, abs=1e-12) == ours(x, 7 * x @ turn - 2)
     assert ours(3 * x @ turn + 1, y) == pytest.approx(ours(x, y), abs=1e-9)
-    assert abs(ours(x @ np.diag(np.geomspace(1, 100, 8)), x)) < 0.9  # another scale of each direction is a difference
+    # another scale of each direction is a difference
+    assert abs(ours(x @ np.diag(np.geomspace(1, 100, 8)), x)) < 0.9
 
 
 def test_wide_unrelated_features_are_not_taken_for_alike():
@@ -82,7 +84,8 @@ def test_a_text_is_read_as_if_it_stood_alone(make_host, family):
     assert set(found) == ({"text"} if family in ("bert", "roberta") else {"text", "answer"})
     for reading, states in (("text", text), ("answer", answer)):
         if reading in found:
-            assert len(found[reading]) == 2 and cka(found[reading][-1], gram(torch.stack(states))) == pytest.approx(1, abs=1e-5)
+            assert len(found[reading]) == 2 and cka(found[reading][-1],
+                                                    gram(torch.stack(states))) == pytest.approx(1, abs=1e-5)
 
 
 # ---- two hosts
@@ -92,8 +95,10 @@ def test_a_text_is_read_as_if_it_stood_alone(make_host, family):
 def test_a_host_is_like_itself_and_less_like_another(make_host, family):
     one, other = make_host(family, 32, 2, 4, 0), make_host(family, 48, 3, 4, 1)
     known = {}
-    same, apart, back = (compare_hosts(*two, TEXTS, TASK, known) for two in ((one, one), (one, other), (other, one)))
-    assert same["cka"] == pytest.approx(1, abs=1e-9) and same["weight_distance"] == same["shape_distance"] == 0
+    same, apart, back = (compare_hosts(*two, TEXTS, TASK, known)
+                         for two in ((one, one), (one, other), (other, one)))
+    assert same["cka"] == pytest.approx(1, abs=1e-9) and same["weight_distance"] == same[
+        "shape_distance"] == 0
     assert len(known) == 2 and {k: v for k, v in back.items() if k != "seconds"} == {
         k: v for k, v in apart.items() if k != "seconds"}, "the order of the hosts made a difference"
     assert apart["cka"] < 0.99 and 0.9 < apart["weight_distance"] < 1.1 and 0 < apart["compared_fraction"] < 1
@@ -103,7 +108,8 @@ def test_a_host_is_like_itself_and_less_like_another(make_host, family):
 
 def test_hosts_of_other_families_are_compared_without_their_weights(make_host):
     found = compare_hosts(make_host("t5", 32, 2, 4, 0), make_host("bert", 32, 3, 4, 0), TEXTS, TASK)
-    assert found["weight_distance"] is None and found["compared_fraction"] == 0 and "name" in found["weight_reason"]
+    assert found["weight_distance"] is None and found["compared_fraction"] == 0 and "name" in found[
+        "weight_reason"]
     assert [layer["reading"] for layer in found["cka_layers"]] == ["text", "text"] and -0.2 < found["cka"] < 1
 
 
@@ -128,8 +134,11 @@ def test_the_distance_of_weights_agrees_with_a_slow_loop(make_host):
 def test_the_distance_of_shapes_is_a_mean_of_doublings():
     base = HostShape("t5", {"encoder": 2, "decoder": 2}, 64, 128, 4, 4, 16)
     wide = HostShape("t5", {"encoder": 2, "decoder": 8}, 128, 64, 4, 4, 16)
-    assert shape_distance(base, base) == 0 and shape_distance(base, wide) == shape_distance(wide, base) == (2 + 1 + 1) / 6
-    assert shape_distance(base, HostShape("bert", {"encoder": 4}, 64, 128, 4, 4, 16)) == 1 / 5  # by the stack that both have
+    assert shape_distance(base, base) == 0 and shape_distance(base, wide) == shape_distance(wide,
+                                                                                            base) == (2 + 1
+                                                                                                      + 1) / 6
+    # by the stack that both have
+    assert shape_distance(base, HostShape("bert", {"encoder": 4}, 64, 128, 4, 4, 16)) == 1 / 5
     assert shape_distance(HostShape("bert", {"encoder": 4}, 64, 128, 8, 8, 8),
                           HostShape("llama", {"decoder": 2}, 64, 128, 8, 4, 8)) == 1 / 5
 
@@ -155,19 +164,23 @@ def test_the_embedded_hosts_are_told_apart():
     task = TaskSpec("question : negative or positive ? {text} answer :", ("negative", "positive"), 128)
     raw, tuned, other = (describe(HostSource(name, path=f"embedded:{name}"))
                          for name in ("nano-raw-base", "nano-tuned-base", "nano-other-base"))
-    texts = [f"the {noun} was {word} and we left {end} ." for noun in ("film", "plot", "acting", "cast", "music", "story")
+    texts = [f"the {noun} was {word} and we left {end} ." for noun in ("film", "plot", "acting", "cast",
+                                                                       "music", "story")
              for word in ("superb", "dull", "clever", "tedious") for end in ("happy", "early")]
     known = {}
     lineage, strangers = (compare_hosts(raw, host, texts, task, known) for host in (tuned, other))
     assert lineage["weight_distance"] < 0.1 and strangers["weight_distance"] > 0.95
-    assert lineage["cka"] > strangers["cka"] + 0.05 and lineage["shape_distance"] == strangers["shape_distance"] == 0
+    assert lineage["cka"] > strangers["cka"] + 0.05 and lineage["shape_distance"] == strangers[
+        "shape_distance"] == 0
 
 
 def test_real_hosts_of_one_lineage_are_found_in_layers_and_weights():
     if not (SHARED / "hosts").is_dir():
         pytest.skip("needs ../shared with real hosts")
-    whole, part = (describe(HostSource(name, path=str(SHARED / "hosts" / name))) for name in ("minilm-l6", "minilm-l3-derived"))
-    texts = [json.loads(line)["text"] for line in (SHARED / "data/sst2/train.jsonl").read_text().splitlines()[:64]]
+    whole, part = (describe(HostSource(name, path=str(SHARED / "hosts" / name)))
+                   for name in ("minilm-l6", "minilm-l3-derived"))
+    texts = [json.loads(line)["text"]
+             for line in (SHARED / "data/sst2/train.jsonl").read_text().splitlines()[:64]]
     found = compare_hosts(whole, part, texts, TaskSpec("{text}", ("negative", "positive"), 128))
     assert found["cka"] > 0.8 and found["weight_distance"] < 0.1  # its three layers were layers 0, 2 and 5
     assert found["shape_distance"] == 1 / 5 and 0.2 < found["compared_fraction"] < 0.3

@@ -7,7 +7,7 @@ from portability.core.errors import UserError
 from portability.core.plugins import plugins
 from portability.core.specs import PortSpec
 from portability.execution.execute import execute
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import load_host
 from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
@@ -142,7 +142,8 @@ def installed(tmp_path, monkeypatch):
 def context_of(mounted, strategy, load=load_host):
     source, target = mounted("lora", "t5", 32, 2, 4), mounted("lora", "t5", 48, 2, 6)
     spec = PortSpec(strategy, strategy, "stretch")
-    return noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.init_parameters(0), spec, load)
+    return noisy(source, 1), PortContext(source.host.spec, target.host.spec, target.init_parameters(0), spec,
+                                         load)
 
 
 def test_a_packages_strategy_reads_both_hosts(installed, mounted, load):
@@ -164,7 +165,7 @@ def test_a_study_ports_with_a_packages_strategy(installed, data_folders, make_ho
     got = small(data_folders, make_host, *words)
     planned, store = plan(got.grid), Store(tmp_path / "store")
     for run_id, run in planned.runs.items():
-        execute([run], {run_id: sorted(planned.marks[run_id])}, Desk(store, got.data))
+        execute([run], {run_id: sorted(planned.marks[run_id])}, WorkerContext(store, got.data))
     found = {run.port.strategy: store.read(run_id) for run_id, run in planned.runs.items()
              if run.init.kind == "ported"}
     assert found["ratio"]["port_info"]["strategy"] == "ratio"

@@ -148,7 +148,8 @@ def test_pickled_files_are_never_read():
 
 
 def cell_of(run_id, **where):
-    return replace(Cell("lora", "a", "b", "same", "x", "x", "ported", "pad", 0, 50, run_id, 50, ID, ID), **where)
+    return replace(Cell("lora", "a", "b", "same", "x", "x", "ported", "pad", 0, 50, run_id, 50, ID, ID),
+                   **where)
 
 
 def test_a_cell_that_only_ever_failed_may_be_asked_for_anew(tmp_path):
@@ -158,7 +159,8 @@ def test_a_cell_that_only_ever_failed_may_be_asked_for_anew(tmp_path):
     store.expect([cell_of(new)], {"sweep": "new"})
     rows = [row["run_id"] for manifest in store.manifests() for row in manifest["cells"]]
     assert sorted(rows) == [new, kept], "the cell is of two runs"
-    assert store.failures() == {} and (store.root / "failures" / "given_up" / f"{old}-1.json").exists(), "no trail"
+    assert store.failures() == {} and (store.root / "failures" / "given_up"
+                                       / f"{old}-1.json").exists(), "no trail"
     store.fail(new, {"error": "worse"})
     store.expect([cell_of(old)], {"sweep": "old"})  # and back
     rows = [row["run_id"] for manifest in store.manifests() for row in manifest["cells"]]
@@ -174,7 +176,8 @@ def test_a_cell_with_a_result_keeps_its_settings_and_the_others_are_counted(tmp_
     for run_id in failed:
         store.fail(run_id, {"error": "boom"})
     anew = [replace(cell, run_id=f"{place}" * 16) for place, cell in enumerate(asked)]
-    with pytest.raises(UserError, match=f"run {done}, now 0000.*study=NAME.*or leave them out: 2 other cells only failed"):
+    with pytest.raises(UserError, match=f"run {done}, now 0000.*study=NAME.*or leave them out: 2 other cells "
+                       "only failed"):
         store.refuse_other_settings(anew)
     with pytest.raises(UserError, match="already holds the cell"):
         store.expect(anew, {"sweep": "s"})

@@ -41,7 +41,8 @@ def test_failing_a_run_never_lists_the_failures_of_others(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "scandir", never)
     monkeypatch.setattr(os, "listdir", never)
-    assert [store.fail(ID, {"error": "one"}), store.fail(ID, {"error": "two"}), store.attempts(ID)] == [1, 2, 2]
+    assert [store.fail(ID, {"error": "one"}), store.fail(ID, {"error": "two"}), store.attempts(ID)] == [1, 2,
+                                                                                                        2]
 
 
 def test_a_failure_says_when(tmp_path):

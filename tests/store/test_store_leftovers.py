@@ -1,4 +1,5 @@
-"""What killed processes leave behind is removed when it is old; a run caught between two renames is put back."""
+"""What killed processes leave behind is removed when it is old; a run caught between two renames is put
+back."""
 
 import os
 import time

@@ -1,4 +1,5 @@
-"""Shards become one study: everything is checked before anything is copied, and a second merge copies nothing."""
+"""Shards become one study: everything is checked before anything is copied, and a second merge copies
+nothing."""
 
 import json
 import shutil
@@ -50,7 +51,8 @@ def edit(store, run_id, change):
                                 {name: data for name, (_, data) in tensors.items() if data}, report))
 
 
-def test_a_merged_study_holds_the_runs_of_all_and_a_second_merge_copies_nothing(target, shard, tmp_path, capsys):
+def test_a_merged_study_holds_the_runs_of_all_and_a_second_merge_copies_nothing(target, shard, tmp_path,
+                                                                                capsys):
     third = Store(tmp_path / "third")
     grow(third, range(4, 7))
     wanted = {**target.marks(), **shard.marks(), **third.marks()}
@@ -87,7 +89,8 @@ def test_times_machine_and_versions_may_differ(target, shard):
 
 def test_metrics_that_only_one_of_them_was_asked_for_may_differ(target, shard):
     run_id = grow(target, range(2, 3))[0]
-    edit(shard, run_id, lambda record: [mark.update(eval_auc=0.5) for mark in record["train_info"]["metrics"]])
+    edit(shard, run_id, lambda record: [mark.update(eval_auc=0.5)
+                                        for mark in record["train_info"]["metrics"]])
     assert merge(target, shard) == 0
 
 
@@ -173,11 +176,13 @@ def test_failures_are_kept_and_renumbered_where_both_have_the_number(target, sha
     target.fail(run_id, {"error": "target"})
     shutil.copytree(target.root / "failures", shard.root / "failures")
     shard.fail(run_id, {"error": "shard"})
-    (shard.root / "failures" / f"{run_id}-1.json").write_text(json.dumps({"run_id": run_id, "attempt": 1, "error": "other"}))
+    (shard.root / "failures" / f"{run_id}-1.json").write_text(json.dumps({"run_id": run_id, "attempt": 1,
+                                                                          "error": "other"}))
     for _ in range(2):
         assert merge(target, shard) == 0
         found = [json.loads(path.read_text()) for path in sorted((target.root / "failures").iterdir())]
-        assert [(one["attempt"], one["error"]) for one in found] == [(1, "target"), (2, "other"), (3, "shard")]
+        assert [(one["attempt"], one["error"]) for one in found] == [(1, "target"), (2, "other"),
+                                                                     (3, "shard")]
     (shard.root / "failures" / f"{run_id}-1.json").write_text("{")
     assert f"failure {run_id}-1 cannot be read" in refuse(capsys, target, shard)
 
@@ -192,7 +197,8 @@ def test_equal_failures_of_one_shard_are_all_kept(target, shard):
 
 
 def test_what_cannot_be_merged_is_said(target, shard, tmp_path, capsys):
-    assert "is given twice" in refuse(capsys, target, target) and "is given twice" in refuse(capsys, target, shard, shard)
+    assert "is given twice" in refuse(capsys, target, target) and "is given twice" in refuse(capsys, target,
+                                                                                             shard, shard)
     assert "no study in" in refuse(capsys, target, Store(tmp_path / "nowhere"))
     assert command(["pack", str(shard.root), str(tmp_path / "copy")]) == 0
     assert "published copy" in refuse(capsys, target, Store(tmp_path / "copy"))

@@ -32,7 +32,8 @@ def original(tmp_path):
     for path in (old.root / "manifests").iterdir():
         shutil.copy(path, store.root / "manifests")
     for run_id in (ids[0], ids[0], ids[3]):
-        store.fail(run_id, {"error": "loss is not finite at update 7", "kind": "UserError", "traceback": None})
+        store.fail(run_id, {"error": "loss is not finite at update 7", "kind": "UserError",
+                            "traceback": None})
     return store
 
 
@@ -47,12 +48,15 @@ def test_every_read_path_says_the_same_of_the_copy(original, copy):
     assert sorted(path.name for path in copy.root.iterdir()) == ["manifests", "published"]
     assert sorted(path.name for path in (copy.root / "published").iterdir()) == [
         "cells.parquet", "predictions.parquet", "records.parquet"]
-    assert list(copy.entries()) == list(original.entries()) and list(copy.records()) == list(original.records())
-    assert copy.marks() == original.marks() and broken(copy) == [] and copy.manifests() == original.manifests()
+    assert list(copy.entries()) == list(original.entries()) and list(copy.records()) == list(
+        original.records())
+    assert copy.marks() == original.marks() and broken(
+        copy) == [] and copy.manifests() == original.manifests()
     assert copy.failures() == original.failures() and len(copy.failures()) == 1
     (failed,) = copy.failures()
     assert copy.attempts(failed) == 2 and copy.attempts("f" * 16) == 0 and not copy.has(failed)
-    assert copy.failures({i: [99] for i in copy.marks()}) == original.failures({i: [99] for i in original.marks()})
+    assert copy.failures({i: [99] for i in copy.marks()}) == original.failures({i: [99]
+                                                                                for i in original.marks()})
     assert all(copy.sound(run_id) is None for run_id in copy.marks()) and copy.sound("f" * 16)
     assert copy.compact() == 0
 
@@ -80,7 +84,8 @@ def test_a_copys_cells_are_tidy(original, copy):
     assert len(cells) == len(asked)
     for cell in cells.to_dict("records"):
         record = original.read(cell["run_id"])
-        own = record["train_info"]["metrics"] if record and record["schema"] == SCHEMA else []  # never pooled with older ones
+        # never pooled with older ones
+        own = record["train_info"]["metrics"] if record and record["schema"] == SCHEMA else []
         at = next((mark for mark in own if mark["updates"] == cell["mark"]), None)
         assert cell["done"] == (at is not None)
         if at is not None:
@@ -114,14 +119,17 @@ def test_published_and_ordinary_studies_lie_side_by_side(original, copy):
 
 
 def test_only_a_sound_study_is_packed_and_only_into_an_empty_folder(original, copy, tmp_path, capsys):
-    assert command(["pack", str(original.root), str(copy.root)]) == 2 and "not empty" in capsys.readouterr().err
-    assert command(["pack", str(copy.root), str(tmp_path / "other")]) == 2 and "already" in capsys.readouterr().err
+    assert command(["pack", str(original.root),
+                    str(copy.root)]) == 2 and "not empty" in capsys.readouterr().err
+    assert command(["pack", str(copy.root),
+                    str(tmp_path / "other")]) == 2 and "already" in capsys.readouterr().err
     run_id = ported(original)
     flip(original.folder(run_id) / "predictions.safetensors")
     assert command(["pack", str(original.root), str(tmp_path / "other")]) == 2
     assert run_id in (error := capsys.readouterr().err) and "predictions.safetensors" in error
     change_a_digit(original.folder(run_id) / "record.json")
-    assert command(["pack", str(original.root), str(tmp_path / "other")]) == 2 and run_id in capsys.readouterr().err
+    assert command(["pack", str(original.root), str(tmp_path
+                                                    / "other")]) == 2 and run_id in capsys.readouterr().err
     assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".draft*"))
 
 
@@ -130,7 +138,8 @@ def test_a_study_without_a_finished_run_is_packed_too(original, tmp_path):
     shutil.rmtree(original.root / "failures")
     assert command(["pack", str(original.root), str(tmp_path / "empty")]) == 0
     empty = Store(tmp_path / "empty")
-    assert empty.published and list(empty.records()) == [] and not empty.has("f" * 16) and empty.failures() == {}
+    assert empty.published and list(empty.records()) == [] and not empty.has("f"
+                                                                             * 16) and empty.failures() == {}
 
 
 def test_verify_finds_a_copy_clean_and_names_what_was_changed(copy, capsys):
@@ -167,4 +176,5 @@ def test_a_damaged_copy_is_one_clear_sentence(copy, capsys, name):
     path.write_bytes(path.read_bytes()[:300])
     assert command(["verify", str(copy.root)]) == 1
     assert f"{name}.parquet cannot be read" in capsys.readouterr().out
-    assert analyze.main([str(copy.root)]) == 2 and "fetch the published study again" in capsys.readouterr().err
+    assert analyze.main(
+        [str(copy.root)]) == 2 and "fetch the published study again" in capsys.readouterr().err

@@ -13,7 +13,8 @@ from support.store_parts import grow, study
 
 
 def public(cls):
-    return {name: list(inspect.signature(method).parameters) for name, method in vars(cls).items() if name[0] != "_"}
+    return {name: list(inspect.signature(method).parameters) for name, method in vars(cls).items()
+            if name[0] != "_"}
 
 
 def test_a_packed_study_has_every_method_of_an_ordinary_one():
@@ -28,9 +29,11 @@ def test_both_readers_say_the_same(tmp_path):
     one, two = store.reader, Store(tmp_path / "copy").reader
     assert isinstance(one, RunFolders) and isinstance(two, Published)
     assert one.ids() == two.ids() and list(one.entries()) == list(two.entries())
-    assert list(one.failures()) == list(two.failures()) and one.attempts("f" * 16) == two.attempts("f" * 16) == 1
+    assert list(one.failures()) == list(two.failures()) and one.attempts("f" * 16) == two.attempts("f"
+                                                                                                   * 16) == 1
     assert one.check(run_id).fault is two.check(run_id).fault is None
-    assert one.check("0" * 16).fault == two.check("0" * 16).fault == "its record is not there or does not parse"
+    assert one.check("0" * 16).fault == two.check("0"
+                                                  * 16).fault == "its record is not there or does not parse"
 
 
 def test_a_file_that_must_be_new_is_written_once_and_leaves_no_draft(tmp_path):
@@ -40,4 +43,5 @@ def test_a_file_that_must_be_new_is_written_once_and_leaves_no_draft(tmp_path):
     with pytest.raises(KeyError), replacing(tmp_path / "b.json") as draft:
         draft.write_text("half")
         raise KeyError
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and "1" in (tmp_path / "a.json").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and "1" in (tmp_path
+                                                                                / "a.json").read_text()

@@ -1,4 +1,5 @@
-"""Records of both formats are read; a changed byte, of a record or of a file beside it, is never taken for a result."""
+"""Records of both formats are read; a changed byte, of a record or of a file beside it, is never taken for a
+result."""
 
 import hashlib
 import json
@@ -17,7 +18,8 @@ from support.store_parts import broken, change_a_digit, flip, grow, ported, stud
 def test_studies_of_both_formats_are_read_whole(kind, tmp_path):
     store = study(kind, tmp_path / "study")
     records = list(store.records())
-    assert len(records) == 4 and {record.get("format", 1) for record in records} == {1 if kind == "format1" else FORMAT}
+    assert len(records) == 4 and {record.get("format", 1) for record in records} == {1 if kind == "format1"
+                                                                                     else FORMAT}
     assert broken(store) == [] and all(store.sound(record["run_id"]) is None for record in records)
     cells = tidy(store)
     assert set(cells["status"]) == {"done"} and cells["eval_accuracy"].notna().all() and not problems(store)
@@ -72,7 +74,8 @@ def test_a_record_of_a_newer_format_is_foreign_and_is_not_replaced(tmp_path):
     assert not store.has(run_id) and broken(store) == [] and "format 3" in store.sound(run_id)
     found = read(store)
     assert set(found.cells[found.cells["run_id"] == run_id]["status"]) == {"foreign"}
-    assert {problem.kind for problem in found.problems} == {"foreign"} and "format 3" in str(found.problems[0])
+    assert {problem.kind for problem in found.problems} == {"foreign"} and "format 3" in str(
+        found.problems[0])
     with pytest.raises(UserError, match="newer version.*choose another study="):
         store.commit(run_id, Result({"train_info": {"metrics": []}}))
     assert json.loads(path.read_text())["format"] == 3
@@ -120,7 +123,8 @@ def test_two_runs_whose_folders_were_swapped_are_both_broken(tmp_path):
 
 
 def test_no_flipped_bit_of_a_record_changes_what_is_read(tmp_path, caplog):
-    """A flip either makes the run not done (broken, or foreign in the digit of the format) or changes no value at all."""
+    """A flip either makes the run not done (broken, or foreign in the digit of the format) or changes no
+    value at all."""
     caplog.set_level(logging.ERROR)
     store = study("format2", tmp_path / "study")
     run_id = ported(store)
@@ -133,7 +137,8 @@ def test_no_flipped_bit_of_a_record_changes_what_is_read(tmp_path, caplog):
 
 def test_numbers_and_keys_of_every_kind_keep_their_digest(tmp_path):
     store = Store(tmp_path)
-    odd = {"x": {10: 1e-310, 9: -0.0, True: 2**70}, "y": (1, 2), "z": "ü\ud800", "train_info": {"metrics": [{"updates": 0}]}}
+    odd = {"x": {10: 1e-310, 9: -0.0, True: 2**70}, "y": (1, 2), "z": "ü\ud800",
+           "train_info": {"metrics": [{"updates": 0}]}}
     store.commit("a" * 16, Result(odd))
     assert store.read("a" * 16)["x"]["10"] == 1e-310 and broken(store) == []
     with pytest.raises(ValueError, match="JSON compliant"):

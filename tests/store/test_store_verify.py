@@ -77,10 +77,10 @@ def damage_shard(store, folder):
     return "belongs into runs/"
 
 
-FAULTS = [damage_torn, damage_gone, damage_digit, damage_module, damage_cut, damage_report, damage_shard]
+RUN_ERRORS = [damage_torn, damage_gone, damage_digit, damage_module, damage_cut, damage_report, damage_shard]
 
 
-@pytest.mark.parametrize("damage", FAULTS)
+@pytest.mark.parametrize("damage", RUN_ERRORS)
 def test_an_unsound_run_is_named_and_discarded_and_counts_as_not_done(store, damage, capsys):
     run_id = ported(store)
     what = damage(store, store.folder(run_id))
@@ -112,7 +112,8 @@ def test_two_swapped_folders_are_both_named(store, capsys):
     store.folder(two).rename(store.folder(one))
     aside.rename(store.folder(two))
     code, lines = say(capsys, "verify", store.root)
-    assert code == 1 and f"its record is that of run {two}" in "\n".join(lines) and f"that of run {one}" in "\n".join(lines)
+    assert code == 1 and f"its record is that of run {two}" in "\n".join(
+        lines) and f"that of run {one}" in "\n".join(lines)
 
 
 def test_a_record_that_was_sealed_again_under_another_name_is_named(store, capsys):
@@ -123,16 +124,19 @@ def test_a_record_that_was_sealed_again_under_another_name_is_named(store, capsy
     store.folder(other).parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(store.folder(run_id), store.folder(other))
     record = store.read(run_id)
-    (store.folder(other) / "record.json").write_text(json.dumps(seal({**record, "run_id": other}, record["files"])))
+    (store.folder(other) / "record.json").write_text(json.dumps(seal({**record, "run_id": other},
+                                                                     record["files"])))
     code, lines = say(capsys, "verify", store.root)
-    assert code == 1 and all(f"the digest of its spec is {run_id}" in line for line in lines[:-1]) and len(lines) == 3
+    assert code == 1 and all(f"the digest of its spec is {run_id}" in line
+                             for line in lines[:-1]) and len(lines) == 3
 
 
 def test_a_run_whose_origin_is_missing_is_named(store, capsys):
     origin = store.read(ported(store))["spec"]["origin"]
     shutil.rmtree(store.folder(origin))
     code, lines = say(capsys, "verify", store.root)
-    assert code == 1 and len(lines) == 2 + 2 and all(f"starts from run {origin}" in line for line in lines[:-1])
+    assert code == 1 and len(lines) == 2 + 2 and all(f"starts from run {origin}" in line
+                                                     for line in lines[:-1])
 
 
 def test_a_changed_manifest_is_named_and_so_is_a_torn_one_and_a_failure(store, capsys):
@@ -159,7 +163,8 @@ def test_strays_and_what_killed_processes_left_are_named(store, capsys):
         os.utime(draft, (draft.stat().st_atime - age, draft.stat().st_mtime - age))
     code, lines = say(capsys, "verify", store.root)
     assert code == 1 and len(lines) == 5 and "young" not in "".join(lines)
-    for part in ("notes.txt is not named", "runs/readme: it is no run", "runs/ab/odd: it is no run", ".draft-old: a killed"):
+    for part in ("notes.txt is not named", "runs/readme: it is no run", "runs/ab/odd: it is no run",
+                 ".draft-old: a killed"):
         assert part in "\n".join(lines)
 
 
@@ -199,8 +204,9 @@ def test_the_commands_need_no_torch(store, tmp_path):
         f"assert main(['pack', r'{store.root}', r'{tmp_path / 'copy'}']) == 0\n"
         f"assert main(['merge', r'{tmp_path / 'new'}', r'{store.root}']) == 0\n"
         f"assert main(['tidy', r'{store.root}']) == 0 and main(['verify', r'{tmp_path / 'copy'}']) == 0\n"
-        f"copy = Store(r'{tmp_path / 'copy'}'); [copy.predictions(i) for i in copy.marks()]; import portability.analysis.load\n"
-        "portability.analysis.load.read(copy); assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+        f"copy = Store(r'{tmp_path / 'copy'}'); [copy.predictions(i) for i in copy.marks()]; import "
+        "portability.analysis.load\nportability.analysis.load.read(copy); assert 'torch' not in sys.modules "
+        "and 'transformers' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

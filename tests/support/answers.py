@@ -9,7 +9,8 @@ INITS = "grid.inits=[extracted,scratch,extracted_noise,extracted_random,pissa]"
 
 
 def rows(kind, count, seed):
-    """Prompts of three to six words, and an answer that follows from the first: two words to write, or one of three."""
+    """Prompts of three to six words, and an answer that follows from the first: two words to write, or one of
+    three."""
     draw, seen, out = np.random.default_rng(seed), set(), []
     while len(out) < count:
         words = [str(word) for word in draw.permutation(PLAIN)[: draw.integers(3, 7)]]
@@ -33,8 +34,8 @@ def tasks(sets, make_host, family, *more):
         "+sweep=extract", "host_set=nano", f"data.sums.path={sets}/written", f"data.quiz.path={sets}/chosen",
         "grid.study_data=[sums,quiz]", "grid.data=[sums,quiz]", "grid.seeds=[0]", "grid.budgets=[3]", INITS,
         "task.max_length=24", "init.extracted.options.seeds=8", "init.extracted_noise.options.seeds=8",
-        "method.lora_all.settings.r=4", "method.lora_all.settings.alpha=4", "method.lora_all.learning_rate=0.01",
-        "tracking.wandb=disabled", "yes=true",
+        "method.lora_all.settings.r=4", "method.lora_all.settings.alpha=4",
+        "method.lora_all.learning_rate=0.01", "tracking.wandb=disabled", "yes=true",
         "engine=inprocess", "engine.device=cpu", "similarity=false", *more)
 
 

@@ -19,7 +19,8 @@ class Bench:
         self.members = []
         for seed in range(4):
             module = noisy(attached, seed)
-            found = attached.to_parameters(module.map({slot: 3 * tensor for slot, tensor in module.tensors.items()}))
+            found = attached.to_parameters(module.map({slot: 3 * tensor
+                                                       for slot, tensor in module.tensors.items()}))
             if attached.frozen:
                 found |= attached.to_frozen(noisy(attached, seed + 10))
             self.members.append({f"model.{name}": value for name, value in found.items()})

@@ -3,7 +3,8 @@
 
 INITS = ("extracted", "scratch", "extracted_random", "extracted_shuffled", "extracted_noise", "pissa")
 LORA = ("method=lora_all", "method.lora_all.settings.r=4", "method.lora_all.settings.alpha=4")
-QUICK = (*LORA, "tracking.wandb=disabled", "yes=true", "engine=inprocess", "engine.device=cpu", "grid.seeds=[0]")
+QUICK = (*LORA, "tracking.wandb=disabled", "yes=true", "engine=inprocess", "engine.device=cpu",
+         "grid.seeds=[0]")
 
 
 def hosts(make_host, family="t5"):

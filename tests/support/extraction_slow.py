@@ -1,4 +1,5 @@
-"""Extraction a second, slow way: whole models, one example at a time, every block tried, numpy's decomposition."""
+"""Extraction a second, slow way: whole models, one example at a time, every block tried, numpy's
+decomposition."""
 
 import json
 from pathlib import Path
@@ -19,11 +20,12 @@ from support.tiny import TASK, model, tokenizer
 
 BERT = {"query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
         "attention_out": "attention.output.dense", "ffn_up": "intermediate.dense", "ffn_down": "output.dense"}
-T5_SELF = {"query": "layer.0.SelfAttention.q", "key": "layer.0.SelfAttention.k", "value": "layer.0.SelfAttention.v",
-           "attention_out": "layer.0.SelfAttention.o"}
+T5_SELF = {"query": "layer.0.SelfAttention.q", "key": "layer.0.SelfAttention.k",
+           "value": "layer.0.SelfAttention.v", "attention_out": "layer.0.SelfAttention.o"}
 T5_CROSS = {f"cross_{site}": name.replace("layer.0.Self", "layer.1.EncDec") for site, name in T5_SELF.items()}
 T5_FFN = {"ffn_up": "wi_1", "ffn_gate": "wi_0", "ffn_down": "wo"}
-NAMES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {  # family, stack -> where layers stand, and each site in them
+# family, stack -> where layers stand, and each site in them
+NAMES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
     ("llama", "decoder"): ("model.layers.{}.", {
         "query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj",
         "attention_out": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
@@ -33,7 +35,8 @@ NAMES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {  # family, stack ->
         "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
     ("bert", "encoder"): ("encoder.layer.{}.", BERT),
     ("roberta", "encoder"): ("encoder.layer.{}.", BERT),
-    ("t5", "encoder"): ("encoder.block.{}.", T5_SELF | {s: f"layer.1.DenseReluDense.{n}" for s, n in T5_FFN.items()}),
+    ("t5", "encoder"): ("encoder.block.{}.", T5_SELF | {s: f"layer.1.DenseReluDense.{n}"
+                                                        for s, n in T5_FFN.items()}),
     ("t5", "decoder"): ("decoder.block.{}.", T5_SELF | T5_CROSS | {
         s: f"layer.2.DenseReluDense.{n}" for s, n in T5_FFN.items()}),
 }
@@ -50,7 +53,8 @@ class Slow(NamedTuple):
 
     def total(self, stack: str, layer: int) -> float:
         prefix = NAMES[self.spec.shape.family, stack][0].format(layer)
-        return sum(float(part.double().sum()) for name, part in self.scores.items() if name.startswith(prefix))
+        return sum(float(part.double().sum()) for name, part in self.scores.items()
+                   if name.startswith(prefix))
 
     def matrix(self, kind: str, stack: str, layer: int, site: str) -> np.ndarray:
         """(out, in), of "values" or "scores"."""
@@ -71,7 +75,8 @@ def plain_model(spec: HostSpec) -> transformers.PreTrainedModel:
     return loader.from_pretrained(spec.source, attn_implementation="eager", dtype=torch.float32).eval()
 
 
-def loss(host: transformers.PreTrainedModel, spec: HostSpec, seed: Seed, head: dict[str, Tensor] | None) -> Tensor:
+def loss(host: transformers.PreTrainedModel, spec: HostSpec, seed: Seed,
+         head: dict[str, Tensor] | None) -> Tensor:
     """One example's loss, by the model's own forward pass; for encoders by the project's Scorer."""
     ids = torch.tensor([list(seed.ids)])
     if spec.shape.family == "t5":
@@ -128,17 +133,20 @@ def head_of(family: str, hidden: int) -> dict[str, Tensor] | None:
     if family not in ("bert", "roberta"):
         return None
     draw = torch.Generator().manual_seed(3)
-    return {"head.weight": torch.randn(2, hidden, generator=draw), "head.bias": torch.randn(2, generator=draw)}
+    return {"head.weight": torch.randn(2, hidden, generator=draw),
+            "head.bias": torch.randn(2, generator=draw)}
 
 
 def changed_host(folder: Path, family: str, hidden: int = 32, heads: int = 4, words: list[str] | None = None,
                  **config: object) -> HostSpec:
-    """A tiny host of two layers with other settings than tiny.model gives, or with other words in its tokenizer."""
+    """A tiny host of two layers with other settings than tiny.model gives, or with other words in its
+    tokenizer."""
     torch.manual_seed(1)
     made = model(family, hidden, 2, heads)
     settings = made.config.to_dict()
     if "feed_forward_proj" in config:  # T5's config would keep what followed from the old one
-        settings = {key: value for key, value in settings.items() if key not in ("is_gated_act", "dense_act_fn")}
+        settings = {key: value for key, value in settings.items()
+                    if key not in ("is_gated_act", "dense_act_fn")}
     other = type(made)(type(made.config).from_dict({**settings, **config}))
     other.save_pretrained(folder)
     tokenizer().save_pretrained(folder)

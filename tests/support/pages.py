@@ -12,7 +12,8 @@ from portability.analysis.report.sections import sections
 from portability.store import Store
 from support.synthetic import Axes
 
-SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",), seeds=(0, 1))
+SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("large", "base")), relations=("same",),
+             seeds=(0, 1))
 HOSTILE = "</script><script>alert(1)</script>\"' onload=x <img src=http://evil.test/x> \u2028 é &amp; ${1}"
 
 

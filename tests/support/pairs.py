@@ -20,13 +20,15 @@ def pairs(**axes: Iterable[Any]) -> list[tuple[Any, ...]]:
 
 
 def over(**axes: Iterable[Any]) -> pytest.MarkDecorator:
-    """As `pytest.mark.parametrize`, over all combinations: those which are not `pairs` belong to the tier `full`."""
+    """As `pytest.mark.parametrize`, over all combinations: those which are not `pairs` belong to the tier
+    `full`."""
     values = [list(axis) for axis in axes.values()]
     few = set(_few(values))
     every = []
     for places in product(*map(range, map(len, values))):
         given = [axis[place] for axis, place in zip(values, places, strict=True)]
-        every.append(pytest.param(*given, id="-".join(map(_name, given)), marks=() if places in few else pytest.mark.full))
+        every.append(pytest.param(*given, id="-".join(map(_name, given)),
+                                  marks=() if places in few else pytest.mark.full))
     return pytest.mark.parametrize(list(axes), every)
 
 
@@ -38,7 +40,8 @@ def representatives(values: Iterable[Any], *chosen: Any) -> list[Any]:
 def _few(values: list[list[Any]]) -> list[tuple[int, ...]]:
     """Places of the values of each chosen combination."""
     axes = list(combinations(range(len(values)), 2))
-    left = {places: {(i, j, places[i], places[j]) for i, j in axes} for places in product(*map(range, map(len, values)))}
+    left = {places: {(i, j, places[i], places[j]) for i, j in axes}
+            for places in product(*map(range, map(len, values)))}
     chosen, seen = [], set()
     while left:
         best = max(left, key=lambda places: len(left[places] - seen))  # the first of those with most

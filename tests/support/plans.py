@@ -24,11 +24,13 @@ def host(name, family="t5", hidden=64):
 
 
 def data(name):
-    return DataSpec(name, f"/somewhere/{name}", None, f"train-{name}", f"eval-{name}", {"train": 1, "eval": 400})
+    return DataSpec(name, f"/somewhere/{name}", None, f"train-{name}", f"eval-{name}",
+                    {"train": 1, "eval": 400})
 
 
 def grid(**changes):
-    methods = [MethodSpec(name, "adapters", name, {}, 1e-3) for name in ("adapter", "prefix", "lora", "compacter")]
+    methods = [MethodSpec(name, "adapters", name, {}, 1e-3) for name in ("adapter", "prefix", "lora",
+                                                                         "compacter")]
     hosts = [host(name) for name in ("raw-base", "tuned-base", "raw-large")]
     one, two, large = hosts
     defaults = {
@@ -37,8 +39,8 @@ def grid(**changes):
         "inits": [InitSpec(name, name) for name in ("ported", "sampled", "scratch")],
         "ports": [PortSpec("pad", "pad", "stretch")], "seeds": [0, 1, 2, 3, 4], "budgets": [50, 100, 200],
         "origin_updates": 200, "task": TaskSpec("{text}", ("negative", "positive"), 64),
-        "train": TrainSpec(200, 16, 20, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.2, 4, 1e-3), "eval": EvalSpec("test", 0, 64),
-        "precision": "fp32", "head": "shared",
+        "train": TrainSpec(200, 16, 20, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.2, 4, 1e-3),
+        "eval": EvalSpec("test", 0, 64), "precision": "fp32", "head": "shared",
     }
     axes = {**defaults, **changes}
     for name, origin in axes["relations"].items():
@@ -52,8 +54,8 @@ def record(run_id, marks, seconds=2.0):
 
 
 def ledger(tmp_path, seeds=8, **how):
-    planned = plan(grid(seeds=list(range(seeds)), methods=grid().methods[:1], pairs=grid().pairs[:1], budgets=[200],
-                        relations={"same": grid().data[0]}))
+    planned = plan(grid(seeds=list(range(seeds)), methods=grid().methods[:1], pairs=grid().pairs[:1],
+                        budgets=[200], relations={"same": grid().data[0]}))
     return Ledger(planned, Store(tmp_path), 8, 1, **how)
 
 

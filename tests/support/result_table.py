@@ -23,7 +23,8 @@ def counts(stats: dict[str, list]) -> dict[str, Counter]:
     for outcome, reports in stats.items():
         kind = {"error": "failed", "xfailed": "skipped", "xpassed": "failed"}.get(outcome, outcome)
         for report in reports:
-            if isinstance(report, pytest.TestReport) and kind in ("", *OUTCOMES):  # "": a fixture made or put away
+            # "": a fixture made or put away
+            if isinstance(report, pytest.TestReport) and kind in ("", *OUTCOMES):
                 row = found.setdefault(report.nodeid.partition("::")[0], Counter())
                 row["seconds"] += report.duration
                 row[kind] += 1

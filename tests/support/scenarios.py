@@ -19,7 +19,8 @@ def holes(root: Path) -> Synthetic:
         study.remove(cell.run_id)
         study.store.fail(cell.run_id, {"error": "boom"})
     study.remove(study.pick(method="prefix", init="sampled", seed=1)[0].run_id)
-    for cell in study.pick(method="prefix", origin="tuned", relation="different", init="ported", budget=0)[:2]:
+    for cell in study.pick(method="prefix", origin="tuned", relation="different", init="ported",
+                           budget=0)[:2]:
         study.remove(cell.run_id)
     return study
 
@@ -27,7 +28,8 @@ def holes(root: Path) -> Synthetic:
 def ports(root: Path) -> Synthetic:
     """Every ported module in two ports."""
     study = build(root, SMALL)
-    more = [replace(cell, port="repeat", run_id=cell.run_id[::-1]) for cell in study.cells if cell.init != "scratch"]
+    more = [replace(cell, port="repeat", run_id=cell.run_id[::-1]) for cell in study.cells
+            if cell.init != "scratch"]
     more += [replace(cell, port="repeat") for cell in study.cells if cell.init == "scratch"]
     for cell in more:
         marks = {mark: value - 0.01 for mark, value in study.runs.get(cell.run_id[::-1], {}).items()}
@@ -40,7 +42,8 @@ def ports(root: Path) -> Synthetic:
 def sets(root: Path) -> Synthetic:
     """Two receiving data sets."""
     study = build(root, SMALL)
-    more = [replace(cell, data="other", run_id=cell.run_id[::-1], native_id=cell.native_id[::-1], bare_id=cell.bare_id[::-1])
+    more = [replace(cell, data="other", run_id=cell.run_id[::-1], native_id=cell.native_id[::-1],
+                    bare_id=cell.bare_id[::-1])
             for cell in study.cells]
     for run_id, marks in study.runs.items():
         write(study.store, run_id[::-1], record(run_id[::-1], marks))
@@ -65,7 +68,8 @@ STUDIES: dict[str, Callable[[Path], Synthetic]] = {
     "holes": holes,
     "one seed": _axes(seeds=(0,)),
     "one method": _axes(methods=("lora",)),
-    "one of all": _axes(methods=("lora",), pairs=(("base", "large"),), relations=("same",), seeds=(0,), budgets=(100,)),
+    "one of all": _axes(methods=("lora",), pairs=(("base", "large"),), relations=("same",), seeds=(0,),
+                        budgets=(100,)),
     "bare only": _axes(inits=("bare",), budgets=(0,)),
     "ported only": _axes(inits=("ported",)),
     "no ported": _axes(inits=("sampled", "scratch")),
@@ -80,8 +84,10 @@ STUDIES: dict[str, Callable[[Path], Synthetic]] = {
 def evidence(study: Synthetic, metric: str = "eval_accuracy") -> StudyContext:
     """What is known of a study, with invented similarities of its hosts and costs of its runs."""
     found = gather(study.store, metric)
-    hosts = [("base", "large", 0.8, 0.3, 1.0, 0.5), ("base", "tuned", 0.9, 0.1, 1.0, 0.2)]  # none of tuned and large
+    # none of tuned and large
+    hosts = [("base", "large", 0.8, 0.3, 1.0, 0.5), ("base", "tuned", 0.9, 0.1, 1.0, 0.2)]
     pairs = pd.DataFrame(hosts, columns=list(found.study.pairs.columns))
     place = pd.Series(range(len(found.study.runs)), index=found.study.runs.index)
-    runs = found.study.runs.assign(seconds=3.0 + place % 7, trainable=1000 * (1 + place % 3), carried=0.5 + place % 2 / 4)
+    runs = found.study.runs.assign(seconds=3.0 + place % 7, trainable=1000 * (1 + place % 3),
+                                   carried=0.5 + place % 2 / 4)
     return replace(found, study=replace(found.study, pairs=pairs, runs=runs))

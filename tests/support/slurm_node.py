@@ -56,7 +56,8 @@ def why_not() -> str | None:
 
 @contextmanager
 def slurm_node(**settings: object) -> Iterator[Mapping[str, str]]:
-    """Start a node (two CPUs at least) with further lines of slurm.conf; gives the environment that leads to it."""
+    """Start a node (two CPUs at least) with further lines of slurm.conf; gives the environment that leads to
+    it."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: paths of sockets end at 107 characters
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -68,7 +69,8 @@ def slurm_node(**settings: object) -> Iterator[Mapping[str, str]]:
         key.chmod(0o400)
         host = socket.gethostname().partition(".")[0]
         conf = CONF.format(host=host, folder=folder, ports=_free_ports(2), cpus=max(2, os.cpu_count() or 2))
-        (folder / "slurm.conf").write_text(conf + "".join(f"{key}={value}\n" for key, value in settings.items()))
+        (folder / "slurm.conf").write_text(conf + "".join(f"{key}={value}\n"
+                                                          for key, value in settings.items()))
         environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         start = lambda *command: _start(stack, folder, command, {**os.environ, **environment})  # noqa: E731
         start("munged", "--foreground", f"--key-file={key}", f"--socket={folder}/munge.socket",
@@ -104,7 +106,8 @@ def _until(there, folder: Path, seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while not there():
         if time.monotonic() > until:
-            logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(folder.glob("*.log")))
+            logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}"
+                             for path in sorted(folder.glob("*.log")))
             raise RuntimeError(f"the Slurm node did not come up\n{logs}")
         time.sleep(0.1)
 

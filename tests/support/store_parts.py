@@ -20,12 +20,14 @@ def study(kind: str, root: Path) -> Store:
 
 def ported(store: Store) -> str:
     """Id of the fixture's ported run (of the adapter, where there are two)."""
-    found = [record for record in store.records() if record["cell"]["init"] == "ported" and record["cell"]["seed"] == 0]
+    found = [record for record in store.records() if record["cell"]["init"] == "ported"
+             and record["cell"]["seed"] == 0]
     return min(found, key=lambda record: record["cell"]["method"])["run_id"]
 
 
 def grow(store: Store, seeds: range, shift: float = 0.0) -> list[str]:
-    """Commit runs as the ported one of the fixture, with other seeds, each with a cell of its own; gives back their ids."""
+    """Commit runs as the ported one of the fixture, with other seeds, each with a cell of its own; gives back
+    their ids."""
     source = Store(FIXTURES / "format2" / "study")
     base = source.read(ported(source))
     ids, cells = [], []
@@ -38,13 +40,18 @@ def grow(store: Store, seeds: range, shift: float = 0.0) -> list[str]:
         tensors = {
             "module": {"a": torch.full((3,), seed + shift)},
             "predictions": {
-                "updates": torch.tensor([0, 2]), "margin": torch.from_numpy(generator.normal(size=(2, 16))).float(),
-                "invalid": torch.from_numpy(generator.random((2, 16)) < 0.1), "label": torch.ones(16, dtype=torch.int8)},
+                "updates": torch.tensor([0, 2]),
+                "margin": torch.from_numpy(generator.normal(size=(2, 16))).float(),
+                "invalid": torch.from_numpy(generator.random((2, 16)) < 0.1),
+                "label": torch.ones(16, dtype=torch.int8)},
         }
-        store.commit(record["run_id"], Result(record, tensors, {"module": {"axes": "{}"}}, {"seconds": 0.1 + shift, "x": 1}))
+        store.commit(record["run_id"], Result(record, tensors, {"module": {"axes": "{}"}},
+                                              {"seconds": 0.1 + shift, "x": 1}))
         ids.append(record["run_id"])
-        cells += [Cell("adapter", "nano-raw-base", "nano-tuned-base", "same", "nano_films", "nano_films", "ported", "pad",
-                       seed, mark, record["run_id"], mark, record["spec"]["origin"], record["run_id"]) for mark in (0, 2)]
+        cells += [Cell("adapter", "nano-raw-base", "nano-tuned-base", "same", "nano_films", "nano_films",
+                       "ported", "pad",
+                       seed, mark, record["run_id"], mark, record["spec"]["origin"], record["run_id"])
+                  for mark in (0, 2)]
     store.expect(cells, {"sweep": f"seeds {seeds}"})
     return ids
 
@@ -71,4 +78,5 @@ def change_a_digit(path: Path, key: str = "eval_loss") -> None:
 
 def contents(root: Path) -> dict[str, bytes]:
     """Every file of a folder."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*"))
+            if path.is_file()}

@@ -26,13 +26,13 @@ def small(data_folders, make_host, *overrides):
 
 def command(*arguments, cwd, **environment):
     root = str(Path(__file__).parents[2])
-    return subprocess.run([sys.executable, "-m", "portability.run", *arguments], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": root, **environment}, timeout=300)
+    return subprocess.run([sys.executable, "-m", "portability.run", *arguments], cwd=cwd, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": root, **environment}, timeout=300)
 
 
 OFF = ("tracking.wandb=disabled", "engine.workers=1")
-SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[120]", "tracking.wandb=disabled",
-        "engine.workers=2", "engine.stack=1")
+SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[120]",
+        "tracking.wandb=disabled", "engine.workers=2", "engine.stack=1")
 
 
 def launch(root, data_folders, make_host, *extra):
@@ -40,10 +40,11 @@ def launch(root, data_folders, make_host, *extra):
     arguments = [
         f"host.nano-raw-base.path={one.source}", f"host.nano-tuned-base.path={two.source}",
         f"data.nano_films.path={data_folders['one']}", f"data.nano_meals.path={data_folders['two']}",
-        "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'", "similarity=false", f"results={root}",
-        "study=kill", *SLOW]
+        "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'", "similarity=false",
+        f"results={root}", "study=kill", *SLOW]
     return subprocess.Popen([sys.executable, "-m", "portability.run", *arguments, *extra], cwd=CONF.parent,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)
 
 
 def wait_for(condition, seconds=120):
@@ -59,5 +60,7 @@ def children(pid):
 
 
 def slow_to_score(folder, tmp_path):
-    return (f"data.nano_films.path={folder}", "grid.budgets=[40]", "grid.seeds=[0]", "grid.inits=[scratch]", "method=lora",
-            "eval.batch_size=16", "tracking.wandb=disabled", f"results={tmp_path}", "study=slow", "engine=inprocess")
+    return (f"data.nano_films.path={folder}", "grid.budgets=[40]", "grid.seeds=[0]", "grid.inits=[scratch]",
+            "method=lora",
+            "eval.batch_size=16", "tracking.wandb=disabled", f"results={tmp_path}", "study=slow",
+            "engine=inprocess")

@@ -32,7 +32,8 @@ class Axes:
     seeds: tuple[int, ...] = (0, 1, 2)
     port: str = "pad"
     data: tuple[str, ...] = ("sst2",)
-    other: str = "rt"  # the origin's data in relation "different", where there is one receiving set; else the next one
+    # the origin's data in relation "different", where there is one receiving set; else the next one
+    other: str = "rt"
 
 
 @dataclass
@@ -76,8 +77,10 @@ def accuracy(run_id: str, mark: int) -> float:
 def record(run_id: str, marks: dict[int, float], schema: int = SCHEMA) -> dict[str, Any]:
     """A record as a run leaves it."""
     metrics = [
-        {"updates": mark, "eval_accuracy": value, "eval_accuracy_calibrated": value + 0.01, "eval_f1": value - 0.01,
-         "eval_loss": 1 - value, "eval_invalid_rate": 0.0, "eval_positive_share": 0.5} for mark, value in marks.items()
+        {"updates": mark, "eval_accuracy": value, "eval_accuracy_calibrated": value + 0.01,
+         "eval_f1": value - 0.01,
+         "eval_loss": 1 - value, "eval_invalid_rate": 0.0, "eval_positive_share": 0.5}
+        for mark, value in marks.items()
     ]
     return {
         "schema": schema, "run_id": run_id, "spec": {}, "cell": {}, "port_info": None,
@@ -100,15 +103,16 @@ def grid(axes: Axes) -> list[Cell]:
     cells = []
     points = itertools.product(
         axes.data, axes.methods, axes.pairs, axes.relations, axes.inits, axes.seeds, axes.budgets)
-    following = dict(zip(axes.data, [*axes.data[1:], axes.data[0]], strict=True)) if len(axes.data) > 1 else {}
+    following = dict(zip(axes.data, [*axes.data[1:], axes.data[0]],
+                         strict=True)) if len(axes.data) > 1 else {}
     for data, method, (origin, receiving), relation, init, seed, budget in points:
         known = data if relation == "same" else following.get(data, axes.other)
         source, own = (origin, known, axes.port), (data,) if following else ()
         run_id = run_name("run", method, receiving, init, seed, *own, *(() if init in SHARED else source))
         native = run_name("run", method, receiving, "native", seed, *own)
         bare = run_name("bare", receiving, *own)
-        cells.append(Cell(method, origin, receiving, relation, known, data, init, axes.port, seed, budget, run_id, budget,
-                          native, bare))
+        cells.append(Cell(method, origin, receiving, relation, known, data, init, axes.port, seed, budget,
+                          run_id, budget, native, bare))
     return cells
 
 

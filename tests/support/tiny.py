@@ -23,10 +23,12 @@ TASK = TaskSpec("{text} answer :", ("negative", "positive"), 32)
 METHODS = {
     "adapter": MethodSpec("adapter", "adapters", "DoubleSeqBnConfig", {"bottleneck": 8}, 3e-3),
     "lora": MethodSpec("lora", "adapters", "LoRAConfig", {
-        "r": 4, "alpha": 8, "attn_matrices": ["q", "k", "v"], "selfattn_lora": True, "intermediate_lora": True,
-        "output_lora": True}, 3e-3),
-    "prefix": MethodSpec("prefix", "adapters", "PrefixTuningConfig", {"flat": True, "prefix_length": 5}, 3e-2),
-    "compacter": MethodSpec("compacter", "adapters", "CompacterConfig", {"bottleneck": 8, "phm_dim": 4}, 1e-2),
+        "r": 4, "alpha": 8, "attn_matrices": ["q", "k", "v"], "selfattn_lora": True,
+        "intermediate_lora": True, "output_lora": True}, 3e-3),
+    "prefix": MethodSpec("prefix", "adapters", "PrefixTuningConfig", {"flat": True, "prefix_length": 5},
+                         3e-2),
+    "compacter": MethodSpec("compacter", "adapters", "CompacterConfig", {"bottleneck": 8, "phm_dim": 4},
+                            1e-2),
 }
 FAMILIES = ("t5", "bert", "roberta", "gpt2", "llama")
 
@@ -35,7 +37,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word."""
     tok = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tok.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token="<pad>", eos_token="</s>",
+                                   unk_token="<unk>")
 
 
 def model(family: str, hidden: int, layers: int, heads: int) -> transformers.PreTrainedModel:
@@ -44,18 +47,20 @@ def model(family: str, hidden: int, layers: int, heads: int) -> transformers.Pre
     if family == "t5":
         return transformers.T5ForConditionalGeneration(transformers.T5Config(
             vocab_size=size, d_model=hidden, d_kv=hidden // heads, d_ff=2 * hidden, num_layers=layers,
-            num_decoder_layers=layers, num_heads=heads, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
-            pad_token_id=0, eos_token_id=1))
+            num_decoder_layers=layers, num_heads=heads, feed_forward_proj="gated-gelu",
+            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
     if family == "gpt2":
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=size, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=64, bos_token_id=1, eos_token_id=1))
+            vocab_size=size, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=64, bos_token_id=1,
+            eos_token_id=1))
     if family == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(
             vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=heads // 2, intermediate_size=2 * hidden, bos_token_id=1, eos_token_id=1))
     config, kind = {"bert": (transformers.BertConfig, transformers.BertModel),
                     "roberta": (transformers.RobertaConfig, transformers.RobertaModel)}[family]
-    return kind(config(vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+    return kind(config(vocab_size=size, hidden_size=hidden, num_hidden_layers=layers,
+                       num_attention_heads=heads,
                        intermediate_size=2 * hidden, max_position_embeddings=64, pad_token_id=0))
 
 
@@ -63,7 +68,8 @@ def noisy(attached: AttachedMethod, seed: int):
     """A module in which no tensor is zero, so that nothing is equal by accident."""
     state = attached.init_parameters(seed)
     generator = torch.Generator().manual_seed(seed)
-    return state.map({s: t + 0.1 * torch.randn(t.shape, generator=generator) for s, t in state.tensors.items()})
+    return state.map({s: t + 0.1 * torch.randn(t.shape, generator=generator)
+                      for s, t in state.tensors.items()})
 
 
 def sentences(number: int, seed: int) -> list[dict]:

@@ -5,21 +5,22 @@ import torch
 from torch.nn import functional as F
 
 from portability.core.specs import TrainSpec
-from portability.data.sampling import Schedule, pad
+from portability.data.sampling import BatchSampler, pad
 from portability.data.splits import Encoded
 from portability.tasks.classification import Scorer
 from portability.training import trainer as engine
 from portability.training.trainer import Member, Trainer
 from support.tiny import TASK, sentences
 
-SPEC = TrainSpec(updates=12, batch_size=8, warmup=4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0,
-                 tail=0.25, bucket_batches=3, head_learning_rate=1e-3)
+SPEC = TrainSpec(updates=12, batch_size=8, warmup=4, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8,
+                 clip=1.0, tail=0.25, bucket_batches=3, head_learning_rate=1e-3)
 
 
 def encoded(tokenizer, rows, template="{text} answer :"):
     texts = [tokenizer(template.format(text=row["text"]))["input_ids"] for row in rows]
     offsets = np.cumsum([0, *map(len, texts)])
-    return Encoded(np.concatenate(texts).astype(np.int32), offsets, np.array([row["label"] for row in rows]), 0)
+    return Encoded(np.concatenate(texts).astype(np.int32), offsets, np.array([row["label"] for row in rows]),
+                   0)
 
 
 class Bench:
@@ -30,7 +31,7 @@ class Bench:
         self.host = attached.host
         self.scorer = Scorer(self.host, TASK)
         self.data = encoded(self.host.tokenizer, sentences(160, 3))
-        self.schedule = Schedule(self.data, SPEC.batch_size, SPEC.bucket_batches, "data")
+        self.schedule = BatchSampler(self.data, SPEC.batch_size, SPEC.bucket_batches, "data")
 
     def start(self, seed):
         state = self.attached.init_parameters(seed)
@@ -61,7 +62,8 @@ def plain_loop(table, seed, spec):
     for parameter in module + head:
         parameter.requires_grad_(True)
     rate = table.attached.spec.learning_rate
-    groups = [{"params": part, "lr": lr} for part, lr in ((module, rate), (head, spec.head_learning_rate)) if part]
+    groups = [{"params": part, "lr": lr} for part, lr in ((module, rate), (head, spec.head_learning_rate))
+              if part]
     optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
     warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / spec.warmup))
     assert not model.training

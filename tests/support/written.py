@@ -13,7 +13,8 @@ from scipy import stats
 from support.synthetic import Axes, Synthetic, build, write
 from support.synthetic import record as whole_record
 
-SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("tuned", "large")), relations=("same",), seeds=(0, 1, 2))
+SMALL = Axes(methods=("lora",), pairs=(("base", "large"), ("tuned", "large")), relations=("same",),
+             seeds=(0, 1, 2))
 
 
 def entry(frame: pd.DataFrame, **keys: object) -> pd.Series:
@@ -28,7 +29,8 @@ def rewrite(study: Synthetic, **curves: object) -> None:
     """Give every run of an init a curve: init -> values by seed, each a list over the budgets."""
     for cell in study.cells:
         if cell.init in curves:
-            change(study, cell.run_id, dict(zip(study.axes.budgets, curves[cell.init][cell.seed], strict=True)))
+            change(study, cell.run_id, dict(zip(study.axes.budgets, curves[cell.init][cell.seed],
+                                                strict=True)))
 
 
 def change(study: Synthetic, run_id: str, values: dict[int, float], **more: object) -> None:
@@ -62,18 +64,20 @@ STARTS = ("extracted", "scratch", "extracted_random", "pissa")
 CUT = Axes(("lora_all",), (("large", "base"),), inits=STARTS, budgets=(0, 50, 100), data=("sums", "quiz"))
 SIX = replace(CUT, seeds=(0, 1, 2, 3, 4, 5))
 EXAMPLES = 40  # test examples of a set
-LEVELS = {"scratch": 0.3, "extracted_random": 0.4, "pissa": 0.5, "same": 0.75, "different": 0.55, "bare": 0.05}
+LEVELS = {"scratch": 0.3, "extracted_random": 0.4, "pissa": 0.5, "same": 0.75, "different": 0.55,
+          "bare": 0.05}
 
 
 def answered(root: Path, axes: Axes = CUT, levels: Mapping[str, float] = LEVELS) -> Synthetic:
-    """A study of answers: every start is the bare host, and then runs' scores are drawn around a level by init, of extracted by
-    relation."""
+    """A study of answers: every start is the bare host, and then runs' scores are drawn around a level by
+    init, of extracted by relation."""
     study = build(root, axes)
     heights = {run_id: (cell, height) for cell in study.cells for run_id, height in (
         (cell.run_id, level(cell, levels)), (cell.native_id, 0.8), (cell.bare_id, levels["bare"]))}
     for run_id, (cell, height) in heights.items():
         kind = SETS[cell.data]
-        scores = draw(run_id, study.runs[run_id], kind, height) | draw(cell.bare_id, [0], kind, levels["bare"])
+        scores = draw(run_id, study.runs[run_id], kind, height) | draw(cell.bare_id, [0], kind,
+                                                                       levels["bare"])
         answer(study, run_id, kind, scores)
     return study
 
@@ -84,7 +88,8 @@ def level(cell: object, levels: Mapping[str, float]) -> float:
 
 
 def draw(run_id: str, marks: Sequence[int], scoring: str, height: float) -> dict[int, np.ndarray]:
-    """Scores (EXAMPLES,) at every mark: 0 or 1, or of ROUGE-L between them; each run has its own random numbers."""
+    """Scores (EXAMPLES,) at every mark: 0 or 1, or of ROUGE-L between them; each run has its own random
+    numbers."""
     random = np.random.default_rng(int(run_id, 16))
     own = float(np.clip(height + random.normal(0, 0.03), 0.01, 0.99))
     found = {mark: random.beta(4 * own, 4 * (1 - own), EXAMPLES) for mark in marks}
@@ -98,7 +103,8 @@ def answer(study: Synthetic, run_id: str, scoring: str, scores: Mapping[int, np.
     name, marks = "eval_rougeL" if scoring == "rouge_l" else "eval_accuracy", sorted(scores)
     found = whole_record(run_id, {})
     found["train_info"]["metrics"] = [
-        {"updates": mark, "eval_loss": 1.0, "eval_invalid_rate": 0.0, name: float(scores[mark].mean(dtype=np.float64))}
+        {"updates": mark, "eval_loss": 1.0, "eval_invalid_rate": 0.0,
+         name: float(scores[mark].mean(dtype=np.float64))}
         for mark in marks]
     found["spec"] = {"task": {"scoring": scoring}}
     write(study.store, run_id, found)
@@ -117,7 +123,8 @@ def scores(study: Synthetic, mark: int, **keys: object) -> np.ndarray:
 
 
 def crossed(table: np.ndarray) -> tuple[float, float]:
-    """The interval of the mean of differences by seed and test example, (B, M): both are drawn anew; written down again."""
+    """The interval of the mean of differences by seed and test example, (B, M): both are drawn anew; written
+    down again."""
     blocks, count = table.shape
     means, columns = table.mean(axis=1), table.mean(axis=0)
     rest = table - means[:, None] - columns + table.mean()

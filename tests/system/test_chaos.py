@@ -1,4 +1,5 @@
-"""A grid that is killed, starved and corrupted at random ends in the same table, and nothing finished is trained twice."""
+"""A grid that is killed, starved and corrupted at random ends in the same table, and nothing finished is
+trained twice."""
 
 import contextlib
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from portability.analyze import main as analyze
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.store import Store
 from portability.store.__main__ import main as store_command
 from support.studies import launch, wait_for
@@ -29,7 +30,8 @@ def small_disk(tmp_path):
     """A file system of its own, so that it can be filled."""
     root = tmp_path / "results"
     root.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "none", str(root)], capture_output=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "none", str(root)],
+                          capture_output=True)
     if made.returncode:
         pytest.skip("needs the right to mount a small file system")
     yield root
@@ -38,7 +40,7 @@ def small_disk(tmp_path):
 
 def at_work(root):
     """Processes that have runs in hand now."""
-    return sorted({claim.pid for claim in Claims(root).all().values() if Path(f"/proc/{claim.pid}").exists()})
+    return sorted({claim.pid for claim in Leases(root).all().values() if Path(f"/proc/{claim.pid}").exists()})
 
 
 class Watch:
@@ -59,7 +61,8 @@ class Watch:
 
 
 def disturb(process, draw, watch, kills, root):
-    """Kill workers, then perhaps the parent, or fill the disk, until the command ends. Gives back the kills made so far."""
+    """Kill workers, then perhaps the parent, or fill the disk, until the command ends. Gives back the kills
+    made so far."""
     while process.poll() is None:
         watch.look()
         time.sleep(draw.uniform(0.1, 0.8))
@@ -90,8 +93,10 @@ def fill(process, root, kills):
 
 def tables(root):
     assert analyze([str(root / "chaos"), "--quiet"]) == 0
-    found = {path.name: path.read_text().splitlines() for path in sorted((root / "chaos" / "tables").glob("*.csv"))}
-    found["cost.csv"] = [line for line in found["cost.csv"] if "seconds" not in line]  # time on the clock is another each time
+    found = {path.name: path.read_text().splitlines()
+             for path in sorted((root / "chaos" / "tables").glob("*.csv"))}
+    # time on the clock is another each time
+    found["cost.csv"] = [line for line in found["cost.csv"] if "seconds" not in line]
     return found
 
 
@@ -135,7 +140,8 @@ def test_chaos_changes_no_digit_of_any_table(data_folders, make_host, tmp_path, 
 
 
 def test_two_commands_on_one_store_share_the_work(data_folders, make_host, tmp_path):
-    grid = [word for word in GRID if "seeds" not in word] + ["grid.seeds=[0,1]", "engine.workers=1", "engine.stack=2"]
+    grid = [word for word in GRID if "seeds" not in word] + ["grid.seeds=[0,1]", "engine.workers=1",
+                                                             "engine.stack=2"]
     both = [launch(tmp_path, data_folders, make_host, *grid) for _ in range(2)]
     store = Store(tmp_path / "chaos")
     watch = Watch(store)
@@ -171,8 +177,8 @@ def test_sigterm_drains_within_ten_seconds_and_keeps_what_is_in_training(data_fo
 
 
 def test_a_run_that_takes_too_long_is_killed_and_named(data_folders, make_host, tmp_path):
-    words = ("study=late", "grid.budgets=[100000]", "method=lora", "grid.inits=[scratch]", "grid.seeds=[0]", "engine.workers=1",
-             "engine.timeout_minutes=0.1", "grid.pairs=[[raw_base,raw_base]]")
+    words = ("study=late", "grid.budgets=[100000]", "method=lora", "grid.inits=[scratch]", "grid.seeds=[0]",
+             "engine.workers=1", "engine.timeout_minutes=0.1", "grid.pairs=[[raw_base,raw_base]]")
     process = launch(tmp_path, data_folders, make_host, *words)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "timed out after" in output and "retry=failed" in output, output

@@ -1,4 +1,5 @@
-"""What the hub's refusals are to the user: answers of a server on this machine, read by the hub's own libraries."""
+"""What the hub's refusals are to the user: answers of a server on this machine, read by the hub's own
+libraries."""
 
 import json
 import subprocess
@@ -33,7 +34,8 @@ ANSWERS = {  # of the repository's page and of its files: status, and what the h
     "bad token": ((401, None), (401, None)),
 }
 SAYS = {
-    "gated": "it is gated: accept its licence on the page of {}them/it on the hub, and log in with a token that may read it",
+    "gated": "it is gated: accept its licence on the page of {}them/it on the hub, and log in with a token "
+    "that may read it",
     "missing": "there is no such repository, or it is private: check its name, or log in with a token",
     "no revision": "it has no such revision: copy the 40 digits of a commit",
     "bad token": "the hub does not take your token: log in",
@@ -49,12 +51,13 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         status, reason = self.page if self.path.startswith("/api/") else self.files
         names = [{"rfilename": name} for name in ("config.json", "model.safetensors", "train.jsonl")]
-        body = json.dumps({"id": "them/it", "sha": PIN, "siblings": names, "gated": "manual", "private": False,
-                           "disabled": False, "tags": [], "downloads": 0}).encode()
+        body = json.dumps({"id": "them/it", "sha": PIN, "siblings": names, "gated": "manual",
+                           "private": False, "disabled": False, "tags": [], "downloads": 0}).encode()
         if self.path == "/":
             status, reason = 200, None
         self.send_response(status)
-        for key, value in (("X-Error-Code", reason), ("X-Error-Message", "Invalid credentials in Authorization header"
+        for key, value in (("X-Error-Code", reason), ("X-Error-Message", "Invalid credentials in "
+                                                      "Authorization header"
                                                       if (status, reason) == (401, None) else None)):
             if value:
                 self.send_header(key, value)

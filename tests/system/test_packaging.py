@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 def test_a_wheel_plans_the_demo_and_runs_from_an_empty_folder(tmp_path):
     wheels, site, away = (tmp_path / name for name in ("wheels", "site", "away"))
     source = tmp_path / "source"
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others",
+                             "--exclude-standard"],
                             capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).exists() or (ROOT / name).is_symlink():
@@ -22,13 +23,16 @@ def test_a_wheel_plans_the_demo_and_runs_from_an_empty_folder(tmp_path):
                 (source / name).write_bytes((ROOT / name).read_bytes())
     away.mkdir()
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source)], check=True)
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(next(wheels.glob("*.whl")))], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source)],
+                   check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(next(wheels.glob("*.whl")))],
+                   check=True)
 
     def run(module, *arguments):
         code = f"import sys, runpy; sys.path.insert(0, {str(site)!r}); sys.argv = [{module!r}, *sys.argv[1:]]; " \
                f"runpy.run_module({module!r}, run_name='__main__')"
-        return subprocess.run([sys.executable, "-I", "-c", code, *arguments], cwd=away, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-I", "-c", code, *arguments], cwd=away, capture_output=True,
+                              text=True)
 
     where = run("portability.run", "+sweep=demo", "mode=plan")
     assert where.returncode == 0 and "study demo" in where.stdout, where.stderr

@@ -45,7 +45,8 @@ class Reader:
         tab.on("console", lambda message: tab.said.append(message.text))
         tab.on("pageerror", lambda error: tab.said.append(str(error)))
         tab.on("dialog", lambda dialog: tab.said.append("dialog"))
-        tab.on("request", lambda request: tab.said.extend([request.url] * (not request.url.startswith(("file:", "data:")))))
+        tab.on("request", lambda request: tab.said.extend([request.url]
+                                                          * (not request.url.startswith(("file:", "data:")))))
         tab.goto((address or self.address) + place)
         return tab
 
@@ -94,7 +95,8 @@ def test_filters_count_what_pandas_counts(reader):
     for chosen, text in (
         ({"method": "lora"}, ""), ({"method": "prefix", "init": "ported", "budget": "50", "seed": "3"}, ""),
         ({"budget": "0"}, ""),
-        ({"relation": "same", "status": "done"}, "nano-raw-large Sampled"), ({}, RUN[:8]), ({}, "no such words"),
+        ({"relation": "same", "status": "done"}, "nano-raw-large Sampled"), ({}, RUN[:8]),
+        ({}, "no such words"),
     ):
         cells = reader.nano.found.study.cells
         tab.click("#clear")
@@ -103,7 +105,8 @@ def test_filters_count_what_pandas_counts(reader):
             tab.select_option(f"#f-{key}", value)
             cells = cells[cells[key].astype(str) == value]
         for word in text.lower().split():
-            cells = cells[cells[texts].apply(lambda row, word=word: any(word in value for value in row), axis=1)]
+            cells = cells[cells[texts].apply(lambda row, word=word: any(word in value for value in row),
+                                             axis=1)]
         assert tab.inner_text("#shown") == f"{len(cells):,} of 2,080 rows"
         assert tab.locator("#grid tbody button").count() == min(50, len(cells))
 
@@ -149,7 +152,8 @@ def test_the_address_holds_the_view(reader):
         assert again.inner_text(query) == tab.inner_text(query)
     assert again.locator("th[data-key=eval_accuracy]").get_attribute("aria-sort") == "descending"
     odd = reader.open("#method=nothing&sort=nothing&page=-4&run=nothing")
-    assert odd.inner_text("#shown") == "2,080 of 2,080 rows" and not odd.locator("#run").is_visible() and odd.said == []
+    assert odd.inner_text("#shown") == "2,080 of 2,080 rows" and not odd.locator(
+        "#run").is_visible() and odd.said == []
 
 
 def test_a_run_opens_by_keyboard_says_what_its_record_says_and_gives_focus_back(reader):
@@ -236,8 +240,10 @@ def test_the_filtered_rows_are_saved_as_csv(reader, tmp_path):
     cells = reader.nano.found.study.cells
     cells = cells[(cells["method"] == "lora") & (cells["init"] == "ported")]
     cells = cells.sort_values("eval_accuracy", ascending=False, kind="stable")
-    assert kept["run_id"].tolist() == cells["run_id"].tolist() and download.value.suggested_filename == "nano_full-cells.csv"
-    assert kept["eval_loss"].tolist() == cells["eval_loss"].tolist() and kept["lift"].isna().sum() == cells["lift"].isna().sum()
+    assert kept["run_id"].tolist() == cells[
+        "run_id"].tolist() and download.value.suggested_filename == "nano_full-cells.csv"
+    assert kept["eval_loss"].tolist() == cells["eval_loss"].tolist() and kept["lift"].isna().sum() == cells[
+        "lift"].isna().sum()
 
 
 def test_hostile_names_do_nothing_and_start_no_formula(reader, tmp_path):
@@ -265,15 +271,18 @@ def test_a_phone_needs_no_sideways_scrolling(reader, place):
         tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert tab.locator("#t-lift ~ .box").evaluate("box => box.scrollWidth > box.clientWidth")
-        wide = tab.evaluate("[...document.querySelectorAll('.plot:not(.key)')].map(n => n.getBoundingClientRect().width)")
-        assert wide and all(300 < width <= 390 for width in wide)  # a unit of a chart is about a pixel, so its letters are 11
+        wide = tab.evaluate("[...document.querySelectorAll('.plot:not(.key)')].map(n => "
+                            "n.getBoundingClientRect().width)")
+        # a unit of a chart is about a pixel, so its letters are 11
+        assert wide and all(300 < width <= 390 for width in wide)
 
 
 def test_the_first_screen_has_the_verdict_the_chart_and_three_numbers(reader):
     tab = reader.open()
     tab.set_viewport_size({"width": 1280, "height": 800})
     place = """query => [...document.querySelectorAll(query)].map(n => n.getBoundingClientRect()).map(r => [r.top, r.bottom])"""
-    heads, pictures, sizes = (tab.evaluate(place, query) for query in ("h1", ".first .plot:not(.key)", ".chief strong"))
+    heads, pictures, sizes = (tab.evaluate(place, query) for query in ("h1", ".first .plot:not(.key)",
+                                                                       ".chief strong"))
     assert len(heads) == 1 and len(pictures) == 2 and len(sizes) == 3
     assert heads[0][1] <= pictures[0][0] and all(bottom < 800 for _, bottom in [*heads, *pictures, *sizes])
     assert tab.inner_text("h1").startswith("Of 6 contrasts declared before the runs, ")
@@ -314,10 +323,12 @@ CONTRAST = """queries => {
     const [a, b] = [light(front), light(behind(node))].sort((x, y) => y - x); return [query, (a + 0.05) / (b + 0.05)]; });
 }"""
 TEXTS = [
-    "h1", "p", ".eyebrow", ".eyebrow .protocol", ".chief dt", ".chief strong", ".chief em", ".counts dt", ".counts small",
+    "h1", "p", ".eyebrow", ".eyebrow .protocol", ".chief dt", ".chief strong", ".chief em", ".counts dt",
+    ".counts small",
     ".caveats li", "nav a", "figcaption", ".note", ".legend li", ".plot text", ".plot .title",
     "thead th", "tbody th", "td.best span", "td small", "summary", "#filters label", "#filters select",
-    "#clear", "#grid thead button", "#grid tbody button", "#grid .status", ".facts dt", ".facts dd", "#sheet h2", "#sheet .sub",
+    "#clear", "#grid thead button", "#grid tbody button", "#grid .status", ".facts dt", ".facts dd",
+    "#sheet h2", "#sheet .sub",
     "#sheet .related small", "#sheet svg text", "td.wrong", "td.right span", "pre code",
 ]
 
@@ -331,14 +342,16 @@ def test_a_start_has_one_colour_everywhere_that_stands_out_in_both_schemes(reade
     ratios = dict(tab.evaluate(CONTRAST, [f"#c-{name}" for name in names]))
     assert {name: ratio for name, ratio in ratios.items() if ratio < 3.0} == {}
     colour = "query => [...new Set([...document.querySelectorAll(query)].map(n => getComputedStyle(n).stroke))]"
-    own = {name: tab.evaluate(f"getComputedStyle(document.getElementById('c-{name}')).color") for name in names}
+    own = {name: tab.evaluate(f"getComputedStyle(document.getElementById('c-{name}')).color")
+           for name in names}
     assert len(set(own.values())) == len(names)
     for name in ("s0", "s1", "s2", "native", "bare"):
         assert tab.evaluate(colour, f".plot .{name} .line") == [own[name]], name
     assert tab.evaluate(colour, "#sheet .plot > .line") == [own["s0"]]  # the run is a ported one
     for name in ("native", "bare"):
         assert tab.evaluate(colour, f"#sheet .{name} .line") == [own[name]]
-    others = tab.evaluate("() => [...document.querySelectorAll('a, .status, td.wrong')].map(n => getComputedStyle(n).color)")
+    others = tab.evaluate("() => [...document.querySelectorAll('a, .status, td.wrong')].map(n => "
+                          "getComputedStyle(n).color)")
     assert not set(others) & set(own.values())
 
 
@@ -359,7 +372,8 @@ def test_print_shows_everything_and_no_controls(reader):
     tab.emulate_media(media="print")
     for query in ("#filters", "#save", "#on", "nav", "#sheet summary"):
         assert not tab.locator(query).first.is_visible(), query
-    for query in ("#t-lift ~ .box table", "#grid tbody tr", "#problems h2", "#provenance dl", "details p", ".plot", "summary"):
+    for query in ("#t-lift ~ .box table", "#grid tbody tr", "#problems h2", "#provenance dl", "details p",
+                  ".plot", "summary"):
         assert tab.locator(query).first.is_visible(), query
     assert tab.locator("details p").first.evaluate("node => node.getBoundingClientRect().height") > 0
     assert len(tab.pdf()) > 10_000
@@ -397,8 +411,10 @@ def test_everything_has_a_name_an_id_of_its_own_and_a_place_in_the_outline(reade
 
 def test_twenty_thousand_rows_stay_quick(reader, tmp_path):
     study, cells = reader.nano.found.study, reader.nano.found.study.cells
-    many = pd.concat([cells.assign(seed=cells["seed"] + 5 * i) for i in range(10)], ignore_index=True)[:20_000]
-    html = write_page(StudyContext(replace(study, cells=many), METRICS["eval_accuracy"]), [], [], reader.nano.details)
+    many = pd.concat([cells.assign(seed=cells["seed"] + 5 * i) for i in range(10)],
+                     ignore_index=True)[:20_000]
+    html = write_page(StudyContext(replace(study, cells=many), METRICS["eval_accuracy"]), [], [],
+                      reader.nano.details)
     tab = reader.open("", saved(tmp_path, html))
     took = tab.evaluate("""() => { const start = performance.now(); const box = document.getElementById('f-q');
         const type = words => { box.value = words; box.dispatchEvent(new Event('input', {bubbles: true})); };

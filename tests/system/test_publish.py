@@ -1,4 +1,5 @@
-"""Studies are filed in W&B once each, whole, with the lineage of their modules; read back from W&B's own offline files."""
+"""Studies are filed in W&B once each, whole, with the lineage of their modules; read back from W&B's own
+offline files."""
 
 import json
 import shutil
@@ -47,8 +48,8 @@ def named(store, run_id):
 
 
 def told(*parts):
-    """What W&B was told of a run, in one folder or several: its first run record with config, history by step, summary, and
-    artifacts."""
+    """What W&B was told of a run, in one folder or several: its first run record with config, history by
+    step, summary, and artifacts."""
     records = [record for file in parts for record in inspect(file)]
     summary = {}
     for record in records:
@@ -59,14 +60,16 @@ def told(*parts):
 
 
 def plain(points):
-    return {step: {k: v for k, v in values.items() if not k.startswith("_")} for step, values in points.items()}
+    return {step: {k: v for k, v in values.items() if not k.startswith("_")}
+            for step, values in points.items()}
 
 
 def test_every_run_of_a_study_is_filed_as_while_it_runs(store, tmp_path, capsys):
     live = tmp_path / "live"
     Tracker(TrackingSpec("offline", "portability-mine", live, None)).log_run(store.read(ported(store)))
     assert publish(store) == 0 and "5 sent" in capsys.readouterr().out
-    assert sorted(files(store.root)) == sorted([*(named(store, record["run_id"]) for record in store.records()), "study"])
+    assert sorted(files(store.root)) == sorted([*(named(store, record["run_id"])
+                                                  for record in store.records()), "study"])
     name = named(store, ported(store))
     (run, points, summary, _), (before, curve, _, _) = told(files(store.root)[name]), told(files(live)[name])
     for key in ("run_id", "run_group", "job_type", "display_name", "project", "config"):
@@ -85,9 +88,11 @@ def lift_of(store):
 def test_a_module_is_traced_from_its_origin_to_what_was_trained(store):
     publish(store)
     record, found = store.read(ported(store)), files(store.root)
-    of_run, of_origin = (found[named(store, run_id)] for run_id in (record["run_id"], record["spec"]["origin"]))
+    of_run, of_origin = (found[named(store, run_id)] for run_id in (record["run_id"],
+                                                                    record["spec"]["origin"]))
     (used, made), (logged,) = told(of_run)[3], told(of_origin)[3]
-    assert used["name"] == logged["name"] == f"module-{record['spec']['origin']}" and used["digest"] == logged["digest"]
+    assert used["name"] == logged["name"] == f"module-{record['spec']['origin']}" and used[
+        "digest"] == logged["digest"]
     assert used["use_after_commit"] and used["user_created"] and not logged.get("use_after_commit")
     assert made["name"] == f"module-{record['run_id']}" and not made.get("use_after_commit")
     content, = made["manifest"]["contents"]
@@ -113,7 +118,8 @@ def test_what_was_logged_while_running_is_completed_and_not_doubled(store):
     first, then = sorted(store.root.glob(f"wandb/offline-run-*-{name}*/*.wandb"))
     run, points, summary, artifacts = told(then)
     assert run["resume"] and points == {} and len(artifacts) == 2 and "zero_shot_lift" in summary
-    assert plain(told(first, then)[1]) == {point["step"]: point["values"] for point in history(store.read(ported(store)))}
+    assert plain(told(first, then)[1]) == {point["step"]: point["values"]
+                                           for point in history(store.read(ported(store)))}
 
 
 def test_a_published_copy_is_filed_without_modules(store, tmp_path):
@@ -122,25 +128,30 @@ def test_a_published_copy_is_filed_without_modules(store, tmp_path):
     assert publish(copy) == 0 and sorted(files(copy.root)) == sorted(
         [*(named(store, record["run_id"]) for record in store.records()), "study"])
     run, points, _, artifacts = told(files(copy.root)[named(store, ported(store))])
-    assert points and artifacts == [] and run["config"]["update"]["origin_run"] == store.read(ported(store))["spec"]["origin"]
+    assert points and artifacts == [] and run["config"]["update"]["origin_run"] == store.read(ported(store))[
+        "spec"]["origin"]
     before = written(copy.root)
     assert publish(copy) == 0 and written(copy.root) == before
 
 
-def test_a_broken_module_is_named_the_others_go_on_and_it_is_sent_when_it_is_sound_again(store, caplog, capsys):
+def test_a_broken_module_is_named_the_others_go_on_and_it_is_sent_when_it_is_sound_again(store, caplog,
+                                                                                         capsys):
     origin = store.read(ported(store))["spec"]["origin"]
     flip(store.folder(origin) / "module.safetensors")
     assert publish(store) == 1 and f"run {origin}: " in caplog.text and "SHA-256" in caplog.text
     assert "4 sent" in capsys.readouterr().out and named(store, origin) not in files(store.root)
-    assert [one["name"] for one in told(files(store.root)[named(store, ported(store))])[3]] == [f"module-{ported(store)}"]
+    assert [one["name"] for one in told(files(store.root)[named(store, ported(store))])[3]] == [
+        f"module-{ported(store)}"]
     flip(store.folder(origin) / "module.safetensors")
     assert publish(store) == 0
-    assert "sent to" in (line := capsys.readouterr().out.splitlines()[0]) and " 2 sent" in line  # and what started from it
+    # and what started from it
+    assert "sent to" in (line := capsys.readouterr().out.splitlines()[0]) and " 2 sent" in line
     assert len(told(files(store.root)[named(store, ported(store))])[3]) == 2
 
 
 def test_a_run_that_wandb_refuses_is_named_and_the_others_go_on(store, caplog, capsys):
-    record = {key: value for key, value in store.read(ported(store)).items() if key not in ("format", "files", "digest")}
+    record = {key: value for key, value in store.read(ported(store)).items()
+              if key not in ("format", "files", "digest")}
     record["spec"] = {**record["spec"], "seed": 77}
     record["run_id"] = from_dict(RunSpec, record["spec"]).run_id
     record["cell"] = {**record["cell"], "host": "h" * 65}  # W&B takes tags of up to 64 characters
@@ -170,15 +181,18 @@ def test_the_tables_hold_every_cell_and_the_gains_of_each_pair(invented):
     assert len(tables["cells"]["data"]) == len(invented.cells)
     rows = [dict(zip(tables["gains"]["columns"], row, strict=True)) for row in tables["gains"]["data"]]
     axes = invented.axes
-    assert len(rows) == len(axes.methods) * len(axes.pairs) * len(axes.relations) * (len(axes.budgets) - 1) * 2
-    row = next(row for row in rows if (row["method"], row["receiving"], row["baseline"]) == ("lora", "base", "scratch"))
+    assert len(rows) == len(axes.methods) * len(axes.pairs) * len(axes.relations) * (len(axes.budgets)
+                                                                                     - 1) * 2
+    row = next(row for row in rows if (row["method"], row["receiving"], row["baseline"])
+               == ("lora", "base", "scratch"))
     by_seed = [gain(invented, row, seed, row["budget"], "scratch") for seed in axes.seeds]
     assert row["pairs"] == len(axes.seeds) and row["gain"] == pytest.approx(sum(by_seed) / len(by_seed))
 
 
 def gain(invented, row, seed, budget, baseline):
     """A gain by hand, from the records on disk."""
-    where = {key: row[key] for key in ("method", "origin", "receiving", "relation")} | {"seed": seed, "budget": budget}
+    where = {key: row[key] for key in ("method", "origin", "receiving", "relation")} | {"seed": seed,
+                                                                                        "budget": budget}
     (one,), (other,) = (invented.pick(init=init, **where) for init in ("ported", baseline))
     return invented.accuracy(one) - invented.accuracy(other)
 
@@ -200,9 +214,11 @@ def test_a_study_that_grows_sends_what_is_new_and_its_tables_anew(store, capsys)
     publish(store)
     new = grow(store, range(5, 7))
     assert publish(store) == 0
-    assert " 4 sent" in capsys.readouterr().out.splitlines()[-2]  # two runs, their origin with its new tag, the tables
+    # two runs, their origin with its new tag, the tables
+    assert " 4 sent" in capsys.readouterr().out.splitlines()[-2]
     assert {named(store, run_id) for run_id in new} <= set(files(store.root))
-    tables = [path.parents[2].name for path in store.root.glob("wandb/offline-run-*-study*/files/media/table/cells_*.json")]
+    tables = [path.parents[2].name
+              for path in store.root.glob("wandb/offline-run-*-study*/files/media/table/cells_*.json")]
     assert len(tables) == 2, "the second resumes the first"
 
 
@@ -214,9 +230,11 @@ def test_a_dashboard_without_a_key_is_refused_before_anything_is_sent(store, cap
     assert fault in capsys.readouterr().err and not (store.root / "wandb").exists()
 
 
-def test_a_tracker_that_is_disabled_or_a_folder_without_a_study_is_named(store, tmp_path, capsys, monkeypatch):
+def test_a_tracker_that_is_disabled_or_a_folder_without_a_study_is_named(store, tmp_path, capsys,
+                                                                         monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert main([str(store.root), "--to", "wandb"]) == 2 and "WANDB_MODE is disabled" in capsys.readouterr().err
+    assert main([str(store.root), "--to",
+                 "wandb"]) == 2 and "WANDB_MODE is disabled" in capsys.readouterr().err
     assert main([str(tmp_path / "nothing"), "--to", "wandb", "--mode", "offline"]) == 2
     assert "no study in" in capsys.readouterr().err
 
@@ -227,9 +245,11 @@ def test_the_workspace_holds_the_comparison_panels_and_only_metrics_that_are_sen
     spec = json.loads(text)["spec"]["section"]
     sections = {section["name"]: section["panels"] for section in spec["panelBankConfig"]["sections"]}
     assert list(sections) == ["Accuracy against updates", "Gain by pair", "Zero-shot", "Cost", "Runs"]
-    shown = {(panel["config"]["metrics"][0], panel["config"]["groupBy"]) for panels in sections.values() for panel in panels
+    shown = {(panel["config"]["metrics"][0], panel["config"]["groupBy"]) for panels in sections.values()
+             for panel in panels
              if "metrics" in panel["config"]}
-    assert {("eval_accuracy", "init.value"), ("gain_over_scratch", "pair.value"), ("zero_shot_lift", "pair.value")} <= shown
+    assert {("eval_accuracy", "init.value"), ("gain_over_scratch", "pair.value"),
+            ("zero_shot_lift", "pair.value")} <= shown
     publish(store)
     run, _, summary, _ = told(files(store.root)[named(store, ported(store))])
     assert {metric for metric, _ in shown} <= {*summary, "gain_over_scratch", "gain_over_sampled"}

@@ -1,4 +1,5 @@
-"""The results that the project publishes are whole, and their tables are what this version makes of their records."""
+"""The results that the project publishes are whole, and their tables are what this version makes of their
+records."""
 
 import re
 import shutil
@@ -17,19 +18,22 @@ PUBLISHED = sorted(path.parent for path in ROOT.glob("*/published")) if ROOT.is_
 
 def test_the_full_grid_on_the_embedded_hosts_is_published():
     assert "nano_full" in [path.name for path in PUBLISHED]
-    cells = [cell for manifest in Store(ROOT / "nano_full").manifests() for cell in manifest["cells"] if cell["budget"] > 0]
+    cells = [cell for manifest in Store(ROOT / "nano_full").manifests() for cell in manifest["cells"]
+             if cell["budget"] > 0]
     assert len(cells) == 1440 and {cell["run_id"] for cell in cells} <= set(Store(ROOT / "nano_full").marks())
 
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory):
-    """Copies of a published study without what was made of it, analysed anew; the same copy whenever it is asked for."""
+    """Copies of a published study without what was made of it, analysed anew; the same copy whenever it is
+    asked for."""
     made = {}
 
     def copy(name, number=1):
         if (name, number) not in made:
             root = tmp_path_factory.mktemp(f"again{number}") / name
-            shutil.copytree(ROOT / name, root, ignore=shutil.ignore_patterns("tables", "plots", "report.md", "report"))
+            shutil.copytree(ROOT / name, root, ignore=shutil.ignore_patterns("tables", "plots", "report.md",
+                                                                             "report"))
             assert store_command(["verify", str(root)]) == 0
             assert analyze([str(root), "--quiet"]) == 0
             made[name, number] = root
@@ -45,7 +49,8 @@ def assert_alike(one, other, name):
     """The same text, but for the last digits of numbers, in which processors of other makes differ."""
     assert NUMBER.sub("#", one) == NUMBER.sub("#", other), name
     numbers = [np.array(NUMBER.findall(text), float) for text in (one, other)]
-    np.testing.assert_allclose(*numbers, rtol=1e-6, atol=2e-3 if name.startswith("mixed") else 1e-9, err_msg=name)
+    np.testing.assert_allclose(*numbers, rtol=1e-6, atol=2e-3 if name.startswith("mixed") else 1e-9,
+                               err_msg=name)
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)

@@ -1,4 +1,5 @@
-"""Workers on a Ray cluster: the same bits as on this machine alone, and nothing is lost with a worker or a node."""
+"""Workers on a Ray cluster: the same bits as on this machine alone, and nothing is lost with a worker or a
+node."""
 
 import importlib.util
 import os
@@ -19,7 +20,7 @@ from portability.core.errors import UserError
 from portability.execution.engines import ray as ray_engine
 from portability.execution.engines import ray_cluster
 from portability.execution.engines.base import Ended
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.execution.worker import Job, Setup
 from portability.planning.plan import plan
 from portability.planning.study import EngineConf
@@ -32,8 +33,8 @@ from support.tiny import CONF
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None,
                                 reason="needs Ray (pip install 'peft-portability[ray]')")
 OFF = ("tracking.wandb=disabled", "yes=true")
-SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[60]", "engine.stack=1",
-        "engine.checkpoint_seconds=0.2", *OFF)
+SLOW = ("method=lora", "grid.inits=[scratch,ported]", "grid.seeds=[0,1]", "grid.budgets=[60]",
+        "engine.stack=1", "engine.checkpoint_seconds=0.2", *OFF)
 
 
 class Cluster:
@@ -45,7 +46,8 @@ class Cluster:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.folder = folder
         port = self.address.partition(":")[2]
-        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false",
+                                f"--temp-dir={folder}")
         until = time.monotonic() + 40
         while True:
             try:
@@ -57,7 +59,8 @@ class Cluster:
 
     def _start(self, *arguments):
         return subprocess.Popen(
-            [str(Path(sys.executable).with_name("ray")), "start", *arguments, "--num-cpus=1", "--object-store-memory=80000000",
+            [str(Path(sys.executable).with_name("ray")), "start", *arguments, "--num-cpus=1",
+             "--object-store-memory=80000000",
              "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def kill(self, node):
@@ -72,7 +75,8 @@ def token(tmp_path_factory):
     path.write_text("1" * 64)
     path.chmod(0o600)
     patch = pytest.MonkeyPatch()
-    for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN_PATH", str(path)), ("RAY_USAGE_STATS_ENABLED", "0")):
+    for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN_PATH", str(path)),
+                        ("RAY_USAGE_STATS_ENABLED", "0")):
         patch.setenv(name, value)
     yield path
     patch.undo()
@@ -112,7 +116,7 @@ def meanwhile(action):
 def first_claim(store, ready):
     """A process that is at work on a run, once some records are there."""
     def look():
-        claims = [claim for claim in Claims(store.root).all().values() if Claims(store.root).lives(claim)]
+        claims = [claim for claim in Leases(store.root).all().values() if Leases(store.root).lives(claim)]
         return claims[0] if ready <= len(stamps(store)) and claims else None
 
     return wait_for(look)
@@ -125,7 +129,8 @@ def gone(pids):
 def test_a_ray_cluster_gives_the_bits_of_one_worker_here(token, data_folders, make_host, tmp_path):
     common = (f"results={tmp_path}", "method=prefix", "grid.inits=[ported,scratch]", "grid.seeds=[0]", *OFF)
     one = small(data_folders, make_host, *common, "study=here", "engine.workers=1")
-    two = small(data_folders, make_host, *common, "study=ray", "engine=ray", "engine.workers=2", "engine.stack=1")
+    two = small(data_folders, make_host, *common, "study=ray", "engine=ray", "engine.workers=2",
+                "engine.stack=1")
     assert command(one) == 0 and command(two) == 0
     here, there, runs = Store(tmp_path / "here"), Store(tmp_path / "ray"), plan(one.grid).runs
     assert set(runs) == set(plan(two.grid).runs) and len(runs) > 3
@@ -141,20 +146,23 @@ def test_an_ended_command_takes_its_actors_along_and_is_completed_by_repeating_i
     one, two = make_host("t5", 32, 2, 4, 0), make_host("t5", 32, 2, 4, 1)
     words = [f"host.nano-raw-base.path={one.source}", f"host.nano-tuned-base.path={two.source}",
              f"data.nano_films.path={data_folders['one']}", f"data.nano_meals.path={data_folders['two']}",
-             "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'", f"results={tmp_path}", "study=end",
-             *SLOW, "grid.seeds=[0]", "grid.budgets=[120]", "engine=ray", f"engine.options.address={cluster.address}"]
+             "grid.study_data=[nano_films,nano_meals]", "task.template='{text} answer :'",
+             f"results={tmp_path}", "study=end",
+             *SLOW, "grid.seeds=[0]", "grid.budgets=[120]", "engine=ray",
+             f"engine.options.address={cluster.address}"]
     store = Store(tmp_path / "end")
     for how in (signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen([sys.executable, "-m", "portability.run", *words], cwd=CONF.parent, start_new_session=True,
+        process = subprocess.Popen([sys.executable, "-m", "portability.run", *words], cwd=CONF.parent,
+                                   start_new_session=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        wait_for(lambda: Claims(store.root).all() and list(store.root.glob("checkpoints/*.safetensors")))
-        pids = [claim.pid for claim in Claims(store.root).all().values()]
+        wait_for(lambda: Leases(store.root).all() and list(store.root.glob("checkpoints/*.safetensors")))
+        pids = [claim.pid for claim in Leases(store.root).all().values()]
         os.killpg(process.pid, how)  # as a terminal does
         output = process.communicate(timeout=30)[0]
         assert process.returncode == (130 if how == signal.SIGINT else -how), output
         wait_for(gone(pids), 20)
         if how == signal.SIGINT:
-            assert list(store.root.glob("checkpoints/*.safetensors")) and not Claims(store.root).all(), output
+            assert list(store.root.glob("checkpoints/*.safetensors")) and not Leases(store.root).all(), output
 
     def kill():
         pid = first_claim(store, 1).pid
@@ -176,9 +184,11 @@ def one_job(study):
 
 def engine_of(study, job, folder, address, timeout_minutes=None, **conf):
     """Let the engine carry out one job; gives back how it ended, and what it reported."""
-    setup = Setup(folder, study.sources, study.overlap, TrackingSpec("disabled", "p", folder), 60.0, timeout_minutes)
+    setup = Setup(folder, study.sources, study.overlap, TrackingSpec("disabled", "p", folder), 60.0,
+                  timeout_minutes)
     options = {"address": address, "gpus": None, "cpus": 1}
-    whole = EngineConf(**{"kind": "ray", "device": "cpu", "workers": 1, "stack": 1, "checkpoint_seconds": 60.0,
+    whole = EngineConf(**{"kind": "ray", "device": "cpu", "workers": 1, "stack": 1,
+                          "checkpoint_seconds": 60.0,
                           "timeout_minutes": timeout_minutes, "options": options} | conf)
     engine = ray_engine.Ray(whole, setup)
     try:
@@ -186,7 +196,8 @@ def engine_of(study, job, folder, address, timeout_minutes=None, **conf):
         events = list(engine.events())
     finally:
         engine.drain()
-    return [event for event in events if isinstance(event, Ended)], [event for event in events if not isinstance(event, Ended)]
+    return [event for event in events if isinstance(event, Ended)], [event for event in events
+                                                                     if not isinstance(event, Ended)]
 
 
 def test_a_job_that_takes_too_long_is_ended_and_updates_are_reported_meanwhile(
@@ -195,7 +206,8 @@ def test_a_job_that_takes_too_long_is_ended_and_updates_are_reported_meanwhile(
     job = one_job(study)
     [end], seen = engine_of(study, job, tmp_path / "late", cluster.address, timeout_minutes=20 / 60)
     (failure,) = Store(tmp_path / "late").failures().values()
-    assert list(end.job.runs) == list(job.runs) and failure["kind"] == "TimedOut" and "timed out after" in failure["error"]
+    assert list(end.job.runs) == list(job.runs) and failure[
+        "kind"] == "TimedOut" and "timed out after" in failure["error"]
     made = [stage.updates for stage in seen if stage.runs]
     assert 0 < max(made) < 20000 and made == sorted(made), "the bar would not have moved"
 
@@ -204,15 +216,18 @@ def test_a_folder_that_nodes_do_not_share_and_another_version_are_one_sentence(t
     setup = Setup(tmp_path, [], "drop", TrackingSpec("disabled", "p", tmp_path))
     monkeypatch.setattr(ray_engine, "SHARED_SECONDS", 0.1)
     with pytest.raises(UserError, match="results= must be a folder that all nodes share"):
-        ray_engine._check(ray_engine.Start(setup, ray_cluster.Need(1, 0), tmp_path / "nothing", tmp_path, None))
+        ray_engine._check(ray_engine.Start(setup, ray_cluster.Need(1, 0), tmp_path / "nothing", tmp_path,
+                                           None))
     with pytest.raises(UserError, match="the command 0.0; install the same"):
         ray_engine._check(ray_engine.Start(setup, ray_cluster.Need(1, 0), tmp_path, tmp_path, None, "0.0"))
 
 
 def test_a_cluster_without_room_for_a_worker_says_so(cluster, data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, *SLOW)
-    with pytest.raises(UserError, match=r"no node of the Ray cluster has room for a worker \(64 CPUs, 0 GPUs\)"):
-        engine_of(study, one_job(study), tmp_path, cluster.address, options={"address": "auto", "gpus": None, "cpus": 64})
+    with pytest.raises(UserError, match=r"no node of the Ray cluster has room for a worker \(64 CPUs, 0 "
+                       r"GPUs\)"):
+        engine_of(study, one_job(study), tmp_path, cluster.address,
+                  options={"address": "auto", "gpus": None, "cpus": 64})
     with pytest.raises(UserError, match="the Ray cluster has no GPU"):
         engine_of(study, one_job(study), tmp_path, cluster.address, device="cuda")
 
@@ -264,8 +279,8 @@ def test_a_lost_node_costs_the_run_at_hand_and_no_other(cluster, data_folders, m
     store = Store(tmp_path / "node")
 
     def kill():
-        wait_for(lambda: len(stamps(store)) >= 2 and len(Claims(store.root).all()) == 2)
-        kept, pids = stamps(store), {claim.pid for claim in Claims(store.root).all().values()}
+        wait_for(lambda: len(stamps(store)) >= 2 and len(Leases(store.root).all()) == 2)
+        kept, pids = stamps(store), {claim.pid for claim in Leases(store.root).all().values()}
         cluster.kill(cluster.second)
         return kept, pids
 
@@ -274,5 +289,6 @@ def test_a_lost_node_costs_the_run_at_hand_and_no_other(cluster, data_folders, m
                          f"engine.options.address={cluster.address}")) == 0
     thread.join()
     (kept, pids), after = found[0], stamps(store)
-    assert len(kept) < len(after) and {path: after[path] for path in kept} == kept, "a finished run was trained again"
+    assert len(kept) < len(after) and {path: after[path]
+                                       for path in kept} == kept, "a finished run was trained again"
     wait_for(gone(pids), 20)

@@ -1,4 +1,5 @@
-"""Real encoders, real decoders, real sentences: a small part of the sweeps over them. Skipped where they are not there."""
+"""Real encoders, real decoders, real sentences: a small part of the sweeps over them. Skipped where they are
+not there."""
 
 import json
 from pathlib import Path
@@ -39,11 +40,13 @@ def test_padding_stays_near_the_real_tokens(name, limit, batch_size, bound):
 
 def test_a_lora_goes_from_six_minilm_layers_to_three(tmp_path):
     planned, store = finished(
-        tmp_path, "+sweep=minilm", "method=lora", "grid.pairs=[[minilm-l6,minilm-l3-derived]]", "grid.seeds=[0]",
+        tmp_path, "+sweep=minilm", "method=lora", "grid.pairs=[[minilm-l6,minilm-l3-derived]]",
+        "grid.seeds=[0]",
         "grid.budgets=[20]", "eval.limit=60", "grid.relations.different=sst2", "grid.relations.foreign=sst2")
     cells = {cell.init: cell for cell in planned.cells if cell.budget == 20 and cell.relation == "same"}
     info = store.read(cells["ported"].run_id)["port_info"]
-    assert info["layer_map"] == {"encoder": [[0], [2], [5]]} and info["carried_fraction"] == pytest.approx(0.5)
+    assert info["layer_map"] == {"encoder": [[0], [2], [5]]} and info["carried_fraction"] == pytest.approx(
+        0.5)
     assert info["actions"] == {"carried": 10, "dropped": 30, "mapped": 20} and info["filled_fraction"] == 1.0
     record = store.read(cells["scratch"].run_id)
     assert record["train_info"]["padded_tokens"] / record["train_info"]["tokens"] < 1.05
@@ -51,10 +54,11 @@ def test_a_lora_goes_from_six_minilm_layers_to_three(tmp_path):
 
 
 def test_a_module_goes_from_one_llama_to_another_with_other_heads_and_vocabulary(tmp_path):
-    planned, store = finished(tmp_path, "+sweep=stories", "method=[lora,adapter]", "grid.seeds=[0]", "grid.budgets=[10]",
-                              "eval.limit=60", "grid.inits=[ported,scratch]")
+    planned, store = finished(tmp_path, "+sweep=stories", "method=[lora,adapter]", "grid.seeds=[0]",
+                              "grid.budgets=[10]", "eval.limit=60", "grid.inits=[ported,scratch]")
     for cell in planned.cells:
         if cell.init == "ported" and cell.budget == 10:
             info = store.read(cell.run_id)["port_info"]
-            assert info["layer_map"] == {"decoder": [[0], [1], [3], [4]]} and info["carried_fraction"] == pytest.approx(0.8)
+            assert info["layer_map"] == {"decoder": [[0], [1], [3],
+                                                     [4]]} and info["carried_fraction"] == pytest.approx(0.8)
             assert ("padded" in info["actions"]) == (cell.method == "lora")

@@ -15,7 +15,7 @@ import pytest
 from portability.core.errors import UserError
 from portability.execution.engines import slurm
 from portability.execution.engines.slurm import STOPS, Slurm, require, run_task
-from portability.execution.leases import Claims
+from portability.execution.leases import Leases
 from portability.execution.worker import Setup
 from portability.planning.plan import plan
 from portability.run import command
@@ -26,13 +26,15 @@ from support.studies import launch, small
 
 QUICK = ("engine=slurm", "engine.options.poll_seconds=0.3", "engine.options.late_seconds=0.5")
 FAST = (*QUICK, "tracking.wandb=disabled", "yes=true", "method=lora")
-ONE = (*FAST, "grid.inits=[ported]", "grid.seeds=[0]")  # a bare host, an origin, and a ported run that needs it
+# a bare host, an origin, and a ported run that needs it
+ONE = (*FAST, "grid.inits=[ported]", "grid.seeds=[0]")
 
 
 @pytest.fixture(scope="module")
 def node():
     """A Slurm of one node; everything that is started here submits to it."""
-    reason = why_not() or (None if importlib.util.find_spec("submitit") else "needs submitit (the extra [slurm])")
+    reason = why_not() or (None if importlib.util.find_spec("submitit") else "needs submitit (the extra "
+                           "[slurm])")
     if reason:
         pytest.skip(reason)
     with slurm_node() as environment, pytest.MonkeyPatch.context() as patch:
@@ -65,16 +67,19 @@ def ended(before):
     return Counter(tasks_since(before).values())
 
 
-def test_everything_runs_in_order_and_gives_the_bits_of_the_local_engine(node, data_folders, make_host, tmp_path):
+def test_everything_runs_in_order_and_gives_the_bits_of_the_local_engine(node, data_folders, make_host,
+                                                                         tmp_path):
     before = set(tasks_since())
     study = small(data_folders, make_host, f"results={tmp_path}", "study=slurm", "engine.stack=2", *FAST)
     assert command(study) == 0
     new = tasks_since(before)
-    assert len(new) >= 3 and set(ended(before)) <= {"COMPLETED", "CANCELLED"}, "those that came too late are cancelled"
+    assert len(new) >= 3 and set(ended(before)) <= {"COMPLETED",
+                                                    "CANCELLED"}, "those that came too late are cancelled"
     planned, store = plan(study.grid), Store(tmp_path / "slurm")
     assert not (store.root / "slurm").exists(), "files of arrays that ended well are left"
-    assert not Claims(store.root).all() and store.failures() == {}
-    local = small(data_folders, make_host, f"results={tmp_path}", "study=local", "engine.workers=1", *FAST[len(QUICK):])
+    assert not Leases(store.root).all() and store.failures() == {}
+    local = small(data_folders, make_host, f"results={tmp_path}", "study=local", "engine.workers=1",
+                  *FAST[len(QUICK):])
     assert command(local) == 0
     for run_id in planned.runs:
         one, two = store.predictions(run_id), Store(tmp_path / "local").predictions(run_id)
@@ -83,7 +88,8 @@ def test_everything_runs_in_order_and_gives_the_bits_of_the_local_engine(node, d
 
 def test_a_killed_and_a_stopped_task_are_tried_again_and_those_that_wait_for_them_too(
         node, data_folders, make_host, tmp_path):
-    """The origin's task is killed half way; its second try is told that time is over; the third one completes."""
+    """The origin's task is killed half way; its second try is told that time is over; the third one
+    completes."""
     study = small(data_folders, make_host, f"results={tmp_path}", "study=killed", "grid.budgets=[100]",
                   "engine.checkpoint_seconds=0.2", *ONE)
     store, planned = Store(tmp_path / "killed"), plan(study.grid)
@@ -91,13 +97,14 @@ def test_a_killed_and_a_stopped_task_are_tried_again_and_those_that_wait_for_the
     seen, before = [], set(tasks_since())
 
     def disturb():
-        claims = Claims(store.root)
+        claims = Leases(store.root)
         kept = lambda: store.checkpoint(origin) is not None and claims.read(origin)  # noqa: E731
         first = wait_for(kept)
         os.kill(first.pid, signal.SIGKILL)
         second = wait_for(lambda: (claim := kept()) and claim.pid != first.pid and claim)
         ask("scancel", "--signal=USR2", second.owner)
-        third = wait_for(lambda: (claim := claims.read(origin)) and claim.pid != second.pid and claim or store.has(origin))
+        third = wait_for(lambda: (claim := claims.read(origin)) and claim.pid != second.pid and claim
+                         or store.has(origin))
         seen.extend([first, second, third])
 
     other = threading.Thread(target=disturb)
@@ -105,7 +112,8 @@ def test_a_killed_and_a_stopped_task_are_tried_again_and_those_that_wait_for_the
     assert command(study) == 0
     other.join()
     assert len(seen) == 3 and store.failures() == {} and all(map(store.has, planned.runs))
-    assert ended(before)["FAILED"] == 1 and (store.root / "slurm").exists(), "one was killed, so the logs are kept"
+    assert ended(before)["FAILED"] == 1 and (store.root
+                                             / "slurm").exists(), "one was killed, so the logs are kept"
 
 
 def test_a_run_that_always_kills_its_task_fails_alone(node, data_folders, make_host, tmp_path):
@@ -116,9 +124,9 @@ def test_a_run_that_always_kills_its_task_fails_alone(node, data_folders, make_h
 
     def kill():
         while not over.is_set():
-            if (claim := Claims(store.root).read(origin)) is not None:
+            if (claim := Leases(store.root).read(origin)) is not None:
                 os.kill(claim.pid, signal.SIGKILL)
-                wait_for(lambda: (c := Claims(store.root).read(origin)) is None or c.pid != claim.pid)  # noqa: B023
+                wait_for(lambda: (c := Leases(store.root).read(origin)) is None or c.pid != claim.pid)  # noqa: B023
             time.sleep(0.1)
 
     other = threading.Thread(target=kill)
@@ -127,12 +135,15 @@ def test_a_run_that_always_kills_its_task_fails_alone(node, data_folders, make_h
     over.set()
     other.join()
     failures = store.failures()
-    assert failures[origin]["kind"] == "WorkerDied" and "ended without a record of the run (" in failures[origin]["error"]
+    assert failures[origin]["kind"] == "WorkerDied" and "ended without a record of the run (" in failures[
+        origin]["error"]
     assert {failure["kind"] for run_id, failure in failures.items() if run_id != origin} == {"Blocked"}
 
 
-def test_tasks_go_on_without_the_command_and_a_repeated_one_submits_nothing_twice(node, data_folders, make_host, tmp_path):
-    more = ("study=again", "grid.budgets=[2,4]", *FAST, "grid.inits=[ported]", "grid.seeds=[0,1]", "engine.stack=2")
+def test_tasks_go_on_without_the_command_and_a_repeated_one_submits_nothing_twice(node, data_folders,
+                                                                                  make_host, tmp_path):
+    more = ("study=again", "grid.budgets=[2,4]", *FAST, "grid.inits=[ported]", "grid.seeds=[0,1]",
+            "engine.stack=2")
     store, before = Store(tmp_path / "again"), set(tasks_since())
     first = launch(tmp_path, data_folders, make_host, *more)
     submitted = wait_for(lambda: tasks_since(before))
@@ -141,16 +152,20 @@ def test_tasks_go_on_without_the_command_and_a_repeated_one_submits_nothing_twic
     second = launch(tmp_path, data_folders, make_host, *more)
     output = second.communicate(timeout=120)[0]
     assert second.returncode == 0 and "Slurm tasks of an earlier command are followed" in output, output
-    assert len(tasks_since(before)) == len(submitted) and store.failures() == {} and len(list(store.records())) == 7
+    assert len(tasks_since(before)) == len(submitted) and store.failures() == {} and len(
+        list(store.records())) == 7
 
 
 def test_tasks_that_end_before_they_begin_are_not_submitted_for_ever(node, data_folders, make_host, tmp_path):
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=barren", *ONE, "engine.options.setup=['exit 7']")
-    with pytest.raises(UserError, match="workers in a row ended before they had begun; the last: Slurm task .*FAILED"):
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=barren", *ONE,
+                  "engine.options.setup=['exit 7']")
+    with pytest.raises(UserError, match="workers in a row ended before they had begun; the last: Slurm task "
+                       ".*FAILED"):
         command(study)
 
 
-def test_what_a_partition_never_starts_is_said_and_ctrl_c_says_how_to_end_it(node, data_folders, make_host, tmp_path):
+def test_what_a_partition_never_starts_is_said_and_ctrl_c_says_how_to_end_it(node, data_folders, make_host,
+                                                                             tmp_path):
     process = launch(tmp_path, data_folders, make_host, "study=long", *ONE, "engine.options.partition=short")
     lines = []
     for line in process.stdout:
@@ -163,9 +178,11 @@ def test_what_a_partition_never_starts_is_said_and_ctrl_c_says_how_to_end_it(nod
 
 
 def test_a_task_that_somebody_cancels_ends_the_command(node, data_folders, make_host, tmp_path):
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=off", *ONE, "engine.options.partition=short")
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=off", *ONE,
+                  "engine.options.partition=short")
     before = set(tasks_since())
-    cancel = threading.Thread(target=lambda: ask("scancel", next(iter(wait_for(lambda: tasks_since(before))))))
+    cancel = threading.Thread(target=lambda: ask("scancel",
+                                                 next(iter(wait_for(lambda: tasks_since(before))))))
     cancel.start()
     with pytest.raises(UserError, match="cancelled by somebody; finished runs and checkpoints are kept"):
         command(study)
@@ -174,28 +191,33 @@ def test_a_task_that_somebody_cancels_ends_the_command(node, data_folders, make_
 
 
 def test_an_array_that_slurm_refuses_is_one_sentence(node, data_folders, make_host, tmp_path):
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=no", *ONE, "engine.options.partition=nowhere")
-    with pytest.raises(UserError, match=r"Slurm refuses an array of tasks \(.*Invalid partition.*engine.options"):
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=no", *ONE,
+                  "engine.options.partition=nowhere")
+    with pytest.raises(UserError, match=r"Slurm refuses an array of tasks \(.*Invalid "
+                       r"partition.*engine.options"):
         command(study)
     assert not list((tmp_path / "no" / "slurm").iterdir())
 
 
 def test_bad_options_are_one_sentence(node, data_folders, make_host, tmp_path):
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=bad", *ONE, "engine.options.minutes=1")
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=bad", *ONE,
+                  "engine.options.minutes=1")
     with pytest.raises(UserError, match="engine.options.minutes must be at least 5, got 1"):
         command(study)
 
 
 def test_without_submitit_or_slurm_one_sentence_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch, scancel, scontrol, squeue, srun is not on PATH|needs the package submitit"):
+    with pytest.raises(UserError, match="sbatch, scancel, scontrol, squeue, srun is not on PATH|needs the "
+                       "package submitit"):
         require()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'peft-portability\[slurm\]'"):
         require()
 
 
-def test_a_task_that_cannot_read_or_write_says_so_to_the_command(data_folders, make_host, tmp_path, monkeypatch):
+def test_a_task_that_cannot_read_or_write_says_so_to_the_command(data_folders, make_host, tmp_path,
+                                                                 monkeypatch):
     study = small(data_folders, make_host, *FAST)
     kept = {number: signal.getsignal(number) for number in STOPS}
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -210,5 +232,6 @@ def test_a_task_that_cannot_read_or_write_says_so_to_the_command(data_folders, m
     engine = Slurm(study.engine, setup)
     (engine.folder / "token").mkdir(parents=True)
     (engine.folder / "token" / "7_0_result.pkl").write_bytes(pickle.dumps(("success", said)))
-    with pytest.raises(UserError, match="cannot go on: .*No such file.*repeat the command once it is put right"):
+    with pytest.raises(UserError, match="cannot go on: .*No such file.*repeat the command once it is put "
+                       "right"):
         engine._end("7", "COMPLETED")

@@ -74,31 +74,35 @@ def test_the_arms_of_a_cell_saw_the_same_token_ids(finished, monkeypatch):
     """The batches of ported, sampled and scratch, caught where the engine makes them."""
     study, store, _ = finished
     planned = plan(study.grid)
-    cells = [c for c in planned.cells if c.method == "lora" and c.seed == 1 and c.budget == 4 and c.relation == "same"
+    cells = [c for c in planned.cells if c.method == "lora" and c.seed == 1 and c.budget == 4
+             and c.relation == "same"
              and c.init in ("ported", "sampled", "scratch")]
     seen = {}
     original = engine.Trainer._batch
 
     def catch(self, step, *rest):
         ids, mask, target = original(self, step, *rest)
-        seen.setdefault(current[0], []).append(torch.cat([ids.reshape(-1), mask.reshape(-1), target.reshape(-1)]))
+        seen.setdefault(current[0], []).append(torch.cat([ids.reshape(-1), mask.reshape(-1),
+                                                          target.reshape(-1)]))
         return ids, mask, target
 
     monkeypatch.setattr(engine.Trainer, "_batch", catch)
     current = [""]
-    desk = execute.Desk(store, study.data)
+    context = execute.WorkerContext(store, study.data)
     for cell in cells:
         current[0] = cell.init
-        execute.execute([planned.runs[cell.run_id]], {cell.run_id: sorted(planned.marks[cell.run_id])}, desk)
-    assert sorted(seen) == ["ported", "sampled", "scratch"] and all(len(batches) == 4 for batches in seen.values())
+        execute.execute([planned.runs[cell.run_id]], {cell.run_id: sorted(planned.marks[cell.run_id])},
+                        context)
+    assert sorted(seen) == ["ported", "sampled", "scratch"] and all(len(batches) == 4
+                                                                    for batches in seen.values())
     for one, two, three in zip(*seen.values(), strict=True):
         assert torch.equal(one, two) and torch.equal(two, three)
 
 
 def test_one_worker_alone_and_stacks_of_one_give_the_same_bits(finished, data_folders, make_host, tmp_path):
     study, store, _ = finished
-    again = small(data_folders, make_host, f"results={tmp_path}", "study=again", *OFF, "engine.stack=1", "method=adapter",
-                  "grid.seeds=[1]")
+    again = small(data_folders, make_host, f"results={tmp_path}", "study=again", *OFF, "engine.stack=1",
+                  "method=adapter", "grid.seeds=[1]")
     assert command(again) == 0
     other = Store(tmp_path / "again")
     ids = plan(again.grid).runs
@@ -113,7 +117,8 @@ def test_one_worker_alone_and_stacks_of_one_give_the_same_bits(finished, data_fo
 
 def test_zero_shot_of_a_port_to_the_same_host_is_the_origins_own_score(data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, f"results={tmp_path}", "study=self", *OFF, "method=compacter",
-                  "grid.pairs=[[nano-raw-base,nano-raw-base]]", "grid.inits=[ported]", "grid.seeds=[0]", "grid.ports=[copy]")
+                  "grid.pairs=[[nano-raw-base,nano-raw-base]]", "grid.inits=[ported]", "grid.seeds=[0]",
+                  "grid.ports=[copy]")
     assert command(study) == 0
     store, planned = Store(tmp_path / "self"), plan(study.grid)
     cell = next(cell for cell in planned.cells if cell.init == "ported" and cell.budget == 0)
@@ -124,7 +129,8 @@ def test_zero_shot_of_a_port_to_the_same_host_is_the_origins_own_score(data_fold
 
 def test_encoder_arms_start_from_the_origins_head(data_folders, make_host, tmp_path):
     six, three = make_host("bert", 32, 3, 4, 0), make_host("bert", 48, 2, 4, 1)
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=heads", *OFF, "method=lora", "grid.seeds=[0]",
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=heads", *OFF, "method=lora",
+                  "grid.seeds=[0]",
                   f"host.nano-raw-base.path={six.source}", f"host.nano-tuned-base.path={three.source}")
     assert command(study) == 0
     store, planned = Store(tmp_path / "heads"), plan(study.grid)
@@ -134,7 +140,8 @@ def test_encoder_arms_start_from_the_origins_head(data_folders, make_host, tmp_p
     bare = store.tensors(cells["bare"].run_id, "head")[0]["head.weight"]
     assert torch.equal(bare[:, :32], head) and not bare[:, 32:].any()
     scratch = store.predictions(cells["scratch"].run_id)["margin"][0]
-    assert np.allclose(scratch, store.predictions(cells["bare"].run_id)["margin"][0], atol=1e-5)  # LoRA starts as no change
+    # LoRA starts as no change
+    assert np.allclose(scratch, store.predictions(cells["bare"].run_id)["margin"][0], atol=1e-5)
 
 
 def test_a_diverging_run_fails_with_its_update_and_blocks_what_needs_it(data_folders, make_host, tmp_path):
@@ -146,16 +153,19 @@ def test_a_diverging_run_fails_with_its_update_and_blocks_what_needs_it(data_fol
         failed = run.method is not None and run.method.name == "lora"
         assert store.has(run_id) != failed
         if failed and run.origin is None:
-            assert store.failures()[run_id]["updates"] >= 1 and "not finite at update" in store.failures()[run_id]["error"]
+            assert store.failures()[run_id]["updates"] >= 1 and "not finite at update" in store.failures()[
+                run_id]["error"]
         elif failed:
             assert "blocked: its origin" in store.failures()[run_id]["error"]
 
 
-def test_an_impossible_port_is_refused_before_work_and_fails_alone_in_it(data_folders, make_host, tmp_path, monkeypatch):
+def test_an_impossible_port_is_refused_before_work_and_fails_alone_in_it(data_folders, make_host, tmp_path,
+                                                                         monkeypatch):
     other = make_host("gpt2", 32, 2, 4, 1)
-    study = small(data_folders, make_host, f"results={tmp_path}", "study=far", *OFF, "method=lora", "grid.seeds=[0]",
-                  f"host.nano-tuned-base.path={other.source}")
-    with pytest.raises(UserError, match="from 'nano-raw-base' to 'nano-tuned-base' would lose .* partial carry"):
+    study = small(data_folders, make_host, f"results={tmp_path}", "study=far", *OFF, "method=lora",
+                  "grid.seeds=[0]", f"host.nano-tuned-base.path={other.source}")
+    with pytest.raises(UserError, match="from 'nano-raw-base' to 'nano-tuned-base' would lose .* partial "
+                       "carry"):
         command(study)
     assert list(tmp_path.iterdir()) == []  # nothing was begun
     monkeypatch.setattr(progress, "preview", lambda *_: {})  # as if the rehearsal had not seen it
@@ -169,7 +179,8 @@ def test_an_impossible_port_is_refused_before_work_and_fails_alone_in_it(data_fo
 def test_a_member_whose_scores_are_not_finite_fails_alone(data_folders, make_host, tmp_path, monkeypatch):
     study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]", "grid.seeds=[0,1,2]")
     planned = plan(study.grid)
-    runs = [run for run in planned.runs.values() if run.method and run.host.name == study.grid.pairs[0][0].name]
+    runs = [run for run in planned.runs.values() if run.method
+            and run.host.name == study.grid.pairs[0][0].name]
     original, stacks = engine.predict, []
 
     def spoiled(*args):
@@ -180,7 +191,8 @@ def test_a_member_whose_scores_are_not_finite_fails_alone(data_folders, make_hos
 
     monkeypatch.setattr(engine, "predict", spoiled)
     store = Store(tmp_path)
-    execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs}, execute.Desk(store, study.data))
+    execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs},
+                    execute.WorkerContext(store, study.data))
     assert set(stacks) == {3}, "the neighbours were trained again"
     assert [store.has(run.run_id) for run in runs] == [True, False, True]
     failure = store.failures()[runs[1].run_id]
@@ -188,22 +200,25 @@ def test_a_member_whose_scores_are_not_finite_fails_alone(data_folders, make_hos
     assert str(CONF.parent) not in json.dumps(failure)
 
 
-def test_a_broken_stack_is_halved_until_the_guilty_run_is_alone(data_folders, make_host, tmp_path, monkeypatch):
+def test_a_broken_stack_is_halved_until_the_guilty_run_is_alone(data_folders, make_host, tmp_path,
+                                                                monkeypatch):
     study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]", "grid.seeds=[0,1,2,3]")
     planned = plan(study.grid)
-    runs = [run for run in planned.runs.values() if run.method and run.host.name == study.grid.pairs[0][0].name]
+    runs = [run for run in planned.runs.values() if run.method
+            and run.host.name == study.grid.pairs[0][0].name]
     guilty, tried = runs[2].run_id, []
     original = execute.outputs
 
-    def fragile(stack, marks, desk):
+    def fragile(stack, marks, context):
         tried.append(len(stack))
         if guilty in [run.run_id for run in stack]:
             raise RuntimeError("boom")
-        return original(stack, marks, desk)
+        return original(stack, marks, context)
 
     monkeypatch.setattr(execute, "outputs", fragile)
     store = Store(tmp_path)
-    execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs}, execute.Desk(store, study.data))
+    execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs},
+                    execute.WorkerContext(store, study.data))
     assert tried == [4, 2, 2, 1, 1] and set(store.failures()) == {guilty}
     assert store.failures()[guilty]["traceback"].count("boom") and sum(store.has(r.run_id) for r in runs) == 3
 
@@ -211,7 +226,8 @@ def test_a_broken_stack_is_halved_until_the_guilty_run_is_alone(data_folders, ma
 def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(data_folders, make_host, tmp_path, monkeypatch):
     study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]", "grid.seeds=[0,1]")
     planned = plan(study.grid)
-    runs = [run for run in planned.runs.values() if run.method and run.host.name == study.grid.pairs[0][0].name]
+    runs = [run for run in planned.runs.values() if run.method
+            and run.host.name == study.grid.pairs[0][0].name]
     store, commits = Store(tmp_path), []
     original = Store.commit
 
@@ -223,18 +239,22 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(data_folders, make
 
     monkeypatch.setattr(Store, "commit", full)
     with pytest.raises(OSError, match="No space"):
-        execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs}, execute.Desk(store, study.data))
-    assert [store.has(run.run_id) for run in runs].count(True) == 1 and all(record for _, record, _ in store.entries())
+        execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs},
+                        execute.WorkerContext(store, study.data))
+    assert [store.has(run.run_id) for run in runs].count(True) == 1 and all(record
+                                                                            for _, record, _ in store.entries())
 
 
 def test_a_full_disk_in_a_worker_is_one_sentence(data_folders, make_host, tmp_path):
     """A real full disk: the study's folder is a file system of a few pages."""
     root = tmp_path / "results"
     root.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(root)], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(root)],
+                      capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        study = small(data_folders, make_host, f"results={root}", "study=full", *OFF, "method=lora", "grid.seeds=[0,1,2]")
+        study = small(data_folders, make_host, f"results={root}", "study=full", *OFF, "method=lora",
+                      "grid.seeds=[0,1,2]")
         with pytest.raises((UserError, OSError), match="No space left"):
             command(study)
         assert all(record for _, record, _ in Store(root / "full").entries())
@@ -243,28 +263,32 @@ def test_a_full_disk_in_a_worker_is_one_sentence(data_folders, make_host, tmp_pa
 
 
 def test_a_record_of_another_mark_set_is_trained_again_to_the_same_numbers(data_folders, make_host, tmp_path):
-    first = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora", "grid.seeds=[0]",
-                  "grid.inits=[scratch]", "grid.budgets=[4]")
+    first = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora",
+                  "grid.seeds=[0]", "grid.inits=[scratch]", "grid.budgets=[4]")
     assert command(first) == 0
     store, planned = Store(tmp_path / "marks"), plan(first.grid)
     cell = next(cell for cell in planned.cells if cell.init == "scratch" and cell.budget == 4)
     before = store.predictions(cell.run_id)["margin"][-1]
-    more = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora", "grid.seeds=[0]",
-                 "grid.inits=[scratch]", "grid.budgets=[2,4]")
+    more = small(data_folders, make_host, f"results={tmp_path}", "study=marks", *OFF, "method=lora",
+                 "grid.seeds=[0]", "grid.inits=[scratch]", "grid.budgets=[2,4]")
     assert command(more) == 0
-    assert store.has(cell.run_id, [0, 2, 4]) and np.array_equal(store.predictions(cell.run_id)["margin"][-1], before)
+    assert store.has(cell.run_id, [0, 2, 4]) and np.array_equal(store.predictions(cell.run_id)["margin"][-1],
+                                                                before)
 
 
 def test_a_command_with_other_budgets_keeps_the_evaluations_that_are_there(data_folders, make_host, tmp_path):
-    words = (f"results={tmp_path}", "study=budgets", *OFF, "method=lora", "grid.seeds=[0]", "grid.inits=[scratch]")
+    words = (f"results={tmp_path}", "study=budgets", *OFF, "method=lora", "grid.seeds=[0]",
+             "grid.inits=[scratch]")
     for budgets in ("[2,6]", "[4,6]"):
         assert command(small(data_folders, make_host, *words, f"grid.budgets={budgets}")) == 0
     store = Store(tmp_path / "budgets")
     trained = [record for record in store.records() if record["cell"]["method"]]
-    marks = {record["cell"]["host"]: [mark["updates"] for mark in record["train_info"]["metrics"]] for record in trained}
+    marks = {record["cell"]["host"]: [mark["updates"] for mark in record["train_info"]["metrics"]]
+             for record in trained}
     assert sorted(marks.values()) == [[0, 2, 4, 6], [6]]  # the origin is asked for at its end alone
     first = plan(small(data_folders, make_host, *words, "grid.budgets=[2,6]").grid)
-    assert all(store.has(run_id, first.marks[run_id]) for run_id in first.runs), "the first command's cells are gone"
+    assert all(store.has(run_id, first.marks[run_id])
+               for run_id in first.runs), "the first command's cells are gone"
 
 
 def test_nothing_is_written_where_the_work_cannot_begin(data_folders, make_host, tmp_path, monkeypatch):
@@ -276,14 +300,16 @@ def test_nothing_is_written_where_the_work_cannot_begin(data_folders, make_host,
 
 
 def test_a_part_of_a_plan_is_shown_and_summed_up_alone(data_folders, make_host, tmp_path, capsys):
-    words = (f"results={tmp_path}", "study=part", *OFF, "method=[lora,adapter]", "grid.inits=[scratch]", "grid.seeds=[0]")
+    words = (f"results={tmp_path}", "study=part", *OFF, "method=[lora,adapter]", "grid.inits=[scratch]",
+             "grid.seeds=[0]")
     assert command(small(data_folders, make_host, *words, "only={method: lora}")) == 0
     assert "runs: 2, 2 done" in capsys.readouterr().out  # no port, so no origin
     for mode, said in (("plan", "2 done, 0 to do"), ("status", "runs: 2, 2 done")):
         command(small(data_folders, make_host, *words, "only={method: lora}", f"mode={mode}"))
         assert said in capsys.readouterr().out
     command(small(data_folders, make_host, *words, "grid.inits=[ported]", "only={init: bare}", "mode=plan"))
-    assert "study part: 0 cells" in capsys.readouterr().out  # no cell is trained, and nothing is divided by that
+    # no cell is trained, and nothing is divided by that
+    assert "study part: 0 cells" in capsys.readouterr().out
     command(small(data_folders, make_host, *words, "mode=status"))
     assert "runs: 5, 2 done, 0 failed, 3 planned" in capsys.readouterr().out
 
@@ -292,7 +318,8 @@ def test_a_part_of_a_plan_is_shown_and_summed_up_alone(data_folders, make_host, 
 
 
 @pytest.mark.parametrize("how", ["parent killed", "worker killed", "interrupted"])
-def test_a_killed_command_loses_nothing_and_is_completed_by_repeating_it(data_folders, make_host, tmp_path, how):
+def test_a_killed_command_loses_nothing_and_is_completed_by_repeating_it(data_folders, make_host, tmp_path,
+                                                                         how):
     store = Store(tmp_path / "kill")
     process = launch(tmp_path, data_folders, make_host)
     records = lambda: list((store.root / "runs").glob("??/*/record.json"))  # noqa: E731
@@ -308,7 +335,8 @@ def test_a_killed_command_loses_nothing_and_is_completed_by_repeating_it(data_fo
         assert process.returncode == (-signal.SIGKILL if how == "parent killed" else 130)
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
     kept = {path: path.stat().st_mtime_ns for path in records()}
-    assert all(json.loads(path.read_text()) for path in kept) and all(record for _, record, _ in store.entries())
+    assert all(json.loads(path.read_text()) for path in kept) and all(record
+                                                                      for _, record, _ in store.entries())
     again = launch(tmp_path, data_folders, make_host)
     output = again.communicate(timeout=240)[0]
     assert again.returncode == 0 and "0 failed, 0 missing" in output, output
@@ -327,8 +355,8 @@ def test_a_port_that_failed_for_want_of_a_setting_is_asked_for_anew_with_it(
     data_folders, make_host, tmp_path, capsys, monkeypatch
 ):
     other = make_host("gpt2", 32, 2, 4, 1)
-    words = (f"results={tmp_path}", "study=anew", *OFF, "method=lora", "grid.seeds=[0]", "grid.inits=[ported]",
-             f"host.nano-tuned-base.path={other.source}")
+    words = (f"results={tmp_path}", "study=anew", *OFF, "method=lora", "grid.seeds=[0]",
+             "grid.inits=[ported]", f"host.nano-tuned-base.path={other.source}")
     first = small(data_folders, make_host, *words)
     with monkeypatch.context() as patch:
         patch.setattr(progress, "preview", lambda *_: {})  # it would say at once what the run finds
@@ -343,15 +371,18 @@ def test_a_port_that_failed_for_want_of_a_setting_is_asked_for_anew_with_it(
     assert said.endswith(f"verdict and report: python -m portability.analyze {tmp_path / 'anew'}\n")
     cells = tidy(store)
     assert set(cells["status"]) == {"done"} and failed not in set(cells["run_id"]) and problems(store) == []
-    with pytest.raises(UserError, match="already holds the cell .*choose another study=NAME"):  # now there is a result
+    # now there is a result
+    with pytest.raises(UserError, match="already holds the cell .*choose another study=NAME"):
         command(first)
     assert {old.runs[failed].origin} <= set(plan(again.grid).runs), "the origin was trained for nothing"
 
 
-def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folders, make_host, tmp_path, capsys):
+def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folders, make_host, tmp_path,
+                                                                      capsys):
     body = "return {'mine': sum(prediction_scores), 'odd': float('nan') if len(references) == 40 else 1.0}"
     folder = mine(tmp_path, body, ("prediction_scores", "references"))
-    asked = small(data_folders, make_host, f"results={tmp_path / 'results'}", "tracking.wandb=offline", "engine.workers=1",
+    asked = small(data_folders, make_host, f"results={tmp_path / 'results'}", "tracking.wandb=offline",
+                  "engine.workers=1",
                   "method=lora", "grid.seeds=[0]", "grid.inits=[ported,scratch]", "eval.limit=40",
                   f"eval.metrics=[auc,matthews_correlation,{folder}]")
     assert command(asked) == 0
@@ -374,11 +405,14 @@ def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folde
             for mark in record["train_info"]["metrics"] for iterate in ("eval", "last")]
         written = inspect(files(store.root)[entry_of(record, []).id])
         last = [line["history"]["item"] for line in written if line["type"] == "history"][-1]
-        assert {key: last[key] for key in ("eval_auc", "eval_mine")} == {key: mark[key] for key in ("eval_auc", "eval_mine")}
+        assert {key: last[key] for key in ("eval_auc", "eval_mine")} == {key: mark[key]
+                                                                         for key in ("eval_auc", "eval_mine")}
     assert tidy(store, "eval_mine")["value"].notna().all() and tidy(store, "eval_auc")["value"].notna().all()
     assert tidy(store, "eval_accuracy")["value"].between(0, 1).all()  # out of the predictions
-    assert {p.kind for p in problems(store)} == {"unmeasured"} and "no eval_mine_odd: it is nan" in str(problems(store)[0])
-    wanting = small(data_folders, make_host, f"results={tmp_path / 'results'}", "tracking.wandb=disabled", "mode=plan",
+    assert {p.kind for p in problems(store)} == {"unmeasured"} and "no eval_mine_odd: it is nan" in str(
+        problems(store)[0])
+    wanting = small(data_folders, make_host, f"results={tmp_path / 'results'}", "tracking.wandb=disabled",
+                    "mode=plan",
                     "method=lora", "grid.seeds=[0]", "grid.inits=[ported,scratch]", "eval.limit=40",
                     f"eval.metrics=[f1,auc,{mine(tmp_path, 'return 1', name='late')}]")
     capsys.readouterr()
@@ -391,8 +425,10 @@ def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folde
 
 def test_a_metric_that_fails_is_refused_before_any_work(data_folders, make_host, tmp_path):
     folder = mine(tmp_path, "return {'mine': 1 / 0}")
-    asked = small(data_folders, make_host, f"results={tmp_path / 'results'}", *OFF, f"eval.metrics=[accuracy,{folder}]")
-    with pytest.raises(UserError, match="'mine' of eval.metrics fails on 64 invented examples .* division by zero"):
+    asked = small(data_folders, make_host, f"results={tmp_path / 'results'}", *OFF,
+                  f"eval.metrics=[accuracy,{folder}]")
+    with pytest.raises(UserError, match="'mine' of eval.metrics fails on 64 invented examples .* division by "
+                       "zero"):
         command(asked)
     assert not (tmp_path / "results").exists()
 
@@ -402,7 +438,8 @@ def test_what_was_declared_before_the_runs_stays_declared(data_folders, make_hos
     contrast = "primary=[{name: a, arm: ported, baseline: scratch, budget: 4}]"
     assert command(small(data_folders, make_host, *words, contrast)) == 0
     before = sorted(path.name for path in (tmp_path / "declared" / "manifests").iterdir())
-    with pytest.raises(UserError, match="declared other primary contrasts before its runs; choose another study=NAME"):
+    with pytest.raises(UserError, match="declared other primary contrasts before its runs; choose another "
+                       "study=NAME"):
         command(small(data_folders, make_host, *words))
     assert command(small(data_folders, make_host, *words, contrast, "grid.seeds=[0,1,2]")) == 0
     assert before != sorted(path.name for path in (tmp_path / "declared" / "manifests").iterdir())

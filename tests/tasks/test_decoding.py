@@ -1,4 +1,5 @@
-"""Losses, likelihoods and written answers of stacks, against the library's own, one example and one member at a time."""
+"""Losses, likelihoods and written answers of stacks, against the library's own, one example and one member at
+a time."""
 
 import pytest
 import torch
@@ -59,8 +60,8 @@ def test_written_answers_are_those_of_reading_everything_anew(bench, name, famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_bare_host_writes_what_generate_writes(load, make_host, family):
-    """The library's own model is loaded without adapters, whose layers of a llama pass over the cache that generate gives
-    them, so that each token would see itself alone."""
+    """The library's own model is loaded without adapters, whose layers of a llama pass over the cache that
+    generate gives them, so that each token would see itself alone."""
     kind = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
     plain = kind.from_pretrained(make_host(family).source, local_files_only=True).eval()
     draw = torch.Generator().manual_seed(6)
@@ -70,7 +71,8 @@ def test_the_bare_host_writes_what_generate_writes(load, make_host, family):
     written = greedy(reader(load(family)), {}, ids, mask, 10, [STOP])
     assert written.shape == (1, 12, 10)
     for row, length in enumerate(lengths):
-        alone = plain.generate(input_ids=ids[row : row + 1, :length], attention_mask=mask[row : row + 1, :length],
+        alone = plain.generate(input_ids=ids[row : row + 1, :length],
+                               attention_mask=mask[row : row + 1, :length],
                                do_sample=False, max_new_tokens=10, pad_token_id=STOP, eos_token_id=STOP)[0]
         alone = alone[1:] if family == "t5" else alone[length:]
         assert written[0, row].tolist() == alone.tolist() + [STOP] * (10 - len(alone))
@@ -150,7 +152,8 @@ def test_losses_and_gradients_of_a_stack_are_those_of_its_members(bench, family)
     losses = vmap(lambda given, part: answer_loss(one.reader, given, part))(stack, twice)
     losses.sum().backward()
     for index, part in ((0, rows), (1, Batch(*(value.flip(0) for value in rows)))):
-        alone = {name: value.clone().requires_grad_(name in trained) for name, value in one.members[index].items()}
+        alone = {name: value.clone().requires_grad_(name in trained)
+                 for name, value in one.members[index].items()}
         loss = answer_loss(one.reader, alone, part)
         loss.backward()
         assert losses[index].item() == pytest.approx(loss.item(), abs=1e-5)
@@ -164,7 +167,8 @@ def test_padding_changes_nothing_and_its_ids_do_not_count(bench, family):
     rows, stack = rows_of(one), one.stacked(0)
     wide = Batch(F.pad(rows.ids, (0, 3), value=7), F.pad(rows.mask, (0, 3)), rows.starts,
                  F.pad(rows.answers, (0, 2), value=9), F.pad(rows.answer_mask, (0, 2)))
-    assert torch.allclose(answer_scores(one.reader, stack, rows), answer_scores(one.reader, stack, wide), atol=1e-4)
+    assert torch.allclose(answer_scores(one.reader, stack, rows), answer_scores(one.reader, stack, wide),
+                          atol=1e-4)
     dirty = torch.where(one.mask > 0, one.ids, 11)
     found = [greedy(one.reader, stack, ids, one.mask, 5, [STOP]) for ids in (dirty, one.ids)]
     assert torch.equal(*found)
@@ -174,8 +178,8 @@ def test_a_loss_of_known_numbers(load):
     """Uniform logits: every token costs log V, whatever the lengths; one sure token costs nothing."""
     host = load("gpt2")
     read = reader(host)
-    rows = Batch(torch.tensor([[3, 4, 5], [3, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([1, 1]),
-                 torch.tensor([[4, 5], [4, 0]]), torch.tensor([[1, 1], [1, 0]]))
+    rows = Batch(torch.tensor([[3, 4, 5], [3, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]),
+                 torch.tensor([1, 1]), torch.tensor([[4, 5], [4, 0]]), torch.tensor([[1, 1], [1, 0]]))
     vocabulary = host.model.config.vocab_size
     even = {"model.lm_head.weight": torch.zeros(vocabulary, host.spec.shape.hidden)}
     cost = float(torch.tensor(float(vocabulary)).log())
@@ -209,13 +213,15 @@ def test_written_tokens_become_texts_up_to_their_stop():
 
 def test_from_examples_to_texts(load):
     host = load("llama")
-    asked = encode_prompts([Example("the film was", "fine"), Example("a story", "dull")], host.tokenizer, "llama", 32, 4)
+    asked = encode_prompts([Example("the film was", "fine"), Example("a story", "dull")], host.tokenizer,
+                           "llama", 32, 4)
     rows = batch(asked, torch.arange(2).numpy(), 4, 1)
     found = texts(greedy(reader(host), {}, rows.ids, rows.mask, 4, [STOP]), host.tokenizer, [STOP])
     assert len(found) == 1 and len(found[0]) == 2 and all(isinstance(text, str) for text in found[0])
     examples = [Example("the film was", "fine"), Example("a story", "dull and cold")]
     encoded = encode_answers(examples, host.tokenizer, "llama", 32)
-    both = batch(encoded, torch.arange(2).numpy(), int(encoded.lengths.max()), int(encoded.answer_lengths.max()))
+    both = batch(encoded, torch.arange(2).numpy(), int(encoded.lengths.max()),
+                 int(encoded.answer_lengths.max()))
     scores = answer_scores(reader(host), {}, both)
     assert scores.shape == (1, 2) and (scores < 0).all()
 
@@ -233,7 +239,8 @@ def test_what_a_host_cannot_do_is_named(load):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_writes_and_scores_too(bench, make_host, family):
     one, narrow = bench("own", family), reader(load_host(make_host(family), precision="bf16"))
-    scores, plain = (answer_scores(read, {}, rows_of(one)) for read in (narrow, reader(load_host(make_host(family)))))
+    scores, plain = (answer_scores(read, {}, rows_of(one)) for read in (narrow,
+                                                                        reader(load_host(make_host(family)))))
     assert scores.dtype == torch.float32 and not torch.equal(scores, plain)
     assert torch.allclose(scores, plain, rtol=0.05, atol=0.1)
     written = greedy(narrow, {}, one.ids, one.mask, 3, [STOP])

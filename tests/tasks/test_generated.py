@@ -1,4 +1,5 @@
-"""The generated tasks: right, balanced, without a question in two splits, and the same bytes for the same seed."""
+"""The generated tasks: right, balanced, without a question in two splits, and the same bytes for the same
+seed."""
 
 import hashlib
 import re
@@ -37,7 +38,8 @@ def test_written_files_are_read_again_as_tasks(tmp_path):
         for split, size in SIZES.items():
             examples = read_examples(tmp_path / task / f"{split}.jsonl")
             assert len(examples) == size and kind(examples) == expected
-            assert [example.prompt for example in examples] == [row["prompt"] for row in TASKS[task](0, split)]
+            assert [example.prompt for example in examples] == [row["prompt"]
+                                                                for row in TASKS[task](0, split)]
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.jsonl")) < 400_000
 
 
@@ -129,7 +131,8 @@ def test_questions_do_not_stand_in_the_corpus():
 def test_the_corpus_tells_of_every_split_evenly():
     lines = list(corpus(0, 40_000))
     told_sums = Counter(match[0] for line in lines if (match := re.search(r"\d+ [+-] \d+", line)))
-    assert 0.15 < sum(told_sums.values()) / len(lines) < 0.18  # half of the lines are sums, a third of these with signs
+    # half of the lines are sums, a third of these with signs
+    assert 0.15 < sum(told_sums.values()) / len(lines) < 0.18
     tests = {re.search(r"\d+ [+-] \d+", row["prompt"])[0] for row in sums(0, "test")}
     assert len(tests & set(told_sums)) > 150
     assert list(islice(corpus(0, 100), 50)) == lines[:50]

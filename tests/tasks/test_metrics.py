@@ -36,16 +36,19 @@ def slowly(margin, nll, invalid, label) -> dict[str, float]:
         precision = hits / said.count(c) if c in said else 0.0
         recall = hits / list(label).count(c) if c in label else 0.0
         f1.append(2 * precision * recall / (precision + recall) if hits else 0.0)
-    pairs = [(p, q) for p, t in zip(margin, label, strict=True) if t == 1 for q, u in zip(margin, label, strict=True) if u == 0]
-    table = [[sum(s == a and t == b for s, t in zip(said, label, strict=True)) for b in (0, 1)] for a in (0, 1)]
+    pairs = [(p, q) for p, t in zip(margin, label, strict=True) if t == 1
+             for q, u in zip(margin, label, strict=True) if u == 0]
+    table = [[sum(s == a and t == b for s, t in zip(said, label, strict=True)) for b in (0, 1)]
+             for a in (0, 1)]
     (tn, fn), (fp, tp) = table
     under = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
     ranked = {"eval_auc": sum(1.0 if p > q else 0.5 if p == q else 0.0 for p, q in pairs) / len(pairs),
-              "eval_matthews_correlation": (tp * tn - fp * fn) / math.sqrt(under) if under else 0.0} if pairs else {}
+              "eval_matthews_correlation": (tp * tn - fp * fn) / math.sqrt(under) if under
+              else 0.0} if pairs else {}
     return ranked | {
         "eval_accuracy": sum(s == t for s, t in zip(said, label, strict=True)) / n,
-        "eval_accuracy_calibrated": sum((m > bias) == (t == 1) for m, t in zip(margin, label, strict=True)) / n,
-        "eval_f1": sum(f1) / 2, "eval_loss": math.fsum(nll) / n, "eval_invalid_rate": sum(invalid) / n,
+        "eval_accuracy_calibrated": sum((m > bias) == (t == 1) for m, t in zip(margin, label, strict=True))
+        / n, "eval_f1": sum(f1) / 2, "eval_loss": math.fsum(nll) / n, "eval_invalid_rate": sum(invalid) / n,
         "eval_positive_share": sum(said) / n,
     }
 
@@ -96,7 +99,8 @@ def test_scoring_draws_no_random_number_and_leaves_the_streams_alone():
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
     first, second = score(MARGIN, NLL, INVALID, LABEL), score(MARGIN, NLL, INVALID, LABEL)
     assert first == second
-    assert np.array_equal(before[0], np.random.get_state()[1]) and torch.equal(before[1], torch.get_rng_state())
+    assert np.array_equal(before[0], np.random.get_state()[1]) and torch.equal(before[1],
+                                                                               torch.get_rng_state())
 
 
 @pytest.mark.parametrize("given, message", [
@@ -118,21 +122,24 @@ def test_what_cannot_be_scored_raises_instead_of_giving_a_number(given, message)
 
 def test_what_is_asked_for_is_computed_and_the_others_are_not():
     found = score(MARGIN, NLL, INVALID, LABEL, ["auc"])
-    assert set(found) == {f"eval_{name}" for name in ("auc", "accuracy_calibrated", "loss", "invalid_rate", "positive_share")}
+    assert set(found) == {f"eval_{name}" for name in ("auc", "accuracy_calibrated", "loss", "invalid_rate",
+                                                      "positive_share")}
     assert found["eval_auc"] == 3 / 6  # of six pairs 2.0 lies above 0.5 and -1.0, and 0.0 above -1.0
 
 
 def test_a_threshold_that_drifts_moves_accuracy_and_not_auc():
     margin, label = np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1])
     before, after = (score(margin + shift, NLL[:4], INVALID[:4], label, ALL) for shift in (0.0, 5.0))
-    assert before["eval_accuracy"] == before["eval_matthews_correlation"] == before["eval_auc"] == after["eval_auc"] == 1.0
+    assert before["eval_accuracy"] == before["eval_matthews_correlation"] == before["eval_auc"] == after[
+        "eval_auc"] == 1.0
     assert after["eval_accuracy"] == 0.5 and after["eval_matthews_correlation"] == 0.0
 
 
 def test_one_class_alone_gives_words_and_no_number():
     found = score(MARGIN, NLL, INVALID, np.ones(5, int), ALL)
     assert found["eval_auc"] == "AUC needs both classes, and all 5 labels are 1"
-    assert found["eval_matthews_correlation"] == "the Matthews correlation needs both classes, and all 5 labels are 1"
+    assert found[
+        "eval_matthews_correlation"] == "the Matthews correlation needs both classes, and all 5 labels are 1"
     assert found["eval_accuracy"] == 3 / 5
 
 
@@ -152,8 +159,8 @@ def test_a_metric_of_ones_own_gets_what_it_declares_and_stands_under_its_name(tm
 
 
 def test_scores_alone_and_a_helper_beside_it(tmp_path):
-    folder = mine(tmp_path, "return {'sum': times(sum(prediction_scores))}", ("prediction_scores", "references"),
-                  above="from .helper import times")
+    folder = mine(tmp_path, "return {'sum': times(sum(prediction_scores))}",
+                  ("prediction_scores", "references"), above="from .helper import times")
     (folder / "helper.py").write_text("def times(x):\n    return 10 * x\n")
     assert score(MARGIN, NLL, INVALID, LABEL, metric_names([folder]))["eval_mine_sum"] == 45.0
 
@@ -171,18 +178,23 @@ def test_where_it_fails_there_are_words_and_no_number(tmp_path, body, words):
 
 def test_two_metrics_of_one_name_give_no_number_in_place_of_the_other(tmp_path):
     names = asked(tmp_path, "return {'rate': 7.0}", name="invalid")
-    assert score(MARGIN, NLL, INVALID, LABEL, names)["eval_invalid_rate"] == "another metric gives eval_invalid_rate too"
+    assert score(MARGIN, NLL, INVALID, LABEL,
+                 names)["eval_invalid_rate"] == "another metric gives eval_invalid_rate too"
 
 
 @pytest.mark.parametrize("body, takes, above, message", [
-    ("return {}", ("predictions",), "import no_such_package", "'mine' of eval.metrics cannot be loaded: .*no_such_package"),
+    ("return {}", ("predictions",), "import no_such_package", "'mine' of eval.metrics cannot be loaded: "
+     ".*no_such_package"),
     ("return {'mine': 1}", ("sources", "references"), "", "takes sources; there is: predictions"),
-    ("return {'mine': 'good'}", ("predictions", "references"), "", "fails on 64 invented examples .* gives for 'mine' 'good'"),
-    ("raise ValueError('no, never')", ("predictions", "references"), "", "examples of both labels: ValueError: no, never"),
+    ("return {'mine': 'good'}", ("predictions", "references"), "", "fails on 64 invented examples .* gives "
+     "for 'mine' 'good'"),
+    ("raise ValueError('no, never')", ("predictions", "references"), "", "examples of both labels: "
+     "ValueError: no, never"),
     ("raise SystemExit(0)", ("predictions", "references"), "", "examples of both labels: SystemExit: 0"),
-    ("return {}", ("predictions",), "raise SystemExit(0)", "'mine' of eval.metrics cannot be loaded: SystemExit: 0"),
-    ("return {'mine': 1}", ("predictions", "references"), "from .other import x  # From: https://example.org/other.py",
-     "imports code from an address .* which is not run"),
+    ("return {}", ("predictions",), "raise SystemExit(0)", "'mine' of eval.metrics cannot be loaded: "
+     "SystemExit: 0"),
+    ("return {'mine': 1}", ("predictions", "references"), "from .other import x  # From: "
+     "https://example.org/other.py", "imports code from an address .* which is not run"),
 ], ids=["import", "inputs", "text", "raises", "ends", "ends at once", "address"])
 def test_one_that_cannot_work_is_refused(tmp_path, body, takes, above, message):
     names = asked(tmp_path, body, takes, above=above)
@@ -197,15 +209,19 @@ def test_a_file_without_a_metric_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("given, message", [
-    (["bleu"], "unknown metric 'bleu' in eval.metrics; shipped are: accuracy, .*auc, matthews_correlation; .*no code of a hub"),
+    (["bleu"], "unknown metric 'bleu' in eval.metrics; shipped are: accuracy, .*auc, matthews_correlation; "
+     ".*no code of a hub"),
     (["someone/their_metric"], "unknown metric 'someone/their_metric'"),
-    (["{}/empty"], "unknown metric '.*empty'"), ([], "at least one"), (["auc", "auc"], "none twice, got: auc, auc"),
-    (["{}/auc.py"], "'auc' of eval.metrics is the name of a shipped one"), (["{}/a-b.py"], "'a-b' .* is no name of letters"),
+    (["{}/empty"], "unknown metric '.*empty'"), ([], "at least one"),
+    (["auc", "auc"], "none twice, got: auc, auc"),
+    (["{}/auc.py"], "'auc' of eval.metrics is the name of a shipped one"),
+    (["{}/a-b.py"], "'a-b' .* is no name of letters"),
     (["{}/torn.py"], "'torn' of eval.metrics cannot be read as Python: .*line 1"),
     (["{}/mine.py", "{}/x/mine.py"], "none twice"),
 ], ids=["unknown", "hub", "empty folder", "none", "twice", "shipped", "name", "syntax", "same name"])
 def test_a_name_that_is_neither_shipped_nor_a_file_is_refused_without_running_it(tmp_path, given, message):
-    for name, text in {"auc.py": "", "a-b.py": "", "torn.py": "def (", "mine.py": "raise SystemExit", "x/mine.py": ""}.items():
+    for name, text in {"auc.py": "", "a-b.py": "", "torn.py": "def (", "mine.py": "raise SystemExit",
+                       "x/mine.py": ""}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "empty").mkdir()

@@ -23,7 +23,8 @@ def asked(request, sets, data_folders, make_host):
     if request.param in ("labels", "head"):
         hosts = {"labels": "gpt2", "head": "bert"}
         one, two = (make_host(hosts[request.param], 32, 2, 4, seed).source for seed in (0, 1))
-        study = small(data_folders, make_host, f"host.nano-raw-base.path={one}", f"host.nano-tuned-base.path={two}")
+        study = small(data_folders, make_host, f"host.nano-raw-base.path={one}",
+                      f"host.nano-tuned-base.path={two}")
     else:
         study = tasks(sets, make_host, "gpt2")
     name = {"written": "sums", "chosen": "quiz"}.get(request.param, study.grid.data[0].name)

@@ -16,8 +16,8 @@ RECORD = {
              "origin": {"host": "a", "data": "meals"}},
     "port_info": {"name": "pad", "strategy": "pad", "carried_fraction": 1.0},
     "run_info": {"total_time": 1.5},
-    "train_info": {"train_loss": [[10, 0.7], [20, 0.5]], "train_time": 1.25, "num_trainable_params": 48, "file_size": 192,
-                   "tokens": 640,
+    "train_info": {"train_loss": [[10, 0.7], [20, 0.5]], "train_time": 1.25, "num_trainable_params": 48,
+                   "file_size": 192, "tokens": 640,
                    "metrics": [{"updates": 0, "eval_accuracy": 0.5}, {"updates": 20, "eval_accuracy": 0.75}]},
 }
 NAME = entry_of(RECORD, []).id
@@ -39,7 +39,8 @@ def test_a_run_is_filed_under_its_cell_without_the_seed():
 
 @pytest.mark.parametrize(("kind", "report", "stage"), [
     ("extraction", {"seed_count": 32, "seconds": 1.0}, "extraction"), ("extracted", None, "extracted"),
-    ("pissa", None, "extracted"), ("scratch", None, "scratch"), ("bare", None, "bare"), ("sampled", {"name": "pad"}, "port"),
+    ("pissa", None, "extracted"), ("scratch", None, "scratch"), ("bare", None, "bare"),
+    ("sampled", {"name": "pad"}, "port"),
 ])
 def test_the_stage_is_that_of_the_init(kind, report, stage):
     record = RECORD | {"spec": RECORD["spec"] | {"init": {"kind": kind}}, "port_info": report}
@@ -52,17 +53,21 @@ def test_what_was_logged_offline_is_read_back(tmp_path):
     offline(tmp_path).log_run(RECORD)
     records = inspect(files(tmp_path)[NAME])
     run = next(record["run"] for record in records if record["type"] == "run")
-    assert run["project"] == "portability-test" and run["run_group"] == "lora__a->b__meals->films__ported__pad"
+    assert run["project"] == "portability-test" and run[
+        "run_group"] == "lora__a->b__meals->films__ported__pad"
     assert run["job_type"] == "port" and set(run["tags"]) == {"lora", "ported", "b", "demo"}
     config = run["config"]["update"]
-    assert config["spec"] == RECORD["spec"] and config["cell"] == RECORD["cell"] and config["origin_run"] == "fedc"
+    assert config["spec"] == RECORD["spec"] and config["cell"] == RECORD["cell"] and config[
+        "origin_run"] == "fedc"
     assert (config["pair"], config["relation"], config["method"]) == ("a -> b", "different", "lora")
     points = {r["history"]["item"]["_step"]: r["history"]["item"] for r in records if r["type"] == "history"}
-    assert points[0]["eval_accuracy"] == 0.5 and points[10]["train_loss"] == 0.7 and points[20]["eval_accuracy"] == 0.75
+    assert points[0]["eval_accuracy"] == 0.5 and points[10]["train_loss"] == 0.7 and points[20][
+        "eval_accuracy"] == 0.75
     summary = {}
     for record in records:
         summary |= record.get("summary", {}).get("update", {})
-    assert summary["eval_accuracy"] == 0.75 and summary["zero_shot_accuracy"] == 0.5 and summary["trainable_params"] == 48
+    assert summary["eval_accuracy"] == 0.75 and summary["zero_shot_accuracy"] == 0.5 and summary[
+        "trainable_params"] == 48
     assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [0]
 
 
@@ -105,7 +110,8 @@ def test_what_is_known_of_a_run_later_resumes_it_without_its_curve(tmp_path):
     offline(tmp_path).log_run(RECORD)
     assert offline(tmp_path).send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
     first, then = map(inspect, sorted(tmp_path.glob(f"wandb/offline-run-*-{NAME}*/*.wandb")))
-    assert first[1]["run"]["resume"] and then[1]["run"]["resume"]  # `wandb sync` sends them in order, as one run
+    # `wandb sync` sends them in order, as one run
+    assert first[1]["run"]["resume"] and then[1]["run"]["resume"]
     assert any(record["type"] == "history" for record in first)
     assert not any(record["type"] == "history" for record in then)
     assert '"gain_over_scratch":0.25' in json.dumps(then, separators=(",", ":"))
@@ -137,8 +143,10 @@ def test_the_mode_is_resolved_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("host", "server", "mode"), [
-    ("api.wandb.ai", None, "online"), ("api.forge.coreweave.com", None, "online"), ("else.where", None, "offline"),
-    ("else.where:8080", "http://else.where:8080", "online"), ("api.wandb.ai", "http://else.where:8080", "offline"),
+    ("api.wandb.ai", None, "online"), ("api.forge.coreweave.com", None, "online"),
+    ("else.where", None, "offline"),
+    ("else.where:8080", "http://else.where:8080", "online"),
+    ("api.wandb.ai", "http://else.where:8080", "offline"),
 ])
 def test_a_key_that_wandb_login_wrote_is_found_for_its_server_only(tmp_path, monkeypatch, host, server, mode):
     (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {'x' * 40}\n")

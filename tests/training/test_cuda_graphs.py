@@ -1,4 +1,5 @@
-"""A step that is to be replayed as a CUDA graph must not wait for the device; the capture itself needs a GPU."""
+"""A step that is to be replayed as a CUDA graph must not wait for the device; the capture itself needs a
+GPU."""
 
 import gc
 import weakref
@@ -11,17 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from portability.hosts.attention import DefaultDevice
 from portability.hosts.host import load_host
 from portability.methods import attach
-from portability.training.cuda_graphs import Replayer
+from portability.training.cuda_graphs import CudaGraphRunner
 from portability.training.trainer import Member, Trainer
 from support.pairs import over, representatives
 from support.tiny import FAMILIES, METHODS
 from support.training import SPEC, Bench
 
-WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique_dim", "_unique2", "lift_fresh")
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "unique_dim", "_unique2",
+           "lift_fresh")
 
 
 class Spy(TorchDispatchMode):
-    """Notes operations that would read a value back from the device, or bring one to it, while a graph is recorded."""
+    """Notes operations that would read a value back from the device, or bring one to it, while a graph is
+    recorded."""
 
     def __init__(self):
         super().__init__()
@@ -45,19 +48,22 @@ def test_a_whole_update_never_waits_for_the_device(mount, method, family):
     batch = trainer._batch(1, table.schedule, table.data)
     with Spy() as spy:
         trainer._step(*batch)
-    # AdamW's plain form, which only a CPU takes, reads its step counter once a block; its capturable form does not
+    # AdamW's plain form, which only a CPU takes, reads its step counter once a block; its capturable form
+    # does not
     assert spy.seen[-len(trainer.blocks) :] == ["_local_scalar_dense"] * len(trainer.blocks)
     waits = set(spy.seen[: -len(trainer.blocks)])
     if method == "compacter":  # multiplies two shapes as tensors in ordinary memory
         waits -= {"lift_fresh", "_local_scalar_dense"}
-    if (family, method) == ("gpt2", "lora"):  # adapters writes q, k and v by a boolean mask: called, never replayed
+    # adapters writes q, k and v by a boolean mask: called, never replayed
+    if (family, method) == ("gpt2", "lora"):
         assert "nonzero" in waits
         return
     assert not waits
 
 
 class Homeless(TorchFunctionMode):
-    """Notes tensors that are made without a device, that is, in ordinary memory: bringing them to a GPU would wait."""
+    """Notes tensors that are made without a device, that is, in ordinary memory: bringing them to a GPU would
+    wait."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +71,8 @@ class Homeless(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        made = (torch.ones, torch.zeros, torch.full, torch.arange, torch.tensor, torch.empty, torch.rand, torch.randn)
+        made = (torch.ones, torch.zeros, torch.full, torch.arange, torch.tensor, torch.empty, torch.rand,
+                torch.randn)
         if func in made and kwargs.get("device") is None:
             self.seen.append(func.__name__)
         return func(*args, **kwargs)
@@ -82,7 +89,8 @@ def test_a_forward_pass_makes_no_tensor_in_ordinary_memory(mount, method, family
     with placed, DefaultDevice(torch.device("cpu")):  # as the scorer does on a GPU
         assert torch.equal(table.scorer(ids, mask), plain)
     assert ("ones" in bare.seen) == (method == "prefix")
-    assert set(placed.seen) <= ({"tensor"} if method == "compacter" else set())  # Compacter's are shapes, never brought over
+    # Compacter's are shapes, never brought over
+    assert set(placed.seen) <= ({"tensor"} if method == "compacter" else set())
 
 
 def test_the_spy_sees_what_waits():
@@ -94,7 +102,7 @@ def test_the_spy_sees_what_waits():
 
 def test_without_a_gpu_a_step_is_simply_called():
     calls = []
-    replay = Replayer(torch.device("cpu"))
+    replay = CudaGraphRunner(torch.device("cpu"))
     for size in (3, 3, 3, 5):
         replay(lambda tensor: calls.append(tensor.shape), torch.zeros(size))
     assert len(calls) == 4 and not replay.graphs
@@ -119,7 +127,7 @@ def test_a_replayed_step_gives_the_bits_of_a_called_one():
     def trained(capture):
         torch.manual_seed(0)
         total, weight = torch.zeros(4, device="cuda"), torch.randn(4, device="cuda")
-        replay = Replayer(torch.device("cuda"))
+        replay = CudaGraphRunner(torch.device("cuda"))
         replay.capturing = capture
         for i in range(6):
             replay(lambda x: total.add_((x * weight).tanh()), torch.full((4,), float(i), device="cuda"))
@@ -132,7 +140,7 @@ def test_a_replayed_step_gives_the_bits_of_a_called_one():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_step_that_waits_is_called_and_the_reason_logged(caplog):
     total = torch.zeros(1, device="cuda")
-    replay = Replayer(torch.device("cuda"))
+    replay = CudaGraphRunner(torch.device("cuda"))
     for _ in range(4):
         replay(lambda x: total.add_(float(x.sum())), torch.ones(3, device="cuda"))
     assert total.item() == 12 and not replay.graphs and "not replayed" in caplog.text
@@ -149,7 +157,8 @@ def test_a_stack_trains_alike_with_graphs_without_and_on_a_cpu(make_host, method
             trainer.update(step, table.schedule, table.data)
         kept = [trainer.snapshot(i) for i in (0, 1)]
         trainer.restore(kept)
-        assert (len(trainer._replayer.graphs) > 0) == capture and all(k["theta"].isfinite().all() for k in kept)
+        assert (len(trainer._replayer.graphs) > 0) == capture and all(k["theta"].isfinite().all()
+                                                                      for k in kept)
         return trainer.losses.cpu()
 
     captured, called, cpu = losses("cuda:0", True), losses("cuda:0", False), losses("cpu", False)

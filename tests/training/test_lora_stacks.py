@@ -1,4 +1,5 @@
-"""Starts that are subtracted, in stacks: bits, checkpoints, memory, ports, and whole runs with the method's own file."""
+"""Starts that are subtracted, in stacks: bits, checkpoints, memory, ports, and whole runs with the method's
+own file."""
 
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.execution import execute
-from portability.execution.worker_context import Desk
+from portability.execution.worker_context import WorkerContext
 from portability.methods import attach
 from portability.planning.plan import plan
 from portability.porting.base import PortContext
@@ -19,7 +20,7 @@ from portability.tasks.classification import Scorer
 from portability.training import stack as stacks
 from portability.training import trainer as engine
 from portability.training.memory import member_bytes
-from portability.training.stack import Stack, Start
+from portability.training.stack import InitialState, Stack
 from portability.training.trainer import Member, Trainer
 from support.lora import method, named
 from support.studies import small
@@ -39,10 +40,12 @@ class Own(Bench):
         return named(self.attached.to_frozen(None))
 
     def run(self, seeds, frozen, spec=SHORT):
-        members = [Member(self.start(seed), seed, 3e-3, held) for seed, held in zip(seeds, frozen, strict=True)]
+        members = [Member(self.start(seed), seed, 3e-3, held)
+                   for seed, held in zip(seeds, frozen, strict=True)]
         trainer = Trainer(self.scorer, members, spec)
         seen = {}
-        engine.train(trainer, self.schedule, self.data, (0, spec.updates), lambda n, p, _: seen.update({n: engine.predict(
+        engine.train(trainer, self.schedule, self.data, (0, spec.updates),
+                     lambda n, p, _: seen.update({n: engine.predict(
             self.scorer, p, self.data, 32)}))
         return trainer, seen
 
@@ -85,11 +88,13 @@ def test_training_from_a_start_equals_a_plain_one_at_a_time_loop(load, family):
             setattr(table.host.model.get_submodule(layer), attribute, value)
         ours = trainer.bank.member(trainer.bank.theta, place)
         for name, value in plain_loop(table, seed, SHORT).items():
-            assert torch.allclose(ours[name], value, atol=1e-4, rtol=0), (name, (ours[name] - value).abs().max())
+            assert torch.allclose(ours[name], value, atol=1e-4, rtol=0), (name,
+                                                                          (ours[name] - value).abs().max())
     assert (table.rows(without)[0] - table.rows(trainer)[0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("family", "subtract"), [(family, "product") for family in FAMILIES] + [("llama", "block")])
+@pytest.mark.parametrize(("family", "subtract"), [(family, "product") for family in FAMILIES]
+                         + [("llama", "block")])
 def test_zeros_in_place_of_a_start_change_no_bit(own, family, subtract):
     table = own(family, subtract=subtract)
     (plain, without), (zero, beside) = (table.run([0, 1], [held] * 2) for held in ({}, table.zeros()))
@@ -127,7 +132,8 @@ def test_memory_counts_what_is_frozen_once(own):
 
 
 def with_vocabulary(module, size):
-    cut = {slot: value.narrow(module.axes[slot].index("vocab"), 0, size) if "vocab" in module.axes[slot] else value
+    cut = {slot: value.narrow(module.axes[slot].index("vocab"), 0, size) if "vocab" in module.axes[slot]
+           else value
            for slot, value in module.tensors.items()}
     return module.map(cut)
 
@@ -140,8 +146,10 @@ def test_a_port_carries_embedding_and_head_between_equal_vocabularies_alone(load
     assert done.report.carried_fraction == 1.0
     for slot in [slot for slot in module.tensors if slot.stack == "shared"]:
         value, wanted = done.module.tensors[slot], module.tensors[slot]
-        assert torch.equal(value[tuple(map(slice, wanted.shape))], wanted) and value.shape == fresh.tensors[slot].shape
-    with pytest.raises(UserError, match="the vocabularies differ, and rows of different tokens are not exchanged: leave"):
+        assert torch.equal(value[tuple(map(slice, wanted.shape))],
+                           wanted) and value.shape == fresh.tensors[slot].shape
+    with pytest.raises(UserError, match="the vocabularies differ, and rows of different tokens are not "
+                       "exchanged: leave"):
         port(with_vocabulary(module, 20), PortContext(small_.host.spec, large.host.spec, fresh, spec))
 
 
@@ -153,36 +161,38 @@ def study(data_folders, make_host):
     """Two scratch runs of conf/method/lora_all.yaml on one host, and what they share."""
     made = small(data_folders, make_host, "method=lora_all", "grid.inits=[scratch]")
     planned = plan(made.grid)
-    runs = [run for run in planned.runs.values() if run.method and run.host.name == made.grid.pairs[0][1].name]
+    runs = [run for run in planned.runs.values() if run.method
+            and run.host.name == made.grid.pairs[0][1].name]
     return made, runs, {run_id: sorted(marks) for run_id, marks in planned.marks.items()}
 
 
 @pytest.fixture(scope="module")
 def table(study, tmp_path_factory):
     made, runs, _ = study
-    desk, run = Desk(Store(tmp_path_factory.mktemp("own")), made.data), runs[0]
-    host = desk.host(run.host)
+    context, run = WorkerContext(Store(tmp_path_factory.mktemp("own")), made.data), runs[0]
+    host = context.host(run.host)
     mounted = attach(host, run.method)
-    yield desk, stacks.Bench(mounted, Scorer(host, run.task), desk.training(host, run), desk.test(host, run))
+    yield context, stacks.Bench(mounted, Scorer(host, run.task), context.training(host, run),
+                                context.test(host, run))
     mounted.detach()
 
 
 def start_of(mounted, seed, subtracted):
     module = noisy(mounted, seed) if subtracted else mounted.init_parameters(seed)
-    return Start(module, {}, None, None, module if subtracted else None)
+    return InitialState(module, {}, None, None, module if subtracted else None)
 
 
 def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
     _, runs, marks = study
-    desk, shared = table
+    context, shared = table
     starts = [start_of(shared.attached, 0, False), start_of(shared.attached, 1, True)]
     both = Stack(runs, starts, shared, marks)
-    both.train(desk)
+    both.train(context)
     assert not both.trainer.frozen[next(iter(both.trainer.frozen))][0].any()
     for place in (0, 1):
         alone = Stack(runs[place : place + 1], starts[place : place + 1], shared, marks)
         assert bool(alone.trainer.frozen) == bool(place)
-        alone.train(desk)
+        alone.train(context)
         assert torch.equal(alone.trainer.averages[0], both.trainer.averages[place])
         for mark, found in both.predictions[""].items():
             assert np.array_equal(found.margin[place], alone.predictions[""][mark].margin[0])
@@ -196,7 +206,7 @@ def test_equal_modules_with_other_starts_are_scored_apart(study, table):
     _, runs, marks = study
     _, shared = table
     module = noisy(shared.attached, 1)
-    starts = [Start(module, {}, None, None, start) for start in (module, noisy(shared.attached, 2))]
+    starts = [InitialState(module, {}, None, None, start) for start in (module, noisy(shared.attached, 2))]
     some = Stack(runs, starts, shared, marks)
     found = some._score(0, some.trainer.bank.views(some.trainer.averages) | some.trainer.frozen).margin
     assert np.abs(found[0] - found[1]).max() > 0.01
@@ -204,17 +214,18 @@ def test_equal_modules_with_other_starts_are_scored_apart(study, table):
 
 def test_a_killed_run_with_a_start_goes_on_to_the_same_bits(study, table, tmp_path):
     _, runs, marks = study
-    desk, shared = table
+    context, shared = table
     starts, store = [start_of(shared.attached, seed, True) for seed in (0, 1)], Store(tmp_path)
     whole = Stack(runs, starts, shared, marks)
-    whole.train(desk)
+    whole.train(context)
     part = Stack(runs, starts, shared, marks)
     with pytest.raises(KeyboardInterrupt):
-        part.train(Desk(store, desk.data, lambda stage: part.trainer.done < 3 or interrupt(), checkpoint_seconds=0))
+        part.train(WorkerContext(store, context.data, lambda stage: part.trainer.done < 3 or interrupt(),
+                                 checkpoint_seconds=0))
     again = Stack(runs, starts, shared, marks)
     again.resume(store)
     assert again.stage().updates == 2
-    again.train(desk)
+    again.train(context)
     assert torch.equal(again.trainer.averages, whole.trainer.averages)
     assert not any("A0" in name or "B0" in name for name in store.checkpoint(runs[0].run_id))
 
@@ -224,11 +235,12 @@ def interrupt():
 
 
 def test_a_whole_study_of_this_method_has_no_failure(data_folders, make_host, tmp_path):
-    made = small(data_folders, make_host, "method=lora_all", "grid.inits=[ported,scratch,sampled_norm]", "grid.seeds=[0]")
+    made = small(data_folders, make_host, "method=lora_all", "grid.inits=[ported,scratch,sampled_norm]",
+                 "grid.seeds=[0]")
     planned, store = plan(made.grid), Store(tmp_path)
-    desk = Desk(store, made.data)
+    context = WorkerContext(store, made.data)
     for run_id, run in planned.runs.items():
-        execute.execute([run], {run_id: sorted(planned.marks[run_id])}, desk)
+        execute.execute([run], {run_id: sorted(planned.marks[run_id])}, context)
     assert not store.failures() and all(store.has(run_id) for run_id in planned.runs)
     scratch = next(cell for cell in planned.cells if cell.init == "scratch" and cell.budget == 0)
     margins = [store.predictions(run_id)["margin"][0] for run_id in (scratch.run_id, scratch.bare_id)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from portability.training import memory
-from portability.training.memory import STATE, kept_bytes, member_bytes, most_members
+from portability.training.memory import STATE, kept_bytes, max_stack_size, member_bytes
 from support.tiny import METHODS
 from support.training import Bench, batch
 
@@ -20,7 +20,8 @@ def test_what_a_stack_keeps_grows_linearly_with_its_members(mount, method):
         return kept_bytes(table.scorer, stacked, [torch.stack([part] * members) for part in parts])
 
     sizes = {members: kept(members) for members in (1, 2, 4, 8)}
-    assert sizes[1] > 0 and all(sizes[2 * k] - sizes[k] == pytest.approx(k * (sizes[2] - sizes[1]), rel=0.02) for k in (2, 4))
+    assert sizes[1] > 0 and all(sizes[2 * k] - sizes[k] == pytest.approx(k * (sizes[2] - sizes[1]), rel=0.02)
+                                for k in (2, 4))
     assert sizes[8] <= 8 * sizes[1]  # so a stack of K never needs more than K times what one needs
 
 
@@ -38,7 +39,8 @@ def test_activations_count_by_the_batch_and_the_hosts_weights_do_not_count(mount
 def test_a_fifth_of_what_is_free_stays_free_and_one_member_is_always_tried(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device, share: int(1000 * share))
     cpu = torch.device("cpu")
-    assert most_members(100, cpu, 1.0) == 8 and most_members(100, cpu, 0.5) == 4 and most_members(10**6, cpu, 1.0) == 1
+    assert max_stack_size(100, cpu, 1.0) == 8 and max_stack_size(100, cpu, 0.5) == 4 and max_stack_size(10**6,
+                                                                                                        cpu, 1.0) == 1
 
 
 def test_the_machine_tells_what_is_free():

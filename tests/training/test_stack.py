@@ -6,8 +6,8 @@ import torch
 
 from portability.core.stages import TRAINING
 from portability.execution import execute
-from portability.execution import worker_context as desks
-from portability.execution.worker_context import Desk
+from portability.execution import worker_context as contexts
+from portability.execution.worker_context import WorkerContext
 from portability.planning.plan import plan
 from portability.store import Store
 from portability.tasks import classification
@@ -17,15 +17,16 @@ from support.studies import small
 
 
 def scratch_runs(data_folders, make_host, *overrides, seeds=5):
-    study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]", f"grid.seeds={list(range(seeds))}",
-                  "grid.budgets=[4,8,12]", *overrides)
+    study = small(data_folders, make_host, "method=lora", "grid.inits=[scratch]",
+                  f"grid.seeds={list(range(seeds))}", "grid.budgets=[4,8,12]", *overrides)
     planned = plan(study.grid)
     runs = [r for r in planned.runs.values() if r.method and r.host.name == study.grid.pairs[0][1].name]
     return study, runs, {i: sorted(marks) for i, marks in planned.marks.items()}
 
 
 def bits(store, runs):
-    return [np.concatenate([t.numpy().ravel() for _, t in sorted(store.tensors(r.run_id, "module")[0].items())]
+    return [np.concatenate([t.numpy().ravel() for _, t in sorted(store.tensors(r.run_id,
+                                                                               "module")[0].items())]
                            + [store.predictions(r.run_id)["margin"].ravel()]) for r in runs]
 
 
@@ -53,16 +54,17 @@ def whole(data_folders, make_host, tmp_path_factory):
     """Five runs, trained in one stack."""
     study, runs, marks = scratch_runs(data_folders, make_host)
     store = Store(tmp_path_factory.mktemp("whole"))
-    execute.execute(runs, marks, Desk(store, study.data))
+    execute.execute(runs, marks, WorkerContext(store, study.data))
     return study, runs, marks, bits(store, runs)
 
 
 def test_a_stack_is_cut_to_what_fits(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, wanted = whole
-    monkeypatch.setattr(execute, "most_members", lambda one, device, share: 2)
+    monkeypatch.setattr(execute, "max_stack_size", lambda one, device, share: 2)
     store = Store(tmp_path)
-    execute.execute(runs, marks, Desk(store, study.data))
-    assert counted["stacks"] == [1, 2, 2] and all(np.array_equal(a, b) for a, b in zip(bits(store, runs), wanted, strict=True))
+    execute.execute(runs, marks, WorkerContext(store, study.data))
+    assert counted["stacks"] == [1, 2, 2] and all(np.array_equal(a, b)
+                                                  for a, b in zip(bits(store, runs), wanted, strict=True))
 
 
 def test_out_of_memory_halves_the_stack_and_loses_nobody(whole, tmp_path, monkeypatch, counted):
@@ -76,14 +78,14 @@ def test_out_of_memory_halves_the_stack_and_loses_nobody(whole, tmp_path, monkey
 
     monkeypatch.setattr(engine.Trainer, "update", short)
     store = Store(tmp_path)
-    execute.execute(runs, marks, Desk(store, study.data))
+    execute.execute(runs, marks, WorkerContext(store, study.data))
     assert counted["stacks"] == [5, 2, 3, 1, 2] and sum(counted["updates"]) == 5 * 12 and not store.failures()
     assert all(np.array_equal(a, b) for a, b in zip(bits(store, runs), wanted, strict=True))
 
 
 def test_what_was_finished_before_memory_ran_out_is_not_trained_again(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, _ = whole
-    monkeypatch.setattr(execute, "most_members", lambda one, device, share: 2)
+    monkeypatch.setattr(execute, "max_stack_size", lambda one, device, share: 2)
     update, broken = engine.Trainer.update, []
 
     def short(self, step, *rest):
@@ -94,7 +96,7 @@ def test_what_was_finished_before_memory_ran_out_is_not_trained_again(whole, tmp
 
     monkeypatch.setattr(engine.Trainer, "update", short)
     store = Store(tmp_path)
-    execute.execute(runs, marks, Desk(store, study.data))
+    execute.execute(runs, marks, WorkerContext(store, study.data))
     assert broken and sum(counted["updates"]) == 5 * 12 and all(store.has(r.run_id) for r in runs)
 
 
@@ -106,9 +108,10 @@ def test_a_run_that_does_not_fit_alone_fails_with_a_sentence(whole, tmp_path, mo
 
     monkeypatch.setattr(engine.Trainer, "update", never)
     store = Store(tmp_path)
-    execute.execute(runs[:2], marks, Desk(store, study.data))
+    execute.execute(runs[:2], marks, WorkerContext(store, study.data))
     errors = [failure["error"] for failure in store.failures().values()]
-    assert len(errors) == 2 and all("does not fit into the device's memory; use a smaller" in error for error in errors)
+    assert len(errors) == 2 and all("does not fit into the device's memory; use a smaller" in error
+                                    for error in errors)
 
 
 class Killed(BaseException):
@@ -124,7 +127,7 @@ def kill_after(store, study, runs, marks, updates):
             raise Killed
 
     with pytest.raises(Killed):
-        execute.execute(runs, marks, Desk(store, study.data, die, checkpoint_seconds=0))
+        execute.execute(runs, marks, WorkerContext(store, study.data, die, checkpoint_seconds=0))
 
 
 def test_a_killed_stack_goes_on_from_its_last_mark_in_any_other_stack(whole, tmp_path, counted):
@@ -134,8 +137,10 @@ def test_a_killed_stack_goes_on_from_its_last_mark_in_any_other_stack(whole, tmp
     assert len(list((tmp_path / "checkpoints").iterdir())) == 3 and not any(store.has(r.run_id) for r in runs)
     counted["updates"].clear()
     told = []
-    execute.execute(runs, marks, Desk(store, study.data, told.append))  # three go on from 8, two begin
-    assert {stage.updates for stage in told if len(stage.runs) == 3} == set(range(9, 13))  # the bar counts what was spared
+    # three go on from 8, two begin
+    execute.execute(runs, marks, WorkerContext(store, study.data, told.append))
+    # the bar counts what was spared
+    assert {stage.updates for stage in told if len(stage.runs) == 3} == set(range(9, 13))
     assert {stage.updates for stage in told if len(stage.runs) == 2} == set(range(13))
     last = {run_id: (stage.updates, stage.scored + stage.part) for stage in told for run_id in stage.runs}
     assert last == {run.run_id: (12, 4.0) for run in runs}, "all updates and all marks, scored or kept"
@@ -148,13 +153,14 @@ def test_a_killed_stack_goes_on_from_its_last_mark_in_any_other_stack(whole, tmp
     assert all([at for at, _ in points] == [10, 12] for points in losses)
 
 
-def test_a_broken_checkpoint_or_one_without_a_wanted_mark_starts_the_run_anew(whole, tmp_path, counted, caplog):
+def test_a_broken_checkpoint_or_one_without_a_wanted_mark_starts_the_run_anew(whole, tmp_path, counted,
+                                                                              caplog):
     study, runs, marks, wanted = whole
     store = Store(tmp_path)
     kill_after(store, study, runs[:3], {i: [m for m in at if m != 4] for i, at in marks.items()}, 10)
     (tmp_path / "checkpoints" / f"{runs[0].run_id}.safetensors").write_bytes(b"half")
     counted["updates"].clear()
-    execute.execute(runs[:3], marks, Desk(store, study.data))
+    execute.execute(runs[:3], marks, WorkerContext(store, study.data))
     assert counted["updates"] == [3] * 12 and "cannot be read" in caplog.text
     assert all(np.array_equal(a, b) for a, b in zip(bits(store, runs[:3]), wanted, strict=False))
 
@@ -165,7 +171,7 @@ def test_a_checkpoint_of_other_library_versions_is_not_used(whole, tmp_path, cou
     kill_after(store, study, runs[:1], marks, 10)
     monkeypatch.setattr(stack, "packages", lambda: {"adapters": "another"})
     counted["updates"].clear()
-    execute.execute(runs[:1], marks, Desk(store, study.data))
+    execute.execute(runs[:1], marks, WorkerContext(store, study.data))
     assert counted["updates"] == [1] * 12
 
 
@@ -174,7 +180,7 @@ def test_a_run_with_one_mark_is_kept_on_the_way_too(whole, tmp_path, counted):
     store, last = Store(tmp_path), {i: [12] for i in marks}
     kill_after(store, study, runs[:1], last, 8)
     counted["updates"].clear()
-    execute.execute(runs[:1], last, Desk(store, study.data))
+    execute.execute(runs[:1], last, WorkerContext(store, study.data))
     assert counted["updates"] == [1] * 6
     assert np.array_equal(store.predictions(runs[0].run_id)["margin"][-1], wanted[0][-len(store.predictions(
         runs[0].run_id)["label"]):])
@@ -193,60 +199,66 @@ def test_a_lost_device_ends_the_worker_and_records_nothing(whole, tmp_path, monk
     monkeypatch.setattr(engine.Trainer, "update", broken)
     store = Store(tmp_path)
     with pytest.raises(Lost):
-        execute.execute(runs, marks, Desk(store, study.data))
+        execute.execute(runs, marks, WorkerContext(store, study.data))
     assert not store.failures()
 
 
 def test_nothing_is_kept_where_little_would_be_lost(whole, tmp_path):
     study, runs, marks, _ = whole
     store = Store(tmp_path)
-    execute.execute(runs[:1], marks, Desk(store, study.data, checkpoint_seconds=600))
+    execute.execute(runs[:1], marks, WorkerContext(store, study.data, checkpoint_seconds=600))
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_starts_that_are_alike_are_scored_once(data_folders, make_host, tmp_path, monkeypatch):
-    study = small(data_folders, make_host, "method=lora", "grid.inits=[ported]", "grid.ports=[pad,repeat]", "grid.seeds=[0]",
-                  "grid.budgets=[4]")
+    study = small(data_folders, make_host, "method=lora", "grid.inits=[ported]", "grid.ports=[pad,repeat]",
+                  "grid.seeds=[0]", "grid.budgets=[4]")
     planned, store, sizes = plan(study.grid), Store(tmp_path), []
     marks = {i: sorted(m) for i, m in planned.marks.items()}
     for kind in ("scratch", "bare"):
-        execute.execute([r for r in planned.runs.values() if r.init.kind == kind and r.host.name.endswith("raw-base")], marks,
-                        Desk(store, study.data))
+        execute.execute([r for r in planned.runs.values() if r.init.kind == kind
+                         and r.host.name.endswith("raw-base")], marks,
+                        WorkerContext(store, study.data))
     original = engine.predict
     monkeypatch.setattr(engine, "predict", lambda scorer, parameters, *rest: sizes.append(
         len(next(iter(parameters.values())))) or original(scorer, parameters, *rest))
     ported = [r for r in planned.runs.values() if r.init.kind == "ported"]
-    execute.execute(ported, marks, Desk(store, study.data))
-    assert sizes == [1, 2]  # between hosts of one shape the strategies agree; at the next mark both are scored
+    execute.execute(ported, marks, WorkerContext(store, study.data))
+    # between hosts of one shape the strategies agree; at the next mark both are scored
+    assert sizes == [1, 2]
     one, two = (store.predictions(r.run_id)["margin"] for r in ported)
     assert np.array_equal(one, two)
 
 
 def test_hosts_and_texts_are_loaded_once_a_worker(data_folders, make_host, tmp_path, monkeypatch):
-    study = small(data_folders, make_host, "method=[lora,adapter]", "grid.inits=[ported,scratch]", "grid.seeds=[0]")
+    study = small(data_folders, make_host, "method=[lora,adapter]", "grid.inits=[ported,scratch]",
+                  "grid.seeds=[0]")
     planned, loads = plan(study.grid), []
-    for module, name in ((desks, "load_host"), (classification, "encode")):
+    for module, name in ((contexts, "load_host"), (classification, "encode")):
         original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args, name=name, original=original: loads.append(name) or original(*args))
-    desk = Desk(Store(tmp_path), study.data)
+        monkeypatch.setattr(module, name, lambda *args, name=name, original=original: loads.append(name)
+                            or original(*args))
+    context = WorkerContext(Store(tmp_path), study.data)
     for run in planned.runs.values():
-        execute.execute([run], {run.run_id: sorted(planned.marks[run.run_id])}, desk)
-    assert loads.count("load_host") == 2 and loads.count("encode") == 4  # two hosts; of each the training and the test set
-    assert all(desk.store.has(i) for i in planned.runs)
+        execute.execute([run], {run.run_id: sorted(planned.marks[run.run_id])}, context)
+    # two hosts; of each the training and the test set
+    assert loads.count("load_host") == 2 and loads.count("encode") == 4
+    assert all(context.store.has(i) for i in planned.runs)
 
 
 def test_hosts_make_room_when_memory_is_short(data_folders, make_host, tmp_path, monkeypatch):
     study = small(data_folders, make_host, "method=lora", "grid.seeds=[0]")
-    desk = Desk(Store(tmp_path), study.data)
-    one, two = ([r for r in plan(study.grid).runs.values() if r.host == host][0] for host in study.grid.pairs[0])
-    monkeypatch.setattr(desks, "free_bytes", lambda device, share: 100)
-    first = desk.host(one.host)
-    assert desk.host(two.host) is not first and len(desk.hosts) == 1
+    context = WorkerContext(Store(tmp_path), study.data)
+    one, two = ([r for r in plan(study.grid).runs.values() if r.host == host][0]
+                for host in study.grid.pairs[0])
+    monkeypatch.setattr(contexts, "free_bytes", lambda device, share: 100)
+    first = context.host(one.host)
+    assert context.host(two.host) is not first and len(context.hosts) == 1
 
 
 def test_a_stack_tells_its_size_and_padding_in_the_record(whole, tmp_path):
     study, runs, marks, _ = whole
     store = Store(tmp_path)
-    execute.execute(runs[:3], marks, Desk(store, study.data))
+    execute.execute(runs[:3], marks, WorkerContext(store, study.data))
     info = store.read(runs[0].run_id)["train_info"]
     assert info["stack"] == 3 and 1.0 <= info["padded_tokens"] / info["tokens"] < 1.5

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from portability.core.architectures import FAMILIES
 from portability.core.specs import TrainSpec
-from portability.data.sampling import Schedule, buckets, pad
+from portability.data.sampling import BatchSampler, buckets, pad
 from portability.data.splits import Encoded
 from portability.hosts import host as hosts
 from portability.hosts.host import load_host
@@ -63,7 +63,8 @@ def test_thirty_updates_equal_a_plain_one_at_a_time_loop(bench, method, family):
         plain = plain_loop(table, seed, spec)
         ours = trainer.bank.member(trainer.bank.theta, index)
         for name, value in plain.items():
-            assert torch.allclose(ours[name], value, atol=1e-4, rtol=0), (name, (ours[name] - value).abs().max())
+            assert torch.allclose(ours[name], value, atol=1e-4, rtol=0), (name,
+                                                                          (ours[name] - value).abs().max())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,7 +98,8 @@ def test_a_head_whose_rate_is_0_stays_as_it_was(bench):
     trainer = table.train([0, 1], TrainSpec(**{**vars(SPEC), "head_learning_rate": 0.0, "weight_decay": 0.0}))
     for index, seed in enumerate((0, 1)):
         start, end = table.start(seed), trainer.bank.member(trainer.bank.theta, index)
-        assert all(torch.equal(end[name], start[name]) == name.startswith("head.") for name in start if "down.0.weight" in name
+        assert all(torch.equal(end[name], start[name]) == name.startswith("head.") for name in start
+                   if "down.0.weight" in name
                    or name.startswith("head."))
 
 
@@ -120,15 +122,18 @@ def test_marks_see_the_mean_of_their_last_iterates_and_nothing_of_the_start(benc
     engine.train(trainer, table.schedule, table.data, (0, 1, 8, 10, 12), mark,
                  lambda: iterates.append(trainer.bank.theta.detach()[0].clone()))
     assert sorted(seen) == [0, 1, 8, 10, 12] and not trainer.tails
-    assert torch.equal(seen[0], torch.cat([v.reshape(-1) for v in start.values()])) and torch.equal(seen[0], last[0])
-    for updates, size in ((1, 1), (8, 2), (10, 3), (12, 3)):  # a quarter of the updates, rounded up; windows may overlap
+    assert torch.equal(seen[0], torch.cat([v.reshape(-1) for v in start.values()])) and torch.equal(seen[0],
+                                                                                                    last[0])
+    # a quarter of the updates, rounded up; windows may overlap
+    for updates, size in ((1, 1), (8, 2), (10, 3), (12, 3)):
         assert torch.equal(last[updates], iterates[updates - 1])
         wanted = torch.stack(iterates[updates - size : updates]).double().mean(0)
         assert torch.allclose(seen[updates].double(), wanted, rtol=0, atol=1e-7), updates
     assert torch.equal(trainer.averages[0], seen[12])
 
 
-@pytest.mark.parametrize(("mark", "size"), [(1, 1), (5, 1), (6, 2), (10, 2), (50, 10), (100, 20), (200, 40), (2000, 400)])
+@pytest.mark.parametrize(("mark", "size"), [(1, 1), (5, 1), (6, 2), (10, 2), (50, 10), (100, 20), (200, 40),
+                                            (2000, 400)])
 def test_the_start_and_the_first_fifth_of_the_updates_weigh_nothing_at_a_mark(mark, size):
     assert engine.window(mark, 0.2) == size and mark - size >= mark // 5 * (mark > 1)
 
@@ -144,7 +149,8 @@ def test_predictions_do_not_depend_on_the_stack_or_the_order_of_examples(bench):
     three = engine.predict(table.scorer, views, table.data, 32)
     one = engine.predict(table.scorer, {name: v[1:2] for name, v in views.items()}, table.data, 32)
     assert np.array_equal(three.margin[1], one.margin[0]) and np.array_equal(three.nll[1], one.nll[0])
-    plain = engine.logits_of(table.scorer, {n: v[1] for n, v in views.items()}, *pad(table.data, np.array([7]), 30))
+    plain = engine.logits_of(table.scorer, {n: v[1] for n, v in views.items()},
+                             *pad(table.data, np.array([7]), 30))
     scores = plain.log_softmax(-1)[0]
     negative, positive = table.scorer.label_ids
     assert one.margin[0, 7] == pytest.approx(float(scores[positive] - scores[negative]), abs=1e-5)
@@ -169,7 +175,8 @@ def test_scaled_dot_product_attention_gives_the_same_losses(make_host, monkeypat
 def test_what_stands_before_the_first_site_is_done_once_for_all_members(bench):
     table, batched = bench("adapter"), {}
     layer = table.host.model.encoder.block[0].layer
-    parts = {"query of the first layer": layer[0].SelfAttention.q, "feed-forward of the first layer": layer[1].DenseReluDense}
+    parts = {"query of the first layer": layer[0].SelfAttention.q,
+             "feed-forward of the first layer": layer[1].DenseReluDense}
     hooks = [part.register_forward_hook(lambda m, i, out, name=name: batched.update(
         {name: torch._C._functorch.is_batchedtensor(out)})) for name, part in parts.items()]
     trainer = table.train([0, 1, 2])
@@ -188,13 +195,16 @@ def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family)
     full = Bench(attach(load_host(make_host(family)), METHODS[method]))
     half = Bench(attach(load_host(make_host(family), precision="bf16"), METHODS[method]))
     start = half.start(0)
-    assert all(torch.equal(value, full.start(0)[name]) and value.dtype == torch.float32 for name, value in start.items())
+    assert all(torch.equal(value, full.start(0)[name]) and value.dtype == torch.float32
+               for name, value in start.items())
     trainer, other = half.train([0, 1]), full.train([0, 1])
     assert trainer.bank.theta.dtype == trainer.losses.dtype == torch.float32
     assert {state["exp_avg"].dtype for state in trainer.optimizer.state.values()} == {torch.float32}
-    logits = engine.logits_of(half.scorer, start, *pad(half.data, np.array([0, 1]), int(half.data.lengths.max())))
+    logits = engine.logits_of(half.scorer, start, *pad(half.data, np.array([0, 1]),
+                                                       int(half.data.lengths.max())))
     assert logits.dtype == torch.float32
-    assert not torch.equal(trainer.losses, other.losses) and torch.allclose(trainer.losses, other.losses, atol=0.3)
+    assert not torch.equal(trainer.losses, other.losses) and torch.allclose(trainer.losses, other.losses,
+                                                                            atol=0.3)
     assert torch.equal(half.rows(half.train([1]))[0], half.rows(trainer)[1])
 
 
@@ -232,7 +242,7 @@ def test_a_restored_stack_goes_on_to_the_same_bits(bench, method, family, stop):
 @pytest.mark.parametrize("size", representatives([1, 2, 3, 5, 6, 7], 1, 3, 6))
 def test_stacks_are_bit_equal_at_any_batch_size(bench, method, size):
     table, spec = bench(method), TrainSpec(**{**vars(SPEC), "batch_size": size, "updates": 6})
-    schedule = Schedule(table.data, size, 3, "data")
+    schedule = BatchSampler(table.data, size, 3, "data")
 
     def train(seeds):
         trainer = Trainer(table.scorer, [Member(table.start(seed), seed, 3e-3) for seed in seeds], spec)
@@ -251,7 +261,8 @@ def test_stacks_are_bit_equal_at_any_batch_size(bench, method, size):
 @pytest.mark.parametrize("method", METHODS)
 def test_predictions_are_bit_equal_whatever_is_left_for_the_last_batch(bench, method):
     table = bench(method)
-    views = {name: torch.stack([table.start(seed)[name] + 0.05 for seed in range(5)]) for name in table.start(0)}
+    views = {name: torch.stack([table.start(seed)[name] + 0.05 for seed in range(5)])
+             for name in table.start(0)}
     for size in range(1, 18):
         rows = [table.data.row(i) for i in range(size)]
         some = Encoded(np.concatenate(rows), np.cumsum([0, *map(len, rows)]), table.data.labels[:size], 0)
@@ -259,7 +270,8 @@ def test_predictions_are_bit_equal_whatever_is_left_for_the_last_batch(bench, me
         assert five.margin.shape == (5, size)
         for i in (0, 4):
             one = engine.predict(table.scorer, {name: v[i : i + 1] for name, v in views.items()}, some, 64)
-            assert np.array_equal(one.margin[0], five.margin[i]) and np.array_equal(one.nll[0], five.nll[i]), size
+            assert np.array_equal(one.margin[0], five.margin[i]) and np.array_equal(one.nll[0],
+                                                                                    five.nll[i]), size
 
 
 # ---- the schedule of batches
@@ -267,20 +279,20 @@ def test_predictions_are_bit_equal_whatever_is_left_for_the_last_batch(bench, me
 
 def test_arms_see_the_same_batches_and_steps_share_a_bucket(bench):
     table = bench("lora")
-    schedule = Schedule(table.data, 8, 3, "data")
+    schedule = BatchSampler(table.data, 8, 3, "data")
     for step in range(40):
         index, _ = schedule.bucket(step)
         members = set(schedule.buckets[index].members.tolist())
         one, other = schedule.examples(step, 1), schedule.examples(step, 2)
         assert set(one) <= members and set(other) <= members and len(set(one.tolist())) == 8
-        again = Schedule(table.data, 8, 3, "data").examples(step, 1)
+        again = BatchSampler(table.data, 8, 3, "data").examples(step, 1)
         assert np.array_equal(one, again)
     assert any(not np.array_equal(schedule.examples(s, 1), schedule.examples(s, 2)) for s in range(5))
 
 
 def test_an_epoch_shows_every_example_about_once(bench):
     table = bench("lora")
-    schedule = Schedule(table.data, 8, 3, "data")
+    schedule = BatchSampler(table.data, 8, 3, "data")
     steps = len(schedule.turns)
     seen = np.concatenate([schedule.examples(step, 0) for step in range(steps)])
     assert len(set(seen.tolist())) == len(seen) and len(seen) >= 0.85 * len(table.data)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from portability.core.errors import UserError
 from portability.core.stages import Stage
-from portability.execution.leases import Claim, Claims
+from portability.execution.leases import Lease, Leases
 from portability.execution.worker import Job, Setup, is_settled
 from portability.hosts.devices import Place
 from portability.planning.study import EngineConf
@@ -47,7 +47,7 @@ class Engine(ABC):
 
     def __init__(self, conf: EngineConf, setup: Setup):
         self.conf, self.setup = conf, replace(setup, store=setup.store.resolve())
-        self.store, self.claims = Store(self.setup.store), Claims(self.setup.store)
+        self.store, self.claims = Store(self.setup.store), Leases(self.setup.store)
         self.where = self.places(conf)
         self.jobs: dict[str, Job] = {}  # run id -> the job that it is in, of those that have not ended
         self.alive: set[str] = set()  # workers that wait or run
@@ -144,7 +144,7 @@ class Engine(ABC):
                    {run_id: job.marks[run_id] for run_id, job in homes.items()},
                    {run_id: job.failures.get(run_id, 0) for run_id, job in homes.items()})
 
-    def _deaths(self, held: Collection[Claim]) -> Iterator[Ended]:
+    def _deaths(self, held: Collection[Lease]) -> Iterator[Ended]:
         """What workers left behind, and other commands, whose runs are free again."""
         dead: dict[str, list[str]] = {}
         for claim in held:
@@ -159,7 +159,7 @@ class Engine(ABC):
                 how = self.ended[owner][0] or "the worker ended without a record of the run"
                 yield Ended(self._taken(left), how)
 
-    def _start(self, held: Mapping[str, Claim]) -> None:
+    def _start(self, held: Mapping[str, Lease]) -> None:
         """Start a worker for each job that can begin and has none in view."""
         room = self.most() - len(self.alive)
         if room <= 0:

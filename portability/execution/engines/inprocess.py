@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from portability.core.errors import Drained
+from portability.core.errors import GracefulStop
 from portability.execution.engines.base import Engine, cannot_go_on
 from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, TookTooLong, Worker, work
 from portability.hosts.devices import Place, places
@@ -62,7 +62,7 @@ class InProcess(Engine):
             self.worker = Worker(self.setup, self.where[0], owner=name, beat=self.poll_seconds,
                                  leave=self._stop)
             work(jobs, self.worker, self.poll_seconds)
-        except Drained:
+        except GracefulStop:
             pass
         except TookTooLong:
             self.how = "the worker was stopped because its runs took too long"

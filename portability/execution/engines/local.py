@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from portability.core.errors import Drained
+from portability.core.errors import GracefulStop
 from portability.execution.engines.base import Engine, cannot_go_on
 from portability.execution.processes import end_with_parent
 from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, Worker, work
@@ -97,5 +97,5 @@ def _work(
         work(jobs, worker, seconds)
     except OSError as error:
         errors.send(str(error))
-    except Drained:
+    except GracefulStop:
         pass

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from portability import __version__
-from portability.core.errors import Drained, UserError, without_places
+from portability.core.errors import GracefulStop, UserError, redact_paths
 from portability.core.stages import Stage
 from portability.execution.engines.base import Ended, Engine, cannot_go_on
 from portability.execution.engines.ray_cluster import Need, Options, connected, need, room
@@ -132,7 +132,7 @@ class Ray(Engine):
         except self.ray.exceptions.RayTaskError as error:  # raised by Actor.work
             if isinstance(error.cause, OSError):
                 raise cannot_go_on(error.cause) from None
-            return without_places(f"the worker broke: {type(error.cause).__name__}: {error.cause}")
+            return redact_paths(f"the worker broke: {type(error.cause).__name__}: {error.cause}")
         except self.ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
                 said = str(error).strip().splitlines()[-1].removeprefix("portability.core.errors.UserError: ")
@@ -186,7 +186,7 @@ class Actor:
 
     def work(self, jobs: Sequence[Job]) -> None:
         """Carry out what of a list is left for this worker."""
-        with contextlib.suppress(Drained):
+        with contextlib.suppress(GracefulStop):
             work(jobs, self.worker, LOOK_SECONDS)
 
     def stop(self) -> None:

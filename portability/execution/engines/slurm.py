@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from portability.core.errors import Drained, UserError
+from portability.core.errors import GracefulStop, UserError
 from portability.core.schema import build
 from portability.core.specs import digest
 from portability.execution.engines.base import Engine, cannot_go_on
@@ -287,7 +287,7 @@ def run_task(jobs: Path, setup: Setup, device: str, most: int | None) -> str | N
         work(pickle.loads(jobs.read_bytes()), workers[0], LOOK_SECONDS, most)
     except OSError as error:
         return str(error)
-    except Drained:
+    except GracefulStop:
         pass
     return None
 

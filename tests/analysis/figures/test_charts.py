@@ -1,4 +1,5 @@
-"""Charts read back: what is drawn is what the frames hold; what is not whole is hollow, and what has no number is not drawn."""
+"""Charts read back: what is drawn is what the frames hold; what is not whole is hollow, and what has no
+number is not drawn."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +17,8 @@ from portability.store import Store
 from support.scenarios import STUDIES, evidence
 from support.synthetic import NANO, Axes, build
 
-CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"), ("whole", "eval_positive_share")]
+CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"),
+         ("whole", "eval_positive_share")]
 MAKERS = [curves.headline, *(make for question in QUESTIONS for make in question.charts)]
 SPACE = "{http://www.w3.org/2000/svg}"
 
@@ -36,7 +38,8 @@ def holes(tmp_path_factory) -> StudyContext:
 def drawn(svg: str, kind: str) -> list[tuple[float, bool]]:
     """Height, as a share of the panel, of every marker of a start, and whether it is filled."""
     tree = ElementTree.fromstring(svg)
-    dots = [dot for group in tree.findall("g") if group.get("class") == kind for dot in group if "dot" in dot.get("class")]
+    dots = [dot for group in tree.findall("g") if group.get("class") == kind for dot in group
+            if "dot" in dot.get("class")]
     heights = [float(re.findall(r"[\d.]+", dot.get("transform"))[1]) for dot in dots]
     return [((HIGH - BOTTOM - height) / (HIGH - TOP - BOTTOM), "hollow" not in dot.get("class"))
             for height, dot in zip(heights, dots, strict=True)]
@@ -64,16 +67,19 @@ def test_the_head_shows_means_by_start_with_kinds_of_pairs_apart(nano):
     cells = nano.arms.assign(same=nano.arms["origin"].map(sizes) == nano.arms["receiving"].map(sizes))
     for panel, same in zip(chart.panels, (True, False), strict=True):
         for name in ("ported", "sampled", "scratch"):
-            means = 100 * cells[(cells["same"] == same) & (cells["init"] == name)].groupby("budget")["value"].mean()
+            means = 100 * cells[(cells["same"] == same) & (cells["init"]
+                                                           == name)].groupby("budget")["value"].mean()
             shown = drawn(panel.svg, css_class(name))
-            assert [40 + 60 * height for height, _ in shown] == pytest.approx(means.tolist(), abs=0.05)  # from 40 to 100
+            # from 40 to 100
+            assert [40 + 60 * height for height, _ in shown] == pytest.approx(means.tolist(), abs=0.05)
             assert all(filled for _, filled in shown)
             assert f"{name} {means[0]:.1f} at 0, {means[50]:.1f} at 50" in panel.svg
 
 
 def test_kinds_are_those_of_the_manifest_where_it_has_them(nano):
     assert set(nano.kinds.values()) == {"lineage", "size"}
-    untold = [{key: value for key, value in facts.items() if key != "pairs"} for facts in nano.study.facts]  # as older ones are
+    # as older ones are
+    untold = [{key: value for key, value in facts.items() if key != "pairs"} for facts in nano.study.facts]
     again = StudyContext(replace(nano.study, facts=untold), nano.metric)
     assert again.kinds["nano-raw-base", "nano-tuned-base"] == ""
     assert again.kinds["nano-raw-base", "nano-raw-large"] == "size"
@@ -82,15 +88,18 @@ def test_kinds_are_those_of_the_manifest_where_it_has_them(nano):
 def test_the_first_chart_shows_the_arm_and_its_first_baselines(tmp_path):
     inits = ("ported", "shuffled", "sampled", "sampled_norm", "scratch")
     found = evidence(build(tmp_path / "s", Axes(("lora",), inits=inits)))
-    assert {name for chart in curves.headline(found) for name in chart.names} >= {"ported", "sampled", "scratch"}
-    assert not {name for chart in curves.headline(found) for name in chart.names} & {"shuffled", "sampled_norm"}
+    assert {name for chart in curves.headline(found) for name in chart.names} >= {"ported", "sampled",
+                                                                                  "scratch"}
+    assert not {name for chart in curves.headline(found) for name in chart.names} & {"shuffled",
+                                                                                     "sampled_norm"}
     assert {name for chart in curves.by_method(found) for name in chart.names} >= set(inits)
 
 
 def test_what_failed_is_not_drawn_and_what_lacks_is_hollow(holes):
     chart, other = curves.every_curve(holes)
     panel = next(panel for panel in chart.panels if panel.title == "lora: base → large")
-    assert drawn(panel.svg, "s0") == [] and "ported no number" in panel.svg and len(drawn(panel.svg, "s2")) == 3
+    assert drawn(panel.svg, "s0") == [] and "ported no number" in panel.svg and len(drawn(panel.svg,
+                                                                                          "s2")) == 3
     lacking = next(panel for panel in other.panels if panel.title == "prefix: tuned → large")
     assert [filled for _, filled in drawn(lacking.svg, "s0")] == [False] * 3
     assert all(filled for _, filled in drawn(lacking.svg, "s2"))
@@ -114,7 +123,8 @@ def test_a_bar_ends_where_its_interval_does():
     assert right == pytest.approx(-2 * left, abs=0.2)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-12.3, 45.6), (0.001, 0.0042), (7.0, 7.0), (-3e6, 2e7)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-12.3, 45.6), (0.001, 0.0042), (7.0, 7.0),
+                                           (-3e6, 2e7)])
 def test_ticks_are_few_round_and_within(low, high):
     marks = ticks(low, high)
     assert 1 <= len(marks) <= 6 and all(low - 1e-9 <= mark <= high + 1e-9 for mark in marks)
@@ -132,12 +142,14 @@ def test_names_are_escaped_and_long_ones_are_cut_but_told_in_full():
 def test_a_file_holds_its_own_colours_for_light_and_dark_and_no_fixed_width(nano):
     text = svg_file(curves.headline(nano)[0])
     tree = ElementTree.fromstring(text)
-    assert tree.get("width") is None and tree.get("viewBox") and "prefers-color-scheme: dark" in tree.find(f"{SPACE}style").text
+    assert tree.get("width") is None and tree.get("viewBox") and "prefers-color-scheme: dark" in tree.find(
+        f"{SPACE}style").text
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
 def test_every_start_of_the_configuration_has_a_colour_of_its_own_within_a_study():
-    names = {path.stem for path in (Path(__file__).parents[2] / "conf" / "init").glob("*.yaml")} - {"bare", "native"}
+    names = {path.stem for path in (Path(__file__).parents[2] / "conf" / "init").glob("*.yaml")} - {"bare",
+                                                                                                    "native"}
     assert names <= set(SLOTS), names - set(SLOTS)
     ported = [name for name in names if "extract" not in name and name != "pissa"]
     extracted = [name for name in names if "extract" in name or name in ("pissa", "scratch")]

@@ -30,14 +30,16 @@ def published() -> StudyContext:
 # ---- area
 
 
-@pytest.mark.parametrize(("metric", "value"), [("eval_accuracy", lambda x: x), ("eval_loss", lambda x: 1 - x)])
+@pytest.mark.parametrize(("metric", "value"), [("eval_accuracy", lambda x: x),
+                                               ("eval_loss", lambda x: 1 - x)])
 def test_the_area_is_the_trapezoid_over_updates(study, metric, value):
     frame = area(gather(study.store, metric))
     quantity = {"eval_accuracy": "area under accuracy", "eval_loss": "area under loss"}[metric]
     for init, method in itertools.product(study.axes.inits, study.axes.methods):
         runs = {cell.run_id for cell in study.pick(init=init, method=method)}
         cells = [cell.run_id for cell in study.pick(init=init, method=method, budget=0)]  # they weigh alike
-        heights = [np.trapezoid([value(study.runs[run][b]) for b in (0, 100, 500)], [0, 100, 500]) / 500 for run in cells]
+        heights = [np.trapezoid([value(study.runs[run][b]) for b in (0, 100, 500)], [0, 100, 500]) / 500
+                   for run in cells]
         row = entry(frame, init=init, method=method, quantity=quantity)
         assert row["mean"] == pytest.approx(mean(heights)) and row["runs"] == len(runs)
 
@@ -46,9 +48,11 @@ def test_the_gain_in_area_pairs_seeds_and_carries_interval_and_test(tmp_path: Pa
     study = build(tmp_path / "area", SMALL)
     rewrite(study, ported=[[0.5, 0.7, 0.9], [0.6, 0.7, 0.9], [0.7, 0.9, 0.9]], scratch=[[0.5, 0.5, 0.9]] * 3)
     row = entry(area(gather(study.store)), quantity="gain over scratch")
-    blocks = [100 * 0.2 * 0.5, 100 * (0.1 * 0.1 + 0.2 * 0.5), 100 * (0.2 * 0.1 + 0.4 * 0.5)]  # weights 0.1, 0.5, 0.4
+    # weights 0.1, 0.5, 0.4
+    blocks = [100 * 0.2 * 0.5, 100 * (0.1 * 0.1 + 0.2 * 0.5), 100 * (0.2 * 0.1 + 0.4 * 0.5)]
     low, high = stats.ttest_1samp(blocks, 0).confidence_interval()
-    assert row["mean"] == pytest.approx(mean(blocks)) and (row["low"], row["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert row["mean"] == pytest.approx(mean(blocks)) and (row["low"], row["high"]) == (pytest.approx(low),
+                                                                                        pytest.approx(high))
     assert (row["n"], row["blocks"], row["unit"]) == (6, 3, "pp")
     assert row["p"] == pytest.approx(stats.ttest_1samp(blocks, 0).pvalue)
 
@@ -74,7 +78,9 @@ def test_a_curve_that_lacks_a_mark_has_no_area_and_is_counted(tmp_path: Path):
     record["train_info"]["metrics"] = record["train_info"]["metrics"][:-1]
     study.path(ported[2].run_id).write_text(json.dumps(record))
     row = entry(area(gather(study.store)), quantity="gain over scratch")
-    assert row[["expected", "n", "failed", "missing", "mark"]].tolist() == [6, 3, 1, 2, "†"] and row["status"] == "incomplete"
+    assert row[["expected", "n", "failed", "missing", "mark"]].tolist() == [6, 3, 1, 2,
+                                                                            "†"] and row[
+                                                                                "status"] == "incomplete"
     row = entry(updates_to_match(gather(study.store)), level="method", init="ported")
     assert row[["expected", "n", "failed", "missing", "mark"]].tolist() == [6, 3, 1, 2, "†"]
     assert row["reached"] + row["censored"] == row["runs"] == 3
@@ -85,7 +91,8 @@ def test_a_cell_that_two_runs_claim_gives_no_area_and_no_updates(tmp_path: Path)
     cell = study.pick(init="ported", budget=500)[0]
     other = study.pick(init="ported", budget=500)[1]
     twin = {**FACTS, "cells": [asdict(replace(cell, run_id=other.run_id))]}
-    (study.store.root / "manifests" / "twin.json").write_text(json.dumps(twin))  # as two merged by hand would stand
+    # as two merged by hand would stand
+    (study.store.root / "manifests" / "twin.json").write_text(json.dumps(twin))
     for frame in (area(gather(study.store)), updates_to_match(gather(study.store))):
         own = {"level": "method", "init": "ported"} if "level" in frame else {"quantity": "gain over scratch"}
         row = entry(frame, **own)
@@ -101,7 +108,8 @@ def test_a_shared_run_that_one_cell_may_not_use_is_used_by_the_others(published)
     same = ["method", "init", "seed", "origin", "receiving", "relation"]
     cells.loc[(cells[same] == shared[same]).all(axis=1), ["status", "value"]] = ["duplicate", np.nan]
     held = StudyContext(replace(published.study, cells=cells), published.metric, published.answers)
-    before, after = (entry(area(found), method="lora", quantity="gain over scratch") for found in (published, held))
+    before, after = (entry(area(found), method="lora", quantity="gain over scratch")
+                     for found in (published, held))
     assert (before["n"], after["n"]) == (40, 39) and np.isfinite(after["low"])
 
 
@@ -114,18 +122,23 @@ def test_a_time_lies_between_two_marks_and_what_is_saved_between_two_numbers(tmp
     assert row[["reached", "censored", "runs", "n", "largest"]].tolist() == [4, 2, 6, 6, 500]
     assert row[["median_after", "median_by"]].tolist() == [0, 100]
     assert (row["after"], row["by"]) == (pytest.approx((0 + 0 + 500) / 3), pytest.approx((0 + 100 + 500) / 3))
-    least, most = [100 - 0, 0 - 100, 100 - 500], [500 - 0, 100 - 0, 500 - 500]  # scratch: (100, 500], (0, 100], (100, 500]
+    # scratch: (100, 500], (0, 100], (100, 500]
+    least, most = [100 - 0, 0 - 100, 100 - 500], [500 - 0, 100 - 0, 500 - 500]
     assert (row["saved_least"], row["saved_most"]) == (pytest.approx(mean(least)), pytest.approx(mean(most)))
-    low, high = stats.ttest_1samp(least, 0).confidence_interval().low, stats.ttest_1samp(most, 0).confidence_interval().high
+    low, high = stats.ttest_1samp(least, 0).confidence_interval().low, stats.ttest_1samp(most,
+                                                                                         0).confidence_interval().high
     assert (row["blocks"], row["low"], row["high"]) == (3, pytest.approx(low), pytest.approx(high))
     own = entry(frame, level="method", init="scratch")
-    assert own[["reached", "censored", "median_after", "median_by"]].tolist() == [3, 0, 100, 500] and np.isnan(own["saved"])
+    assert own[["reached", "censored", "median_after", "median_by"]].tolist() == [3, 0, 100,
+                                                                                  500] and np.isnan(
+                                                                                      own["saved"])
     assert set(frame[frame["level"] == "direction"]["origin"]) == {"base", "tuned"}
 
 
 def test_within_one_point_is_as_good(tmp_path: Path):
     study = build(tmp_path / "near", SMALL)
-    rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.5, 0.79, 0.5], [0.5, 0.791, 0.5], [0.5, 0.789, 0.5]])
+    rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.5, 0.79, 0.5], [0.5, 0.791, 0.5],
+                                                          [0.5, 0.789, 0.5]])
     row = entry(updates_to_match(gather(study.store)), level="method", init="ported")
     assert row[["reached", "censored"]].tolist() == [4, 2]
 
@@ -139,7 +152,8 @@ def test_the_median_is_beyond_the_largest_budget_where_more_than_half_are_censor
     spec = TABLES["updates_to_match"]
     shown = spec.view(spec.make(found)).set_index("init")
     assert shown.loc["ported", "median updates"] == ">500" and shown.loc["ported", "mean updates"] == "≥ 333"
-    assert shown.loc["ported", "reached"] == "2 of 6 runs" and shown.loc["scratch", "median updates"] == "100 to 500"
+    assert shown.loc["ported", "reached"] == "2 of 6 runs" and shown.loc["scratch",
+                                                                         "median updates"] == "100 to 500"
 
 
 def test_the_median_is_that_of_statsmodels_survival_function(published):
@@ -162,7 +176,8 @@ def test_the_median_is_that_of_statsmodels_survival_function(published):
 
 def test_a_run_has_taken_off_halfway_from_bare_to_native(tmp_path: Path):
     study = build(tmp_path / "flown", SMALL)
-    rewrite(study, scratch=[[0.5, 0.5, 0.5]] * 3, ported=[[0.8, 0.5, 0.9], [0.5, 0.71, 0.7], [0.5, 0.6, 0.69]])
+    rewrite(study, scratch=[[0.5, 0.5, 0.5]] * 3, ported=[[0.8, 0.5, 0.9], [0.5, 0.71, 0.7],
+                                                          [0.5, 0.6, 0.69]])
     for cell in study.cells:
         change(study, cell.native_id, {500: 0.9})
         change(study, cell.bare_id, {0: 0.5})
@@ -174,12 +189,14 @@ def test_a_run_has_taken_off_halfway_from_bare_to_native(tmp_path: Path):
     own = entry(frame, init="scratch", budget=500)
     assert own["mean"] == 0.0 and np.isnan(own["median_by"])
     shown = TABLES["take_off"].view(frame).set_index("init")
-    assert shown.loc["ported", "half took off"] == "0 to 100" and shown.loc["scratch", "half took off"] == ">500"
+    assert shown.loc["ported", "half took off"] == "0 to 100" and shown.loc["scratch",
+                                                                            "half took off"] == ">500"
 
 
 def test_no_run_is_held_against_itself_and_a_seed_whose_native_failed_to_learn_counts(tmp_path: Path):
     study = build(tmp_path / "flown", SMALL)
-    rewrite(study, scratch=[[0.5, 0.5, 0.9], [0.5, 0.5, 0.55], [0.5, 0.5, 0.5]])  # each its own native: halfway is 0.7
+    # each its own native: halfway is 0.7
+    rewrite(study, scratch=[[0.5, 0.5, 0.9], [0.5, 0.5, 0.55], [0.5, 0.5, 0.5]])
     for cell in study.cells:
         change(study, cell.bare_id, {0: 0.5})
     natives = {cell.seed: cell.native_id for cell in study.cells}
@@ -214,9 +231,12 @@ def test_costs_are_medians_over_distinct_runs_with_the_origins_beside(tmp_path: 
     spend(study)
     frame = cost(gather(study.store))
     own = {"method": "lora", "receiving": "large"}
-    assert entry(frame, **own, init="ported", quantity="seconds")[["median", "n", "expected"]].tolist() == [11, 6, 6]
-    assert entry(frame, **own, init="scratch", quantity="seconds")[["median", "n", "expected"]].tolist() == [11, 3, 3]
-    assert entry(frame, **own, init="ported", quantity="origin's tokens")[["median", "n", "expected"]].tolist() == [7, 3, 3]
+    assert entry(frame, **own, init="ported", quantity="seconds")[["median", "n",
+                                                                   "expected"]].tolist() == [11, 6, 6]
+    assert entry(frame, **own, init="scratch", quantity="seconds")[["median", "n",
+                                                                    "expected"]].tolist() == [11, 3, 3]
+    assert entry(frame, **own, init="ported", quantity="origin's tokens")[["median", "n",
+                                                                           "expected"]].tolist() == [7, 3, 3]
     bare = entry(frame, **own, init="scratch", quantity="seconds to port")
     assert bare["n"] == 0 and bare["status"] == "none recorded" and bare["mark"] == ""
     study.remove(study.pick(init="scratch")[0].run_id)
@@ -224,16 +244,19 @@ def test_costs_are_medians_over_distinct_runs_with_the_origins_beside(tmp_path: 
     frame = cost(gather(study.store))
     row = entry(frame, **own, init="scratch", quantity="updates")
     assert row[["n", "expected", "missing", "mark"]].tolist() == [2, 3, 1, "†"]
-    assert entry(frame, **own, init="ported", quantity="origin's updates")[["n", "expected", "mark"]].tolist() == [2, 3, "†"]
+    assert entry(frame, **own, init="ported", quantity="origin's updates")[["n", "expected",
+                                                                            "mark"]].tolist() == [2, 3, "†"]
 
 
 def test_published_costs_are_those_of_the_records(published):
     runs = published.study.runs.set_index("run_id")
-    for host, count, origins in (("nano-raw-base", 20, 20), ("nano-raw-large", 10, 10)):  # five seeds, two sets
+    # five seeds, two sets
+    for host, count, origins in (("nano-raw-base", 20, 20), ("nano-raw-large", 10, 10)):
         where = {"method": "lora", "init": "ported", "receiving": host}
         cells = published.arms.loc[(published.arms[list(where)] == list(where.values())).all(axis=1)]
         row = entry(cost(published), **where, quantity="seconds")
-        assert row["median"] == pytest.approx(median(runs.loc[cells["run_id"].unique(), "seconds"])) and row["n"] == count
+        assert row["median"] == pytest.approx(median(runs.loc[cells["run_id"].unique(), "seconds"])) and row[
+            "n"] == count
         row = entry(cost(published), **where, quantity="origin's updates")
         assert (row["median"], row["n"]) == (200, origins)
 
@@ -243,7 +266,8 @@ def test_costs_of_two_hosts_are_never_pooled(published):
         frame = TABLES[name].make(published)
         shown = TABLES[name].view(frame)
         assert set(frame["receiving"]) == set(shown["receiving"]) == set(published.arms["receiving"])
-        assert len(shown) == len(shown.drop_duplicates([key for key in ("method", "receiving", "init") if key in shown]))
+        assert len(shown) == len(shown.drop_duplicates([key for key in ("method", "receiving", "init")
+                                                        if key in shown]))
 
 
 def test_break_even_is_the_origin_over_what_a_port_saves(tmp_path: Path):
@@ -252,7 +276,8 @@ def test_break_even_is_the_origin_over_what_a_port_saves(tmp_path: Path):
     rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.9] * 3, [0.5, 0.8, 0.9], [0.5, 0.8, 0.9]])
     found = gather(study.store)
     row = entry(break_even(found), unit="updates")
-    assert row["saved"] == pytest.approx((300 + 250 + 250) / 3) and row["ports"] == 2  # 100 to 500, and twice 0 to 500
+    # 100 to 500, and twice 0 to 500
+    assert row["saved"] == pytest.approx((300 + 250 + 250) / 3) and row["ports"] == 2
     assert entry(break_even(found), unit="tokens")["saved"] == pytest.approx(1000 * 800 / 3)
 
 
@@ -264,7 +289,8 @@ def test_a_port_that_saves_nothing_never_pays_back_and_censored_ports_make_bound
     assert np.isinf(entry(break_even(found), unit="updates")["ports"])
     rewrite(study, ported=[[0.9] * 3, [0.9] * 3, [0.5] * 3])
     shown = TABLES["break_even"].view(break_even(gather(study.store)))
-    assert shown["{starts} to pay back"].tolist() == ["≥4 [1, never]"] and shown["not reached"].tolist() == ["2 of 6"]
+    assert shown["{starts} to pay back"].tolist() == ["≥4 [1, never]"] and shown["not reached"].tolist() == [
+        "2 of 6"]
 
 
 def test_what_is_not_recorded_or_not_there_is_said(tmp_path: Path):

@@ -1,4 +1,5 @@
-"""Extracted as the arm, several tasks, and answers with scores: numbers by formulas of their own, and the words beside them."""
+"""Extracted as the arm, several tasks, and answers with scores: numbers by formulas of their own, and the
+words beside them."""
 
 import itertools
 import re
@@ -24,7 +25,8 @@ from portability.analysis.tables.spec import Table
 from support.synthetic import Axes, Synthetic, build, run_name
 from support.written import CUT, EXAMPLES, LEVELS, SIX, answer, answered, change, crossed, entry, scores
 
-TABLED = ("init_by_method", "origin_by_receiving", "init_by_budget", "by_relation", "extraction", "comparisons", "by_direction",
+TABLED = ("init_by_method", "origin_by_receiving", "init_by_budget", "by_relation", "extraction",
+          "comparisons", "by_direction",
           "ties", "lift", "area", "updates_to_match", "take_off", "win_rate_inits", "interquartile")
 
 
@@ -65,9 +67,11 @@ def test_the_arm_is_ported_where_it_is_there_and_else_extracted(tmp_path, found)
 def test_a_report_on_extracted_speaks_of_no_port(whole):
     found, made = whole
     text = report(found, sections(found), headline(found))
-    text += " ".join(str(name) for table in made if "quantity" in table.frame for name in table.frame["quantity"].unique())
+    text += " ".join(str(name) for table in made if "quantity" in table.frame
+                     for name in table.frame["quantity"].unique())
     lines = text.splitlines()
-    assert "extracted − scratch" in text and [line for line in lines if re.search(r"\bport(s|ed|ing)?\b", line)] == []
+    assert "extracted − scratch" in text and [line for line in lines
+                                              if re.search(r"\bport(s|ed|ing)?\b", line)] == []
     assert "## What does a start from extracted weights save, and what does it cost on each host?" in lines
     assert "whether the seed examples are of" in text
 
@@ -95,7 +99,8 @@ def test_an_extraction_costs_no_updates_and_only_its_seconds(tmp_path):
 
 @pytest.mark.parametrize(("data", "relation", "baseline"), [
     ("sums", "same", "scratch"), ("quiz", "different", "extracted_random"), ("quiz", "same", "pissa")])
-def test_extracted_minus_another_start_is_the_mean_over_seeds_and_examples(study, found, data, relation, baseline):
+def test_extracted_minus_another_start_is_the_mean_over_seeds_and_examples(study, found, data, relation,
+                                                                           baseline):
     table = scores(study, 100, data=data, relation=relation, init="extracted") - scores(
         study, 100, data=data, relation=relation, init=baseline)
     frame = extraction(found)
@@ -130,11 +135,13 @@ def test_nothing_is_compared_before_the_first_update_nor_counted_in_a_family(fou
 def test_over_seeds_alone_the_intervals_are_those_of_a_paired_t_test(study, found):
     alone = StudyContext(found.study, found.metric)
     row = entry(extraction(alone), data="sums", budget=50, quantity="seed examples: same − different")
-    sides = [scores(study, 50, data="sums", relation=name, init="extracted").mean(axis=1) for name in ("same", "different")]
+    sides = [scores(study, 50, data="sums", relation=name, init="extracted").mean(axis=1)
+             for name in ("same", "different")]
     whole = stats.ttest_rel(*sides).confidence_interval(0.95)
     assert (row["low"], row["high"]) == pytest.approx((whole.low, whole.high), abs=1e-4)
     row = entry(extraction(alone), data="quiz", budget=50, relation="same", quantity="gain over scratch")
-    sides = [scores(study, 50, data="quiz", relation="same", init=name).mean(axis=1) for name in ("extracted", "scratch")]
+    sides = [scores(study, 50, data="quiz", relation="same", init=name).mean(axis=1)
+             for name in ("extracted", "scratch")]
     whole = stats.ttest_rel(*sides).confidence_interval(0.95)
     assert (row["low"], row["high"]) == pytest.approx((whole.low, whole.high), abs=1e-4)
 
@@ -165,17 +172,20 @@ def test_what_one_task_scores_moves_no_number_of_another_and_every_number_names_
     for cell in other.cells:
         if cell.data == "quiz" and cell.budget == 100:
             height = levels["same"] if cell.init == "extracted" else levels["scratch"]
-            answer(other, cell.run_id, "choice", {mark: np.full(EXAMPLES, height, np.float32) for mark in (0, 50, 100)})
+            answer(other, cell.run_id, "choice", {mark: np.full(EXAMPLES, height, np.float32)
+                                                  for mark in (0, 50, 100)})
     moved = gather(other.store)
     for name in TABLED:
         one, two = (table.frame for evidence in (found, moved) for table in tables(evidence, [name]))
         columns = [column for column in ("mean", "low", "high", "iqm", "value", "p") if column in one]
         for data, same in (("sums", True), ("quiz", False)):
-            rows = [frame.loc[frame["data"] == data, columns].reset_index(drop=True).astype(float) for frame in (one, two)]
+            rows = [frame.loc[frame["data"] == data, columns].reset_index(drop=True).astype(float)
+                    for frame in (one, two)]
             assert len(rows[0]) and rows[0].equals(rows[1]) == same, (name, data)
     assert all(re.search(", (sums|quiz)$", row.name) for row in numbers(found))
 
 
 def test_replicates_of_no_caption_differ_in_the_data(whole):
     assert sum("differ in:" in table.caption for table in whole[1]) > 10
-    assert [table.name for table in whole[1] if re.search(r"differ in:[^.]*[^n] data \(up to", table.caption)] == []
+    assert [table.name for table in whole[1] if re.search(r"differ in:[^.]*[^n] data \(up to",
+                                                          table.caption)] == []

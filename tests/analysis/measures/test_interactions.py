@@ -18,7 +18,8 @@ KINDS = [["base", "large", "size"], ["tuned", "large", "lineage"], ["large", "ba
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> StudyContext:
-    return gather(build(tmp_path_factory.mktemp("i") / "s", Axes(budgets=(0, 100)), FACTS | {"pairs": KINDS}).store)
+    return gather(build(tmp_path_factory.mktemp("i") / "s", Axes(budgets=(0, 100)),
+                        FACTS | {"pairs": KINDS}).store)
 
 
 def of_seeds(found: StudyContext, held) -> np.ndarray:
@@ -29,17 +30,20 @@ def of_seeds(found: StudyContext, held) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("axis", "item", "against", "one", "other"), [
-    ("direction", "tuned → large", "mean of all", lambda p: (p["origin"] == "tuned"), lambda p: p["seed"] >= 0),
+    ("direction", "tuned → large", "mean of all", lambda p: (p["origin"] == "tuned"),
+     lambda p: p["seed"] >= 0),
     ("method", "lora", "mean of all", lambda p: p["method"] == "lora", lambda p: p["seed"] >= 0),
     ("pairs", "lineage", "size", lambda p: p["origin"] == "tuned", lambda p: p["origin"] != "tuned"),
-    ("relation", "same", "different", lambda p: p["relation"] == "same", lambda p: p["relation"] == "different"),
+    ("relation", "same", "different", lambda p: p["relation"] == "same",
+     lambda p: p["relation"] == "different"),
 ])
 def test_it_is_the_t_test_of_the_seeds_differences(found, axis, item, against, one, other):
     row = entry(interactions(found), axis=axis, item=item, against=against, baseline="sampled", budget=100)
     values = of_seeds(found, one) - of_seeds(found, other)
     test = stats.ttest_1samp(values, 0)
     low, high = test.confidence_interval()
-    assert row[["mean", "low", "high", "p"]].tolist() == pytest.approx([values.mean(), low, high, test.pvalue])
+    assert row[["mean", "low", "high", "p"]].tolist() == pytest.approx([values.mean(), low, high,
+                                                                        test.pvalue])
     assert row["blocks"] == 3 and row["mark"] == ""
 
 

@@ -39,8 +39,10 @@ def test_lift_is_over_seeds_and_the_bare_run_is_a_constant(study):
     row = entry(frame, method="lora", receiving="large", init="ported")
     cells = study.pick(method="lora", receiving="large", init="ported", budget=0)
     gains = [100 * (study.accuracy(cell) - study.runs[cell.bare_id][0]) for cell in cells]
-    assert row["mean"] == pytest.approx(mean(gains)) and (row["n"], row["blocks"], row["examples"]) == (12, 3, 0)
-    seeds = [mean(gain for gain, cell in zip(gains, cells, strict=True) if cell.seed == seed) for seed in (0, 1, 2)]
+    assert row["mean"] == pytest.approx(mean(gains)) and (row["n"], row["blocks"], row["examples"]) == (12, 3,
+                                                                                                        0)
+    seeds = [mean(gain for gain, cell in zip(gains, cells, strict=True) if cell.seed == seed)
+             for seed in (0, 1, 2)]
     assert row["p"] == pytest.approx(stats.ttest_1samp(seeds, 0).pvalue)
     scratch = entry(frame, method="lora", receiving="large", init="scratch")
     assert (scratch["n"], scratch["runs"], scratch["blocks"]) == (12, 3, 3)
@@ -52,7 +54,8 @@ def test_lift_equals_the_zero_shot_table_and_covers_test_examples(published):
     start = published.arms[(published.arms["budget"] == 0) & (published.arms["init"] == "ported")]
     for (method, receiving), cells in start.groupby(["method", "receiving"]):
         row = entry(frame, method=method, receiving=receiving, init="ported")
-        assert row["mean"] == pytest.approx(100 * (cells["value"] - cells["bare"]).mean()) and row["examples"] == 400
+        assert row["mean"] == pytest.approx(100 * (cells["value"]
+                                                   - cells["bare"]).mean()) and row["examples"] == 400
     alone = lift(replace(published, answers=None))
     assert (alone["examples"] == 0).all() and (alone["mean"] == frame["mean"]).all()
     both = frame["low"].notna() & alone["low"].notna()
@@ -90,7 +93,8 @@ def test_fiellers_interval_holds_the_ratio(seeds):
     held = []
     for _ in range(600):
         shared = 0.7 * random.normal(size=seeds)  # the scratch run is in both
-        denominator, numerator = (mean + 4 * (shared + 0.7 * random.normal(size=seeds)) for mean in (25.0, 15.0))
+        denominator, numerator = (mean + 4 * (shared + 0.7 * random.normal(size=seeds))
+                                  for mean in (25.0, 15.0))
         found = ratio(numerator, denominator)
         held.append(found.low <= 0.6 <= found.high)
     assert 0.925 <= np.mean(held) <= 0.98
@@ -110,14 +114,16 @@ def test_a_denominator_within_noise_or_of_the_wrong_sign_gives_no_ratio():
 
 def test_the_recovered_fraction_is_a_ratio_of_means(tmp_path: Path):
     study = build(tmp_path / "part", SMALL)
-    rewrite(study, scratch=[[0.5, 0.60, 0.7]] * 3, ported=[[0.5, 0.70, 0.8], [0.5, 0.72, 0.8], [0.5, 0.74, 0.8]])
+    rewrite(study, scratch=[[0.5, 0.60, 0.7]] * 3, ported=[[0.5, 0.70, 0.8], [0.5, 0.72, 0.8],
+                                                           [0.5, 0.74, 0.8]])
     for seed, value in enumerate((0.90, 0.91, 0.95)):
         change(study, study.pick(seed=seed)[0].native_id, {500: value})
     row = entry(recovered(gather(study.store)), level="method", budget=100)
     low, high = brute(np.array([10.0, 12.0, 14.0]), np.array([30.0, 31.0, 35.0]), np.arange(0.2, 0.7, 0.0005))
     assert row["mean"] == pytest.approx(36 / 96) and (row["n"], row["blocks"], row["expected"]) == (6, 3, 6)
     assert (row["low"], row["high"]) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
-    assert row["numerator"] == pytest.approx(12) and row["denominator"] == pytest.approx(32) and row["unit_of_means"] == "pp"
+    assert row["numerator"] == pytest.approx(12) and row["denominator"] == pytest.approx(32) and row[
+        "unit_of_means"] == "pp"
 
 
 def test_native_that_is_the_scratch_run_at_the_same_mark_is_refused(published):
@@ -136,7 +142,8 @@ def test_a_native_run_that_is_not_there_is_counted_and_named(tmp_path: Path):
     study.remove(native)
     study.store.fail(native, {"error": "boom"})
     row = entry(recovered(gather(study.store)), level="method", budget=100)
-    assert row[["expected", "n", "failed", "missing", "mark", "status"]].tolist() == [6, 4, 2, 0, "†", "incomplete"]
+    assert row[["expected", "n", "failed", "missing", "mark", "status"]].tolist() == [6, 4, 2, 0, "†",
+                                                                                      "incomplete"]
 
 
 # ---- win rates
@@ -147,7 +154,8 @@ def test_a_win_rate_counts_ties_half_and_is_paired_by_seed(tmp_path: Path):
     rewrite(study, scratch=[[0.5, 0.6, 0.8]] * 3, ported=[[0.5, 0.5, 0.9], [0.5, 0.9, 0.8], [0.5, 0.9, 0.7]])
     frame = win_rate(gather(study.store))
     row = entry(frame, init="ported", against="scratch")
-    assert row[["mean", "n", "blocks", "expected"]].tolist() == [0.5, 6, 3, 6] and row["ties"] == pytest.approx(1 / 3)
+    assert row[["mean", "n", "blocks", "expected"]].tolist() == [0.5, 6, 3,
+                                                                 6] and row["ties"] == pytest.approx(1 / 3)
     back = entry(frame, init="scratch", against="ported")
     assert (back["low"], back["high"]) == (pytest.approx(1 - row["high"]), pytest.approx(1 - row["low"]))
     assert row["low"] == pytest.approx(stats.beta.ppf(0.025, 2, 2))
@@ -158,7 +166,8 @@ def test_methods_win_within_the_same_point_of_the_grid(published):
     cells = published.largest[published.largest["init"] == "ported"]
     wide = cells.pivot(index=["origin", "receiving", "relation", "seed"], columns="method", values="value")
     row = entry(frame, init="ported", method="adapter", against="lora")
-    assert row["mean"] == pytest.approx((wide["adapter"] > wide["lora"]).mean() + (wide["adapter"] == wide["lora"]).mean() / 2)
+    assert row["mean"] == pytest.approx((wide["adapter"] > wide["lora"]).mean()
+                                        + (wide["adapter"] == wide["lora"]).mean() / 2)
     assert (row["n"], row["blocks"]) == (40, 5)
 
 
@@ -167,7 +176,8 @@ def test_methods_win_within_the_same_point_of_the_grid(published):
 def test_jeffreys_interval_over_blocks_holds_the_win_rate(blocks, pairs):
     random = np.random.default_rng(0)
     for rate in (0.5, 0.7, 0.9):
-        luck = np.sqrt(0.5) * random.normal(size=(2000, blocks, 1)) + np.sqrt(0.5) * random.normal(size=(2000, blocks, pairs))
+        luck = np.sqrt(0.5) * random.normal(size=(2000, blocks, 1)) + np.sqrt(0.5) * random.normal(size=(2000,
+                                                                                                         blocks, pairs))
         share = (luck + stats.norm.ppf(rate) > 0).mean(axis=(1, 2))
         low, high = jeffreys(share, np.full(2000, float(blocks)))
         assert ((low <= rate) & (rate <= high)).mean() > 0.90
@@ -202,7 +212,8 @@ def test_a_study_without_pairs_raises_nothing(tmp_path: Path, name, inits):
 def test_ports_and_data_sets_are_told_apart_in_every_quantity(tmp_path: Path, key, values):
     study = build(tmp_path / "apart", replace(SMALL, methods=("lora", "prefix")))
     inits, other = ("ported",) if key == "port" else SMALL.inits, max(values - {"sst2"})
-    extra = [replace(cell, **{key: other}, run_id=cell.run_id[::-1]) for cell in study.cells if cell.init in inits]
+    extra = [replace(cell, **{key: other}, run_id=cell.run_id[::-1]) for cell in study.cells
+             if cell.init in inits]
     study.store.expect(extra, FACTS)
     found = gather(study.store)
     for table in build_tables(found, NAMES):
@@ -213,9 +224,10 @@ def test_the_order_of_commands_moves_no_quantity(study):
     found = gather(study.store)
     study.store.expect(study.cells[::-1], {**FACTS, "sweep": "backwards"})
     turned = gather(study.store)
-    keys = ["level", "method", "origin", "receiving", "relation", "init", "against", "budget", "baseline", "predictor",
-            "quantity"]
+    keys = ["level", "method", "origin", "receiving", "relation", "init", "against", "budget", "baseline",
+            "predictor", "quantity"]
     for name in NAMES:
         frames = [TABLES[name].make(one) for one in (found, turned)]
-        left, own = (frame.sort_values([key for key in keys if key in frame], ignore_index=True) for frame in frames)
+        left, own = (frame.sort_values([key for key in keys if key in frame], ignore_index=True)
+                     for frame in frames)
         pd.testing.assert_frame_equal(left, own, check_dtype=False)

@@ -1,4 +1,5 @@
-"""What goes with a gain: correlations by hand, hosts exchanged by brute force, and no number where there is too little."""
+"""What goes with a gain: correlations by hand, hosts exchanged by brute force, and no number where there is
+too little."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -27,13 +28,16 @@ PAIRS = [(one, other) for one, other in DIRECTIONS if one < other]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> StudyContext:
     """Four hosts in all directions, with invented similarities and carried fractions."""
-    axes = Axes(pairs=tuple(DIRECTIONS), relations=("same", "different"), inits=("ported", "scratch"), budgets=(0, 100))
+    axes = Axes(pairs=tuple(DIRECTIONS), relations=("same", "different"), inits=("ported", "scratch"),
+                budgets=(0, 100))
     study = gather(build(tmp_path_factory.mktemp("hosts") / "toy", axes).store).study
     random = np.random.default_rng(1)
-    rows = [(other, one, random.random(), None if one == "a" else random.random(), 1.0, 0.5) for one, other in PAIRS]
+    rows = [(other, one, random.random(), None if one == "a" else random.random(), 1.0, 0.5)
+            for one, other in PAIRS]
     pairs = pd.DataFrame(rows, columns=list(HOST_PAIR))
     fractions = {"carried": random.random(len(study.runs)), "carried_norm": np.nan}
-    return StudyContext(replace(study, pairs=pairs, runs=study.runs.assign(**fractions)), METRICS["eval_accuracy"])
+    return StudyContext(replace(study, pairs=pairs, runs=study.runs.assign(**fractions)),
+                        METRICS["eval_accuracy"])
 
 
 # ---- points
@@ -49,7 +53,8 @@ def test_points_hold_the_gain_of_each_direction_and_the_similarity_of_its_hosts_
     level = found.levels["direction"]
     keys = {"method": "lora", "origin": "a", "receiving": "b", "relation": "same", "budget": 100}
     assert there["gain"] == entry(level, **keys)["mean"] and there["low"] == entry(level, **keys)["low"]
-    cells = found.arms[(found.arms[list(keys)] == pd.Series(keys)).all(axis=1) & (found.arms["init"] == "ported")]
+    cells = found.arms[(found.arms[list(keys)] == pd.Series(keys)).all(axis=1)
+                       & (found.arms["init"] == "ported")]
     carried = found.study.runs.set_index("run_id").loc[cells["run_id"], "carried"]
     assert there["carried"] == pytest.approx(carried.mean()) and there["n"] == there["blocks"] == 3
 
@@ -68,7 +73,8 @@ def test_a_similarity_is_correlated_over_pairs_of_hosts_with_gains_averaged(foun
     row = entry(predictors(found), method="lora", budget=100, predictor="cka")
     points = gain_and_similarity(found)
     points = points[(points["method"] == "lora") & (points["budget"] == 100)]
-    points = points.assign(pair=[tuple(sorted(x)) for x in zip(points["origin"], points["receiving"], strict=True)])
+    points = points.assign(pair=[tuple(sorted(x)) for x in zip(points["origin"], points["receiving"],
+                                                               strict=True)])
     table = points.groupby("pair")[["cka", "gain"]].mean()
     assert row["spearman"] == pytest.approx(stats.spearmanr(table["cka"], table["gain"]).statistic)
     assert row["pearson"] == pytest.approx(stats.pearsonr(table["cka"], table["gain"]).statistic)
@@ -102,7 +108,8 @@ def test_over_all_methods_ranks_are_centred_within_each(found):
     points = points[points["budget"] == 100]
     table = points.groupby(["method", "origin", "receiving"])[["carried", "gain"]].mean()
     ranks = table.groupby(level="method").rank()
-    assert row["spearman"] == pytest.approx(stats.pearsonr(ranks["carried"], ranks["gain"]).statistic)  # ranks have one mean
+    # ranks have one mean
+    assert row["spearman"] == pytest.approx(stats.pearsonr(ranks["carried"], ranks["gain"]).statistic)
     centred = table - table.groupby(level="method").transform("mean")
     assert row["pearson"] == pytest.approx(stats.pearsonr(centred["carried"], centred["gain"]).statistic)
     assert (row["n"], row["points"]) == (12, 24)
@@ -124,7 +131,8 @@ def test_what_is_constant_missing_or_too_little_gives_words_and_no_number(found)
 def test_holm_is_over_all_correlations_of_the_frame(found):
     frame = predictors(found)
     p = frame["p"].dropna()
-    assert (frame["family"] == len(p)).all() and len(p) == 3 * 2 * 2  # methods and all, budgets, cka and carried
+    # methods and all, budgets, cka and carried
+    assert (frame["family"] == len(p)).all() and len(p) == 3 * 2 * 2
     assert frame["p_holm"].min() == pytest.approx(min(1.0, len(p) * p.min()))
 
 
@@ -138,13 +146,15 @@ def test_a_study_without_similarity_says_so(study):
 
 
 def test_directions_that_are_not_there_are_counted(tmp_path: Path):
-    axes = Axes(methods=("lora",), pairs=tuple(DIRECTIONS), relations=("same",), inits=("ported", "scratch"), budgets=(0, 100))
+    axes = Axes(methods=("lora",), pairs=tuple(DIRECTIONS), relations=("same",), inits=("ported", "scratch"),
+                budgets=(0, 100))
     study = build(tmp_path / "holes", axes)
     for cell in study.pick(init="ported", origin="a", receiving="b", budget=0):
         study.remove(cell.run_id)
     found = gather(study.store)
     runs = found.study.runs.assign(carried=np.linspace(0, 1, len(found.study.runs)))
-    row = entry(predictors(replace(found, study=replace(found.study, runs=runs))), budget=100, predictor="carried")
+    row = entry(predictors(replace(found, study=replace(found.study, runs=runs))), budget=100,
+                predictor="carried")
     assert row[["n", "expected", "missing", "mark", "status"]].tolist() == [11, 12, 1, "†", "incomplete"]
 
 
@@ -154,7 +164,8 @@ def test_directions_that_are_not_there_are_counted(tmp_path: Path):
 def test_orders_lay_directions_on_directions():
     star = (("m", "x"), ("m", "y"), ("m", "z"), ("x", "m"))
     found = arrangements(star, False)
-    assert sorted(map(tuple, found.tolist())) == [(0, 1, 2, 3), (0, 2, 1, 3)]  # only y and z can change places
+    # only y and z can change places
+    assert sorted(map(tuple, found.tolist())) == [(0, 1, 2, 3), (0, 2, 1, 3)]
     assert len(arrangements(tuple(PAIRS), True)) == len(arrangements(tuple(DIRECTIONS), False)) == 24
     many = tuple((f"h{i}", f"h{j}") for i in range(9) for j in range(9) if i != j)
     orders = arrangements(many, False)
@@ -163,13 +174,15 @@ def test_orders_lay_directions_on_directions():
 
 @pytest.mark.parametrize(("hosts", "symmetric"), [(4, True), (5, True), (5, False), (6, True)])
 def test_hosts_that_differ_make_no_false_link(hosts, symmetric):
-    """Good and bad hosts make alike the pairs they are in: exchanging single pairs finds a link in 5 to 18 % of such grids."""
+    """Good and bad hosts make alike the pairs they are in: exchanging single pairs finds a link in 5 to 18 %
+    of such grids."""
     names = [f"h{i}" for i in range(hosts)]
     units = [(one, other) for one in names for other in names if (one < other if symmetric else one != other)]
     ends = np.array([[names.index(host) for host in unit] for unit in units])
     random, wrong = np.random.default_rng(0), []
     for _ in range(400):
-        values, gains = (3 * random.normal(size=hosts)[ends].sum(axis=1) + random.normal(size=len(units)) for _ in range(2))
+        values, gains = (3 * random.normal(size=hosts)[ends].sum(axis=1) + random.normal(size=len(units))
+                         for _ in range(2))
         wrong.append(correlate(values[None], gains[None], units, symmetric).p <= 0.05)
     assert np.mean(wrong) <= 0.085
 

@@ -17,9 +17,10 @@ from portability.core.contrasts import Contrast
 from support.synthetic import FACTS, Axes, build
 from support.written import entry, rewrite
 
-AXES = Axes(("lora", "prefix"), (("base", "large"), ("tuned", "large"), ("large", "base"), ("base", "tuned")), budgets=(0, 100),
-            seeds=tuple(range(6)))
-KINDS = [["base", "large", "size"], ["tuned", "large", "size"], ["large", "base", "size"], ["base", "tuned", "lineage"]]
+AXES = Axes(("lora", "prefix"), (("base", "large"), ("tuned", "large"), ("large", "base"), ("base", "tuned")),
+            budgets=(0, 100), seeds=tuple(range(6)))
+KINDS = [["base", "large", "size"], ["tuned", "large", "size"], ["large", "base", "size"],
+         ["base", "tuned", "lineage"]]
 CONTRASTS = [
     Contrast("scratch", "ported", "scratch", 100), Contrast("sampled", "ported", "sampled", 100),
     Contrast("bare", "ported", "bare", 0, {"method": ["lora"]}),
@@ -30,7 +31,8 @@ CONTRASTS = [
 
 def declared(root: Path, contrasts=CONTRASTS, axes: Axes = AXES) -> StudyContext:
     """A study that declares contrasts."""
-    return gather(build(root, axes, FACTS | {"pairs": KINDS, "primary": [asdict(one) for one in contrasts]}).store)
+    return gather(build(root, axes, FACTS | {"pairs": KINDS,
+                                             "primary": [asdict(one) for one in contrasts]}).store)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,10 @@ def test_each_contrast_is_the_t_test_of_its_seeds_and_holm_is_over_them_alone(fo
     for name, values in own.items():
         row, test = entry(frame, name=name), stats.ttest_1samp(values, 0)
         low, high = test.confidence_interval()
-        assert row[["mean", "low", "high", "p"]].tolist() == pytest.approx([values.mean(), low, high, test.pvalue])
-    start = found.arms[(found.arms["budget"] == 0) & (found.arms["init"] == "ported") & (found.arms["method"] == "lora")]
+        assert row[["mean", "low", "high", "p"]].tolist() == pytest.approx([values.mean(), low, high,
+                                                                            test.pvalue])
+    start = found.arms[(found.arms["budget"] == 0) & (found.arms["init"] == "ported")
+                       & (found.arms["method"] == "lora")]
     values = 100 * (start["value"] - start["bare"]).groupby(start["seed"]).mean()
     assert entry(frame, name="bare")["mean"] == pytest.approx(values.mean())
     assert frame["p_holm"].tolist() == pytest.approx(multipletests(frame["p"], method="holm")[1].tolist())
@@ -72,7 +76,8 @@ def test_each_contrast_is_the_t_test_of_its_seeds_and_holm_is_over_them_alone(fo
 
 def test_counts_and_the_detectable_difference_are_those_of_the_corrected_level(found):
     row = entry(primary(found), name="sampled")
-    assert row[["seeds", "expected", "n", "failed", "missing", "mark", "examples"]].tolist() == [6, 96, 96, 0, 0, "", 0]
+    assert row[["seeds", "expected", "n", "failed", "missing", "mark", "examples"]].tolist() == [6, 96, 96, 0,
+                                                                                                 0, "", 0]
     solved = TTestPower().solve_power(nobs=6, alpha=0.05 / 5, power=0.8) * np.sqrt(6)
     assert row["mdd"] == pytest.approx(solved * row["se"], rel=0.01)
 
@@ -84,7 +89,8 @@ def test_labels_are_exchanged_in_whole_seeds_and_the_smallest_p_stands_beside(fo
     values = seeds(found, "ported", "sampled", 100, lambda row: True)
     test = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert frame.loc["sampled", "p_exchange"] == pytest.approx(test.pvalue)
-    assert frame.loc["scratch", "smallest_p"] < 2 / 2**6  # several arms share a scratch run, and any may be called that
+    # several arms share a scratch run, and any may be called that
+    assert frame.loc["scratch", "smallest_p"] < 2 / 2**6
 
 
 def test_a_contrast_without_a_test_stays_in_the_family(tmp_path):
@@ -96,13 +102,15 @@ def test_a_contrast_without_a_test_stays_in_the_family(tmp_path):
 
 
 def test_runs_of_the_arm_that_stand_in_several_pairs_are_exchanged_with_their_seed(tmp_path):
-    axes = replace(AXES, inits=("ported", "pissa", "scratch"))  # both run once a receiving host, and stand in all its pairs
+    # both run once a receiving host, and stand in all its pairs
+    axes = replace(AXES, inits=("ported", "pissa", "scratch"))
     found = primary(declared(tmp_path / "s", [Contrast("shared", "pissa", "scratch", 100)], axes)).iloc[0]
     assert found["smallest_p"] == 2 / 2**6  # two labels a seed, not one a pair
 
 
 def test_a_missing_run_is_counted_marked_and_its_seed_left_out(tmp_path):
-    study = build(tmp_path / "s", AXES, FACTS | {"pairs": KINDS, "primary": [asdict(one) for one in CONTRASTS]})
+    study = build(tmp_path / "s", AXES, FACTS | {"pairs": KINDS,
+                                                 "primary": [asdict(one) for one in CONTRASTS]})
     study.remove(study.pick(init="ported", method="lora", seed=2)[0].run_id)
     row = entry(primary(gather(study.store)), name="scratch")
     assert row[["seeds", "expected", "n", "missing", "mark"]].tolist() == [5, 96, 95, 1, "†"]
@@ -120,7 +128,8 @@ def test_the_verdict_is_one_word_and_one_sentence(tmp_path, gain, word):
     row = primary(found).iloc[0]
     text = sentence(row, found.metric)
     assert row["verdict"] == word and (row["low"] <= 0 <= row["high"]) == (word == "open")
-    assert text.startswith(f"Ported against scratch after 100 updates: {'left open' if word == 'open' else word}, ")
+    assert text.startswith("Ported against scratch after 100 updates: "
+                           f"{'left open' if word == 'open' else word}, ")
     assert ("would have been found four times in five" in text) == (word == "open") and "6 seeds" in text
     if word == "ahead":
         assert declared_sentences(found) == [text] and numbers(found)[0].verdict == word
@@ -136,4 +145,5 @@ def test_commands_that_declare_other_contrasts_leave_the_study_without(tmp_path)
     study = build(tmp_path / "s", replace(AXES, seeds=(0, 1)), FACTS | {"primary": [asdict(CONTRASTS[0])]})
     study.store.expect(study.cells, FACTS | {"primary": [asdict(CONTRASTS[1])]})
     found = gather(study.store)
-    assert primary(found).empty and any("declare different primary contrasts" in words for words in caveats(found))
+    assert primary(found).empty and any("declare different primary contrasts" in words
+                                        for words in caveats(found))

@@ -1,4 +1,5 @@
-"""Answers instead of labels: which metric a study has, intervals over real scores, and the second paper's figures."""
+"""Answers instead of labels: which metric a study has, intervals over real scores, and the second paper's
+figures."""
 
 import itertools
 import json
@@ -42,10 +43,12 @@ def found(study) -> StudyContext:
 
 
 @pytest.mark.parametrize(("data", "metric"), [
-    (("sums", "quiz"), "eval_accuracy"), (("notes",), "eval_rougeL"), (("sums", "quiz", "notes"), "eval_score")])
+    (("sums", "quiz"), "eval_accuracy"), (("notes",), "eval_rougeL"),
+    (("sums", "quiz", "notes"), "eval_score")])
 def test_the_metric_is_what_all_runs_have_and_its_intervals_are_over_examples(tmp_path, data, metric):
     study = answered(tmp_path / "s", replace(CUT, data=data))
-    answer(study, "ab" * 8, "rouge_l", {0: np.zeros(EXAMPLES, np.float32)})  # an origin on other data, which no cell reads
+    # an origin on other data, which no cell reads
+    answer(study, "ab" * 8, "rouge_l", {0: np.zeros(EXAMPLES, np.float32)})
     found = gather(study.store)
     assert found.metric.name == metric == read(study.store, None).metric and found.why == ""
     assert set(found.levels["all"]["examples"]) == {EXAMPLES}
@@ -71,7 +74,8 @@ def test_metrics_that_nothing_holds_are_not_shown_and_the_score_only_where_it_is
 
 def test_runs_with_other_numbers_of_answers_are_not_compared_over_examples(tmp_path, caplog):
     study = answered(tmp_path / "s", replace(CUT, data=("sums",)))
-    answer(study, study.pick(init="pissa", seed=1)[0].run_id, "exact_match", {m: np.ones(7, np.float32) for m in (0, 50, 100)})
+    answer(study, study.pick(init="pissa", seed=1)[0].run_id, "exact_match",
+           {m: np.ones(7, np.float32) for m in (0, 50, 100)})
     assert gather(study.store).answers is None and "tested on other examples of sums" in caplog.text
 
 
@@ -94,7 +98,8 @@ def test_runs_on_other_questions_are_not_compared_over_examples(tmp_path, caplog
 def test_scores_of_the_second_papers_hosts_and_sets_are_compared_and_others_are_not(study, found):
     frame = beside(found)
     assert set(frame["paper"]) == {"Zhong et al. 2024"} and len(frame) == 136 and frame["within"].isna().all()
-    names = {"origin": {"large": "llama-2-13b"}, "receiving": {"base": "llama-2-7b"}, "data": {"sums": "gsm", "quiz": "mmlu"},
+    names = {"origin": {"large": "llama-2-13b"}, "receiving": {"base": "llama-2-7b"},
+             "data": {"sums": "gsm", "quiz": "mmlu"},
              "origin_data": {"sums": "gsm", "quiz": "mmlu"}, "method": {"lora_all": "lora"}}
     cells = found.cells.replace(names)
     here = replace(found, study=replace(found.study, cells=cells))
@@ -103,7 +108,8 @@ def test_scores_of_the_second_papers_hosts_and_sets_are_compared_and_others_are_
     assert len(able) == 8 and not of_study(here).duplicated(["data", "init", "variant", "quantity"]).any()
     for (place, data, init, variant, quantity), row in able.iterrows():
         relation = "different" if variant and variant != f"seeds of {data}" else "same"
-        own = scores(study, 100, data={"gsm": "sums", "mmlu": "quiz"}[data], relation=relation, init=init).mean(axis=1)
+        own = scores(study, 100, data={"gsm": "sums", "mmlu": "quiz"}[data], relation=relation,
+                     init=init).mean(axis=1)
         half = stats.t.ppf(0.975, 5) * own.std(ddof=1) / np.sqrt(6)
         assert (row["ours"], row["low"], row["high"]) == pytest.approx(
             (own.mean(), own.mean() - half, own.mean() + half), abs=1e-4)
@@ -138,7 +144,8 @@ def labelled(root: Path, **more: float) -> Synthetic:
         write(study.store, run_id, found)
         random = np.random.default_rng(int(run_id, 16))
         margin = (random.normal(size=(len(marks), EXAMPLES)).round(1) + label).astype(np.float32)
-        save_file({"updates": np.array(list(marks)), "margin": margin, "label": label, "invalid": np.zeros(margin.shape, bool)},
+        save_file({"updates": np.array(list(marks)), "margin": margin, "label": label,
+                   "invalid": np.zeros(margin.shape, bool)},
                   study.store.folder(run_id) / "predictions.safetensors")
     return study
 
@@ -159,9 +166,11 @@ def test_auc_that_records_lack_comes_out_of_their_predictions_without_torch(tmp_
         assert row.value == pytest.approx(ranked(study, row.run_id, row.mark), abs=1e-12)
         assert row.bare == pytest.approx(ranked(study, row.bare_id, 0), abs=1e-12)
     code = ("import sys; from portability.store import Store; from portability.analysis.load import read\n"
-            f"read(Store({str(study.store.root)!r}), 'eval_auc'); assert not {{'torch', 'evaluate'}} & set(sys.modules)")
+            f"read(Store({str(study.store.root)!r}), 'eval_auc'); assert not {{'torch', 'evaluate'}} & "
+            "set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert set(gather(study.store).cells.columns) >= {"eval_auc"} and read(study.store, None).cells["eval_auc"].isna().all()
+    assert set(gather(study.store).cells.columns) >= {"eval_auc"} and read(study.store,
+                                                                           None).cells["eval_auc"].isna().all()
     run_id = cells["run_id"][0]
     curve = details(study.store, gather(study.store, "eval_auc")).runs[run_id]["curve"]
     assert curve[1][0] == pytest.approx(100 * ranked(study, run_id, 0), abs=1e-9)
@@ -176,19 +185,23 @@ def test_without_predictions_or_with_one_class_there_is_a_hole_with_its_reason(t
             del mark["eval_auc"]
         if run_id == alone:
             found["train_info"]["unmeasured"] = [
-                {"updates": mark, "metric": "eval_auc", "reason": "AUC needs both classes"} for mark in study.runs[run_id]]
+                {"updates": mark, "metric": "eval_auc", "reason": "AUC needs both classes"}
+                for mark in study.runs[run_id]]
         study.path(run_id).write_text(json.dumps(found))
         (study.store.folder(run_id) / "predictions.safetensors").unlink()
     whole = read(study.store, "eval_auc")
     holes = whole.cells[whole.cells["run_id"].isin([lost, alone])]
-    assert set(holes["status"]) == {"missing"} and holes["value"].isna().all() and holes["eval_accuracy"].notna().all()
+    assert set(holes["status"]) == {"missing"} and holes["value"].isna().all() and holes[
+        "eval_accuracy"].notna().all()
     others = whole.cells[~whole.cells["run_id"].isin([lost, alone])]
     assert (others["value"] == 0.75).all() and (others["status"] == "done").all()
     said = [str(problem) for problem in whole.problems]
-    assert any(lost in line and "no eval_auc: the run was stored without it, and its predictions" in line for line in said)
+    assert any(lost in line and "no eval_auc: the run was stored without it, and its predictions" in line
+               for line in said)
     assert any(alone in line and "no eval_auc: AUC needs both classes" in line for line in said)
     plain = read(study.store)
-    assert (plain.cells["status"] == "done").all() and {problem.kind for problem in plain.problems} == {"unmeasured"}
+    assert (plain.cells["status"] == "done").all() and {problem.kind
+                                                        for problem in plain.problems} == {"unmeasured"}
     row = entry(tables(gather(study.store, "eval_auc"), ["init_by_budget"])[0].frame, init="ported", budget=0,
                 quantity="eval_auc")
     assert row["status"] == "incomplete" and row["missing"] == 1
@@ -205,7 +218,8 @@ def test_the_command_shows_any_metric_of_the_records(tmp_path, capsys, metric, l
     assert label in table and shows in table
     assert label in (study.store.root / "tables" / "all_metrics.md").read_text()
     assert metric in (study.store.root / "tables" / "init_by_method.csv").read_text()
-    assert f'"metric":{{"key":"{metric}"' in (study.store.root / "report" / "index.html").read_text().replace(" ", "")
+    assert f'"metric":{{"key":"{metric}"' in (study.store.root / "report"
+                                              / "index.html").read_text().replace(" ", "")
     assert (study.store.root / "plots" / "headline.svg").is_file()
 
 

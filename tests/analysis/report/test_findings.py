@@ -1,4 +1,5 @@
-"""The verdict is made of declared contrasts alone; what was not declared is said to be exploratory; what limits it is said."""
+"""The verdict is made of declared contrasts alone; what was not declared is said to be exploratory; what
+limits it is said."""
 
 import io
 import json
@@ -13,7 +14,14 @@ from rich.console import Console
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.measures.learning_rates import has_rates, rates
 from portability.analysis.measures.primary_contrasts import iterates, primary
-from portability.analysis.report.findings import NOTHING, caveats, declared_sentences, headline_numbers, numbers, verdict_words
+from portability.analysis.report.findings import (
+    NOTHING,
+    caveats,
+    declared_sentences,
+    headline_numbers,
+    numbers,
+    verdict_words,
+)
 from portability.analysis.report.markdown import counts
 from portability.analysis.report.sections import sections
 from portability.analysis.tables.registry import build as build_tables
@@ -26,12 +34,15 @@ from support.synthetic import FACTS, Axes, Synthetic, build
 from support.written import change, entry, rewrite
 
 SIX = Axes(("lora",), (("base", "large"),), ("same",), seeds=tuple(range(6)))
-LATE, EARLY = (Contrast(f"{name} scratch", "ported", "scratch", budget) for name, budget in (("late", 500), ("early", 100)))
+LATE, EARLY = (Contrast(f"{name} scratch", "ported", "scratch", budget)
+               for name, budget in (("late", 500), ("early", 100)))
 SAMPLED = Contrast("late sampled", "ported", "sampled", 500)
 
 
-def told(root: Path, gains: dict[str, float], declared: tuple[Contrast, ...] = (), spread: float = 0.01) -> Synthetic:
-    """A study whose runs are so far above scratch at every budget, the same in the last iterate unless a test says other."""
+def told(root: Path, gains: dict[str, float], declared: tuple[Contrast, ...] = (),
+         spread: float = 0.01) -> Synthetic:
+    """A study whose runs are so far above scratch at every budget, the same in the last iterate unless a test
+    says other."""
     study = build(root, SIX, FACTS | {"primary": [asdict(one) for one in declared]})
     random = np.random.default_rng(0)
     curves = {name: (0.6 + gain + random.normal(0, spread, (6, 3))).tolist() for name, gain in gains.items()}
@@ -40,7 +51,8 @@ def told(root: Path, gains: dict[str, float], declared: tuple[Contrast, ...] = (
 
 
 def last(study: Synthetic, init: str, change_by: float) -> None:
-    """Give every run a last iterate: that of an init so far from what its marks evaluate, with a spread of its own."""
+    """Give every run a last iterate: that of an init so far from what its marks evaluate, with a spread of
+    its own."""
     for cell in study.pick(budget=0):
         path = study.path(cell.run_id)
         record = json.loads(path.read_text())
@@ -55,8 +67,8 @@ def test_the_verdict_counts_what_is_ahead_behind_and_open_and_names_each_with_it
     rows = primary(found)
     size = {row["name"]: f"{row['mean']:+.1f} pp".replace("-", "−") for _, row in rows.iterrows()}
     assert verdict_words(found) == (
-        f"Of 3 contrasts declared before the runs, 2 are ahead (late scratch {size['late scratch']}, early scratch "
-        f"{size['early scratch']}), 1 is behind (late sampled {size['late sampled']}).")
+        f"Of 3 contrasts declared before the runs, 2 are ahead (late scratch {size['late scratch']}, early "
+        f"scratch {size['early scratch']}), 1 is behind (late sampled {size['late sampled']}).")
     # in the order of the sweep
     assert [row.name for row in headline_numbers(found)] == ["late scratch", "late sampled", "early scratch"]
     assert not any("exploratory" in line for line in caveats(found))
@@ -64,13 +76,15 @@ def test_the_verdict_counts_what_is_ahead_behind_and_open_and_names_each_with_it
 
 def test_what_tests_leave_open_is_said_to_be_open(tmp_path):
     found = gather(told(tmp_path / "s", {"ported": 0.0, "sampled": 0.0}, (LATE,)).store)
-    assert verdict_words(found).startswith("Of 1 contrast declared before the runs, 1 is left open (late scratch ")
+    assert verdict_words(found).startswith("Of 1 contrast declared before the runs, 1 is left open (late "
+                                           "scratch ")
 
 
 def test_without_a_declared_contrast_the_headline_is_exploratory_and_says_so(tmp_path):
     found = gather(told(tmp_path / "s", {"ported": 0.1, "sampled": 0.05}).store)
     words, level = verdict_words(found), found.levels["all"].set_index(["baseline", "budget"])["mean"]
-    assert words.startswith("No contrast was declared before the runs, so nothing is decided; exploratory, over everything: ")
+    assert words.startswith("No contrast was declared before the runs, so nothing is decided; exploratory, "
+                            "over everything: ")
     for baseline, budget in (("scratch", 100), ("scratch", 500), ("sampled", 500)):
         assert f"ported − {baseline} after {budget} updates {level[baseline, budget]:+.1f} pp [" in words
     assert len(headline_numbers(found)) == 3 and len(numbers(found)) == 4
@@ -88,10 +102,12 @@ def test_a_verdict_that_turns_with_the_iterate_is_named(tmp_path):
     assert turns(gather(study.store)) == ["Under the last iterate alone all 2 verdicts are the same."]
     last(study, "ported", -0.2)
     found = gather(study.store)
-    assert declared_sentences(found)[0] == "Under the last iterate alone 2 of 2 verdicts turn: late scratch, early scratch."
+    assert declared_sentences(found)[
+        0] == "Under the last iterate alone 2 of 2 verdicts turn: late scratch, early scratch."
     frame = iterates(found)
     assert frame["verdict"].tolist() == ["ahead"] * 2 and frame["last_verdict"].tolist() == ["behind"] * 2
-    marks = [{mark["updates"]: mark for mark in json.loads(study.path(cell.run_id).read_text())["train_info"]["metrics"]}[500]
+    marks = [{mark["updates"]: mark
+              for mark in json.loads(study.path(cell.run_id).read_text())["train_info"]["metrics"]}[500]
              for init in ("ported", "scratch") for cell in study.pick(init=init, budget=0)]
     values = np.array([100 * mark["last_accuracy"] for mark in marks]).reshape(2, 6)
     assert entry(frame, name="late scratch")["last_mean"] == pytest.approx((values[0] - values[1]).mean())
@@ -105,14 +121,17 @@ def test_records_without_another_last_iterate_have_no_such_table(tmp_path, alike
     if alike:
         last(study, "none of them", 0.0)
     found = gather(study.store)
-    assert [table.name for part in sections(found) for table in part.tables if part.short == "Declared"] == ["primary"]
+    assert [table.name for part in sections(found) for table in part.tables
+            if part.short == "Declared"] == ["primary"]
 
 
 def test_starts_that_no_scale_matches_are_counted_and_how_near_they_come(tmp_path):
     study = told(tmp_path / "s", {"ported": 0.1, "sampled": 0.2}, (LATE,))
-    for cell, effect in zip(study.pick(init="sampled", budget=0), (1.0, 0.995, 0.8, 1.3, 1.01, 1.0), strict=True):
+    for cell, effect in zip(study.pick(init="sampled", budget=0), (1.0, 0.995, 0.8, 1.3, 1.01, 1.0),
+                            strict=True):
         change(study, cell.run_id, {}, port_info={"effect_fraction": effect})
-    assert ("2 starts that should move the logits as much as a port cannot at any scale; the nearest gives 80 to 130 % of it."
+    assert ("2 starts that should move the logits as much as a port cannot at any scale; the nearest gives "
+            "80 to 130 % of it."
             in caveats(gather(study.store)))
 
 
@@ -147,7 +166,8 @@ def rated(root: Path, best: dict[str, float]) -> StudyContext:
     study = build(root, axes, FACTS | {"rates": known})
     for cell in study.pick(budget=0):
         factor = known[cell.method][1]
-        height = {"ported": 0.8, "sampled": 0.7, "scratch": 0.6}[cell.init] - 0.05 * abs(np.log(factor / best[cell.init]))
+        height = {"ported": 0.8, "sampled": 0.7, "scratch": 0.6}[cell.init] - 0.05 * abs(np.log(factor
+                                                                                                / best[cell.init]))
         change(study, cell.run_id, {100: height + 0.01 * cell.seed})
     return gather(study.store)
 
@@ -176,12 +196,14 @@ def test_a_rate_at_which_runs_are_missing_is_not_the_best(tmp_path):
     shutil.rmtree(study.folder(worst["run_id"]))
     frame = rates(gather(study))
     row = entry(frame, init="ported", budget=100)
-    assert row["factor"] == 1 and np.isnan(row["x3.0"]) and entry(frame, init="sampled", budget=100)["factor"] == 3
+    assert row["factor"] == 1 and np.isnan(row["x3.0"]) and entry(frame, init="sampled",
+                                                                  budget=100)["factor"] == 3
     assert "some of these cells are not done" in build_tables(gather(study), ["rates"])[0].notes
 
 
 def test_names_of_contrasts_are_printed_as_they_stand(tmp_path):
-    found = gather(told(tmp_path / "s", {"ported": 0.1, "sampled": 0.2}, (replace(LATE, name="late [early] [/b] one"),)).store)
+    found = gather(told(tmp_path / "s", {"ported": 0.1, "sampled": 0.2},
+                        (replace(LATE, name="late [early] [/b] one"),)).store)
     out = io.StringIO()
     say(found, Console(file=out, width=WIDE))
     assert "late [early] [/b] one" in out.getvalue()
@@ -190,7 +212,8 @@ def test_names_of_contrasts_are_printed_as_they_stand(tmp_path):
 def test_the_best_loss_is_the_lowest(tmp_path):
     rated(tmp_path / "s", {"ported": 1, "sampled": 1, "scratch": 3})
     found = gather(Store(tmp_path / "s"), "eval_loss")
-    assert entry(rates(found), init="scratch")["factor"] == 3 and entry(rates(found), init="sampled")["gain_best"] < 0
+    assert entry(rates(found), init="scratch")["factor"] == 3 and entry(rates(found),
+                                                                        init="sampled")["gain_best"] < 0
 
 
 def test_a_study_of_one_rate_has_no_such_table(tmp_path):

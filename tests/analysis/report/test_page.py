@@ -1,4 +1,5 @@
-"""The page of a study: it holds what the study holds, loads nothing, and no text in it is taken for markup."""
+"""The page of a study: it holds what the study holds, loads nothing, and no text in it is taken for
+markup."""
 
 import base64
 import hashlib
@@ -19,10 +20,10 @@ from portability.analysis.report.sections import QUESTIONS
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
 from portability.analysis.tables.render import grid
-from portability.core.errors import without_places
+from portability.core.errors import redact_paths
 from portability.core.specs import SCHEMA
 from portability.planning.plan import plan
-from portability.planning.selection import chosen
+from portability.planning.selection import select_runs
 from portability.run import compose
 from portability.store import Store
 from support.pages import HOSTILE, SMALL, Made, Tags, made
@@ -57,13 +58,15 @@ def test_the_page_of_the_published_study_is_small_and_names_no_address(nano):
     addresses = [value for _, attributes in tags for key, value in attributes.items() if key in loads]
     assert addresses and all(value.startswith(("#", "data:")) for value in addresses)
     style, script = [text for text in Tags(nano.html).raw if not text.startswith("{")]
-    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|innerHTML|eval\(|document\.write", style + script)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|innerHTML|eval\(|document\.write",
+                         style + script)
     assert not [key for _, attributes in tags for key in attributes if key.startswith("on") or key == "style"]
 
 
 def test_the_policy_allows_the_pages_own_style_and_script_and_no_loading(nano):
     tags = Tags(nano.html)
-    policy = next(meta["content"] for meta in tags.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    policy = next(meta["content"] for meta in tags.all("meta")
+                  if meta.get("http-equiv") == "Content-Security-Policy")
     style, script = [text for text in tags.raw if not text.startswith("{")]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     for rule, text in (("style-src", style), ("script-src", script)):
@@ -73,11 +76,13 @@ def test_the_policy_allows_the_pages_own_style_and_script_and_no_loading(nano):
 
 def test_the_verdict_charts_tables_and_counts_are_written_out_without_a_script(nano):
     before, after = nano.html.split('<script type="application/json"')
-    for text in ("Of 6 contrasts declared before the runs, 4 are ahead (against scratch early +9.4 pp", "+13.4 [+8.2, +18.7]",
+    for text in ("Of 6 contrasts declared before the runs, 4 are ahead (against scratch early +9.4 pp",
+                 "+13.4 [+8.2, +18.7]",
                  "92343b28368056d992c71c4dbe522cec1f48c62d285e8f4793ef847801d81387", "88cc4f87567706ff",
                  "452872841eb3074ea713b0694e46a36c8de1cb82", "transformers", "4.57.6"):
         assert text in before, text
-    assert "<img" not in before and before.count('class="plot s0"') == 2 + 1 + 4 + 2 + 4 + 4 + 2 * 16  # panels of eight charts
+    # panels of eight charts
+    assert "<img" not in before and before.count('class="plot s0"') == 2 + 1 + 4 + 2 + 4 + 4 + 2 * 16
 
 
 def test_cells_are_counted_as_the_grid_counts_them(nano):
@@ -104,7 +109,8 @@ def test_the_old_protocol_is_named_at_the_head_and_under_every_table(tmp_path):
     under = re.findall(r'<p class="note">([^<]*)</p>\s*</(?:article|details)>', html)
     tables_there = [text for text in under if "Lines:" not in text and "Bars:" not in text]
     assert len(tables_there) == html.count('id="t-') and all(words in text for text in tables_there)
-    assert "protocol" not in re.sub("<style.*</style>", "", made(build(tmp_path / "new", SMALL).store).html, flags=re.S)
+    assert "protocol" not in re.sub("<style.*</style>", "", made(build(tmp_path / "new", SMALL).store).html,
+                                    flags=re.S)
 
 
 def test_no_star_stands_on_an_interval_that_holds_0(nano):
@@ -118,7 +124,8 @@ def test_no_star_stands_on_an_interval_that_holds_0(nano):
 def test_the_script_is_the_projects_own(nano):
     style, script = [text for text in Tags(nano.html).raw if not text.startswith("{")]
     assert script == (ASSETS / SCRIPT).read_text()
-    assert not re.search(r"plotly|d3js|vega|bokeh|chart\.min|jquery|MIT License|Copyright", style + script, re.IGNORECASE)
+    assert not re.search(r"plotly|d3js|vega|bokeh|chart\.min|jquery|MIT License|Copyright", style + script,
+                         re.IGNORECASE)
 
 
 def test_best_and_second_are_marked_as_in_the_other_forms(nano):
@@ -135,14 +142,16 @@ def test_ids_are_unique_labels_point_somewhere_and_headings_leave_no_level_out(n
     assert len(ids) == len(set(ids))
     for _, attributes in tags:
         for key in ("aria-labelledby", "for"):
-            assert attributes.get(key, "h-run") in (*ids, "h-run")  # the heading of a run is made when it is opened
+            # the heading of a run is made when it is opened
+            assert attributes.get(key, "h-run") in (*ids, "h-run")
         if (attributes.get("href") or "").startswith("#"):
             assert attributes["href"][1:] in ids
     levels = [int(tag[1]) for tag, _ in tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
     pictures = [svg for svg in Tags(nano.html).all("svg") if svg.get("role") == "img"]
-    assert pictures and all(svg["aria-label"] and svg["viewbox"] and not {"width", "height"} & set(svg) for svg in pictures)
+    assert pictures and all(svg["aria-label"] and svg["viewbox"] and not {"width", "height"} & set(svg)
+                            for svg in pictures)
     assert all(head.get("scope") in ("col", "row") for head in Tags(nano.html).all("th"))
 
 
@@ -169,9 +178,10 @@ def test_no_text_of_a_study_is_taken_for_markup(tmp_path):
     assert not found.all("img") and found.all("svg")
     keys = {key for _, attributes in expected.tags for key in attributes}
     assert {key for _, attributes in found.tags for key in attributes} <= keys
-    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in expected.tags} | {"strong", "small", "code", "ul"}
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in expected.tags} | {"strong", "small", "code",
+                                                                                  "ul"}
     data = payload(wild.html)
-    assert HOSTILE in column(data, "method") and data["runs"][lost]["error"] == without_places(HOSTILE)
+    assert HOSTILE in column(data, "method") and data["runs"][lost]["error"] == redact_paths(HOSTILE)
 
 
 def test_what_is_wrong_is_named(tmp_path):
@@ -188,7 +198,8 @@ def test_what_is_wrong_is_named(tmp_path):
 
 def test_the_cells_in_the_page_are_those_of_the_study(nano):
     data, cells = payload(nano.html), nano.found.study.cells
-    for key in ("method", "origin", "receiving", "relation", "init", "seed", "budget", "run_id", "status", "native_id"):
+    for key in ("method", "origin", "receiving", "relation", "init", "seed", "budget", "run_id", "status",
+                "native_id"):
         assert column(data, key) == cells[key].tolist(), key
     for key in (*OF_LABELS, "native", "bare", "lift"):
         assert column(data, key) == [None if pd.isna(value) else value for value in cells[key]], key
@@ -210,7 +221,8 @@ def test_a_column_is_shown_where_a_study_has_several_of_it(tmp_path, nano):
 
 def test_details_say_what_the_record_says(nano):
     store = Store(NANO)
-    run_id, run = next((i, run) for i, run in nano.details.runs.items() if "carried into" in run["sections"][1]["title"])
+    run_id, run = next((i, run) for i, run in nano.details.runs.items()
+                       if "carried into" in run["sections"][1]["title"])
     kept, parts = store.read(run_id), nano.details.parts
     train, info, spec = kept["train_info"], kept["port_info"], kept["spec"]
     marks = [mark["updates"] for mark in train["metrics"]]
@@ -266,7 +278,8 @@ def test_a_run_that_is_not_done_has_its_error_without_paths(tmp_path):
     write(study.store, newer, record(newer, {0: 0.5}, schema=99))
     found = made(study.store, parts=[])
     runs = found.details.runs
-    assert [runs[i]["state"] for i in (lost, failed, torn, newer)] == ["missing", "failed", "broken", "foreign"]
+    assert [runs[i]["state"] for i in (lost, failed, torn, newer)] == ["missing", "failed", "broken",
+                                                                       "foreign"]
     assert "line 1" in runs[failed]["error"] and "schema 99" in runs[newer]["error"]
     assert "/home/" not in found.html and str(tmp_path) not in found.html
 
@@ -296,13 +309,15 @@ def test_the_command_of_a_run_chooses_that_very_run(nano):
     runs, cells = nano.details.runs, nano.found.study.cells
     assert all(run["command"] for run in runs.values())
     read = set(cells["run_id"])
-    unread = next(i for i in runs if i not in read and i not in set(cells["native_id"]))  # an origin on other data
-    picks = [cells[cells["init"] == "ported"].iloc[0]["run_id"], cells[cells["init"] == "bare"].iloc[0]["run_id"], unread]
+    # an origin on other data
+    unread = next(i for i in runs if i not in read and i not in set(cells["native_id"]))
+    picks = [cells[cells["init"] == "ported"].iloc[0]["run_id"],
+             cells[cells["init"] == "bare"].iloc[0]["run_id"], unread]
     for run_id in picks:
         words = shlex.split(runs[run_id]["command"])
         assert words[:3] == ["python", "-m", "portability.run"]
         study = compose(words[3:])
-        ids = chosen(plan(study.grid), study.part)
+        ids = select_runs(plan(study.grid), study.part)
         assert run_id in ids and len(ids) <= 4 and study.name == "full_nano"
 
 

@@ -1,4 +1,5 @@
-"""Numbers in README and docs/results that come from the published evidence are those of its declared contrasts."""
+"""Numbers in README and docs/results that come from the published evidence are those of its declared
+contrasts."""
 
 import re
 
@@ -37,9 +38,12 @@ def test_every_sentence_of_the_findings_is_a_declared_contrast_and_every_contras
     unit = UNITS[evidence.metric.difference]
     for found in said:
         row = declared.loc[found["name"]]
-        assert [found[key] for key in ("size", "low", "high")] == [number(row[key], unit) for key in ("mean", "low", "high")]
+        assert [found[key] for key in ("size", "low", "high")] == [number(row[key], unit)
+                                                                   for key in ("mean", "low", "high")]
         assert found["verdict"] == row["verdict"]
-        assert str(row["budget"]) in found["words"] and not re.search(r"\d", found["words"].replace(str(row["budget"]), ""))
+        assert str(row["budget"]) in found["words"] and not re.search(r"\d",
+                                                                      found["words"].replace(
+                                                                          str(row["budget"]), ""))
 
 
 def test_readmes_finding_is_two_of_the_declared_contrasts():

@@ -15,7 +15,8 @@ SCORES = np.random.default_rng(0).uniform(0.4, 1.0, size=(5, 7))
 
 @pytest.fixture
 def rliable(monkeypatch):
-    """rliable's metrics and library; of arch, whose release does not import beside pandas 3.1, only names are needed."""
+    """rliable's metrics and library; of arch, whose release does not import beside pandas 3.1, only names are
+    needed."""
     metrics = pytest.importorskip("rliable.metrics")
     names = {"IIDBootstrap": object, "IndependentSamplesBootstrap": object}
     monkeypatch.setitem(sys.modules, "arch", SimpleNamespace(bootstrap=SimpleNamespace(**names)))

@@ -1,4 +1,5 @@
-"""Comparisons: seeds are the blocks, cells weigh alike, counts of what is not there, ties instead of ranks."""
+"""Comparisons: seeds are the blocks, cells weigh alike, counts of what is not there, ties instead of
+ranks."""
 
 import time
 from statistics import mean
@@ -42,7 +43,8 @@ def test_a_direction_is_the_paired_t_of_its_seeds(published):
         own = pairs[(pairs[LEVELS["direction"]] == row[LEVELS["direction"]]).all(axis=1)]["value"].to_numpy()
         test = stats.ttest_1samp(own, 0)
         low, high = test.confidence_interval()
-        assert (row["low"], row["high"], row["blocks"], row["n"]) == (pytest.approx(low), pytest.approx(high), 5, 5)
+        assert (row["low"], row["high"], row["blocks"], row["n"]) == (pytest.approx(low), pytest.approx(high),
+                                                                      5, 5)
         assert row["p"] == pytest.approx(test.pvalue)
 
 
@@ -64,7 +66,8 @@ def test_seeds_are_the_blocks_and_every_cell_weighs_alike(published, level):
 def test_headlines_weigh_both_directions_into_one_host_as_all_others(published):
     """Worked out from the scores alone: 9.4, not the 10.5 of a mean over scratch runs."""
     cells, _ = published
-    score = cells[cells["budget"] == 50].set_index(["init", "method", "origin", "receiving", "relation", "seed"])["value"]
+    score = cells[cells["budget"] == 50].set_index(["init", "method", "origin", "receiving", "relation",
+                                                    "seed"])["value"]
     gains = [100 * (value - score["scratch", *place]) for place, value in score["ported"].items()]
     row = entry(compare(cells, LEVELS["all"]), budget=50, baseline="scratch")
     assert row["mean"] == pytest.approx(mean(gains)) and round(row["mean"], 1) == 9.4
@@ -79,7 +82,8 @@ def test_a_seed_effect_stays_in_the_interval_however_many_cells_share_it(tmp_pat
         gains = cells["seed"].map({0: 0.01, 1: 0.05, 2: 0.02, 3: 0.08}).astype(float)
         cells = cells.assign(value=0.5 + gains.where(cells["init"] == "ported", 0.0))
         found[count] = entry(compare(cells, LEVELS["all"]), baseline="sampled")
-    assert found[12][["mean", "low", "high"]].tolist() == pytest.approx(found[1][["mean", "low", "high"]].tolist())
+    assert found[12][["mean", "low", "high"]].tolist() == pytest.approx(found[1][["mean", "low",
+                                                                                  "high"]].tolist())
 
 
 def test_the_predictions_give_the_accuracies_and_lengthen_no_mean(published):
@@ -94,7 +98,8 @@ def test_the_predictions_give_the_accuracies_and_lengthen_no_mean(published):
 
 def test_examples_average_to_the_seeds_differences(published):
     cells, answers = published
-    pairs = pairs_of(cells[(cells["budget"] == 50) & (cells["method"] == "lora")], "init", ("ported", "scratch"), 100.0)
+    pairs = pairs_of(cells[(cells["budget"] == 50) & (cells["method"] == "lora")], "init",
+                     ("ported", "scratch"), 100.0)
     design = next(build_blocks(pairs, ["budget"], answers, 100.0))
     assert [each.shape for each in design.examples] == [(5, 400)] and design.lacking == 0
     np.testing.assert_allclose(design.examples[0].mean(axis=1), design.differences, atol=1e-3)
@@ -102,11 +107,13 @@ def test_examples_average_to_the_seeds_differences(published):
 
 def test_several_test_sets_stay_apart_and_average_together(published):
     cells, answers = published
-    pairs = pairs_of(cells[(cells["budget"] == 50) & (cells["method"] == "lora")], "init", ("ported", "scratch"), 100.0)
+    pairs = pairs_of(cells[(cells["budget"] == 50) & (cells["method"] == "lora")], "init",
+                     ("ported", "scratch"), 100.0)
     two = pairs.assign(data=np.where(pairs["relation"] == "same", "films", "plays"))
     design = next(build_blocks(two, ["budget"], answers, 100.0))
     assert [each.shape for each in design.examples] == [(5, 400), (5, 400)]
-    np.testing.assert_allclose(sum(each.mean(axis=1) for each in design.examples), design.differences, atol=1e-3)
+    np.testing.assert_allclose(sum(each.mean(axis=1) for each in design.examples), design.differences,
+                               atol=1e-3)
 
 
 def test_the_bare_host_has_no_seed_and_its_examples_are_shared_by_all(published):
@@ -150,7 +157,8 @@ def test_a_seed_that_lacks_a_cell_is_left_out_whole_and_marked(tmp_path):
     assert row[["expected", "n", "failed", "missing", "mark", "blocks"]].tolist() == [24, 22, 1, 1, "†", 2]
     rest = paired(cells, "ported", "scratch")
     rest = rest[(rest["budget"] == 500) & (rest["seed"] > 1)]["value"]
-    assert row["mean"] == pytest.approx(rest.mean()) and row["note"] == "2 of 4 seeds lack cells and are left out"
+    assert row["mean"] == pytest.approx(rest.mean()) and row[
+        "note"] == "2 of 4 seeds lack cells and are left out"
     found = compare(cells, LEVELS["direction"])
     whole = entry(found, origin="tuned", receiving="large", relation="same", budget=500, baseline="scratch")
     assert whole[["expected", "n", "mark", "blocks"]].tolist() == [4, 4, "", 4]
@@ -159,14 +167,16 @@ def test_a_seed_that_lacks_a_cell_is_left_out_whole_and_marked(tmp_path):
 def test_where_no_seed_has_all_cells_there_is_no_number(tmp_path):
     study = build(tmp_path / "s", Axes(methods=("lora",)))
     for seed, relation in ((0, "same"), (1, "same"), (2, "different")):
-        study.remove(study.pick(init="ported", origin="base", relation=relation, seed=seed, budget=500)[0].run_id)
+        study.remove(study.pick(init="ported", origin="base", relation=relation, seed=seed,
+                                budget=500)[0].run_id)
     row = entry(compare(read(study.store).cells, LEVELS["all"]), budget=500, baseline="scratch")
     assert row[["n", "blocks", "mark"]].tolist() == [15, 0, "†"] and np.isnan(row["mean"])
     assert row["note"] == "3 of 3 seeds lack cells and are left out"
 
 
 def test_nothing_done_gives_a_row_without_numbers(tmp_path):
-    study = build(tmp_path / "s", Axes(methods=("lora",), pairs=(("base", "large"),), relations=("same",), budgets=(5,)))
+    study = build(tmp_path / "s", Axes(methods=("lora",), pairs=(("base", "large"),), relations=("same",),
+                                       budgets=(5,)))
     for cell in study.pick(init="ported"):
         study.remove(cell.run_id)
     row = entry(compare(read(study.store).cells, LEVELS["all"]), baseline="scratch")
@@ -196,7 +206,8 @@ def test_inits_and_methods_stand_in_tie_groups(published):
     own = cells[(cells["budget"] == 50) & (cells["method"] == "compacter")]
     wide = own.pivot_table(index="seed", columns="init", values="value")
     for other in ("sampled", "scratch"):
-        apart = set(first.set_index("init").loc["ported", "letters"]).isdisjoint(first.set_index("init").loc[other, "letters"])
+        apart = set(first.set_index("init").loc["ported", "letters"]).isdisjoint(
+            first.set_index("init").loc[other, "letters"])
         assert apart == (stats.ttest_rel(wide["ported"], wide[other]).pvalue * 3 <= 0.05)
     late = inits[(inits["method"] == "lora") & (inits["budget"] == 200)]
     assert set(late["letters"]) == {"a"}
@@ -204,7 +215,8 @@ def test_inits_and_methods_stand_in_tie_groups(published):
 
 def test_where_the_lowest_is_the_best_it_is_first_and_has_the_first_letter(published):
     cells, _ = published
-    found = ties(cells[(cells["budget"] == 50) & (cells["method"] == "compacter")], "init", LEVELS["method"], better="lower")
+    found = ties(cells[(cells["budget"] == 50) & (cells["method"] == "compacter")], "init", LEVELS["method"],
+                 better="lower")
     assert found["init"].tolist() == ["scratch", "sampled", "ported"] and found["letters"].iloc[0] == "a"
 
 

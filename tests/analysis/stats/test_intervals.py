@@ -1,4 +1,5 @@
-"""Intervals: equal to scipy's and statsmodels' where these exist, and they hold the truth as often as they say."""
+"""Intervals: equal to scipy's and statsmodels' where these exist, and they hold the truth as often as they
+say."""
 
 from dataclasses import replace
 
@@ -26,7 +27,8 @@ def held(draw, truth: float = 0.0) -> float:
 
 def crossed(random, seeds: int, count: int, swing: float) -> np.ndarray:
     """(seeds, examples) differences: seed, example and rest, each random."""
-    return random.normal(size=(seeds, 1)) + swing * random.normal(size=count) + 3 * random.normal(size=(seeds, count))
+    return random.normal(size=(seeds, 1)) + swing * random.normal(size=count) + 3 * random.normal(size=(seeds,
+                                                                                                        count))
 
 
 def test_over_seeds_alone_it_is_the_paired_t_test():
@@ -62,7 +64,8 @@ def test_the_variance_is_that_of_the_two_way_analysis_of_variance():
     table = anova_lm(ols("value ~ C(seed) + C(item)", frame).fit())
     seed, item, rest = table["mean_sq"]
     found = spread(each.mean(axis=1), [each])
-    assert found.of_seeds == pytest.approx(seed / each.size) and found.of_examples == pytest.approx((item - rest) / each.size)
+    assert found.of_seeds == pytest.approx(seed / each.size) and found.of_examples == pytest.approx((item
+                                                                                                     - rest) / each.size)
 
 
 def test_test_sets_add_up_and_are_not_one():
@@ -117,7 +120,8 @@ def test_a_percentile_bootstrap_would_hold_far_less_at_five_seeds():
 @pytest.mark.parametrize("name", ["seed effects, 4", "all together"])
 def test_headlines_of_whole_grids_hold_the_truth_and_families_err_seldom(name, seeds):
     shares, _, wrong, _ = simulate(replace(SETTINGS[name], seeds=seeds, examples=100), 300)
-    assert 0.92 <= shares[0] <= 0.985 and 0.92 <= shares[1] <= 0.985  # 300 grids: one standard error is 1.3 points
+    # 300 grids: one standard error is 1.3 points
+    assert 0.92 <= shares[0] <= 0.985 and 0.92 <= shares[1] <= 0.985
     assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
 

@@ -31,10 +31,13 @@ def test_a_fit_that_is_not_settled_says_so(cells):
 
 
 def test_spreads_of_zero_are_found_where_the_library_s_own_search_stops_short(cells):
-    """Seeds differ no more at the start than their runs do, so their spread is 0; a search by gradients ends beside it."""
+    """Seeds differ no more at the start than their runs do, so their spread is 0; a search by gradients ends
+    beside it."""
     found = mixed(cells, "scratch", 0)
-    assert found.seed_sd == 0.0 and found.run_sd == pytest.approx(6.03, abs=0.02) and "boundary" in found.words
-    assert found.overall[0] == pytest.approx(paired(cells[cells["budget"] == 0], "ported", "scratch")["value"].mean(), abs=1e-3)
+    assert found.seed_sd == 0.0 and found.run_sd == pytest.approx(6.03,
+                                                                  abs=0.02) and "boundary" in found.words
+    assert found.overall[0] == pytest.approx(paired(cells[cells["budget"] == 0], "ported",
+                                                    "scratch")["value"].mean(), abs=1e-3)
 
 
 def test_a_factor_of_one_level_and_a_single_seed_are_named(tmp_path):
@@ -54,7 +57,8 @@ def test_a_singular_fit_is_words_and_no_crash(cells):
 def test_a_fit_that_does_not_converge_and_one_too_large_have_no_numbers(cells, monkeypatch):
     monkeypatch.setattr("portability.analysis.stats.mixed_effects.STEPS", 2)
     found = mixed(cells, "scratch", 0)
-    assert not found.converged and "did not converge: no result" in found.words and np.isnan(found.overall).all()
+    assert not found.converged and "did not converge: no result" in found.words and np.isnan(
+        found.overall).all()
     monkeypatch.setattr("portability.analysis.stats.mixed_effects.MOST", 100)
     found = mixed(cells, "scratch", 50)
     assert "more than 100 pairs: no model" in found.words and found.terms.empty and found.n == 160

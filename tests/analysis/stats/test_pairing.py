@@ -68,8 +68,8 @@ def test_gains_are_paired_by_seed_and_counted_per_baseline(study):
     row = entry(gains, method="lora", receiving="large", budget=500)
     per_baseline: dict[str, list[float]] = {}
     for cell in study.pick(method="lora", receiving="large", budget=500, init="ported"):
-        (base,) = study.pick(method="lora", origin=cell.origin, receiving="large", relation=cell.relation, budget=500,
-                             init="scratch", seed=cell.seed)
+        (base,) = study.pick(method="lora", origin=cell.origin, receiving="large", relation=cell.relation,
+                             budget=500, init="scratch", seed=cell.seed)
         per_baseline.setdefault(base.run_id, []).append(100 * (study.accuracy(cell) - study.accuracy(base)))
     means = [mean(values) for values in per_baseline.values()]
     assert [len(values) for values in per_baseline.values()] == [4, 4, 4]
@@ -94,7 +94,8 @@ def test_a_lost_baseline_makes_the_gain_incomplete(study):
     study.remove(base.run_id)
     gains = summarise(paired(tidy(study.store), "ported", "scratch"), ["method", "receiving", "budget"])
     row = entry(gains, method="lora", receiving="large", budget=500)
-    assert row[["n", "runs", "expected", "missing"]].tolist() == [8, 2, 12, 4] and row["status"] == "incomplete"
+    assert row[["n", "runs", "expected", "missing"]].tolist() == [8, 2, 12,
+                                                                  4] and row["status"] == "incomplete"
 
 
 def test_an_arm_without_an_asked_baseline_is_unpaired(study):
@@ -112,7 +113,8 @@ def test_a_scratch_run_without_a_port_is_still_the_baseline(study):
 
 
 def test_reference_runs_are_distinct(study):
-    table = summarise(reference(tidy(study.store), "native", ["method", "receiving"]), ["method", "receiving"])
+    table = summarise(reference(tidy(study.store), "native", ["method", "receiving"]),
+                      ["method", "receiving"])
     assert set(table["n"]) == set(table["runs"]) == set(table["expected"]) == {3}
 
 

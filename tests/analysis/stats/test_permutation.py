@@ -1,4 +1,5 @@
-"""Exchanges of labels, Holm and tie groups: equal to scipy's and statsmodels', and honest about the smallest p."""
+"""Exchanges of labels, Holm and tie groups: equal to scipy's and statsmodels', and honest about the smallest
+p."""
 
 import itertools
 
@@ -20,13 +21,15 @@ def flips(seeds: np.ndarray):
 def test_where_each_arm_has_its_own_baseline_it_is_scipys_exact_test_of_signs(count):
     random = np.random.default_rng(count)
     pairs = random.normal(0.4, 1.0, (count, 3))
-    test = stats.permutation_test((pairs.mean(axis=1),), np.mean, permutation_type="samples", n_resamples=np.inf)
+    test = stats.permutation_test((pairs.mean(axis=1),), np.mean, permutation_type="samples",
+                                  n_resamples=np.inf)
     found = exchange([rotations(own, np.arange(3), np.full(3, 1 / 3)) for own in pairs])
     assert found.p == pytest.approx(test.pvalue, abs=1e-6) and found.smallest == 2 / 2**count
 
 
 def test_five_seeds_cannot_reach_five_percent_by_signs():
-    assert flips(np.array([9.0, 8.0, 9.0, 7.0, 9.0])).p == flips(np.ones(5)).p == flips(np.ones(5)).smallest == 2 / 32
+    assert flips(np.array([9.0, 8.0, 9.0, 7.0, 9.0])).p == flips(np.ones(5)).p == flips(
+        np.ones(5)).smallest == 2 / 32
     assert np.isnan(exchange([]).p) and flips(np.zeros(4)).p == 1.0
 
 
@@ -43,7 +46,8 @@ def test_any_of_the_runs_that_share_a_baseline_may_be_called_the_baseline():
                 total += sum(value - base for i, value in enumerate(scores[seed, host]) if i != turn) / 4
         means.append(abs(total))
     differences = scores[..., 1:] - scores[..., :1]
-    found = exchange([rotations(own.ravel(), np.array([0, 0, 1, 1]), np.full(4, 0.25)) for own in differences])
+    found = exchange([rotations(own.ravel(), np.array([0, 0, 1, 1]), np.full(4, 0.25))
+                      for own in differences])
     assert found.p == pytest.approx(np.mean(np.array(means) >= means[0] - 1e-9))
     assert found.smallest == pytest.approx(np.mean(np.array(means) >= max(means) - 1e-9)) and found.note == ""
 
@@ -57,10 +61,12 @@ def test_where_nothing_differs_p_is_below_a_level_no_more_often_than_it_says():
     random = np.random.default_rng(0)
     for arms in (1, 4):
         p = []
-        for scores in random.gamma(1.0, size=(500, 6, 2, arms + 1)):  # skewed: signs of means of four to one would err
+        # skewed: signs of means of four to one would err
+        for scores in random.gamma(1.0, size=(500, 6, 2, arms + 1)):
             differences = (scores[..., 1:] - scores[..., :1]).reshape(6, -1)
             shared = np.repeat([0, 1], arms)
-            p.append(exchange([rotations(own, shared, np.full(2 * arms, 0.5 / arms)) for own in differences]).p)
+            p.append(exchange([rotations(own, shared, np.full(2 * arms, 0.5 / arms))
+                               for own in differences]).p)
         assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 500)
 
 

@@ -1,4 +1,5 @@
-"""Tables of contrasts and their cross-checks: numbers as compared by hand, holes marked, and words for what cannot be said."""
+"""Tables of contrasts and their cross-checks: numbers as compared by hand, holes marked, and words for what
+cannot be said."""
 
 import itertools
 from dataclasses import replace
@@ -22,7 +23,8 @@ from support.scenarios import STUDIES, evidence
 from support.synthetic import NANO, Axes, build
 
 NAMES = ("comparisons", "by_direction", "ties", "interquartile", "mixed", "published")
-CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"), ("whole", "eval_positive_share")]
+CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"),
+         ("whole", "eval_positive_share")]
 HOSTS = ("flan-t5-base", "flan-t5-large", "t5-v1_1-base", "t5-v1_1-large")
 
 
@@ -98,7 +100,8 @@ def test_gains_by_direction_are_means_over_the_cells_of_a_seed(study):
     seeds = []
     for seed in study.axes.seeds:
         place = {"seed": seed, "origin": "tuned", "receiving": "large", "budget": 100}
-        scratch = {cell.method: study.accuracy(cell) for cell in study.pick(init="scratch", relation="same", **place)}
+        scratch = {cell.method: study.accuracy(cell) for cell in study.pick(init="scratch", relation="same",
+                                                                            **place)}
         cells = study.pick(init="ported", **place)
         seeds.append(mean(100 * (study.accuracy(cell) - scratch[cell.method]) for cell in cells))
     row = one(frame, origin="tuned", receiving="large", budget=100, quantity="gain over scratch")
@@ -110,8 +113,8 @@ def test_gains_by_direction_are_means_over_the_cells_of_a_seed(study):
 
 def test_a_direction_over_all_methods_is_open_where_the_seeds_of_its_few_blocks_disagree(nano):
     """Blocks by shared run called this one ahead by 4.4 to 14.9 points; seeds do not bear it out."""
-    row = one(made(nano, "by_direction").frame, origin="nano-tuned-base", receiving="nano-raw-base", budget=200,
-              quantity="gain over scratch")
+    row = one(made(nano, "by_direction").frame, origin="nano-tuned-base", receiving="nano-raw-base",
+              budget=200, quantity="gain over scratch")
     assert row["low"] < 0 < row["mean"] and row["p_holm"] > 0.05 and row["blocks"] == 5
 
 
@@ -121,7 +124,8 @@ def test_tie_groups_are_those_of_ties_and_the_lowest_loss_is_first(nano, holes):
     for compared, keys in (("init", ["method", "budget"]), ("method", ["init", "budget"])):
         own = frame[(frame["compared"] == compared) & (frame["within"] != "(all)")]
         expected = ties(nano.cells, compared, keys, nano.answers)
-        assert own["letters"].tolist() == expected["letters"].tolist() and own["item"].tolist() == expected[compared].tolist()
+        assert own["letters"].tolist() == expected["letters"].tolist() and own["item"].tolist() == expected[
+            compared].tolist()
     line = view[(view["within"] == "lora") & (view["budget"] == 50)]["best first"].item()
     assert line.startswith("ported 93.3 a; sampled 82.6 b; ")
     view = made(holes, "ties").shown
@@ -155,7 +159,8 @@ def test_the_mixed_model_stands_beside_the_paired_mean(nano):
     frame = made(nano, "mixed").frame
     row = one(frame, term="overall", budget=50, baseline="scratch")
     fit = mixed(nano.cells, "scratch", 50)
-    assert row[["value", "low", "high"]].tolist() == pytest.approx(list(fit.overall)) and row["agree"] == "yes"
+    assert row[["value", "low", "high"]].tolist() == pytest.approx(list(fit.overall)) and row[
+        "agree"] == "yes"
     paired = one(nano.levels["all"], budget=50, baseline="scratch")
     assert row[["paired_mean", "paired_low", "n"]].tolist() == paired[["mean", "low", "n"]].tolist()
     assert "method adapter" in set(frame["term"]) and "relation different" in set(frame["term"])
@@ -188,12 +193,13 @@ def test_embedded_hosts_compare_with_nothing_and_the_caption_says_so(nano):
     table = made(nano, "published")
     assert set(table.frame["paper"]) == {"Sabry & Belz 2024"} and table.frame["within"].isna().all()
     assert table.notes.startswith("0 of 5 published figures are comparable with this study. None is")
-    assert table.shown["here"].str.startswith("not comparable: the study has no receiving host flan-t5-base").all()
+    assert table.shown["here"].str.startswith(
+        "not comparable: the study has no receiving host flan-t5-base").all()
 
 
 def test_a_study_of_the_papers_hosts_is_compared_in_all_it_has(tmp_path):
-    axes = Axes(("adapter", "compacter", "lora", "prefix"), tuple(itertools.permutations(HOSTS, 2)), budgets=(0, 500),
-                seeds=(0, 1, 2, 3, 4))
+    axes = Axes(("adapter", "compacter", "lora", "prefix"), tuple(itertools.permutations(HOSTS, 2)),
+                budgets=(0, 500), seeds=(0, 1, 2, 3, 4))
     found = evidence(build(tmp_path / "s", axes))
     cells = found.cells.replace({"origin_data": {"rt": "rotten_tomatoes"}})
     found = replace(found, study=replace(found.study, cells=cells))
@@ -207,8 +213,10 @@ def test_a_study_of_the_papers_hosts_is_compared_in_all_it_has(tmp_path):
     start = cells[(cells["init"] == "ported") & (cells["budget"] == 0)]
     assert lift["ours"] == pytest.approx(100 * start["lift"].mean())
     rank = one(frame, quantity="rank of gain over scratch")
-    means = found.levels["method"].query("budget == 500 and baseline == 'scratch'").set_index("method")["mean"]
-    assert rank["ours"] == means.rank(ascending=False)["adapter"] and rank["low"] <= rank["ours"] <= rank["high"]
+    means = found.levels["method"].query("budget == 500 and baseline == 'scratch'").set_index("method")[
+        "mean"]
+    assert rank["ours"] == means.rank(ascending=False)["adapter"] and rank["low"] <= rank["ours"] <= rank[
+        "high"]
 
 
 def test_extracted_modules_bring_the_second_paper_in(study):
@@ -222,4 +230,5 @@ def test_several_ports_name_themselves_and_several_sets_are_pooled_over_seeds(tm
     ported = of_study(evidence(STUDIES["ports"](tmp_path / "ports")))
     assert set(ported["variant"]) == {"port: pad", "port: repeat"}
     pooled = of_study(evidence(STUDIES["sets"](tmp_path / "sets")))
-    assert set(pooled["data"]) == {"other;rt;sst2"} and not pooled.duplicated(["method", "init", "quantity"]).any()
+    assert set(pooled["data"]) == {"other;rt;sst2"} and not pooled.duplicated(["method", "init",
+                                                                               "quantity"]).any()

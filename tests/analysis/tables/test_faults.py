@@ -1,4 +1,5 @@
-"""A study with every kind of fault at once: each is named wherever a reader looks, and no number rests on any of them."""
+"""A study with every kind of fault at once: each is named wherever a reader looks, and no number rests on any
+of them."""
 
 import json
 from dataclasses import asdict, replace
@@ -26,8 +27,10 @@ def faulty(tmp_path: Path) -> tuple[Synthetic, dict[str, str]]:
     study.remove(runs[2])
     twins = [replace(cell, run_id="d" * 16) for cell in study.pick(init="ported", seed=3)]
     study.store.expect(study.cells[:1], {**FACTS, "sweep": "again"})
-    path = next(path for path in manifests.paths(study.store.root) if json.loads(path.read_text())["sweep"] == "again")
-    path.write_text(json.dumps({**FACTS, "cells": [asdict(cell) for cell in twins]}))  # as two merged by hand would stand
+    path = next(path for path in manifests.paths(study.store.root)
+                if json.loads(path.read_text())["sweep"] == "again")
+    # as two merged by hand would stand
+    path.write_text(json.dumps({**FACTS, "cells": [asdict(cell) for cell in twins]}))
     write(study.store, "d" * 16, {**json.loads(study.path(runs[3]).read_text()), "run_id": "d" * 16})
     write(study.store, runs[4], {**json.loads(study.path(runs[4]).read_text()), "schema": 99})
     record = seal(json.loads(study.path(runs[5]).read_text()), {})
@@ -53,12 +56,14 @@ def test_no_number_rests_on_a_faulty_record_and_every_count_says_so(faulty):
     study, about = faulty
     found = gather(study.store)
     cells = found.cells[(found.cells["init"] == "ported") & (found.cells["budget"] == 500)]
-    assert cells["status"].value_counts().to_dict() == {"done": 3, "missing": 2, "failed": 1, "duplicate": 1, "foreign": 1}
+    assert cells["status"].value_counts().to_dict() == {"done": 3, "missing": 2, "failed": 1, "duplicate": 1,
+                                                        "foreign": 1}
     frame = build_tables(found, ["init_by_method"])[0].frame
     row = frame[(frame["init"] == "ported") & (frame["quantity"] == "eval_accuracy")].iloc[0]
     sound = [study.accuracy(study.pick(init="ported", seed=seed, budget=500)[0]) for seed in (0, 6, 7)]
     assert row["n"] == 3 and row["expected"] == 8 and row["mean"] == pytest.approx(sum(sound) / 3)
-    assert row[["failed", "missing", "duplicate", "foreign"]].tolist() == [1, 2, 1, 1] and row["status"] == "incomplete"
+    assert row[["failed", "missing", "duplicate", "foreign"]].tolist() == [1, 2, 1,
+                                                                           1] and row["status"] == "incomplete"
     for level in found.levels.values():
         pairs = level[level["budget"] == 500]
         assert (pairs["n"] == 3).all() and (pairs["expected"] == 8).all() and (pairs["mark"] == "†").all()
@@ -71,7 +76,9 @@ def test_every_table_marks_the_numbers_that_lack_a_cell(faulty):
         if "n" in frame and "expected" in frame:
             lacking = frame[frame["n"] < frame["expected"]]
             if "status" in frame:
-                lacking = lacking[lacking["status"] != "none recorded"]  # a scratch run has no port whose seconds could lack
+                # a scratch run has no port whose seconds could lack
+                lacking = lacking[lacking["status"] != "none recorded"]
             assert (len(lacking) or frame.empty) and not frame["expected"].isna().any(), table.name
-            marks = lacking["mark"] if "mark" in frame else lacking["status"].map({"complete": ""}).fillna("†")
+            marks = lacking["mark"] if "mark" in frame else lacking["status"].map({"complete": ""}).fillna(
+                "†")
             assert (marks != "").all(), table.name

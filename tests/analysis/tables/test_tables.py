@@ -44,7 +44,8 @@ def test_every_table_of_a_whole_study_is_whole(study, name, metric):
     table = made(study, name, metric)
     assert len(table.frame) and "†" not in markdown(table)
     if table.column is not None:
-        assert (table.frame["n"] == table.frame["expected"]).all() and set(table.frame["status"]) == {"complete"}
+        assert (table.frame["n"] == table.frame["expected"]).all() and set(table.frame["status"]) == {
+            "complete"}
 
 
 @pytest.mark.parametrize("init", ["ported", "scratch"])
@@ -68,7 +69,8 @@ def test_the_matrix_keeps_direction_and_has_native_on_its_diagonal(study):
     native = {cell.native_id for cell in study.pick(method="lora", receiving="large")}
     row = entry(frame, **keys, origin="large", receiving="large")
     assert row["mean"] == pytest.approx(mean(accuracy(run_id, 900) for run_id in native)) and row["runs"] == 3
-    assert frame[(frame["origin"] == "large") & (frame["receiving"] == "tuned")].empty  # not asked for, hence no row
+    # not asked for, hence no row
+    assert frame[(frame["origin"] == "large") & (frame["receiving"] == "tuned")].empty
 
 
 def test_zero_shot_shows_the_bare_host_and_the_lift_over_it(study):
@@ -89,11 +91,13 @@ def test_every_budget_and_relation_has_its_own_number(study):
     point = {"method": "lora", "init": "sampled", "relation": "different"}
     row = entry(made(study, "by_relation").frame, quantity="eval_accuracy", **point)
     cells = study.pick(budget=500, **point)
-    assert row["mean"] == pytest.approx(mean(study.accuracy(cell) for cell in cells)) and row["origin_data"] == "rt"
+    assert row["mean"] == pytest.approx(mean(study.accuracy(cell)
+                                             for cell in cells)) and row["origin_data"] == "rt"
 
 
 def test_failed_and_missing_points_are_shown_and_never_dropped(study):
-    for cell in study.pick(method="lora", origin="base", receiving="large", relation="same", init="ported", budget=0):
+    for cell in study.pick(method="lora", origin="base", receiving="large", relation="same", init="ported",
+                           budget=0):
         study.remove(cell.run_id)
         study.store.fail(cell.run_id, {"error": "boom"})
     for cell in study.pick(method="prefix", origin="base", relation="same", init="ported", budget=0):
@@ -103,7 +107,8 @@ def test_failed_and_missing_points_are_shown_and_never_dropped(study):
     assert "failed† (0/3, 0)" in text and "missing† (0/3, 0)" in text
     assert "† computed from fewer cells" in found["origin_by_receiving"].caption
     matrix = found["origin_by_receiving"].frame
-    row = entry(matrix, method="lora", relation="same", origin="base", receiving="large", quantity="eval_accuracy")
+    row = entry(matrix, method="lora", relation="same", origin="base", receiving="large",
+                quantity="eval_accuracy")
     assert pd.isna(row["mean"]) and row["status"] == "failed"
     row = entry(found["completeness"].frame, method="lora", origin="base", receiving="large", relation="same",
                 init="ported", budget=500)
@@ -121,7 +126,8 @@ def test_a_number_from_an_incomplete_cell_carries_the_mark_in_every_form(study):
 
 
 def test_one_run_prints_no_spread(tmp_path: Path):
-    one = build(tmp_path / "one", Axes(methods=("lora",), pairs=(("base", "large"),), relations=("same",), seeds=(0,)))
+    one = build(tmp_path / "one", Axes(methods=("lora",), pairs=(("base", "large"),), relations=("same",),
+                                       seeds=(0,)))
     rows = grid(made(one, "init_by_method")).rows
     assert rows and not any("±" in field.text for row in rows for field in row)
     assert rows[0][-1].text.endswith(" (1/1, 1)")
@@ -179,11 +185,13 @@ def test_captions_name_replicates_leak_guard_and_kept_overlap(study):
 
 
 def test_ports_are_told_apart_and_never_pooled(study):
-    extra = [replace(cell, port="repeat", run_id=cell.run_id[::-1]) for cell in study.cells if cell.init == "ported"]
+    extra = [replace(cell, port="repeat", run_id=cell.run_id[::-1]) for cell in study.cells
+             if cell.init == "ported"]
     study.store.expect(extra, FACTS)
     frame = made(study, "init_by_method").frame
     rows = frame[(frame["init"] == "ported") & (frame["quantity"] == "eval_accuracy")]
-    assert set(rows["port"]) == {"pad", "repeat"} and set(rows[rows["port"] == "pad"]["status"]) == {"complete"}
+    assert set(rows["port"]) == {"pad", "repeat"} and set(rows[rows["port"]
+                                                               == "pad"]["status"]) == {"complete"}
 
 
 @pytest.mark.parametrize("form", FORMS)
