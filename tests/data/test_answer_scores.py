@@ -79,8 +79,8 @@ def test_the_end_of_a_chain(text, expected):
 def test_a_marker_counts_before_what_follows_other_words():
     text = "The answer is 9\n#### 8\nand 7 more"
     found = {name: normalise(text) for name, normalise in NORMALISERS.items()}
-    assert (found["after_marker"], found["after_answer_is"], found["last_number"], found["final"]) == ("8",
-                                                                                                       "9", "7", "8")
+    names = ("after_marker", "after_answer_is", "last_number", "final")
+    assert [found[name] for name in names] == ["8", "9", "7", "8"]
     assert exact_match(["so #### 8.0"], [text], "final").tolist() == [1.0]
     assert exact_match(["The answer is: B"], ["the answer is b."], "after_answer_is").tolist() == [1.0]
     assert last_number("3 - 5") == "5" and last_number("3 (-5)") == "-5"

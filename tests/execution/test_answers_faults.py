@@ -205,8 +205,8 @@ def test_a_killed_run_of_answers_goes_on_to_the_same_bits(name, sets, make_host,
     told = []
     execute.execute(runs, marks, WorkerContext(again, got.data, told.append))
     begun = (told[0].updates, set(told[0].runs))
-    assert begun == (4,
-                     {run.run_id for run in runs}), "what was kept at the mark of four updates is not done again"
+    ids = {run.run_id for run in runs}
+    assert begun == (4, ids), "what was kept at the mark of four updates is not done again"
     for run in runs:
         one, two = whole.predictions(run.run_id), again.predictions(run.run_id)
         assert one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)

@@ -131,7 +131,8 @@ def test_a_tokenizer_of_another_host_is_named(said, make_host, tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path / "small")
     sentence = said(make_host("gpt2"), describe(HostSource("small", path=str(tmp_path / "small"))),
                     "method=[lora]")
-    assert "host 'nano-tuned-base' gives token" in sentence and "its embedding ends at token 9; take a whole copy" in sentence
+    assert "host 'nano-tuned-base' gives token" in sentence
+    assert "its embedding ends at token 9; take a whole copy" in sentence
 
 
 def test_a_damaged_tokenizer_is_named(said, make_host, tmp_path):
@@ -183,7 +184,8 @@ def test_the_command_exits_with_2_and_trains_nothing(make_host, data_folders, tm
              f"host.nano-tuned-base.path={make_host('t5', 48).source}"]
     for mode in ("plan", "run"):
         done = words_of(*words, f"mode={mode}", cwd=tmp_path)
-        assert done.returncode == 2 and "portability: init 'ported', method 'lora'" in done.stderr, done.stderr
+        assert done.returncode == 2, done.stderr
+        assert "portability: init 'ported', method 'lora'" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
 
 

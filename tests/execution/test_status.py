@@ -113,7 +113,8 @@ def test_the_status_says_what_a_worker_is_at(many_questions, data_folders, make_
     assert process.returncode == 0, process.stderr.read()
     for run_id, run in plan_.runs.items():
         said = list(seen[run_id])
-        last = f"scoring at update {run.train.updates} of {run.train.updates} (" if run.method else "scoring ("
+        at = f" at update {run.train.updates} of {run.train.updates}" if run.method else ""
+        last = f"scoring{at} ("
         parts = [float(text.removeprefix(last).partition("%")[0]) for text in said if text.startswith(last)]
         assert parts == sorted(parts) and any(0 < part < 100 for part in parts), said
         assert not run.method or any(text.startswith("training at update ") for text in said), said

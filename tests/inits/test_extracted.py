@@ -32,7 +32,7 @@ def test_arms_of_one_extraction_share_it_and_no_teacher_is_trained(data_folders,
                 "+grid.relations.other=nano_meals")
     planned = plan(got.grid)
     cuts = of_kind(planned, EXTRACTION)
-    assert len(cuts) == 2 * 2 + 2, "two seeds of two relations; those that look at no example are of no relation"
+    assert len(cuts) == 2 * 2 + 2, "two seeds of two relations; without examples there is none"
     assert {run.teacher.name for run in cuts} == {"nano-raw-large"}
     assert {run.host.name for run in planned.runs.values()} == {"nano-raw-base"}
     for kind in ("extracted_shuffled", "extracted_noise"):
@@ -197,7 +197,8 @@ def test_an_extraction_asks_its_worker_for_free_threads(data_folders, make_host,
     modules = []
     for count in (1, 3):
         store, asked = Store(tmp_path / str(count)), []
-        execute([cut], {cut.run_id: [0]}, WorkerContext(store, got.data, free=lambda: asked.append(count) or count))  # noqa: B023
+        context = WorkerContext(store, got.data, free=lambda: asked.append(count) or count)  # noqa: B023
+        execute([cut], {cut.run_id: [0]}, context)
         assert asked
         modules.append(ModuleState.from_file(*store.tensors(cut.run_id, "module")))
     assert equal(*modules)

@@ -43,8 +43,8 @@ def test_a_setting_that_is_not_there_and_another_class_are_refused(load):
 
 def test_groups_take_what_a_family_has_and_alpha_is_r_by_default(load):
     attached = attach(load("bert"), method(sites=["ffn", "head"], alpha=None))
-    assert {slot.site for slot in attached.init_parameters(0).tensors} == {"ffn_up",
-                                                                           "ffn_down"} and attached.scale == 1.0
+    assert {slot.site for slot in attached.init_parameters(0).tensors} == {"ffn_up", "ffn_down"}
+    assert attached.scale == 1.0
 
 
 def test_a_start_that_does_not_fit_or_a_library_that_cannot_subtract_is_refused(load):

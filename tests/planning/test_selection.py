@@ -22,8 +22,8 @@ def test_everything_is_chosen_where_nothing_is_said():
 def test_only_takes_the_cells_runs_with_their_origins_and_references():
     ids = select_runs(PLANNED, part(only={"method": ["lora"], "init": ["ported"], "seed": [1]}))
     cells = [c for c in PLANNED.cells if c.method == "lora" and c.init == "ported" and c.seed == 1]
-    assert {c.run_id for c in cells} <= ids and {c.native_id for c in cells} <= ids and {c.bare_id
-                                                                                         for c in cells} <= ids
+    assert {c.run_id for c in cells} <= ids and {c.native_id for c in cells} <= ids
+    assert {c.bare_id for c in cells} <= ids
     assert all(PLANNED.runs[i].origin in (None, *ids) for i in ids)
     assert {PLANNED.runs[i].init.name for i in ids} == {"ported", "scratch", "bare"}
     assert {PLANNED.runs[i].seed for i in ids} == {1, None}

@@ -65,7 +65,8 @@ def test_a_merged_study_holds_the_runs_of_all_and_a_second_merge_copies_nothing(
     assert command(["verify", str(target.root)]) == 0
     before = contents(target.root)
     assert merge(target, shard, third) == 0 and contents(target.root) == before
-    assert "shard: 0 runs copied, 7 already there; 0 manifests and 0 failures copied" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "shard: 0 runs copied, 7 already there; 0 manifests and 0 failures copied" in said
 
 
 def test_a_study_is_merged_into_a_folder_that_is_not_there(shard, tmp_path):

@@ -154,7 +154,8 @@ def test_verify_finds_a_copy_clean_and_names_what_was_changed(copy, capsys):
     rows[place]["record"] = json.dumps(record)
     archive.write(path, pa.Table.from_pylist(rows, table.schema))
     assert command(["verify", str(copy.root)]) == 1
-    assert f"run {record['run_id']}: its record differs from the record's own digest" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"run {record['run_id']}: its record differs from the record's own digest" in said
     assert not Store(copy.root).has(record["run_id"])
 
 

@@ -168,7 +168,8 @@ def main(grids: int = 4000, *seeds: int) -> None:
         held, widths, wrong, exchanged = simulate(replace(world, seeds=count), grids)
         first, second, least, most = (f"{100 * share:.1f}" for share in (held[0], held[1], held.min(),
                                                                          held.max()))
-        line = f"{name:20} {count:3}: {first} / {second} [{least}, {most}] | {widths[0]:5.2f} | {100 * wrong:.1f} | "
+        line = (f"{name:20} {count:3}: {first} / {second} [{least}, {most}] | {widths[0]:5.2f} | "
+                f"{100 * wrong:.1f} | ")
         sys.stdout.write(line + " / ".join(f"{100 * share:.1f}" for share in exchanged) + "\n")
         sys.stdout.flush()
 

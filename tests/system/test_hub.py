@@ -22,7 +22,8 @@ DATA = f"""
 from portability.core.errors import UserError
 from portability.data.sources import DataSource, read_split
 try:
-    read_split(DataSource("mine", hub="them/it", revision="{PIN}", splits={{"train": "train", "test": "test"}}), "train")
+    splits = {{"train": "train", "test": "test"}}
+    read_split(DataSource("mine", hub="them/it", revision="{PIN}", splits=splits), "train")
 except UserError as error:
     print(error)
 """
@@ -104,5 +105,6 @@ def test_a_refusal_says_what_to_do(answer, code, tmp_path, monkeypatch):
 @pytest.mark.parametrize("offline", [True, False], ids=["switched off", "no answer"])
 def test_a_hub_that_is_not_there_is_said(offline, code, tmp_path, monkeypatch):
     found = said(code, "http://127.0.0.1:9", tmp_path, monkeypatch, offline)
-    assert "it is not in the local cache, and the hub does not answer or HF_HUB_OFFLINE is set" in found, found
+    why = "it is not in the local cache, and the hub does not answer or HF_HUB_OFFLINE is set"
+    assert why in found, found
     assert "host_set=nano" in found and found.count("\n") == 1

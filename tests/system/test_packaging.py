@@ -29,8 +29,8 @@ def test_a_wheel_plans_the_demo_and_runs_from_an_empty_folder(tmp_path):
                    check=True)
 
     def run(module, *arguments):
-        code = f"import sys, runpy; sys.path.insert(0, {str(site)!r}); sys.argv = [{module!r}, *sys.argv[1:]]; " \
-               f"runpy.run_module({module!r}, run_name='__main__')"
+        code = f"import sys, runpy; sys.path.insert(0, {str(site)!r}); " \
+               f"sys.argv = [{module!r}, *sys.argv[1:]]; runpy.run_module({module!r}, run_name='__main__')"
         return subprocess.run([sys.executable, "-I", "-c", code, *arguments], cwd=away, capture_output=True,
                               text=True)
 

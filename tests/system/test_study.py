@@ -241,8 +241,8 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(data_folders, make
     with pytest.raises(OSError, match="No space"):
         execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs},
                         execute.WorkerContext(store, study.data))
-    assert [store.has(run.run_id) for run in runs].count(True) == 1 and all(record
-                                                                            for _, record, _ in store.entries())
+    assert [store.has(run.run_id) for run in runs].count(True) == 1
+    assert all(record for _, record, _ in store.entries())
 
 
 def test_a_full_disk_in_a_worker_is_one_sentence(data_folders, make_host, tmp_path):
@@ -419,7 +419,8 @@ def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folde
     assert command(wanting) == 0
     said = capsys.readouterr().out
     assert "metric late: 4 done runs stored without it; it is computed for new runs only" in said
-    assert "metric f1: 4 done runs stored without it; `python -m portability.analyze --metric eval_f1` computes" in said
+    assert ("metric f1: 4 done runs stored without it; `python -m portability.analyze --metric eval_f1` "
+            "computes") in said
     assert "metric auc" not in said
 
 

@@ -151,7 +151,8 @@ def asked(folder, *args, **more):
 
 
 def test_a_metric_of_ones_own_gets_what_it_declares_and_stands_under_its_name(tmp_path):
-    body = "return {'mine': sum(p == r for p, r in zip(predictions, references)), 'top': max(prediction_scores)}"
+    body = ("return {'mine': sum(p == r for p, r in zip(predictions, references)), "
+            "'top': max(prediction_scores)}")
     names = asked(tmp_path, body, ("predictions", "references", "prediction_scores"))
     found = score(MARGIN, NLL, INVALID, LABEL, names)
     assert (found["eval_mine"], found["eval_mine_top"]) == (2.0, 3.0) and "eval_accuracy" not in found

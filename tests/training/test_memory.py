@@ -39,8 +39,8 @@ def test_activations_count_by_the_batch_and_the_hosts_weights_do_not_count(mount
 def test_a_fifth_of_what_is_free_stays_free_and_one_member_is_always_tried(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device, share: int(1000 * share))
     cpu = torch.device("cpu")
-    assert max_stack_size(100, cpu, 1.0) == 8 and max_stack_size(100, cpu, 0.5) == 4 and max_stack_size(10**6,
-                                                                                                        cpu, 1.0) == 1
+    assert max_stack_size(100, cpu, 1.0) == 8 and max_stack_size(100, cpu, 0.5) == 4
+    assert max_stack_size(10**6, cpu, 1.0) == 1
 
 
 def test_the_machine_tells_what_is_free():

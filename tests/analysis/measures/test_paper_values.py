@@ -67,7 +67,8 @@ def test_a_figure_in_the_same_setting_is_compared_with_its_interval():
               origin="llama-2-13b", quantity="accuracy 0-shot", data="gsm")
     assert row["ours"] == pytest.approx(26.0) and row["difference"] == pytest.approx(0.7) and row[
         "within"] is True
-    assert row["says"] == "ours 26.00, published 25.30 percent, difference +0.70: within our interval [24.00, 28.00]"
+    assert row["says"] == ("ours 26.00, published 25.30 percent, difference +0.70: within our interval "
+                           "[24.00, 28.00]")
     row = one(compare(pd.DataFrame([ours(low=0.255)])), place="main results", receiving="llama-2-7b",
               origin="llama-2-13b", quantity="accuracy 0-shot", data="gsm")
     assert row["within"] is False and "outside our interval [25.50, 28.00]" in row["says"]
@@ -97,7 +98,8 @@ def test_what_a_study_has_only_in_other_rows_is_not_comparable_either():
     rows = [ours(origin="llama-1-13b"), ours(receiving="llama-1-7b")]
     row = one(compare(pd.DataFrame(rows)), place="main results", receiving="llama-1-7b", origin="llama-1-13b",
               quantity="accuracy 0-shot", data="gsm")
-    assert row["says"] == "not comparable: the study has every part of this setting, but no row with all of them"
+    assert row["says"] == ("not comparable: the study has every part of this setting, but no row with all of "
+                           "them")
 
 
 def test_a_number_without_an_interval_is_not_compared():

@@ -176,8 +176,8 @@ def test_methods_win_within_the_same_point_of_the_grid(published):
 def test_jeffreys_interval_over_blocks_holds_the_win_rate(blocks, pairs):
     random = np.random.default_rng(0)
     for rate in (0.5, 0.7, 0.9):
-        luck = np.sqrt(0.5) * random.normal(size=(2000, blocks, 1)) + np.sqrt(0.5) * random.normal(size=(2000,
-                                                                                                         blocks, pairs))
+        of_blocks, of_pairs = (random.normal(size=(2000, blocks, count)) for count in (1, pairs))
+        luck = np.sqrt(0.5) * of_blocks + np.sqrt(0.5) * of_pairs
         share = (luck + stats.norm.ppf(rate) > 0).mean(axis=(1, 2))
         low, high = jeffreys(share, np.full(2000, float(blocks)))
         assert ((low <= rate) & (rate <= high)).mean() > 0.90

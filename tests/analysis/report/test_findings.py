@@ -166,8 +166,8 @@ def rated(root: Path, best: dict[str, float]) -> StudyContext:
     study = build(root, axes, FACTS | {"rates": known})
     for cell in study.pick(budget=0):
         factor = known[cell.method][1]
-        height = {"ported": 0.8, "sampled": 0.7, "scratch": 0.6}[cell.init] - 0.05 * abs(np.log(factor
-                                                                                                / best[cell.init]))
+        height = {"ported": 0.8, "sampled": 0.7, "scratch": 0.6}[cell.init]
+        height -= 0.05 * abs(np.log(factor / best[cell.init]))
         change(study, cell.run_id, {100: height + 0.01 * cell.seed})
     return gather(study.store)
 

@@ -64,8 +64,8 @@ def test_the_variance_is_that_of_the_two_way_analysis_of_variance():
     table = anova_lm(ols("value ~ C(seed) + C(item)", frame).fit())
     seed, item, rest = table["mean_sq"]
     found = spread(each.mean(axis=1), [each])
-    assert found.of_seeds == pytest.approx(seed / each.size) and found.of_examples == pytest.approx((item
-                                                                                                     - rest) / each.size)
+    assert found.of_seeds == pytest.approx(seed / each.size)
+    assert found.of_examples == pytest.approx((item - rest) / each.size)
 
 
 def test_test_sets_add_up_and_are_not_one():
