@@ -232,8 +232,8 @@ def test_details_say_what_the_record_says(nano):
     assert run["loss"][1] == pytest.approx([loss for _, loss in train["train_loss"]], rel=1e-3)
     measured, ported, predicted, spent = run["sections"]
     assert [row[1] for row in measured["rows"]] == [
-        f"{train['metrics'][0][name]:.4f}" if name == "eval_loss" else f"{train['metrics'][0][name] * 100:.2f}"
-        for name in OF_LABELS]
+        f"{value:.4f}" if name == "eval_loss" else f"{value * 100:.2f}"
+        for name, value in ((name, train["metrics"][0][name]) for name in OF_LABELS)]
     facts = dict(ported["facts"])
     assert facts["actions"] == ", ".join(f"{name} {count}" for name, count in info["actions"].items())
     assert facts["carried norm fraction"] == f"{100 * info['carried_norm_fraction']:.1f} %"
