@@ -4,17 +4,13 @@ extraction's do not (extraction/threads.py), so that takes what is free."""
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import platform
-import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from portability.core.errors import GracefulStop
@@ -239,29 +235,3 @@ def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
         first = first or (replace(job, runs=ready) if ready else None)
         place += 1
     return first
-
-
-# ---- processes that answer a command's questions
-
-
-def end_with_parent() -> None:
-    """Called in a process of a command: Ctrl-C is left to the command, with whose end this process ends
-    too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def end_of(child: BaseProcess, error: Exception) -> str:
-    """How such a process ended before it had answered."""
-    if child.pid is None:
-        return f"no process could be started ({error})"
-    child.join()
-    why = ", perhaps for want of memory" if child.exitcode == -signal.SIGKILL else ""
-    return f"the process ended with exit code {child.exitcode}{why}"

@@ -25,7 +25,6 @@ from portability.data.sampling import BatchSampler, fill
 from portability.tasks.base import HEAD, EvalSet, Parameters, Predictions, TaskScorer, Training
 from portability.training.cuda_graphs import CudaGraphRunner
 
-AnyScorer = TaskScorer
 LOSS_EVERY = 10  # updates between two points of the stored training loss
 TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (sampling.fill)
 
