@@ -172,7 +172,7 @@ def table(study, tmp_path_factory):
     context, run = WorkerContext(Store(tmp_path_factory.mktemp("own")), made.data), runs[0]
     host = context.host(run.host)
     mounted = attach(host, run.method)
-    yield context, stacks.Bench(mounted, Scorer(host, run.task), context.training(host, run),
+    yield context, stacks.StackContext(mounted, Scorer(host, run.task), context.training(host, run),
                                 context.test(host, run))
     mounted.detach()
 
