@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from portability.analysis.load import problems, tidy
 from portability.core.errors import UserError
 from portability.execution import execute
 from portability.execution import scheduler as progress
+from portability.inits.start import StartBuilder
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
@@ -347,8 +349,9 @@ def test_running_out_of_an_origin_is_named(data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, "method=lora", "grid.inits=[ported]", "grid.seeds=[0]")
     planned = plan(study.grid)
     run = next(run for run in planned.runs.values() if run.init.kind == "ported")
+    bench = SimpleNamespace(attached=SimpleNamespace(spec=run.method))
     with pytest.raises(UserError, match="which is not in the store"):
-        execute._record(run, Store(tmp_path))
+        StartBuilder(bench, Store(tmp_path), study.data)._origin(run)
 
 
 def test_a_port_that_failed_for_want_of_a_setting_is_asked_for_anew_with_it(
