@@ -10,6 +10,7 @@ from portability import api
 from support.tiny import METHODS, noisy
 
 
+@pytest.mark.system
 def test_every_name_can_be_had_from_the_package_and_none_of_them_loads_torch_before():
     assert {*api.__all__} <= {*dir(portability)} and all(getattr(portability, name) for name in api.__all__)
     code = "import sys, portability; assert 'torch' not in sys.modules; portability.Store"
