@@ -33,6 +33,8 @@ from portability.store import Store
 from support.synthetic import FACTS, Axes, Synthetic, build
 from support.written import change, entry, rewrite
 
+pytestmark = pytest.mark.system  # whole studies are analysed
+
 SIX = Axes(("lora",), (("base", "large"),), ("same",), seeds=tuple(range(6)))
 LATE, EARLY = (Contrast(f"{name} scratch", "ported", "scratch", budget)
                for name, budget in (("late", 500), ("early", 100)))

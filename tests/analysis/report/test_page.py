@@ -29,6 +29,8 @@ from portability.store import Store
 from support.pages import HOSTILE, SMALL, Made, Tags, made
 from support.synthetic import FACTS, NANO, build, record, write
 
+pytestmark = pytest.mark.system  # whole studies are analysed
+
 
 def payload(html: str) -> dict[str, Any]:
     """What the page's script reads."""

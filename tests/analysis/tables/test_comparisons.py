@@ -22,6 +22,8 @@ from portability.store import Store
 from support.scenarios import STUDIES, evidence
 from support.synthetic import NANO, Axes, build
 
+pytestmark = pytest.mark.system  # whole studies are analysed
+
 NAMES = ("comparisons", "by_direction", "ties", "interquartile", "mixed", "published")
 CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"),
          ("whole", "eval_positive_share")]
