@@ -63,7 +63,7 @@ def test_the_example_shown_and_examples_with_answers_are_the_hosts_own_tokens(as
     assert text and len(answers) == len(ids) and bool(answers) == (host.scoring == "label")
     drawn = task.answered(run.host, data, run.data.name, lambda size: [size - 1, 0])
     assert len(drawn) == 2 and all((one.label is None) == (host.scoring == "label") for one in drawn)
-    read_on = [one for one in drawn if one.label is None and one.target is None]  # decoders read the answer too
+    read_on = [one for one in drawn if one.label is None and one.target is None]
     assert all(0 < one.start < len(one.ids) for one in read_on)
 
 
