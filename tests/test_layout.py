@@ -2,6 +2,7 @@
 values."""
 
 import ast
+import tomllib
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +26,15 @@ def imported(path: Path) -> set[str]:
 def test_no_test_module_imports_another():
     modules = {path.stem for path in FILES}
     assert {path.name: found for path in FILES if (found := imported(path) & modules)} == {}
+
+
+def test_the_wheel_holds_every_package():
+    root = Path(__file__).parents[1]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [path.parent.relative_to(root) for path in (root / "portability").rglob("__init__.py")]
+    folders += [Path("portability", path.parent.relative_to(root))
+                for path in (root / "analysis").rglob("__init__.py")]
+    assert {".".join(folder.parts) for folder in folders} <= {*listed}
 
 
 def test_no_two_test_modules_have_one_name():
