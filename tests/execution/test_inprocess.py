@@ -39,6 +39,7 @@ def test_this_process_gives_the_bits_of_a_local_worker(data_folders, make_host, 
     assert not Leases(here.root).all()
 
 
+@pytest.mark.system
 def test_an_interruption_keeps_checkpoints_and_the_next_command_goes_on(data_folders, make_host, tmp_path):
     study = small(data_folders, make_host, f"results={tmp_path}", "study=here", "method=lora",
                   "grid.budgets=[400]", *COMMON, "engine=inprocess", "grid.inits=[scratch]",

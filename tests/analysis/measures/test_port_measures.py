@@ -220,6 +220,7 @@ def test_ports_and_data_sets_are_told_apart_in_every_quantity(tmp_path: Path, ke
         assert values == set(table.frame[key].dropna()) and key in table.shown, table.name
 
 
+@pytest.mark.system
 def test_the_order_of_commands_moves_no_quantity(study):
     found = gather(study.store)
     study.store.expect(study.cells[::-1], {**FACTS, "sweep": "backwards"})

@@ -95,6 +95,7 @@ def test_every_budget_and_relation_has_its_own_number(study):
                                              for cell in cells)) and row["origin_data"] == "rt"
 
 
+@pytest.mark.system
 def test_failed_and_missing_points_are_shown_and_never_dropped(study):
     for cell in study.pick(method="lora", origin="base", receiving="large", relation="same", init="ported",
                            budget=0):
@@ -176,6 +177,7 @@ def test_an_incomplete_entry_never_wins(study):
     assert after != winner
 
 
+@pytest.mark.system
 def test_captions_name_replicates_leak_guard_and_kept_overlap(study):
     caption = made(study, "init_by_method").caption
     assert "origin (up to 3)" in caption and "seed (up to 3)" in caption
