@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy",
             "safetensors")
+DISTRIBUTIONS = {"portability": "peft-portability"}  # those of another name than their package
 
 
 @functools.cache
@@ -15,6 +16,6 @@ def packages() -> dict[str, str]:
 
 def _version(name: str) -> str:
     try:
-        return version(name)
+        return version(DISTRIBUTIONS.get(name, name))
     except PackageNotFoundError:
         return "not installed"
