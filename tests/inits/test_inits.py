@@ -10,6 +10,7 @@ from portability.core.specs import InitSpec, MethodSpec, PortSpec
 from portability.inits import INITS
 from portability.inits.base import ExtractedPairs, InitContext
 from portability.inits.extraction import extract
+from portability.inits.sampled import DISTRIBUTIONS
 from portability.inits.seed_examples import extraction_options
 from portability.methods import attach
 from portability.methods.module import equal
@@ -106,6 +107,13 @@ def test_a_normal_sample_has_the_law_of_what_was_carried_not_of_the_padding(moun
         assert not tensor[~mask].any()
     values = torch.cat(pooled)
     assert abs(float(values.mean())) < 0.03 and abs(float(values.std()) - 1) < 0.03
+
+
+def test_the_normal_law_has_the_standard_deviation_of_all_entries():
+    """Two entries, 0 and 2: mean 1, deviation 1 (and 1.41 if they were taken as a sample)."""
+    drawn, noise = (torch.Generator().manual_seed(3) for _ in range(2))
+    law = DISTRIBUTIONS["normal"](torch.tensor([0.0, 2.0]), drawn)
+    assert torch.allclose(law, 1.0 + torch.randn(2, generator=noise))
 
 
 def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(mounted):
