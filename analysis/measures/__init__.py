@@ -1,0 +1,1 @@
+"""Quantities of a study: numbers by row, no words."""

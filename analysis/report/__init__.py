@@ -1,0 +1,1 @@
+"""The report of a study: verdict, Markdown, one HTML page."""

@@ -1,0 +1,1 @@
+"""Statistics on plain arrays and frames; nothing here knows a study."""

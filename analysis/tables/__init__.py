@@ -1,0 +1,1 @@
+"""Tables of a study: which there are, and their CSV, Markdown and LaTeX."""

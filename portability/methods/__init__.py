@@ -1,15 +1,15 @@
 """PEFT methods on a host. A library is one backend: a file here and a line in BACKENDS, or an installed
 package with an entry point in the group ``portability.methods`` that names its `MethodBackend` class."""
 
-from importlib.metadata import entry_points
-
 from portability.core.errors import UserError, choose
+from portability.core.plugins import plugins
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
 from portability.methods.adapters_backend import AdaptersBackend
 from portability.methods.base import AttachedMethod, MethodBackend
 from portability.methods.subtractive_lora import LoraBackend
 
+GROUP = "portability.methods"
 BACKENDS: dict[str, type[MethodBackend]] = {"adapters": AdaptersBackend, "portability": LoraBackend}
 
 
@@ -20,10 +20,7 @@ def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
         UserError: no such library, or it is not installed or clashes with one of ours; or as
             `MethodBackend.attach`.
     """
-    outside = {point.name: point for point in entry_points(group="portability.methods")}
-    if clash := sorted(BACKENDS.keys() & outside):
-        raise UserError(f"the package of {outside[clash[0]].value} names its PEFT library '{clash[0]}', as "
-                        "one here is named; rename its entry point, or remove the package")
+    outside = plugins(GROUP, tuple(BACKENDS))
     name = choose(spec.library, {*BACKENDS, *outside}, "PEFT library")
     try:
         backend = BACKENDS[name] if name in BACKENDS else outside[name].load()

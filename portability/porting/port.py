@@ -8,7 +8,7 @@ from torch import Tensor
 
 from portability.core.errors import UserError, choose
 from portability.core.specs import PortSpec
-from portability.methods.module import ModuleState
+from portability.methods.module import ModuleState, equal
 from portability.porting.base import Port, PortContext
 from portability.porting.layer_maps import LAYER_MAPS
 from portability.porting.strategies import find_strategy
@@ -19,7 +19,7 @@ def port(module: ModuleState, context: PortContext) -> Port:
 
     Raises:
         UserError: unknown strategy or layer map, what the strategy refuses, or a result that is no module of
-            the receiving host.
+            the receiving host, or carries nothing.
     """
     started = time.perf_counter()
     strategy = find_strategy(context.spec.strategy)
@@ -40,6 +40,9 @@ def _check(done: Port, context: PortContext) -> None:
         if wrong := sorted(s.key for s in wanted.keys() | found.keys() if wanted.get(s) != found.get(s)):
             raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave no module of the "
                             f"receiving host: {wrong[0]} is missing, left over or of another shape")
+    if not any(mask.any() for mask in done.carried.values()) or equal(done.module, context.fresh):
+        raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} carries nothing: its module "
+                        "is the fresh one of the receiving host")
 
 
 def fit_head(head: Mapping[str, Tensor], hidden: int, spec: PortSpec) -> dict[str, Tensor]:

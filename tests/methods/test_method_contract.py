@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from portability import methods
+from portability.core import plugins
 from portability.core.errors import UserError
 from portability.core.specs import MethodSpec
 from portability.methods import BACKENDS, attach
@@ -119,11 +120,13 @@ class Outside(LoraBackend):
 def offers(monkeypatch):
     """Have an installed package offer a library: name, where it is."""
     def offer(name, value="test_method_contract:Outside"):
-        point = EntryPoint(name, value, "portability.methods")
-        found = {"portability.methods": [point]}
-        monkeypatch.setattr(methods, "entry_points", lambda group: found.get(group, []))
+        found = {methods.GROUP: [EntryPoint(name, value, methods.GROUP)]}
+        monkeypatch.setattr(plugins, "entry_points", lambda group: found.get(group, []))
+        plugins.plugins.cache_clear()
 
-    return offer
+    yield offer
+    monkeypatch.undo()
+    plugins.plugins.cache_clear()
 
 
 OURS = MethodSpec("mine", "elsewhere", "LoRA", {"r": 2, "sites": ["attention"]}, 1e-3)
@@ -138,7 +141,7 @@ def test_a_library_of_another_package_is_found(load, offers):
 
 def test_a_library_cannot_take_the_place_of_one_of_ours(load, offers):
     offers("adapters")
-    with pytest.raises(UserError, match="names its PEFT library 'adapters', as one here is named"):
+    with pytest.raises(UserError, match="adds 'adapters' to portability.methods, a name that is already"):
         attach(load(), METHODS["lora"])
 
 

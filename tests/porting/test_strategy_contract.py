@@ -113,6 +113,14 @@ class Careless(Strategy):
         return Port(module, {}, PortReport("careless", "careless"))
 
 
+class Idle(Strategy):
+    """Says that it carries everything, and carries nothing."""
+
+    def fit(self, module, context):
+        ones = {slot: torch.ones_like(t, dtype=torch.bool) for slot, t in context.fresh.tensors.items()}
+        return Port(context.fresh, ones, PortReport("idle", "idle"))
+
+
 class Reader(Strategy):
     """Asks for texts."""
 
@@ -179,6 +187,7 @@ def test_a_study_ports_with_a_packages_strategy(installed, data_folders, make_ho
     ({"curious": "Curious"}, "curious", "unknown need of port strategy 'curious' 'luck'"),
     ({"careless": "Careless"}, "careless", "gave no module of the receiving host: .* is missing, left over"),
     ({"thing": "SHAPES"}, "thing", "is no portability.porting.base.Strategy"),
+    ({"idle": "Idle"}, "idle", "carries nothing: its module is the fresh one"),
     ({"pad": "Ratio"}, "pad", "package outside adds 'pad' to .*, a name that is already taken"),
 ])
 def test_what_a_packages_strategy_may_not_do(entries, strategy, says, installed, mounted):
