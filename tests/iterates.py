@@ -28,7 +28,7 @@ SPAN, STEP = 16, 4
 
 def accuracies(scorer, trainer, theta, test, run) -> np.ndarray:
     """Accuracy of every member (K,) at parameters (K, P)."""
-    found = engine.predict(scorer, trainer.bank.views(theta) | trainer.frozen, test, run.eval.batch_size)
+    found = scorer.predict(trainer.bank.views(theta) | trainer.frozen, test, run.eval.batch_size)
     return ((found.margin > 0) == (np.asarray(test.labels) == 1)).mean(1)
 
 

@@ -22,7 +22,6 @@ from portability.porting.base import Port, PortContext
 from portability.porting.port import fit_head, port
 from portability.store import Store
 from portability.tasks.base import TaskScorer
-from portability.training import trainer as engine
 from portability.training.stack import InitialState, StackContext
 
 CALIBRATION = 64  # training inputs on which a module's logit change is measured
@@ -150,8 +149,8 @@ def _logit_change(bench: StackContext, head: Mapping[str, Tensor]) -> Callable[[
     def change(module: ModuleState) -> float:
         if not bare:
             with bench.attached.disabled():
-                bare.append(engine.logits_of(scorer, on_device(head, scorer), *rows))
-        logits = engine.logits_of(scorer, on_device(bench.parameters(module, head), scorer), *rows)
+                bare.append(scorer.logits(on_device(head, scorer), *rows))
+        logits = scorer.logits(on_device(bench.parameters(module, head), scorer), *rows)
         return float(torch.linalg.vector_norm(logits - bare[0]))
 
     return change

@@ -25,22 +25,24 @@ def port(module: ModuleState, context: PortContext) -> Port:
     strategy = find_strategy(context.spec.strategy)
     choose(context.spec.layer_map, LAYER_MAPS, "layer map")
     done = strategy.fit(module, replace(context, needs=strategy.needs))
-    _check(done, context)
+    _check(done, module, context)
     filled = sum(int(mask.sum()) for mask in done.carried.values())
     done.report.filled_fraction = filled / context.fresh.entries
     done.report.seconds = time.perf_counter() - started
     return done
 
 
-def _check(done: Port, context: PortContext) -> None:
-    """Refuse a module or masks that are not of the receiving host's slots and shapes."""
+def _check(done: Port, module: ModuleState, context: PortContext) -> None:
+    """Refuse a module or masks that are not of the receiving host's slots and shapes, and one that carries
+    nothing of `module`."""
     wanted = {slot: tensor.shape for slot, tensor in context.fresh.tensors.items()}
     for tensors in (done.module.tensors, done.carried):
         found = {slot: tensor.shape for slot, tensor in tensors.items()}
         if wrong := sorted(s.key for s in wanted.keys() | found.keys() if wanted.get(s) != found.get(s)):
             raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave no module of the "
                             f"receiving host: {wrong[0]} is missing, left over or of another shape")
-    if not any(mask.any() for mask in done.carried.values()) or equal(done.module, context.fresh):
+    idle = equal(done.module, context.fresh) and not equal(done.module, module)
+    if idle or not any(mask.any() for mask in done.carried.values()):
         raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} carries nothing: its module "
                         "is the fresh one of the receiving host")
 

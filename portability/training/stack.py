@@ -23,14 +23,14 @@ from portability.planning.cost import split_evenly
 from portability.store import Store
 from portability.tasks.base import EvalSet, Predictions, TaskScorer, Training
 from portability.tasks.registry import task_of
-from portability.training import trainer as engine
+from portability.training import trainer
 from portability.training.run_output import RunOutput, StartReport
 
 Head = dict[str, Tensor]
-# a run's checkpoint: engine.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
+# a run's checkpoint: trainer.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
 Saved = dict[str, Tensor]
 OURS = ("seconds", "versions")
-# what a mark scores: the mean of its window (engine.window), and the last iterate; name prefixes
+# what a mark scores: the mean of its window (trainer.window), and the last iterate; name prefixes
 ITERATES = ("", "last_")
 
 
@@ -105,7 +105,7 @@ def resumable(saved: Saved | None, run: RunSpec, marks: Sequence[int]) -> Saved 
         return None
     done = len(saved["losses"])
     passed = {mark for mark in marks if mark <= done}
-    opened = {mark for mark in marks if mark - engine.window(mark, run.train.tail) < done < mark}
+    opened = {mark for mark in marks if mark - trainer.window(mark, run.train.tail) < done < mark}
     return saved if passed <= scored(saved) and opened <= _open(saved) else None
 
 
@@ -139,8 +139,8 @@ class Stack:
             parameters = bench.parameters(start.module, start.head)
             # zeros change no bit of a neighbour without a start
             frozen = bench.frozen(start.frozen) if subtracts else {}
-            members.append(engine.Member(parameters, run.seed, run.trained_method.learning_rate, frozen))
-        self.trainer = engine.Trainer(bench.scorer, members, runs[0].train)
+            members.append(trainer.Member(parameters, run.seed, run.trained_method.learning_rate, frozen))
+        self.trainer = trainer.Trainer(bench.scorer, members, runs[0].train)
         self.predictions: dict[str, dict[int, Predictions]] = {iterate: {} for iterate in ITERATES}
         # each member's share of the training time, of earlier attempts too
         self.seconds = np.zeros(len(runs))
@@ -194,7 +194,7 @@ class Stack:
         def mark(updates: int, averages: dict[str, Tensor], last: dict[str, Tensor]) -> None:
             worker.report(self.stage(SCORING))
             iterates = [averages]
-            if updates and engine.window(updates, run.train.tail) > 1:
+            if updates and trainer.window(updates, run.train.tail) > 1:
                 iterates.append(last)
 
             def told(part: float) -> None:
@@ -211,7 +211,7 @@ class Stack:
             if self.trainer.done not in left:  # a mark is kept once it is scored
                 keep_if_due()
 
-        engine.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
+        trainer.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
     def _score(self, updates: int, parameters: dict[str, Tensor],
@@ -226,7 +226,7 @@ class Stack:
                     for row in zip(*held, strict=True)]
             firsts = [each.index(place) for place in range(len(seen))]
             parameters = {name: value[firsts] for name, value in parameters.items()}
-        return engine.predict(self.bench.scorer, parameters, self.bench.test, self.runs[0].eval.batch_size,
+        return self.bench.scorer.predict(parameters, self.bench.test, self.runs[0].eval.batch_size,
                               on_part).of(each)
 
     def keep(self, store: Store) -> None:

@@ -22,7 +22,7 @@ from torch.func import vmap
 
 from portability.core.specs import TrainSpec
 from portability.data.sampling import BatchSampler, fill
-from portability.tasks.base import HEAD, EvalSet, Parameters, Predictions, TaskScorer, Training
+from portability.tasks.base import HEAD, Parameters, TaskScorer, Training
 from portability.training.cuda_graphs import CudaGraphRunner
 
 LOSS_EVERY = 10  # updates between two points of the stored training loss
@@ -72,11 +72,6 @@ class ParameterBank:
     def member(self, theta: Tensor, index: int) -> dict[str, Tensor]:
         """One member's parameters, copied, in ordinary memory."""
         return {name: view[index].detach().cpu().clone() for name, view in self.views(theta).items()}
-
-
-def logits_of(scorer: TaskScorer, parameters: Parameters, *rows: Tensor) -> Tensor:
-    """Logits of one member's batch (see the scorers)."""
-    return scorer.logits(parameters, *rows)
 
 
 class Trainer:
@@ -273,13 +268,3 @@ def train(trainer: Trainer, schedule: BatchSampler, encoded: Training, marks: Se
         if done < trainer.spec.updates and alive:
             trainer.update(done, schedule, encoded)
             on_update()
-
-
-def predict(scorer: TaskScorer, parameters: Parameters, test: EvalSet, batch_size: int,
-            on_part: Callable[[float], None] = lambda part: None) -> Predictions:
-    """Every test example as every member (K, ...) answers it, in the order of the examples (see the scorers).
-
-    Args:
-        on_part: called after each batch with the part in [0, 1] of the work that is done.
-    """
-    return scorer.predict(parameters, test, batch_size, on_part)

@@ -22,7 +22,6 @@ from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
 from portability.tasks.generation import AnswerScorer, Generation
-from portability.training import trainer as engine
 from support.answers import of_data, tasks
 from support.lora import method
 
@@ -96,8 +95,8 @@ def test_a_member_that_diverged_leaves_its_neighbours_scores(sets, make_host):
         stacked = {f"model.{key}": torch.stack([value, torch.full_like(value, float("nan"))])
                    for key, value in fresh.items()}
         test = Generation(run.task).prompts(examples(got.data, name, "test", 0), host.tokenizer, "llama")
-        both = engine.predict(scorer, stacked, test, 64)
-        alone = engine.predict(scorer, {key: value[:1] for key, value in stacked.items()}, test, 64)
+        both = scorer.predict(stacked, test, 64)
+        alone = scorer.predict({key: value[:1] for key, value in stacked.items()}, test, 64)
         for column, value in alone.columns.items():
             assert (both.columns[column][0] == value[0]).all(), column
         assert torch.from_numpy(both.nll[1]).isnan().all()

@@ -118,19 +118,18 @@ def test_the_normal_law_has_the_standard_deviation_of_all_entries():
 
 def test_the_function_matched_sample_moves_the_logits_as_the_ported_module_does(mounted):
     from portability.tasks.classification import Scorer
-    from portability.training import trainer as engine
     from support.tiny import TASK
     host = mounted("adapter")
     scorer = Scorer(host.host, TASK)
     ids = torch.randint(3, 20, (16, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     with host.disabled():
-        bare = engine.logits_of(scorer, {}, ids, mask)
+        bare = scorer.logits({}, ids, mask)
 
     def change(module):
         values = {f"model.{name}": value for name, value in host.to_parameters(module).items()}
         with torch.no_grad():
-            return float((engine.logits_of(scorer, values, ids, mask) - bare).norm())
+            return float((scorer.logits(values, ids, mask) - bare).norm())
 
     have = given(host, host, change=change, calibration_examples=16)
     ported, plain = start("ported", have).module, start("sampled", have, law="normal").module

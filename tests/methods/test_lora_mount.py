@@ -15,7 +15,6 @@ from portability.methods import attach
 from portability.methods.module import ModuleState, equal
 from portability.methods.subtractive_lora import Pair
 from portability.tasks.classification import Scorer
-from portability.training import trainer as engine
 from support.lora import ALL, KINDS, METHOD, method, named
 from support.tiny import FAMILIES, TASK, noisy
 
@@ -49,7 +48,7 @@ def logits(scorer, attached=None, module=None, start=None):
     if start is not None:
         values = named(attached.to_frozen(start)) | values
     with torch.no_grad():
-        return engine.logits_of(scorer, values, *inputs())
+        return scorer.logits(values, *inputs())
 
 
 # ---- merged weights: names of the hosts' matrices, written a second time
@@ -212,7 +211,7 @@ def test_gradients_flow_to_the_pairs_alone(load, family):
     values = {name: value.requires_grad_()
               for name, value in named(attached.to_parameters(noisy(attached, 0))).items()}
     frozen, head = named(attached.to_frozen(start)), scorer.fresh_head(0)
-    engine.logits_of(scorer, values | frozen | head, *inputs()).square().sum().backward()
+    scorer.logits(values | frozen | head, *inputs()).square().sum().backward()
     idle = r"decoder.*\.SelfAttention\.[qk]\."  # T5 decodes one token, which sees nothing but itself
     assert all(value.grad is not None and bool(value.grad.any()) != bool(re.search(idle, n))
                for n, value in values.items())

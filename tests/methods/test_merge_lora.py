@@ -13,7 +13,6 @@ from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
 from portability.tasks.classification import Scorer
-from portability.training import trainer as engine
 from support import store_parts
 from support.extracted import QUICK, hosts, inits
 from support.studies import small
@@ -25,7 +24,7 @@ def answers(folder, run, data):
     """Margins of a plain host folder on a run's test set."""
     host = load_host(describe(HostSource("merged", path=str(folder))))
     test = encode(rows(data, run.data.name, "test", 0), host.tokenizer, run.task, True, host.spec.fingerprint)
-    return engine.predict(Scorer(host, run.task), {}, test, run.eval.batch_size).margin[0]
+    return Scorer(host, run.task).predict({}, test, run.eval.batch_size).margin[0]
 
 
 @pytest.mark.parametrize(("family", "init"), [

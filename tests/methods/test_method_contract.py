@@ -16,7 +16,6 @@ from portability.methods.adapters_backend import prepare
 from portability.methods.module import equal
 from portability.methods.subtractive_lora import LoraBackend
 from portability.tasks.classification import Scorer
-from portability.training import trainer as engine
 from support.tiny import CONF, FAMILIES, METHODS, TASK, noisy
 
 SPECS = [MethodSpec(name, **values) for path in sorted((CONF / "method").glob("*.yaml"))
@@ -48,7 +47,7 @@ def test_a_backend_keeps_its_contract(load, spec, family):
     host = prepare(load(family))
     scorer, own = Scorer(host, TASK), bits(host)
     head = scorer.fresh_head(0)
-    bare = engine.logits_of(scorer, head, IDS, REAL)
+    bare = scorer.logits(head, IDS, REAL)
     attached = attach(host, fitting(spec, host))
 
     fresh = attached.init_parameters(5)
@@ -64,16 +63,16 @@ def test_a_backend_keeps_its_contract(load, spec, family):
         attached.to_parameters(module.map(dict(list(module.tensors.items())[1:])))
 
     values = {f"model.{name}": value for name, value in parameters.items()} | head
-    changed = engine.logits_of(scorer, values, IDS, REAL)
+    changed = scorer.logits(values, IDS, REAL)
     with attached.disabled():
-        assert torch.equal(engine.logits_of(scorer, head, IDS, REAL), bare)
-    assert torch.equal(engine.logits_of(scorer, values, IDS, REAL), changed)
+        assert torch.equal(scorer.logits(head, IDS, REAL), bare)
+    assert torch.equal(scorer.logits(values, IDS, REAL), changed)
     assert not torch.allclose(changed, bare, atol=1e-3)
     attached.detach()
     left = bits(host)
     assert left.keys() == own.keys() and all(torch.equal(left[name], own[name]) for name in own)
     assert not any(parameter.requires_grad for parameter in host.model.parameters())
-    assert torch.equal(engine.logits_of(scorer, head, IDS, REAL), bare)
+    assert torch.equal(scorer.logits(head, IDS, REAL), bare)
 
 
 @pytest.mark.parametrize(("name", "scale"), [
@@ -98,7 +97,7 @@ def test_no_library_is_needed_for_a_host_and_none_changes_its_function(load, fam
         with torch.no_grad():
             logits = scorer.stacked_logits(stacked, IDS, REAL)
         method.detach()
-        return torch.cat([logits, engine.logits_of(scorer, head, IDS, REAL)[None]])
+        return torch.cat([logits, scorer.logits(head, IDS, REAL)[None]])
 
     before = found()
     attach(host, METHODS["adapter"]).detach()

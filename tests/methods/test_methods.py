@@ -11,7 +11,6 @@ from portability.core.errors import UserError
 from portability.methods import attach
 from portability.methods.module import ModuleState, axis_size, equal
 from portability.tasks.classification import Scorer
-from portability.training import trainer as engine
 from support.tiny import FAMILIES, METHODS, TASK, noisy
 
 
@@ -66,7 +65,7 @@ def test_a_module_loads_into_plain_adapters_and_gives_the_same_logits(mount, mak
     def logits(model):
         scorer.model = model
         with torch.no_grad():
-            return engine.logits_of(scorer, head, ids, mask)
+            return scorer.logits(head, ids, mask)
 
     other = plain()
     other.add_adapter("module", config=attached.config, set_active=True)

@@ -19,6 +19,7 @@ from portability.inits.start import StartBuilder
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store
+from portability.tasks.classification import Scorer
 from portability.tracking.runs import entry_of
 from portability.training import trainer as engine
 from support.metrics import mine
@@ -183,7 +184,7 @@ def test_a_member_whose_scores_are_not_finite_fails_alone(data_folders, make_hos
     planned = plan(study.grid)
     runs = [run for run in planned.runs.values() if run.method
             and run.host.name == study.grid.pairs[0][0].name]
-    original, stacks = engine.predict, []
+    original, stacks = Scorer.predict, []
 
     def spoiled(*args):
         found = original(*args)
@@ -191,7 +192,7 @@ def test_a_member_whose_scores_are_not_finite_fails_alone(data_folders, make_hos
         found.margin[1] = np.nan
         return found
 
-    monkeypatch.setattr(engine, "predict", spoiled)
+    monkeypatch.setattr(Scorer, "predict", spoiled)
     store = Store(tmp_path)
     execute.execute(runs, {i: sorted(planned.marks[i]) for i in planned.runs},
                     execute.WorkerContext(store, study.data))

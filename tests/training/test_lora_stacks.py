@@ -45,8 +45,7 @@ class Own(Bench):
         trainer = Trainer(self.scorer, members, spec)
         seen = {}
         engine.train(trainer, self.schedule, self.data, (0, spec.updates),
-                     lambda n, p, _: seen.update({n: engine.predict(
-            self.scorer, p, self.data, 32)}))
+                     lambda n, p, _: seen.update({n: self.scorer.predict(p, self.data, 32)}))
         return trainer, seen
 
 
@@ -196,7 +195,7 @@ def test_runs_with_and_without_a_start_train_in_one_stack(study, table):
         assert torch.equal(alone.trainer.averages[0], both.trainer.averages[place])
         for mark, found in both.predictions[""].items():
             assert np.array_equal(found.margin[place], alone.predictions[""][mark].margin[0])
-    bare = engine.predict(shared.scorer, {}, shared.test, 64)  # the host itself, where each of them starts
+    bare = shared.scorer.predict({}, shared.test, 64)  # the host itself, where each of them starts
     for found in (both.predictions[""][0].margin[place] for place in (0, 1)):
         assert np.allclose(found, bare.margin[0], atol=1e-6)
     assert not np.allclose(both.predictions[""][4].margin[1], bare.margin[0], atol=1e-4)

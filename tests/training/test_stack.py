@@ -219,8 +219,8 @@ def test_starts_that_are_alike_are_scored_once(data_folders, make_host, tmp_path
         execute.execute([r for r in planned.runs.values() if r.init.kind == kind
                          and r.host.name.endswith("raw-base")], marks,
                         WorkerContext(store, study.data))
-    original = engine.predict
-    monkeypatch.setattr(engine, "predict", lambda scorer, parameters, *rest: sizes.append(
+    original = classification.Scorer.predict
+    monkeypatch.setattr(classification.Scorer, "predict", lambda scorer, parameters, *rest: sizes.append(
         len(next(iter(parameters.values())))) or original(scorer, parameters, *rest))
     ported = [r for r in planned.runs.values() if r.init.kind == "ported"]
     execute.execute(ported, marks, WorkerContext(store, study.data))

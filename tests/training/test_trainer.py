@@ -146,10 +146,10 @@ def test_predictions_do_not_depend_on_the_stack_or_the_order_of_examples(bench):
     table = bench("adapter")
     trainer = table.train([0, 1, 2])
     views = trainer.bank.views(trainer.averages)
-    three = engine.predict(table.scorer, views, table.data, 32)
-    one = engine.predict(table.scorer, {name: v[1:2] for name, v in views.items()}, table.data, 32)
+    three = table.scorer.predict(views, table.data, 32)
+    one = table.scorer.predict({name: v[1:2] for name, v in views.items()}, table.data, 32)
     assert np.array_equal(three.margin[1], one.margin[0]) and np.array_equal(three.nll[1], one.nll[0])
-    plain = engine.logits_of(table.scorer, {n: v[1] for n, v in views.items()},
+    plain = table.scorer.logits({n: v[1] for n, v in views.items()},
                              *pad(table.data, np.array([7]), 30))
     scores = plain.log_softmax(-1)[0]
     negative, positive = table.scorer.label_ids
@@ -180,7 +180,7 @@ def test_what_stands_before_the_first_site_is_done_once_for_all_members(bench):
     hooks = [part.register_forward_hook(lambda m, i, out, name=name: batched.update(
         {name: torch._C._functorch.is_batchedtensor(out)})) for name, part in parts.items()]
     trainer = table.train([0, 1, 2])
-    engine.predict(table.scorer, trainer.bank.views(trainer.averages), table.data, 32)
+    table.scorer.predict(trainer.bank.views(trainer.averages), table.data, 32)
     for hook in hooks:
         hook.remove()
     assert batched == {"query of the first layer": False, "feed-forward of the first layer": True}
@@ -200,7 +200,7 @@ def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family)
     trainer, other = half.train([0, 1]), full.train([0, 1])
     assert trainer.bank.theta.dtype == trainer.losses.dtype == torch.float32
     assert {state["exp_avg"].dtype for state in trainer.optimizer.state.values()} == {torch.float32}
-    logits = engine.logits_of(half.scorer, start, *pad(half.data, np.array([0, 1]),
+    logits = half.scorer.logits(start, *pad(half.data, np.array([0, 1]),
                                                        int(half.data.lengths.max())))
     assert logits.dtype == torch.float32
     assert not torch.equal(trainer.losses, other.losses) and torch.allclose(trainer.losses, other.losses,
@@ -254,7 +254,7 @@ def test_stacks_are_bit_equal_at_any_batch_size(bench, method, size):
     assert one.outcomes[0] == five.outcomes[3]  # tokens of the examples alone
     picks = schedule.examples(0, 3)
     assert train([3]).losses[0, 0] == pytest.approx(float(F.cross_entropy(
-        engine.logits_of(table.scorer, table.start(3), *pad(table.data, picks, schedule.length(0))),
+        table.scorer.logits(table.start(3), *pad(table.data, picks, schedule.length(0))),
         torch.tensor([table.scorer.label_ids[table.data.labels[i]] for i in picks]))), abs=1e-5)
 
 
@@ -266,10 +266,10 @@ def test_predictions_are_bit_equal_whatever_is_left_for_the_last_batch(bench, me
     for size in range(1, 18):
         rows = [table.data.row(i) for i in range(size)]
         some = Encoded(np.concatenate(rows), np.cumsum([0, *map(len, rows)]), table.data.labels[:size], 0)
-        five = engine.predict(table.scorer, views, some, 64)
+        five = table.scorer.predict(views, some, 64)
         assert five.margin.shape == (5, size)
         for i in (0, 4):
-            one = engine.predict(table.scorer, {name: v[i : i + 1] for name, v in views.items()}, some, 64)
+            one = table.scorer.predict({name: v[i : i + 1] for name, v in views.items()}, some, 64)
             assert np.array_equal(one.margin[0], five.margin[i]) and np.array_equal(one.nll[0],
                                                                                     five.nll[i]), size
 
