@@ -47,14 +47,14 @@ class Study:
     # "host", "data": those behind the records that are used, as in specs; "too_long": of hosts (their names)
     # and data sets for which answers were, how many
     parts: dict[str, list[dict[str, Any]]]
-    schema: int  # of the records that are used, a key of spec.PROTOCOLS
+    schema: int  # of the records that are used, a key of specs.PROTOCOLS
 
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
     """One row per cell of the study, the union of all its manifests.
 
     Returns:
-        The columns of `spec.Cell`; `status`, one of STATUSES, and `reason` where it is not "done"; every
+        The columns of `specs.Cell`; `status`, one of STATUSES, and `reason` where it is not "done"; every
         metric at the cell's mark (NaN unless done); and of the chosen metric `value` (the cell's), `native`
         (its native run at the run's largest mark), `bare` (its host without a module), each with
         `native_status` and `bare_status`; and `lift` = value - bare at budget 0, NaN elsewhere. Accuracies

@@ -78,7 +78,8 @@ def run_study(study: Study) -> Store:
 
 
 def cells(study: Store | str | Path, metric: str = "eval_accuracy") -> pd.DataFrame:
-    """A row for each cell of a study, with its status and its numbers (columns: analysis.load.tidy).
+    """A row for each cell of a study, with its status and its numbers (columns:
+    portability.analysis.load.tidy).
 
     Args:
         study: its store, or its folder.

@@ -33,12 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker("system" if item.name in STARTING else tier_of(item.path))
+        assert sum(item.get_closest_marker(tier) is not None for tier in TIERS) == 1, item.nodeid
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """Unit and contract tests start no process, so that they are quick; but git, which tells records their
-    commit."""
+    """Unit and contract tests start no process by subprocess or multiprocessing, so that they are quick; but
+    git, which tells records their commit."""
     quick = item.get_closest_marker("unit") or item.get_closest_marker("contract")
     with pytest.MonkeyPatch.context() as patch:
         if quick and not item.get_closest_marker("smoke"):
@@ -48,7 +49,7 @@ def pytest_runtest_protocol(item: pytest.Item):
 
 
 def _refused(*_: object) -> NoReturn:
-    raise AssertionError("a test that starts a process is to be marked `system`")
+    pytest.fail("a test that starts a process is to be marked `system`", pytrace=False)  # caught by nobody
 
 
 class Git(subprocess.Popen):
@@ -63,8 +64,7 @@ class Git(subprocess.Popen):
 def tier_of(path: Path) -> str:
     """The tier of a file's tests."""
     folder = path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""
-    return folder if folder in ("system", "full") else "contract" if path.stem.endswith(
-        "_contract") else "unit"
+    return folder if folder == "system" else "contract" if path.stem.endswith("_contract") else "unit"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

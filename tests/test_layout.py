@@ -2,12 +2,17 @@
 values."""
 
 import ast
+import multiprocessing
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
-from support.pairs import pairs
+import pytest
+
+from support.pairs import over, pairs, representatives
 
 FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
 
@@ -39,6 +44,22 @@ def test_the_wheel_holds_every_package():
 
 def test_no_two_test_modules_have_one_name():
     assert [name for name, count in Counter(path.name for path in FILES).items() if count > 1] == []
+
+
+def test_a_quick_test_can_start_no_process():
+    for start in (lambda: subprocess.run([sys.executable, "-c", ""]),
+                  multiprocessing.get_context("spawn").Process(target=print).start):
+        with pytest.raises(pytest.fail.Exception, match="marked `system`"):
+            start()
+
+
+def test_the_quick_part_of_a_product_is_its_pairs_and_the_rest_is_full():
+    every = over(a="xy", b=[1, 2, 3], c=[True, False]).args[1]
+    assert len(every) == 12
+    assert [one.values for one in every if not one.marks] == sorted(
+        pairs(a="xy", b=[1, 2, 3], c=[True, False]), key=[one.values for one in every].index)
+    with pytest.raises(ValueError, match="no values of this axis"):
+        representatives(["bert", "llama"], "t5")
 
 
 def test_each_pair_of_values_of_two_axes_occurs_in_few_combinations():

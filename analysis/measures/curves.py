@@ -265,7 +265,7 @@ def take_off(context: StudyContext) -> pd.DataFrame:
 
 def _take_offs(item: Curves, sign: float) -> pd.DataFrame:
     """Of every curve and budget: `value` 1.0 where it has taken off by then, with the ends of when; as of
-    inference.designs."""
+    pairing.alone."""
     frame = item.frame
     bare = sign * frame["bare"].to_numpy(float)
     by_host = [frame[name] for name in ("method", "receiving", "data")]

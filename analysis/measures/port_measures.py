@@ -14,7 +14,7 @@ from portability.analysis.stats.fieller import Ratio, ratio
 from portability.analysis.stats.intervals import jeffreys
 from portability.analysis.stats.pairing import (
     COORDINATES,
-    RUN_ERRORS,
+    FAULTS,
     bare_pairs,
     pairs_of,
     summarise,
@@ -146,7 +146,7 @@ def _wins(context: StudyContext, cells: pd.DataFrame, axis: str, sides: tuple[st
     won = np.where(gain > SLACK, 1.0, np.where(gain < -SLACK, 0.0, 0.5))
     pairs = pairs.assign(value=np.where(gain.isna(), np.nan, won))
     frame = estimate_groups(pairs, keys)
-    frame = frame[[*keys, "mean", "n", "runs", "expected", *RUN_ERRORS, "status", "blocks", "sd"]]
+    frame = frame[[*keys, "mean", "n", "runs", "expected", *FAULTS, "status", "blocks", "sd"]]
     ties = pairs["value"].eq(0.5).mask(pairs["value"].isna()).astype(float)
     frame["ties"] = ties.groupby([pairs[key] for key in keys], sort=False, dropna=False).mean().to_numpy()
     frame["low"], frame["high"] = jeffreys(frame["mean"].to_numpy(float), frame["blocks"].to_numpy(float))

@@ -12,7 +12,7 @@ COLUMNS = list(Cell.__dataclass_fields__)
 COORDINATES = COLUMNS[: COLUMNS.index("run_id")]
 TASK = [name for name in COORDINATES if name != "seed"]
 STATUSES = ("done", "failed", "missing", "duplicate", "foreign")
-RUN_ERRORS = (*STATUSES[1:], "unpaired")  # statuses of cells, and of pairs, without a number
+FAULTS = (*STATUSES[1:], "unpaired")  # statuses of cells, and of pairs, without a number
 PORTED, EXTRACTED = "ported", "extracted"
 ARMS = (PORTED, EXTRACTED)  # the first that a study has is its arm; every other init is a baseline of a gain
 Answers = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) score of each test example in [0, 1]
@@ -71,22 +71,22 @@ def summarise(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         >>> summarise(cells, ["init"])[["mean", "n", "runs", "expected"]].round(2).values.tolist()
         [[0.57, 3.0, 2.0, 3.0]]
     """
-    flags = {name: cells["status"] == name for name in RUN_ERRORS}
+    flags = {name: cells["status"] == name for name in FAULTS}
     grouped = cells.assign(**flags).groupby(keys, sort=False, dropna=False)
     table = grouped.agg(expected=("status", "size"), n=("value", "count"), mean=("value", "mean"),
-                        **{name: (name, "sum") for name in RUN_ERRORS})
+                        **{name: (name, "sum") for name in FAULTS})
     runs = cells.dropna(subset="value").groupby([*keys, "run_id", "mark"], sort=False, dropna=False)
     levels = list(range(len(keys)))
     spread = runs["value"].mean().groupby(level=levels, sort=False, dropna=False).agg(["std", "count"])
     table = table.join(spread.rename(columns={"count": "runs"}))
     table["runs"] = table["runs"].fillna(0).astype(int)
     table["status"] = _status(table)
-    return table.reset_index()[[*keys, "mean", "std", "n", "runs", "expected", *RUN_ERRORS, "status"]]
+    return table.reset_index()[[*keys, "mean", "std", "n", "runs", "expected", *FAULTS, "status"]]
 
 
 def _status(table: pd.DataFrame) -> np.ndarray:
     words = pd.Series("", index=table.index)
-    for name in RUN_ERRORS:
+    for name in FAULTS:
         words = words + np.where(table[name] > 0, f"+{name}", "")
     words = words.str.removeprefix("+").mask(words == "", "no value")
     return np.select([table["n"] == table["expected"], table["n"] > 0], ["complete", "incomplete"], words)

@@ -10,7 +10,7 @@ from portability.analysis.context import StudyContext
 from portability.analysis.contrast_arm import say
 from portability.analysis.metrics import UNITS
 from portability.analysis.stats.blocks import POOLED
-from portability.analysis.stats.pairing import COORDINATES, RUN_ERRORS, varying
+from portability.analysis.stats.pairing import COORDINATES, FAULTS, varying
 from portability.analysis.tables.spec import TableSpec
 from portability.core.specs import PROTOCOLS, SCHEMA, too_long_words
 
@@ -117,7 +117,7 @@ class Sentences:
         """The sentence on the mark † in a frame with the columns of pairing.summarise."""
         if "unpaired" not in self.frame or (self.frame["status"] == "complete").all():
             return ""
-        touched = {name: int((self.frame[name] > 0).sum()) for name in RUN_ERRORS}
+        touched = {name: int((self.frame[name] > 0).sum()) for name in FAULTS}
         words = [f"{name} cells behind {count} of the numbers" for name, count in touched.items() if count]
         return ("† computed from fewer cells than were asked for, or not computed: "
                 f"{', '.join(words) or 'no finite number in the record'}.")

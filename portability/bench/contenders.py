@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from portability import methods
+from portability.core.errors import UserError
 from portability.core.specs import RunSpec, TaskSpec
 from portability.execution.execute import execute
 from portability.execution.worker_context import WorkerContext
@@ -189,4 +190,6 @@ def cells_alone(words: Sequence[str]) -> float:
             context.store = Store(folder)
             for one in (planned.runs[run.origin], run) if run.origin else (run,):
                 execute([one], {one.run_id: [one.train.updates]}, context)
+            if failed := context.store.failures():
+                raise UserError(f"a cell of the grid failed: {next(iter(failed.values()))['error']}")
     return (now() - began) * len(cells) / len(first)

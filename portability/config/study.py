@@ -137,7 +137,7 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
     for name in conf.method:
         choose(name, conf.known_methods, "method")
     methods = [build(specs.MethodSpec, {"name": name} | value, f"method.{name}")
-               for name, value in conf.method.items() if "library" in value]
+               for name, value in conf.method.items() if value.keys() & {"library", "config"}]
     if not methods:
         raise UserError(f"no method is chosen; choose of: {', '.join(conf.known_methods)}")
     for method in methods:

@@ -1,5 +1,6 @@
 """The values a study is made of; a run is named by the hash of everything that can change its number."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -143,12 +144,12 @@ class AnswerSpec:
 
     Attributes:
         scoring: a name in SCORINGS.
-        normaliser: of exact_match, a name in tasks.scoring.NORMALISERS.
-        likelihood: of choice, a name in tasks.scoring.LIKELIHOODS.
+        normaliser: of exact_match, a name in data.answer_scores.NORMALISERS.
+        likelihood: of choice, a name in data.answer_scores.LIKELIHOODS.
         new_tokens: most tokens of a written answer, its end token included; None for choice.
         max_length: tokens of prompt and answer (of t5: of the prompt, and of the answer).
         too_long: what becomes of answers to write that leave no room for a prompt in it, one of TOO_LONG
-            (tasks.encode.encode_answers).
+            (data.answer_tokens.encode_answers).
     """
 
     scoring: str
@@ -259,7 +260,7 @@ class RunSpec:
             "teacher": self.teacher.fingerprint if self.teacher else None,
         }
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Name of the run: hash of its identity."""
         return digest(self.identity())

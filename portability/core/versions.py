@@ -3,6 +3,8 @@
 import functools
 from importlib.metadata import PackageNotFoundError, version
 
+from portability.core.plugins import plugin_versions
+
 PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy",
             "safetensors")
 DISTRIBUTIONS = {"portability": "peft-portability"}  # those of another name than their package
@@ -10,8 +12,8 @@ DISTRIBUTIONS = {"portability": "peft-portability"}  # those of another name tha
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Package -> version, "not installed" where it is not."""
-    return {name: _version(name) for name in PACKAGES}
+    """Package -> version, "not installed" where it is not; those of plug-ins among them."""
+    return {name: _version(name) for name in PACKAGES} | plugin_versions()
 
 
 def _version(name: str) -> str:

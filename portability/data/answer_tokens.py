@@ -118,7 +118,7 @@ def encode_answers(
     `max_length`).
 
     Args:
-        family: the host's, a key of families.FAMILIES.
+        family: the host's, a key of architectures.FAMILIES.
         max_length: most tokens of a row, special ones and the end token included; of t5, of the encoder's
             input and of the target each.
         too_long: what becomes of answers that are: "refuse"; "drop" leaves their examples out; "truncate"

@@ -1,7 +1,7 @@
 """The data of a study: guarded, counted and named by content; what is derived is kept, so planning re-reads
 nothing.
 
-    sources.read_split -> overlap.guard -> study_data (counts, digests) -> rows -> encoding.encode
+    sources.read_split -> decontamination.guard -> study_data (counts, digests) -> rows -> tokenization.encode
 """
 
 import hashlib
@@ -56,7 +56,8 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
 
     Args:
         sources: every set of the study; the order is the order of precedence.
-        overlap: "drop" or "keep" training sentences that stand elsewhere in the study (overlap.guard).
+        overlap: "drop" or "keep" training sentences that stand elsewhere in the study
+            (decontamination.guard).
 
     Raises:
         UserError: a source is bad, two have one name, or the guard leaves less than two classes to train on.

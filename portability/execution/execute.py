@@ -1,6 +1,6 @@
 """Carry runs from their specs to stored records: the story of a run, one call per stage.
 
-    desk.host -> desk.training, desk.test -> methods.attach -> starts -> Stack: trainer.train, with
+    context.host -> context.training, context.test -> methods.attach -> starts -> Stack: trainer.train, with
     scorer.predict at each mark -> desk.commit -> store.commit
 """
 
@@ -85,7 +85,7 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
         for run in runs:
             context.fail(run, error)
         return
-    if first.method is None or training is None:
+    if training is None:
         yield from (_bare(run, scorer, test, context) for run in runs)
         return
     attached = attach(host, first.method)

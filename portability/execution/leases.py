@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from portability.core.errors import RUN_ERRORS
+from portability.core.errors import GracefulStop
 from portability.core.specs import digest
 from portability.core.stages import Stage
 
@@ -39,7 +39,7 @@ class Lease:
     since: str
     machine: str  # digest of what tells machines, boots and containers apart
     started: str  # of the process, so that a number that the system gave out again is not taken for it
-    owner: str  # one a process
+    owner: str  # one a worker
 
 
 class Leases:
@@ -56,8 +56,8 @@ class Leases:
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
         """Claim what is free, keep the heartbeat going inside the block, and let go of it afterwards; but not
-        where the block breaks by a fault that `execute` does not catch: then the process ends, which counts
-        as a death of the worker.
+        where the block breaks by an error that nobody expects: then the worker ends, which counts as its
+        death.
 
         Raises:
             OSError: the study's folder cannot be written.
@@ -69,7 +69,9 @@ class Leases:
         beat.start()
         try:
             yield set(self.mine)
-        except RUN_ERRORS:
+        except (OSError, GracefulStop):
+            raise
+        except Exception:
             self.mine = set()
             raise
         finally:
@@ -79,17 +81,19 @@ class Leases:
             for run_id in self.mine:
                 if (claim := self.read(run_id)) is not None and claim.owner == self.owner:
                     self._path(run_id).unlink(missing_ok=True)
+                    self._limit_path(run_id).unlink(missing_ok=True)
 
     def _beat(self, over: threading.Event) -> None:
         last = time.monotonic()
         while not over.wait(min(self.beat, HEARTBEAT_SECONDS)):
-            with contextlib.suppress(OSError):  # the disk is away for a moment
+            if time.monotonic() - last >= HEARTBEAT_SECONDS:
+                last = time.monotonic()
+                for run_id in self.mine:
+                    # taken over as stale, or the disk is away for a moment
+                    with contextlib.suppress(OSError):
+                        os.utime(self._path(run_id))
+            with contextlib.suppress(OSError):  # a full disk, say: the heartbeat does not depend on it
                 self._write_stage()
-                if time.monotonic() - last >= HEARTBEAT_SECONDS:
-                    last = time.monotonic()
-                    for run_id in self.mine:
-                        with contextlib.suppress(FileNotFoundError):  # taken over as stale
-                            os.utime(self._path(run_id))
 
     def say(self, stage: Stage) -> None:
         """Note what runs that are held are at; it is written within `beat` seconds."""
@@ -150,8 +154,25 @@ class Leases:
         away.unlink(missing_ok=True)
         return found == seen
 
+    def limit(self, run_ids: Iterable[str], most: int) -> None:
+        """Note that these runs are to be taken at most so many at once, because a worker died of a larger
+        stack; until they are let go of by one who ended well."""
+        for run_id in run_ids:
+            self._limit_path(run_id).write_text(str(most))
+
+    def limits(self) -> dict[str, int]:
+        """By run id, how many at once it may be taken with, where that is limited."""
+        found = {}
+        for path in self.folder.glob("*.limit"):
+            with contextlib.suppress(FileNotFoundError, ValueError):  # let go of meanwhile, or being written
+                found[path.stem] = int(path.read_text())
+        return found
+
     def tidy(self) -> None:
         """Remove what processes that are gone left behind."""
+        held = self.all()
+        for run_id in self.limits().keys() - held.keys():
+            self._limit_path(run_id).unlink(missing_ok=True)
         for claim in self.all().values():
             if not self.lives(claim):
                 self.drop(claim)
@@ -196,6 +217,9 @@ class Leases:
 
     def _path(self, run_id: str) -> Path:
         return self.folder / f"{run_id}.json"
+
+    def _limit_path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.limit"
 
     def _stage_path(self, owner: str) -> Path:
         return self.folder / f"{owner}.stage"

@@ -20,7 +20,7 @@ class Ledger:
     Args:
         chosen: the runs to carry out; those of them that are done are left alone.
         stack: at most so many runs in a job.
-        retry: which runs that failed before are tried again (selection.RETRIES).
+        retry: which runs that failed before are tried again (config.schema.Config.retry).
     """
 
     def __init__(self, planned: Plan, store: Store, stack: int, workers: int,

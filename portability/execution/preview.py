@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from portability.core.errors import UserError
 from portability.core.hashing import combined_digest, remember, remembered
 from portability.core.paths import PACKAGE
+from portability.core.plugins import plugin_versions
 from portability.core.specs import RunSpec, digest, too_long_words
 from portability.core.wording import counted
 from portability.data.splits import study_data
@@ -55,9 +56,11 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
 
 
 def _ours() -> str:
-    """What a rehearsal depends on besides the run: the libraries and this package's own code."""
+    """What a rehearsal depends on besides the run: the libraries, the plug-ins and this package's own
+    code."""
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    return combined_digest(sorted(PACKAGE.rglob("*.py")), *versions)
+    plugins = [f"{name} {version}" for name, version in sorted(plugin_versions().items())]
+    return combined_digest(sorted(PACKAGE.rglob("*.py")), *versions, *plugins)
 
 
 def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:
@@ -84,7 +87,7 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
 
 def _rehearse(questions: Sequence[Question], setup: Setup,
               context: "WorkerContext | None" = None) -> Iterator[Facts]:
-    """The same, in a process of its own where no desk is given."""
+    """The same, in a process of its own where no context is given."""
     from portability.execution.rehearse import Rehearsal
 
     rehearsal = Rehearsal(context or Worker(setup, Place("cpu", 1.0), lambda _: None).context)

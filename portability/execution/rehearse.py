@@ -30,6 +30,7 @@ from portability.porting.strategies import find_strategy
 from portability.tasks.base import HEAD, SHOWN
 from portability.tasks.registry import task_of
 
+GIVEN = {"origin_weights", "receiving_weights", "text", "labels"}  # needs that no rehearsal can meet
 TOKENS = 12  # of an answer in an example that is shown
 
 
@@ -37,7 +38,7 @@ class Rehearsal:
     """Runs rehearsed one after the other; what is made for one is kept for the next.
 
     Args:
-        desk: of whose data the texts are.
+        context: of whose data the texts are.
     """
 
     def __init__(self, context: WorkerContext):
@@ -73,7 +74,7 @@ class Rehearsal:
             module, known = self._module(origin.host, method), PortContext(origin.host, run.host, fresh,
                                                                            run.port)
             # what a strategy makes of weights, the run itself shows
-            if not find_strategy(run.port.strategy).needs:
+            if not find_strategy(run.port.strategy).needs & GIVEN:
                 INITS[run.init.kind](InitContext(
                     receiving=run.host, method=method, seed=int(run.seed or 0), stream=run.stream,
                     fresh=lambda: fresh, change=_norm, port=lambda: port(module, known)), run.init.options)

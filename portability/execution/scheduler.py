@@ -169,6 +169,7 @@ def run_jobs(book: Ledger, engine: Engine, meter: Meter) -> None:
                 meter.hear(event)
             else:
                 engine.submit(book.settle(event.job, event.death))
+                engine.forget(book.failed)  # what starts from a run that failed is blocked
                 meter.settle()
     finally:
         engine.drain()

@@ -1,7 +1,6 @@
 """What state every run of a plan is in, read from the store's files while commands work on it, here or
 elsewhere."""
 
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

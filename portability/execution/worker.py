@@ -139,12 +139,16 @@ class Worker:
             return
 
         def end() -> None:
+            self.late = True
+            with contextlib.suppress(OSError):  # a full disk, say: the worker ends all the same
+                note()
+            self.leave()
+
+        def note() -> None:
             if len(runs) == 1:
                 self.context.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
                     f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is "
                     f"{self.minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")})
-            self.late = True
-            self.leave()
 
         timer = threading.Timer(self.minutes * 60 * len(runs), end)
         timer.daemon = True
@@ -213,6 +217,7 @@ def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
         done: origins that are known to be done; added to.
     """
     store, first, before = worker.context.store, None, set[str]()
+    limits = worker.claims.limits()
 
     def is_ready(run: RunSpec) -> bool:
         if run.origin and run.origin not in done:
@@ -230,6 +235,9 @@ def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
         left[place] = job = replace(left[place], runs=runs)
         before |= {run.run_id for run in runs}
         ready = [run for run in runs if is_ready(run)]
+        most = min((limits[run.run_id] for run in ready if run.run_id in limits), default=len(ready))
+        if most < len(ready):
+            return replace(job, runs=ready[:most])
         if len(ready) == len(runs):
             return job
         first = first or (replace(job, runs=ready) if ready else None)

@@ -21,9 +21,8 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
     distribution is our choice).
 
     Per tensor, on the carried entries only and before any padding: ``law: normal`` draws from N(mean, std)
-    with
-    std of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module is
-    then scaled so that it changes the logits as much as the ported one (D-09).
+    with std of ddof 0, ``law: permute`` shuffles the entries. With ``match: function_norm`` the whole module
+    is then scaled so that it changes the logits as much as the ported one (D-09).
 
     Raises:
         UserError: unknown law or match.

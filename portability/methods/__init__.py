@@ -2,7 +2,7 @@
 package with an entry point in the group ``portability.methods`` that names its `MethodBackend` class."""
 
 from portability.core.errors import UserError, choose
-from portability.core.plugins import plugins
+from portability.core.plugins import load, plugins
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
 from portability.methods.adapters_backend import AdaptersBackend
@@ -23,7 +23,7 @@ def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
     outside = plugins(GROUP, tuple(BACKENDS))
     name = choose(spec.library, {*BACKENDS, *outside}, "PEFT library")
     try:
-        backend = BACKENDS[name] if name in BACKENDS else outside[name].load()
+        backend = BACKENDS[name] if name in BACKENDS else load(outside[name])
         attached = backend().attach(host, spec)
     except ImportError as error:
         raise UserError(f"method '{spec.name}': the PEFT library '{name}' cannot be imported ({error}); "

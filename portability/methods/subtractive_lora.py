@@ -91,7 +91,7 @@ class Pair(nn.Module):
 
     Attributes:
         A, B: (r, in), (out, r).
-        A0, B0, D: frozen tensors, None where nothing is subtracted; the engine hands them in with each call.
+        A0, B0, D: frozen tensors, None where nothing is subtracted; the trainer hands them in with each call.
         lookup: whether inputs are token ids, which pick columns, instead of vectors.
     """
 
@@ -132,7 +132,7 @@ class Pair(nn.Module):
     def fresh(self) -> dict[str, Tensor]:
         """New values in ordinary memory, by torch's global generator, as peft's `reset_lora_parameters` draws
         them: the pair's product is zero, as A is uniform and B zero, or for an embedding A zero and B
-            normal."""
+        normal."""
         first, second = torch.zeros(self.A.shape), torch.zeros(self.B.shape)
         if self.lookup:
             nn.init.normal_(second)

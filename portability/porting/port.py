@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from portability.core.errors import UserError, choose
@@ -41,6 +42,10 @@ def _check(done: Port, module: ModuleState, context: PortContext) -> None:
         if wrong := sorted(s.key for s in wanted.keys() | found.keys() if wanted.get(s) != found.get(s)):
             raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave no module of the "
                             f"receiving host: {wrong[0]} is missing, left over or of another shape")
+    for slot, tensor in done.module.tensors.items():
+        if done.carried[slot].dtype != torch.bool or not tensor.isfinite().all():
+            raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave numbers that are "
+                            f"not finite, or a mask that is not bool, for {slot.key}")
     idle = equal(done.module, context.fresh) and not equal(done.module, module)
     if idle or not any(mask.any() for mask in done.carried.values()):
         raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} carries nothing: its module "

@@ -299,7 +299,7 @@ class Store:
         return list(host_pairs.held(self.root).values())
 
     def manifests(self) -> list[dict[str, Any]]:
-        """Every manifest of the study: its facts, and `cells` as a list of rows (see spec.Cell).
+        """Every manifest of the study: its facts, and `cells` as a list of rows (see specs.Cell).
 
         Raises:
             UserError: the folder holds no study.

@@ -2,7 +2,7 @@
 members at once.
 
 One member goes through `functional_call` over the reader, a stack through `vmap` over that, the host
-unmapped, as in `engine`.
+unmapped, as in `training.trainer`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -250,7 +250,7 @@ class AnswerScorer:
         return texts(written, self.tokenizer, [stop]), (written == stop).any(-1).numpy()
 
     def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
-        """Batches by length on the device, filled up (batches.fill), each with its number of rows; `on_part`
+        """Batches by length on the device, filled up (sampling.fill), each with its number of rows; `on_part`
         is told of each when the next one is asked for."""
         done = 0
         for picks in by_length(rows.lengths, batch_size):

@@ -136,7 +136,7 @@ def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scor
         scores: (N,) in [0, 1], what each answer is worth.
         nll: (N,) negative log-likelihood of a token of the right answer, nats, finite.
         invalid: (N,) bool.
-        scoring: a name in spec.SCORINGS.
+        scoring: a name in specs.SCORINGS.
 
     Raises:
         ValueError: no example, lengths that differ, or values that are not finite.

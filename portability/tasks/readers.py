@@ -23,7 +23,8 @@ Past = tuple[tuple[Tensor, ...], ...]  # what a host keeps of the tokens it has 
 
 
 class Reader(nn.Module):
-    """A host that reads answers token by token; parameters bear the names they have in `scorer.Scorer`.
+    """A host that reads answers token by token; parameters bear the names they have in
+    `classification.Scorer`.
 
     `forward` runs one of the three methods below it, given by name, because `functional_call` reaches nothing
     else.

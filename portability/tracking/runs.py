@@ -47,8 +47,12 @@ class Entry:
 
     Attributes:
         id: the run's id in W&B, which names what was measured: the same run with other numbers is another W&B
-        run. how: group, job_type, name and tags. curve: the history, see `history`. tables: name -> columns
-        and rows. module: what the run trained. origin: what it started from.
+            run.
+        how: group, job_type, name and tags.
+        curve: the history, see `history`.
+        tables: name -> columns and rows.
+        module: what the run trained.
+        origin: what it started from.
     """
 
     id: str

@@ -16,9 +16,9 @@ from portability.tasks.base import TaskScorer
 # moments
 STATE = 6
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-# for what lives beside the activations: gradients on their way, the allocator's
+# for what lives beside the activations: gradients on their way, the allocator's gaps, and on a GPU the pool
+# of the graphs beside the memory of ordinary calls (our choice, D-36)
 MARGINS = {"cpu": 1.5, "cuda": 3.0}
-# gaps, and on a GPU the pool of the graphs beside the memory of ordinary calls (our choice, D-36)
 
 
 def member_bytes(
@@ -29,7 +29,7 @@ def member_bytes(
     its update keeps.
 
     Both grow linearly with the members: under `vmap` every activation has a member axis, and the host has
-        none.
+    none.
 
     Args:
         start: one member's parameters by the scorer's names.

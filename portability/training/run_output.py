@@ -61,7 +61,7 @@ def build_result(output: RunOutput) -> Result:
     """The record and the files beside it.
 
     Paths never enter a record: a host's or set's source is kept only where it is a hub id or an embedded
-        name.
+    name.
     """
     run, module = output.run, output.module
     trainable = (module.entries if module else 0) + sum(tensor.numel() for tensor in output.head.values())

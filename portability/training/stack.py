@@ -146,7 +146,7 @@ class Stack:
         self.seconds = np.zeros(len(runs))
 
     def resume(self, store: Store) -> None:
-        """Go on from the members' checkpoints, where all have one (see `parts`)."""
+        """Go on from the members' checkpoints, where all have one (see `split_resumable`)."""
         saved = [resumable(store.checkpoint(run.run_id), run, self.marks[run.run_id]) for run in self.runs]
         found = [one for one in saved if one is not None]
         if len(found) < len(self.runs):

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from portability.core.errors import UserError
+from portability.core.errors import GracefulStop, UserError
 from portability.execution import worker as workers
 from portability.execution.engines import base
 from portability.execution.engines.base import Ended, Engine
 from portability.execution.leases import Leases
+from portability.execution.scheduler import run_jobs
 from portability.execution.worker import Job, Setup, Worker, work
 from portability.hosts.devices import Place
 from portability.store import Result, Store
@@ -93,6 +94,34 @@ def test_a_death_is_told_with_all_that_the_worker_had_in_hand(tmp_path):
     assert engine.started[0][1] == 1 and end.death == "the worker ended with exit code -9"
     assert end.job.runs == job.runs and not engine.jobs and not Leases(tmp_path).all()
     assert [len(again.runs) for again in book.settle(end.job, end.death)] == [1, 1]
+    mine = hand(book.store)  # lives, and still has the whole stack in its list
+    work([job], mine, 0.0)
+    assert mine.taken == [[run.run_id] for run in job.runs], "a stack that killed one worker kills no other"
+
+
+def test_an_origin_that_fails_again_ends_the_command_and_not_its_patience(tmp_path):
+    """What it blocked before is blocked as before, so that nothing new is written of it."""
+    first = ledger(tmp_path, seeds=1)
+    origin = origin_job(first).runs[0].run_id
+
+    def begin(jobs, count):
+        for job in jobs:
+            for run in job.runs:
+                if run.run_id == origin:
+                    book.store.fail(origin, {"error": "boom", "kind": "ValueError"})
+                elif run.origin is None and not book.store.has(run.run_id):
+                    finish(book.store, Job([run], job.marks))
+        return []
+
+    for _ in range(2):
+        book, engine = ledger(tmp_path, seeds=1, retry="failed"), Pretended(tmp_path, lambda name: None)
+        engine.start = begin
+        meter = SimpleNamespace(hear=lambda stage: None, settle=lambda: None)
+        thread = threading.Thread(target=run_jobs, args=(book, engine, meter), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive() and not engine.jobs
+        assert {book.todo[i].origin for i in book.failed} == {None, origin}
 
 
 def test_workers_that_end_before_they_begin_are_not_started_for_ever(tmp_path):
@@ -164,11 +193,14 @@ def test_a_run_that_leaves_nothing_behind_has_failed(tmp_path, monkeypatch, data
 
 
 def test_a_fault_that_no_run_is_blamed_for_leaves_the_claims_to_whoever_counts_deaths(tmp_path):
-    with pytest.raises(RuntimeError), Leases(tmp_path).held(["a"]):
-        raise RuntimeError("the device is lost")
+    for error in (RuntimeError("the device is lost"), AttributeError("of a plug-in"), MemoryError()):
+        with pytest.raises(type(error)), Leases(tmp_path, "one").held(["a"]):
+            raise error
     assert set(Leases(tmp_path).all()) == {"a"}
     with pytest.raises(OSError), Leases(tmp_path).held(["b"]):
         raise OSError("the disk is full")
+    with pytest.raises(GracefulStop), Leases(tmp_path).held(["c"]):
+        raise GracefulStop
     assert set(Leases(tmp_path).all()) == {"a"}
 
 

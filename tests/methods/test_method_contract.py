@@ -146,7 +146,7 @@ def test_a_library_cannot_take_the_place_of_one_of_ours(load, offers):
 
 def test_a_library_that_is_not_installed_is_one_sentence(load, offers):
     offers("elsewhere", "no_such_package:Backend")
-    with pytest.raises(UserError, match="'elsewhere' cannot be imported .*; install it, or use"):
+    with pytest.raises(UserError, match="'elsewhere' .* cannot be imported .*; install it whole, or"):
         attach(load(), OURS)
 
 

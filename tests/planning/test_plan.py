@@ -120,7 +120,7 @@ def run():
 
 
 def test_a_runs_name_is_pinned():
-    """A change of this name orphans every stored run: raise spec.SCHEMA and say so in CHANGELOG, or undo
+    """A change of this name orphans every stored run: raise specs.SCHEMA and say so in CHANGELOG, or undo
     it."""
     assert run().run_id == "d2b9c6b262bd2605"
 

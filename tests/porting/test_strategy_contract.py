@@ -42,7 +42,8 @@ def test_a_strategy_gives_a_module_of_the_receiving_host_or_says_why_not(
     source, target = mounted(method, "t5", 32, 2, 4), mounted(method, "t5", *SHAPES[shape])
     module, fresh = noisy(source, 1), target.init_parameters(2)
     before = module.map({slot: tensor.clone() for slot, tensor in module.tensors.items()})
-    context = PortContext(source.host.spec, target.host.spec, fresh, PortSpec(strategy, strategy, layer_map))
+    context = PortContext(source.host.spec, target.host.spec, fresh, PortSpec(strategy, strategy, layer_map),
+                          load_host)
     try:
         done, again = port(module, context), port(module, context)
     except UserError as refusal:
@@ -70,7 +71,8 @@ def test_a_head_of_the_same_width_is_copied(strategy):
 
 
 def test_an_unknown_strategy_is_refused_with_the_choices():
-    with pytest.raises(UserError, match="choose one of: copy, pad, repeat; did you mean 'pad'"):
+    known = ", ".join(sorted(STRATEGIES))
+    with pytest.raises(UserError, match=f"choose one of: {known}; did you mean 'pad'"):
         find_strategy("padd")
 
 

@@ -77,10 +77,10 @@ def damage_shard(store, folder):
     return "belongs into runs/"
 
 
-RUN_ERRORS = [damage_torn, damage_gone, damage_digit, damage_module, damage_cut, damage_report, damage_shard]
+DAMAGES = [damage_torn, damage_gone, damage_digit, damage_module, damage_cut, damage_report, damage_shard]
 
 
-@pytest.mark.parametrize("damage", RUN_ERRORS)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_an_unsound_run_is_named_and_discarded_and_counts_as_not_done(store, damage, capsys):
     run_id = ported(store)
     what = damage(store, store.folder(run_id))

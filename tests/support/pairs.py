@@ -34,6 +34,9 @@ def over(**axes: Iterable[Any]) -> pytest.MarkDecorator:
 
 def representatives(values: Iterable[Any], *chosen: Any) -> list[Any]:
     """Values of one axis as parameters: those which are not chosen belong to the tier `full`."""
+    values = list(values)
+    if unknown := [one for one in chosen if one not in values]:
+        raise ValueError(f"{unknown} are no values of this axis: {values}")
     return [value if value in chosen else pytest.param(value, marks=pytest.mark.full) for value in values]
 
 

@@ -9,10 +9,11 @@ is counted here.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from portability.core.errors import UserError
+from portability.core.specs import RunSpec
 from portability.core.stages import Stage
 from portability.execution.leases import Lease, Leases
 from portability.execution.worker import Job, Setup, is_settled
@@ -52,6 +53,7 @@ class Engine(ABC):
         self.jobs: dict[str, Job] = {}  # run id -> the job that it is in, of those that have not ended
         self.alive: set[str] = set()  # workers that wait or run
         self.ended: dict[str, tuple[str, float]] = {}  # how a worker ended, and when that was seen
+        self.origins: set[str] = set()  # that are known to be done
         self.barren = 0  # workers in a row that ended before they had begun
 
     # ---- what an engine says
@@ -106,6 +108,11 @@ class Engine(ABC):
         for job in jobs:
             self.jobs |= dict.fromkeys((run.run_id for run in job.runs), job)
 
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Follow these runs no longer; a worker leaves them alone, as what they start from has failed."""
+        for run_id in run_ids:
+            self.jobs.pop(run_id, None)
+
     def events(self) -> Iterator[Stage | Ended]:
         """What happens, until all jobs have ended, those submitted meanwhile among them.
 
@@ -117,6 +124,8 @@ class Engine(ABC):
         while self.jobs:
             alive, over = self.look()
             self.alive = set(alive)
+            for name in self.alive & self.ended.keys():  # it was put into the queue again
+                del self.ended[name]
             self.ended |= {name: (how, time.monotonic()) for name, how in over.items()}
             held = self.claims.all()
             yield from self.claims.stages().values()
@@ -125,7 +134,8 @@ class Engine(ABC):
                 scanned = time.monotonic()
                 for run_id, job in list(self.jobs.items()):
                     (run,) = (run for run in job.runs if run.run_id == run_id)
-                    if run_id not in held and is_settled(run, job, self.store):
+                    free = run_id in self.jobs and run_id not in held
+                    if free and is_settled(run, job, self.store):
                         yield Ended(self._taken([run_id]))
             yield from self._deaths(held.values())
             before = held.keys() if len(self.jobs) == count else None  # what ended may have blocked others
@@ -146,15 +156,19 @@ class Engine(ABC):
 
     def _deaths(self, held: Collection[Lease]) -> Iterator[Ended]:
         """What workers left behind, and other commands, whose runs are free again."""
-        dead: dict[str, list[str]] = {}
+        dead: dict[str, list[Lease]] = {}
         for claim in held:
             _, since = self.ended.get(claim.owner, ("", None))
             if since is not None and time.monotonic() - since >= self.late_seconds:
-                self.claims.drop(claim)
-                dead.setdefault(claim.owner, []).append(claim.run_id)
+                dead.setdefault(claim.owner, []).append(claim)
             elif since is None and claim.owner not in self.alive and not self.claims.lives(claim):
                 self.claims.drop(claim)
-        for owner, ids in dead.items():
+        for owner, claims in dead.items():
+            ids = [claim.run_id for claim in claims]
+            # workers that live still have the whole stack listed
+            self.claims.limit(ids, max(1, len(ids) // 2))
+            for claim in claims:
+                self.claims.drop(claim)
             if left := [run_id for run_id in ids if run_id in self.jobs]:
                 how = self.ended[owner][0] or "the worker ended without a record of the run"
                 yield Ended(self._taken(left), how)
@@ -166,11 +180,17 @@ class Engine(ABC):
             return
         jobs = list({id(job): job for job in self.jobs.values()}.values())
         free = self.jobs.keys() - held.keys()
-        able = sum(any(run.run_id in free and (run.origin is None or self.store.has(run.origin))
-                       for run in job.runs) for job in jobs)
+        able = sum(any(run.run_id in free and self._may_begin(run) for run in job.runs) for job in jobs)
         available = self.alive - {claim.owner for claim in held.values()}
         if (count := min(room, able - len(available))) > 0:
             self.alive |= set(self.start(jobs, count))
+
+
+    def _may_begin(self, run: RunSpec) -> bool:
+        """Whether what a run starts from is done."""
+        if run.origin is not None and run.origin not in self.origins and self.store.has(run.origin):
+            self.origins.add(run.origin)
+        return run.origin is None or run.origin in self.origins
 
 
 def cannot_go_on(error: object) -> UserError:

@@ -21,7 +21,7 @@ class InProcess(Engine):
         self.threads: dict[str, threading.Thread] = {}
         self.worker: Worker | None = None
         self.error: BaseException | None = None
-        self.how = ""
+        self.how, self.stopping = "", threading.Event()
 
     @staticmethod
     def places(conf: EngineConf) -> list[Place]:
@@ -30,6 +30,7 @@ class InProcess(Engine):
 
     def start(self, jobs: Sequence[Job], count: int) -> list[str]:
         """See Engine.start."""
+        self.how = ""
         name = self.claims.owner + str(len(self.ended))
         self.threads[name] = threading.Thread(target=self._work, args=(name, jobs), daemon=True)
         self.threads[name].start()
@@ -45,10 +46,15 @@ class InProcess(Engine):
         return list(self.threads), dict.fromkeys(over, self.how)
 
     def drain(self) -> None:
-        """See Engine.drain."""
+        """See Engine.drain; what a worker left behind is free again, though this process goes on."""
+        self.stopping.set()
         self._stop()
         for thread in self.threads.values():
             thread.join(DRAIN_SECONDS)
+        over = {name for name, thread in self.threads.items() if not thread.is_alive()} | self.ended.keys()
+        for claim in self.claims.all().values():
+            if claim.owner in over:
+                self.claims.drop(claim)
 
     def _stop(self) -> None:
         if self.worker is not None:
@@ -61,6 +67,8 @@ class InProcess(Engine):
         try:
             self.worker = Worker(self.setup, self.where[0], owner=name, beat=self.poll_seconds,
                                  leave=self._stop)
+            if self.stopping.is_set():
+                return
             work(jobs, self.worker, self.poll_seconds)
         except GracefulStop:
             pass

@@ -175,6 +175,8 @@ class Slurm(Engine):
                 return ""
             if kind == "success":
                 raise cannot_go_on(value)
+        if state == "COMPLETED":  # what it says of itself is seen later
+            return ""
         if state == "CANCELLED" or (not state and task in self.pending):
             raise UserError(f"Slurm task {task} was cancelled by somebody; finished runs and checkpoints are "
                             "kept, repeat the command to go on")

@@ -59,8 +59,8 @@ class ExtractionOptions:
             extraction/aligned.py).
         split: where the singular values go: "reference" all into B, "balanced" their roots into both.
         scores: "sensitivity", or "ones" where this stage is switched off.
-        sites: groups (families.SITE_GROUPS; a group takes what the family has of it), or single sites such as
-            "query", which stands for a decoder's cross-attention query too.
+        sites: groups (architectures.SITE_GROUPS; a group takes what the family has of it), or single sites
+            such as "query", which stands for a decoder's cross-attention query too.
         batch_size: seed examples that go through a layer together; scores do not depend on it.
         blocks: whether the cuts themselves are given beside their pairs (the formula of section 3.2 takes
             them off whole).

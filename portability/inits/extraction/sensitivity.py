@@ -243,7 +243,7 @@ def _answers(last: Tensor, matrix: Tensor, batch: Batch) -> Iterator[tuple[Tenso
 
 def _class_loss(last: Tensor, batch: Batch, head: Head) -> Tensor:
     """Sum over the examples of the loss of a linear head over the mean of the real tokens' states (as
-    scorer.Scorer)."""
+    classification.Scorer)."""
     real = batch.real["encoder"][..., None]
     pooled = (last * real).sum(1) / real.sum(1)
     logits = nn.functional.linear(pooled, head["head.weight"].float(), head["head.bias"].float())

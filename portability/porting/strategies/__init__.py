@@ -3,7 +3,7 @@
 from typing import get_args
 
 from portability.core.errors import UserError, choose
-from portability.core.plugins import plugins
+from portability.core.plugins import load, plugins
 from portability.porting.base import Need, Strategy
 from portability.porting.strategies.copy import COPY
 from portability.porting.strategies.pad import PAD
@@ -22,7 +22,7 @@ def find_strategy(name: str) -> Strategy:
     outside = plugins(GROUP, tuple(STRATEGIES))
     if choose(name, {*STRATEGIES, *outside}, "port strategy") in STRATEGIES:
         return STRATEGIES[name]
-    found = outside[name].load()
+    found = load(outside[name])
     strategy = found() if isinstance(found, type) else found
     if not isinstance(strategy, Strategy):
         raise UserError(f"port strategy '{name}' ({outside[name].value}) is no "
