@@ -85,7 +85,7 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
         for run in runs:
             context.fail(run, error)
         return
-    if training is None:
+    if training is None or first.method is None:  # a bare host is only measured
         yield from (_bare(run, scorer, test, context) for run in runs)
         return
     attached = attach(host, first.method)
