@@ -32,8 +32,8 @@ def test_a_module_is_ported_and_the_receiving_host_is_as_it_was(mount, load):
 
 
 def test_a_study_is_carried_out_and_read(tmp_path):
-    words = ["+sweep=smoke", "method=lora", "engine=inprocess", "similarity=false", "yes=true", "tracking.wandb=disabled",
-             f"results={tmp_path}", "grid.inits=[ported,scratch]"]
+    words = ["+sweep=smoke", "method=lora", "engine=inprocess", "similarity=false", "yes=true",
+             "tracking.wandb=disabled", f"results={tmp_path}", "grid.inits=[ported,scratch]"]
     table = portability.cells(portability.run_study(portability.compose(words)))
     assert set(table["status"]) == {"done"} and table["value"].notna().all()
 
