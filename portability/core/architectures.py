@@ -6,7 +6,7 @@ method.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
@@ -40,7 +40,8 @@ class Family:
         widths: config key of hidden, ffn, heads, kv_heads, head_dim (missing ones are derived).
         layer: path of a layer, with {stack} where the stack is part of it and {layer} for its number.
         matrices: stack -> path inside a layer -> site; one matrix for several sites has them joined by "+".
-        shared: path -> site of the matrices outside the layers.
+        shared: path -> site of what is outside the layers.
+        norms: stack -> path inside a layer -> site of its normalisations.
         sdpa: whether transformers has scaled-dot-product attention for it (used on a GPU, with ready-made
             masks).
         tied: whether a config.json that does not say so ties head and embedding (`tie_word_embeddings`).
@@ -54,9 +55,15 @@ class Family:
     layer: str
     matrices: Mapping[str, Mapping[str, str]]
     shared: Mapping[str, str]
+    norms: Mapping[str, Mapping[str, str]]
     sdpa: bool = False
     tied: bool = True
     unused: tuple[str, ...] = ()
+
+    @property
+    def seq2seq(self) -> bool:
+        """Whether an encoder reads the question and a decoder writes the answer."""
+        return len(self.stacks) == 2
 
 
 _T5_NAMES = {"q": "query", "k": "key", "v": "value", "o": "attention_out"}
@@ -64,6 +71,34 @@ _T5_SELF = {f"layer.0.SelfAttention.{name}": site for name, site in _T5_NAMES.it
 _T5_CROSS = {f"layer.1.EncDecAttention.{name}": f"cross_{site}" for name, site in _T5_NAMES.items()}
 _T5_FFN = {"wi": "ffn_up", "wi_1": "ffn_up", "wi_0": "ffn_gate", "wo": "ffn_down"}  # wi: ungated, version 1.0
 _WIDTHS = {"hidden": "hidden_size", "ffn": "intermediate_size", "heads": "num_attention_heads"}
+_GROUPED = _WIDTHS | {"kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+_SELF = {"self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value"}
+_OPT = _SELF | {"self_attn.out_proj": "attention_out", "fc1": "ffn_up", "fc2": "ffn_down"}
+_OPT_NORMS = {"self_attn_layer_norm": "attention_norm", "final_layer_norm": "ffn_norm"}
+_LLAMA_MATRICES = _SELF | {"self_attn.o_proj": "attention_out", "mlp.gate_proj": "ffn_gate",
+                           "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+_LLAMA_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+_HEAD_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
+_GEMMA_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "attention_out_norm",
+                "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "ffn_out_norm"}
+_T5 = Family(
+    scoring="label",
+    stacks={"encoder": "num_layers", "decoder": "num_decoder_layers"},
+    widths={"hidden": "d_model", "ffn": "d_ff", "heads": "num_heads", "head_dim": "d_kv"},
+    layer="{stack}.block.{layer}",
+    matrices={
+        "encoder": _T5_SELF | {f"layer.1.DenseReluDense.{name}": site for name, site in _T5_FFN.items()},
+        "decoder": _T5_SELF | _T5_CROSS | {
+            f"layer.2.DenseReluDense.{name}": site for name, site in _T5_FFN.items()},
+    },
+    norms={
+        "encoder": {"layer.0.layer_norm": "attention_norm", "layer.1.layer_norm": "ffn_norm"},
+        "decoder": {"layer.0.layer_norm": "attention_norm", "layer.1.layer_norm": "cross_attention_norm",
+                    "layer.2.layer_norm": "ffn_norm"},
+    },
+    shared={"shared": "embedding", "lm_head": "head", "encoder.final_layer_norm": "encoder_norm",
+            "decoder.final_layer_norm": "decoder_norm"},
+)
 _BERT = Family(
     scoring="head",
     stacks={"encoder": "num_hidden_layers"},
@@ -73,26 +108,61 @@ _BERT = Family(
         "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
         "attention.output.dense": "attention_out", "intermediate.dense": "ffn_up", "output.dense": "ffn_down",
     }},
-    shared={"embeddings.word_embeddings": "embedding"},
+    norms={"encoder": {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm": "ffn_norm"}},
+    shared={"embeddings.word_embeddings": "embedding", "embeddings.LayerNorm": "embedding_norm"},
     sdpa=True,
     unused=("pooler.", "cls.", "lm_head.", "classifier.", "qa_outputs."),  # of pretraining and fine-tuning
 )
+_LLAMA = Family(
+    scoring="label",
+    stacks={"decoder": "num_hidden_layers"},
+    widths=_GROUPED,
+    layer="layers.{layer}",
+    matrices={"decoder": _LLAMA_MATRICES},
+    norms={"decoder": _LLAMA_NORMS},
+    shared={"embed_tokens": "embedding", "lm_head": "head", "norm": "final_norm"},
+    sdpa=True,
+    tied=False,
+)
 
-FAMILIES: dict[str, Family] = {
-    "t5": Family(
-        scoring="label",
-        stacks={"encoder": "num_layers", "decoder": "num_decoder_layers"},
-        widths={"hidden": "d_model", "ffn": "d_ff", "heads": "num_heads", "head_dim": "d_kv"},
-        layer="{stack}.block.{layer}",
-        matrices={
-            "encoder": _T5_SELF | {f"layer.1.DenseReluDense.{name}": site for name, site in _T5_FFN.items()},
-            "decoder": _T5_SELF | _T5_CROSS | {
-                f"layer.2.DenseReluDense.{name}": site for name, site in _T5_FFN.items()},
-        },
-        shared={"shared": "embedding", "lm_head": "head"},
-    ),
+FAMILIES: dict[str, Family] = {  # by the model_type of config.json
+    "t5": _T5,
+    "mt5": replace(_T5, tied=False),
     "bert": _BERT,
     "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "distilbert": Family(
+        scoring="head",
+        stacks={"encoder": "n_layers"},
+        widths={"hidden": "dim", "ffn": "hidden_dim", "heads": "n_heads"},
+        layer="transformer.layer.{layer}",
+        matrices={"encoder": {
+            "attention.q_lin": "query", "attention.k_lin": "key", "attention.v_lin": "value",
+            "attention.out_lin": "attention_out", "ffn.lin1": "ffn_up", "ffn.lin2": "ffn_down",
+        }},
+        norms={"encoder": {"sa_layer_norm": "attention_norm", "output_layer_norm": "ffn_norm"}},
+        shared=_BERT.shared,
+        unused=("vocab_", "pre_classifier.", "classifier.", "qa_outputs."),
+    ),
+    "deberta-v2": replace(_BERT, matrices={"encoder": {
+        "attention.self.query_proj": "query", "attention.self.key_proj": "key",
+        "attention.self.value_proj": "value", "attention.output.dense": "attention_out",
+        "intermediate.dense": "ffn_up", "output.dense": "ffn_down",
+    }}, sdpa=False, unused=(*_BERT.unused, "lm_predictions.", "mask_predictions.")),
+    "modernbert": Family(
+        scoring="head",
+        stacks={"encoder": "num_hidden_layers"},
+        widths=_WIDTHS,
+        layer="layers.{layer}",
+        matrices={"encoder": {
+            "attn.Wqkv": "query+key+value", "attn.Wo": "attention_out",
+            "mlp.Wi": "ffn_gate+ffn_up", "mlp.Wo": "ffn_down",
+        }},
+        norms={"encoder": {"attn_norm": "attention_norm", "mlp_norm": "ffn_norm"}},
+        shared={"embeddings.tok_embeddings": "embedding", "embeddings.norm": "embedding_norm",
+                "final_norm": "final_norm"},
+        unused=("head.", "decoder.", "classifier."),
+    ),
     "gpt2": Family(
         scoring="label",
         stacks={"decoder": "n_layer"},
@@ -102,22 +172,45 @@ FAMILIES: dict[str, Family] = {
             "attn.c_attn": "query+key+value", "attn.c_proj": "attention_out",
             "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
         }},
-        shared={"wte": "embedding", "lm_head": "head"},
+        norms={"decoder": {"ln_1": "attention_norm", "ln_2": "ffn_norm"}},
+        shared={"wte": "embedding", "lm_head": "head", "ln_f": "final_norm"},
         sdpa=True,
     ),
-    "llama": Family(
+    "opt": Family(
         scoring="label",
         stacks={"decoder": "num_hidden_layers"},
-        widths=_WIDTHS | {"kv_heads": "num_key_value_heads", "head_dim": "head_dim"},
+        widths={"hidden": "hidden_size", "ffn": "ffn_dim", "heads": "num_attention_heads"},
         layer="layers.{layer}",
-        matrices={"decoder": {
-            "self_attn.q_proj": "query", "self_attn.k_proj": "key", "self_attn.v_proj": "value",
-            "self_attn.o_proj": "attention_out", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-            "mlp.down_proj": "ffn_down",
-        }},
-        shared={"embed_tokens": "embedding", "lm_head": "head"},
-        sdpa=True,
-        tied=False,
+        matrices={"decoder": _OPT},
+        norms={"decoder": _OPT_NORMS},
+        shared={"embed_tokens": "embedding", "lm_head": "head", "decoder.final_layer_norm": "final_norm"},
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": replace(_LLAMA, norms={"decoder": _LLAMA_NORMS | _HEAD_NORMS}),
+    "gemma2": replace(_LLAMA, norms={"decoder": _GEMMA_NORMS}, sdpa=False, tied=True),
+    "gemma3_text": replace(_LLAMA, norms={"decoder": _GEMMA_NORMS | _HEAD_NORMS}, sdpa=False, tied=True),
+    "phi3": replace(_LLAMA, matrices={"decoder": {
+        "self_attn.qkv_proj": "query+key+value", "self_attn.o_proj": "attention_out",
+        "mlp.gate_up_proj": "ffn_gate+ffn_up", "mlp.down_proj": "ffn_down",
+    }}),
+    "bart": Family(
+        scoring="label",
+        stacks={"encoder": "encoder_layers", "decoder": "decoder_layers"},
+        widths={"hidden": "d_model", "ffn": "encoder_ffn_dim", "heads": "encoder_attention_heads"},
+        layer="{stack}.layers.{layer}",
+        matrices={
+            "encoder": _OPT,
+            "decoder": _OPT | {
+                "encoder_attn.q_proj": "cross_query", "encoder_attn.k_proj": "cross_key",
+                "encoder_attn.v_proj": "cross_value", "encoder_attn.out_proj": "cross_attention_out",
+            },
+        },
+        norms={"encoder": _OPT_NORMS,
+               "decoder": _OPT_NORMS | {"encoder_attn_layer_norm": "cross_attention_norm"}},
+        shared={"shared": "embedding", "lm_head": "head", "encoder.layernorm_embedding": "encoder_norm",
+                "decoder.layernorm_embedding": "decoder_norm"},
     ),
 }
 
@@ -134,6 +227,9 @@ LORA_AXES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ffn_down": (("ffn",), ("hidden",)),
     "embedding": (("vocab",), ("hidden",)),  # of the embedding's transpose, which takes a token to its vector
     "head": (("hidden",), ("vocab",)),
+}
+NORM_AXES: dict[str, tuple[str, ...]] = {  # of the normalisations that are not as wide as the host
+    "query_norm": ("head_dim",), "key_norm": ("head_dim",),
 }
 SITE_GROUPS: dict[str, tuple[str, ...]] = {  # names for what a family has of these sites
     "attention": ("query", "key", "value", "attention_out"),
@@ -172,7 +268,8 @@ def parse_name(family: str, name: str) -> tuple[str, int, str]:
     """
     if inside := within_layer(family, name):
         stack, layer, rest = inside
-        for path, site in FAMILIES[family].matrices[stack].items():
+        places = {**FAMILIES[family].matrices[stack], **FAMILIES[family].norms[stack]}
+        for path, site in places.items():
             if rest.startswith(f"{path}."):
                 return stack, layer, site
     for path, site in FAMILIES[family].shared.items():

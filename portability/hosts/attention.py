@@ -6,7 +6,7 @@ Masks are made here and nowhere else. Those that transformers makes inside a mod
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from portability.core.architectures import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEAST = torch.finfo(torch.bfloat16).min  # finite in bf16 too: fp32's own least number would be -inf there
 TAKES_READY = int(transformers.__version__.split(".")[0]) >= 5
@@ -50,9 +53,8 @@ def text_mask(family: str, real: Tensor) -> Tensor:
     """The mask of a text as the family's model takes it: causal for decoder-only hosts, else one of padding,
     which T5's decoder reads its encoder's states by, too.
 
-    In transformers 4 the models of BERT and RoBERTa and T5's stacks refuse a ready-made mask of padding and
-    make (1 - given) * least of what they are given, by fixed steps alone: so they are given 1 and 0, (B, 1,
-    T), T5 (B, T).
+    In transformers 4 encoders refuse a ready-made mask of padding and make (1 - given) * least of what they
+    are given, by fixed steps alone: so they are given 1 and 0, (B, T), or (B, 1, T) of BERT's kin.
 
     Args:
         real: (B, T) above 0 for real tokens, 0 for padding on the right.
@@ -61,7 +63,20 @@ def text_mask(family: str, real: Tensor) -> Tensor:
         return causal_mask(real)
     if TAKES_READY:
         return padding_mask(real)
-    return (real if family == "t5" else real[:, None]).gt(0).float()
+    return (real[:, None] if family in ("bert", "roberta", "xlm-roberta") else real).gt(0).float()
+
+
+def places(ids: Tensor) -> Tensor:
+    """Positions (1, T) of texts (B, T) that are padded on the right, which OPT would read off the mask."""
+    return torch.arange(ids.shape[1], device=ids.device)[None]
+
+
+def lm_logits(model: "PreTrainedModel", states: Tensor) -> Tensor:
+    """Logits (..., V) of a language-model host's last states (..., d), capped where the model caps them
+    (Gemma 2)."""
+    logits = model.lm_head(states)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class DefaultDevice(TorchFunctionMode):

@@ -20,7 +20,7 @@ class Host:
 
     spec: HostSpec
     model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: Any  # PreTrainedTokenizerBase; None of a skeleton
     precision: str = "fp32"
 
     @property
@@ -63,6 +63,27 @@ def load_plain(spec: HostSpec, attention: str = "eager") -> "PreTrainedModel":
     check_unchanged(spec)
     options = {"attn_implementation": attention, "dtype": torch.float32}
     return from_folder(spec.name, spec.shape.family, folder_of(spec), **options)
+
+
+def load_skeleton(spec: HostSpec) -> Host:
+    """A host without numbers: its modules by name and shape, on torch's meta device, whatever its size. It has
+    no tokenizer.
+
+    Raises:
+        UserError: the folder's config.json makes no model.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    folder = folder_of(spec)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = model_class(spec.shape.family).from_config(config)
+    except Exception as error:  # config classes raise plain ones
+        raise UserError(f"host '{spec.name}': no model can be made of {folder / 'config.json'}: "
+                        f"{error}") from error
+    return Host(spec, model.requires_grad_(False).eval(), None)
 
 
 def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTrainedModel":

@@ -7,10 +7,12 @@ from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
 from portability.methods.adapters_backend import AdaptersBackend
 from portability.methods.base import AttachedMethod, MethodBackend
+from portability.methods.peft_backend import PeftBackend
 from portability.methods.subtractive_lora import LoraBackend
 
 GROUP = "portability.methods"
-BACKENDS: dict[str, type[MethodBackend]] = {"adapters": AdaptersBackend, "portability": LoraBackend}
+BACKENDS: dict[str, type[MethodBackend]] = {
+    "adapters": AdaptersBackend, "peft": PeftBackend, "portability": LoraBackend}
 
 
 def attach(host: Host, spec: MethodSpec) -> AttachedMethod:

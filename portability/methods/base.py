@@ -3,6 +3,7 @@
     attach(host, spec): init_parameters -> to_parameters -> training -> to_state; disabled(); detach()
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +30,7 @@ class SlotLayout(NamedTuple):
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """How one parameter of a library splits into slots of equally many numbers.
+    """How one parameter of a library splits into slots.
 
     Attributes:
         name: the parameter's name in the host's model.
@@ -46,15 +47,19 @@ class ParameterLayout:
 
     def decode(self, parameter: Tensor) -> dict[Slot, Tensor]:
         """Slot -> tensor of the slot's own sizes (copies)."""
-        parts = parameter.reshape(*self.slots[0].sizes[: self.axis], len(self.slots), -1).unbind(self.axis)
+        if self.axis == 0:
+            parts = parameter.reshape(-1).split([math.prod(sizes) for _, _, sizes in self.slots])
+        else:
+            parts = parameter.reshape(*self.slots[0].sizes[:1], len(self.slots), -1).unbind(1)
         return {slot: part.reshape(sizes).clone(memory_format=torch.contiguous_format)
                 for part, (slot, _, sizes) in zip(parts, self.slots, strict=True)}
 
     def encode(self, tensors: Mapping[Slot, Tensor]) -> Tensor:
         """The library's parameter, of its own shape (a copy)."""
-        lead = self.slots[0].sizes[: self.axis]
-        parts = [tensors[slot].reshape(*lead, -1) for slot, _, _ in self.slots]
-        return torch.stack(parts, self.axis).reshape(self.shape)
+        if self.axis == 0:
+            return torch.cat([tensors[slot].reshape(-1) for slot, _, _ in self.slots]).reshape(self.shape)
+        parts = [tensors[slot].reshape(*self.slots[0].sizes[:1], -1) for slot, _, _ in self.slots]
+        return torch.stack(parts, 1).reshape(self.shape)
 
 
 class AttachedMethod(ABC):

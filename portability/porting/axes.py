@@ -17,6 +17,7 @@ from portability.porting.base import Port, PortContext, PortReport, Strategy
 from portability.porting.layer_maps import LAYER_MAPS, average_layers
 
 INPUT_ROLES = ("A", "down_weight", "down_left")  # whose host axes are summed over in the forward pass
+MULTIPLIES = ("magnitude", "ia3_l", "weight")  # what is not carried of them stays as the library begins it
 ChangeAxis = Callable[[Tensor, int, int, bool], Tensor]
 
 
@@ -114,7 +115,10 @@ class _Filling:
         action = "averaged" if len(sources) > 1 else "carried" if sources[0].layer == slot.layer else "mapped"
         try:
             if self.module.axes[sources[0]] != axes:
-                raise UserError(f"axes {self.module.axes[sources[0]]} and {axes}")
+                own = any(" at " in label for label in axes)
+                raise UserError("the method's numbers go with the origin's widths alone: turn it into a LoRA "
+                                "first (--via lora)" if own
+                                else f"axes {self.module.axes[sources[0]]} and {axes}")
             for axis, (label, size) in enumerate(zip(axes, wanted, strict=True)):
                 if tensor.shape[axis] == size:
                     continue
@@ -125,6 +129,8 @@ class _Filling:
         except UserError as error:
             raise UserError(f"cannot port {slot.key} from '{self.context.origin.name}' {sizes} to "
                             f"'{self.context.receiving.name}' {tuple(wanted)}: {error}") from error
+        if slot.role in MULTIPLIES:
+            tensor = torch.where(mask, tensor, self.context.fresh.tensors[slot])
         kept = tuple(slice(0, min(a, b)) for a, b in zip(sizes, wanted, strict=True))
         self.used |= {source: kept for source in sources}
         self.report.tensors[slot.key] = action

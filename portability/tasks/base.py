@@ -170,8 +170,11 @@ class Task(Protocol):
 
 def check_length(host: Host, max_length: int) -> None:
     """Refuse inputs longer than the host has positions for (T5's are relative, so it has no limit)."""
-    positions = getattr(host.model.config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions - 2 * (host.family == "roberta"):
+    config = host.model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if window := getattr(config, "sliding_window", None) if not host.scoring == "head" else None:
+        positions = min(positions or window, window)  # masks are made without it
+    if positions is not None and max_length > positions - 2 * (host.family in ("roberta", "xlm-roberta")):
         raise UserError(f"task.max_length is {max_length}, but host '{host.spec.name}' has {positions} "
                         f"positions")
 

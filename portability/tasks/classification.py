@@ -15,7 +15,7 @@ from portability.data.answer_tokens import joined
 from portability.data.sampling import Bucket, by_length, fill, pad
 from portability.data.splits import StudyData, rows
 from portability.data.tokenization import Encoded, encode
-from portability.hosts.attention import causal_mask, computing, text_mask
+from portability.hosts.attention import causal_mask, computing, lm_logits, places, text_mask
 from portability.hosts.host import Host, label_ids, label_tokens, load_tokenizer
 from portability.tasks.base import (
     HEAD,
@@ -64,7 +64,7 @@ class Classification:
         text = f"{text[:SHOWN]} ..." if len(text) > SHOWN else text
         if host.scoring == "head":
             return text, [], []
-        words, template, alone = self.spec.label_words, self.spec.template, host.family == "t5"
+        words, template, alone = self.spec.label_words, self.spec.template, FAMILIES[host.family].seq2seq
         text = template.replace("{text}", text)
         answers = [word if alone else joined(text, word) for word in words]
         return text, answers, label_tokens(host.tokenizer, words, alone, template)
@@ -78,8 +78,9 @@ class Classification:
         pairs = [(found.row(i).tolist(), int(label)) for i, label in enumerate(found.labels)]
         if not labelled:
             return [Answered(ids, label=label) for ids, label in pairs]
-        answers = label_ids(tokenizer, self.spec.label_words, family == "t5", self.spec.template)
-        if family == "t5":
+        seq2seq = FAMILIES[family].seq2seq
+        answers = label_ids(tokenizer, self.spec.label_words, seq2seq, self.spec.template)
+        if seq2seq:
             return [Answered(ids, target=[answers[label]]) for ids, label in pairs]
         return [Answered([*ids, answers[label]], start=len(ids)) for ids, label in pairs]
 
@@ -99,7 +100,7 @@ class Scorer(nn.Module):
         self.device = host.model.device
         self.precision = host.precision
         self.family = host.family
-        self.hidden = host.spec.shape.hidden
+        self.hidden, self.seq2seq = host.spec.shape.hidden, FAMILIES[host.family].seq2seq
         check_length(host, task.max_length)
         self.has_head = host.scoring == "head"
         if self.has_head:
@@ -107,7 +108,7 @@ class Scorer(nn.Module):
             self.head.requires_grad_(False)
             self.label_ids = (0, 1)
         else:
-            self.label_ids = label_ids(host.tokenizer, task.label_words, self.family == "t5", task.template)
+            self.label_ids = label_ids(host.tokenizer, task.label_words, self.seq2seq, task.template)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (B, V) or (B, 2), always in fp32.
@@ -121,7 +122,7 @@ class Scorer(nn.Module):
 
     def _logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         seen = text_mask(self.family, attention_mask)
-        if self.family == "t5":
+        if self.seq2seq:
             start = torch.full_like(input_ids[:, :1], self.model.config.decoder_start_token_id)
             return self.model(
                 input_ids=input_ids, attention_mask=seen, use_cache=False,
@@ -132,10 +133,10 @@ class Scorer(nn.Module):
             weights = attention_mask.to(states.dtype).unsqueeze(-1)
             return self.head((states * weights).sum(1) / weights.sum(1))
         states = self.model.base_model(
-            input_ids=input_ids, attention_mask=seen, use_cache=False
+            input_ids=input_ids, attention_mask=seen, use_cache=False, position_ids=places(input_ids),
         ).last_hidden_state
         last = (attention_mask.sum(1) - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
-        return self.model.lm_head(states.gather(1, last).squeeze(1))
+        return lm_logits(self.model, states.gather(1, last).squeeze(1))
 
     def rows(
         self, encoded: Encoded, picks: np.ndarray, real: int, bucket: Bucket

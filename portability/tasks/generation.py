@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from portability.core.architectures import FAMILIES
 from portability.core.specs import AnswerSpec, HostSpec
 from portability.data.answer_scores import choice, exact_match, margins, rouge_l
 from portability.data.answer_tokens import Sequences, encode_answers, encode_choices, encode_prompts, shown
@@ -136,7 +137,7 @@ class Generation:
         out = []
         for i, (ids, begin) in enumerate(zip(found.rows, begins, strict=True)):
             answer = flat[begin : begin + found.answer_lengths[i]].tolist()
-            out.append(Answered(ids, target=answer) if family == "t5"
+            out.append(Answered(ids, target=answer) if FAMILIES[family].seq2seq
                        else Answered(ids, start=int(found.starts[i])))
         return out
 

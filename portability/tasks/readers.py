@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.hosts.attention import causal_mask, computing, padding_mask, text_mask
+from portability.hosts.attention import causal_mask, computing, lm_logits, padding_mask, text_mask
 from portability.hosts.host import Host
 from portability.tasks.padding import Batch
 
@@ -33,6 +34,7 @@ class Reader(nn.Module):
     def __init__(self, host: Host):
         super().__init__()
         self.model, self.device, self.precision = host.model, host.model.device, host.precision
+        self.family = host.family
         self.positions: int | None = getattr(host.model.config, "max_position_embeddings", None)
         self.name = host.spec.name
 
@@ -98,7 +100,7 @@ class CausalReader(Reader):
         ).last_hidden_state
 
     def _head(self, states: Tensor) -> Tensor:
-        return self.model.lm_head(states).float()
+        return lm_logits(self.model, states).float()
 
 
 class Seq2SeqReader(Reader):
@@ -109,7 +111,7 @@ class Seq2SeqReader(Reader):
         start = torch.full_like(rows.answers[:, :1], self.model.config.decoder_start_token_id)
         read = torch.cat([start, rows.answers[:, :-1]], 1)
         return self.model(
-            input_ids=rows.ids, attention_mask=text_mask("t5", rows.mask), use_cache=False,
+            input_ids=rows.ids, attention_mask=text_mask(self.family, rows.mask), use_cache=False,
             decoder_input_ids=read, decoder_attention_mask=causal_mask(torch.ones_like(read)),
         ).logits.float()
 
@@ -133,7 +135,7 @@ class Seq2SeqReader(Reader):
         """One step of the decoder after `done` others, through the whole model, because adapters makes its
         prefixes there."""
         out = self.model(
-            attention_mask=text_mask("t5", mask), decoder_input_ids=tokens[:, None],
+            attention_mask=text_mask(self.family, mask), decoder_input_ids=tokens[:, None],
             decoder_attention_mask=padding_mask(mask.new_ones(len(mask), done + 1)),
             past_key_values=cache, use_cache=True, **source,
         )
@@ -149,8 +151,8 @@ def reader(host: Host) -> Reader:
     """
     if host.scoring == "head":
         raise UserError(f"host '{host.spec.name}' is an encoder ({host.family}) and can neither write an "
-                        "answer nor rate choices token by token; choose a gpt2, llama or t5 host")
-    return Seq2SeqReader(host) if host.family == "t5" else CausalReader(host)
+                        "answer nor rate choices token by token; choose one with a language-model head, such as a gpt2, llama or t5 host")
+    return Seq2SeqReader(host) if FAMILIES[host.family].seq2seq else CausalReader(host)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from portability.core.paths import bundled
 from portability.core.specs import MethodSpec, TaskSpec
+from portability.hosts.host import model_class
 from portability.methods.base import AttachedMethod
 
 torch.set_num_threads(1)
@@ -30,7 +31,7 @@ METHODS = {
     "compacter": MethodSpec("compacter", "adapters", "CompacterConfig", {"bottleneck": 8, "phm_dim": 4},
                             1e-2),
 }
-FAMILIES = ("t5", "bert", "roberta", "gpt2", "llama")
+FAMILIES = ("t5", "bert", "roberta", "gpt2", "llama")  # on which most tests run; architectures.FAMILIES has all
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -42,26 +43,42 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(family: str, hidden: int, layers: int, heads: int) -> transformers.PreTrainedModel:
-    """A host with random weights."""
-    size = len(WORDS)
-    if family == "t5":
-        return transformers.T5ForConditionalGeneration(transformers.T5Config(
-            vocab_size=size, d_model=hidden, d_kv=hidden // heads, d_ff=2 * hidden, num_layers=layers,
-            num_decoder_layers=layers, num_heads=heads, feed_forward_proj="gated-gelu",
-            decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
+    """A host with random weights, made of its family's config class."""
+    config = transformers.AutoConfig.for_model(family, **_sizes(family, hidden, layers, heads))
+    return model_class(family).from_config(config)
+
+
+def _sizes(family: str, hidden: int, layers: int, heads: int) -> dict:
+    """Keywords of a family's config class; ids of special tokens are those of `tokenizer`."""
+    ids = {"vocab_size": len(WORDS), "eos_token_id": 1, "bos_token_id": 1}
+    if family not in ("gpt2", "llama", "mistral", "qwen2", "qwen3"):
+        ids["pad_token_id"] = 0
+    usual = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+             "intermediate_size": 2 * hidden}
+    if family in ("t5", "mt5"):
+        return ids | {"d_model": hidden, "d_kv": hidden // heads, "d_ff": 2 * hidden, "num_layers": layers,
+                      "num_decoder_layers": layers, "num_heads": heads, "feed_forward_proj": "gated-gelu",
+                      "decoder_start_token_id": 0}
+    if family == "bart":
+        return ids | {"d_model": hidden, "encoder_ffn_dim": 2 * hidden, "decoder_ffn_dim": 2 * hidden,
+                      "encoder_layers": layers, "decoder_layers": layers, "encoder_attention_heads": heads,
+                      "decoder_attention_heads": heads, "decoder_start_token_id": 1,
+                      "max_position_embeddings": 64, "init_std": 0.1}
     if family == "gpt2":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=size, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=64, bos_token_id=1,
-            eos_token_id=1))
-    if family == "llama":
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            vocab_size=size, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=heads // 2, intermediate_size=2 * hidden, bos_token_id=1, eos_token_id=1))
-    config, kind = {"bert": (transformers.BertConfig, transformers.BertModel),
-                    "roberta": (transformers.RobertaConfig, transformers.RobertaModel)}[family]
-    return kind(config(vocab_size=size, hidden_size=hidden, num_hidden_layers=layers,
-                       num_attention_heads=heads,
-                       intermediate_size=2 * hidden, max_position_embeddings=64, pad_token_id=0))
+        return ids | {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_positions": 64}
+    if family == "distilbert":
+        return ids | {"dim": hidden, "hidden_dim": 2 * hidden, "n_layers": layers, "n_heads": heads,
+                      "max_position_embeddings": 64}
+    if family == "opt":
+        return ids | usual | {"ffn_dim": 2 * hidden, "word_embed_proj_dim": hidden,
+                              "max_position_embeddings": 64, "init_std": 0.1}
+    if family in ("bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert"):
+        more = {"deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"],
+                               "position_buckets": 8},
+                "modernbert": {"reference_compile": False, "cls_token_id": 1, "sep_token_id": 1}}
+        return ids | usual | {"max_position_embeddings": 64} | more.get(family, {})
+    return ids | usual | {"num_key_value_heads": heads // 2} | (
+        {} if family in ("qwen2", "phi3") else {"head_dim": hidden // heads})
 
 
 def noisy(attached: AttachedMethod, seed: int):

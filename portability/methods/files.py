@@ -1,0 +1,245 @@
+"""Adapter folders of the `peft` library: read without loading anything else, and written so that the library
+loads them.
+
+A folder holds ``adapter_config.json`` and the weights (``adapter_model.safetensors``, or ``.bin`` by torch's
+restricted loader). What is read is data from elsewhere: sizes, types and names are checked, and no code in it
+runs.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from portability.core.architectures import Slot
+from portability.core.errors import UserError, choose
+from portability.core.specs import HostShape, MethodSpec
+from portability.methods.base import ParameterLayout
+from portability.methods.module import Axes, ModuleState
+from portability.methods.peft_backend import NAME, layout_of
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+LARGEST_CONFIG = 1 << 20  # bytes
+ABOUT = (  # keys of a configuration that say where it comes from, not what the method is
+    "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type",
+    "inference_mode")
+PLACES = (  # settings that name modules of the origin's architecture
+    "target_modules", "exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern",
+    "rank_pattern", "alpha_pattern")
+PROJECTIONS = ("vera_A", "vera_B", "randlora_A", "randlora_B")  # frozen, drawn from a seed; saved with some
+BARE_LEAF = ("lora_magnitude_vector",)  # parameters whose "weight" the library leaves out of the key
+GLOBAL = ("vblora_vector_bank",)  # saved without a place
+
+
+@dataclass
+class AdapterFolder:
+    """What an adapter folder holds.
+
+    Attributes:
+        config: adapter_config.json as it is.
+        tensors: key in the file -> tensor in fp32.
+        dtypes: key -> type in the file.
+        base: name of the base model, or None where it names none.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str | None:
+        """The base model's name as the configuration has it."""
+        return self.config.get("base_model_name_or_path")
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method, with the settings that are not None and dropout off, which acts in training alone.
+
+        Raises:
+            UserError: the installed peft has no such type.
+        """
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING as CLASSES
+
+        kinds = {kind.value: cls for kind, cls in CLASSES.items()}
+        kind = choose(str(self.config.get("peft_type")).upper(), kinds, f"peft_type of {self.folder}")
+        known = kinds[kind].__dataclass_fields__
+        settings = {}
+        for key, value in self.config.items():
+            if key in ABOUT or value is None or value == {}:
+                continue
+            if key not in known:
+                if value:
+                    raise UserError(f"{self.folder / CONFIG}: the installed peft knows no setting '{key}' of "
+                                    f"{kinds[kind].__name__}; install the version that wrote it "
+                                    f"({self.config.get('peft_version', 'unknown')})")
+                continue
+            settings[key] = 0.0 if "dropout" in key else value
+        return MethodSpec(self.folder.name, "peft", kinds[kind].__name__, settings, 0.0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of most tensors in the file."""
+        return Counter(self.dtypes.values()).most_common(1)[0][0]
+
+
+def read_folder(folder: Path) -> AdapterFolder:
+    """An adapter folder, checked.
+
+    Raises:
+        UserError: a file is missing, truncated or no such file, or holds what no adapter has.
+    """
+    config = _config(folder / CONFIG)
+    if (folder / WEIGHTS).is_file():
+        found = _safetensors(folder / WEIGHTS)
+    elif (folder / PICKLE).is_file():
+        found = _pickle(folder / PICKLE)
+    else:
+        raise UserError(f"{folder} holds no {WEIGHTS}; an adapter folder has it beside {CONFIG}")
+    if not found:
+        raise UserError(f"{folder} holds no tensor")
+    for key, tensor in found.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{folder}: {key} is of type {tensor.dtype}, and a module's numbers are floating "
+                            "point")
+        if not tensor.isfinite().all():
+            raise UserError(f"{folder}: {key} holds numbers that are not finite")
+    return AdapterFolder(folder, config, {key: tensor.float() for key, tensor in found.items()},
+                         {key: tensor.dtype for key, tensor in found.items()})
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no {CONFIG}: it is no folder of an adapter")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise UserError(f"{path} is larger than a configuration ever is")
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {str(error)[:200]}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object")
+    if not isinstance(found.get("base_model_name_or_path"), str | None):
+        raise UserError(f"{path}: base_model_name_or_path must be text")
+    return found
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read: {str(error)[:200]}; copy or download it again") from error
+
+
+def _pickle(path: Path) -> dict[str, Tensor]:
+    """By torch's restricted loader, which runs no code of the file."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of unpicklers there are many
+        raise UserError(f"{path} is refused by torch's restricted loader, or damaged: "
+                        f"{str(error).splitlines()[0][:200]}; have it saved as {WEIGHTS}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) and isinstance(value, Tensor)
+                                              for key, value in found.items()):
+        raise UserError(f"{path} holds something else than tensors by name")
+    return found
+
+
+# ---- names in a file, names in a host
+
+
+def parameter_name(key: str) -> str:
+    """The name that a key's parameter has on a host.
+
+    Example:
+        >>> parameter_name("base_model.model.layers.0.self_attn.q_proj.lora_A.weight")
+        'layers.0.self_attn.q_proj.lora_A.module.weight'
+    """
+    name = re.sub(r"^base_model\.(model\.)?", "", key)
+    head, _, leaf = name.rpartition(".")
+    if name in GLOBAL:
+        return f"layers.0.{name}.{NAME}"
+    if leaf in BARE_LEAF:
+        return f"{name}.{NAME}.weight"
+    return f"{head}.{NAME}.{leaf}" if leaf in ("weight", "bias") else f"{name}.{NAME}"
+
+
+def file_key(name: str, prefix: str = "") -> str:
+    """The inverse: the key of a host's parameter in a file of peft.
+
+    Args:
+        prefix: of the model inside the class that the adapter was made on, such as "bert.".
+
+    Example:
+        >>> file_key("layers.0.self_attn.q_proj.lora_A.module.weight")
+        'base_model.model.layers.0.self_attn.q_proj.lora_A.weight'
+    """
+    bare = name.replace(f".{NAME}", "")
+    part = bare.rsplit(".", 2)[-2:]
+    if part[-1] in GLOBAL:
+        return f"base_model.{part[-1]}"
+    if part[0] in BARE_LEAF:
+        bare = bare.removesuffix(".weight")
+    return f"base_model.model.{prefix}{bare}"
+
+
+def module_of(adapter: AdapterFolder, shape: HostShape) -> ModuleState:
+    """The module of a folder that was trained on a host of this shape.
+
+    Raises:
+        UserError: a tensor whose place or size is not that of such a host: the adapter is of another base.
+    """
+    tensors: dict[Slot, Tensor] = {}
+    axes: dict[Slot, Axes] = {}
+    for key, tensor in adapter.tensors.items():
+        if key.rsplit(".", 1)[-1] in PROJECTIONS:
+            continue
+        layout = _layout(key, tensor, adapter, shape)
+        tensors |= layout.decode(tensor)
+        axes |= {slot: labels for slot, labels, _ in layout.slots}
+    if not tensors:
+        raise UserError(f"{adapter.folder} holds nothing that can be carried")
+    return ModuleState(tensors, axes)
+
+
+def _layout(key: str, tensor: Tensor, adapter: AdapterFolder, shape: HostShape) -> ParameterLayout:
+    if re.search(r"(embed_tokens|lm_head|embeddings|classifier|score|dense|out_proj|pre_classifier)"
+                 r"\.(weight|bias)$", key):
+        raise UserError(f"{adapter.folder}: {key} is a whole matrix of the host beside the module "
+                        "(modules_to_save, or a saved embedding), which cannot be carried")
+    return layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape)
+
+
+def write_folder(
+    folder: Path, spec: MethodSpec, parameters: Mapping[str, Tensor], about: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32, prefix: str = "", beside: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a folder that peft loads.
+
+    Args:
+        folder: must not exist; it appears whole or not at all.
+        parameters: by their names on the host (`AttachedMethod.to_parameters`).
+        about: base_model_name_or_path, revision, task_type.
+        beside: further tensors by key, as a frozen projection.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING as CLASSES
+    from safetensors.torch import save_file
+
+    kinds = {cls.__name__: cls for cls in CLASSES.values()}
+    config = kinds[spec.config](**spec.settings)
+    for key, value in about.items():
+        setattr(config, key, value)
+    config.inference_mode = True
+    values = {file_key(name, prefix): value.to(dtype).contiguous().clone()
+              for name, value in parameters.items()} | dict(beside or {})
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    save_file(values, folder / WEIGHTS, {"format": "pt"})

@@ -1,0 +1,246 @@
+"""Methods of the `peft` library (Mangrulkar et al. 2022): every tuner that puts parameters beside or into the
+layers of a host.
+
+A method is a config class of peft with settings as in an ``adapter_config.json``; `sites` is ours, and stands
+for the modules of a family's sites (core.architectures). A parameter's part of the method is read off its
+name (`PARTS`); "in" and "out" stand for the axes of the layer that it is put beside. What peft trains and no
+row names is a method's own, which no port changes in size.
+
+The forward pass is peft's. No other module of the package, but for files and the benchmark, knows the
+library.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from portability.core.architectures import FAMILIES, LORA_AXES, NORM_AXES, SITE_GROUPS, Slot, parse_name
+from portability.core.errors import UserError, choose
+from portability.core.specs import HOST_AXES, HostShape, MethodSpec
+from portability.hosts.host import Host
+from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
+from portability.methods.module import Axes
+
+NAME = "module"  # the adapter's name inside the host
+
+PARTS: dict[str, tuple[str, Axes]] = {  # part of a parameter's name -> role, axes
+    "lora_A": ("A", ("rank", "in")),  # LoRA, DoRA, AdaLoRA
+    "lora_B": ("B", ("out", "rank")),
+    "lora_E": ("E", ("rank", "one")),  # AdaLoRA's singular values
+    "lora_embedding_A": ("A", ("rank", "in")),
+    "lora_embedding_B": ("B", ("out", "rank")),
+    "lora_magnitude_vector": ("magnitude", ("out",)),  # DoRA
+    "hada_w1_a": ("w1_a", ("out", "rank")),  # LoHa: (w1_a w1_b) * (w2_a w2_b)
+    "hada_w1_b": ("w1_b", ("rank", "in")),
+    "hada_w2_a": ("w2_a", ("out", "rank")),
+    "hada_w2_b": ("w2_b", ("rank", "in")),
+    "hra_u": ("u", ("in", "rank")),  # HRA: a Householder reflection a column
+    "ln_tuning_layers": ("weight", ("norm",)),
+}
+CONSTANT = ("ranknum",)  # AdaLoRA's, which peft lists among what is trained
+NAMED = re.compile(r"^(?P<place>.+?)\.(?P<part>\w+)\.module(?:\.(?P<leaf>weight|bias))?$")
+SHARED = ("vblora_vector_bank",)  # one parameter of all layers, which peft names by the first of them
+
+# Settings whose other values change the host itself, need peft's own training loop, or train what is no
+# module: setting -> values that are understood.
+UNDERSTOOD: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",), "modules_to_save": (None,), "layer_replication": (None,), "megatron_config": (None,),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"), "trainable_token_indices": (None,),
+    "target_parameters": (None,), "use_qalora": (False,), "use_bdlora": (None, False),
+    "alora_invocation_tokens": (None,), "arrow_config": (None,), "lora_bias": (False,),
+    "corda_config": (None,), "loftq_config": (None, {}), "monteclora_config": (None,),
+}
+
+
+class PeftBackend:
+    """The library as a `MethodBackend`."""
+
+    def attach(self, host: Host, spec: MethodSpec) -> "PeftMethod":
+        """As `MethodBackend.attach`."""
+        method = PeftMethod(host, spec, config_of(spec, host))
+        try:
+            method.read_layouts()
+        except UserError:
+            method.detach()
+            raise
+        return method
+
+
+class PeftMethod(AttachedMethod):
+    """A tuner of the library on a host; `config` is the library's own."""
+
+    def __init__(self, host: Host, spec: MethodSpec, config: Any):
+        super().__init__(host, spec)
+        self.config = config
+        self._add()
+
+    def _add(self) -> None:
+        from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[self.config.peft_type]
+        try:
+            with warnings.catch_warnings():  # of compilers for GPUs, and of GPT-2's transposed layers
+                warnings.simplefilter("ignore")
+                self.tuner = tuner(self.host.model, self.config, NAME)
+        except Exception as error:  # each tuner has its own
+            self.detach()
+            raise UserError(f"method '{self.spec.name}': peft refuses {self.spec.config} on host "
+                            f"'{self.host.spec.name}': {error or type(error).__name__}") from error
+        self.host.model.eval()
+
+    def read_layouts(self) -> None:
+        """Set the layouts, of the parameters that the library wants to train, and the scale.
+
+        Raises:
+            UserError: a parameter whose place is not known.
+        """
+        self.layouts = [layout_of(name, tuple(parameter.shape), self.spec, self.host.spec.shape)
+                        for name, parameter in self.host.model.named_parameters()
+                        if parameter.requires_grad and name.split(".")[-2] not in CONSTANT]
+        scales = {float(layer.scaling[NAME]) for layer in self.host.model.modules()
+                  if isinstance(getattr(layer, "scaling", None), dict) and NAME in layer.scaling}
+        self.scale = scales.pop() if len(scales) == 1 else 1.0
+
+    def draw(self, seed: int) -> dict[str, Tensor]:
+        """As the library initialises them, under torch's global generator."""
+        self._remove()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._add()
+        values = dict(self.host.model.named_parameters())
+        return {layout.name: values[layout.name].detach().cpu() for layout in self.layouts}
+
+    def _remove(self) -> None:
+        """Put the host's own layers back, of a half-finished attachment too."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for parent in list(self.host.model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, BaseTunerLayer):
+                    setattr(parent, name, child.get_base_layer())
+
+    def detach(self) -> None:
+        """Put the host's own layers back."""
+        self._remove()
+        self.host.model.requires_grad_(False)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The tuner's layers compute as the host's own within it."""
+        self.tuner.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.tuner.enable_adapter_layers()
+
+
+# ---- from a library's parameter to slots
+
+
+def layout_of(name: str, shape: tuple[int, ...], spec: MethodSpec, host: HostShape) -> ParameterLayout:
+    """The slots of a parameter; beside a layer of several sites what comes out is a slot a site.
+
+    Raises:
+        UserError: a parameter whose place or size is not known.
+    """
+    found = NAMED.match(name)
+    if found is None:
+        raise UserError(f"method '{spec.name}': no meaning is known for parameter {name} "
+                        "(portability/methods/peft_backend.py)")
+    part, leaf = found["part"], found["leaf"]
+    try:
+        stack, layer, site = ("shared", 0, part) if part in SHARED else parse_name(
+            host.family, f"{found['place']}.weight")
+    except KeyError as error:
+        raise UserError(f"method '{spec.name}': {error.args[0]}") from error
+    role, labels = PARTS.get(part) or (part, _own_axes(part, shape, host))
+    if leaf == "bias":
+        role, labels = f"{role}_bias" if part != "ln_tuning_layers" else "bias", (labels[0],)
+    slots = []
+    sites = site.split("+")
+    for one in sites if labels[0] == "out" else sites[:1]:
+        slot = Slot(stack, layer, site, role if len(sites) == 1 or labels[0] != "out" else f"{role}_{one}")
+        slots.append(_slot(slot, one, labels, shape, host))
+    if sum(math.prod(slot.sizes) for slot in slots) != math.prod(shape):
+        raise UserError(f"method '{spec.name}': parameter {name} has shape {shape}, which does not go with "
+                        f"a {host.family} host of width {host.hidden}")
+    return ParameterLayout(name, shape, tuple(slots))
+
+
+def _own_axes(part: str, shape: tuple[int, ...], host: HostShape) -> Axes:
+    """Labels of a parameter that means something beside layers of these widths alone, as weights of a frozen
+    random matrix do; (IA)3's scale by what it meets."""
+    if part == "ia3_l":
+        return ("one", "in") if shape[0] == 1 else ("out", "one")
+    widths = "x".join(str(host.size(axis)) for axis in HOST_AXES)
+    return tuple(f"{part}.{axis} at {widths}" for axis in range(len(shape)))
+
+
+def _slot(slot: Slot, site: str, labels: Axes, shape: tuple[int, ...], host: HostShape) -> SlotLayout:
+    """A slot's axes and sizes; the method's own sizes, and a vocabulary's, are the parameter's."""
+    axes: list[str] = []
+    sizes: list[int] = []
+    for label, size in zip(labels, shape, strict=True):
+        into, out = LORA_AXES.get(site.removeprefix("cross_"), ((), ()))
+        names = {"in": into, "out": out, "norm": NORM_AXES.get(site, ("hidden",))}.get(label, (label,))
+        axes += names
+        sizes += [host.size(name) or size for name in names]
+    return SlotLayout(slot, tuple(axes), tuple(sizes))
+
+
+# ---- from a method's settings to the library's config
+
+
+def config_of(spec: MethodSpec, host: Host) -> Any:
+    """A config object of the library.
+
+    Raises:
+        UserError: unknown config class or setting, or a value that cannot be ported or trained here.
+    """
+    import peft
+
+    classes = {kind.__name__: kind for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    settings = dict(spec.settings)
+    if (sites := settings.pop("sites", None)) is not None:
+        settings["target_modules"] = modules_at(sites, host.spec.shape, spec.name)
+    for key, value in settings.items():
+        if "dropout" in key and value:
+            raise UserError(f"method '{spec.name}': {key}={value} is not supported, set it to 0")
+        if key in UNDERSTOOD and value not in UNDERSTOOD[key]:
+            known = " or ".join(str(one).lower() for one in UNDERSTOOD[key])
+            raise UserError(f"method '{spec.name}': {spec.config} with {key}={value} cannot be ported, only "
+                            f"with {known} (conf/method/{spec.name}.yaml)")
+    try:
+        return classes[choose(spec.config, classes, "config class of peft")](**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
+
+
+def modules_at(sites: list[str], host: HostShape, method: str) -> list[str]:
+    """Endings of the names of a host's modules at sites or groups of sites, as peft takes them.
+
+    Raises:
+        UserError: a site that no family has, or that this one has nothing of.
+    """
+    family, found = FAMILIES[host.family], set()
+    for site in sites:
+        wanted = SITE_GROUPS.get(choose(site, {*SITE_GROUPS, *LORA_AXES}, f"site of method '{method}'"),
+                                 (site,))
+        paths = [path for stack in family.matrices.values() for path, names in stack.items()
+                 if set(wanted) & {name.removeprefix("cross_") for name in names.split("+")}]
+        paths += [path for path, name in family.shared.items() if name in wanted]
+        if not paths:
+            raise UserError(f"method '{method}': a {host.family} host has no site '{site}'")
+        found |= set(paths)
+    return sorted(found)
+
+
+def values_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A module's tensors by the names that they have in a folder of peft, without the adapter's name."""
+    return {f"base_model.model.{name.replace(f'.{NAME}', '')}": value for name, value in parameters.items()}

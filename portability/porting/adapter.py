@@ -1,0 +1,94 @@
+"""Somebody's adapter folder fitted to another host, out of which comes a folder of the same method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from portability.core.specs import HostSpec, MethodSpec, PortSpec
+from portability.hosts.host import Host, load_host, load_skeleton
+from portability.methods import attach
+from portability.methods.files import PROJECTIONS, AdapterFolder, module_of, write_folder
+from portability.porting.axes import MULTIPLIES
+from portability.porting.base import Port, PortContext
+from portability.porting.port import port
+from portability.porting.settings import receiving_settings
+
+
+@dataclass
+class PortedAdapter:
+    """An adapter on its receiving host.
+
+    Attributes:
+        spec: the method, with the receiving host's names.
+        parameters: by their names on the receiving host.
+        port: module, masks and report.
+        prefix: of the receiving model inside the class that the folder is for.
+    """
+
+    adapter: AdapterFolder
+    origin: HostSpec
+    receiving: HostSpec
+    spec: MethodSpec
+    parameters: dict[str, Tensor]
+    port: Port
+    prefix: str = ""
+
+    def write(self, folder: Path, base: str, revision: str | None = None) -> None:
+        """Write the folder, in the numbers' type of the one that came in.
+
+        Args:
+            base: the receiving host's name for base_model_name_or_path.
+        """
+        about = {"base_model_name_or_path": base, "revision": revision,
+                 "task_type": self.adapter.config.get("task_type")}
+        beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in self.adapter.tensors.items()
+                  if key.rsplit(".", 1)[-1] in PROJECTIONS}
+        write_folder(folder, self.spec, self.parameters, about, self.adapter.dtype, self.prefix, beside)
+
+
+def port_folder(
+    adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, strategy: str = "pad",
+    layer_map: str = "stretch", partial: bool = False, seed: int = 0,
+    load: Callable[[HostSpec], Host] = load_host,
+) -> PortedAdapter:
+    """An adapter fitted to another host. No host's weights are read, unless the strategy asks for them or a
+    part of the module stays fresh.
+
+    Args:
+        partial: whether what has no counterpart may stay fresh, or be dropped.
+        seed: of fresh parts.
+
+    Raises:
+        UserError: the adapter is of another base, the hosts do not go together, or the library refuses the
+            method on the receiving host.
+    """
+    module = module_of(adapter, origin.shape)
+    settings = receiving_settings(adapter, module, origin.shape, receiving.shape, layer_map)
+    spec = replace(adapter.spec, settings=settings)
+    attached = attach(load_skeleton(receiving), spec)
+    fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
+    context = PortContext(origin, receiving, fresh, PortSpec(strategy, strategy, layer_map, partial), load)
+    done = port(module, context)
+    if any(not mask.all() and (slot.role in MULTIPLIES or not mask.any())
+           for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
+        there = attach(load(receiving), spec)
+        context = replace(context, fresh=there.init_parameters(seed))
+        there.detach()
+        done = port(module, context)
+    return PortedAdapter(adapter, origin, receiving, spec, attached.to_parameters(done.module), done,
+                         _prefix(adapter, origin, receiving))
+
+
+def _prefix(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec) -> str:
+    """The name under which a class with a head of its own holds the receiving model, where the folder was
+    made on such a class, as of BertForSequenceClassification ("bert.")."""
+    def prefix(spec: HostSpec) -> str:
+        return str(load_skeleton(spec).model.base_model_prefix)
+
+    if origin.shape.layers.keys() != {"encoder"} or receiving.shape.layers.keys() != {"encoder"}:
+        return ""
+    inside = f"base_model.model.{prefix(origin)}."
+    return f"{prefix(receiving)}." if all(key.startswith(inside) for key in adapter.tensors) else ""

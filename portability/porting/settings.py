@@ -1,0 +1,158 @@
+"""A method's settings on another architecture: the same sites, ranks and scales under that host's names."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from portability.core.architectures import FAMILIES
+from portability.core.errors import UserError
+from portability.core.specs import HostShape
+from portability.methods.files import PLACES, AdapterFolder, parameter_name
+from portability.methods.module import ModuleState
+from portability.methods.peft_backend import NAMED, layout_of
+from portability.porting.layer_maps import LAYER_MAPS
+
+Place = tuple[str, int, str]  # stack, layer, site
+
+
+class Low(NamedTuple):
+    """Rank and alpha of a low-rank pair."""
+
+    rank: int
+    alpha: float
+
+
+def stack_map(origin: HostShape, receiving: HostShape) -> dict[str, str]:
+    """Receiving stack -> origin stack: the same name, or the only one where each side has just one.
+
+    Example:
+        >>> from portability.core.specs import HostShape
+        >>> bert = HostShape("bert", {"encoder": 2}, 8, 16, 2, 2, 4)
+        >>> stack_map(bert, HostShape("gpt2", {"decoder": 3}, 8, 16, 2, 2, 4))
+        {'decoder': 'encoder', 'shared': 'shared'}
+    """
+    pairs = {stack: stack for stack in receiving.layers if stack in origin.layers}
+    if not pairs and len(origin.layers) == len(receiving.layers) == 1:
+        pairs = {next(iter(receiving.layers)): next(iter(origin.layers))}
+    return pairs | {"shared": "shared"}
+
+
+def receiving_settings(
+    adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape, layer_map: str
+) -> dict[str, Any]:
+    """Settings with which the library makes a module on the receiving host for what is carried to it.
+
+    Args:
+        module: of the folder, on the origin.
+        layer_map: a name in porting.layer_maps.LAYER_MAPS.
+
+    Raises:
+        UserError: layers that become one have unequal ranks or scales, or the receiving family has none of
+            the module's sites.
+    """
+    settings = {key: value for key, value in adapter.spec.settings.items() if key not in PLACES}
+    have = {(slot.stack, slot.layer, slot.site) for slot in module.tensors if slot.site not in ("prompt",)}
+    have = {place for place in have if place[2] != "vblora_vector_bank"}
+    low, inward = _ranks(adapter, origin), _inward(module)
+    paths: dict[Place, list[str]] = defaultdict(list)  # receiving place -> paths of its modules
+    sources: dict[Place, list[Place]] = {}
+    for stack, source in stack_map(origin, receiving).items():
+        layers = ([[0]] if stack == "shared" else
+                  LAYER_MAPS[layer_map](origin.layers[source], receiving.layers[stack]))
+        for layer, origins in enumerate(layers):
+            for site, path in _sites(receiving.family, stack):
+                found = [(source, one, site) for one in origins]
+                if all(place in have for place in found):
+                    paths[(stack, layer, site)].append(path)
+                    sources[(stack, layer, site)] = found
+    if not paths:
+        raise UserError(f"a {receiving.family} host has none of the module's sites "
+                        f"{', '.join(sorted({site for _, _, site in have}))}")
+    settings["target_modules"] = _targets(paths, receiving)
+    if inward:
+        feeding = {place: names for place, names in paths.items() if sources[place][0] in inward}
+        settings["feedforward_modules"] = _targets(feeding, receiving) if feeding else []
+    if low:
+        settings |= _patterns({place: _one([low[one] for one in found], place)
+                               for place, found in sources.items()}, paths, receiving)
+    return settings
+
+
+def _sites(family: str, stack: str) -> list[tuple[str, str]]:
+    """Site and path of each of a stack's modules, or of those outside the layers."""
+    rows = FAMILIES[family]
+    if stack == "shared":
+        return [(site, path) for path, site in rows.shared.items()]
+    return [(site, path) for path, site in {**rows.matrices[stack], **rows.norms[stack]}.items()]
+
+
+def _full(place: Place, path: str, family: str) -> str:
+    """A module's name, from the model's own prefix on."""
+    stack, layer, _ = place
+    if stack == "shared":
+        return path
+    return f"{FAMILIES[family].layer.format(stack=stack, layer=layer)}.{path}"
+
+
+def _targets(paths: Mapping[Place, list[str]], shape: HostShape) -> list[str]:
+    """Names for peft's target_modules: endings where every layer has them, else whole names."""
+    layers: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for (stack, layer, _), names in paths.items():
+        for name in names:
+            layers[stack, name].add(layer)
+    stacks: dict[str, set[str]] = defaultdict(set)  # ending -> stacks that have it in some layer
+    for stack in shape.layers:
+        for _, name in _sites(shape.family, stack):
+            stacks[name].add(stack)
+    whole = {name for name, held in stacks.items()
+             if all(len(layers.get((stack, name), ())) == shape.layers[stack] for stack in held)}
+    return sorted({name if name in whole or place[0] == "shared" else _full(place, name, shape.family)
+                   for place, names in paths.items() for name in names})
+
+
+def _ranks(adapter: AdapterFolder, shape: HostShape) -> dict[Place, Low]:
+    """Rank and alpha of each of a LoRA's pairs; empty for other methods."""
+    from peft.utils.other import get_pattern_key
+
+    if adapter.spec.config != "LoraConfig":
+        return {}
+    config, found = adapter.config, {}
+    alphas = config.get("alpha_pattern") or {}
+    for key, tensor in adapter.tensors.items():
+        name = NAMED.match(parameter_name(key))
+        if name and name["part"] in ("lora_A", "lora_embedding_A"):
+            (slot, _, _), *_ = layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape).slots
+            alpha = alphas.get(get_pattern_key(alphas, name["place"]), config.get("lora_alpha", 8))
+            found[slot.stack, slot.layer, slot.site] = Low(tensor.shape[0], float(alpha))
+    return found
+
+
+def _inward(module: ModuleState) -> set[Place]:
+    """Places whose (IA)3 scale meets what goes in."""
+    return {slot[:3] for slot, axes in module.axes.items() if slot.role == "ia3_l" and axes[0] == "one"}
+
+
+def _one(lows: list[Low], place: Place) -> Low:
+    if len(set(lows)) > 1:
+        raise UserError(f"layers of unequal rank or alpha would become one at {'.'.join(map(str, place))} "
+                        f"({', '.join(str(tuple(low)) for low in lows)}); use --layer-map stretch")
+    return lows[0]
+
+
+def _patterns(
+    lows: Mapping[Place, Low], paths: Mapping[Place, list[str]], shape: HostShape
+) -> dict[str, Any]:
+    """r and lora_alpha of most pairs, and patterns for the others."""
+    usual = max(set(lows.values()), key=lambda low: (list(lows.values()).count(low), low))
+    others = {_full(place, name, shape.family): low for place, low in lows.items() if low != usual
+              for name in paths[place]}
+    found: dict[str, Any] = {"r": usual.rank, "lora_alpha": _number(usual.alpha)}
+    for key, field, same in (("rank_pattern", 0, usual.rank), ("alpha_pattern", 1, usual.alpha)):
+        if pattern := {name: _number(low[field]) for name, low in others.items() if low[field] != same}:
+            found[key] = pattern
+    return found
+
+
+def _number(value: float) -> float | int:
+    return int(value) if math.isclose(value, round(value)) else value
