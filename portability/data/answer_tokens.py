@@ -215,7 +215,8 @@ class _Encoder:
         if tokenizer.eos_token_id is None:
             raise UserError("the host's tokenizer has no end token, so no answer could end; name one in its "
                             "tokenizer_config.json (eos_token)")
-        self.tokenizer, self.seq2seq, self.end = tokenizer, FAMILIES[family].seq2seq, int(tokenizer.eos_token_id)
+        self.tokenizer, self.seq2seq, self.end = tokenizer, FAMILIES[family].seq2seq, int(
+            tokenizer.eos_token_id)
 
     def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
         """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts

@@ -66,8 +66,8 @@ def load_plain(spec: HostSpec, attention: str = "eager") -> "PreTrainedModel":
 
 
 def load_skeleton(spec: HostSpec) -> Host:
-    """A host without numbers: its modules by name and shape, on torch's meta device, whatever its size. It has
-    no tokenizer.
+    """A host without numbers: its modules by name and shape, on torch's meta device, whatever its size. It
+    has no tokenizer.
 
     Raises:
         UserError: the folder's config.json makes no model.

@@ -84,20 +84,17 @@ def describe(source: HostSource) -> HostSpec:
         raise UserError(f"host '{source.name}': give a path or a hub id, not both "
                         f"(host.{source.name}.hub=null)")
     folder = folder_of(source)
-    config = _settings(folder / "config.json")
+    config = read_config(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"host '{source.name}': {_no_safetensors(source, folder)}")
-    try:
-        shape = host_shape(config)
-    except UserError as error:
-        raise UserError(f"host '{source.name}': {error} ({folder})") from error
+    shape = shape_of(config, source.name, folder)
     _check_head(source.name, config, folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not tokenizer:
         raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of "
                         f"{', '.join(TOKENIZER_FILES)})")
-    settings = {name: _settings(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
+    settings = {name: read_config(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
     mark = fingerprint([*weights, *tokenizer, *templates], settings)
     revision = None if source.path else source.revision
@@ -131,13 +128,25 @@ def check_unchanged(spec: HostSpec) -> None:
         raise UserError(f"{changed} ({folder}); run the command again")
 
 
+def shape_of(config: Mapping[str, Any], name: str, folder: Path) -> HostShape:
+    """As `host_shape`, with the host's name and folder in the message."""
+    try:
+        return host_shape(config)
+    except UserError as error:
+        raise UserError(f"host '{name}': {error} ({folder})") from error
+
+
 def host_shape(config: Mapping[str, Any]) -> HostShape:
     """Read the shape off a host's config.json.
 
     Raises:
         UserError: the architecture is none of the known families, or a size is missing or no size.
     """
-    name = choose(str(config.get("model_type")), FAMILIES, "host family (model_type)")
+    try:
+        name = choose(str(config.get("model_type")), FAMILIES, "host family (model_type)")
+    except UserError as error:
+        raise UserError(
+            f"{error}; a new one is a row of FAMILIES in portability/core/architectures.py") from error
     family = FAMILIES[name]
     for key in (*family.widths.values(), *family.stacks.values(), "num_layers"):
         if (size := config.get(key)) is not None and (type(size) is not int or size < 1):
@@ -155,7 +164,7 @@ def host_shape(config: Mapping[str, Any]) -> HostShape:
     return HostShape(family=name, layers=depth, **widths)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A host's JSON file without what cannot change a number, at any depth.
 
     Raises:

@@ -168,8 +168,8 @@ def layout_of(name: str, shape: tuple[int, ...], spec: MethodSpec, host: HostSha
         slot = Slot(stack, layer, site, role if len(sites) == 1 or labels[0] != "out" else f"{role}_{one}")
         slots.append(_slot(slot, one, labels, shape, host))
     if sum(math.prod(slot.sizes) for slot in slots) != math.prod(shape):
-        raise UserError(f"method '{spec.name}': parameter {name} has shape {shape}, which does not go with "
-                        f"a {host.family} host of width {host.hidden}")
+        raise UserError(f"method '{spec.name}': parameter {name} has shape {shape}, which does not belong to "
+                        f"a {host.family} host of width {host.hidden}: it was made on another base")
     return ParameterLayout(name, shape, tuple(slots))
 
 

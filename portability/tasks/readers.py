@@ -151,7 +151,8 @@ def reader(host: Host) -> Reader:
     """
     if host.scoring == "head":
         raise UserError(f"host '{host.spec.name}' is an encoder ({host.family}) and can neither write an "
-                        "answer nor rate choices token by token; choose one with a language-model head, such as a gpt2, llama or t5 host")
+                        "answer nor rate choices token by token; choose one with a language-model head, such "
+                        "as a gpt2, llama or t5 host")
     return Seq2SeqReader(host) if FAMILIES[host.family].seq2seq else CausalReader(host)
 
 

@@ -31,7 +31,7 @@ METHODS = {
     "compacter": MethodSpec("compacter", "adapters", "CompacterConfig", {"bottleneck": 8, "phm_dim": 4},
                             1e-2),
 }
-FAMILIES = ("t5", "bert", "roberta", "gpt2", "llama")  # on which most tests run; architectures.FAMILIES has all
+FAMILIES = ("t5", "bert", "roberta", "gpt2", "llama")   # of most tests; architectures.FAMILIES has all
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,70 @@
+"""A host or an adapter by the words a user gives: a local folder, ``embedded:NAME``, or a hub id."""
+
+import re
+from pathlib import Path
+
+from portability.core.errors import UserError
+from portability.core.hub import look_for_hub, remedy
+from portability.core.specs import HostSpec
+from portability.hosts.sources import HostSource, describe, folder_of, read_config, shape_of
+
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w.-]+)?")
+TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # everything but weights
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"]
+
+
+def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str | None]:
+    """A local folder for what a user named, and the hub's revision where it was fetched.
+
+    Args:
+        words: a folder, or a hub id, perhaps with ``@revision``.
+        what: for messages, such as "host".
+        patterns: of the files to fetch.
+
+    Raises:
+        UserError: there is no such folder and no such repository, or the hub cannot be reached.
+    """
+    folder = Path(words).expanduser()
+    if folder.is_dir():
+        return folder, None
+    if not HUB_ID.fullmatch(words):
+        raise UserError(f"{what} '{words}': there is no such folder, and it is no hub id (owner/name)")
+    look_for_hub()
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    name, _, revision = words.partition("@")
+    try:
+        commit = HfApi().model_info(name, revision=revision or None).sha
+        return Path(snapshot_download(name, revision=commit, allow_patterns=patterns)), commit
+    except (LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise UserError(f"{what} '{words}': there is no such folder, and it cannot be fetched from the hub: "
+                        f"{remedy(error, name)}") from error
+
+
+def find_host(words: str) -> HostSpec:
+    """A host by its shape; nothing of its weights is read, and its fingerprint is left empty.
+
+    Raises:
+        UserError: as `find_folder`, or the folder holds no host of a known family.
+    """
+    if words.startswith("embedded:"):
+        folder, revision = folder_of(HostSource(words, path=words)), None
+    else:
+        folder, revision = find_folder(words, "host", TEXT_FILES)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"host '{words}': there is no config.json in {folder}")
+    shape = shape_of(read_config(folder / "config.json"), words, folder)
+    name = Path(words.partition("@")[0]).name.removeprefix("embedded:")
+    return HostSpec(name, words.partition("@")[0] if revision else str(folder), revision, "", shape)
+
+
+def with_weights(spec: HostSpec) -> HostSpec:
+    """The same host with its fingerprint, which loading checks; fetches the weights of one from the hub.
+
+    Raises:
+        UserError: it has no weights that can be loaded.
+    """
+    if spec.revision:
+        return describe(HostSource(spec.name, hub=spec.source, revision=spec.revision))
+    return describe(HostSource(spec.name, path=spec.source))

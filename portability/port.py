@@ -1,0 +1,230 @@
+"""The command `portability port ADAPTER --to HOST`: somebody's adapter fitted to another base model.
+
+ADAPTER is a folder of peft or a hub id, HOST a folder or a hub id. Nothing is trained, and no weights are
+read unless something that was asked for needs them. What is written is a folder that peft loads.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from portability.core.errors import UserError
+from portability.core.specs import HostSpec
+from portability.hosts.host import Host, load_host, load_tokenizer
+from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, with_weights
+from portability.methods.files import AdapterFolder, read_folder
+from portability.porting.adapter import PortedAdapter, port_folder
+from portability.porting.card import card
+from portability.porting.layer_maps import LAYER_MAPS
+
+MEANING = {  # of the report's words for a tensor
+    "carried": "as it was", "mapped": "as it was, from another layer", "cut": "the entries that fit",
+    "padded": "zeros where the origin has nothing", "repeated": "repeated where the origin has nothing",
+    "averaged": "several layers as one", "fresh": "the library's own start", "dropped": "left behind",
+}
+EXAMPLES = """examples:
+  portability port my-lora --to ../llama-64 --out my-lora-on-64
+  portability port owner/adapter --to owner/larger-model --dry-run
+  portability port my-lora --to ../tuned --verify test.jsonl --label-words ' bad' ' good' --json
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Port one adapter; 0 when a usable one was written (or could be), 2 when the user must change
+    something."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        found = run(options)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"portability: {error}\n")
+        return 2
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="portability port", description=(__doc__ or "").partition("\n\n")[0], epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("adapter", help="a folder of peft, or a hub id")
+    add("--to", required=True, metavar="HOST", help="the receiving base model: a folder, or a hub "
+        "id[@revision]")
+    add("--from", dest="origin", metavar="HOST", help="the base that the adapter was trained on, where its "
+        "configuration does not name it, or names what is not there")
+    add("--out", type=Path, metavar="DIR", help="new folder (ADAPTER-on-HOST unless it is given)")
+    add("--strategy", default="pad", help="how sizes are fitted (pad)")
+    add("--layer-map", default="stretch", choices=sorted(LAYER_MAPS), help="which layers feed which "
+        "(stretch)")
+    add("--partial", action="store_true", help="let what has no counterpart stay fresh, or be dropped")
+    add("--seed", type=int, default=0, help="of what stays fresh (0)")
+    add("--via", choices=["lora"], help="turn the module into a LoRA on its own base first (peft's "
+        "conversion)")
+    add("--rank", type=float, default=0.99, help="of --via lora: a rank, or the share of the squared "
+        "singular values to keep (0.99)")
+    add("--merge", action="store_true", help="write the whole host with the module in its weights instead")
+    add("--dry-run", action="store_true", help="write nothing")
+    add("--verify", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) to score bare "
+        "and ported host on")
+    add("--native", metavar="ADAPTER", help="an adapter trained on the receiving host, scored beside them")
+    add("--template", default="{text}", help="of --verify: the question, with {text} ({text})")
+    add("--label-words", nargs=2, default=["negative", "positive"], metavar=("NEGATIVE", "POSITIVE"),
+        help="of --verify: words that the host answers with")
+    add("--max-length", type=int, default=256, help="of --verify: most tokens of a question (256)")
+    add("--json", action="store_true", help="print one JSON object instead of lines")
+    return parser
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Carry the command out, and give back what it prints as JSON.
+
+    Raises:
+        UserError: what the user must change.
+    """
+    say: Callable[[str], None] = (lambda line: None) if options.json else (lambda line: print(line,
+                                                                                              flush=True))
+    adapter = open_adapter(options.adapter)
+    origin, receiving = _hosts(adapter, options)
+    out = options.out or Path(f"{adapter.folder.name}-on-{receiving.name}")
+    if not options.dry_run and out.exists():
+        raise UserError(f"{out} is there already; name a new folder (--out)")
+    for line in verdict(adapter, origin, receiving, options.origin):
+        say(line)
+    if options.via:
+        from portability.porting.convert import to_lora
+
+        adapter, errors = to_lora(adapter, with_weights(origin), options.rank)
+        say(f"turned into a LoRA of rank {adapter.config['r']} on its own base; relative error of its "
+            f"matrices: median {errors['median']:.3g}, largest {errors['largest']:.3g}")
+    done = port_folder(adapter, origin, receiving, options.strategy, options.layer_map, options.partial,
+                       options.seed, load)
+    for line in report_lines(done):
+        say(line)
+    found = {"adapter": adapter.folder.name, "origin": origin.name, "receiving": receiving.name,
+             "report": done.port.report.summary()}
+    if options.verify:
+        from portability.porting.verify import verify
+
+        native = open_adapter(options.native) if options.native else None
+        found["scores"] = verify(done, with_weights(receiving), options, native, say)
+    if not options.dry_run:
+        _write(done, out, options, found)
+        found["out"] = str(out)
+        say(f"written: {out}")
+    return found
+
+
+def open_adapter(words: str) -> AdapterFolder:
+    """An adapter by a folder's name or a hub id.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    return read_folder(find_folder(words, "adapter", ADAPTER_FILES)[0])
+
+
+def load(spec: HostSpec) -> Host:
+    """A host with its weights."""
+    return load_host(with_weights(spec))
+
+
+def _hosts(adapter: AdapterFolder, options: argparse.Namespace) -> tuple[HostSpec, HostSpec]:
+    base = options.origin or adapter.base
+    if not base:
+        raise UserError(f"{adapter.folder} does not say what its base model is; name it: --from HOST")
+    try:
+        origin = find_host(base)
+    except UserError as error:
+        if options.origin:
+            raise
+        raise UserError(f"the adapter's base: {error}; name it: --from HOST") from error
+    return origin, find_host(options.to)
+
+
+def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named: str | None) -> list[str]:
+    """What can be said before any work, from configurations and tokenizers alone."""
+    one, other = origin.shape, receiving.shape
+    lines = [f"adapter: {adapter.spec.config} of {adapter.base or 'an unnamed base'}",
+             f"from {_shape(origin)}", f"to   {_shape(receiving)}"]
+    if named and adapter.base and Path(adapter.base).name != Path(named).name:
+        lines.append(f"warning: the adapter says that its base is {adapter.base}, and --from names {named}")
+    if one.family != other.family:
+        lines.append(f"warning: the families differ ({one.family}, {other.family}); only sites of the same "
+                     "role are carried")
+    if one.hidden != other.hidden:
+        lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden}): coordinates of unrelated "
+                     "models do not correspond, and what is carried may do nothing until it is trained "
+                     "further")
+    shared = vocabulary_overlap(origin, receiving)
+    if shared is None:
+        lines.append("tokenizers: not compared (one of them is not there)")
+    else:
+        lines.append(f"tokenizers: {shared:.1%} of the receiving vocabulary has the same number in both"
+                     + ("" if shared > 0.99 else "; a module reads other tokens than it was trained on"))
+    return lines
+
+
+def _shape(host: HostSpec) -> str:
+    shape = host.shape
+    layers = "+".join(str(count) for count in shape.layers.values())
+    return (f"{host.name}: {shape.family}, {layers} layers, width {shape.hidden}, feed-forward {shape.ffn}, "
+            f"{shape.heads} heads ({shape.kv_heads} for keys and values) of {shape.head_dim}")
+
+
+def vocabulary_overlap(origin: HostSpec, receiving: HostSpec) -> float | None:
+    """Share of the receiving tokens that have the same number in both vocabularies, in [0, 1]; None where a
+    tokenizer is not there."""
+    try:
+        one, other = (load_tokenizer(spec).get_vocab() for spec in (origin, receiving))
+    except UserError:
+        return None
+    return sum(one.get(token) == number for token, number in other.items()) / max(1, len(other))
+
+
+def report_lines(done: PortedAdapter) -> list[str]:
+    """What the port did, in words."""
+    report = done.port.report
+    lines = []
+    for stack, layers in report.layer_map.items():
+        if stack != "shared":
+            pairs = ", ".join(f"{layer} from {'+'.join(map(str, origins))}"
+                              for layer, origins in enumerate(layers))
+            lines.append(f"{stack} layers: {pairs}")
+    actions = report.summary()["actions"]
+    lines += [f"{count} tensors {action}: {MEANING.get(action, '')}" for action, count in actions.items()]
+    lines.append(f"carried of the origin's module: {report.carried_fraction:.1%} of its tensors, "
+                 f"{report.carried_entries_fraction:.1%} of its numbers, {report.carried_norm_fraction:.1%} "
+                 "of its squared norm")
+    lines.append(f"filled of the receiving module: {report.filled_fraction:.1%} of its numbers")
+    return lines
+
+
+def _write(done: PortedAdapter, out: Path, options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """The folder, whole or not at all: it is made beside its place and renamed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        folder = Path(beside) / "adapter"
+        if options.merge:
+            from portability.porting.convert import merged
+
+            merged(done, with_weights(done.receiving), folder)
+        else:
+            done.write(folder, options.to.partition("@")[0], done.receiving.revision)
+        words = shlex.join(["portability", "port", Path(options.adapter).name, "--to", Path(options.to).name,
+                            "--strategy", options.strategy, "--layer-map", options.layer_map])
+        (folder / "README.md").write_text(card(done, found, words, options.to.partition("@")[0],
+                                               options.merge))
+        shutil.move(str(folder), str(out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""An adapter as a LoRA on its own base, and a module in its host's weights, both by peft."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from portability.core.errors import UserError
+from portability.core.specs import HostSpec
+from portability.hosts.host import load_host
+from portability.methods import attach
+from portability.methods.files import AdapterFolder, module_of
+from portability.methods.peft_backend import NAME, PeftMethod
+from portability.porting.adapter import PortedAdapter
+
+
+def to_lora(
+    adapter: AdapterFolder, origin: HostSpec, rank: float
+) -> tuple[AdapterFolder, dict[str, float]]:
+    """The LoRA nearest to an adapter on its base, and the relative errors of its matrices in the Frobenius
+    norm (median and largest).
+
+    Args:
+        rank: a whole number from 1 on, or the share of the squared singular values to keep, in (0, 1).
+
+    Source: peft's `convert_to_lora` (truncated singular value decomposition of each layer's change).
+
+    Raises:
+        UserError: the installed peft cannot convert, or not this method.
+    """
+    try:
+        from peft import convert_to_lora
+    except ImportError as error:
+        raise UserError("--via lora needs peft 0.19 or later: pip install -U peft") from error
+
+    method = _attached(adapter, origin)
+    number: float = int(rank) if rank >= 1 else rank
+    try:
+        config, state = convert_to_lora(method.tuner, number, adapter_name=NAME)
+    except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"peft cannot turn {adapter.spec.config} into a LoRA: {error}") from error
+    state = {key.removeprefix("model."): value.float().cpu() for key, value in state.items()}
+    config.rank_pattern, config.alpha_pattern = (
+        {key.removeprefix("model."): value for key, value in (pattern or {}).items()}
+        for pattern in (config.rank_pattern, config.alpha_pattern))
+    about = {key: sorted(value) if isinstance(value, set) else value
+             for key, value in config.to_dict().items() if value is not None}
+    about |= {"peft_type": "LORA", "base_model_name_or_path": adapter.base,
+              "task_type": adapter.config.get("task_type")}
+    tensors = {f"base_model.model.{key}": value for key, value in state.items()}
+    lora = AdapterFolder(adapter.folder, about, tensors, dict.fromkeys(tensors, adapter.dtype))
+    return lora, _errors(method, state)
+
+
+def _attached(adapter: AdapterFolder, origin: HostSpec) -> PeftMethod:
+    """The adapter on its own base, with its own numbers."""
+    method = attach(load_host(origin), adapter.spec)
+    assert isinstance(method, PeftMethod)
+    values = method.to_parameters(module_of(adapter, origin.shape))
+    _fill(method, values)
+    return method
+
+
+def _fill(method: PeftMethod, values: Mapping[str, Tensor]) -> None:
+    parameters = dict(method.host.model.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+
+def _errors(method: PeftMethod, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """|change - B A| / |change| over the layers, of a LoRA whose scale is 1."""
+    found = []
+    for name, layer in method.host.model.named_modules():
+        if f"{name}.lora_A.weight" in state:
+            change = layer.get_delta_weight(NAME).detach().float()
+            product = state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
+            found.append(float((change - product).norm() / change.norm().clamp(min=1e-30)))
+    return {"median": float(np.median(found)), "largest": max(found)}
+
+
+def merged(done: PortedAdapter, receiving: HostSpec, folder: Path) -> None:
+    """Write the receiving host with the module in its weights, which answers without peft.
+
+    Raises:
+        UserError: the method cannot be merged.
+    """
+    method = attach(load_host(receiving), done.spec)
+    assert isinstance(method, PeftMethod)
+    _fill(method, done.parameters)
+    host = method.host
+    try:
+        method.tuner.merge_and_unload()
+    except (NotImplementedError, ValueError, AttributeError) as error:
+        raise UserError(f"peft cannot merge {done.spec.config} into a host: {error}") from error
+    host.model.save_pretrained(folder, safe_serialization=True)
+    host.tokenizer.save_pretrained(folder)
