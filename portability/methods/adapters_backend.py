@@ -10,8 +10,9 @@ own when it is attached first, and these round a T5's attention otherwise: see `
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,6 +111,14 @@ class AdaptersMethod(AttachedMethod):
         """Delete the adapter."""
         self.host.model.set_active_adapters(None)
         self.host.model.delete_adapter(NAME)
+
+    def save(self, parameters: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any]) -> None:
+        """As `AttachedMethod.save`, by the library itself: `load_adapter` reads the folder."""
+        there = dict(self.host.model.named_parameters())
+        with torch.no_grad():
+            for name, value in parameters.items():
+                there[name].copy_(value)
+        self.host.model.save_adapter(str(folder), NAME, use_safetensors=True)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

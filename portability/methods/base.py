@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -89,6 +90,19 @@ class AttachedMethod(ABC):
     @abstractmethod
     def disabled(self) -> AbstractContextManager[None]:
         """Within it the host computes without the method."""
+
+    def save(self, parameters: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any]) -> None:
+        """Write a module as a folder that the library loads on this host.
+
+        Args:
+            parameters: as of `to_parameters`.
+            folder: must not exist.
+            about: base_model_name_or_path, revision, task_type.
+
+        Raises:
+            UserError: the library has no such folders.
+        """
+        raise UserError(f"method '{self.spec.name}': library {self.spec.library} writes no folder of its own")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

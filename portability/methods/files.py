@@ -1,5 +1,4 @@
-"""Adapter folders of the `peft` library: read without loading anything else, and written so that the library
-loads them.
+"""Adapter folders of the `peft` library, read without loading anything else.
 
 A folder holds ``adapter_config.json`` and the weights (``adapter_model.safetensors``, or ``.bin`` by torch's
 restricted loader). What is read is data from elsewhere: sizes, types and names are checked, and no code in it
@@ -9,7 +8,6 @@ runs.
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,17 @@ from portability.core.errors import UserError, choose
 from portability.core.specs import HostShape, MethodSpec
 from portability.methods.base import ParameterLayout
 from portability.methods.module import Axes, ModuleState
-from portability.methods.peft_backend import NAME, layout_of
+from portability.methods.peft_backend import (
+    BARE_LEAF,
+    CONFIG,
+    GLOBAL,
+    NAME,
+    PROJECTIONS,
+    WEIGHTS,
+    layout_of,
+)
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PICKLE = "adapter_model.bin"
 LARGEST_CONFIG = 1 << 20  # bytes
 ABOUT = (  # keys of a configuration that say where it comes from, not what the method is
     "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type",
@@ -32,9 +38,6 @@ ABOUT = (  # keys of a configuration that say where it comes from, not what the 
 PLACES = (  # settings that name modules of the origin's architecture
     "target_modules", "exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern")
-PROJECTIONS = ("vera_A", "vera_B", "randlora_A", "randlora_B")  # frozen, drawn from a seed; saved with some
-BARE_LEAF = ("lora_magnitude_vector",)  # parameters whose "weight" the library leaves out of the key
-GLOBAL = ("vblora_vector_bank",)  # saved without a place
 
 
 @dataclass
@@ -172,25 +175,6 @@ def parameter_name(key: str) -> str:
     return f"{head}.{NAME}.{leaf}" if leaf in ("weight", "bias") else f"{name}.{NAME}"
 
 
-def file_key(name: str, prefix: str = "") -> str:
-    """The inverse: the key of a host's parameter in a file of peft.
-
-    Args:
-        prefix: of the model inside the class that the adapter was made on, such as "bert.".
-
-    Example:
-        >>> file_key("layers.0.self_attn.q_proj.lora_A.module.weight")
-        'base_model.model.layers.0.self_attn.q_proj.lora_A.weight'
-    """
-    bare = name.replace(f".{NAME}", "")
-    part = bare.rsplit(".", 2)[-2:]
-    if part[-1] in GLOBAL:
-        return f"base_model.{part[-1]}"
-    if part[0] in BARE_LEAF:
-        bare = bare.removesuffix(".weight")
-    return f"base_model.model.{prefix}{bare}"
-
-
 def module_of(adapter: AdapterFolder, shape: HostShape) -> ModuleState:
     """The module of a folder that was trained on a host of this shape.
 
@@ -216,30 +200,3 @@ def _layout(key: str, tensor: Tensor, adapter: AdapterFolder, shape: HostShape) 
         raise UserError(f"{adapter.folder}: {key} is a whole matrix of the host beside the module "
                         "(modules_to_save, or a saved embedding), which cannot be carried")
     return layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape)
-
-
-def write_folder(
-    folder: Path, spec: MethodSpec, parameters: Mapping[str, Tensor], about: Mapping[str, Any],
-    dtype: torch.dtype = torch.float32, prefix: str = "", beside: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a folder that peft loads.
-
-    Args:
-        folder: must not exist; it appears whole or not at all.
-        parameters: by their names on the host (`AttachedMethod.to_parameters`).
-        about: base_model_name_or_path, revision, task_type.
-        beside: further tensors by key, as a frozen projection.
-    """
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING as CLASSES
-    from safetensors.torch import save_file
-
-    kinds = {cls.__name__: cls for cls in CLASSES.values()}
-    config = kinds[spec.config](**spec.settings)
-    for key, value in about.items():
-        setattr(config, key, value)
-    config.inference_mode = True
-    values = {file_key(name, prefix): value.to(dtype).contiguous().clone()
-              for name, value in parameters.items()} | dict(beside or {})
-    folder.mkdir(parents=True)
-    config.save_pretrained(str(folder))
-    save_file(values, folder / WEIGHTS, {"format": "pt"})

@@ -10,12 +10,14 @@ The forward pass is peft's. No other module of the package, but for files and th
 library.
 """
 
+import copy
 import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +30,9 @@ from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
 from portability.methods.module import Axes
 
 NAME = "module"  # the adapter's name inside the host
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BARE_LEAF = ("lora_magnitude_vector",)  # parameters whose "weight" the library leaves out of the key
+GLOBAL = ("vblora_vector_bank",)  # saved without a place
 
 PARTS: dict[str, tuple[str, Axes]] = {  # part of a parameter's name -> role, axes
     "lora_A": ("A", ("rank", "in")),  # LoRA, DoRA, AdaLoRA
@@ -44,6 +49,7 @@ PARTS: dict[str, tuple[str, Axes]] = {  # part of a parameter's name -> role, ax
     "ln_tuning_layers": ("weight", ("norm",)),
 }
 CONSTANT = ("ranknum",)  # AdaLoRA's, which peft lists among what is trained
+PROJECTIONS = ("vera_A", "vera_B", "randlora_A", "randlora_B")  # frozen, drawn from a seed; saved with some
 NAMED = re.compile(r"^(?P<place>.+?)\.(?P<part>\w+)\.module(?:\.(?P<leaf>weight|bias))?$")
 SHARED = ("vblora_vector_bank",)  # one parameter of all layers, which peft names by the first of them
 
@@ -56,6 +62,22 @@ UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "alora_invocation_tokens": (None,), "arrow_config": (None,), "lora_bias": (False,),
     "corda_config": (None,), "loftq_config": (None, {}), "monteclora_config": (None,),
 }
+
+
+class Form(NamedTuple):
+    """How a folder's weights are written.
+
+    Attributes:
+        prefix: of the model inside the class that the adapter is for, such as "bert.".
+        beside: further tensors by key.
+    """
+
+    dtype: torch.dtype = torch.float32
+    prefix: str = ""
+    beside: Mapping[str, Tensor] = {}
+
+
+PLAIN = Form()
 
 
 class PeftBackend:
@@ -129,6 +151,33 @@ class PeftMethod(AttachedMethod):
         """Put the host's own layers back."""
         self._remove()
         self.host.model.requires_grad_(False)
+
+    def save(self, parameters: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any],
+             form: Form = PLAIN) -> None:
+        """As `AttachedMethod.save`.
+
+        Args:
+            form: how the file's keys and numbers are to be.
+        """
+        from safetensors.torch import save_file
+
+        config = copy.deepcopy(self.config)
+        for key, value in {**about, "inference_mode": True}.items():
+            setattr(config, key, value)
+        values = {file_key(name, form.prefix): value.to(form.dtype).contiguous().clone()
+                  for name, value in parameters.items()}
+        folder.mkdir(parents=True)
+        config.save_pretrained(str(folder))
+        save_file(values | self._projections() | dict(form.beside), folder / WEIGHTS, {"format": "pt"})
+
+    def _projections(self) -> dict[str, Tensor]:
+        """Frozen random matrices that all layers share, by key; none of a host without numbers."""
+        found = {}
+        for name, value in self.host.model.named_buffers():
+            if (part := name.removesuffix(f".{NAME}").rpartition(".")[
+                2]) in PROJECTIONS and not value.is_meta:
+                found[f"base_model.{part}"] = value.detach().cpu().contiguous().clone()
+        return found
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -241,6 +290,20 @@ def modules_at(sites: list[str], host: HostShape, method: str) -> list[str]:
     return sorted(found)
 
 
-def values_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A module's tensors by the names that they have in a folder of peft, without the adapter's name."""
-    return {f"base_model.model.{name.replace(f'.{NAME}', '')}": value for name, value in parameters.items()}
+def file_key(name: str, prefix: str = "") -> str:
+    """The inverse: the key of a host's parameter in a file of peft.
+
+    Args:
+        prefix: of the model inside the class that the adapter was made on, such as "bert.".
+
+    Example:
+        >>> file_key("layers.0.self_attn.q_proj.lora_A.module.weight")
+        'base_model.model.layers.0.self_attn.q_proj.lora_A.weight'
+    """
+    bare = name.replace(f".{NAME}", "")
+    part = bare.rsplit(".", 2)[-2:]
+    if part[-1] in GLOBAL:
+        return f"base_model.{part[-1]}"
+    if part[0] in BARE_LEAF:
+        bare = bare.removesuffix(".weight")
+    return f"base_model.model.{prefix}{bare}"

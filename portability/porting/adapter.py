@@ -10,7 +10,8 @@ from torch import Tensor
 from portability.core.specs import HostSpec, MethodSpec, PortSpec
 from portability.hosts.host import Host, load_host, load_skeleton
 from portability.methods import attach
-from portability.methods.files import PROJECTIONS, AdapterFolder, module_of, write_folder
+from portability.methods.files import AdapterFolder, module_of
+from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
 from portability.porting.axes import MULTIPLIES
 from portability.porting.base import Port, PortContext
 from portability.porting.port import port
@@ -22,7 +23,7 @@ class PortedAdapter:
     """An adapter on its receiving host.
 
     Attributes:
-        spec: the method, with the receiving host's names.
+        attached: the method on a skeleton of the receiving host.
         parameters: by their names on the receiving host.
         port: module, masks and report.
         prefix: of the receiving model inside the class that the folder is for.
@@ -31,7 +32,7 @@ class PortedAdapter:
     adapter: AdapterFolder
     origin: HostSpec
     receiving: HostSpec
-    spec: MethodSpec
+    attached: PeftMethod
     parameters: dict[str, Tensor]
     port: Port
     prefix: str = ""
@@ -46,7 +47,12 @@ class PortedAdapter:
                  "task_type": self.adapter.config.get("task_type")}
         beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in self.adapter.tensors.items()
                   if key.rsplit(".", 1)[-1] in PROJECTIONS}
-        write_folder(folder, self.spec, self.parameters, about, self.adapter.dtype, self.prefix, beside)
+        self.attached.save(self.parameters, folder, about, Form(self.adapter.dtype, self.prefix, beside))
+
+    @property
+    def spec(self) -> MethodSpec:
+        """The method, with the receiving host's names."""
+        return self.attached.spec
 
 
 def port_folder(
@@ -78,7 +84,8 @@ def port_folder(
         context = replace(context, fresh=there.init_parameters(seed))
         there.detach()
         done = port(module, context)
-    return PortedAdapter(adapter, origin, receiving, spec, attached.to_parameters(done.module), done,
+    assert isinstance(attached, PeftMethod)
+    return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
                          _prefix(adapter, origin, receiving))
 
 

@@ -1,0 +1,7 @@
+"""`python -m portability COMMAND`, as `portability COMMAND`."""
+
+import sys
+
+from portability.cli import main
+
+sys.exit(main())
