@@ -271,8 +271,8 @@ def config_of(spec: MethodSpec, host: Host) -> Any:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
 
 
-def modules_at(sites: list[str], host: HostShape, method: str) -> list[str]:
-    """Endings of the names of a host's modules at sites or groups of sites, as peft takes them.
+def modules_at(sites: list[str], host: HostShape, method: str) -> list[str] | str:
+    """A host's modules at sites or groups of sites, as peft takes them.
 
     Raises:
         UserError: a site that no family has, or that this one has nothing of.
@@ -287,7 +287,24 @@ def modules_at(sites: list[str], host: HostShape, method: str) -> list[str]:
         if not paths:
             raise UserError(f"method '{method}': a {host.family} host has no site '{site}'")
         found |= set(paths)
-    return sorted(found)
+    return endings(found, host.family)
+
+
+def endings(paths: set[str], family: str) -> list[str] | str:
+    """What peft takes as target_modules for modules at these paths in every layer: the paths, or a regular
+    expression where another path of the family ends like one of them.
+
+    Example:
+        >>> endings({"output.dense"}, "bert"), endings({"attention.self.query"}, "bert")
+        ('(.*\\\\.)?\\\\d+\\\\.(output\\\\.dense)', ['attention.self.query'])
+    """
+    rows = FAMILIES[family]
+    others = {path for part in (*rows.matrices.values(), *rows.norms.values()) for path in part} - paths
+    if not any(other.endswith(f".{path}") for other in others for path in paths):
+        return sorted(paths)
+    inside = "|".join(re.escape(path) for path in sorted(paths - rows.shared.keys()))
+    outside = "".join(f"|{re.escape(path)}" for path in sorted(paths & rows.shared.keys()))
+    return rf"(.*\.)?\d+\.({inside})" + (f"|(.*\\.)?({outside[1:]})" if outside else "")
 
 
 def file_key(name: str, prefix: str = "") -> str:

@@ -10,7 +10,7 @@ from portability.core.errors import UserError
 from portability.core.specs import HostShape
 from portability.methods.files import PLACES, AdapterFolder, parameter_name
 from portability.methods.module import ModuleState
-from portability.methods.peft_backend import NAMED, layout_of
+from portability.methods.peft_backend import NAMED, endings, layout_of
 from portability.porting.layer_maps import LAYER_MAPS
 
 Place = tuple[str, int, str]  # stack, layer, site
@@ -95,7 +95,7 @@ def _full(place: Place, path: str, family: str) -> str:
     return f"{FAMILIES[family].layer.format(stack=stack, layer=layer)}.{path}"
 
 
-def _targets(paths: Mapping[Place, list[str]], shape: HostShape) -> list[str]:
+def _targets(paths: Mapping[Place, list[str]], shape: HostShape) -> list[str] | str:
     """Names for peft's target_modules: endings where every layer has them, else whole names."""
     layers: dict[tuple[str, str], set[int]] = defaultdict(set)
     for (stack, layer, _), names in paths.items():
@@ -107,7 +107,11 @@ def _targets(paths: Mapping[Place, list[str]], shape: HostShape) -> list[str]:
             stacks[name].add(stack)
     whole = {name for name, held in stacks.items()
              if all(len(layers.get((stack, name), ())) == shape.layers[stack] for stack in held)}
-    return sorted({name if name in whole or place[0] == "shared" else _full(place, name, shape.family)
+    short = endings({name for names in paths.values() for name in names}, shape.family)
+    if isinstance(short, str) and all(name in whole for stack, name in layers if stack != "shared"):
+        return short
+    clear = whole if isinstance(short, list) else set()
+    return sorted({name if name in clear or place[0] == "shared" else _full(place, name, shape.family)
                    for place, names in paths.items() for name in names})
 
 
