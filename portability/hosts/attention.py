@@ -61,9 +61,10 @@ def text_mask(family: str, real: Tensor) -> Tensor:
     """
     if "encoder" not in FAMILIES[family].stacks:
         return causal_mask(real)
-    if TAKES_READY:
+    if TAKES_READY and family not in ("deberta-v2", "modernbert"):  # these make masks of their own
         return padding_mask(real)
-    return (real[:, None] if family in ("bert", "roberta", "xlm-roberta") else real).gt(0).float()
+    kin = not TAKES_READY and family in ("bert", "roberta", "xlm-roberta")
+    return (real[:, None] if kin else real).gt(0).float()
 
 
 def places(ids: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ own when it is attached first, and these round a T5's attention otherwise: see `
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,10 @@ def prepare(host: Host) -> Host:
 
     Whoever computes numbers that are stored calls it on a new host: without a method the layers compute the
     same function, but the last bits of a T5's attention differ, which must not depend on what was attached
-    before.
+    before. Where the library is not installed no method of it can be attached, and hosts stay as they are.
     """
+    if find_spec("adapters") is None:
+        return host
     import adapters
 
     if not isinstance(host.model, adapters.ModelAdaptersMixin):
