@@ -10,9 +10,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor
 
 from portability.core.architectures import Slot
@@ -83,6 +84,7 @@ class AdapterFolder:
                                     f"{kinds[kind].__name__}; install the version that wrote it "
                                     f"({self.config.get('peft_version', 'unknown')})")
                 continue
+            _check_type(self.folder / CONFIG, kinds[kind], key, value)
             settings[key] = 0.0 if "dropout" in key else value
         return MethodSpec(self.folder.name, "peft", kinds[kind].__name__, settings, 0.0)
 
@@ -90,6 +92,17 @@ class AdapterFolder:
     def dtype(self) -> torch.dtype:
         """The type of most tensors in the file."""
         return Counter(self.dtypes.values()).most_common(1)[0][0]
+
+
+def _check_type(path: Path, config: type, key: str, value: object) -> None:
+    """Refuse a value of another type than the library says."""
+    hint = get_type_hints(config)[key]
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{path}: {key} cannot be {str(value)[:80]!r} ({error.errors()[0]['msg']})") from error
+    except PydanticUserError:  # a type with settings of its own
+        TypeAdapter(hint).validate_python(value)
 
 
 def read_folder(folder: Path) -> AdapterFolder:
