@@ -7,7 +7,6 @@ from portability.planning.cost import updates_of
 from portability.planning.plan import Plan
 from portability.planning.study import Study
 from portability.store import Store
-from portability.store.records import measured
 
 SHOWN = ("train", "validation", "test", "dropped")  # of a data set's counts
 
@@ -42,8 +41,8 @@ def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
     asked = study.grid.eval.metrics
     if asked == METRICS:
         return []
-    records = [store.read(run_id) for run_id in store.marks() if run_id in planned.runs]
-    done = [measured(record) for record in records if record]
+    infos = [record["train_info"] for record in store.records() if record["run_id"] in planned.runs]
+    done = [{hole["metric"] for hole in info.get("unmeasured", [])}.union(*info["metrics"]) for info in infos]
     found = []
     for metric in asked:
         name, shipped = f"eval_{name_of(metric)}", metric in MEASURES
