@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind
 from portability.core.errors import UserError, choose
 from portability.core.init_kinds import INIT_KINDS
-from portability.core.measures import name_of
+from portability.core.measures import metric_names, name_of
 from portability.core.schema import build
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
@@ -93,7 +94,8 @@ def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
 def _grid(
     conf: Config, data: StudyData, received: list[str], relations: Relations, used: Iterable[str]
 ) -> Grid:
-    grid, task, evaluation = conf.grid, specs.TaskSpec(**vars(conf.task)), specs.EvalSpec(**vars(conf.eval))
+    grid, task = conf.grid, conf.task
+    evaluation = replace(conf.eval, metrics=metric_names(conf.eval.metrics))
     pairs = [[_role(conf, name) for name in pair] for pair in grid.pairs or [(conf.origin, conf.receiving)]]
     hosts = {name: describe(_entry(conf, "host", name, HostSource)) for name in dict.fromkeys(chain(*pairs))}
     sets = {name: data_spec(data, name, evaluation) for name in used}
@@ -142,8 +144,6 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
         raise UserError(f"no method is chosen; choose of: {', '.join(conf.known_methods)}")
     for method in methods:
         where = f"method.{method.name}"
-        if method.learning_rate < 0:
-            raise UserError(f"{where}.learning_rate must be at least 0, got {method.learning_rate}")
         for key in SIZES & method.settings.keys():
             if type(size := method.settings[key]) is not int or size < 1:
                 raise UserError(f"{where}.settings.{key} must be a whole number from 1 on, got {size!r}")
