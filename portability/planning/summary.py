@@ -46,11 +46,11 @@ def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
     found = []
     for metric in asked:
         name, shipped = f"eval_{name_of(metric)}", metric in MEASURES
-        parts = () if shipped else (f"{name}_",)  # one of the user's own may give several numbers
+        beginnings = () if shipped else (f"{name}_",)  # one of the user's own may give several numbers
         hint = "it is computed for new runs only; a new study (study=NAME) has it for all"
         if shipped:
             hint = f"`python -m portability.analyze --metric {name}` computes it from their predictions"
-        without = sum(not any(key == name or key.startswith(parts) for key in held)
+        without = sum(not any(key == name or key.startswith(beginnings) for key in held)
                       for held in done if "eval_positive_share" in held)  # of texts with labels
         if without:
             runs = counted(without, "done run")
