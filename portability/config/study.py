@@ -152,8 +152,8 @@ def _check(grid: Grid, relations: Relations) -> None:
     encoders = [host.name for host in chain(*grid.pairs) if FAMILIES[host.shape.family].scoring == "head"]
     if encoders and grid.answers:
         raise UserError(f"host '{encoders[0]}' is an encoder and can neither write an answer nor rate "
-                        f"choices token by token, as data set '{next(iter(grid.answers))}' asks for; choose a "
-                        "gpt2, llama or t5 host")
+                        f"choices token by token, as data set '{next(iter(grid.answers))}' asks for; choose "
+                        "a gpt2, llama or t5 host")
     if grid.eval.metrics != specs.METRICS and all(name in grid.answers for name in received):
         raise UserError(f"eval.metrics ({', '.join(map(name_of, grid.eval.metrics))}) are of texts with "
                         "labels, and no set of grid.data has them: answers to prompts are measured as "

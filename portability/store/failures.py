@@ -11,8 +11,6 @@ from typing import Any
 from portability.store.atomic import json_files, write_json
 from portability.store.records import canonical
 
-Failed = tuple[str, int, dict[str, Any] | None]  # run, number, and failure (None: it cannot be read)
-
 
 def keep(folder: Path, run_id: str, failure: Mapping[str, Any]) -> int:
     """Write a failure under the first number that is free, and give back that number."""
@@ -44,8 +42,8 @@ def parse(raw: bytes | str, run_id: str, attempt: int) -> dict[str, Any] | None:
     return None
 
 
-def read_all(folder: Path, of: str = "*") -> Iterator[Failed]:
-    """Every attempt (of one run) in the order of runs and numbers."""
+def read_all(folder: Path, of: str = "*") -> Iterator[tuple[str, int, dict[str, Any] | None]]:
+    """Run, number and failure (None: it cannot be read) of every attempt (of one run), in that order."""
     names = ((path, *path.stem.rpartition("-")) for path in json_files(folder, f"{of}-*"))
     found = sorted((run_id, int(end), path) for path, run_id, _, end in names if end.isdecimal())
     for run_id, attempt, path in found:
@@ -64,13 +62,9 @@ def set_aside(folder: Path, run_id: str) -> None:
 
 def copy(source: Path, target: Path) -> int:
     """Copy failures that the target lacks, under new numbers where theirs are taken; gives back how many."""
-    new = Counter(_texts(source)) - Counter(_texts(target))
+    texts = [Counter((run_id, canonical({**(failure or {}), "attempt": None}))
+                     for run_id, _, failure in read_all(folder)) for folder in (source, target)]
+    new = texts[0] - texts[1]
     for run_id, text in new.elements():
         keep(target, run_id, json.loads(text))
     return new.total()
-
-
-def _texts(folder: Path) -> Iterator[tuple[str, str]]:
-    """Run and failure without its number, as text."""
-    for run_id, _, failure in read_all(folder):
-        yield run_id, canonical({key: value for key, value in (failure or {}).items() if key != "attempt"})

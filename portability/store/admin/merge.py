@@ -3,7 +3,7 @@ is."""
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from portability.core.errors import UserError
 from portability.core.wording import counted
 from portability.store import failures, host_pairs, manifests
 from portability.store.atomic import replacing_folder, sealed
-from portability.store.records import KNOWN, RECORD, Checked, evaluated
+from portability.store.records import KNOWN, RECORD, evaluated
 from portability.store.store import Store
 
 REPORT = "port_report.json"
@@ -87,7 +87,8 @@ def _refuse_unsound(shard: Store) -> None:
 
 
 def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
-    """Compare two trainings of one run.
+    """Compare what two trainings of one run must share; times, machine, versions and the metrics that were
+    asked for may differ.
 
     Raises:
         UserError: their numbers differ, or the first is not sound.
@@ -96,35 +97,29 @@ def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
     if here.fault:
         raise UserError(f"run {run_id} of {one.root} is not sound ({here.fault}); nothing was copied; "
                         f"run `python -m portability.store verify {one.root} --discard` and merge again")
-    assert here.record is not None and there.record is not None
-    marks = [sorted(evaluated(record)) for record in (here.record, there.record)]
+    ours, theirs = here.record or {}, there.record or {}
+    marks = [sorted(evaluated(record)) for record in (ours, theirs)]
     if marks[0] != marks[1]:
         raise UserError(f"run {run_id} was evaluated at updates {marks[0]} in {one.root} and at {marks[1]} "
                         f"in {other.root}; nothing was copied; repeat one command with the budgets of both, "
                         "then merge again")
-    measured = [*here.record["train_info"]["metrics"], *there.record["train_info"]["metrics"]]
-    shared = set.intersection(*map(set, measured)) if measured else set()
-    ours, theirs = _numbers(one, here, run_id, shared), _numbers(other, there, run_id, shared)
-    if different := [name for name in ours if ours[name] != theirs[name]]:
+    train, again = ours["train_info"], theirs["train_info"]
+    same = {
+        "spec": ours.get("spec") == theirs.get("spec"),
+        "train_info.metrics": all(mark[name] == twin[name]
+                                  for mark, twin in zip(train["metrics"], again["metrics"], strict=True)
+                                  for name in mark.keys() & twin.keys()),
+        "train_info.train_loss": train.get("train_loss") == again.get("train_loss"),
+        REPORT: _report(one.folder(run_id)) == _report(other.folder(run_id)),
+        **{name: here.digests.get(name) == there.digests.get(name) for name in KNOWN if name != REPORT},
+    }
+    if different := [name for name, equal in same.items() if not equal]:
         raise UserError(f"run {run_id} of {one.root} and of {other.root} differ in {', '.join(different)}; "
                         "nothing was copied; find out which is right (precision, device, package versions) "
                         "and discard the other")
 
 
-def _numbers(store: Store, found: Checked, run_id: str, metrics: Set[str]) -> dict[str, Any]:
-    """What two trainings of one run must share; times, machine, versions and the metrics that were asked for
-    may differ.
-
-    Args:
-        metrics: those that both hold.
-    """
-    record = found.record or {}
-    train = record["train_info"]
-    report = json.loads((store.folder(run_id) / REPORT).read_bytes()) if REPORT in found.digests else {}
-    return {
-        "spec": record.get("spec"),
-        "train_info.metrics": [{name: mark[name] for name in sorted(metrics)} for mark in train["metrics"]],
-        "train_info.train_loss": train.get("train_loss"),
-        REPORT: {key: value for key, value in report.items() if key != "seconds"},
-        **{name: found.digests.get(name) for name in KNOWN if name != REPORT},
-    }
+def _report(folder: Path) -> dict[str, Any]:
+    """The report of a run's port, without its time."""
+    report = json.loads((folder / REPORT).read_bytes()) if (folder / REPORT).exists() else {}
+    return {key: value for key, value in report.items() if key != "seconds"}
