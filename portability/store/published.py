@@ -36,12 +36,12 @@ class Published(Store):
 
     published = True
 
-    def _read(self, name: str, columns: list[str]) -> pa.Table:
+    def _read(self, name: str, columns: list[str] | None = None) -> pa.Table:
         return tables.read(self.root / FOLDER / f"{name}.parquet", FETCH, columns)
 
     @cached_property
     def _examples(self) -> pa.Table:
-        return self._read("predictions", EXAMPLES.names)
+        return self._read("predictions")  # older copies have no score
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
