@@ -1,5 +1,6 @@
 """The configuration as values: conf/config.yaml and its groups, with the type and range of every key."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -30,13 +31,10 @@ def _only(value: Any) -> dict[str, list[Any]]:
 
 
 def _shard(value: Any) -> tuple[int, int]:
-    try:
-        number, count = map(int, str(value or "1/1").split("/"))
-    except ValueError:
-        number = count = 0
-    if not 1 <= number <= count:
+    given = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value or "1/1"))
+    if given is None or int(given[1]) > int(given[2]):
         raise ValueError("must be i/n with i from 1 to n, as in shard=2/3")
-    return number, count
+    return int(given[1]), int(given[2])
 
 
 def _listed(value: Any) -> list[Any]:
