@@ -3,6 +3,7 @@ one sentence.
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,7 +41,7 @@ def _parser() -> _Parser:
                         help="settings: key=value, key=[a,b], '~key' to take an entry out; see --cfg job")
     parser.add_argument("-h", "--help", action="store_true", help="show this, and the names in every group")
     parser.add_argument("--version", action="store_true", help="show the version")
-    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR",
+    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", type=Path,
                         help="a folder of your own host/, data/, method/, init/, port/ or sweep/ files")
     parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration, and do nothing")
     parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: this part of it")
@@ -57,7 +58,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     Example:
         >>> asked = options(["study=a", "--config-dir", "mine", "mode=plan"])
         >>> asked.words, asked.config_dir
-        (['study=a', 'mode=plan'], ['mine'])
+        (['study=a', 'mode=plan'], [PosixPath('mine')])
     """
     asked, unknown = _parser().parse_known_intermixed_args(arguments)
     if {"-m", "--multirun"} & set(unknown):
@@ -73,21 +74,19 @@ def shown(asked: argparse.Namespace) -> str:
     """What the options ask to show instead of doing something; else nothing."""
     if asked.help:
         axes = {group: f" ({axis})" for group, axis in CATALOGUES.items()}
-        lines = [f"  {group}{axes.get(group, '')}: {', '.join(names)}"
-                 for group, names in _groups(_folders(asked)).items()]
         title = "groups, chosen with GROUP=NAME, +sweep=NAME, or named by an axis:"
-        return "\n".join([_parser().format_help(), title, *lines])
+        return "\n".join([_parser().format_help(), title,
+                          *(f"  {group}{axes.get(group, '')}: {', '.join(names)}"
+                            for group, names in _groups(_folders(asked)).items())])
     if asked.version:
         return f"portability {portability.__version__}"
     if not asked.cfg:
         return ""
     cfg = composed(asked)
     if asked.package:
-        _check_key(OmegaConf.to_container(cfg), asked.package)
+        _check_key(cfg, asked.package)
         cfg = OmegaConf.select(cfg, asked.package)
-    if asked.resolve and OmegaConf.is_config(cfg):
-        OmegaConf.resolve(cfg)
-    return OmegaConf.to_yaml(cfg).rstrip() if OmegaConf.is_config(cfg) else str(cfg)
+    return OmegaConf.to_yaml(cfg, resolve=asked.resolve).rstrip() if OmegaConf.is_config(cfg) else str(cfg)
 
 
 def composed(asked: argparse.Namespace) -> DictConfig:
@@ -101,12 +100,12 @@ def composed(asked: argparse.Namespace) -> DictConfig:
     groups = _groups(folders)
     words = [_read(word, groups) for word in asked.words]
     _check_files(folders)
-    ours = [*(f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES),
-            "hydra.searchpath=[" + ",".join(_quoted(f"file://{folder}") for folder in folders[1:]) + "]"]
     chosen = [str(word.input_line) for word in words if word.key_or_group in groups]
+    chosen += [f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES]
+    places = json.dumps([f"file://{folder}" for folder in folders[1:]], ensure_ascii=False)
     try:
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-            cfg = hydra.compose("config", overrides=[*ours, *chosen])
+            cfg = hydra.compose("config", overrides=[*chosen, f"hydra.searchpath={places}"])
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(_sentence(error)) from error
     OmegaConf.set_struct(cfg, False)
@@ -120,25 +119,18 @@ def composed(asked: argparse.Namespace) -> DictConfig:
 def _folders(asked: argparse.Namespace) -> list[Path]:
     """Folders of configuration files: ours, and those of --config-dir."""
     for folder in asked.config_dir:
-        if not Path(folder).is_dir():
+        if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
-    return [bundled("conf"), *(Path(folder).resolve() for folder in asked.config_dir)]
+    return [bundled("conf"), *(folder.resolve() for folder in asked.config_dir)]
 
 
 def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Names of the files of every conf group."""
     found: dict[str, set[str]] = {}
-    for folder in folders:
-        for group in folder.iterdir():
-            names = {path.relative_to(group).with_suffix("").as_posix() for path in group.glob("**/*.yaml")}
-            if names:
-                found.setdefault(group.name, set()).update(names)
+    for group in (group for folder in folders for group in folder.iterdir()):
+        for path in group.glob("**/*.yaml"):
+            found.setdefault(group.name, set()).add(path.relative_to(group).with_suffix("").as_posix())
     return {group: sorted(names) for group, names in sorted(found.items())}
-
-
-def _quoted(text: str) -> str:
-    """A string as Hydra reads it back."""
-    return "'" + text.replace("'", "\\'") + "'"
 
 
 def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
@@ -153,24 +145,20 @@ def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
         raise UserError(f"'{word}' names several values: {SEVERAL}")
     if found.is_hydra_override():
         raise UserError(f"'{word}' is a setting of Hydra, which only puts the configuration together here: "
-                        "leave it out; your own files lie in a folder given with --config-dir, and "
-                        f"{SEVERAL}")
-    if (group := found.key_or_group) in groups and not found.is_delete():
-        _check_choice(found, group, groups[group])
-    return found
-
-
-def _check_choice(word: Override, group: str, names: Sequence[str]) -> None:
-    line = str(word.input_line)
+                        f"leave it out; your own files lie in the folder of --config-dir, and {SEVERAL}")
+    group = found.key_or_group
+    if group not in groups or found.is_delete():
+        return found
     if group in CATALOGUES:
-        raise UserError(f"'{line}' chooses nothing, all of {group} is known: name it in {CATALOGUES[group]}"
+        raise UserError(f"'{word}' chooses nothing, all of {group} is known: name it in {CATALOGUES[group]}"
                         + (", or with origin=NAME and receiving=NAME" if group == "host" else ""))
-    plain = line.lstrip("+")
-    if (group in ALWAYS) == (plain != line):
-        raise UserError(f"'{line}' is written {plain if group in ALWAYS else '+' + plain}")
-    value = word.value()
+    plain = word.lstrip("+")
+    if (group in ALWAYS) == (plain != word):
+        raise UserError(f"'{word}' is written {plain if group in ALWAYS else '+' + plain}")
+    value = found.value()
     for name in value if isinstance(value, list) else [value]:
-        choose(str(name), names, group)
+        choose(str(name), groups[group], group)
+    return found
 
 
 def _check_files(folders: Sequence[Path]) -> None:
@@ -208,7 +196,7 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
     if added:
         choose(key.partition(".")[0], {*KEYS, *groups}, "key")
     elif parent != "grid.relations" or word.is_delete():
-        _check_key(OmegaConf.to_container(cfg), key, groups)
+        _check_key(cfg, key, groups)
     try:
         held = OmegaConf.select(cfg, key)
         if word.is_add() and not isinstance(value, dict | list) and held is not None:
@@ -223,21 +211,20 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
         raise UserError(f"'{line}': {str(error).partition(chr(10))[0]}") from error
 
 
-def _check_key(known: Any, key: str, groups: Iterable[str] = ()) -> None:
+def _check_key(cfg: DictConfig, key: str, groups: Iterable[str] = ()) -> None:
     """Refuse a key that the configuration does not have.
 
     Raises:
         UserError: names the level that lacks it, and what was probably meant.
     """
-    place: list[str] = []
+    known: Any = OmegaConf.to_container(cfg)
+    deeper = {f"{top}.{last}" for top, below in known.items() if isinstance(below, dict)
+              for last in below if last == key.partition(".")[0]}
+    others, above = {*groups, *deeper} - {"known_methods"}, ""
     for part in key.split("."):
         if isinstance(known, list):
             return
         if not isinstance(known, dict):
-            raise UserError(f"{'.'.join(place)} holds {known!r} and no keys, so there is no '{key}'")
-        deeper = [] if place else [*groups, *(f"{top}.{part}" for top, below in known.items()
-                                              if isinstance(below, dict) and part in below)]
-        level = f"key in {'.'.join(place)}" if place else "key"
-        choose(part, {*map(str, known), *deeper} - {"known_methods"}, level)
-        known = known[part]
-        place.append(part)
+            raise UserError(f"{above} holds {known!r} and no keys, so there is no '{key}'")
+        choose(part, {*map(str, known), *others} - {"known_methods"}, f"key in {above}" if above else "key")
+        known, others, above = known[part], set(), f"{above}.{part}".strip(".")

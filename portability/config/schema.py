@@ -1,16 +1,16 @@
 """The configuration as values: conf/config.yaml and its groups, with the type and range of every key."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import AfterValidator, BeforeValidator, PositiveFloat
 
 from portability.core.errors import choose
-from portability.core.measures import metric_names
 from portability.core.schema import Axis, Count, Name
-from portability.core.specs import Cell
+from portability.core.specs import Cell, EvalSpec, Protocol, TaskSpec
 from portability.planning.study import EngineConf, TrackingConf
 
 Catalogue = dict[str, dict[str, Any] | None]  # name to what a file of the group says
@@ -31,23 +31,14 @@ def _only(value: Any) -> dict[str, list[Any]]:
 
 
 def _shard(value: Any) -> tuple[int, int]:
-    try:
-        number, count = map(int, str(value or "1/1").split("/"))
-    except ValueError:
-        number = count = 0
-    if not 1 <= number <= count:
+    given = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(value or "1/1"))
+    if given is None or int(given[1]) > int(given[2]):
         raise ValueError("must be i/n with i from 1 to n, as in shard=2/3")
-    return number, count
+    return int(given[1]), int(given[2])
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _template(text: str) -> str:
-    if text.count("{text}") != 1:
-        raise ValueError("must hold {text} exactly once")
-    return text
 
 
 @dataclass(frozen=True)
@@ -81,40 +72,6 @@ class GridConf:
 
 
 @dataclass(frozen=True)
-class TaskConf:
-    """How texts with labels are asked."""
-
-    template: Annotated[str, AfterValidator(_template)]
-    label_words: tuple[str, str]  # negative, positive
-    max_length: int
-
-
-@dataclass(frozen=True)
-class TrainConf:
-    """TrainSpec without the updates, which follow from the budgets."""
-
-    batch_size: Count
-    warmup: NonNegativeInt
-    weight_decay: NonNegativeFloat
-    betas: tuple[int | float, int | float]  # a whole number stays one: run ids depend on it
-    eps: NonNegativeFloat
-    clip: NonNegativeFloat
-    tail: Annotated[float, Field(ge=0, le=0.5)]  # a mark never averages its first updates (our choice)
-    bucket_batches: Count
-    head_learning_rate: NonNegativeFloat
-
-
-@dataclass(frozen=True)
-class EvalConf:
-    """EvalSpec with the range of its numbers."""
-
-    split: str
-    limit: int
-    batch_size: Count
-    metrics: Annotated[list, AfterValidator(metric_names)]
-
-
-@dataclass(frozen=True)
 class Config:
     """All keys; entries of the catalogues (method, host, data, init, port) are checked when chosen."""
 
@@ -131,9 +88,9 @@ class Config:
     origin: Name
     receiving: Name
     grid: GridConf
-    task: TaskConf
-    train: TrainConf
-    eval: EvalConf
+    task: TaskSpec
+    train: Protocol
+    eval: EvalSpec
     precision: Literal["fp32", "bf16"]
     head: Literal["shared", "fresh"]
     tracking: TrackingConf

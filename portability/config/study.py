@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,13 +10,13 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from portability.config.schema import Config, HostSetConf
+from portability.config.schema import Config
 from portability.core import specs
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind
 from portability.core.errors import UserError, choose
 from portability.core.init_kinds import INIT_KINDS
-from portability.core.measures import name_of
+from portability.core.measures import metric_names, name_of
 from portability.core.schema import build
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
@@ -28,7 +29,7 @@ from portability.planning.study import Study
 T = TypeVar("T")
 Relations = Mapping[str, Mapping[str, str]]  # relation -> receiving set -> set of the origin's training
 Kinds = list[tuple[str, str, str]]  # origin, receiving host, and what relates them
-SIZES = {"r", "bottleneck", "prefix_length", "phm_dim"}  # settings of methods that are sizes
+SIZES = ("r", "bottleneck", "prefix_length", "phm_dim")  # settings of methods that are sizes
 
 
 def to_study(cfg: DictConfig) -> Study:
@@ -54,12 +55,14 @@ def to_study(cfg: DictConfig) -> Study:
         choose(name, data.sources, "data set of grid.study_data")
     grid = _grid(conf, data, received, relations, used)
     _check(grid, relations)
-    kinds = _kinds(grid, conf.host_set)
+    roles = conf.host_set.roles
+    lineages = [[roles.get(name) or name for name in names] for names in conf.host_set.lineages]
+    kinds = [(one.name, other.name, pair_kind(one, other, lineages)) for one, other in grid.pairs]
     return Study(
         name=conf.study, mode=conf.mode, results=Path(conf.results).expanduser(), grid=grid, sources=sources,
         data=data, overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine,
         tracking=conf.tracking, part=Part(conf.only, conf.shard, conf.retry, conf.yes),
-        primary=_primary(conf.primary, grid, kinds, conf.host_set.roles), kinds=kinds,
+        primary=_primary(conf.primary, grid, kinds, roles), kinds=kinds,
     )
 
 
@@ -74,13 +77,12 @@ def _check_finite(value: Any, where: str) -> None:
 
 def _sets(conf: Config) -> tuple[list[str], Relations]:
     """Names of the receiving sets, and the relations."""
-    received = [name for name in conf.grid.data if name is not None]
-    named = {name: value for name, value in conf.grid.relations.items() if value is not None}
-    if len(received) < len(conf.grid.data) or len(named) < len(conf.grid.relations):
+    received, named = conf.grid.data, conf.grid.relations
+    if None in (*received, *named.values()):
         raise UserError(f"host set '{conf.host_set.name}' names no data set for one of this sweep's "
-                        "relations; name one (host_set.sets.ROLE=SET) or leave the relation out "
-                        "(grid.relations)")
-    return received, {name: origins(name, value, received) for name, value in named.items()}
+                        "relations; name one (host_set.sets.ROLE=SET) or leave the relation out")
+    sets = [str(name) for name in received]
+    return sets, {name: origins(name, str(value), sets) for name, value in named.items()}
 
 
 def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
@@ -93,11 +95,11 @@ def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
 def _grid(
     conf: Config, data: StudyData, received: list[str], relations: Relations, used: Iterable[str]
 ) -> Grid:
-    grid, task, evaluation = conf.grid, specs.TaskSpec(**vars(conf.task)), specs.EvalSpec(**vars(conf.eval))
+    grid, evaluation = conf.grid, replace(conf.eval, metrics=metric_names(conf.eval.metrics))
     pairs = [[_role(conf, name) for name in pair] for pair in grid.pairs or [(conf.origin, conf.receiving)]]
     hosts = {name: describe(_entry(conf, "host", name, HostSource)) for name in dict.fromkeys(chain(*pairs))}
     sets = {name: data_spec(data, name, evaluation) for name in used}
-    answers = {name: answer_spec(data.sources[name], task.max_length) for name in used}
+    answers = {name: answer_spec(data.sources[name], conf.task.max_length) for name in used}
     return Grid(
         methods=_methods(conf),
         pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
@@ -106,28 +108,22 @@ def _grid(
         data=[sets[name] for name in received],
         inits=[_entry(conf, "init", name, specs.InitSpec) for name in grid.inits],
         ports=[_entry(conf, "port", name, specs.PortSpec) for name in grid.ports],
-        seeds=grid.seeds,
-        budgets=sorted(grid.budgets),
-        origin_updates=grid.origin_updates or max(grid.budgets),
-        task=task,
-        answers={name: spec for name, spec in answers.items() if spec is not None},
+        seeds=grid.seeds, rates=grid.rates, budgets=sorted(grid.budgets),
+        origin_updates=grid.origin_updates or max(grid.budgets), origin_seeds=grid.origin_seeds,
+        task=conf.task, answers={name: spec for name, spec in answers.items() if spec is not None},
         train=specs.TrainSpec(updates=max(grid.budgets), **vars(conf.train)),
-        eval=evaluation,
-        precision=conf.precision,
-        head=conf.head,
-        rates=grid.rates,
-        origin_seeds=grid.origin_seeds,
+        eval=evaluation, precision=conf.precision, head=conf.head,
     )
 
 
 def _role(conf: Config, name: str) -> str:
     """A host by its own name, or by its role in the host set."""
-    roles = conf.host_set.roles
-    if name in roles and roles[name] is None:
-        held = [role for role, host in roles.items() if host is not None]
+    host = conf.host_set.roles.get(name, name)
+    if host is None:
+        held = ", ".join(role for role, filled in conf.host_set.roles.items() if filled)
         raise UserError(f"host set '{conf.host_set.name}' has no {name}: narrow grid.pairs to its roles "
-                        f"({', '.join(held)}), or fill it with host_set.roles.{name}=HOST")
-    return str(roles.get(name, name))
+                        f"({held}), or fill it with host_set.roles.{name}=HOST")
+    return host
 
 
 def _methods(conf: Config) -> list[specs.MethodSpec]:
@@ -140,21 +136,18 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
                for name, value in conf.method.items() if value.keys() & {"library", "config"}]
     if not methods:
         raise UserError(f"no method is chosen; choose of: {', '.join(conf.known_methods)}")
-    for method in methods:
-        where = f"method.{method.name}"
-        if method.learning_rate < 0:
-            raise UserError(f"{where}.learning_rate must be at least 0, got {method.learning_rate}")
-        for key in SIZES & method.settings.keys():
-            if type(size := method.settings[key]) is not int or size < 1:
-                raise UserError(f"{where}.settings.{key} must be a whole number from 1 on, got {size!r}")
+    for method, key in product(methods, SIZES):
+        where = f"method.{method.name}.settings.{key}"
+        if type(size := method.settings.get(key, 1)) is not int or size < 1:
+            raise UserError(f"{where} must be a whole number from 1 on, got {size!r}")
     return methods
 
 
 def _check(grid: Grid, relations: Relations) -> None:
     """Refuse axes that do not go together."""
+    offered = [kind for kind, traits in INIT_KINDS.items() if traits.offered]
     for init in grid.inits:
-        choose(init.kind, [kind for kind, traits in INIT_KINDS.items() if traits.offered],
-               f"kind of init '{init.name}'")
+        choose(init.kind, offered, f"kind of init '{init.name}'")
     received = [data.name for data in grid.data]
     encoders = [host.name for host in chain(*grid.pairs) if FAMILIES[host.shape.family].scoring == "head"]
     if encoders and grid.answers:
@@ -167,18 +160,13 @@ def _check(grid: Grid, relations: Relations) -> None:
                         f"data.{received[0]}.answers.scoring says; leave eval.metrics out")
     if any("extraction" in init.traits.needs for init in grid.inits):
         check_relations(relations, received)
-    if extracted := [init for init in grid.inits if init.traits.subtracts_start]:
-        from portability.inits.seed_examples import extraction_options, seed_count  # with torch
+    for init in grid.inits:
+        if init.traits.subtracts_start:
+            from portability.inits.seed_examples import extraction_options, seed_count  # with torch
 
-        for init in extracted:
             seed_count(init)
             for method in grid.methods:
                 extraction_options(method, init)
-
-
-def _kinds(grid: Grid, hosts: HostSetConf) -> Kinds:
-    lineages = [[hosts.roles.get(name) or name for name in names] for names in hosts.lineages]
-    return [(one.name, other.name, pair_kind(one, other, lineages)) for one, other in grid.pairs]
 
 
 def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, str | None]) -> list[Contrast]:
@@ -187,8 +175,7 @@ def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, st
     places = [{"method": method, "origin": origin, "receiving": receiving, PAIRS: kind, "relation": relation,
                "data": data.name, "port": port.name}
               for method, (origin, receiving, kind), relation, data, port in axes]
-    budgets = {init.name: [*([] if init.traits.trains_extra else [0]), *grid.budgets]
-               for init in grid.inits}
+    budgets = {init.name: [0, *grid.budgets][init.traits.trains_extra :] for init in grid.inits}
     try:
         found = declared(values, budgets | {specs.BARE: [0]}, places, roles)
         for contrast in found if len(grid.rates) > 1 else []:
@@ -197,5 +184,4 @@ def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, st
                                 f"methods: {', '.join(methods)}")
         return found
     except UserError as error:
-        raise UserError(f"{error} (where a sweep's grid is narrowed, primary=[] declares no "
-                        "contrast)") from error
+        raise UserError(f"{error} (primary=[] declares no contrast, for a narrowed grid)") from error

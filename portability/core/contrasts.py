@@ -79,32 +79,24 @@ def declared(
         UserError: too many, two of one name, or a name or number that the grid lacks.
     """
     if len(values) > MOST:
-        raise UserError(f"primary declares {len(values)} contrasts, and at most {MOST} can be; leave the "
-                        "others out, they are shown as exploratory")
+        raise UserError(f"primary declares {len(values)} contrasts, and at most {MOST} can be; name fewer")
     found: dict[str, Contrast] = {}
     for i, value in enumerate(values):
         contrast = build(Contrast, value, f"primary[{i}]")
-        if not contrast.name or contrast.name in found:
-            raise UserError(f"primary[{i}].name must be a name that no other contrast has, got "
-                            f"{contrast.name!r}")
-        _check_arms(contrast, budgets)
-        of, *less = [_narrowed(side, f"primary '{contrast.name}'", places, hosts) for side in contrast.sides]
+        name, where = contrast.name, f"primary '{contrast.name}'"
+        if not name or name in found:
+            raise UserError(f"primary[{i}].name must be a name that no other contrast has, got {name!r}")
+        choose(contrast.arm, budgets.keys() - {BARE}, f"arm of {where}")
+        choose(contrast.baseline, budgets.keys() - {contrast.arm}, f"baseline of {where}")
+        for init in (contrast.arm, contrast.baseline):
+            if contrast.budget not in budgets[init]:
+                raise UserError(f"{where} asks for {init} after {contrast.budget} updates, and the grid has "
+                                f"it after {', '.join(map(str, budgets[init]))}; name one of these")
+        of, *less = [_narrowed(side, where, places, hosts) for side in contrast.sides]
         if less and any(selects(of, place) and selects(less[0], place) for place in places):
-            raise UserError(f"primary '{contrast.name}' takes the same cells on both sides; narrow `of` and "
-                            "`less` to other ones")
-        found[contrast.name] = replace(contrast, of=of, less=less[0] if less else None)
+            raise UserError(f"{where} takes the same cells on both sides; narrow `of` or `less` further")
+        found[name] = replace(contrast, of=of, less=less[0] if less else None)
     return [*found.values()]
-
-
-def _check_arms(contrast: Contrast, budgets: Mapping[str, Sequence[int]]) -> None:
-    where = f"primary '{contrast.name}'"
-    choose(contrast.arm, budgets.keys() - {BARE}, f"arm of {where}")
-    choose(contrast.baseline, budgets.keys() - {contrast.arm}, f"baseline of {where}")
-    for init in (contrast.arm, contrast.baseline):
-        if contrast.budget not in budgets[init]:
-            raise UserError(f"{where} asks for {init} after {contrast.budget} updates, and the grid has it "
-                            f"after {', '.join(map(str, budgets[init]))}; name one of these, or leave the "
-                            "contrast out")
 
 
 def _narrowed(
@@ -114,11 +106,11 @@ def _narrowed(
     found = {}
     for key, names in value.items():
         choose(str(key), places[0], f"coordinate in {where}")
-        names = [str(name) for name in (names if isinstance(names, list) else [names])]
-        names = [hosts.get(name) or name for name in names] if key in ("origin", "receiving") else names
-        for name in names:
+        found[key] = [str(name) for name in (names if isinstance(names, list) else [names])]
+        if key in ("origin", "receiving"):
+            found[key] = [hosts.get(name) or name for name in found[key]]
+        for name in found[key]:
             choose(name, {place[key] for place in places}, f"{key} of {where}")
-        found[key] = names
     if not any(selects(found, place) for place in places):
         words = ", ".join(f"{key} {' or '.join(names)}" for key, names in found.items())
         raise UserError(f"{where} has no cell: nothing in the grid is {words}")

@@ -1,12 +1,10 @@
 """Digests of files, remembered by path, size and time, so that planning never re-reads gigabytes; and other
 values that are kept by the content they follow from."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,22 +22,12 @@ def cache_folder() -> Path:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes as 64 hex digits, from the cache where path, size and mtime are unchanged."""
     stat = path.stat()
-    key = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    entry = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
-    with contextlib.suppress(OSError):
-        known = entry.read_bytes()
-        if re.fullmatch(rb"[0-9a-f]{64}", known):
-            return known.decode()
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        draft = entry.with_name(f".{entry.name}.{os.getpid()}")
-        draft.write_text(found)
-        draft.rename(entry)
-    except OSError as error:
-        log.warning("cannot keep digests in %s (%s); files are read again next time", entry.parent,
-                    error.strerror)
+    entry = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    found = remembered("digests", entry)
+    if found is None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        remember("digests", entry, found)
     return found
 
 
@@ -48,14 +36,6 @@ def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
     JSON; folders do not count. A hub knows the files' SHA-256 without a download."""
     content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-def combined_digest(paths: Iterable[Path], *extra: str) -> str:
-    """First 16 hex digits over the files' names and bytes and any `extra` text; folders do not count."""
-    total = hashlib.sha256()
-    for path in sorted(paths, key=lambda path: path.name):
-        total.update(f"{path.name}:{file_digest(path)};".encode())
-    for text in extra:
-        total.update(text.encode())
-    return total.hexdigest()[:16]
 
 
 def remembered(kind: str, entry: str) -> Any:
@@ -77,4 +57,4 @@ def remember(kind: str, entry: str, value: Any) -> None:
         draft.write_text(json.dumps({"digest": digest(value), "value": value}))
         draft.replace(path)
     except OSError as error:
-        log.warning("cannot keep what was derived in %s (%s)", path.parent, error.strerror)
+        log.warning("cannot keep %s in %s (%s); made anew next time", kind, path.parent, error.strerror)

@@ -8,16 +8,12 @@ the loss, in nats.
 import ast
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from portability.core.errors import UserError
-
-ZHOU = "Zhou et al., Batch Calibration, ICLR 2024 (arXiv 2309.17249)"
-MATTHEWS = "Matthews, Biochimica et Biophysica Acta 405, 1975"
-HANLEY = "Hanley and McNeil, Radiology 143, 1982"
 
 
 class Undefined(ValueError):
@@ -30,8 +26,8 @@ def accuracy(margin: np.ndarray, labels: np.ndarray) -> float:
 
 
 def accuracy_calibrated(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy after Batch Calibration: the mean log-odds over the evaluated inputs, unlabelled, is
-    subtracted first.
+    """Accuracy after Batch Calibration (Zhou et al., ICLR 2024, arXiv 2309.17249): the mean log-odds over the
+    evaluated inputs, unlabelled, is subtracted first.
 
     The contextual bias is averaged over the batch as in the paper; the mean is taken over log-odds and the
     batch is the whole evaluated set (our choice, D-12). It presumes that classes are about balanced.
@@ -73,9 +69,9 @@ def positive_share(margin: np.ndarray, labels: np.ndarray) -> float:
 
 
 def auc(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve: the share of pairs of a positive and a negative example in which the positive
-    one has the larger margin; equal margins count half. No threshold enters, so a constant added to all
-    margins changes nothing.
+    """Area under the ROC curve (Hanley and McNeil, Radiology 143, 1982): the share of pairs of a positive and
+    a negative example in which the positive one has the larger margin; equal margins count half. No threshold
+    enters, so a constant added to all margins changes nothing.
 
     Raises:
         Undefined: all labels are of one class, so there is no pair.
@@ -87,8 +83,9 @@ def auc(margin: np.ndarray, labels: np.ndarray) -> float:
 
 
 def matthews_correlation(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Correlation of predicted classes and labels, (TP TN - FP FN) / sqrt((TP+FP) (TP+FN) (TN+FP) (TN+FN));
-    0, the limit of the formula, where one class only is predicted.
+    """Correlation of predicted classes and labels (Matthews, Biochimica et Biophysica Acta 405, 1975),
+    (TP TN - FP FN) / sqrt((TP+FP) (TP+FN) (TN+FP) (TN+FN)); 0, the limit of the formula, where one class only
+    is predicted.
 
     Raises:
         Undefined: all labels are of one class.
@@ -106,26 +103,24 @@ def _both(labels: np.ndarray, what: str) -> None:
         raise Undefined(f"{what} needs both classes, and all {labels.size} labels are {kinds[0]}")
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """A shipped number: its formula of (N,) values and (N,) labels, 0 negative, 1 positive, and the column of
     predictions that it takes: margin (float), nll (float, nats) or invalid (bool).
     """
 
     value: Callable[[np.ndarray, np.ndarray], float]
     column: str = "margin"
-    citation: str = ""
 
 
 MEASURES: dict[str, Measure] = {
     "accuracy": Measure(accuracy),
-    "accuracy_calibrated": Measure(accuracy_calibrated, citation=ZHOU),
+    "accuracy_calibrated": Measure(accuracy_calibrated),
     "f1": Measure(macro_f1),
     "loss": Measure(loss, "nll"),
     "invalid_rate": Measure(invalid_rate, "invalid"),
     "positive_share": Measure(positive_share),
-    "auc": Measure(auc, citation=HANLEY),
-    "matthews_correlation": Measure(matthews_correlation, citation=MATTHEWS),
+    "auc": Measure(auc),
+    "matthews_correlation": Measure(matthews_correlation),
 }
 # Kept whatever is asked: they show a one-sided host.
 ALWAYS = ("accuracy_calibrated", "loss", "invalid_rate", "positive_share")

@@ -5,10 +5,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
 
 from portability.core.init_kinds import INIT_KINDS, InitKind
+from portability.core.schema import Count, build
 from portability.core.wording import counted
+
+T = TypeVar("T")
 
 BARE = "bare"  # kind of init of a run without a module: the host as it is
 EXTRACTION = "extraction"  # kind of init of a run without updates: pairs cut out of a larger host's weights
@@ -80,7 +85,7 @@ class MethodSpec:
     library: str
     config: str
     settings: Mapping[str, Any]
-    learning_rate: float
+    learning_rate: NonNegativeFloat
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,18 @@ class DataSpec:
     counts: Mapping[str, int]  # train, eval, dropped: examples
 
 
+def _template(text: str) -> str:
+    if text.count("{text}") != 1:
+        raise ValueError("must hold {text} exactly once")
+    return text
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """How a text becomes a question to a host: template with {text}, label words (negative, positive), length
     limit."""
 
-    template: str
+    template: Annotated[str, AfterValidator(_template)]
     label_words: tuple[str, str]
     max_length: int  # tokens
 
@@ -188,19 +199,26 @@ def too_long_words(counts: Mapping[str, int]) -> str:
 
 
 @dataclass(frozen=True)
-class TrainSpec:
-    """One protocol for every arm; `updates` is the run's total, the marks are not part of it."""
+class Protocol:
+    """One protocol for every arm, whatever its number of updates."""
+
+    batch_size: Count
+    warmup: NonNegativeInt  # updates
+    weight_decay: NonNegativeFloat
+    betas: tuple[int | float, int | float]  # a whole number stays one: run ids depend on it
+    eps: NonNegativeFloat
+    clip: NonNegativeFloat  # gradient norm of one member
+    tail: Annotated[float, Field(ge=0, le=0.5)]  # share of a mark's updates whose iterates the mark averages,
+    # never its first ones (our choice); 0: the last iterate alone
+    bucket_batches: Count  # at least so many batches share a length bucket
+    head_learning_rate: NonNegativeFloat  # of a classification head, where the host needs one
+
+
+@dataclass(frozen=True)
+class TrainSpec(Protocol):
+    """The protocol with the run's total of updates; the marks are not part of it."""
 
     updates: int
-    batch_size: int
-    warmup: int  # updates
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    clip: float  # gradient norm of one member
-    tail: float  # share of a mark's updates whose iterates the mark averages; 0: the last iterate alone
-    bucket_batches: int  # at least so many batches share a length bucket
-    head_learning_rate: float  # of a classification head, where the host needs one
 
 
 @dataclass(frozen=True)
@@ -211,7 +229,7 @@ class EvalSpec:
 
     split: str
     limit: int
-    batch_size: int
+    batch_size: Count
     metrics: tuple[str, ...] = METRICS
 
 
@@ -294,19 +312,13 @@ def _without(value: Any, *names: str) -> dict[str, Any] | None:
     return None if value is None else {k: v for k, v in asdict(value).items() if k not in names}
 
 
-def from_dict(cls: Any, value: Mapping[str, Any]) -> Any:
-    """Rebuild a spec from `dataclasses.asdict` after a trip through JSON (lists become tuples again)."""
-    parts: dict[str, Any] = {
-        "host": HostSpec, "data": DataSpec, "task": TaskSpec, "method": MethodSpec, "init": InitSpec,
-        "port": PortSpec, "train": TrainSpec, "eval": EvalSpec, "shape": HostShape, "teacher": HostSpec,
-        "origin_host": HostSpec,
-    }
-    built = {}
-    for key, item in value.items():
-        if key in parts and isinstance(item, Mapping):
-            item = from_dict(AnswerSpec if key == "task" and "scoring" in item else parts[key], item)
-        built[key] = tuple(item) if isinstance(item, list) else item
-    return cls(**built)
+def from_dict(cls: type[T], value: Mapping[str, Any]) -> T:
+    """Rebuild a spec from `dataclasses.asdict` after a trip through JSON (lists become tuples again).
+
+    Raises:
+        UserError: it is no such spec.
+    """
+    return build(cls, value, "spec")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class Pair:
     @property
     def name(self) -> str:
         """The name of the pair's file."""
-        return pairs.name_of(self.one.fingerprint, self.other.fingerprint, digest(self.text))
+        return pairs.name_of({"one_fingerprint": self.one.fingerprint, "text_digest": digest(self.text),
+                              "other_fingerprint": self.other.fingerprint})
 
 
 def lacking(planned: Plan, chosen: Collection[str], store: Store) -> list[Pair]:

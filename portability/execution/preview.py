@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from portability.core.errors import UserError
-from portability.core.hashing import combined_digest, remember, remembered
+from portability.core.hashing import file_digest, remember, remembered
 from portability.core.paths import PACKAGE
 from portability.core.plugins import plugin_versions
 from portability.core.specs import RunSpec, digest, too_long_words
@@ -59,8 +59,8 @@ def _ours() -> str:
     """What a rehearsal depends on besides the run: the libraries, the plug-ins and this package's own
     code."""
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    plugins = [f"{name} {version}" for name, version in sorted(plugin_versions().items())]
-    return combined_digest(sorted(PACKAGE.rglob("*.py")), *versions, *plugins)
+    code = [file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))]
+    return digest([code, versions, plugin_versions()])
 
 
 def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:

@@ -100,7 +100,7 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
 
     Nothing is written before it is clear that the work can and may begin.
     """
-    store.refuse_other_settings(planned.cells)
+    store.expect(planned.cells, None)
     _refuse_other_contrasts(store, study)
     conf, engine = study.engine, ENGINES[study.engine.kind]()
     engine.check(conf)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from portability.core.specs import Cell, RunSpec, digest
+from portability.core.specs import RunSpec, digest
 from portability.planning.plan import Plan
 
 T = TypeVar("T")
@@ -12,12 +12,10 @@ T = TypeVar("T")
 def updates_of(planned: Plan) -> tuple[int, int]:
     """Module-updates of a plan, and of the same cells if each one and its origin were trained for
     themselves."""
-    def alone(cell: Cell) -> int:
-        origin = planned.runs[cell.run_id].origin
-        return cell.mark + (planned.runs[origin].train.updates if origin else 0)
-
-    shared = sum(run.train.updates for run in planned.runs.values())
-    return shared, sum(alone(cell) for cell in planned.cells if cell.budget > 0)
+    updates = {run_id: run.train.updates for run_id, run in planned.runs.items()}
+    alone = sum(cell.mark + updates.get(str(planned.runs[cell.run_id].origin), 0)
+                for cell in planned.cells if cell.budget > 0)
+    return sum(updates.values()), alone
 
 
 def stack_key(run: RunSpec) -> str:

@@ -1,21 +1,10 @@
 """The question of a study: a grid of axes, whose combinations are its cells. No torch here."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from portability.core import specs
 from portability.core.errors import UserError
-from portability.core.specs import (
-    AnswerSpec,
-    DataSpec,
-    EvalSpec,
-    HostSpec,
-    InitSpec,
-    MethodSpec,
-    PortSpec,
-    TaskSpec,
-    TrainSpec,
-)
 
 SELF, NEXT = "self", "next"  # of a relation: the receiving set itself, and the one that follows in grid.data
 
@@ -33,34 +22,27 @@ class Grid:
     origin has a seed of its own, so a receiving run does not see its origin's batches again.
     """
 
-    methods: Sequence[MethodSpec]
-    pairs: Sequence[tuple[HostSpec, HostSpec]]  # (origin, receiving), in that order
-    relations: Mapping[str, Mapping[str, DataSpec]]
-    data: Sequence[DataSpec]
-    inits: Sequence[InitSpec]
-    ports: Sequence[PortSpec]
+    methods: Sequence[specs.MethodSpec]
+    pairs: Sequence[tuple[specs.HostSpec, specs.HostSpec]]  # (origin, receiving), in that order
+    relations: Mapping[str, Mapping[str, specs.DataSpec]]
+    data: Sequence[specs.DataSpec]
+    inits: Sequence[specs.InitSpec]
+    ports: Sequence[specs.PortSpec]
     seeds: Sequence[int]
     budgets: Sequence[int]
     origin_updates: int
-    task: TaskSpec
-    train: TrainSpec
-    eval: EvalSpec
+    task: specs.TaskSpec
+    train: specs.TrainSpec
+    eval: specs.EvalSpec
     precision: str
     head: str
-    answers: Mapping[str, AnswerSpec] = field(default_factory=dict)
+    answers: Mapping[str, specs.AnswerSpec] = field(default_factory=dict)
     rates: Sequence[float] = (1.0,)
     origin_seeds: str = "same"
 
-    def task_of(self, data: DataSpec) -> TaskSpec | AnswerSpec:
+    def task_of(self, data: specs.DataSpec) -> specs.TaskSpec | specs.AnswerSpec:
         """How a set's texts or prompts are asked and scored."""
         return self.answers.get(data.name, self.task)
-
-    @property
-    def size(self) -> int:
-        """Number of cells: the product of the axes, zero-shot and bare hosts not counted."""
-        axes = (self.methods, self.rates, self.pairs, self.data, self.relations, self.inits, self.ports,
-                self.seeds, self.budgets)
-        return math.prod(map(len, axes))
 
 
 def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:
@@ -75,9 +57,8 @@ def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str
         {'sums': 'quiz', 'quiz': 'sums'}
     """
     if value == NEXT and len(received) < 2:
-        raise UserError(f"grid.relations.{relation} is '{NEXT}', the receiving set that follows in "
-                        "grid.data, which names one set only; name another set there, or a set here, or "
-                        f"leave it out: '~grid.relations.{relation}'")
+        raise UserError(f"grid.relations.{relation} is '{NEXT}', and grid.data names one set only; name "
+                        f"another set there, or a set here, or leave it out: '~grid.relations.{relation}'")
     following = dict(zip(received, [*received[1:], received[0]], strict=True))
     return {name: {SELF: name, NEXT: following[name]}.get(value, value) for name in received}
 
@@ -92,18 +73,17 @@ def check_relations(relations: Mapping[str, Mapping[str, str]], received: Sequen
         UserError: two of them name one set for a receiving set.
     """
     for own in received:
-        sources = [given[own] for given in relations.values()]
-        if len(set(sources)) < len(sources):
+        sources = {name: given[own] for name, given in relations.items()}
+        if len(set(sources.values())) < len(sources):
             raise UserError(f"grid.relations takes the seed examples of '{own}' twice from the same set "
-                            f"({', '.join(f'{name}: {given[own]}' for name, given in relations.items())}); "
-                            "name different ones")
+                            f"({', '.join(map(': '.join, sources.items()))}); name different ones")
 
 
-def rated(method: MethodSpec, rate: float) -> MethodSpec:
+def rated(method: specs.MethodSpec, rate: float) -> specs.MethodSpec:
     """A method with its learning rate times `rate`, and a name that says so.
 
     Example:
-        >>> rated(MethodSpec("lora", "adapters", "LoRAConfig", {}, 3e-3), 3.0).name
+        >>> rated(specs.MethodSpec("lora", "adapters", "LoRAConfig", {}, 3e-3), 3.0).name
         'lora x3'
     """
     if rate == 1:

@@ -3,24 +3,15 @@ torch here."""
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 
+from portability.core import specs
 from portability.core.architectures import FAMILIES
-from portability.core.specs import (
-    BARE,
-    EXTRACTION,
-    Cell,
-    DataSpec,
-    HostSpec,
-    InitSpec,
-    MethodSpec,
-    PortSpec,
-    RunSpec,
-)
 from portability.planning.grid import Grid, rated
 
-SCRATCH = InitSpec("scratch", "scratch")
-BARE_INIT = InitSpec(BARE, BARE)
+SCRATCH = specs.InitSpec("scratch", "scratch")
+BARE_INIT = specs.InitSpec(specs.BARE, specs.BARE)
 OTHER_SEEDS = 1_000_000  # added to a receiving run's seed for an origin's own one
 
 
@@ -28,11 +19,11 @@ OTHER_SEEDS = 1_000_000  # added to a receiving run's seed for an origin's own o
 class Plan:
     """Cells, the distinct runs behind them, and the marks at which each run is to be evaluated."""
 
-    cells: list[Cell] = field(default_factory=list)
-    runs: dict[str, RunSpec] = field(default_factory=dict)
+    cells: list[specs.Cell] = field(default_factory=list)
+    runs: dict[str, specs.RunSpec] = field(default_factory=dict)
     marks: dict[str, set[int]] = field(default_factory=dict)
 
-    def add(self, run: RunSpec, *marks: int) -> str:
+    def add(self, run: specs.RunSpec, *marks: int) -> str:
         """Plan a run (once) with these marks, and give back its id."""
         run_id = run.run_id
         self.runs.setdefault(run_id, run)
@@ -58,7 +49,7 @@ def plan(grid: Grid) -> Plan:
         arm = _Arm(grid, method, rate, *pair, data, relation, sources[data.name], seed)
         out.cells.extend(arm.cells(out))
 
-    def depth(run: RunSpec) -> int:
+    def depth(run: specs.RunSpec) -> int:
         return 0 if run.origin is None else 1 + depth(out.runs[run.origin])
 
     out.runs = dict(sorted(out.runs.items(), key=lambda item: depth(item[1])))
@@ -70,54 +61,47 @@ class _Arm:
     """All cells of one method, rate, pair, receiving set, relation and seed."""
 
     grid: Grid
-    method: MethodSpec
+    method: specs.MethodSpec
     rate: float
-    origin: HostSpec
-    receiving: HostSpec
-    data: DataSpec
+    origin: specs.HostSpec
+    receiving: specs.HostSpec
+    data: specs.DataSpec
     relation: str
-    origin_data: DataSpec
+    origin_data: specs.DataSpec
     seed: int
 
-    def cells(self, out: Plan) -> Iterator[Cell]:
+    def cells(self, out: Plan) -> Iterator[specs.Cell]:
         grid = self.grid
         origin_id = out.add(self._origin, grid.origin_updates) if self._trains_origin else None
         native_id = out.add(self._trained(self.receiving, self.data), grid.origin_updates)
+        place = partial(specs.Cell, rated(self.method, self.rate).name, self.origin.name, self.receiving.name,
+                        self.relation, self.origin_data.name, self.data.name, seed=self.seed,
+                        native_id=native_id)
         for port in grid.ports:
             bare_id = out.add(self._bare(origin_id, port), 0)
-            yield self._cell(BARE, port, 0, bare_id, 0, native_id, bare_id)
+            cell = partial(place, port=port.name, bare_id=bare_id)
+            yield cell(init=specs.BARE, budget=0, run_id=bare_id, mark=0)
             for init in grid.inits:
                 extracts = "extraction" in init.traits.needs
                 source = out.add(self._extraction(init, port, origin_id), 0) if extracts else origin_id
-                run = self._run(init, port, source)
                 ahead = grid.origin_updates if init.traits.trains_extra else 0
                 budgets = grid.budgets if ahead else (0, *grid.budgets)
-                run_id = out.add(run, *(ahead + budget for budget in budgets))
+                run_id = out.add(self._run(init, port, source), *(ahead + budget for budget in budgets))
                 for budget in budgets:
-                    yield self._cell(init.name, port, budget, run_id, ahead + budget, native_id, bare_id)
+                    yield cell(init=init.name, budget=budget, run_id=run_id, mark=ahead + budget)
 
-    def _cell(
-        self, init: str, port: PortSpec, budget: int, run_id: str, mark: int, native: str, bare: str
-    ) -> Cell:
-        return Cell(
-            method=rated(self.method, self.rate).name, origin=self.origin.name, receiving=self.receiving.name,
-            relation=self.relation, origin_data=self.origin_data.name, data=self.data.name, init=init,
-            port=port.name, seed=self.seed, budget=budget, run_id=run_id, mark=mark, native_id=native,
-            bare_id=bare,
-        )
-
-    def _trained(self, host: HostSpec, data: DataSpec) -> RunSpec:
+    def _trained(self, host: specs.HostSpec, data: specs.DataSpec) -> specs.RunSpec:
         """A module trained from scratch, with a head of its own where the host needs one: an origin, or a
         native."""
         grid = self.grid
-        return RunSpec(
+        return specs.RunSpec(
             host=host, data=data, task=grid.task_of(data), method=self.method, init=SCRATCH, port=None,
             origin=None, head="none" if _scores_labels(host) else "fresh", seed=self.seed,
             train=replace(grid.train, updates=grid.origin_updates), eval=grid.eval, precision=grid.precision,
         )
 
     @property
-    def _origin(self) -> RunSpec:
+    def _origin(self) -> specs.RunSpec:
         """The run whose module is ported."""
         run = self._trained(self.origin, self.origin_data)
         return run if self.grid.origin_seeds == "same" else replace(run, seed=self.seed + OTHER_SEEDS)
@@ -135,18 +119,18 @@ class _Arm:
             return True
         return not (any(kind.subtracts_start for kind in kinds) and _scores_labels(self.origin))
 
-    def _extraction(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
+    def _extraction(self, init: specs.InitSpec, port: specs.PortSpec, origin_id: str | None) -> specs.RunSpec:
         """Pairs for the receiving host out of the origin host's weights, chosen by examples of the origin's
         data; an encoder is asked through the head that the origin's training gave it."""
         blind = init.options.get("scores") == "ones"  # no example is looked at
         base = self._trained(self.receiving, self.data if blind else self.origin_data).with_updates(0)
         return replace(
-            base, init=InitSpec(EXTRACTION, EXTRACTION, init.options), teacher=self.origin,
+            base, init=specs.InitSpec(specs.EXTRACTION, specs.EXTRACTION, init.options), teacher=self.origin,
             head="shared" if self._shares_head else base.head, port=port if self._shares_head else None,
             origin=None if _scores_labels(self.origin) else origin_id,
         )
 
-    def _run(self, init: InitSpec, port: PortSpec, origin_id: str | None) -> RunSpec:
+    def _run(self, init: specs.InitSpec, port: specs.PortSpec, origin_id: str | None) -> specs.RunSpec:
         """The run of one arm on the receiving host; `origin_id` is the run that it starts from, if its init
         needs one."""
         grid, traits, shares = self.grid, init.traits, self._shares_head
@@ -154,7 +138,7 @@ class _Arm:
         base = self._trained(self.receiving, self.data).with_updates(updates)
         start = SCRATCH if traits.trains_extra else init
         if "extraction" in traits.needs:  # what the options say is the extraction's
-            start = InitSpec(init.name, init.kind)
+            start = specs.InitSpec(init.name, init.kind)
         return replace(
             base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head,
             port=port if "port" in traits.needs or shares else None,
@@ -162,12 +146,12 @@ class _Arm:
             origin_host=self.origin if "port" in traits.needs else None,
         )
 
-    def _bare(self, origin_id: str | None, port: PortSpec) -> RunSpec:
+    def _bare(self, origin_id: str | None, port: specs.PortSpec) -> specs.RunSpec:
         """The receiving host without a module; nothing of it depends on method or seed but a shared head."""
         run = self._run(SCRATCH, port, origin_id)
         seed = None if run.head == "none" else run.seed
         return replace(run, method=None, init=BARE_INIT, seed=seed).with_updates(0)
 
 
-def _scores_labels(host: HostSpec) -> bool:
+def _scores_labels(host: specs.HostSpec) -> bool:
     return FAMILIES[host.shape.family].scoring == "label"

@@ -30,25 +30,21 @@ def select_runs(planned: Plan, part: Part) -> set[str]:
     Raises:
         UserError: `only` names what no cell has, or matches none.
     """
-    ids = set(planned.runs)
-    if part.only:
-        ids = _of_cells(planned, part.only)
-    if part.shard != (1, 1):
-        ids = _of_shard(planned, ids, *part.shard)
-    return ids
+    ids = _of_cells(planned, part.only) if part.only else set(planned.runs)
+    return _of_shard(planned, ids, *part.shard)
 
 
 def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
     """Runs of the matching cells, with the native and bare runs they are compared with, and all origins."""
     wanted = {column: {str(value) for value in values} for column, values in only.items()}
+    cells = planned.cells
     for column, values in wanted.items():
         held = {str(getattr(cell, column)) for cell in planned.cells}
         if unknown := sorted(values - held):
-            choices = ", ".join(sorted(held)) if "_id" not in column else f"{len(held)} ids, see mode=status"
-            raise UserError(f"only: no cell of this grid has {column} {', '.join(unknown)}; there is: "
-                            f"{choices}")
-    cells = [cell for cell in planned.cells
-             if all(str(getattr(cell, column)) in values for column, values in wanted.items())]
+            known = ", ".join(sorted(held)) if "_id" not in column else f"{len(held)} ids, see mode=status"
+            missing = ", ".join(unknown)
+            raise UserError(f"only: no cell of this grid has {column} {missing}; there is: {known}")
+        cells = [cell for cell in cells if str(getattr(cell, column)) in values]
     if not cells:
         raise UserError(f"only matches no cell of this grid: no cell has all of {', '.join(wanted)} as asked")
     ids = {run_id for cell in cells for run_id in (cell.run_id, cell.native_id, cell.bare_id)}
@@ -61,20 +57,16 @@ def _of_shard(planned: Plan, ids: set[str], number: int, count: int) -> set[str]
     Runs that start from each other stay together, so no shard waits for, or repeats, what another one does;
     trees whose origins may train together come side by side, so that stacks stay large.
     """
+    roots: dict[str, str] = {}
     trees: dict[str, list[str]] = {}
-    for run_id in planned.runs:
-        if run_id not in ids:
-            continue
-        root = run_id
-        while origin := planned.runs[root].origin:
-            root = origin
-        trees.setdefault(root, []).append(run_id)
-    roots = sorted(trees, key=lambda root: (stack_key(planned.runs[root]), root))
-    costs = {root: sum(cost(planned.runs[run_id]) for run_id in trees[root]) for root in roots}
+    for run_id, run in planned.runs.items():  # each follows the run it starts from
+        roots[run_id] = roots[run.origin] if run.origin else run_id
+        if run_id in ids:
+            trees.setdefault(roots[run_id], []).append(run_id)
+    costs = {root: sum(cost(planned.runs[run_id]) for run_id in tree) for root, tree in trees.items()}
     total, before, mine = sum(costs.values()), 0.0, set()
-    for root in roots:
-        middle = before + costs[root] / 2
-        before += costs[root]
-        if int(count * middle / total) + 1 == number:
+    for root in sorted(trees, key=lambda root: (stack_key(planned.runs[root]), root)):
+        if int(count * (before + costs[root] / 2) / total) + 1 == number:
             mine.update(trees[root])
+        before += costs[root]
     return mine

@@ -7,7 +7,6 @@ from portability.planning.cost import updates_of
 from portability.planning.plan import Plan
 from portability.planning.study import Study
 from portability.store import Store
-from portability.store.records import measured
 
 SHOWN = ("train", "validation", "test", "dropped")  # of a data set's counts
 
@@ -42,16 +41,16 @@ def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
     asked = study.grid.eval.metrics
     if asked == METRICS:
         return []
-    records = [store.read(run_id) for run_id in store.marks() if run_id in planned.runs]
-    done = [measured(record) for record in records if record]
+    infos = [record["train_info"] for record in store.records() if record["run_id"] in planned.runs]
+    done = [{hole["metric"] for hole in info.get("unmeasured", [])}.union(*info["metrics"]) for info in infos]
     found = []
     for metric in asked:
         name, shipped = f"eval_{name_of(metric)}", metric in MEASURES
-        parts = () if shipped else (f"{name}_",)  # one of the user's own may give several numbers
+        beginnings = () if shipped else (f"{name}_",)  # one of the user's own may give several numbers
         hint = "it is computed for new runs only; a new study (study=NAME) has it for all"
         if shipped:
             hint = f"`python -m portability.analyze --metric {name}` computes it from their predictions"
-        without = sum(not any(key == name or key.startswith(parts) for key in held)
+        without = sum(not any(key == name or key.startswith(beginnings) for key in held)
                       for held in done if "eval_positive_share" in held)  # of texts with labels
         if without:
             runs = counted(without, "done run")

@@ -22,11 +22,10 @@ Of a record, `schema` is the version of the protocol (part of every run's id), `
 files (1, where it is not named; 2 has `files`, the SHA-256 and bytes of each file beside the record, and
 `digest`, its own).
 
-    store.py      Store: everything that other packages read and write
-    records.py    one record: its digest, its faults
-    atomic.py     writing that a kill cannot leave half done; cleanup.py: what it leaves all the same
-    integrity.py  a run's files against its record
-    folders.py    reads an ordinary study; published.py: a packed one; index.py: many records quickly
+    store.py      Store: everything that other packages read and write; published.py: of a packed study
+    records.py    one run: its record, its digest, its files and their faults
+    atomic.py     writing that a kill cannot leave half done; what it leaves all the same
+    index.py      many records quickly; tables.py: Parquet files with checksums
     manifests.py  cells; failures.py: failed attempts; host_pairs.py: similarity of hosts
     admin/        python -m portability.store verify|merge|pack|compact|tidy
 """

@@ -1,16 +1,27 @@
 """Writing that a kill or a full disk cannot leave half done: beside the place, flushed to the disk, renamed
-last."""
+last; and what a kill leaves all the same: drafts, which are removed, and runs moved aside, which are put
+back."""
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from portability.store.records import check
+
+log = logging.getLogger(__name__)
+OLD = re.compile(r"\.old-\.draft-([^-]+)-.*")  # as `replacing_folder` names it
+PATTERNS = ("runs/??/.draft-*", "runs/??/.old-*", "manifests/.*", "failures/.*", "checkpoints/.*", "hosts/.*",
+            ".index.parquet.*")
 
 
 @contextlib.contextmanager
@@ -36,9 +47,9 @@ def replacing(path: Path, flush: bool = True, anew: bool = False) -> Iterator[Pa
         draft.unlink(missing_ok=True)
 
 
-def json_files(folder: Path) -> list[Path]:
+def json_files(folder: Path, pattern: str = "*") -> list[Path]:
     """The JSON files of a folder, drafts left out; none where it is not there."""
-    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    return sorted(path for path in folder.glob(f"{pattern}.json") if not path.name.startswith("."))
 
 
 def write_json(path: Path, value: Mapping[str, Any], anew: bool = False) -> None:
@@ -73,15 +84,24 @@ def sealed(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def replacing_folder(final: Path) -> Iterator[Path]:
     """A draft folder to fill; when the block ends well it takes the place of `final`, else nothing of it
-    stays.
+    stays. A run evaluated again at more marks, or a broken one, makes room first.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     draft = draft_folder(final)
+    old = final.parent / f".old-{draft.name}"
     try:
         yield draft
-        _place(draft, final)
+        if final.exists():
+            final.rename(old)
+        draft.rename(final)
+    except BaseException:
+        if old.exists():
+            old.rename(final)
+        raise
+    else:
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -94,16 +114,34 @@ def draft_folder(final: Path) -> Path:
     return draft
 
 
-def _place(draft: Path, final: Path) -> None:
-    """Rename a draft folder into place; a run evaluated again at more marks, or a broken one, makes room
-    first."""
-    old = final.parent / f".old-{draft.name}"
-    if final.exists():
-        final.rename(old)
-    try:
-        draft.rename(final)
-    except BaseException:
-        if old.exists():
-            old.rename(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def tidy_up(root: Path, older_than_seconds: float) -> int:
+    """Remove or put back what killed processes left (see `Store.tidy_up`); gives back how many paths it dealt
+    with."""
+    count = 0
+    for path in leftovers(root, older_than_seconds):
+        moved = OLD.fullmatch(path.name)
+        final = path.with_name(moved[1]) if moved else path
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            if moved and not final.exists() and not check(path, moved[1]).faults:
+                path.rename(final)
+                log.warning("run %s was put back: a process was killed while it was replaced", final.name)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            count += 1
+    return count
+
+
+def leftovers(root: Path, older_than_seconds: float) -> Iterator[Path]:
+    """Drafts and runs moved aside that were last changed so long ago that no living process is at work on
+    them.
+
+    Of a run moved aside the time of its renaming counts, because its content is as old as the run.
+    """
+    for path in sorted(path for pattern in PATTERNS for path in root.glob(pattern)):
+        with contextlib.suppress(FileNotFoundError):
+            seen = path.stat()
+            changed = max(seen.st_ctime, seen.st_mtime) if path.name.startswith(".old-") else seen.st_mtime
+            if time.time() - changed >= older_than_seconds:
+                yield path

@@ -14,13 +14,13 @@ from portability.store.records import canonical
 
 def keep(folder: Path, run_id: str, failure: Mapping[str, Any]) -> int:
     """Write a failure under the first number that is free, and give back that number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for attempt in count(1 + attempts(folder, run_id)):
-        with contextlib.suppress(FileExistsError):  # another process was first
-            own = {**failure, "run_id": run_id, "attempt": attempt}
-            write_json(path_of(folder, run_id, attempt), own, anew=True)
-            return attempt
-    raise AssertionError("numbers never end")
+    attempt = 1 + attempts(folder, run_id)
+    try:
+        write_json(path_of(folder, run_id, attempt), {**failure, "run_id": run_id, "attempt": attempt},
+                   anew=True)
+    except FileExistsError:  # another process was first
+        return keep(folder, run_id, failure)
+    return attempt
 
 
 def path_of(folder: Path, run_id: str, attempt: int) -> Path:
@@ -33,50 +33,38 @@ def attempts(folder: Path, run_id: str) -> int:
     return next(number for number in count() if not path_of(folder, run_id, number + 1).exists())
 
 
-def load(folder: Path, run_id: str, attempt: int) -> dict[str, Any] | None:
-    """One failure, or None where its file is no failure of that run and number."""
-    try:
-        return parse(path_of(folder, run_id, attempt).read_bytes(), run_id, attempt)
-    except FileNotFoundError:
-        return None
-
-
 def parse(raw: bytes | str, run_id: str, attempt: int) -> dict[str, Any] | None:
     """The failure in a text, or None where it is no failure of that run and number."""
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
         failure = json.loads(raw)
-    except ValueError:
-        return None
-    good = isinstance(failure, dict) and (failure.get("run_id"), failure.get("attempt")) == (run_id, attempt)
-    return failure if good else None
+        if (failure["run_id"], failure["attempt"]) == (run_id, attempt):
+            return failure
+    return None
 
 
-def read_all(folder: Path) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
-    """Run, number and failure of every attempt in that order, as `load` gives it."""
-    names = (path.stem.rpartition("-") for path in json_files(folder))
-    found = sorted((run_id, int(end)) for run_id, _, end in names if run_id and end.isdecimal())
-    for run_id, attempt in found:
-        yield run_id, attempt, load(folder, run_id, attempt)
+def read_all(folder: Path, of: str = "*") -> Iterator[tuple[str, int, dict[str, Any] | None]]:
+    """Run, number and failure (None: it cannot be read) of every attempt (of one run), in that order."""
+    names = ((path, *path.stem.rpartition("-")) for path in json_files(folder, f"{of}-*"))
+    found = sorted((run_id, int(end), path) for path, run_id, _, end in names if end.isdecimal())
+    for run_id, attempt, path in found:
+        with contextlib.suppress(FileNotFoundError):
+            yield run_id, attempt, parse(path.read_bytes(), run_id, attempt)
 
 
 def set_aside(folder: Path, run_id: str) -> None:
     """Move a run's failures to `given_up/`, which nothing counts: its cells are asked for with other
     settings."""
-    for attempt in range(1, 1 + attempts(folder, run_id)):
-        if (failure := load(folder, run_id, attempt)) is not None:
+    for _, attempt, failure in read_all(folder, run_id):
+        if failure is not None:
             keep(folder / "given_up", run_id, failure)
         path_of(folder, run_id, attempt).unlink()
 
 
 def copy(source: Path, target: Path) -> int:
     """Copy failures that the target lacks, under new numbers where theirs are taken; gives back how many."""
-    new = Counter(_texts(source)) - Counter(_texts(target))
+    texts = [Counter((run_id, canonical({**(failure or {}), "attempt": None}))
+                     for run_id, _, failure in read_all(folder)) for folder in (source, target)]
+    new = texts[0] - texts[1]
     for run_id, text in new.elements():
         keep(target, run_id, json.loads(text))
     return new.total()
-
-
-def _texts(folder: Path) -> Iterator[tuple[str, str]]:
-    """Run and failure without its number, as text."""
-    for run_id, _, failure in read_all(folder):
-        yield run_id, canonical({key: value for key, value in (failure or {}).items() if key != "attempt"})

@@ -14,24 +14,22 @@ from portability.store.records import self_digest, with_digest
 log = logging.getLogger(__name__)
 SCHEMA = 1  # raise it when porting/similarity.py changes a number: every pair is then measured anew
 FOLDER = "hosts"
+DAMAGED = "it differs from its own digest (it was changed, or damaged)"
 
 
-def name_of(one: str, other: str, text_digest: str) -> str:
-    """The name of a pair's file, from the fingerprints of its hosts in any order."""
-    return digest([SCHEMA, sorted((one, other)), text_digest])
+def name_of(pair: Mapping[str, Any]) -> str:
+    """The name of a pair's file, from the fingerprints of its hosts in any order and its `text_digest`."""
+    return digest([SCHEMA, sorted((pair["one_fingerprint"], pair["other_fingerprint"])), pair["text_digest"]])
 
 
-def keep(root: Path, pair: Mapping[str, Any]) -> Path:
-    """Write a pair (similarity.compare_hosts, with `text` and `text_digest`) whole or not at all; gives back
-    its file.
+def keep(root: Path, pair: Mapping[str, Any]) -> None:
+    """Write a pair (similarity.compare_hosts, with `text` and `text_digest`) whole or not at all.
 
     Raises:
         OSError: the disk is full or not writable.
         ValueError: a number is not finite.
     """
-    path = root / FOLDER / f"{_own_name(pair)}.json"
-    write_json(path, with_digest({**pair, "schema": SCHEMA}))
-    return path
+    write_json(root / FOLDER / f"{name_of(pair)}.json", with_digest({**pair, "schema": SCHEMA}))
 
 
 def paths(root: Path) -> list[Path]:
@@ -43,14 +41,14 @@ def load(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     """A pair, or what keeps it from being used."""
     try:
         pair = json.loads(path.read_bytes())
-        if (schema := pair["schema"]) != SCHEMA:
-            return None, f"it is of schema {schema}, this version reads {SCHEMA}"
-        if pair["digest"] != self_digest(pair):
-            return None, "it differs from its own digest (it was changed, or damaged)"
-        own = _own_name(pair)
+        own = name_of(pair)
+        faults = {
+            f"it is of schema {pair['schema']}, this version reads {SCHEMA}": pair["schema"] != SCHEMA,
+            DAMAGED: pair["digest"] != self_digest(pair), f"it is the pair {own}": own != path.stem}
     except (OSError, ValueError, TypeError, KeyError) as error:
         return None, f"it is no pair of hosts ({error!r})"
-    return (pair, None) if own == path.stem else (None, f"it is the pair {own}")
+    fault = next((words for words, true in faults.items() if true), None)
+    return (None if fault else pair), fault
 
 
 def held(root: Path) -> dict[str, dict[str, Any]]:
@@ -72,7 +70,3 @@ def copy(source: Path, target: Path) -> int:
     for pair in new:
         keep(target, pair)
     return len(new)
-
-
-def _own_name(pair: Mapping[str, Any]) -> str:
-    return name_of(pair["one_fingerprint"], pair["other_fingerprint"], pair["text_digest"])

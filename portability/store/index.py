@@ -9,11 +9,11 @@ import logging
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from portability.store.atomic import replacing
-from portability.store.folders import folder_of, scan
+from portability.core.errors import UserError
+from portability.store import tables
 from portability.store.records import canonical, read_record
+from portability.store.store import Store
 
 log = logging.getLogger(__name__)
 NAME = "index.parquet"
@@ -22,20 +22,19 @@ SCHEMA = pa.schema({  # the run, its record's time of change and bytes, and the 
 Texts = dict[tuple, str]  # (run_id, mtime_ns, size) -> record
 
 
-def texts(root: Path) -> dict[str, str | None]:
+def texts(store: Store) -> dict[str, str | None]:
     """Every run folder's id, in order, with its record as canonical JSON, or None where the index lacks
     it."""
-    known = _known(root)
-    return {run_id: known.get(seen) if seen else None for run_id, seen in scan(root).items()}
+    known = _known(store.root)
+    return {run_id: known.get(seen) if seen else None for run_id, seen in store.scan().items()}
 
 
 def _known(root: Path) -> Texts:
     """Rows of the index; none where it is not there, or broken, which is warned of."""
     try:
         return load(root / NAME) if (root / NAME).exists() else {}
-    except ValueError as error:
-        log.warning("%s cannot be read (%s); records are read one by one until it is made anew",
-                    root / NAME, error)
+    except UserError as error:
+        log.warning("%s", error)
         return {}
 
 
@@ -43,44 +42,39 @@ def load(path: Path) -> Texts:
     """Rows of an index.
 
     Raises:
-        ValueError: it cannot be read, or lacks a column.
+        UserError: it cannot be read, or lacks a column.
     """
-    try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-        *keys, records = (column.to_pylist() for column in table.select(SCHEMA.names).cast(SCHEMA).columns)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(str(error)) from error
+    table = tables.read(path, "records are read one by one until it is made anew", SCHEMA.names)
+    *keys, records = (column.to_pylist() for column in table.columns)
     return dict(zip(zip(*keys, strict=True), records, strict=True))
 
 
-def compact(root: Path) -> int:
+def compact(store: Store) -> int:
     """Write the index anew, taking over the rows that hold; gives back how many records were read for it.
 
     Raises:
         OSError: the disk is full or not writable; the old index stays.
     """
-    known, seen = _known(root), [key for key in scan(root).values() if key]
-    found = {key: known.get(key) or fresh(root, key[0]) for key in seen}
+    known, seen = _known(store.root), [key for key in store.scan().values() if key]
+    found = {key: known.get(key) or _fresh(store, key[0]) for key in seen}
     rows = {key: text for key, text in found.items() if text}
     if rows != known:
-        columns = [*(list(column) for column in zip(*rows, strict=True)), list(rows.values())]
-        table = pa.table(columns, schema=SCHEMA) if rows else SCHEMA.empty_table()
-        with replacing(root / NAME) as draft:
-            pq.write_table(table, draft, compression="zstd", write_page_checksum=True, write_statistics=False)
+        table = [dict(zip(SCHEMA.names, (*key, text), strict=True)) for key, text in rows.items()]
+        tables.write(store.root / NAME, pa.Table.from_pylist(table, SCHEMA))
     return sum(key not in known for key in seen)
 
 
-def stale(root: Path) -> list[str]:
+def stale(store: Store) -> list[str]:
     """Runs of which the index has a row that claims to hold and does not agree with the record.
 
     Raises:
-        ValueError: the index cannot be read.
+        UserError: the index cannot be read.
     """
-    load(root / NAME)
-    return [run_id for run_id, text in texts(root).items() if text and text != fresh(root, run_id)]
+    load(store.root / NAME)
+    return [run_id for run_id, text in texts(store).items() if text and text != _fresh(store, run_id)]
 
 
-def fresh(root: Path, run_id: str) -> str | None:
+def _fresh(store: Store, run_id: str) -> str | None:
     """A record as canonical JSON, read from the folder; None where it cannot be used."""
-    record, fault = read_record(folder_of(root, run_id), run_id)
+    record, fault = read_record(store.folder(run_id), run_id)
     return None if record is None or fault else canonical(record)

@@ -19,17 +19,29 @@ Rows = list[dict[str, Any]]
 place_of = itemgetter(*PLACE)
 
 
-GivenUp = Callable[[str], bool]  # whether a run only ever failed
-
-
-def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any], given_up: GivenUp) -> None:
+def expect(
+    root: Path, cells: Iterable[Cell], facts: Mapping[str, Any] | None, given_up: Callable[[str], bool]
+) -> None:
     """Write a manifest unless the study has it (see `Store.expect`). Cells that are asked for with other
-    settings leave the older manifests first, so that no cell is ever of two runs."""
+    settings leave the older manifests first, so that no cell is ever of two runs.
+
+    Args:
+        given_up: whether a run only ever failed, so that its cells may be asked for anew.
+    """
     rows = [asdict(cell) for cell in cells]
     known = held(root)
-    if refuse_other_settings(root.name, known, rows, given_up):
+    others = _refuse_other_settings(root.name, known, rows, given_up)
+    if facts is None:
+        return
+    if others:
+        anew = {place_of(row): row for row in rows}
         for path in paths(root):
-            _withdraw(path, {place_of(row): row for row in rows})
+            manifest = load(path)
+            left = [row for row in manifest["cells"] if anew.get(place_of(row), row) == row]
+            if len(left) < len(manifest["cells"]):
+                if left:
+                    write(root, {**manifest, "cells": left})
+                path.unlink()
         for run_id in set(known.values()) - set(held(root).values()) - {row["run_id"] for row in rows}:
             failures.set_aside(root / "failures", run_id)
     write(root, {**facts, "cells": rows})
@@ -37,24 +49,13 @@ def expect(root: Path, cells: Iterable[Cell], facts: Mapping[str, Any], given_up
 
 def write(root: Path, manifest: Mapping[str, Any]) -> bool:
     """Write a manifest under its own name unless it is there; whether it was written."""
-    path = root / "manifests" / f"{name_of(manifest)}.json"
-    if path.exists():
-        return False
-    write_json(path, manifest)
-    return True
+    path = root / "manifests" / f"{_name_of(manifest)}.json"
+    if new := not path.exists():
+        write_json(path, manifest)
+    return new
 
 
-def _withdraw(path: Path, anew: Mapping[tuple, Mapping[str, Any]]) -> None:
-    """Take those cells out of a manifest that are asked for otherwise now; without a cell the file goes."""
-    manifest = load(path)
-    left = [row for row in manifest["cells"] if anew.get(place_of(row), row) == row]
-    if len(left) < len(manifest["cells"]):
-        if left:
-            write(path.parents[1], {**manifest, "cells": left})
-        path.unlink()
-
-
-def name_of(manifest: Mapping[str, Any]) -> str:
+def _name_of(manifest: Mapping[str, Any]) -> str:
     """The digest that names a manifest's file."""
     return digest([manifest["cells"], {key: value for key, value in manifest.items() if key != "cells"}])
 
@@ -64,14 +65,11 @@ def held(root: Path) -> dict[tuple, str]:
     return {place_of(row): row["run_id"] for path in paths(root) for row in load(path)["cells"]}
 
 
-def refuse_other_settings(
-    study: str, known: Mapping[tuple, str], rows: Rows, given_up: GivenUp = lambda run_id: False
+def _refuse_other_settings(
+    study: str, known: Mapping[tuple, str], rows: Rows, given_up: Callable[[str], bool] = lambda _: False
 ) -> bool:
     """Raise where a cell is another run than is known; gives back whether there are such cells, all of them
     given up.
-
-    Args:
-        given_up: whether a run only ever failed, so that its cells may be asked for anew.
 
     Raises:
         UserError: names the first such cell and both runs.
@@ -100,12 +98,12 @@ def faults(root: Path, study: str, known: dict[tuple, str]) -> Iterator[tuple[Pa
     for path in paths(root):
         try:
             manifest = load(path)
-            refuse_other_settings(study, known, manifest["cells"])
+            _refuse_other_settings(study, known, manifest["cells"])
         except UserError as error:
             yield path, str(error)
             continue
         known.update((place_of(row), row["run_id"]) for row in manifest["cells"])
-        own = name_of(manifest)
+        own = _name_of(manifest)
         yield path, None if own == path.stem else f"it was changed: the digest of its content is {own}"
 
 
@@ -128,19 +126,3 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no manifest ({error}); "
                         "remove it and repeat the command that wrote it") from error
     return manifest
-
-
-def load_all(root: Path) -> list[dict[str, Any]]:
-    """All manifests of a study (see `Store.manifests`).
-
-    Raises:
-        UserError: the folder holds no study, or a file is no manifest.
-    """
-    if found := [load(path) for path in paths(root)]:
-        return found
-    raise no_study(root)
-
-
-def no_study(root: Path) -> UserError:
-    """The error for a folder that holds no study."""
-    return UserError(f"no study in {root}: nothing was run there yet (python -m portability.run +sweep=demo)")

@@ -178,7 +178,7 @@ def test_a_cell_with_a_result_keeps_its_settings_and_the_others_are_counted(tmp_
     anew = [replace(cell, run_id=f"{place}" * 16) for place, cell in enumerate(asked)]
     with pytest.raises(UserError, match=f"run {done}, now 0000.*study=NAME.*or leave them out: 2 other cells "
                        "only failed"):
-        store.refuse_other_settings(anew)
+        store.expect(anew, None)
     with pytest.raises(UserError, match="already holds the cell"):
         store.expect(anew, {"sweep": "s"})
     assert len(store.manifests()) == 1

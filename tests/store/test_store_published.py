@@ -171,6 +171,12 @@ def test_verify_compares_packed_predictions_with_the_digest_in_the_record(copy, 
     assert f"run {run_id}: its predictions differ" in out and out.endswith(": 1 finding\n")
 
 
+def test_an_older_copy_without_a_column_of_scores_is_read(copy):
+    path = copy.root / "published" / "predictions.parquet"
+    archive.write(path, pq.read_table(path).drop_columns("score"))
+    assert command(["verify", str(copy.root)]) == 0
+
+
 @pytest.mark.parametrize("name", ["records", "predictions"])
 def test_a_damaged_copy_is_one_clear_sentence(copy, capsys, name):
     path = copy.root / "published" / f"{name}.parquet"

@@ -39,7 +39,7 @@ def grid(**changes):
         "inits": [InitSpec(name, name) for name in ("ported", "sampled", "scratch")],
         "ports": [PortSpec("pad", "pad", "stretch")], "seeds": [0, 1, 2, 3, 4], "budgets": [50, 100, 200],
         "origin_updates": 200, "task": TaskSpec("{text}", ("negative", "positive"), 64),
-        "train": TrainSpec(200, 16, 20, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.2, 4, 1e-3),
+        "train": TrainSpec(16, 20, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.2, 4, 1e-3, 200),
         "eval": EvalSpec("test", 0, 64), "precision": "fp32", "head": "shared",
     }
     axes = {**defaults, **changes}

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from portability.core.errors import UserError
 from portability.store import failures, host_pairs
-from portability.store.atomic import replacing, replacing_folder
+from portability.store.atomic import replacing_folder
 from portability.store.manifests import place_of
 from portability.store.published import EXAMPLES, FAILURE, FOLDER, PREDICTIONS, RECORDS, RUN
 from portability.store.records import canonical
 from portability.store.store import Store
+from portability.store.tables import write
 
 KINDS = {"updates": "int64", "invalid": "bool", "label": "int8", "margin": "float32", "score": "float32"}
 
@@ -38,7 +38,10 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
         folder.mkdir()
         records = _records(store)
         write(folder / "records.parquet", records)
-        write(folder / "predictions.parquet", _predictions(store))
+        runs = [run_id for run_id in store.ids() if (store.folder(run_id) / PREDICTIONS).exists()]
+        parts = [_examples(run_id, store.predictions(run_id))
+                 for run_id in tqdm(runs, desc="predictions", unit="run", disable=None)]
+        write(folder / "predictions.parquet", pa.concat_tables([EXAMPLES.empty_table(), *parts]))
         cells_of(store).to_parquet(folder / "cells.parquet", index=False, compression="zstd")
         shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
         host_pairs.copy(store.root, draft)
@@ -48,42 +51,34 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
 
 def _records(store: Store) -> pa.Table:
     """Rows by run, a run's record before its failures, those by attempt. Every file of the runs is read."""
-    rows = {}
-    for run_id in tqdm(store.reader.ids(), desc="records", unit="run", disable=None):
+    rows = []
+    for run_id in tqdm(store.ids(), desc="records", unit="run", disable=None):
         found = store.inspect(run_id)
         if found.fault is not None:
             raise UserError(f"run {run_id} cannot be published: {found.fault}; "
                             f"see `python -m portability.store verify {store.root}`")
-        rows[run_id, 0] = found.record
-    for run_id, attempt, failure in store.reader.failures():
+        rows.append((run_id, RUN, 0, canonical(found.record)))
+    for run_id, attempt, failure in store.failed():
         if failure is None:
             path = failures.path_of(store.root / "failures", run_id, attempt)
             raise UserError(f"{path} is no failure; remove it and pack again")
-        rows[run_id, attempt] = failure
-    ids, attempts = zip(*sorted(rows), strict=True) if rows else ((), ())
-    kinds = [FAILURE if attempt else RUN for attempt in attempts]
-    return pa.table([ids, kinds, attempts, [canonical(rows[key]) for key in sorted(rows)]], schema=RECORDS)
+        rows.append((run_id, FAILURE, attempt, canonical(failure)))
+    rows.sort(key=lambda row: (row[0], row[2]))
+    return pa.Table.from_pylist([dict(zip(RECORDS.names, row, strict=True)) for row in rows], RECORDS)
 
 
 def cells_of(store: Store) -> pd.DataFrame:
     """A row for each cell that was asked for: its coordinates, run and mark, whether it is done, and the
     metrics of both iterates at its mark (null where it is not done)."""
-    found = [(record["schema"], record["run_id"], mark) for record in store.records()
-             for mark in record["train_info"]["metrics"]]
-    newest = max((schema for schema, _, _ in found), default=None)  # records of two schemas are never pooled
-    metrics = {(run_id, mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
-               for schema, run_id, mark in found if schema == newest}
+    records = list(store.records())
+    newest = max((record["schema"] for record in records), default=None)  # schemas are never pooled
+    metrics = {(record["run_id"], mark["updates"]): {k: v for k, v in mark.items() if k != "updates"}
+               for record in records if record["schema"] == newest
+               for mark in record["train_info"]["metrics"]}
     asked = [row for manifest in store.manifests() for row in manifest["cells"]]
     rows = {(place_of(row), row["run_id"]): row for row in asked}.values()
     return pd.DataFrame([{**row, "done": key in metrics, **metrics.get(key, {})}
                          for row in rows for key in [(row["run_id"], row["mark"])]])
-
-
-def _predictions(store: Store) -> pa.Table:
-    runs = [run_id for run_id in store.reader.ids() if (store.folder(run_id) / PREDICTIONS).exists()]
-    parts = (_examples(run_id, store.predictions(run_id))
-             for run_id in tqdm(runs, desc="predictions", unit="run", disable=None))
-    return pa.concat_tables([EXAMPLES.empty_table(), *parts])
 
 
 def _examples(run_id: str, found: dict[str, np.ndarray]) -> pa.Table:
@@ -99,12 +94,3 @@ def _examples(run_id: str, found: dict[str, np.ndarray]) -> pa.Table:
                 for name, value in found.items() if name != "updates"}
     nulls = {field.name: pa.nulls(marks * count, field.type) for field in EXAMPLES}
     return pa.table(nulls | columns, schema=EXAMPLES)
-
-
-def write(path: Path, table: pa.Table) -> None:
-    """Write a table as small as it goes, with checksums."""
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    with replacing(path) as draft:
-        pq.write_table(table, draft, compression="zstd", write_page_checksum=True, write_statistics=False,
-                       use_dictionary=[name for name in table.column_names if name not in floats],
-                       use_byte_stream_split=floats)

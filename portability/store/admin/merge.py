@@ -3,7 +3,7 @@ is."""
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from portability.core.errors import UserError
 from portability.core.wording import counted
 from portability.store import failures, host_pairs, manifests
 from portability.store.atomic import replacing_folder, sealed
-from portability.store.integrity import KNOWN, Checked
-from portability.store.records import RECORD, evaluated
+from portability.store.records import KNOWN, RECORD, evaluated
 from portability.store.store import Store
 
 REPORT = "port_report.json"
@@ -28,7 +27,26 @@ def merge(target: Store, shards: Sequence[Store]) -> Iterator[str]:
         UserError: a shard's run or manifest is unsound; two runs of one id differ in their numbers; or two
             studies hold one cell under two runs. Nothing is copied then.
     """
+    for shard, new in _checked(target, shards):
+        for run_id in tqdm(new, desc=f"copy {shard.root.name}", unit="run", disable=None):
+            with replacing_folder(target.folder(run_id)) as draft:
+                files = sorted(shard.folder(run_id).iterdir(), key=lambda path: path.name == RECORD)
+                for path in files:  # the record last
+                    shutil.copyfile(path, draft / path.name)
+                    sealed(draft / path.name)
+        failed = failures.copy(shard.root / "failures", target.root / "failures")
+        pairs = host_pairs.copy(shard.root, target.root)
+        asked = sum(manifests.write(target.root, manifest) for manifest in shard.manifests())
+        there = len(shard.ids()) - len(new)
+        yield (f"{shard.root.name}: {counted(len(new), 'run')} copied, {there:,} already there; "
+               f"{counted(asked, 'manifest')} and {counted(failed, 'failure')} copied"
+               + (f", {counted(pairs, 'pair')} of hosts" if pairs else ""))
+
+
+def _checked(target: Store, shards: Sequence[Store]) -> list[tuple[Store, list[str]]]:
+    """The runs to copy from each shard, after everything was checked."""
     seen: set[Path] = set()
+    known = manifests.held(target.root)
     for store in (target, *shards):
         if store.published:
             raise UserError(f"{store.root} is a published copy without modules; "
@@ -36,47 +54,17 @@ def merge(target: Store, shards: Sequence[Store]) -> Iterator[str]:
         if store.root.resolve() in seen:
             raise UserError(f"{store.root} is given twice; name each study once")
         seen.add(store.root.resolve())
-    _check_manifests(target, shards)
-    for shard, new in zip(shards, _check_runs(target, shards), strict=True):
-        for run_id in tqdm(new, desc=f"copy {shard.root.name}", unit="run", disable=None):
-            _copy_run(shard.folder(run_id), target.folder(run_id))
-        failed = failures.copy(shard.root / "failures", target.root / "failures")
-        pairs = host_pairs.copy(shard.root, target.root)
-        asked = sum(manifests.write(target.root, manifest) for manifest in shard.manifests())
-        there = len(shard.reader.ids()) - len(new)
-        yield (f"{shard.root.name}: {counted(len(new), 'run')} copied, {there:,} already there; "
-               f"{counted(asked, 'manifest')} and {counted(failed, 'failure')} copied"
-               + (f", {counted(pairs, 'pair')} of hosts" if pairs else ""))
-
-
-def _copy_run(source: Path, final: Path) -> None:
-    with replacing_folder(final) as draft:
-        for path in sorted(source.iterdir(), key=lambda path: path.name == RECORD):  # the record last
-            shutil.copyfile(path, draft / path.name)
-            sealed(draft / path.name)
-
-
-# ---- what is checked before anything is copied
-
-
-def _check_manifests(target: Store, shards: Sequence[Store]) -> None:
-    known = manifests.held(target.root)
     for shard in shards:
         shard.manifests()  # is it a study?
         for path, fault in manifests.faults(shard.root, target.root.name, known):
             if fault:
                 raise UserError(f"{path}: {fault}")
-
-
-def _check_runs(target: Store, shards: Sequence[Store]) -> list[list[str]]:
-    """The runs to copy from each shard."""
-    holder = dict.fromkeys(target.reader.ids(), target)
-    plans: list[list[str]] = []
+    holder = dict.fromkeys(target.ids(), target)
+    plans = []
     for shard in shards:
         _refuse_unsound(shard)
-        ids = shard.reader.ids()
-        plans.append([run_id for run_id in ids if run_id not in holder])
-        for run_id in tqdm(ids, desc=f"check {shard.root.name}", unit="run", disable=None):
+        plans.append((shard, [run_id for run_id in shard.ids() if run_id not in holder]))
+        for run_id in tqdm(shard.ids(), desc=f"check {shard.root.name}", unit="run", disable=None):
             if holder.setdefault(run_id, shard) is not shard:
                 _refuse_other_numbers(holder[run_id], shard, run_id)
     return plans
@@ -88,9 +76,8 @@ def _refuse_unsound(shard: Store) -> None:
     Raises:
         UserError: names the unsound ones.
     """
-    reader = shard.reader
-    faults = [f"run {run_id}: {fault}" for run_id in reader.ids() if (fault := reader.check(run_id).fault)]
-    faults += [f"failure {run_id}-{attempt} cannot be read" for run_id, attempt, failure in reader.failures()
+    faults = [f"run {run_id}: {fault}" for run_id in shard.ids() if (fault := shard.sound(run_id))]
+    faults += [f"failure {run_id}-{attempt} cannot be read" for run_id, attempt, failure in shard.failed()
                if failure is None]
     if faults:
         more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
@@ -100,7 +87,8 @@ def _refuse_unsound(shard: Store) -> None:
 
 
 def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
-    """Compare two trainings of one run.
+    """Compare what two trainings of one run must share; times, machine, versions and the metrics that were
+    asked for may differ.
 
     Raises:
         UserError: their numbers differ, or the first is not sound.
@@ -109,35 +97,29 @@ def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
     if here.fault:
         raise UserError(f"run {run_id} of {one.root} is not sound ({here.fault}); nothing was copied; "
                         f"run `python -m portability.store verify {one.root} --discard` and merge again")
-    assert here.record is not None and there.record is not None
-    marks = [evaluated(record) for record in (here.record, there.record)]
+    ours, theirs = here.record or {}, there.record or {}
+    marks = [sorted(evaluated(record)) for record in (ours, theirs)]
     if marks[0] != marks[1]:
-        raise UserError(f"run {run_id} was evaluated at updates {sorted(marks[0])} in {one.root} and at "
-                        f"{sorted(marks[1])} in {other.root}; nothing was copied; repeat one command with "
-                        "the budgets of both, then merge again")
-    measured = [*here.record["train_info"]["metrics"], *there.record["train_info"]["metrics"]]
-    shared = set.intersection(*map(set, measured)) if measured else set()
-    ours, theirs = _numbers(one, here, run_id, shared), _numbers(other, there, run_id, shared)
-    if different := [name for name in ours if ours[name] != theirs[name]]:
+        raise UserError(f"run {run_id} was evaluated at updates {marks[0]} in {one.root} and at {marks[1]} "
+                        f"in {other.root}; nothing was copied; repeat one command with the budgets of both, "
+                        "then merge again")
+    train, again = ours["train_info"], theirs["train_info"]
+    same = {
+        "spec": ours.get("spec") == theirs.get("spec"),
+        "train_info.metrics": all(mark[name] == twin[name]
+                                  for mark, twin in zip(train["metrics"], again["metrics"], strict=True)
+                                  for name in mark.keys() & twin.keys()),
+        "train_info.train_loss": train.get("train_loss") == again.get("train_loss"),
+        REPORT: _report(one.folder(run_id)) == _report(other.folder(run_id)),
+        **{name: here.digests.get(name) == there.digests.get(name) for name in KNOWN if name != REPORT},
+    }
+    if different := [name for name, equal in same.items() if not equal]:
         raise UserError(f"run {run_id} of {one.root} and of {other.root} differ in {', '.join(different)}; "
                         "nothing was copied; find out which is right (precision, device, package versions) "
                         "and discard the other")
 
 
-def _numbers(store: Store, found: Checked, run_id: str, metrics: Set[str]) -> dict[str, Any]:
-    """What two trainings of one run must share; times, machine, versions and the metrics that were asked for
-    may differ.
-
-    Args:
-        metrics: those that both hold.
-    """
-    record = found.record or {}
-    train = record["train_info"]
-    report = json.loads((store.folder(run_id) / REPORT).read_bytes()) if REPORT in found.digests else {}
-    return {
-        "spec": record.get("spec"),
-        "train_info.metrics": [{name: mark[name] for name in sorted(metrics)} for mark in train["metrics"]],
-        "train_info.train_loss": train.get("train_loss"),
-        REPORT: {key: value for key, value in report.items() if key != "seconds"},
-        **{name: found.digests.get(name) for name in KNOWN if name != REPORT},
-    }
+def _report(folder: Path) -> dict[str, Any]:
+    """The report of a run's port, without its time."""
+    report = json.loads((folder / REPORT).read_bytes()) if (folder / REPORT).exists() else {}
+    return {key: value for key, value in report.items() if key != "seconds"}
