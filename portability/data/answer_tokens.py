@@ -14,19 +14,21 @@ where that is asked for (`encode_answers`).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.data.examples import Example
+from portability.data.tokenization import flattened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 OF_SET = "of the data set's answers (data.NAME.answers.max_length, else task.max_length)"
+NO_ROOM = ("example {example} (from 0, of those used): {room} tokens are too few for a prompt and an answer "
+           f"of {{answer}} with its end token; raise max_length {OF_SET}")
 
 
 def joined(text: str, word: str) -> str:
@@ -56,8 +58,9 @@ class Sequences:
         group: (N,) int64, the example behind each row.
         right: (N,) bool, whether the row's answer is the right one.
         cut: number of rows whose prompt lost its beginning.
-        target_ids: (S,) int32, of t5 the answers, without a start token; else None.
-        target_offsets: (N + 1,) int64, likewise.
+        answer_ids: ids among which the answers stand: `ids`, or of t5 (S,) int32, without a start token.
+        answer_begins: (N,) int64, where each answer begins in `answer_ids`.
+        answer_lengths: (N,) int64, tokens of each answer, its end token included.
         dropped: number of examples that were left out, because their answers are too long.
         truncated: number of rows whose answer lost its end.
     """
@@ -68,39 +71,22 @@ class Sequences:
     group: np.ndarray
     right: np.ndarray
     cut: int
-    target_ids: np.ndarray | None = None
-    target_offsets: np.ndarray | None = None
+    answer_ids: np.ndarray
+    answer_begins: np.ndarray
+    answer_lengths: np.ndarray
     dropped: int = 0
     truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    @property
-    def rows(self) -> list[list[int]]:
-        """Token ids of each row."""
-        return [part.tolist() for part in np.split(self.ids, self.offsets[1:-1])]
-
-    @property
-    def answers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Flat ids among which the answers stand, and where each answer begins in them, (N,)."""
-        if self.target_ids is not None and self.target_offsets is not None:
-            return self.target_ids, self.target_offsets[:-1]
-        return self.ids, self.offsets[:-1] + self.starts
-
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row (of t5, of the encoder's input), (N,) int64."""
         return np.diff(self.offsets)
 
-    @cached_property
-    def answer_lengths(self) -> np.ndarray:
-        """Tokens of each answer, its end token included, (N,) int64."""
-        return self.lengths - self.starts if self.target_offsets is None else np.diff(self.target_offsets)
 
-
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """Tokens of a prompt, without what the host puts around it, and of an answer with its end token."""
 
     before: list[int]
@@ -134,18 +120,17 @@ def encode_answers(
     """
     work, count = _Encoder(tokenizer, family), len(examples)
     rows = work.rows(examples, [example.answer for example in examples])
-    long = [index for index, row in enumerate(rows) if len(row.answer) > work.room(row, max_length)]
+    rooms = [max_length if work.seq2seq else max_length - len(row.before) - 1 for row in rows]
+    long = [index for index, room in enumerate(rooms) if len(rows[index].answer) > room]
     kept = np.setdiff1d(np.arange(count), long if too_long == "drop" else [])
     if long and (too_long == "refuse" or not len(kept)):
-        raise UserError(f"{len(long)} of {count} answers are too long, first in example {long[0]} (from 0, "
-                        f"of those used): "
-                        f"{max_length} tokens are too few for a prompt and an answer of "
-                        f"{len(rows[long[0]].answer)} with its "
-                        f"end token; raise max_length {OF_SET}, or set too_long beside it to drop or "
-                        f"truncate")
-    if too_long == "truncate":
-        for index in long:
-            rows[index] = work.truncated(rows[index], max_length, new_tokens)
+        says = NO_ROOM.format(example=long[0], room=max_length, answer=len(rows[long[0]].answer))
+        raise UserError(f"{len(long)} of {count} answers are too long, first in {says}, or set too_long "
+                        "beside it to drop or truncate")
+    for index in long if too_long == "truncate" else ():
+        room, row = rooms[index], rows[index]
+        beside = room if work.seq2seq else room + 1 - len(row.prompt)
+        rows[index] = row._replace(answer=row.answer[: max(min(new_tokens, room), beside)])
     found = work.flat([rows[index] for index in kept], kept, np.ones(len(kept), dtype=bool), max_length)
     return replace(found, dropped=count - len(kept), truncated=len(long) if too_long == "truncate" else 0)
 
@@ -160,15 +145,15 @@ def encode_choices(
         UserError: as `encode_answers`, or an example without choices.
     """
     work = _Encoder(tokenizer, family)
-    whole = [(index, place) for index, one in enumerate(examples) for place in range(len(one.choices or ()))]
-    group = np.array([index for index, _ in whole], dtype=np.int64)
-    lacking = sorted(set(range(len(examples))) - set(group.tolist()))
+    lacking = [index for index, example in enumerate(examples) if example.choices is None]
     if lacking:
         raise UserError(f"example {lacking[0]} (from 0) has no choices to compare; give each example "
-                        f"choices, or none")
-    rows = work.rows([examples[index] for index, _ in whole],
-                     [(examples[index].choices or ())[at] for index, at in whole])
-    return work.flat(rows, group, np.array([at == examples[index].right for index, at in whole]), max_length)
+                        "choices, or none")
+    group = np.repeat(np.arange(len(examples)), [len(example.choices or ()) for example in examples])
+    right = [place == example.right for example in examples for place in range(len(example.choices or ()))]
+    rows = work.rows([examples[index] for index in group],
+                     [choice for example in examples for choice in example.choices or ()])
+    return work.flat(rows, group, np.array(right), max_length)
 
 
 def encode_prompts(
@@ -210,8 +195,7 @@ class _Encoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str):
         if FAMILIES[family].scoring == "head":
             raise UserError(f"a {family} host can neither write an answer nor rate choices token by token; a "
-                            f"task of prompts "
-                            "and answers needs a gpt2, llama or t5 host")
+                            "task of prompts and answers needs a gpt2, llama or t5 host")
         if tokenizer.eos_token_id is None:
             raise UserError("the host's tokenizer has no end token, so no answer could end; name one in its "
                             "tokenizer_config.json (eos_token)")
@@ -225,12 +209,11 @@ class _Encoder:
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
         if empty:
             raise UserError(f"the prompt {texts[empty[0]][0][:60]!r} has no tokens for the host's tokenizer")
-        front = self._front(texts[0][0], prompts[0]) if texts else []
-        tails: list[list[int]] = [[] for _ in texts]
-        if answers is not None:
-            tails = self._answers([text for text, _ in texts], prompts, answers)
-        parts = zip(texts, prompts, tails, strict=True)
-        return [_Row([] if templated else front, prompt, tail) for (_, templated), prompt, tail in parts]
+        whole = list(self.tokenizer(texts[0][0])["input_ids"])  # with special tokens in front
+        front = next(whole[:at] for at in range(len(whole)) if whole[at : at + len(prompts[0])] == prompts[0])
+        tails = [[] for _ in texts] if answers is None else self._answers(texts, prompts, answers)
+        return [_Row([] if templated else front, prompt, tail)
+                for (_, templated), prompt, tail in zip(texts, prompts, tails, strict=True)]
 
     def prompt(self, example: Example) -> tuple[str, bool]:
         """The text before the answer, and whether the host's chat template made it, with its special tokens
@@ -241,8 +224,8 @@ class _Encoder:
 
         if "strftime_now" in str(self.tokenizer.chat_template):
             raise UserError("the host's chat template writes today's date, so a study could not be repeated; "
-                            "put a fixed date "
-                            "into it (chat_template in its tokenizer_config.json, or chat_template.jinja)")
+                            "put a fixed date into it (chat_template in its tokenizer_config.json, or "
+                            "chat_template.jinja)")
         turns = [{"role": role, "content": content} for role, content in example.turns]
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False,
@@ -251,67 +234,44 @@ class _Encoder:
             raise UserError(f"the host's chat template refuses the chat {example.prompt[:60]!r}: "
                             f"{error}") from error
 
-    def _front(self, text: str, prompt: list[int]) -> list[int]:
-        """Special tokens that the tokenizer puts before a text."""
-        whole = list(self.tokenizer(text)["input_ids"])
-        return next(whole[:at] for at in range(len(whole)) if whole[at : at + len(prompt)] == prompt)
-
-    def _answers(self, texts: list[str], prompts: list[list[int]], answers: Sequence[str]) -> list[list[int]]:
+    def _answers(
+        self, texts: list[tuple[str, bool]], prompts: list[list[int]], answers: Sequence[str]
+    ) -> list[list[int]]:
         """Tokens of the answers, as they follow the prompts, with the end token."""
-        alone = self._tokens([answer.strip() for answer in answers])
-        tails = alone
+        alone = tails = self._tokens([answer.strip() for answer in answers])
         if not self.seq2seq:
-            pairs = zip(texts, answers, strict=True)
-            whole = self._tokens([text + joined(text, answer.strip()) for text, answer in pairs])
-            tails = [after(*parts) for parts in zip(prompts, whole, alone, strict=True)]
+            whole = self._tokens([text + joined(text, answer.strip())
+                                  for (text, _), answer in zip(texts, answers, strict=True)])
+            tails = list(map(after, prompts, whole, alone))
         for answer, tail in zip(answers, tails, strict=True):
             if not set(tail) - {self.tokenizer.unk_token_id}:
                 raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer, so it can "
-                                f"neither be learnt "
-                                "nor written; choose another host, or other answers")
+                                "neither be learnt nor written; choose another host, or other answers")
         return [[*tail, self.end] for tail in tails]
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        return [list(ids)
-                for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-
-    def room(self, row: _Row, max_length: int) -> int:
-        """Most tokens of an answer, beside the last one of its prompt."""
-        return max_length if self.seq2seq else max_length - len(row.before) - 1
-
-    def truncated(self, row: _Row, max_length: int, least: int) -> _Row:
-        """The row with the beginning of its answer, which is too long: at least so many tokens, if there is
-        room for them."""
-        room = self.room(row, max_length)
-        beside = room if self.seq2seq else room + 1 - len(row.prompt)
-        return replace(row, answer=row.answer[: max(min(least, room), beside)])
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def flat(self, rows: Sequence[_Row], group: np.ndarray, right: np.ndarray, max_length: int) -> Sequences:
         """The rows one after another, prompts cut from the left where they have to be."""
         longest = np.zeros(int(group.max(initial=-1)) + 1, dtype=np.int64)
         np.maximum.at(longest, group, [len(row.answer) for row in rows])
-        heads, cut = [], 0
+        heads, cut, end = [], 0, [self.end] if self.seq2seq else []
         for row, example in zip(rows, group, strict=True):
-            after = [self.end] if self.seq2seq else []
-            taken = len(row.before) + (len(after) if self.seq2seq else int(longest[example]))
-            if max_length <= taken or (self.seq2seq and longest[example] > max_length):
-                raise UserError(f"example {example} (from 0, of those used): {max_length} tokens are too few "
-                                f"for a prompt and "
-                                f"an answer of {longest[example]} with its end token; raise max_length "
-                                f"{OF_SET}")
-            kept = row.prompt[-(max_length - taken) :]
-            cut += len(kept) < len(row.prompt)
-            heads.append([*row.before, *kept, *after])
+            answer = int(longest[example])
+            room = max_length - len(row.before) - (len(end) if self.seq2seq else answer)
+            if room < 1 or (self.seq2seq and answer > max_length):
+                raise UserError(NO_ROOM.format(example=example, room=max_length, answer=answer))
+            cut += room < len(row.prompt)
+            heads.append([*row.before, *row.prompt[-room:], *end])
         tails = [row.answer for row in rows]
         if self.seq2seq:
-            return Sequences(*_join(heads), np.zeros(len(rows), dtype=np.int64), group, right, cut,
-                             *_join(tails))
-        starts = np.array([len(head) for head in heads], dtype=np.int64)
-        return Sequences(*_join([head + tail for head, tail in zip(heads, tails, strict=True)]), starts,
-                         group, right, cut)
-
-
-def _join(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids (T,) int32, and where each row begins and the last one ends (N + 1,) int64."""
-    flat = np.array([token for row in rows for token in row], dtype=np.int32)
-    return flat, np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+            ids, offsets = flattened(heads)
+            answer_ids, begins = flattened(tails)
+            starts = np.zeros(len(rows), dtype=np.int64)
+        else:
+            ids, offsets = flattened([head + tail for head, tail in zip(heads, tails, strict=True)])
+            starts = np.array([len(head) for head in heads], dtype=np.int64)
+            answer_ids, begins = ids, offsets + np.append(starts, 0)
+        lengths = np.array([len(tail) for tail in tails], dtype=np.int64)
+        return Sequences(ids, offsets, starts, group, right, cut, answer_ids, begins[:-1], lengths)

@@ -6,17 +6,14 @@ origin's module, stays the same whatever it is ported to.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from portability.core.errors import UserError
-from portability.data.examples import Example, question
+from portability.data.examples import Example, LabelledText, Rows, question
 
-LabelledText = tuple[str, int]  # text, label (0 negative, 1 positive)
-Rows = list[LabelledText | Example]
 EVAL_SPLITS = ("validation", "test")
 OVERLAPS = ("drop", "keep")
-_NOT_ALPHANUMERIC = re.compile(r"[\W_]+")
 
 
 def key(text: str) -> str:
@@ -31,7 +28,7 @@ def key(text: str) -> str:
         '?!'
     """
     folded = text.casefold()
-    return _NOT_ALPHANUMERIC.sub("", folded) or folded.strip()
+    return re.sub(r"[\W_]+", "", folded) or folded.strip()
 
 
 def key_of(row: LabelledText | Example) -> str:
@@ -80,25 +77,24 @@ def guard(sets: Mapping[str, Mapping[str, Rows]], overlap: str) -> dict[str, Gua
         >>> guard({"films": films}, "drop")["films"].dropped
         (2,)
     """
-    evaluated = {name: _keys(splits, EVAL_SPLITS) for name, splits in sets.items()}
-    sets_with = Counter(found for keys in evaluated.values() for found in keys)
+    evaluated = {name: [key_of(row) for split in EVAL_SPLITS for row in splits.get(split, [])]
+                 for name, splits in sets.items()}
+    sets_with = Counter(found for keys in evaluated.values() for found in set(keys))
     earlier: set[str] = set()
     out = {}
     for name, splits in sets.items():
         found = [key_of(row) for row in splits["train"]]
-        in_eval = [i for i, k in enumerate(found) if k in sets_with]
-        in_train = [i for i, k in enumerate(found) if k not in sets_with and k in earlier]
-        if overlap == "keep":
-            in_eval, in_train = [], []
-        rows = [row for split in EVAL_SPLITS for row in splits.get(split, [])]
-        shared = sum(sets_with[key_of(row)] > 1 for row in rows)
+        in_eval = [i for i, k in enumerate(found) if k in sets_with and overlap == "drop"]
+        in_train = [i for i, k in enumerate(found)
+                    if k not in sets_with and k in earlier and overlap == "drop"]
+        shared = sum(sets_with[k] > 1 for k in evaluated[name])
         out[name] = Guarded(tuple(sorted(in_eval + in_train)), len(in_eval), len(in_train), shared)
         _check_left(name, kept(splits["train"], out[name].dropped), len(found))
         earlier.update(found)
     return out
 
 
-def kept(rows: Rows, dropped: Sequence[int]) -> Rows:
+def kept(rows: Rows, dropped: Collection[int]) -> Rows:
     """The rows without those at the indices `dropped`.
 
     Example:
@@ -109,15 +105,10 @@ def kept(rows: Rows, dropped: Sequence[int]) -> Rows:
     return [row for i, row in enumerate(rows) if i not in gone]
 
 
-def _keys(splits: Mapping[str, Rows], names: Sequence[str]) -> set[str]:
-    return {key_of(row) for name in names for row in splits.get(name, [])}
-
-
 def _check_left(name: str, rows: Rows, before: int) -> None:
     labels = {None if isinstance(row, Example) else row[1] for row in rows}
     if not labels or (None not in labels and len(labels) < 2):
         left = f"only examples of label {labels.pop()}" if labels else "no examples"
-        raise UserError(
-            f"data set '{name}': the leak guard leaves {left} of its {before} training examples; list it "
-            f"earlier in grid.study_data, leave out the set it repeats, or set grid.overlap=keep"
-        )
+        raise UserError(f"data set '{name}': the leak guard leaves {left} of its {before} training examples; "
+                        "list it earlier in grid.study_data, leave out the set it repeats, or set "
+                        "grid.overlap=keep")

@@ -7,6 +7,7 @@ stays near the real tokens and a member's arithmetic does not depend on its neig
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -137,3 +138,35 @@ def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
         [[1, 2], [0]]
     """
     return np.split(np.argsort(lengths, kind="stable"), range(size, len(lengths), size))
+
+
+class Batch(NamedTuple):
+    """Rows of `Sequences` as tensors, int64, each (..., B, length), padded on the right with id 0.
+
+    Attributes:
+        ids: (..., B, T) prompts with answers (of t5, prompts).
+        mask: (..., B, T) 1 for real tokens.
+        starts: (..., B) where an answer begins in its row.
+        answers: (..., B, A) the answers' tokens.
+        answer_mask: (..., B, A) 1 for real tokens; a row without any has no loss.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    starts: Tensor
+    answers: Tensor
+    answer_mask: Tensor
+
+
+def batch(sequences: Sequences, picks: np.ndarray, length: int, answer_length: int) -> Batch:
+    """The picked rows, padded.
+
+    Args:
+        picks: indices of rows, of any shape (..., B).
+        length: at least the tokens of the longest of them.
+        answer_length: at least the tokens of the longest answer among them.
+    """
+    ids, mask = padded(sequences.ids, sequences.offsets[picks], sequences.lengths[picks], length)
+    answers, answer_mask = padded(sequences.answer_ids, sequences.answer_begins[picks],
+                                  sequences.answer_lengths[picks], answer_length)
+    return Batch(ids, mask, torch.from_numpy(sequences.starts[picks]), answers, answer_mask)

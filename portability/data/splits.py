@@ -7,26 +7,18 @@ nothing.
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from portability.core.errors import UserError, choose
 from portability.core.hashing import remember, remembered
 from portability.core.seeds import stream_seed
 from portability.core.specs import DataSpec, EvalSpec, digest
-from portability.data.decontamination import EVAL_SPLITS, OVERLAPS, Rows, guard, kept
-from portability.data.examples import Example
-from portability.data.sources import DataSource, as_columns, check, files, read, read_split
-from portability.data.tokenization import Encoded, encode
+from portability.data.decontamination import EVAL_SPLITS, OVERLAPS, guard, kept
+from portability.data.examples import Example, Rows
+from portability.data.sources import DataSource, check, files, read_split
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-__all__ = [
-    "DataSource", "Encoded", "StudyData", "data_spec", "encode", "examples", "read", "rows", "rows_digest",
-    "study_data",
-]
 GUARD_RULE = 1  # raise it when the leak guard or the digests change, so that kept results are not used
 
 
@@ -66,11 +58,8 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
     by_name = {source.name: source for source in sources}
     if not sources or len(by_name) < len(sources):
         raise UserError(f"a study needs distinct data sets, got {[source.name for source in sources]}")
-    entry = digest(["study", GUARD_RULE, overlap, [_stamp(source) for source in sources]])
-    facts = remembered("data", entry)
-    if facts is None:
-        facts = _facts(by_name, overlap)
-        remember("data", entry, facts)
+    content = ["study", GUARD_RULE, overlap, [_stamp(source) for source in sources]]
+    facts = _kept(content, lambda: _facts(by_name, overlap))
     parts = {part: {name: facts[name][part] for name in by_name} for part in ("counts", "digests", "dropped")}
     return StudyData(by_name, overlap, **parts)
 
@@ -113,42 +102,30 @@ def data_spec(study: StudyData, name: str, eval_spec: EvalSpec) -> DataSpec:
         UserError: no such set, or it lacks the split that is to be evaluated.
     """
     source = study.sources[choose(name, study.sources, "data set")]
-    counts, size = study.counts[name], _eval_size(study, name, eval_spec.split, eval_spec.limit)
+    split, limit = choose(eval_spec.split, EVAL_SPLITS, "eval.split"), eval_spec.limit
+    counts, digests = study.counts[name], study.digests[name]
+    if limit < 0:
+        raise UserError(f"eval.limit must be 0 (all) or a number of examples, got {limit}")
+    if split not in digests:
+        raise UserError(f"data set '{name}' has no {split} split; choose another eval.split, or name one in "
+                        "conf/data")
+    size, evaluated = counts[split], digests[split]
+    if 0 < limit < size:
+        facts = _kept(["subset", GUARD_RULE, evaluated, split, limit],
+                      lambda: {"digest": rows_digest(rows(study, name, split, limit))})
+        size, evaluated = limit, facts["digest"]
     return DataSpec(
         name=name,
         source=source.path or str(source.hub),
         revision=source.revision if source.hub else None,
-        train_digest=study.digests[name]["train"],
-        eval_digest=_eval_digest(study, name, eval_spec, size),
+        train_digest=digests["train"],
+        eval_digest=evaluated,
         counts={"train": counts["train"], "eval": size, "dropped": counts["dropped"]},
     )
 
 
-def _eval_size(study: StudyData, name: str, split: str, limit: int) -> int:
-    choose(split, EVAL_SPLITS, "eval.split")
-    if limit < 0:
-        raise UserError(f"eval.limit must be 0 (all) or a number of examples, got {limit}")
-    if split not in study.digests[name]:
-        raise UserError(f"data set '{name}' has no {split} split; choose another eval.split, or name one in "
-                        "conf/data")
-    size = study.counts[name][split]
-    return min(limit, size) if limit else size
-
-
-def _eval_digest(study: StudyData, name: str, eval_spec: EvalSpec, size: int) -> str:
-    split, full = eval_spec.split, study.digests[name][eval_spec.split]
-    if size == study.counts[name][split]:
-        return full
-    entry = digest(["subset", GUARD_RULE, full, split, eval_spec.limit])
-    facts = remembered("data", entry)
-    if facts is None:
-        facts = {"digest": rows_digest(_subset(_kept_rows(study, name, split), split, eval_spec.limit))}
-        remember("data", entry, facts)
-    return facts["digest"]
-
-
-def rows(study: StudyData, name: str, split: str, limit: int) -> "Dataset":
-    """The rows that are trained on or evaluated, with columns text and label, or prompt, answer and choices.
+def rows(study: StudyData, name: str, split: str, limit: int) -> Rows:
+    """The rows that are trained on or evaluated.
 
     Args:
         split: "train" (after the guard), "validation" or "test".
@@ -157,38 +134,16 @@ def rows(study: StudyData, name: str, split: str, limit: int) -> "Dataset":
     Raises:
         UserError: no such set or split, or its content is no longer what the study was planned with.
     """
-    from datasets import Dataset
-
-    return Dataset.from_dict(as_columns(_chosen(study, name, split, limit)))
-
-
-def examples(study: StudyData, name: str, split: str, limit: int) -> list[Example]:
-    """The examples of a set of prompts that are trained on or evaluated; arguments and errors as of
-    `rows`."""
-    return [row for row in _chosen(study, name, split, limit) if isinstance(row, Example)]
-
-
-def _chosen(study: StudyData, name: str, split: str, limit: int) -> Rows:
-    choose(name, study.sources, "data set")
-    return _subset(_kept_rows(study, name, split), split, limit)
-
-
-def _kept_rows(study: StudyData, name: str, split: str) -> Rows:
-    found = read_split(study.sources[name], split)
+    found = read_split(study.sources[choose(name, study.sources, "data set")], split)
     if split == "train":
         found = kept(found, study.dropped[name])
     if rows_digest(found) != study.digests[name][split]:
         raise UserError(f"the {split} split of data set '{name}' changed since the study was planned; run it "
                         "again")
+    if 0 < limit < len(found):
+        random.Random(stream_seed("eval-subset", split, limit)).shuffle(found)
+        found = found[:limit]
     return found
-
-
-def _subset(found: Rows, split: str, limit: int) -> Rows:
-    if not 0 < limit < len(found):
-        return found
-    order = list(range(len(found)))
-    random.Random(stream_seed("eval-subset", split, limit)).shuffle(order)
-    return [found[i] for i in order[:limit]]
 
 
 # ---- what is kept between commands
@@ -198,3 +153,13 @@ def _stamp(source: DataSource) -> list[Any]:
     """What tells whether a source is as it was: path, size and time of its files, or the pinned revision."""
     stats = [(str(path.resolve()), path.stat()) for path in files(source).values()]
     return [asdict(source), [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]]
+
+
+def _kept(content: Sequence[Any], make: Callable[[], Any]) -> Any:
+    """What follows from this content, made once."""
+    entry = digest(content)
+    found = remembered("data", entry)
+    if found is None:
+        found = make()
+        remember("data", entry, found)
+    return found

@@ -1,30 +1,27 @@
-"""Texts to token ids, once per content: a question is cut in its text, never in the words that ask it."""
+"""Texts to token ids: a question is cut in its text, never in the words that ask it."""
 
-import hashlib
-import importlib.metadata
-import json
-import logging
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from portability.core.errors import UserError
-from portability.core.hashing import cache_folder
-from portability.core.specs import TaskSpec, digest
+from portability.core.specs import TaskSpec
+from portability.data.examples import LabelledText
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
-LAYOUT = 1  # of the kept files and of the rule by which texts are cut
 Tokenise = Callable[[list[str]], list[list[int]]]
+
+
+def flattened(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids (T,) int32, and where each row begins and the last one ends (N + 1,) int64."""
+    lengths = np.cumsum([len(row) for row in rows], dtype=np.int64)
+    return np.array([token for row in rows for token in row], dtype=np.int32), np.concatenate([[0], lengths])
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Encoded:
     """Token ids of N examples, one after another.
 
     Attributes:
-        ids: (T,) int32, read only, perhaps mapped from a file.
+        ids: (T,) int32.
         offsets: (N + 1,) int64; example i is ``ids[offsets[i] : offsets[i + 1]]``.
         labels: (N,) int64, 0 negative, 1 positive.
         truncated: number of examples whose text was cut.
@@ -57,43 +54,28 @@ class Encoded:
 
 
 def encode(
-    dataset: "Dataset | Mapping[str, Sequence[Any]]", tokenizer: "PreTrainedTokenizerBase", task: TaskSpec,
-    use_template: bool, tokenizer_key: str,
+    texts: Sequence[LabelledText], tokenizer: "PreTrainedTokenizerBase", task: TaskSpec, use_template: bool
 ) -> Encoded:
-    """Tokenise a data set for a host, or load it where the same was tokenised before.
+    """Tokenise texts with labels for a host.
 
     Args:
-        dataset: columns text and label.
         task: its template (where `use_template`) and length limit in tokens, the tokenizer's special tokens
             included.
         use_template: True for hosts that score label words, False for hosts with a head, which see the text
             alone.
-        tokenizer_key: fingerprint of the tokenizer; two tokenizers must never share one.
 
     Raises:
         UserError: the limit leaves no room for the text, or a text has no tokens.
     """
     template = task.template if use_template else "{text}"
-    texts, labels = list(dataset["text"]), np.array(dataset["label"], dtype=np.int64)
-    content = hashlib.sha256(json.dumps([texts, labels.tolist()]).encode()).hexdigest()
-    versions = [importlib.metadata.version(package) for package in ("tokenizers", "transformers")]
-    entry = digest([LAYOUT, content, tokenizer_key, versions, template, task.max_length])
-    path = cache_folder() / "encoded" / f"{entry}.npy"
-    known = _load(path, labels)
-    if known is not None:
-        return known
 
     def tokenise(texts: list[str]) -> list[list[int]]:
         asked = [template.replace("{text}", text) for text in texts]
         return tokenizer(asked, return_attention_mask=False, return_token_type_ids=False,
                          verbose=False)["input_ids"]
 
-    found, truncated = tokenise_within(texts, tokenise, task.max_length)
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in found])]).astype(np.int64)
-    ids = np.fromiter((token for row in found for token in row), dtype=np.int32, count=int(offsets[-1]))
-    encoded = Encoded(ids, offsets, labels, truncated)
-    _save(path, encoded)
-    return encoded
+    found, truncated = tokenise_within([text for text, _ in texts], tokenise, task.max_length)
+    return Encoded(*flattened(found), np.array([label for _, label in texts], dtype=np.int64), truncated)
 
 
 def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tuple[list[list[int]], int]:
@@ -152,37 +134,3 @@ def _longest(ends: list[list[int]], texts: list[str], tokenise: Tokenise, limit:
                 high[i] = middle[i] - 1
     return [text[: places[fit - 1]] if fit else ""
             for text, places, fit in zip(texts, ends, low, strict=True)]
-
-
-# ---- one file per data set: int32 [truncated, N, length 1 .. N, label 1 .. N, ids ...]
-
-
-def _load(path: Path, labels: np.ndarray) -> Encoded | None:
-    """What was kept under this name, mapped into memory, or None where it is missing or broken."""
-    try:
-        whole = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError):
-        return None
-    count, head = len(labels), 2 + 2 * len(labels)
-    if whole.dtype != np.int32 or whole.ndim != 1 or len(whole) < head or whole[1] != count:
-        return None
-    offsets = np.concatenate([[0], np.cumsum(whole[2 : 2 + count], dtype=np.int64)])
-    if len(whole) != head + offsets[-1] or not np.array_equal(whole[2 + count : head], labels):
-        return None
-    return Encoded(whole[head:], offsets, labels, int(whole[0]))
-
-
-def _save(path: Path, encoded: Encoded) -> None:
-    """Write beside `path` and rename; a cache that cannot be written costs time, not the run."""
-    parts = [np.array([encoded.truncated, len(encoded)]), encoded.lengths, encoded.labels, encoded.ids]
-    draft = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".draft-", delete=False) as file:
-            draft = Path(file.name)
-            np.save(file, np.concatenate(parts).astype(np.int32), allow_pickle=False)
-        draft.replace(path)
-    except OSError as error:
-        log.warning("cannot keep tokenised texts in %s (%s)", path.parent, error.strerror)
-        if draft is not None:
-            draft.unlink(missing_ok=True)

@@ -132,7 +132,7 @@ def test_rotten_tomatoes_behind_sst2_loses_the_sentences_they_share():
                                                                                "train", 0))
     spec = data_spec(study, "rotten_tomatoes", EvalSpec("test", 0, 1))
     assert spec.counts == {"train": 2495, "eval": 1685, "dropped": 5644}
-    assert not letters(rows(study, "rotten_tomatoes", "train", 0)["text"]) & shared(names)
+    assert not letters([text for text, _ in rows(study, "rotten_tomatoes", "train", 0)]) & shared(names)
 
 
 def letters(texts: list[str]) -> set[str]:

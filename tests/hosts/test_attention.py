@@ -8,6 +8,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
+from portability.data.sampling import Batch
 from portability.hosts import attention
 from portability.hosts import host as hosts
 from portability.hosts.attention import causal_mask, padding_mask, text_mask
@@ -15,8 +16,7 @@ from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.porting import similarity
 from portability.tasks.classification import Scorer
-from portability.tasks.decoding import answer_scores, greedy
-from portability.tasks.padding import Batch
+from portability.tasks.readers import answer_scores, greedy
 from support.decoding import STOP
 from support.decoding import Bench as Answers
 from support.lora import method

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from portability.core.specs import TrainSpec
 from portability.data.sampling import BatchSampler, pad
-from portability.data.splits import Encoded
+from portability.data.tokenization import Encoded
 from portability.tasks.classification import Scorer
 from portability.training import trainer as engine
 from portability.training.trainer import Member, Trainer
