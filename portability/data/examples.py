@@ -165,7 +165,7 @@ def key(text: str) -> str:
     """What two prompts have in common when they count as the same: words, numbers and marks in order,
     case-folded.
 
-    Unlike the key of sentences (decontamination.key) it keeps marks and where words end.
+    Unlike the key of sentences (splits.key) it keeps marks and where words end.
 
     Example:
         >>> key("12+3 = ") == key("12 + 3 =") != key("1 + 23 =")

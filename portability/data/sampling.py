@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from portability.core.seeds import stream_seed
-from portability.data.answer_tokens import Sequences
-from portability.data.tokenization import Encoded
+from portability.data.tokenization import Encoded, Sequences
 
 
 @dataclass(frozen=True)

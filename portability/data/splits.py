@@ -1,13 +1,20 @@
 """The data of a study: guarded, counted and named by content; what is derived is kept, so planning re-reads
 nothing.
 
-    sources.read_split -> decontamination.guard -> study_data (counts, digests) -> rows -> tokenization.encode
+    sources.read_split -> guard -> study_data (counts, digests) -> rows -> tokenization.encode
+
+The leak guard: what stands in more than one place of a study is dropped from training by one rule.
+
+The rule looks at the study's list of data sets and at nothing else, so a training set, and with it an
+origin's module, stays the same whatever it is ported to.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -15,10 +22,11 @@ from portability.core.errors import UserError, choose
 from portability.core.hashing import remember, remembered
 from portability.core.seeds import stream_seed
 from portability.core.specs import DataSpec, EvalSpec, digest
-from portability.data.decontamination import EVAL_SPLITS, OVERLAPS, guard, kept
-from portability.data.examples import Example, Rows
+from portability.data.examples import Example, LabelledText, Rows, question
 from portability.data.sources import DataSource, check, files, read_split
 
+EVAL_SPLITS = ("validation", "test")
+OVERLAPS = ("drop", "keep")
 GUARD_RULE = 1  # raise it when the leak guard or the digests change, so that kept results are not used
 
 
@@ -49,7 +57,7 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
     Args:
         sources: every set of the study; the order is the order of precedence.
         overlap: "drop" or "keep" training sentences that stand elsewhere in the study
-            (decontamination.guard).
+            (guard).
 
     Raises:
         UserError: a source is bad, two have one name, or the guard leaves less than two classes to train on.
@@ -59,7 +67,7 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
     if not sources or len(by_name) < len(sources):
         raise UserError(f"a study needs distinct data sets, got {[source.name for source in sources]}")
     content = ["study", GUARD_RULE, overlap, [_stamp(source) for source in sources]]
-    facts = _kept(content, lambda: _facts(by_name, overlap))
+    facts = _once(content, lambda: _facts(by_name, overlap))
     parts = {part: {name: facts[name][part] for name in by_name} for part in ("counts", "digests", "dropped")}
     return StudyData(by_name, overlap, **parts)
 
@@ -111,7 +119,7 @@ def data_spec(study: StudyData, name: str, eval_spec: EvalSpec) -> DataSpec:
                         "conf/data")
     size, evaluated = counts[split], digests[split]
     if 0 < limit < size:
-        facts = _kept(["subset", GUARD_RULE, evaluated, split, limit],
+        facts = _once(["subset", GUARD_RULE, evaluated, split, limit],
                       lambda: {"digest": rows_digest(rows(study, name, split, limit))})
         size, evaluated = limit, facts["digest"]
     return DataSpec(
@@ -146,6 +154,107 @@ def rows(study: StudyData, name: str, split: str, limit: int) -> Rows:
     return found
 
 
+# ---- the leak guard
+
+
+def key(text: str) -> str:
+    """What two sentences have in common when they count as the same: case-folded alphanumeric characters.
+
+    A text without any is its own key, so that "!!!" and "..." differ.
+
+    Example:
+        >>> key("It 's GOOD .") == key("it's good!")
+        True
+        >>> key("?!")
+        '?!'
+    """
+    folded = text.casefold()
+    return re.sub(r"[\W_]+", "", folded) or folded.strip()
+
+
+def key_of(row: LabelledText | Example) -> str:
+    """What two rows have in common when they count as the same: of a text `key`, of a prompt
+    `tasks.examples.question`."""
+    return question(row) if isinstance(row, Example) else key(row[0])
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What the guard did to one set.
+
+    Attributes:
+        dropped: indices of the training rows that were dropped, in order.
+        dropped_eval: how many of them stand in a validation or test split of the study.
+        dropped_train: how many of the others stand in the training split of a set listed earlier.
+        shared_eval: validation and test rows that also stand in an evaluation split of another set; they
+            stay.
+    """
+
+    dropped: tuple[int, ...]
+    dropped_eval: int
+    dropped_train: int
+    shared_eval: int
+
+
+def guard(sets: Mapping[str, Mapping[str, Rows]], overlap: str) -> dict[str, Guarded]:
+    """Which training rows each set loses.
+
+    A row is dropped if its key stands in any evaluation split of any set (its own included), or in the
+    training split of a set listed earlier. Whether the earlier set itself kept that sentence makes no
+    difference: what it lost stands in an evaluation split, or in the training split of a set listed before
+    both.
+
+    Args:
+        sets: name -> split -> rows, in the order of precedence.
+        overlap: "drop", or "keep" to drop nothing.
+
+    Raises:
+        UserError: nothing is left of a training split, or only one class.
+
+    Source: our choice (design: the full grid).
+
+    Example:
+        >>> films = {"train": [("Good.", 1), ("Bad.", 0), ("Dull.", 0)], "test": [("dull", 0), ("fine", 1)]}
+        >>> guard({"films": films}, "drop")["films"].dropped
+        (2,)
+    """
+    evaluated = {name: [key_of(row) for split in EVAL_SPLITS for row in splits.get(split, [])]
+                 for name, splits in sets.items()}
+    sets_with = Counter(found for keys in evaluated.values() for found in set(keys))
+    earlier: set[str] = set()
+    out = {}
+    for name, splits in sets.items():
+        found = [key_of(row) for row in splits["train"]]
+        in_eval = [i for i, k in enumerate(found) if k in sets_with and overlap == "drop"]
+        in_train = [i for i, k in enumerate(found)
+                    if k not in sets_with and k in earlier and overlap == "drop"]
+        shared = sum(sets_with[k] > 1 for k in evaluated[name])
+        out[name] = Guarded(tuple(sorted(in_eval + in_train)), len(in_eval), len(in_train), shared)
+        _check_left(name, kept(splits["train"], out[name].dropped), len(found))
+        earlier.update(found)
+    return out
+
+
+def kept(rows: Rows, dropped: Collection[int]) -> Rows:
+    """The rows without those at the indices `dropped`.
+
+    Example:
+        >>> kept([("a", 0), ("b", 1), ("c", 0)], [1])
+        [('a', 0), ('c', 0)]
+    """
+    gone = set(dropped)
+    return [row for i, row in enumerate(rows) if i not in gone]
+
+
+def _check_left(name: str, rows: Rows, before: int) -> None:
+    labels = {None if isinstance(row, Example) else row[1] for row in rows}
+    if not labels or (None not in labels and len(labels) < 2):
+        left = f"only examples of label {labels.pop()}" if labels else "no examples"
+        raise UserError(f"data set '{name}': the leak guard leaves {left} of its {before} training examples; "
+                        "list it earlier in grid.study_data, leave out the set it repeats, or set "
+                        "grid.overlap=keep")
+
+
 # ---- what is kept between commands
 
 
@@ -155,7 +264,7 @@ def _stamp(source: DataSource) -> list[Any]:
     return [asdict(source), [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]]
 
 
-def _kept(content: Sequence[Any], make: Callable[[], Any]) -> Any:
+def _once(content: Sequence[Any], make: Callable[[], Any]) -> Any:
     """What follows from this content, made once."""
     entry = digest(content)
     found = remembered("data", entry)

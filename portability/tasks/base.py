@@ -14,7 +14,8 @@ HEAD = ("head.weight", "head.bias")
 SCORE_ROWS = 16  # scored batches are filled up to a multiple of so many examples (sampling.fill)
 SHOWN = 80  # characters of an example that is shown
 Parameters = Mapping[str, Tensor]
-Training = EvalSet = Any  # each task has its own kinds: Encoded; Sequences, and generation.PromptSet
+Training = Any  # each task has its own kinds: Encoded for both, or Sequences and generation.PromptSet
+EvalSet = Any
 Told = Callable[[float], None]  # of the part in [0, 1] of the work that is done
 
 

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 
 from portability.core.architectures import FAMILIES
 from portability.core.specs import HostSpec, TaskSpec
-from portability.data.answer_tokens import joined
 from portability.data.sampling import Batch, Bucket, fill, pad
 from portability.data.splits import StudyData, rows
-from portability.data.tokenization import Encoded, encode
-from portability.hosts.attention import computing, text_mask
+from portability.data.tokenization import Encoded, encode, joined
+from portability.hosts.attention import text_mask
 from portability.hosts.host import Host, label_ids, label_tokens, load_tokenizer
 from portability.tasks.base import HEAD, SCORE_ROWS, SHOWN, Answered, Parameters, Predictions, Told, check_ids
 from portability.tasks.metrics import score
@@ -93,22 +92,20 @@ class Scorer(Reader):
         self.label_ids = (0, 1) if self.has_head else label_ids(
             host.tokenizer, task.label_words, self.family == "t5", task.template)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, V) or (B, 2), always in fp32.
+    def label_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, V) or (B, 2), always in fp32; as the methods of a reader, run by `forward`.
 
         Args:
             input_ids: (B, T) token ids, padded on the right.
             attention_mask: (B, T) 1 for real tokens, 0 for padding.
         """
-        with computing(self.device, self.precision):
-            if not self.has_head:  # its answer is a token, whichever
-                answer = input_ids[:, :1], attention_mask[:, :1]
-                starts = attention_mask.sum(1)
-                return self.answer_logits(Batch(input_ids, attention_mask, starts, *answer))[:, 0]
-            seen = text_mask(self.family, attention_mask)
-            states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
-            weights = attention_mask.to(states.dtype).unsqueeze(-1)
-            return self.head((states * weights).sum(1) / weights.sum(1)).float()
+        if not self.has_head:
+            answer = input_ids[:, :1], attention_mask[:, :1]  # a token, whichever
+            return self.answer_logits(Batch(input_ids, attention_mask, attention_mask.sum(1), *answer))[:, 0]
+        seen = text_mask(self.family, attention_mask)
+        states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
+        weights = attention_mask.to(states.dtype).unsqueeze(-1)
+        return self.head((states * weights).sum(1) / weights.sum(1)).float()
 
     def rows(
         self, encoded: Encoded, picks: np.ndarray, real: int, bucket: Bucket
@@ -129,7 +126,7 @@ class Scorer(Reader):
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between
         layers under several names, and swapping all of them leaves a dead tensor behind."""
-        return functional_call(self, dict(parameters), rows[:2], tie_weights=False)
+        return functional_call(self, dict(parameters), ("label_logits", *rows[:2]), tie_weights=False)
 
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Mean loss of one member's batch, in nats."""

@@ -6,25 +6,22 @@ head.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 from torch.func import functional_call
+from transformers import PreTrainedTokenizerBase
 
 from portability.core.specs import AnswerSpec, HostSpec
 from portability.data.answer_scores import choice, exact_match, margins, rouge_l
-from portability.data.answer_tokens import Sequences, encode_answers, encode_choices, encode_prompts, shown
 from portability.data.examples import Example
 from portability.data.sampling import Batch, Bucket, batch, fill
 from portability.data.splits import StudyData, rows
+from portability.data.tokenization import Sequences, encode_answers, encode_choices, encode_prompts, shown
 from portability.hosts.host import Host, load_tokenizer
 from portability.tasks.base import SCORE_ROWS, SHOWN, Answered, Parameters, Predictions, Told, check_ids
 from portability.tasks.metrics import score_answers
 from portability.tasks.readers import Reader, answer_loss, answer_scores, greedy, in_order, in_parts, texts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Generation:
             check_ids(host, part.ids, part.answer_ids)
         return found
 
-    def prompts(self, asked: Sequence[Example], tokenizer: "PreTrainedTokenizerBase",
+    def prompts(self, asked: Sequence[Example], tokenizer: PreTrainedTokenizerBase,
                 family: str) -> PromptSet:
         """A test set as a host reads it: all of its examples, whatever is too long in training. What an
         answer is worth is said by its text; where answers may be too long, the likelihood of the right one is
@@ -84,7 +81,7 @@ class Generation:
         return PromptSet(prompts, self._encoded(asked, tokenizer, family, too_long), answers)
 
     def _encoded(
-        self, chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, too_long: str
+        self, chosen: Sequence[Example], tokenizer: PreTrainedTokenizerBase, family: str, too_long: str
     ) -> Sequences:
         return encode_answers(chosen, tokenizer, family, self.spec.max_length, too_long,
                               self.spec.new_tokens or 1)

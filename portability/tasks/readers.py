@@ -8,24 +8,22 @@ token follows on the prompt's last real one, and padding is seen by nobody. One 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn as onednn
 from torch.func import functional_call, vmap
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
-from portability.core.errors import UserError
 from portability.data.sampling import Batch, by_length
 from portability.hosts.attention import causal_mask, computing, padding_mask, text_mask
 from portability.hosts.host import Host
 from portability.tasks.base import Parameters, Told, check_length
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Past = tuple[tuple[Tensor, ...], ...]  # what a host keeps of the tokens it has read, by layer
 
@@ -46,8 +44,6 @@ class Reader(nn.Module):
         self.model: Any = host.model
         self.device, self.precision, self.family = host.model.device, host.precision, host.family
         self.has_head = host.scoring == "head"
-        self.positions: int | None = getattr(host.model.config, "max_position_embeddings", None)
-        self.name = host.spec.name
 
     def forward(self, method: str, *inputs: Any) -> Any:
         """`answer_logits`, `begin` or `follow`, in the host's precision, with logits in fp32.
@@ -56,7 +52,7 @@ class Reader(nn.Module):
         of a gpt2) take another kernel for one member than for several.
         """
         plain = self.precision == "fp32" and method == "follow"
-        with computing(self.device, self.precision), _without_onednn() if plain else nullcontext():
+        with computing(self.device, self.precision), onednn.flags(False, allow_tf32=None) if plain else nullcontext():
             return getattr(self, method)(*inputs)
 
     def answer_logits(self, rows: Batch) -> Tensor:
@@ -127,15 +123,6 @@ class Reader(nn.Module):
         )
         kept = (*_kept(cache.self_attention_cache), *_kept(cache.cross_attention_cache))
         return out.logits[:, 0].float(), ((out.encoder_last_hidden_state,), *kept)
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    before = torch.backends.mkldnn.set_flags(False)[0]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.set_flags(before)
 
 
 def _cache(layers: Sequence[tuple[Tensor, ...]]) -> DynamicCache:
@@ -227,14 +214,7 @@ def greedy(
         mask: (B, T) 1 for real tokens, at least one a row.
         new_tokens: most tokens of an answer, at least 1, the stop among them.
         stops: tokens that end an answer, at least one.
-
-    Raises:
-        UserError: the host has not as many positions.
     """
-    if of.positions is not None and ids.shape[1] + new_tokens > of.positions:
-        raise UserError(f"prompts of {ids.shape[1]} tokens and answers of {new_tokens} exceed the "
-                        f"{of.positions} positions of host '{of.name}'; lower max_length or new_tokens of "
-                        "the data set's answers")
     run, ends = _each(of, parameters), torch.tensor(list(stops), device=ids.device)
     logits, past = run("begin", (ids, mask))
     written = torch.full((*logits.shape[:2], new_tokens), stops[0], device=ids.device)
@@ -249,12 +229,11 @@ def greedy(
     return written
 
 
-def texts(written: Tensor, tokenizer: "PreTrainedTokenizerBase", stops: Sequence[int]) -> list[list[str]]:
+def texts(written: Tensor, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> list[list[str]]:
     """Written answers (K, B, new_tokens) as texts up to their stop, by member, without blanks around them."""
     found = []
     for member in written.tolist():
-        cut = [row[: next((at for at, token in enumerate(row) if token in stops), len(row))]
-               for row in member]
+        cut = [list(takewhile(lambda token: token not in stops, row)) for row in member]
         plain = tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         found.append([text.strip() for text in plain])
     return found

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from portability.core.errors import UserError
 from portability.core.paths import EMBEDDED
-from portability.data.answer_tokens import encode_answers, encode_choices, encode_prompts
 from portability.data.examples import Example
 from portability.data.sampling import batch
+from portability.data.tokenization import encode_answers, encode_choices, encode_prompts
 from support.tiny import tokenizer
 from support.tokenizers import gpt2_like
 

@@ -8,8 +8,7 @@ import pytest
 
 from portability.core.errors import UserError
 from portability.core.specs import EvalSpec
-from portability.data.decontamination import guard, kept, key
-from portability.data.splits import DataSource, data_spec, rows, study_data
+from portability.data.splits import DataSource, data_spec, guard, kept, key, rows, study_data
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 

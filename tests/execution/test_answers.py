@@ -11,9 +11,8 @@ from portability.analysis.context import gather
 from portability.analysis.load import read
 from portability.analysis.tables.registry import build
 from portability.core.specs import EXTRACTION, RunSpec, from_dict
-from portability.data.decontamination import guard
 from portability.data.examples import Example
-from portability.data.splits import rows
+from portability.data.splits import guard, rows
 from portability.hosts.host import load_plain, load_tokenizer
 from portability.inits.seed_examples import seed_examples
 from portability.planning.plan import plan

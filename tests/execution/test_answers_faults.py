@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from portability.core.errors import UserError
-from portability.data.answer_tokens import encode_answers
 from portability.data.examples import Example
 from portability.data.sampling import Bucket, fill
 from portability.data.sources import DataSource, answer_spec, read_split
 from portability.data.splits import rows
+from portability.data.tokenization import encode_answers
 from portability.execution import execute
 from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import load_host

@@ -73,7 +73,7 @@ def test_no_mask_looks_at_its_values(make_host, monkeypatch, family, kind):
     monkeypatch.setattr(hosts, "attention_of", lambda family, device: kind)
     host = load_host(make_host(family))
     with Noted() as noted:
-        Scorer(host, TASK)(IDS, REAL)
+        Scorer(host, TASK)("label_logits", IDS, REAL)
         similarity._states(host, IDS, REAL)
         if host.scoring == "label":
             answers = Answers(attach(host, METHODS["prefix"]))
@@ -93,7 +93,7 @@ class Scored:
 
     def __call__(self, ids, real):
         with torch.no_grad():
-            return functional_call(self.scorer, self.own, (ids, real), tie_weights=False)
+            return functional_call(self.scorer, self.own, ("label_logits", ids, real), tie_weights=False)
 
     def plain(self, ids, real):
         """The library's own call with its mask of 1 and 0."""

@@ -71,7 +71,7 @@ def plain_loop(table, seed, spec):
         picks = table.schedule.examples(step, seed)
         ids, mask = pad(table.data, picks, int(table.data.lengths[picks].max()))
         target = torch.tensor([scorer.label_ids[table.data.labels[i]] for i in picks])
-        loss = F.cross_entropy(scorer(ids, mask), target)
+        loss = F.cross_entropy(scorer("label_logits", ids, mask), target)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module + head, spec.clip)

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from portability.core.errors import UserError
-from portability.data.answer_tokens import encode_answers, encode_prompts
 from portability.data.examples import Example
 from portability.data.sampling import Batch, batch
+from portability.data.tokenization import encode_answers, encode_prompts
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.tasks.readers import Reader, _each, answer_loss, answer_scores, greedy, texts
@@ -225,11 +225,9 @@ def test_from_examples_to_texts(load):
     assert scores.shape == (1, 2) and (scores < 0).all()
 
 
-def test_what_a_host_cannot_do_is_named(load):
-    ids = torch.full((1, 60), 5)
-    with pytest.raises(UserError, match="prompts of 60 tokens and answers of 5 exceed the 64 positions"):
-        greedy(Reader(load("gpt2")), {}, ids, torch.ones_like(ids), 5, [STOP])
-    assert greedy(Reader(load("gpt2")), {}, ids, torch.ones_like(ids), 4, [STOP]).shape == (1, 1, 4)
+def test_a_host_with_less_positions_is_named(load):
+    with pytest.raises(UserError, match="max_length is 65, but host .* has 64 positions"):
+        Reader(load("gpt2"), 65)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
