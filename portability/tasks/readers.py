@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.backends import mkldnn as onednn
+from torch.backends import mkldnn
 from torch.func import functional_call, vmap
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
@@ -51,8 +51,9 @@ class Reader(nn.Module):
         On a CPU oneDNN is off while a token is read: for inputs of one token its convolutions (adapters' LoRA
         of a gpt2) take another kernel for one member than for several.
         """
-        plain = self.precision == "fp32" and method == "follow"
-        with computing(self.device, self.precision), onednn.flags(False, allow_tf32=None) if plain else nullcontext():
+        without = self.precision == "fp32" and method == "follow"
+        with (computing(self.device, self.precision),
+              mkldnn.flags(False, allow_tf32=None) if without else nullcontext()):
             return getattr(self, method)(*inputs)
 
     def answer_logits(self, rows: Batch) -> Tensor:
@@ -88,9 +89,9 @@ class Reader(nn.Module):
         if self.family == "t5":
             (states,), *layers = past
             half = len(layers) // 2
-            both = EncoderDecoderCache(_cache(layers[:half]), _cache(layers[half:]))
+            both = EncoderDecoderCache(DynamicCache(layers[:half]), DynamicCache(layers[half:]))
             return self._decoded(mask, done, tokens, both, encoder_outputs=BaseModelOutput(states))
-        cache, places = _cache(past), mask.sum(1, keepdim=True) + done - 1
+        cache, places = DynamicCache(past), mask.sum(1, keepdim=True) + done - 1
         seen = padding_mask(torch.cat([mask, mask.new_ones(len(mask), done)], 1))
         found = self._states(tokens[:, None], seen, cache, places)
         return self.model.lm_head(found).float().squeeze(1), _kept(cache)
@@ -123,13 +124,6 @@ class Reader(nn.Module):
         )
         kept = (*_kept(cache.self_attention_cache), *_kept(cache.cross_attention_cache))
         return out.logits[:, 0].float(), ((out.encoder_last_hidden_state,), *kept)
-
-
-def _cache(layers: Sequence[tuple[Tensor, ...]]) -> DynamicCache:
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(layers):
-        cache.update(keys, values, index)
-    return cache
 
 
 def _kept(cache: DynamicCache) -> Past:
