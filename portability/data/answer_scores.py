@@ -5,6 +5,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 
 import numpy as np
 
@@ -67,29 +68,16 @@ def last_number(text: str) -> str:
     return number(found[-1]) or "" if found else ""
 
 
-def after_marker(text: str) -> str:
-    """What follows the last "####", as GSM8K ends its chains (Cobbe et al. 2021, arXiv 2110.14168),
-    normalised by `squad`; nothing where there is no marker.
+def after(marker: str, text: str) -> str:
+    """What follows the last such marker on its line, normalised by `squad`; nothing where there is none.
+
+    "####" is how GSM8K ends its chains (Cobbe et al. 2021, arXiv 2110.14168); "answer is" stands in the
+    target of Zhong et al. (ICLR 2024) for MMLU, "The answer is: B".
 
     Example:
-        >>> after_marker("5 + 1 = 6 #### 6.0")
-        '6'
+        >>> after("####", "5 + 1 = 6 #### 6.0"), after("answer is", "I think the answer is: B.")
+        ('6', 'b')
     """
-    return _after("####", text)
-
-
-def after_answer_is(text: str) -> str:
-    """What follows the last "answer is", as in "The answer is: B", the target of Zhong et al. (ICLR 2024) for
-    MMLU, on its line, normalised by `squad`; nothing where these words are missing.
-
-    Example:
-        >>> after_answer_is("I think the answer is: B.")
-        'b'
-    """
-    return _after("answer is", text)
-
-
-def _after(marker: str, text: str) -> str:
     _, found, rest = text.lower().rpartition(marker)
     return squad((rest.strip().splitlines() or [""])[0]) if found else ""
 
@@ -103,18 +91,16 @@ def final(text: str) -> str:
         >>> tuple(final(text) for text in texts)
         ('5', '7', '5', 'yes')
     """
-    for marked in (after_marker(text), after_answer_is(text)):
-        if marked:
-            return last_number(marked) or marked
-    return last_number(text)
+    marked = after("####", text) or after("answer is", text)
+    return last_number(marked or text) or marked
 
 
 NORMALISERS: dict[str, Callable[[str], str]] = {
     "plain": str.strip,
     "squad": squad,
     "last_number": last_number,
-    "after_marker": after_marker,
-    "after_answer_is": after_answer_is,
+    "after_marker": partial(after, "####"),
+    "after_answer_is": partial(after, "answer is"),
     "final": final,
 }
 

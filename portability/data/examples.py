@@ -7,7 +7,6 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from portability.core.errors import UserError
@@ -22,7 +21,6 @@ KEYS = " or ".join(", ".join(sorted(form)) for form in FORMS)
 Turn = tuple[str, str]  # role, content
 LabelledText = tuple[str, int]  # text, label (0 negative, 1 positive)
 Rows = list[Any]  # all of them LabelledText, or all of them Example
-NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_rows(
-    values: Iterable[tuple[str, Any]], columns: Mapping[str, str] = NO_COLUMNS, labelled: bool = False
+    values: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None = None, labelled: bool = False
 ) -> Rows:
     """Texts with labels, or examples: ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the
     answer as index or text (a choice that stands there twice, as in some questions of MMLU, counts once), or
@@ -75,7 +73,7 @@ def read_rows(
 
     Args:
         values: place and content of each row.
-        columns: keys of a row -> names under which they stand there, other names being passed over; empty:
+        columns: keys of a row -> names under which they stand there, other names being passed over; none:
             as they are.
 
     Raises:

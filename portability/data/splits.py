@@ -36,7 +36,6 @@ class StudyData:
 
     Attributes:
         sources: by name, in the order of precedence.
-        overlap: "drop" or "keep".
         counts: name -> examples: train (kept), validation, test, dropped_eval, dropped_train, dropped (their
             sum), and shared_eval (evaluation examples that stand in another set's evaluation splits too; they
             stay).
@@ -45,7 +44,6 @@ class StudyData:
     """
 
     sources: Mapping[str, DataSource]
-    overlap: str
     counts: Mapping[str, Mapping[str, int]]
     digests: Mapping[str, Mapping[str, str]]
     dropped: Mapping[str, Sequence[int]]
@@ -69,7 +67,7 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
     content = ["study", GUARD_RULE, overlap, [_stamp(source) for source in sources]]
     facts = _once(content, lambda: _facts(by_name, overlap))
     parts = {part: {name: facts[name][part] for name in by_name} for part in ("counts", "digests", "dropped")}
-    return StudyData(by_name, overlap, **parts)
+    return StudyData(by_name, **parts)
 
 
 def _facts(sources: Mapping[str, DataSource], overlap: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from portability.core.paths import EMBEDDED
+from portability.data.splits import key
 from portability.embedded.recipes import language, pretrain
 from portability.embedded.recipes.language import FACTS, HELD_OUT, Mix
 from portability.embedded.recipes.pretrain import Curriculum
@@ -125,7 +126,7 @@ def test_splits_are_balanced_and_of_the_declared_size(shipped):
 
 
 def test_no_sentence_stands_in_two_places(shipped):
-    keys = [language.key(e["text"]) for s in shipped.values() for ex in s.values() for e in ex]
+    keys = [key(e["text"]) for s in shipped.values() for ex in s.values() for e in ex]
     assert len(keys) == len(set(keys))
 
 

@@ -9,7 +9,6 @@ text consists of: `corpus` in conf/pretrain.yaml.
 
 import hashlib
 import random
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from portability.core.paths import bundled
+from portability.data.splits import key
 
 WORDS = yaml.safe_load((bundled("conf") / "pretrain_words.yaml").read_text())
 FACTS = {kind: words.split() for kind, words in WORDS["facts"].items()}
@@ -93,16 +93,6 @@ def _texts(value: Any) -> Iterator[str]:
     else:
         for below in value.values() if isinstance(value, dict) else value:
             yield from _texts(below)
-
-
-def key(text: str) -> str:
-    """What makes two sentences the same: case-folded letters and digits only.
-
-    Example:
-        >>> key("The plot, was GOOD .") == key("the plot was good")
-        True
-    """
-    return re.sub(r"[^a-z0-9]+", "", text.casefold())
 
 
 def clause(rng: random.Random, domain: Domain, polarity: int, negation: float) -> str:

@@ -86,16 +86,13 @@ def build_tokenizer(order: str, sample: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_host(shape: Conf, arch: Conf, vocab: int, seed: int) -> T5ForConditionalGeneration:
+def build_host(shape: Conf, arch: Conf, vocab: int, seed: int) -> PreTrainedModel:
     """A T5 v1.1-style host with the library's initialisation under `seed`."""
     config = T5Config(
         vocab_size=vocab, **shape, d_kv=arch["d_kv"], num_heads=shape["d_model"] // arch["d_kv"],
         relative_attention_num_buckets=arch["positions"],
-        relative_attention_max_distance=arch["max_distance"],
-        dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=True,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-    )
-    config._attn_implementation = "eager"
+        relative_attention_max_distance=arch["max_distance"], dropout_rate=0.0, decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=True)
     return training.fresh(T5ForConditionalGeneration, config, seed)
 
 

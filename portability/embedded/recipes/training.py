@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tokenizers
 import torch
@@ -27,7 +27,6 @@ from portability.core.paths import EMBEDDED
 POSITIONS = 512  # most tokens of a text
 SPECIAL = ("<pad>", "</s>", "<unk>")
 Conf = Mapping[str, Any]  # a recipe's file in conf/, or a part of it
-Host = TypeVar("Host", bound=PreTrainedModel)
 
 
 def word_tokenizer(
@@ -45,7 +44,7 @@ def word_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=POSITIONS, **special, **more)
 
 
-def fresh(cls: type[Host], config: PretrainedConfig, seed: int) -> Host:
+def fresh(cls: type[PreTrainedModel], config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A host with the library's initialisation under `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
