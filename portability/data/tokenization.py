@@ -42,32 +42,41 @@ def flattened(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Token ids of N examples, one after another.
+class Flat:
+    """Token ids of N rows, one after another.
 
     Attributes:
         ids: (T,) int32.
-        offsets: (N + 1,) int64; example i is ``ids[offsets[i] : offsets[i + 1]]``.
-        labels: (N,) int64, 0 negative, 1 positive.
-        truncated: number of examples whose text was cut.
+        offsets: (N + 1,) int64; row i is ``ids[offsets[i] : offsets[i + 1]]``.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
-    labels: np.ndarray
-    truncated: int
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     def row(self, index: int) -> np.ndarray:
-        """Token ids of one example, (length,) int32."""
+        """Token ids of one row, (length,) int32."""
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, (N,) int64."""
+        """Tokens of each row, (N,) int64."""
         return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Encoded(Flat):
+    """Texts with labels.
+
+    Attributes:
+        labels: (N,) int64, 0 negative, 1 positive.
+        truncated: number of texts that were cut.
+    """
+
+    labels: np.ndarray
+    truncated: int
 
 
 def encode(
@@ -173,12 +182,11 @@ def after(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Token ids of N rows, one after another: an example each, or a choice of an example each.
+class Sequences(Flat):
+    """Rows of an example each, or of a choice of an example each: of decoder-only hosts prompt and answer, of
+    t5 the encoder's input.
 
     Attributes:
-        ids: (T,) int32; of decoder-only hosts prompt and answer, of t5 the encoder's input.
-        offsets: (N + 1,) int64; row i is ``ids[offsets[i] : offsets[i + 1]]``.
         starts: (N,) int64, where the answer begins in its row, at least 1; of t5 in the row's target, so 0.
         group: (N,) int64, the example behind each row.
         right: (N,) bool, whether the row's answer is the right one.
@@ -190,8 +198,6 @@ class Sequences:
         truncated: number of rows whose answer lost its end.
     """
 
-    ids: np.ndarray
-    offsets: np.ndarray
     starts: np.ndarray
     group: np.ndarray
     right: np.ndarray
@@ -201,14 +207,6 @@ class Sequences:
     answer_lengths: np.ndarray
     dropped: int = 0
     truncated: int = 0
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row (of t5, of the encoder's input), (N,) int64."""
-        return np.diff(self.offsets)
 
 
 class _Row(NamedTuple):

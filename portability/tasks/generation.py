@@ -117,7 +117,7 @@ class Generation:
         found = self._encoded([asked[i] for i in draw(len(asked))], tokenizer, family, self.spec.too_long)
         out = []
         for i, begin in enumerate(found.answer_begins):
-            ids = found.ids[found.offsets[i] : found.offsets[i + 1]].tolist()
+            ids = found.row(i).tolist()
             answer = found.answer_ids[begin : begin + found.answer_lengths[i]].tolist()
             out.append(Answered(ids, target=answer) if family == "t5"
                        else Answered(ids, start=int(found.starts[i])))
