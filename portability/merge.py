@@ -52,17 +52,14 @@ def merge(store: Store, run_id: str, folder: Path, host_folder: Path | None = No
     if record is None:
         raise UserError(f"no run {run_id} in {store.root}; give a run id from the study's tables or report")
     if record.get("schema") != SCHEMA:
-        raise UserError(f"run {run_id} is of an older protocol (schema {record.get('schema')}), which is "
-                        "read but not merged; train it again")
+        raise UserError(f"{run_id} is of an older protocol (schema {record.get('schema')}); train it again")
     run = from_dict(RunSpec, record["spec"])
     if run.method is None or run.method.library != "portability":
-        raise UserError(f"run {run_id} has no LoRA of library portability (method=lora_all), and no other "
-                        "can be merged here")
+        raise UserError(f"run {run_id} has no LoRA of library portability, and no other can be merged")
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
     if host_folder is None and run.host.revision is None and not run.host.source.startswith("embedded:"):
-        raise UserError(f"run {run_id} was made on host '{run.host.name}' in a local folder; say where it "
-                        "is: --host FOLDER")
+        raise UserError(f"run {run_id} was made on a host in a local folder; say where it is: --host FOLDER")
     found = describe(HostSource(run.host.name, path=str(host_folder))) if host_folder else run.host
     if found.fingerprint != run.host.fingerprint:
         raise UserError(f"{host_folder} is not the host '{run.host.name}' on which run {run_id} was made")

@@ -181,8 +181,7 @@ def margins(
     """
     values = LIKELIHOODS[choose(likelihood, LIKELIHOODS, "likelihood")](np.asarray(sums, np.float64), lengths)
     if not np.isfinite(values).all():
-        raise ValueError(f"log-probabilities are not finite for {int((~np.isfinite(values)).sum())} of "
-                         f"{values.size} rows")
+        raise ValueError(f"not finite for {int((~np.isfinite(values)).sum())} of {values.size} likelihoods")
     count = int(group.max()) + 1
     rights, wrongs = (np.bincount(group[rows], minlength=count) for rows in (right, ~right))
     if (rights != 1).any() or (wrongs < 1).any():

@@ -90,8 +90,7 @@ def read_rows(
         found.append(_labelled(value, where) if labelled else _example(value, where))
         if not labelled and (found[0].choices is None) != (found[-1].choices is None):
             have, want = ("choices", "none") if found[0].choices is None else ("no choices", "some")
-            raise UserError(f"{where} has {have} and the first has {want}: answers to write and answers to "
-                            "choose need a file each")
+            raise UserError(f"{where} has {have} and the first has {want}; give each kind a set of its own")
     return found
 
 
@@ -104,8 +103,7 @@ def _text(value: Any, what: str) -> str:
 def _labelled(value: Mapping[str, Any], where: str) -> LabelledText:
     label = value["label"]
     if type(label) is not int or label not in (0, 1):
-        raise UserError(f"{where}: the label must be the number 0 (negative) or 1 (positive), got "
-                        f"{reprlib.repr(label)}")
+        raise UserError(f"{where}: the label must be the number 0 or 1 (positive), got {reprlib.repr(label)}")
     return _text(value["text"], f"{where}: the text"), label
 
 
@@ -123,12 +121,11 @@ def _example(value: Any, where: str) -> Example:
     for text in texts:
         once.setdefault(text.strip(), text)
     if len(once) < 2:
-        raise UserError(f"{where}: 'choices' must list at least two different answers, got "
-                        f"{reprlib.repr(listed)}")
+        raise UserError(f"{where}: 'choices' must list at least two answers, got {reprlib.repr(listed)}")
     place = texts.index(answer) if answer in texts else answer
     if type(place) is not int or not 0 <= place < len(texts):
-        raise UserError(f"{where}: 'answer' must be one of the choices, or its index from 0 to "
-                        f"{len(texts) - 1}, got {reprlib.repr(answer)}")
+        last = len(texts) - 1
+        raise UserError(f"{where}: 'answer' must be a choice or an index from 0 to {last}, got {answer!r}")
     right = texts[place].strip()
     return Example(prompt, once[right], tuple(once.values()), list(once).index(right))
 

@@ -102,8 +102,7 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
             raise UserError(f"{where}.{key} must be a whole number of tokens from 1 on, got {value!r}")
     spec = AnswerSpec(**{"normaliser": None, "likelihood": None, "new_tokens": None, **found})
     if spec.max_length <= (spec.new_tokens or 0):
-        raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt in max_length "
-                        f"{spec.max_length}; raise max_length")
+        raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt; raise max_length")
     return spec
 
 
@@ -120,8 +119,7 @@ def files(source: DataSource) -> dict[str, Path]:
     if source.path.startswith("embedded:"):
         folder = EMBEDDED / "data" / source.path.removeprefix("embedded:")
     if not folder.is_dir():
-        raise UserError(f"data set '{source.name}': no folder {folder}; set data_root=FOLDER, or its path in "
-                        "conf/data")
+        raise UserError(f"data set '{source.name}': no folder {folder}; set data_root, or path in conf/data")
     paths = {split: folder / f"{name}.jsonl" for split, name in used.items()}
     for split, path in paths.items():
         if not path.is_file():
@@ -166,8 +164,7 @@ def _check_answers(source: DataSource, rows: Rows, where: str) -> None:
     for number, example in enumerate(rows, start=1):
         if not normalise(example.answer):
             raise UserError(f"{where}, example {number}: the normaliser leaves nothing of the answer "
-                            f"{example.answer[:60]!r}; choose another one "
-                            f"(data.{source.name}.answers.normaliser)")
+                            f"{example.answer[:60]!r}; set another data.{source.name}.answers.normaliser")
 
 
 def _hub_rows(

@@ -113,8 +113,7 @@ def data_spec(study: StudyData, name: str, eval_spec: EvalSpec) -> DataSpec:
     if limit < 0:
         raise UserError(f"eval.limit must be 0 (all) or a number of examples, got {limit}")
     if split not in digests:
-        raise UserError(f"data set '{name}' has no {split} split; choose another eval.split, or name one in "
-                        "conf/data")
+        raise UserError(f"data set '{name}' has no {split} split; choose another eval.split")
     size, evaluated = counts[split], digests[split]
     if 0 < limit < size:
         facts = _once(["subset", GUARD_RULE, evaluated, split, limit],
@@ -144,8 +143,7 @@ def rows(study: StudyData, name: str, split: str, limit: int) -> Rows:
     if split == "train":
         found = kept(found, study.dropped[name])
     if rows_digest(found) != study.digests[name][split]:
-        raise UserError(f"the {split} split of data set '{name}' changed since the study was planned; run it "
-                        "again")
+        raise UserError(f"the {split} split of data set '{name}' changed since the study was planned; rerun")
     if 0 < limit < len(found):
         random.Random(stream_seed("eval-subset", split, limit)).shuffle(found)
         found = found[:limit]
@@ -249,8 +247,7 @@ def _check_left(name: str, rows: Rows, before: int) -> None:
     if not labels or (None not in labels and len(labels) < 2):
         left = f"only examples of label {labels.pop()}" if labels else "no examples"
         raise UserError(f"data set '{name}': the leak guard leaves {left} of its {before} training examples; "
-                        "list it earlier in grid.study_data, leave out the set it repeats, or set "
-                        "grid.overlap=keep")
+                        "list it earlier in grid.study_data, or set grid.overlap=keep")
 
 
 # ---- what is kept between commands

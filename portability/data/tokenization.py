@@ -135,9 +135,9 @@ def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tup
     letters = _longest([list(range(1, len(text) + 1)) for text in by_letter], by_letter, tokenise, limit)
     for j, text in zip(stuck, letters, strict=True):
         if not text:
-            room = len(tokenise([""])[0])
+            alone = len(tokenise([""])[0])
             raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes "
-                            f"{room}")
+                            f"{alone}")
         cut[j] = text
     for i, ids in zip(long, tokenise(cut) if cut else [], strict=True):
         found[i] = ids
@@ -270,8 +270,7 @@ def encode_choices(
     work = _Encoder(tokenizer, family)
     lacking = [index for index, example in enumerate(examples) if example.choices is None]
     if lacking:
-        raise UserError(f"example {lacking[0]} (from 0) has no choices to compare; give each example "
-                        "choices, or none")
+        raise UserError(f"example {lacking[0]} (from 0) has no choices; give each example choices, or none")
     group = [index for index, example in enumerate(examples) for _ in example.choices or ()]
     right = [place == example.right for example in examples for place in range(len(example.choices or ()))]
     rows = work.rows([examples[index] for index in group],
@@ -295,8 +294,7 @@ def encode_prompts(
     work, count = _Encoder(tokenizer, family), len(examples)
     room = max_length if work.seq2seq else max_length - new_tokens
     if room < 1:
-        raise UserError(f"{new_tokens} new tokens leave no room for a prompt in {max_length} tokens; raise "
-                        f"max_length {OF_SET}")
+        raise UserError(f"{new_tokens} new tokens leave no room for a prompt; raise max_length {OF_SET}")
     return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
 
 
@@ -317,11 +315,9 @@ class _Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str):
         if FAMILIES[family].scoring == "head":
-            raise UserError(f"a {family} host can neither write an answer nor rate choices token by token; a "
-                            "task of prompts and answers needs a gpt2, llama or t5 host")
+            raise UserError(f"a {family} host can neither write nor rate answers; take a gpt2, llama or t5")
         if tokenizer.eos_token_id is None:
-            raise UserError("the host's tokenizer has no end token, so no answer could end; name one in its "
-                            "tokenizer_config.json (eos_token)")
+            raise UserError("the host's tokenizer has no end token: name eos_token in tokenizer_config.json")
         self.tokenizer, self.seq2seq, self.end = tokenizer, family == "t5", int(tokenizer.eos_token_id)
 
     def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
@@ -347,15 +343,14 @@ class _Encoder:
 
         if "strftime_now" in str(self.tokenizer.chat_template):
             raise UserError("the host's chat template writes today's date, so a study could not be repeated; "
-                            "put a fixed date into it (chat_template in its tokenizer_config.json, or "
-                            "chat_template.jinja)")
+                            "put a fixed date into it (tokenizer_config.json or chat_template.jinja)")
         turns = [{"role": role, "content": content} for role, content in example.turns]
         try:
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False,
                                                           add_generation_prompt=True)).rstrip(" "), True
         except TemplateError as error:
-            raise UserError(f"the host's chat template refuses the chat {example.prompt[:60]!r}: "
-                            f"{error}") from error
+            chat = example.prompt[:60]
+            raise UserError(f"the host's chat template refuses the chat {chat!r}: {error}") from error
 
     def _answers(
         self, texts: list[tuple[str, bool]], prompts: list[list[int]], answers: Sequence[str]
@@ -368,8 +363,8 @@ class _Encoder:
             tails = list(map(after, prompts, whole, alone))
         for answer, tail in zip(answers, tails, strict=True):
             if not set(tail) - {self.tokenizer.unk_token_id}:
-                raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer, so it can "
-                                "neither be learnt nor written; choose another host, or other answers")
+                raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer; choose "
+                                "another host, or other answers")
         return [[*tail, self.end] for tail in tails]
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:

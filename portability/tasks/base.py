@@ -65,7 +65,7 @@ def check_length(host: Host, max_length: int) -> None:
     positions = getattr(host.model.config, "max_position_embeddings", None)
     if positions is not None and max_length > positions - 2 * (host.family == "roberta"):
         raise UserError(f"task.max_length is {max_length}, but host '{host.spec.name}' has {positions} "
-                        f"positions")
+                        "positions")
 
 
 def check_ids(host: Host, *parts: np.ndarray) -> None:
@@ -78,5 +78,4 @@ def check_ids(host: Host, *parts: np.ndarray) -> None:
     largest = max(int(ids.max(initial=-1)) for ids in parts)
     if largest >= rows:
         raise UserError(f"the tokenizer of host '{host.spec.name}' gives token {largest}, and its embedding "
-                        f"ends at token {rows - 1}; take a whole copy of the host, with the tokenizer that "
-                        "belongs to it")
+                        f"ends at token {rows - 1}; take a whole copy of the host, with its own tokenizer")

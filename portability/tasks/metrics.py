@@ -74,8 +74,7 @@ def own_metric(path: str) -> "evaluate.Metric":
 
     name = f"metric '{name_of(path)}' of eval.metrics"
     if any(kind == "external" for kind, *_ in get_imports(path)):
-        raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code "
-                        "beside it")
+        raise UserError(f"{name} imports code from an address, which is not run; copy that code beside it")
     try:
         metric = evaluate.load(path, module_type="metric", keep_in_memory=True)
         wanted = metric._feature_names()

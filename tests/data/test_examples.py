@@ -77,7 +77,7 @@ BAD = {
     "half a character": ('{"prompt": "a", "answer": "\\ud800"}', "surrogate"),
     "one choice": (CHOICE | {"choices": ["4"], "answer": 0}, "at least two"),
     "no list of choices": (CHOICE | {"choices": "34"}, "at least two"),
-    "one choice, twice": (CHOICE | {"choices": ["4", "4 "]}, "at least two different"),
+    "one choice, twice": (CHOICE | {"choices": ["4", "4 "]}, "at least two answers"),
     "a blank choice": (CHOICE | {"choices": ["4", " "]}, "a choice must be a text"),
     "an answer that is no choice": (CHOICE | {"answer": "5"}, "from 0 to 1, got '5'"),
     "an index too large": (CHOICE | {"answer": 2}, "from 0 to 1, got 2"),

@@ -66,11 +66,9 @@ def sampled_rows(teacher: PreTrainedModel, count: int, length: int, together: in
     """
     begin, positions = teacher.config.bos_token_id, teacher.config.max_position_embeddings
     if begin is None or teacher.generation_config.eos_token_id is None:
-        raise UserError("a teacher's texts need a begin token and an end token; its config.json must name "
-                        "both (bos_token_id, eos_token_id)")
+        raise UserError("a teacher's texts need a begin token and an end token: name both in its config.json")
     if length > positions:
-        raise UserError(f"texts of {length} tokens exceed the teacher's {positions} positions; "
-                        "lower student.length")
+        raise UserError(f"texts of {length} tokens exceed the teacher's {positions} positions; shorten them")
     ends = torch.tensor(teacher.generation_config.eos_token_id)
     rows = torch.full((count, length), NONE)
     with torch.random.fork_rng(), tqdm(desc="sampling", total=count, unit="text") as bar:
@@ -154,9 +152,7 @@ def make_student(teacher: Path, folder: Path, conf: Conf) -> dict[str, Any]:
     if large.family != "llama":
         raise UserError(f"the teacher is a {large.family} host; --from takes a llama")
     if small.hidden >= large.hidden or small.layers["decoder"] >= large.layers["decoder"]:
-        raise UserError(f"a student of width {small.hidden} and {small.layers['decoder']} layers is not "
-                        f"smaller than its teacher ({large.hidden}, {large.layers['decoder']}); set "
-                        "student.shape in another --conf")
+        raise UserError("the student is not smaller than its teacher; set student.shape in another --conf")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give another folder (--to)")
     whole, started = load_plain(source, "sdpa"), time.perf_counter()
