@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from portability.core.errors import UserError
-from portability.core.specs import SCHEMA, HostSpec, RunSpec, from_dict
+from portability.core.specs import SCHEMA, RunSpec, from_dict
 from portability.hosts.host import load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import merge_lora
@@ -52,38 +52,24 @@ def merge(store: Store, run_id: str, folder: Path, host_folder: Path | None = No
     if record is None:
         raise UserError(f"no run {run_id} in {store.root}; give a run id from the study's tables or report")
     if record.get("schema") != SCHEMA:
-        raise UserError(f"run {run_id} is of an older protocol (schema {record.get('schema')}), which is "
-                        "read but not merged; train it again")
+        raise UserError(f"{run_id} is of an older protocol (schema {record.get('schema')}); train it again")
     run = from_dict(RunSpec, record["spec"])
     if run.method is None or run.method.library != "portability":
-        raise UserError(f"run {run_id} has no LoRA of library portability (method=lora_all), and no other "
-                        "can be merged here")
+        raise UserError(f"run {run_id} has no LoRA of library portability, and no other can be merged")
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
+    if host_folder is None and run.host.revision is None and not run.host.source.startswith("embedded:"):
+        raise UserError(f"run {run_id} was made on a host in a local folder; say where it is: --host FOLDER")
+    found = describe(HostSource(run.host.name, path=str(host_folder))) if host_folder else run.host
+    if found.fingerprint != run.host.fingerprint:
+        raise UserError(f"{host_folder} is not the host '{run.host.name}' on which run {run_id} was made")
     module = ModuleState.from_file(*store.tensors(run_id, "module"))
     has_start = (store.folder(run_id) / "start.safetensors").exists()
     start = ModuleState.from_file(*store.tensors(run_id, "start")) if has_start else None
-    host = load_host(_host(run, host_folder))
+    host = load_host(found)
     merge_lora.merge(host, run.method, module, start)
     host.model.save_pretrained(folder, safe_serialization=True)
     host.tokenizer.save_pretrained(folder)
-
-
-def _host(run: RunSpec, folder: Path | None) -> HostSpec:
-    """The run's host, where it is now.
-
-    Raises:
-        UserError: it is not there, or is another one than the run was made on.
-    """
-    if folder is None and run.host.revision is None and not run.host.source.startswith("embedded:"):
-        raise UserError(f"run {run.run_id} was made on host '{run.host.name}' in a local folder; say where "
-                        "it is: --host FOLDER")
-    if folder is None:
-        return run.host
-    found = describe(HostSource(run.host.name, path=str(folder)))
-    if found.fingerprint != run.host.fingerprint:
-        raise UserError(f"{folder} is not the host '{run.host.name}' on which run {run.run_id} was made")
-    return found
 
 
 if __name__ == "__main__":
