@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from portability.core.errors import UserError
-from portability.export import host_of, run_of
+from portability.core.specs import SCHEMA, RunSpec, from_dict
 from portability.hosts.host import load_host
+from portability.hosts.sources import HostSource, describe
 from portability.methods import merge_lora
 from portability.methods.module import ModuleState
 from portability.store import Store
@@ -47,16 +48,25 @@ def merge(store: Store, run_id: str, folder: Path, host_folder: Path | None = No
     Raises:
         UserError: no such run, no LoRA of library portability, another host, or tied weights that would part.
     """
-    run = run_of(store, run_id)
+    record = store.read(run_id)
+    if record is None:
+        raise UserError(f"no run {run_id} in {store.root}; give a run id from the study's tables or report")
+    if record.get("schema") != SCHEMA:
+        raise UserError(f"{run_id} is of an older protocol (schema {record.get('schema')}); train it again")
+    run = from_dict(RunSpec, record["spec"])
     if run.method is None or run.method.library != "portability":
-        raise UserError(f"run {run_id} has no LoRA of library portability (method=lora_all), and no other "
-                        "can be merged here")
+        raise UserError(f"run {run_id} has no LoRA of library portability, and no other can be merged")
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
+    if host_folder is None and run.host.revision is None and not run.host.source.startswith("embedded:"):
+        raise UserError(f"run {run_id} was made on a host in a local folder; say where it is: --host FOLDER")
+    found = describe(HostSource(run.host.name, path=str(host_folder))) if host_folder else run.host
+    if found.fingerprint != run.host.fingerprint:
+        raise UserError(f"{host_folder} is not the host '{run.host.name}' on which run {run_id} was made")
     module = ModuleState.from_file(*store.tensors(run_id, "module"))
     has_start = (store.folder(run_id) / "start.safetensors").exists()
     start = ModuleState.from_file(*store.tensors(run_id, "start")) if has_start else None
-    host = load_host(host_of(run, host_folder))
+    host = load_host(found)
     merge_lora.merge(host, run.method, module, start)
     host.model.save_pretrained(folder, safe_serialization=True)
     host.tokenizer.save_pretrained(folder)

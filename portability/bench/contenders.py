@@ -105,7 +105,7 @@ def plain_loop(ours: Ours, factor: float = 1.0) -> Callable[[int], Tensor]:
         picks, bucket = schedule.examples(step, 0), schedule.buckets[schedule.bucket(step)[0]]
         rows = ours.bench.scorer.rows(training, picks, len(picks), bucket)
         *batch, target = (part.to(ours.device) for part in rows)
-        loss = nn.functional.cross_entropy(scorer(*batch), target)
+        loss = nn.functional.cross_entropy(scorer("label_logits", *batch), target)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([known[name] for name in parameters], spec.clip)

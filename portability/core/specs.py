@@ -160,7 +160,7 @@ class AnswerSpec:
         new_tokens: most tokens of a written answer, its end token included; None for choice.
         max_length: tokens of prompt and answer (of t5: of the prompt, and of the answer).
         too_long: what becomes of answers to write that leave no room for a prompt in it, one of TOO_LONG
-            (data.answer_tokens.encode_answers).
+            (data.tokenization.encode_answers).
     """
 
     scoring: str

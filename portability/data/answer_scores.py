@@ -5,6 +5,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 
 import numpy as np
 
@@ -27,11 +28,6 @@ def number(text: str) -> str | None:
     plain = f"{Decimal(text.replace(',', '')):f}"
     plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
     return "0" if plain in ("-0", "+0", "") else plain.removeprefix("+")
-
-
-def plain(text: str) -> str:
-    """The text without blanks around it."""
-    return text.strip()
 
 
 def squad(text: str) -> str:
@@ -72,29 +68,16 @@ def last_number(text: str) -> str:
     return number(found[-1]) or "" if found else ""
 
 
-def after_marker(text: str) -> str:
-    """What follows the last "####", as GSM8K ends its chains (Cobbe et al. 2021, arXiv 2110.14168),
-    normalised by `squad`; nothing where there is no marker.
+def after(marker: str, text: str) -> str:
+    """What follows the last such marker on its line, normalised by `squad`; nothing where there is none.
+
+    "####" is how GSM8K ends its chains (Cobbe et al. 2021, arXiv 2110.14168); "answer is" stands in the
+    target of Zhong et al. (ICLR 2024) for MMLU, "The answer is: B".
 
     Example:
-        >>> after_marker("5 + 1 = 6 #### 6.0")
-        '6'
+        >>> after("####", "5 + 1 = 6 #### 6.0"), after("answer is", "I think the answer is: B.")
+        ('6', 'b')
     """
-    return _after("####", text)
-
-
-def after_answer_is(text: str) -> str:
-    """What follows the last "answer is", as in "The answer is: B", the target of Zhong et al. (ICLR 2024) for
-    MMLU, on its line, normalised by `squad`; nothing where these words are missing.
-
-    Example:
-        >>> after_answer_is("I think the answer is: B.")
-        'b'
-    """
-    return _after("answer is", text)
-
-
-def _after(marker: str, text: str) -> str:
     _, found, rest = text.lower().rpartition(marker)
     return squad((rest.strip().splitlines() or [""])[0]) if found else ""
 
@@ -108,18 +91,16 @@ def final(text: str) -> str:
         >>> tuple(final(text) for text in texts)
         ('5', '7', '5', 'yes')
     """
-    for marked in (after_marker(text), after_answer_is(text)):
-        if marked:
-            return last_number(marked) or marked
-    return last_number(text)
+    marked = after("####", text) or after("answer is", text)
+    return last_number(marked or text) or marked
 
 
 NORMALISERS: dict[str, Callable[[str], str]] = {
-    "plain": plain,
+    "plain": str.strip,
     "squad": squad,
     "last_number": last_number,
-    "after_marker": after_marker,
-    "after_answer_is": after_answer_is,
+    "after_marker": partial(after, "####"),
+    "after_answer_is": partial(after, "answer is"),
     "final": final,
 }
 
@@ -135,20 +116,18 @@ def exact_match(predictions: Sequence[str], references: Sequence[str],
 
     Raises:
         UserError: an unknown normaliser, or a reference of which it leaves nothing.
-        ValueError: none, or not as many predictions as references.
+        ValueError: not as many predictions as references.
 
     Example:
         >>> exact_match(["The 1,234.0", "six"], ["1234", "6"]).tolist()
         [1.0, 0.0]
     """
     normalise = NORMALISERS[choose(normaliser, NORMALISERS, "normaliser")]
-    _check(predictions, references)
     wanted = [normalise(text) for text in references]
     if "" in wanted:
         place = wanted.index("")
         raise UserError(f"normaliser '{normaliser}' leaves nothing of the answer {references[place][:60]!r} "
-                        f"(example {place}, "
-                        f"from 0); choose another one, or another answer")
+                        f"(example {place}, from 0); choose another one, or another answer")
     return np.array([float(normalise(text) == want) for text, want in zip(predictions, wanted, strict=True)])
 
 
@@ -158,7 +137,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray
     has none and scores 0.
 
     Raises:
-        ValueError: none, or not as many predictions as references.
+        ValueError: not as many predictions as references.
 
     Example:
         >>> rouge_l(["the cat sat"], ["the cat was sat upon"]).round(6).tolist()
@@ -166,7 +145,6 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray
     """
     from rouge_score.rouge_scorer import RougeScorer  # with nltk, which takes a second
 
-    _check(predictions, references)
     scorer = RougeScorer(["rougeL"])
     return np.array([scorer.score(wanted, said)["rougeL"].fmeasure
                      for said, wanted in zip(predictions, references, strict=True)])
@@ -174,8 +152,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray
 
 LIKELIHOODS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "sum": lambda sums, lengths: sums,  # of the log-probabilities of a choice's tokens
-    # of one token, so that long choices are not at a disadvantage
-    "mean": lambda sums, lengths: sums / lengths,
+    "mean": np.divide,  # of one token, so that long choices are not at a disadvantage
 }
 
 
@@ -204,8 +181,7 @@ def margins(
     """
     values = LIKELIHOODS[choose(likelihood, LIKELIHOODS, "likelihood")](np.asarray(sums, np.float64), lengths)
     if not np.isfinite(values).all():
-        raise ValueError(f"log-probabilities are not finite for {int((~np.isfinite(values)).sum())} of "
-                         f"{values.size} rows")
+        raise ValueError(f"not finite for {int((~np.isfinite(values)).sum())} of {values.size} likelihoods")
     count = int(group.max()) + 1
     rights, wrongs = (np.bincount(group[rows], minlength=count) for rows in (right, ~right))
     if (rights != 1).any() or (wrongs < 1).any():
@@ -225,9 +201,3 @@ def choice(margin: np.ndarray) -> np.ndarray:
         [1.0, 0.0, 0.0]
     """
     return (np.asarray(margin) > 0).astype(np.float64)
-
-
-def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
-    if len(predictions) != len(references) or not references:
-        raise ValueError(f"scores need as many predictions as references, got {len(predictions)} and "
-                         f"{len(references)}")

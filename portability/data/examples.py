@@ -1,13 +1,12 @@
-"""Examples of a task: a prompt and the answer to write, or to choose; read from JSONL and checked line by
-line."""
+"""Examples of a task: a prompt and the answer to write, or to choose; or a text with its label. Rows of JSON
+are checked one by one, and what is wrong with one is said with its place."""
 
 import json
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from portability.core.errors import UserError
@@ -18,8 +17,10 @@ FORMS = (
     frozenset({"prompt", "choices", "answer"}),  # the answer is chosen
     frozenset({"messages"}),  # a chat: the last turn is the answer
 )
+KEYS = " or ".join(", ".join(sorted(form)) for form in FORMS)
 Turn = tuple[str, str]  # role, content
-NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+LabelledText = tuple[str, int]  # text, label (0 negative, 1 positive)
+Rows = list[Any]  # all of them LabelledText, or all of them Example
 
 
 @dataclass(frozen=True)
@@ -42,78 +43,106 @@ class Example:
     turns: tuple[Turn, ...] = ()
 
 
-def read_examples(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> list[Example]:
-    """The examples of a file, a JSON object a line, in its order.
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """What each line of a file holds, after its place in words.
 
-    A line is ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the answer as index or text
-    (a choice that stands there twice, as in some questions of MMLU, counts once), or ``{"messages": [{"role",
-    "content"}, ...]}`` with the answer as last turn. A file may mix chats and prompts, but not answers to
-    write and answers to choose.
+    Raises:
+        UserError: names the file, and the line, if it cannot be read or is not JSON in UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path} line {number}"
+                try:
+                    value = json.loads(line)
+                    json.dumps(value, ensure_ascii=False).encode()  # not where half a surrogate pair stands
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f"{where} is not JSON in UTF-8: {error}") from error
+                yield where, value
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_rows(
+    values: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None = None, labelled: bool = False
+) -> Rows:
+    """Texts with labels, or examples: ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the
+    answer as index or text (a choice that stands there twice, as in some questions of MMLU, counts once), or
+    ``{"messages": [{"role", "content"}, ...]}`` with the answer as last turn. Chats and prompts may be mixed,
+    but not answers to write and answers to choose.
 
     Args:
-        columns: keys of a line -> names under which they stand there, other names being passed over; empty:
+        values: place and content of each row.
+        columns: keys of a row -> names under which they stand there, other names being passed over; none:
             as they are.
 
     Raises:
-        UserError: names the file, and the line, if it cannot be read, is empty, or holds something else.
+        UserError: names the place, if something else stands there.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    places = [f"{path} line {number}" for number in range(1, len(lines) + 1)]
-    found = [example_of(parsed(line, where), where, columns)
-             for line, where in zip(lines, places, strict=True)]
-    if not found:
-        raise UserError(f"{path} is empty: it must hold at least one example, a JSON object a line")
-    check_kinds(found, f"{path} line")
+    found: Rows = []
+    for where, value in values:
+        if columns:
+            if not isinstance(value, dict):
+                raise UserError(f"{where} must be a JSON object with {', '.join(columns.values())}")
+            if lacking := [column for column in columns.values() if column not in value]:
+                raise UserError(f"{where} has no {lacking[0]!r}")
+            value = {name: value[column] for name, column in columns.items()}
+        found.append(_labelled(value, where) if labelled else _example(value, where))
+        if not labelled and (found[0].choices is None) != (found[-1].choices is None):
+            have, want = ("choices", "none") if found[0].choices is None else ("no choices", "some")
+            raise UserError(f"{where} has {have} and the first has {want}; give each kind a set of its own")
     return found
 
 
-def parsed(line: bytes, where: str) -> Any:
-    """What a line of JSON holds.
-
-    Raises:
-        UserError: names `where` it stands, if it is not UTF-8 or not JSON.
-    """
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 (byte {error.start + 1} of the line)") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{what} must be a text that is not blank, got {reprlib.repr(value)}")
+    return value
 
 
-def check_kinds(found: Sequence[Example], where: str) -> None:
-    """See that answers are either all to be written or all to be chosen.
-
-    Raises:
-        UserError: they are not; `where` stands before the number of the first other one.
-    """
-    first = found[0].choices is None
-    for number, example in enumerate(found, start=1):
-        if (example.choices is None) != first:
-            have, want = ("choices", "none") if first else ("no choices", "some")
-            raise UserError(f"{where} {number} has {have} and the first has {want}: answers to write and "
-                            f"answers to choose "
-                            "need a file each")
+def _labelled(value: Mapping[str, Any], where: str) -> LabelledText:
+    label = value["label"]
+    if type(label) is not int or label not in (0, 1):
+        raise UserError(f"{where}: the label must be the number 0 or 1 (positive), got {reprlib.repr(label)}")
+    return _text(value["text"], f"{where}: the text"), label
 
 
-def kind(examples: Sequence[Example]) -> str:
-    """What is asked for: "generate" (the answer is written) or "choice" (it is chosen by its likelihood).
+def _example(value: Any, where: str) -> Example:
+    if not isinstance(value, dict) or frozenset(value) not in FORMS:
+        have = ", ".join(sorted(value)) or "none" if isinstance(value, dict) else reprlib.repr(value)
+        raise UserError(f"{where} must be a JSON object with exactly the keys {KEYS}, got {have}")
+    if "messages" in value:
+        return _chat(value["messages"], where)
+    prompt, answer = _text(value["prompt"], f"{where}: 'prompt'"), value["answer"]
+    if "choices" not in value:
+        return Example(prompt, _text(answer, f"{where}: 'answer'"))
+    listed, once = value["choices"], dict[str, str]()
+    texts = [_text(one, f"{where}: a choice") for one in (listed if isinstance(listed, list) else ())]
+    for text in texts:
+        once.setdefault(text.strip(), text)
+    if len(once) < 2:
+        raise UserError(f"{where}: 'choices' must list at least two answers, got {reprlib.repr(listed)}")
+    place = texts.index(answer) if answer in texts else answer
+    if type(place) is not int or not 0 <= place < len(texts):
+        last = len(texts) - 1
+        raise UserError(f"{where}: 'answer' must be a choice or an index from 0 to {last}, got {answer!r}")
+    right = texts[place].strip()
+    return Example(prompt, once[right], tuple(once.values()), list(once).index(right))
 
-    Raises:
-        UserError: no examples, or both kinds among them.
 
-    Example:
-        >>> kind([Example("2 + 2 =", "4")]), kind([Example("2 + 2 =", "4", ("3", "4"), 1)])
-        ('generate', 'choice')
-    """
-    kinds = {"generate" if example.choices is None else "choice" for example in examples}
-    if len(kinds) != 1:
-        raise UserError("a task needs examples" if not kinds
-                        else "examples with and without choices cannot be one task")
-    return kinds.pop()
+def _chat(messages: Any, where: str) -> Example:
+    turns: list[Turn] = []
+    for number, message in enumerate(messages if isinstance(messages, list) else (), start=1):
+        known = isinstance(message, dict) and message.keys() == {"role", "content"}
+        if not known or message["role"] not in ROLES:
+            raise UserError(f"{where}: message {number} must be an object with exactly 'role' (one of "
+                            f"{', '.join(ROLES)}) and 'content', got {reprlib.repr(message)}")
+        turns.append((message["role"], _text(message["content"], f"{where}: message {number}: 'content'")))
+    roles = [role for role, _ in turns]
+    if roles[-1:] != ["assistant"] or "user" not in roles:
+        raise UserError(f"{where}: 'messages' must hold one of the user and end with the assistant's, which "
+                        f"is the answer, got roles: {', '.join(roles) or 'none'}")
+    return Example(render(turns[:-1]), turns[-1][1], turns=tuple(turns[:-1]))
 
 
 def render(turns: Sequence[Turn]) -> str:
@@ -131,7 +160,7 @@ def key(text: str) -> str:
     """What two prompts have in common when they count as the same: words, numbers and marks in order,
     case-folded.
 
-    Unlike the key of sentences (decontamination.key) it keeps marks and where words end.
+    Unlike the key of sentences (splits.key) it keeps marks and where words end.
 
     Example:
         >>> key("12+3 = ") == key("12 + 3 =") != key("1 + 23 =")
@@ -149,79 +178,3 @@ def question(example: Example) -> str:
         True
     """
     return "\n".join([key(example.prompt), *sorted(map(key, example.choices or ()))])
-
-
-def example_of(value: Any, where: str, columns: Mapping[str, str] = NO_COLUMNS) -> Example:
-    """An example out of an object with exactly the keys of one of FORMS, or with these under other names.
-
-    Args:
-        columns: as of `read_examples`.
-
-    Raises:
-        UserError: names `where` it stands, if it is something else.
-    """
-    if columns and isinstance(value, dict):
-        lacking = [column for column in columns.values() if column not in value]
-        if lacking:
-            raise UserError(f"{where} has no {lacking[0]!r}")
-        value = {name: value[column] for name, column in columns.items()}
-    if not isinstance(value, dict) or frozenset(value) not in FORMS:
-        forms = " or ".join(", ".join(sorted(form)) for form in FORMS)
-        have = reprlib.repr(value)
-        if isinstance(value, dict):
-            have = ", ".join(sorted(map(str, value))) or "none"
-        raise UserError(f"{where} must be a JSON object with exactly the keys {forms}, got {have}")
-    if "messages" in value:
-        return _chat(value["messages"], where)
-    prompt = _text(value["prompt"], f"{where}: 'prompt'")
-    if "choices" in value:
-        return _choice(prompt, value["choices"], value["answer"], where)
-    return Example(prompt, _text(value["answer"], f"{where}: 'answer'"))
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{what} must be a text that is not blank, got {reprlib.repr(value)}")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise UserError(f"{what} holds half a surrogate pair, which is no character")
-    return value
-
-
-def _choice(prompt: str, choices: Any, answer: Any, where: str) -> Example:
-    if not isinstance(choices, list) or len(choices) < 2:
-        raise UserError(f"{where}: 'choices' must list at least two answers, got {reprlib.repr(choices)}")
-    texts = tuple(_text(choice, f"{where}: a choice") for choice in choices)
-    if isinstance(answer, str) and answer in texts:
-        answer = texts.index(answer)
-    if type(answer) is not int or not 0 <= answer < len(texts):
-        raise UserError(f"{where}: 'answer' must be one of the choices, or its index from 0 to "
-                        f"{len(texts) - 1}, "
-                        f"got {reprlib.repr(answer)}")
-    right, once = texts[answer].strip(), dict[str, str]()
-    for text in texts:
-        once.setdefault(text.strip(), text)
-    if len(once) < 2:
-        raise UserError(f"{where}: 'choices' holds one answer only, more than once: {reprlib.repr(choices)}")
-    return Example(prompt, once[right], tuple(once.values()), list(once).index(right))
-
-
-def _chat(messages: Any, where: str) -> Example:
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise UserError(f"{where}: 'messages' must list at least two turns, got {reprlib.repr(messages)}")
-    turns = [_turn(message, f"{where}: message {number}") for number, message in enumerate(messages, start=1)]
-    if turns[-1][0] != "assistant":
-        raise UserError(f"{where}: the last message must be the assistant's, because it is the answer, got "
-                        f"{turns[-1][0]}'s")
-    if "user" not in [role for role, _ in turns[:-1]]:
-        raise UserError(f"{where}: no message of the user stands before the answer")
-    return Example(render(turns[:-1]), turns[-1][1], turns=tuple(turns[:-1]))
-
-
-def _turn(message: Any, where: str) -> Turn:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise UserError(f"{where} must be an object with exactly 'role' and 'content', got "
-                        f"{reprlib.repr(message)}")
-    if message["role"] not in ROLES:
-        raise UserError(f"{where}: 'role' must be one of {', '.join(ROLES)}, got "
-                        f"{reprlib.repr(message['role'])}")
-    return message["role"], _text(message["content"], f"{where}: 'content'")

@@ -7,14 +7,14 @@ stays near the real tokens and a member's arithmetic does not depend on its neig
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from portability.core.seeds import stream_seed
-from portability.data.answer_tokens import Sequences
-from portability.data.tokenization import Encoded
+from portability.data.tokenization import Flat, Sequences
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def buckets(lengths: np.ndarray, smallest: int) -> list[Bucket]:
 class BatchSampler:
     """The batches of a training set; absolute, so a longer run begins with the batches of a shorter one."""
 
-    def __init__(self, encoded: Encoded | Sequences, batch_size: int, bucket_batches: int, data_key: str):
+    def __init__(self, encoded: Flat, batch_size: int, bucket_batches: int, data_key: str):
         self.buckets = buckets(encoded.lengths, batch_size * bucket_batches)
         self.batch_size, self.data_key = batch_size, data_key
         turns = [max(1, len(bucket.members) // batch_size) for bucket in self.buckets]
@@ -104,7 +104,7 @@ def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
     return np.concatenate([picks, np.repeat(picks[..., :1], -picks.shape[-1] % multiple, axis=-1)], axis=-1)
 
 
-def pad(encoded: Encoded, picks: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+def pad(encoded: Flat, picks: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
     """Token ids and mask of the picked examples, each (*picks.shape, length) int64, padded on the right with
     id 0 (masked, so the id never counts).
 
@@ -113,7 +113,7 @@ def pad(encoded: Encoded, picks: np.ndarray, length: int) -> tuple[Tensor, Tenso
         length: at least the tokens of the longest of them.
 
     Example:
-        >>> two = Encoded(np.array([7, 8, 9], dtype=np.int32), np.array([0, 1, 3]), np.array([0, 1]), 0)
+        >>> two = Flat(np.array([7, 8, 9], dtype=np.int32), np.array([0, 1, 3]))
         >>> [part.tolist() for part in pad(two, np.array([1, 0]), 2)]
         [[[8, 9], [7, 0]], [[1, 1], [1, 0]]]
     """
@@ -137,3 +137,35 @@ def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
         [[1, 2], [0]]
     """
     return np.split(np.argsort(lengths, kind="stable"), range(size, len(lengths), size))
+
+
+class Batch(NamedTuple):
+    """Rows of `Sequences` as tensors, int64, each (..., B, length), padded on the right with id 0.
+
+    Attributes:
+        ids: (..., B, T) prompts with answers (of t5, prompts).
+        mask: (..., B, T) 1 for real tokens.
+        starts: (..., B) where an answer begins in its row.
+        answers: (..., B, A) the answers' tokens.
+        answer_mask: (..., B, A) 1 for real tokens; a row without any has no loss.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    starts: Tensor
+    answers: Tensor
+    answer_mask: Tensor
+
+
+def batch(sequences: Sequences, picks: np.ndarray, length: int, answer_length: int) -> Batch:
+    """The picked rows, padded.
+
+    Args:
+        picks: indices of rows, of any shape (..., B).
+        length: at least the tokens of the longest of them.
+        answer_length: at least the tokens of the longest answer among them.
+    """
+    ids, mask = padded(sequences.ids, sequences.offsets[picks], sequences.lengths[picks], length)
+    answers, answer_mask = padded(sequences.answer_ids, sequences.answer_begins[picks],
+                                  sequences.answer_lengths[picks], answer_length)
+    return Batch(ids, mask, torch.from_numpy(sequences.starts[picks]), answers, answer_mask)

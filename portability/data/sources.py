@@ -1,25 +1,25 @@
 """Data sets as they stand in local files or on the hub: read and checked row by row, never trusted."""
 
 import re
-import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from portability.core.errors import UserError, choose
 from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
 from portability.core.specs import SCORINGS, TOO_LONG, AnswerSpec
 from portability.data.answer_scores import LIKELIHOODS, NORMALISERS
-from portability.data.decontamination import LabelledText, Rows
-from portability.data.examples import FORMS, Example, check_kinds, example_of, kind, parsed, read_examples
+from portability.data.examples import FORMS, KEYS, Rows, json_lines, read_rows
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
-SHIPPED = EMBEDDED / "data"
 SPLITS = ("train", "validation", "test")
+WRITTEN = {"new_tokens": None, "too_long": TOO_LONG[0]}
+# by scoring: what a set's answers may say, and what holds where they do not
+ANSWERS: Mapping[str, Mapping[str, Any]] = {
+    "exact_match": {**WRITTEN, "normaliser": "squad"}, "rouge_l": WRITTEN, "choice": {"likelihood": "sum"},
+}
+KNOWN = {"too_long": TOO_LONG, "normaliser": NORMALISERS, "likelihood": LIKELIHOODS}
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,24 @@ def check(source: DataSource) -> dict[str, str]:
         UserError: not exactly one place, no pinned revision, or splits that are unknown, missing or used
             twice.
     """
-    where = f"data set '{source.name}'"
-    if (source.path is None) == (source.hub is None):
-        raise UserError(f"{where}: give either a path or a hub id (got path={source.path}, hub={source.hub})")
     for split in source.splits:
-        choose(str(split), SPLITS, f"split of {where}")
+        choose(str(split), SPLITS, f"split of data set '{source.name}'")
     used = {split: str(source.splits[split]) for split in SPLITS if source.splits.get(split)}
-    if not {"train", "test"} <= used.keys():
-        raise UserError(f"{where}: splits must name a train and a test split, got {dict(source.splits)}")
-    if len(set(used.values())) < len(used):
-        raise UserError(f"{where}: one split of the source cannot serve twice, got {dict(source.splits)}")
-    if source.hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", source.hub):
-        raise UserError(f"{where}: a hub id reads owner/name, got {source.hub!r}")
-    if source.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
-        raise UserError(f"{where}: pin {source.hub} to a revision of 40 hex digits, got {source.revision!r}")
-    if source.columns and (source.answers is None or frozenset(source.columns) not in FORMS):
-        forms = " or ".join(", ".join(sorted(form)) for form in FORMS)
-        raise UserError(f"{where}: columns name the keys {forms} of a set with answers, got "
-                        f"{dict(source.columns)}")
+    hub, given = source.hub, dict(source.splits)
+    named, pinned = r"[\w.-]+/[\w.-]+", r"[0-9a-f]{40}"
+    columns = not source.columns or source.answers is not None and frozenset(source.columns) in FORMS
+    for right, says in (
+        ((source.path is None) != (hub is None),
+         f"give either a path or a hub id (got path={source.path}, hub={hub})"),
+        ({"train", "test"} <= used.keys(), f"splits must name a train and a test split, got {given}"),
+        (len(set(used.values())) == len(used), f"one split of the source cannot serve twice, got {given}"),
+        (hub is None or re.fullmatch(named, hub), f"a hub id reads owner/name, got {hub!r}"),
+        (hub is None or re.fullmatch(pinned, source.revision or ""),
+         f"pin {hub} to a revision of 40 hex digits, got {source.revision!r}"),
+        (columns, f"columns name the keys {KEYS} of a set with answers, got {dict(source.columns)}"),
+    ):
+        if not right:
+            raise UserError(f"data set '{source.name}': {says}")
     return used
 
 
@@ -89,29 +89,20 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     """
     if source.answers is None:
         return None
-    given, where = dict(source.answers), f"data.{source.name}.answers"
-    scoring = choose(str(given.pop("scoring", None)), SCORINGS, f"{where}.scoring (the type of task)")
-    written = scoring != "choice"
-    known = {"exact_match": ("normaliser", "new_tokens", "too_long"), "rouge_l": ("new_tokens", "too_long"),
-             "choice": ("likelihood",)}[scoring]
-    for key in given:
-        choose(str(key), (*known, "max_length"), f"key in {where}, scored by {scoring},")
-    numbers = {"max_length": given.get("max_length", max_length)} | ({"new_tokens": given.get("new_tokens")}
-                                                                     if written else {})
-    for key, value in numbers.items():
-        if type(value) is not int or value < 1:
+    where = f"data.{source.name}.answers"
+    scoring = choose(str(source.answers.get("scoring")), SCORINGS, f"{where}.scoring (the type of task)")
+    found = {"scoring": scoring, "max_length": max_length, **ANSWERS[scoring]}
+    for key in source.answers:
+        choose(str(key), found, f"key in {where}, scored by {scoring},")
+    found |= source.answers
+    for key, value in found.items():
+        if key in KNOWN:
+            choose(str(value), KNOWN[key], f"{where}.{key}")
+        elif key != "scoring" and (type(value) is not int or value < 1):
             raise UserError(f"{where}.{key} must be a whole number of tokens from 1 on, got {value!r}")
-    spec = AnswerSpec(
-        scoring=scoring, new_tokens=numbers.get("new_tokens"), max_length=numbers["max_length"],
-        normaliser=str(given.get("normaliser", "squad")) if scoring == "exact_match" else None,
-        likelihood=None if written else str(given.get("likelihood", "sum")),
-        too_long=choose(str(given.get("too_long", TOO_LONG[0])), TOO_LONG, f"{where}.too_long"),
-    )
-    choose(spec.normaliser or "squad", NORMALISERS, f"{where}.normaliser")
-    choose(spec.likelihood or "sum", LIKELIHOODS, f"{where}.likelihood")
-    if written and spec.max_length <= (spec.new_tokens or 0):
-        raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt in max_length "
-                        f"{spec.max_length}; raise max_length")
+    spec = AnswerSpec(**{"normaliser": None, "likelihood": None, "new_tokens": None, **found})
+    if spec.max_length <= (spec.new_tokens or 0):
+        raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt; raise max_length")
     return spec
 
 
@@ -126,38 +117,14 @@ def files(source: DataSource) -> dict[str, Path]:
         return {}
     folder = Path(source.path).expanduser()
     if source.path.startswith("embedded:"):
-        folder = SHIPPED / source.path.removeprefix("embedded:")
+        folder = EMBEDDED / "data" / source.path.removeprefix("embedded:")
     if not folder.is_dir():
-        raise UserError(f"data set '{source.name}': no folder {folder}; set data_root=FOLDER, or its path in "
-                        "conf/data")
+        raise UserError(f"data set '{source.name}': no folder {folder}; set data_root, or path in conf/data")
     paths = {split: folder / f"{name}.jsonl" for split, name in used.items()}
     for split, path in paths.items():
         if not path.is_file():
             raise UserError(f"data set '{source.name}': no file {path} for its {split} split")
     return paths
-
-
-def read(source: DataSource) -> "DatasetDict":
-    """All splits of a set, with columns text (str) and label (0 negative, 1 positive), or prompt, answer and
-    choices.
-
-    Raises:
-        UserError: anything wrong with the source, its files, or one of its rows.
-    """
-    from datasets import Dataset, DatasetDict
-
-    found = {}
-    for split in check(source):
-        found[split] = Dataset.from_dict(as_columns(read_split(source, split)))
-    return DatasetDict(found)
-
-
-def as_columns(rows: Rows) -> dict[str, list[Any]]:
-    """Rows as columns: text and label, or prompt, answer and choices."""
-    if all(isinstance(row, Example) for row in rows):
-        return {name: [getattr(row, name) for row in rows] for name in ("prompt", "answer", "choices")}
-    texts = [row for row in rows if not isinstance(row, Example)]
-    return {name: [row[place] for row in texts] for place, name in enumerate(("text", "label"))}
 
 
 def read_split(source: DataSource, split: str) -> Rows:
@@ -170,85 +137,40 @@ def read_split(source: DataSource, split: str) -> Rows:
     used = check(source)
     if split not in used:
         raise UserError(f"data set '{source.name}' has no {split} split; name one in its splits (conf/data)")
-    path = files(source).get(split)
+    labelled, path = source.answers is None, files(source).get(split)
+    columns = {"text": source.text_column, "label": source.label_column} if labelled else source.columns
     where = str(path) if path else f"{source.hub} split {used[split]}"
-    if source.answers is not None:
-        return _examples(source, path, used[split], where)
-    rows = _file_rows(source, path) if path else _hub_rows(source, used[split], where)
-    labels = {label for _, label in rows}
+    values = json_lines(path) if path else _hub_rows(source, used[split], columns, where)
+    rows = read_rows(values, columns, labelled)
+    labels = {label for _, label in rows} if labelled else ()
     if not rows:
         raise UserError(f"{where} holds no examples")
     if len(labels) == 1:
         raise UserError(f"{where} holds only examples of label {labels.pop()}; both 0 and 1 are needed")
-    return list(rows)
+    if not labelled:
+        _check_answers(source, rows, where)
+    return rows
 
 
-def _examples(source: DataSource, path: Path | None, split: str, where: str) -> Rows:
-    """The examples of a set of prompts."""
-    if path is not None:
-        found = read_examples(path, source.columns)
-    else:
-        rows = _hub_split(source, split)
-        found = [example_of(row, f"{where} row {number}", source.columns)
-                 for number, row in enumerate(rows, start=1)]
-        if not found:
-            raise UserError(f"{where} holds no examples")
-        check_kinds(found, f"{where} row")
-    answers = source.answers or {}
-    scoring = choose(str(answers.get("scoring")), SCORINGS, f"data.{source.name}.answers.scoring (the type "
-                     "of task)")
-    if (kind(found) == "choice") != (scoring == "choice"):
-        have = "choices" if scoring != "choice" else "no choices"
-        raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {scoring}; answers "
-                        "to write are scored by exact_match or rouge_l, choices by choice")
-    normalise = NORMALISERS.get(str(answers.get("normaliser", "squad")))
-    for number, example in enumerate(found, start=1):
-        if scoring == "exact_match" and normalise is not None and not normalise(example.answer):
+def _check_answers(source: DataSource, rows: Rows, where: str) -> None:
+    """See that the examples can be scored as the source says."""
+    spec, chosen = answer_spec(source, 2**31), rows[0].choices is not None
+    assert spec is not None
+    if chosen != (spec.scoring == "choice"):
+        have = "choices" if chosen else "no choices"
+        raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {spec.scoring}; "
+                        "answers to write are scored by exact_match or rouge_l, choices by choice")
+    normalise = NORMALISERS[spec.normaliser or "plain"]
+    for number, example in enumerate(rows, start=1):
+        if not normalise(example.answer):
             raise UserError(f"{where}, example {number}: the normaliser leaves nothing of the answer "
-                            f"{example.answer[:60]!r}; choose another one "
-                            f"(data.{source.name}.answers.normaliser)")
-    return list(found)
+                            f"{example.answer[:60]!r}; set another data.{source.name}.answers.normaliser")
 
 
-def _file_rows(source: DataSource, path: Path) -> list[LabelledText]:
-    try:
-        with path.open("rb") as file:
-            return [_line(line, source, f"{path} line {number}") for number, line in enumerate(file, start=1)]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _line(line: bytes, source: DataSource, where: str) -> tuple[str, int]:
-    value = parsed(line, where)
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be a JSON object with {source.text_column!r} and "
-                        f"{source.label_column!r}")
-    return _row(value, source, where)
-
-
-def _row(value: Mapping[str, Any], source: DataSource, where: str) -> tuple[str, int]:
-    for column in (source.text_column, source.label_column):
-        if column not in value:
-            raise UserError(f"{where} has no {column!r}")
-    text, label = value[source.text_column], value[source.label_column]
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: {source.text_column!r} must be a text that is not blank, got "
-                        f"{reprlib.repr(text)}")
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise UserError(f"{where}: {source.text_column!r} holds half a surrogate pair, which is no character")
-    if type(label) is not int or label not in (0, 1):
-        meaning = "the number 0 (negative) or 1 (positive)"
-        raise UserError(f"{where}: {source.label_column!r} must be {meaning}, got {reprlib.repr(label)}")
-    return text, label
-
-
-def _hub_rows(source: DataSource, split: str, where: str) -> list[LabelledText]:
-    values = _hub_split(source, split, (source.text_column, source.label_column))
-    return [_row(value, source, f"{where} row {number}") for number, value in enumerate(values, start=1)]
-
-
-def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a hub's split, with these columns only, or all."""
+def _hub_rows(
+    source: DataSource, split: str, columns: Mapping[str, str], where: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and content of each row of a hub's split, of these columns only, or of all."""
     look_for_hub()
     import datasets
     from datasets.exceptions import DatasetsError
@@ -259,12 +181,8 @@ def _hub_split(source: DataSource, split: str, columns: Sequence[str] = ()) -> l
         why = remedy(error, f"datasets/{source.hub}")
         raise UserError(f"data set '{source.name}': cannot fetch {source.hub}@{str(source.revision)[:8]}: "
                         f"{why}, or a local folder (path in conf/data)") from error
-    choose(split, found, f"split of {source.hub}")
-    for column in columns:
-        choose(column, found[split].column_names, f"column of {source.hub}")
-    return (found[split].select_columns(list(columns)) if columns else found[split]).to_list()
-
-
-def embedded() -> list[str]:
-    """Names of the sets shipped with the package."""
-    return sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+    part = found[choose(split, found, f"split of {source.hub}")]
+    for column in columns.values():
+        choose(column, part.column_names, f"column of {source.hub}")
+    for number, row in enumerate(part.select_columns(list(columns.values()) or part.column_names), start=1):
+        yield f"{where} row {number}", row

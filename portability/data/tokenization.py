@@ -1,99 +1,107 @@
-"""Texts to token ids, once per content: a question is cut in its text, never in the words that ask it."""
+"""Texts and examples to token ids: what a host is trained on, what it continues, and what it chooses from.
 
-import hashlib
-import importlib.metadata
-import json
-import logging
+A text with a label is cut in its text, never in the words that ask about it.
+
+A prompt is tokenised as it will stand before a generated answer, and its tokens always begin the sequence
+that is trained on. Between prompt and answer stands a blank, unless the prompt ends in a line break or tab;
+blanks at the prompt's end go to the answer, because "word" and " word" are different tokens for most hosts.
+The answer's tokens are what the whole text has after the prompt's, and the host's end token follows. Where
+the tokenizer merges across the border, the answer is tokenised by itself. (The same rule as
+lm-evaluation-harness, `TemplateLM._encode_pair`, but for such merges: it cuts there all the same.)
+
+Too long a prompt loses its beginning, so that the question next to the answer stays; an answer is cut only
+where that is asked for (`encode_answers`).
+"""
+
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.core.hashing import cache_folder
-from portability.core.specs import TaskSpec, digest
+from portability.core.specs import TaskSpec
+from portability.data.examples import Example, LabelledText
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
-LAYOUT = 1  # of the kept files and of the rule by which texts are cut
+OF_SET = "of the data set's answers (data.NAME.answers.max_length, else task.max_length)"
+NO_ROOM = ("example {example} (from 0, of those used): {room} tokens are too few for a prompt and an answer "
+           f"of {{answer}} with its end token; raise max_length {OF_SET}")
 Tokenise = Callable[[list[str]], list[list[int]]]
 
 
+def flattened(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids (T,) int32, and where each row begins and the last one ends (N + 1,) int64."""
+    lengths = np.cumsum([len(row) for row in rows], dtype=np.int64)
+    return np.array([token for row in rows for token in row], dtype=np.int32), np.concatenate([[0], lengths])
+
+
 @dataclass(frozen=True)
-class Encoded:
-    """Token ids of N examples, one after another.
+class Flat:
+    """Token ids of N rows, one after another.
 
     Attributes:
-        ids: (T,) int32, read only, perhaps mapped from a file.
-        offsets: (N + 1,) int64; example i is ``ids[offsets[i] : offsets[i + 1]]``.
-        labels: (N,) int64, 0 negative, 1 positive.
-        truncated: number of examples whose text was cut.
+        ids: (T,) int32.
+        offsets: (N + 1,) int64; row i is ``ids[offsets[i] : offsets[i + 1]]``.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
-    labels: np.ndarray
-    truncated: int
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     def row(self, index: int) -> np.ndarray:
-        """Token ids of one example, (length,) int32."""
+        """Token ids of one row, (length,) int32."""
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, (N,) int64."""
+        """Tokens of each row, (N,) int64."""
         return np.diff(self.offsets)
 
 
+@dataclass(frozen=True)
+class Encoded(Flat):
+    """Texts with labels.
+
+    Attributes:
+        labels: (N,) int64, 0 negative, 1 positive.
+        truncated: number of texts that were cut.
+    """
+
+    labels: np.ndarray
+    truncated: int
+
+
 def encode(
-    dataset: "Dataset | Mapping[str, Sequence[Any]]", tokenizer: "PreTrainedTokenizerBase", task: TaskSpec,
-    use_template: bool, tokenizer_key: str,
+    texts: Sequence[LabelledText], tokenizer: "PreTrainedTokenizerBase", task: TaskSpec, use_template: bool
 ) -> Encoded:
-    """Tokenise a data set for a host, or load it where the same was tokenised before.
+    """Tokenise texts with labels for a host.
 
     Args:
-        dataset: columns text and label.
         task: its template (where `use_template`) and length limit in tokens, the tokenizer's special tokens
             included.
         use_template: True for hosts that score label words, False for hosts with a head, which see the text
             alone.
-        tokenizer_key: fingerprint of the tokenizer; two tokenizers must never share one.
 
     Raises:
         UserError: the limit leaves no room for the text, or a text has no tokens.
     """
     template = task.template if use_template else "{text}"
-    texts, labels = list(dataset["text"]), np.array(dataset["label"], dtype=np.int64)
-    content = hashlib.sha256(json.dumps([texts, labels.tolist()]).encode()).hexdigest()
-    versions = [importlib.metadata.version(package) for package in ("tokenizers", "transformers")]
-    entry = digest([LAYOUT, content, tokenizer_key, versions, template, task.max_length])
-    path = cache_folder() / "encoded" / f"{entry}.npy"
-    known = _load(path, labels)
-    if known is not None:
-        return known
 
     def tokenise(texts: list[str]) -> list[list[int]]:
         asked = [template.replace("{text}", text) for text in texts]
         return tokenizer(asked, return_attention_mask=False, return_token_type_ids=False,
                          verbose=False)["input_ids"]
 
-    found, truncated = tokenise_within(texts, tokenise, task.max_length)
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in found])]).astype(np.int64)
-    ids = np.fromiter((token for row in found for token in row), dtype=np.int32, count=int(offsets[-1]))
-    encoded = Encoded(ids, offsets, labels, truncated)
-    _save(path, encoded)
-    return encoded
+    found, truncated = tokenise_within([text for text, _ in texts], tokenise, task.max_length)
+    return Encoded(*flattened(found), np.array([label for _, label in texts], dtype=np.int64), truncated)
 
 
 def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tuple[list[list[int]], int]:
@@ -127,9 +135,9 @@ def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tup
     letters = _longest([list(range(1, len(text) + 1)) for text in by_letter], by_letter, tokenise, limit)
     for j, text in zip(stuck, letters, strict=True):
         if not text:
-            room = len(tokenise([""])[0])
+            alone = len(tokenise([""])[0])
             raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes "
-                            f"{room}")
+                            f"{alone}")
         cut[j] = text
     for i, ids in zip(long, tokenise(cut) if cut else [], strict=True):
         found[i] = ids
@@ -154,35 +162,234 @@ def _longest(ends: list[list[int]], texts: list[str], tokenise: Tokenise, limit:
             for text, places, fit in zip(texts, ends, low, strict=True)]
 
 
-# ---- one file per data set: int32 [truncated, N, length 1 .. N, label 1 .. N, ids ...]
+# ---- prompts and answers
 
 
-def _load(path: Path, labels: np.ndarray) -> Encoded | None:
-    """What was kept under this name, mapped into memory, or None where it is missing or broken."""
-    try:
-        whole = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError):
-        return None
-    count, head = len(labels), 2 + 2 * len(labels)
-    if whole.dtype != np.int32 or whole.ndim != 1 or len(whole) < head or whole[1] != count:
-        return None
-    offsets = np.concatenate([[0], np.cumsum(whole[2 : 2 + count], dtype=np.int64)])
-    if len(whole) != head + offsets[-1] or not np.array_equal(whole[2 + count : head], labels):
-        return None
-    return Encoded(whole[head:], offsets, labels, int(whole[0]))
+def joined(text: str, word: str) -> str:
+    """What follows a text: the word, with a blank before it unless text or word has one there.
+
+    Example:
+        >>> joined("answer :", "yes"), joined("answer :", " yes"), joined("answer:\\n", "yes")
+        (' yes', ' yes', 'yes')
+    """
+    return word if text[-1:].isspace() or word[:1].isspace() else f" {word}"
 
 
-def _save(path: Path, encoded: Encoded) -> None:
-    """Write beside `path` and rename; a cache that cannot be written costs time, not the run."""
-    parts = [np.array([encoded.truncated, len(encoded)]), encoded.lengths, encoded.labels, encoded.ids]
-    draft = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".draft-", delete=False) as file:
-            draft = Path(file.name)
-            np.save(file, np.concatenate(parts).astype(np.int32), allow_pickle=False)
-        draft.replace(path)
-    except OSError as error:
-        log.warning("cannot keep tokenised texts in %s (%s)", path.parent, error.strerror)
-        if draft is not None:
-            draft.unlink(missing_ok=True)
+def after(prompt: list[int], whole: list[int], alone: list[int]) -> list[int]:
+    """Tokens of an answer: what the `whole` text has after the prompt's, or, where the tokenizer merges
+    across the border, those of the answer `alone`."""
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else alone
+
+
+@dataclass(frozen=True)
+class Sequences(Flat):
+    """Rows of an example each, or of a choice of an example each: of decoder-only hosts prompt and answer, of
+    t5 the encoder's input.
+
+    Attributes:
+        starts: (N,) int64, where the answer begins in its row, at least 1; of t5 in the row's target, so 0.
+        group: (N,) int64, the example behind each row.
+        right: (N,) bool, whether the row's answer is the right one.
+        cut: number of rows whose prompt lost its beginning.
+        answer_ids: ids among which the answers stand: `ids`, or of t5 (S,) int32, without a start token.
+        answer_begins: (N,) int64, where each answer begins in `answer_ids`.
+        answer_lengths: (N,) int64, tokens of each answer, its end token included.
+        dropped: number of examples that were left out, because their answers are too long.
+        truncated: number of rows whose answer lost its end.
+    """
+
+    starts: np.ndarray
+    group: np.ndarray
+    right: np.ndarray
+    cut: int
+    answer_ids: np.ndarray
+    answer_begins: np.ndarray
+    answer_lengths: np.ndarray
+    dropped: int = 0
+    truncated: int = 0
+
+
+class _Row(NamedTuple):
+    """Tokens of a prompt, without what the host puts around it, and of an answer with its end token."""
+
+    before: list[int]
+    prompt: list[int]
+    answer: list[int]
+
+
+def encode_answers(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
+    too_long: str = "refuse", new_tokens: int = 1,
+) -> Sequences:
+    """Prompts with their right answers, to train on; one row an example.
+
+    An answer is too long where it leaves no room for a token of the prompt (of t5: where it has more than
+    `max_length`).
+
+    Args:
+        family: the host's, a key of architectures.FAMILIES.
+        max_length: most tokens of a row, special ones and the end token included; of t5, of the encoder's
+            input and of the target each.
+        too_long: what becomes of answers that are: "refuse"; "drop" leaves their examples out; "truncate"
+            keeps their first tokens, without an end token, because the answer does not end there (our
+            choice).
+        new_tokens: a truncated answer has at least so many, as far as the prompt's last token leaves room,
+            and more where the whole prompt leaves room for more: the prompt is cut no shorter than where an
+            answer is to be written.
+
+    Raises:
+        UserError: an encoder host, a tokenizer without an end token, an answer that does not fit or that the
+            tokenizer does not know, or a chat that the host's template refuses.
+    """
+    work, count = _Encoder(tokenizer, family), len(examples)
+    rows = work.rows(examples, [example.answer for example in examples])
+    rooms = [max_length if work.seq2seq else max_length - len(row.before) - 1 for row in rows]
+    long = [index for index, room in enumerate(rooms) if len(rows[index].answer) > room]
+    kept = np.setdiff1d(np.arange(count), long if too_long == "drop" else [])
+    if long and (too_long == "refuse" or not len(kept)):
+        says = NO_ROOM.format(example=long[0], room=max_length, answer=len(rows[long[0]].answer))
+        raise UserError(f"{len(long)} of {count} answers are too long, first in {says}, or set too_long "
+                        "beside it to drop or truncate")
+    for index in long if too_long == "truncate" else ():
+        room, row = rooms[index], rows[index]
+        beside = room if work.seq2seq else room + 1 - len(row.prompt)
+        rows[index] = row._replace(answer=row.answer[: max(min(new_tokens, room), beside)])
+    found = work.flat([rows[index] for index in kept], kept, np.ones(len(kept), dtype=bool), max_length)
+    return replace(found, dropped=count - len(kept), truncated=len(long) if too_long == "truncate" else 0)
+
+
+def encode_choices(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int
+) -> Sequences:
+    """Prompts with each of their choices, to compare likelihoods; one row a choice, in order. All choices of
+    an example keep as much of its prompt as the longest leaves room for.
+
+    Raises:
+        UserError: as `encode_answers`, or an example without choices.
+    """
+    work = _Encoder(tokenizer, family)
+    lacking = [index for index, example in enumerate(examples) if example.choices is None]
+    if lacking:
+        raise UserError(f"example {lacking[0]} (from 0) has no choices; give each example choices, or none")
+    group = [index for index, example in enumerate(examples) for _ in example.choices or ()]
+    right = [place == example.right for example in examples for place in range(len(example.choices or ()))]
+    rows = work.rows([examples[index] for index in group],
+                     [choice for example in examples for choice in example.choices or ()])
+    return work.flat(rows, np.array(group), np.array(right), max_length)
+
+
+def encode_prompts(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
+    new_tokens: int
+) -> Sequences:
+    """Prompts alone, to continue by up to `new_tokens`; answers are empty, and `starts` is each row's length
+    (of t5, 0).
+
+    Decoder-only hosts need room for both, so their prompts are cut to ``max_length - new_tokens``.
+
+    Raises:
+        UserError: an encoder host, a tokenizer without an end token, no room for a prompt, or a chat that the
+            host's template refuses.
+    """
+    work, count = _Encoder(tokenizer, family), len(examples)
+    room = max_length if work.seq2seq else max_length - new_tokens
+    if room < 1:
+        raise UserError(f"{new_tokens} new tokens leave no room for a prompt; raise max_length {OF_SET}")
+    return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
+
+
+def shown(example: Example, tokenizer: "PreTrainedTokenizerBase", family: str) -> tuple[str, str, list[int]]:
+    """The text that a host reads, the right answer as it follows it, and the answer's tokens.
+
+    Raises:
+        UserError: as `encode_answers`.
+    """
+    work, answer = _Encoder(tokenizer, family), example.answer.strip()
+    text, _ = work.prompt(example)
+    (row,) = work.rows([example], [answer])
+    return text, answer if work.seq2seq else joined(text, answer), row.answer
+
+
+class _Encoder:
+    """A host's tokenizer, and how prompts and answers go through it."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str):
+        if FAMILIES[family].scoring == "head":
+            raise UserError(f"a {family} host can neither write nor rate answers; take one with a language-model head")
+        if tokenizer.eos_token_id is None:
+            raise UserError("the host's tokenizer has no end token: name eos_token in tokenizer_config.json")
+        self.tokenizer, self.seq2seq, self.end = tokenizer, FAMILIES[family].seq2seq, int(tokenizer.eos_token_id)
+
+    def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
+        """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts
+        alone."""
+        texts = [self.prompt(example) for example in examples]
+        prompts = self._tokens([text for text, _ in texts])
+        empty = [index for index, prompt in enumerate(prompts) if not prompt]
+        if empty:
+            raise UserError(f"the prompt {texts[empty[0]][0][:60]!r} has no tokens for the host's tokenizer")
+        whole = list(self.tokenizer(texts[0][0])["input_ids"])  # with special tokens in front
+        front = next(whole[:at] for at in range(len(whole)) if whole[at : at + len(prompts[0])] == prompts[0])
+        tails = [[] for _ in texts] if answers is None else self._answers(texts, prompts, answers)
+        return [_Row([] if templated else front, prompt, tail)
+                for (_, templated), prompt, tail in zip(texts, prompts, tails, strict=True)]
+
+    def prompt(self, example: Example) -> tuple[str, bool]:
+        """The text before the answer, and whether the host's chat template made it, with its special tokens
+        in the text."""
+        if not example.turns or not self.tokenizer.chat_template:
+            return example.prompt.rstrip(" "), False
+        from jinja2 import TemplateError
+
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            raise UserError("the host's chat template writes today's date, so a study could not be repeated; "
+                            "put a fixed date into it (tokenizer_config.json or chat_template.jinja)")
+        turns = [{"role": role, "content": content} for role, content in example.turns]
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False,
+                                                          add_generation_prompt=True)).rstrip(" "), True
+        except TemplateError as error:
+            chat = example.prompt[:60]
+            raise UserError(f"the host's chat template refuses the chat {chat!r}: {error}") from error
+
+    def _answers(
+        self, texts: list[tuple[str, bool]], prompts: list[list[int]], answers: Sequence[str]
+    ) -> list[list[int]]:
+        """Tokens of the answers, as they follow the prompts, with the end token."""
+        alone = tails = self._tokens([answer.strip() for answer in answers])
+        if not self.seq2seq:
+            whole = self._tokens([text + joined(text, answer.strip())
+                                  for (text, _), answer in zip(texts, answers, strict=True)])
+            tails = list(map(after, prompts, whole, alone))
+        for answer, tail in zip(answers, tails, strict=True):
+            if not set(tail) - {self.tokenizer.unk_token_id}:
+                raise UserError(f"the answer {answer[:60]!r} is unknown to the host's tokenizer; choose "
+                                "another host, or other answers")
+        return [[*tail, self.end] for tail in tails]
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def flat(self, rows: Sequence[_Row], group: np.ndarray, right: np.ndarray, max_length: int) -> Sequences:
+        """The rows one after another, prompts cut from the left where they have to be."""
+        longest = np.zeros(int(group.max(initial=-1)) + 1, dtype=np.int64)
+        np.maximum.at(longest, group, [len(row.answer) for row in rows])
+        heads, cut, end = [], 0, [self.end] if self.seq2seq else []
+        for row, example in zip(rows, group, strict=True):
+            answer = int(longest[example])
+            room = max_length - len(row.before) - (len(end) if self.seq2seq else answer)
+            if room < 1 or (self.seq2seq and answer > max_length):
+                raise UserError(NO_ROOM.format(example=example, room=max_length, answer=answer))
+            cut += room < len(row.prompt)
+            heads.append([*row.before, *row.prompt[-room:], *end])
+        tails = [row.answer for row in rows]
+        if self.seq2seq:
+            ids, offsets = flattened(heads)
+            answer_ids, begins = flattened(tails)
+            starts = np.zeros(len(rows), dtype=np.int64)
+        else:
+            ids, offsets = flattened([head + tail for head, tail in zip(heads, tails, strict=True)])
+            starts = np.array([len(head) for head in heads], dtype=np.int64)
+            answer_ids, begins = ids, offsets + np.append(starts, 0)
+        lengths = np.array([len(tail) for tail in tails], dtype=np.int64)
+        return Sequences(ids, offsets, starts, group, right, cut, answer_ids, begins[:-1], lengths)

@@ -20,8 +20,8 @@ from portability.data.sampling import Bucket
 from portability.execution.worker_context import WorkerContext
 from portability.inits.start import StartBuilder, on_device, start_head
 from portability.methods import attach
-from portability.tasks.base import EvalSet, TaskScorer
-from portability.tasks.registry import task_of
+from portability.tasks.base import EvalSet
+from portability.tasks.registry import TaskScorer, task_of
 from portability.training.memory import max_stack_size, member_bytes
 from portability.training.run_output import RunOutput
 from portability.training.stack import InitialState, Stack, StackContext, count_parameters, split_resumable

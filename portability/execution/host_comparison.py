@@ -122,4 +122,4 @@ def _texts(pair: Pair, data: StudyData) -> list[str]:
         raise UserError(f"the train split of data set '{pair.data.name}' changed since the study was "
                         f"planned; run it again")
     found = rows(data, pair.data.name, "train", 0)[: pair.text["texts"]]
-    return list(found["text"] if "text" in found else found["prompt"])
+    return [row[0] if isinstance(row, tuple) else row.prompt for row in found]

@@ -19,8 +19,8 @@ from portability.hosts.devices import Place
 from portability.hosts.host import Host, load_host
 from portability.methods.adapters_backend import prepare
 from portability.store import Store
-from portability.tasks.base import EvalSet, Task, Training
-from portability.tasks.registry import task_of
+from portability.tasks.base import EvalSet, Training
+from portability.tasks.registry import Task, task_of
 from portability.training.memory import free_bytes
 from portability.training.run_output import RunOutput, build_result
 

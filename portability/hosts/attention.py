@@ -67,9 +67,9 @@ def text_mask(family: str, real: Tensor) -> Tensor:
     return (real[:, None] if kin else real).gt(0).float()
 
 
-def places(ids: Tensor) -> Tensor:
-    """Positions (1, T) of texts (B, T) that are padded on the right, which OPT would read off the mask."""
-    return torch.arange(ids.shape[1], device=ids.device)[None]
+def body(model: "PreTrainedModel") -> Any:
+    """What gives a decoder-only host's last states, below its head."""
+    return model.model if model.base_model is model else model.base_model  # Gemma 3 says that it is its own
 
 
 def lm_logits(model: "PreTrainedModel", states: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
-from portability.data.answer_tokens import after, joined
+from portability.data.tokenization import after, joined
 from portability.hosts.sources import check_unchanged, check_weights, folder_of
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def narrow(model: "PreTrainedModel") -> None:
 def label_tokens(
     tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
 ) -> list[list[int]]:
-    """Tokens of each label word (negative, positive), as they follow a question (answer_tokens.joined): a
+    """Tokens of each label word (negative, positive), as they follow a question (tokenization.joined): a
     word that begins with a blank is taken as it is written.
 
     Args:

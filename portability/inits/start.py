@@ -21,7 +21,7 @@ from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext
 from portability.porting.port import fit_head, port
 from portability.store import Store
-from portability.tasks.base import TaskScorer
+from portability.tasks.registry import TaskScorer
 from portability.training.stack import InitialState, StackContext
 
 CALIBRATION = 64  # training inputs on which a module's logit change is measured

@@ -87,8 +87,7 @@ def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
     """
     host = prepare(load_host(spec))
     check_length(host, task.max_length)
-    examples = {"text": texts, "label": [0] * len(texts)}
-    encoded = encode(examples, host.tokenizer, task, True, spec.fingerprint)
+    encoded = encode([(text, 0) for text in texts], host.tokenizer, task, True)
     batches, parts = by_length(encoded.lengths, BATCH), dict[str, list[Tensor]]()
     for picks in batches:
         for reading, states in _states(host, *pad(encoded, picks, int(encoded.lengths[picks].max()))).items():

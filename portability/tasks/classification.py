@@ -6,29 +6,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from portability.core.architectures import FAMILIES
 from portability.core.specs import HostSpec, TaskSpec
-from portability.data.answer_tokens import joined
-from portability.data.sampling import Bucket, by_length, fill, pad
+from portability.data.sampling import Batch, Bucket, fill, pad
 from portability.data.splits import StudyData, rows
-from portability.data.tokenization import Encoded, encode
-from portability.hosts.attention import causal_mask, computing, lm_logits, places, text_mask
+from portability.data.tokenization import Encoded, encode, joined
+from portability.hosts.attention import text_mask
 from portability.hosts.host import Host, label_ids, label_tokens, load_tokenizer
-from portability.tasks.base import (
-    HEAD,
-    SCORE_ROWS,
-    SHOWN,
-    Answered,
-    Parameters,
-    Predictions,
-    Told,
-    check_ids,
-    check_length,
-)
+from portability.tasks.base import HEAD, SCORE_ROWS, SHOWN, Answered, Parameters, Predictions, Told, check_ids
 from portability.tasks.metrics import score
+from portability.tasks.readers import Reader, in_order, in_parts
 
 
 class Classification:
@@ -44,8 +34,8 @@ class Classification:
         return self.test(host, data, name, "train", 0)
 
     def test(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> Encoded:
-        found = encode(rows(data, name, split, limit), host.tokenizer, self.spec, host.scoring == "label",
-                       host.spec.fingerprint)
+        texts = rows(data, name, split, limit)
+        found = encode(texts, host.tokenizer, self.spec, host.scoring == "label")
         check_ids(host, found.ids)
         return found
 
@@ -60,11 +50,12 @@ class Classification:
     def example(
         self, host: Host, data: StudyData, name: str, split: str, limit: int
     ) -> tuple[str, list[str], list[list[int]]]:
-        text = rows(data, name, split, limit)[0]["text"]
+        text, _ = rows(data, name, split, limit)[0]
         text = f"{text[:SHOWN]} ..." if len(text) > SHOWN else text
         if host.scoring == "head":
             return text, [], []
-        words, template, alone = self.spec.label_words, self.spec.template, FAMILIES[host.family].seq2seq
+        words, template, alone = (
+            self.spec.label_words, self.spec.template, FAMILIES[host.family].seq2seq)
         text = template.replace("{text}", text)
         answers = [word if alone else joined(text, word) for word in words]
         return text, answers, label_tokens(host.tokenizer, words, alone, template)
@@ -72,9 +63,9 @@ class Classification:
     def answered(
         self, host: HostSpec, data: StudyData, name: str, draw: Callable[[int], Sequence[int]]
     ) -> list[Answered]:
-        split, tokenizer = rows(data, name, "train", 0), load_tokenizer(host)
+        texts, tokenizer = rows(data, name, "train", 0), load_tokenizer(host)
         family, labelled = host.shape.family, FAMILIES[host.shape.family].scoring == "label"
-        found = encode(split.select(draw(len(split))), tokenizer, self.spec, labelled, host.fingerprint)
+        found = encode([texts[i] for i in draw(len(texts))], tokenizer, self.spec, labelled)
         pairs = [(found.row(i).tolist(), int(label)) for i, label in enumerate(found.labels)]
         if not labelled:
             return [Answered(ids, label=label) for ids, label in pairs]
@@ -85,7 +76,7 @@ class Classification:
         return [Answered([*ids, answers[label]], start=len(ids)) for ids, label in pairs]
 
 
-class Scorer(nn.Module):
+class Scorer(Reader):
     """Logits of one answer per text.
 
     Hosts with a language-model head give logits over their vocabulary for the answer's first token (T5: the
@@ -95,48 +86,28 @@ class Scorer(nn.Module):
     """
 
     def __init__(self, host: Host, task: TaskSpec):
-        super().__init__()
-        self.model = host.model
-        self.device = host.model.device
-        self.precision = host.precision
-        self.family = host.family
-        self.hidden, self.seq2seq = host.spec.shape.hidden, FAMILIES[host.family].seq2seq
-        check_length(host, task.max_length)
-        self.has_head = host.scoring == "head"
+        super().__init__(host, task.max_length)
+        self.hidden = host.spec.shape.hidden
         if self.has_head:
             self.head = nn.Linear(self.hidden, 2, device=self.device)
             self.head.requires_grad_(False)
-            self.label_ids = (0, 1)
-        else:
-            self.label_ids = label_ids(host.tokenizer, task.label_words, self.seq2seq, task.template)
+        self.label_ids = (0, 1) if self.has_head else label_ids(
+            host.tokenizer, task.label_words, self.seq2seq, task.template)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, V) or (B, 2), always in fp32.
+    def label_logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, V) or (B, 2), always in fp32; as the methods of a reader, run by `forward`.
 
         Args:
             input_ids: (B, T) token ids, padded on the right.
             attention_mask: (B, T) 1 for real tokens, 0 for padding.
         """
-        with computing(self.device, self.precision):
-            return self._logits(input_ids, attention_mask).float()
-
-    def _logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if not self.has_head:
+            answer = input_ids[:, :1], attention_mask[:, :1]  # a token, whichever
+            return self.answer_logits(Batch(input_ids, attention_mask, attention_mask.sum(1), *answer))[:, 0]
         seen = text_mask(self.family, attention_mask)
-        if self.seq2seq:
-            start = torch.full_like(input_ids[:, :1], self.model.config.decoder_start_token_id)
-            return self.model(
-                input_ids=input_ids, attention_mask=seen, use_cache=False,
-                decoder_input_ids=start, decoder_attention_mask=causal_mask(torch.ones_like(start)),
-            ).logits[:, 0]
-        if self.has_head:
-            states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
-            weights = attention_mask.to(states.dtype).unsqueeze(-1)
-            return self.head((states * weights).sum(1) / weights.sum(1))
-        states = self.model.base_model(
-            input_ids=input_ids, attention_mask=seen, use_cache=False, position_ids=places(input_ids),
-        ).last_hidden_state
-        last = (attention_mask.sum(1) - 1).view(-1, 1, 1).expand(-1, 1, states.shape[-1])
-        return lm_logits(self.model, states.gather(1, last).squeeze(1))
+        states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
+        weights = attention_mask.to(states.dtype).unsqueeze(-1)
+        return self.head((states * weights).sum(1) / weights.sum(1)).float()
 
     def rows(
         self, encoded: Encoded, picks: np.ndarray, real: int, bucket: Bucket
@@ -157,7 +128,7 @@ class Scorer(nn.Module):
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between
         layers under several names, and swapping all of them leaves a dead tensor behind."""
-        return functional_call(self, dict(parameters), rows[:2], tie_weights=False)
+        return functional_call(self, dict(parameters), ("label_logits", *rows[:2]), tie_weights=False)
 
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Mean loss of one member's batch, in nats."""
@@ -167,7 +138,7 @@ class Scorer(nn.Module):
         """Logits (K, B, V) of all members on the same batch."""
         if not parameters:
             return self.logits({}, ids, mask)[None]
-        return vmap(self.logits, in_dims=(0, None, None))(dict(parameters), ids, mask)
+        return self.each(self.logits, in_dims=(0, None, None))(dict(parameters), ids, mask)
 
     def scoring_bytes(self, test: Encoded, batch_size: int) -> int:
         """Bytes that scoring one member takes at most: its logits, twice, which training takes more than (our
@@ -178,28 +149,24 @@ class Scorer(nn.Module):
     def predict(
         self, parameters: Parameters, encoded: Encoded, batch_size: int, on_part: Told = lambda part: None
     ) -> Predictions:
-        """As `TaskScorer.predict`. What stands before the first of a module's sites is the same for all
-        members, and `vmap` computes it once a batch.
+        """Every test example as every member answers it, in the order of the examples. What stands before the
+        first of a module's sites is the same for all members, and `vmap` computes it once a batch.
+
+        Args:
+            parameters: stacked, (K, ...) each; empty for the bare host, which counts as one member.
+            on_part: called after each batch with the part of the work that is done.
         """
-        labels = torch.from_numpy(encoded.labels)
         negative, positive = self.label_ids
-        targets, out, done = torch.tensor(self.label_ids), [], 0
-        parts = by_length(encoded.lengths, batch_size)
-        for picks in parts:
+        targets, out = torch.tensor(self.label_ids)[torch.from_numpy(encoded.labels)], []
+        for picks in in_parts(encoded.lengths, batch_size, on_part):
             batch = pad(encoded, fill(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
-            ids, mask = (part.to(self.device) for part in batch)
-            logits = self.stacked_logits(parameters, ids, mask)[:, : len(picks)]
-            scores = logits.float().log_softmax(-1)
-            target = targets[labels[picks]].to(self.device).expand(len(scores), -1)
-            nll = -scores.gather(-1, target[..., None]).squeeze(-1)
-            best = scores.argmax(-1)
+            logits = self.stacked_logits(parameters, *(part.to(self.device) for part in batch))
+            scores = logits[:, : len(picks)].float().log_softmax(-1)
+            target = targets[picks].to(self.device).expand(len(scores), -1)
+            nll, best = -scores.gather(-1, target[..., None]).squeeze(-1), scores.argmax(-1)
             out.append((scores[..., positive] - scores[..., negative], nll,
                         (best != negative) & (best != positive)))
-            done += len(picks)
-            on_part(done / len(encoded))
-        back = np.argsort(np.concatenate(parts))
-        margin, losses, invalid = (torch.cat(part, 1).cpu().numpy()[:, back]
-                                   for part in zip(*out, strict=True))
+        margin, losses, invalid = (in_order(part, encoded.lengths).numpy() for part in zip(*out, strict=True))
         return Predictions(losses, invalid, margin)
 
     def fresh_head(self, seed: int) -> dict[str, Tensor]:

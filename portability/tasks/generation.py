@@ -6,38 +6,23 @@ head.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
+from transformers import PreTrainedTokenizerBase
 
 from portability.core.architectures import FAMILIES
 from portability.core.specs import AnswerSpec, HostSpec
 from portability.data.answer_scores import choice, exact_match, margins, rouge_l
-from portability.data.answer_tokens import Sequences, encode_answers, encode_choices, encode_prompts, shown
 from portability.data.examples import Example
-from portability.data.sampling import Bucket, by_length, fill
-from portability.data.splits import StudyData, examples
+from portability.data.sampling import Batch, Bucket, batch, fill
+from portability.data.splits import StudyData, rows
+from portability.data.tokenization import Sequences, encode_answers, encode_choices, encode_prompts, shown
 from portability.hosts.host import Host, load_tokenizer
-from portability.tasks.base import (
-    SCORE_ROWS,
-    SHOWN,
-    Answered,
-    Parameters,
-    Predictions,
-    Told,
-    check_ids,
-    check_length,
-)
-from portability.tasks.decoding import answer_loss, answer_scores, greedy, texts
+from portability.tasks.base import SCORE_ROWS, SHOWN, Answered, Parameters, Predictions, Told, check_ids
 from portability.tasks.metrics import score_answers
-from portability.tasks.padding import Batch, batch
-from portability.tasks.readers import reader
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from portability.tasks.readers import Reader, answer_loss, answer_scores, greedy, in_order, in_parts, texts
 
 
 @dataclass(frozen=True)
@@ -70,19 +55,17 @@ class Generation:
         return AnswerScorer(host, self.spec)
 
     def training(self, host: Host, data: StudyData, name: str) -> Sequences:
-        found = self._encoded(examples(data, name, "train", 0), host.tokenizer, host.family,
-                              self.spec.too_long)
-        check_ids(host, found.ids, found.target_ids)
+        found = self._encoded(rows(data, name, "train", 0), host.tokenizer, host.family, self.spec.too_long)
+        check_ids(host, found.ids, found.answer_ids)
         return found
 
     def test(self, host: Host, data: StudyData, name: str, split: str, limit: int) -> PromptSet:
-        found = self.prompts(examples(data, name, split, limit), host.tokenizer, host.family)
-        for part in (found.asked, found.right):
-            if part is not None:
-                check_ids(host, part.ids, part.target_ids)
+        found = self.prompts(rows(data, name, split, limit), host.tokenizer, host.family)
+        for part in (found.asked, found.right or found.asked):
+            check_ids(host, part.ids, part.answer_ids)
         return found
 
-    def prompts(self, asked: Sequence[Example], tokenizer: "PreTrainedTokenizerBase",
+    def prompts(self, asked: Sequence[Example], tokenizer: PreTrainedTokenizerBase,
                 family: str) -> PromptSet:
         """A test set as a host reads it: all of its examples, whatever is too long in training. What an
         answer is worth is said by its text; where answers may be too long, the likelihood of the right one is
@@ -99,7 +82,7 @@ class Generation:
         return PromptSet(prompts, self._encoded(asked, tokenizer, family, too_long), answers)
 
     def _encoded(
-        self, chosen: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, too_long: str
+        self, chosen: Sequence[Example], tokenizer: PreTrainedTokenizerBase, family: str, too_long: str
     ) -> Sequences:
         return encode_answers(chosen, tokenizer, family, self.spec.max_length, too_long,
                               self.spec.new_tokens or 1)
@@ -114,14 +97,14 @@ class Generation:
             return {}
         assert test.right is not None  # choices are never too long: they are refused
         found = {"test_truncated": test.right.truncated}
-        if training is not None:
-            found = {"train_dropped": training.dropped, "train_truncated": training.truncated} | found
-        return found
+        if training is None:
+            return found
+        return {"train_dropped": training.dropped, "train_truncated": training.truncated, **found}
 
     def example(
         self, host: Host, data: StudyData, name: str, split: str, limit: int
     ) -> tuple[str, list[str], list[list[int]]]:
-        text, answer, ids = shown(examples(data, name, split, limit)[0], host.tokenizer, host.family)
+        text, answer, ids = shown(rows(data, name, split, limit)[0], host.tokenizer, host.family)
         return f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids]
 
     def answered(
@@ -129,36 +112,27 @@ class Generation:
     ) -> list[Answered]:
         """Whole answers, the end token among them; examples that training leaves out are not drawn."""
         family, tokenizer = host.shape.family, load_tokenizer(host)
-        asked = examples(data, name, "train", 0)
+        asked = rows(data, name, "train", 0)
         if self.spec.too_long == "drop":
             asked = [asked[i] for i in self._encoded(asked, tokenizer, family, "drop").group]
         found = self._encoded([asked[i] for i in draw(len(asked))], tokenizer, family, self.spec.too_long)
-        flat, begins = found.answers
         out = []
-        for i, (ids, begin) in enumerate(zip(found.rows, begins, strict=True)):
-            answer = flat[begin : begin + found.answer_lengths[i]].tolist()
+        for i, begin in enumerate(found.answer_begins):
+            ids = found.row(i).tolist()
+            answer = found.answer_ids[begin : begin + found.answer_lengths[i]].tolist()
             out.append(Answered(ids, target=answer) if FAMILIES[family].seq2seq
                        else Answered(ids, start=int(found.starts[i])))
         return out
 
 
-class AnswerScorer:
-    """Losses of right answers, and scores of a member's own, over one host; parameters bear
-    `classification.Scorer`'s names."""
-
-    has_head = False
+class AnswerScorer(Reader):
+    """Losses of right answers, and scores of a member's own, over one host."""
 
     def __init__(self, host: Host, task: AnswerSpec):
-        check_length(host, task.max_length)
-        self.reader, self.tokenizer, self.task = reader(host), host.tokenizer, task
-        self.model, self.device = host.model, host.model.device
-        shape = host.spec.shape
+        super().__init__(host, task.max_length)
+        self.tokenizer, self.task, shape = host.tokenizer, task, host.spec.shape
         # of keys, and of values
         self.depth_times_width = sum(shape.layers.values()) * shape.kv_heads * shape.head_dim
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The host's."""
-        return self.reader.parameters()
 
     def fresh_head(self, seed: int) -> dict[str, Tensor]:
         """No head: the host has its own."""
@@ -179,13 +153,12 @@ class AnswerScorer:
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Logits (B, A, V) of one member for each token of the right answers, 0 for padding."""
         found = Batch(*rows)
-        logits: Tensor = functional_call(self.reader, dict(parameters), ("answer_logits", found),
-                                         tie_weights=False)
+        logits: Tensor = functional_call(self, dict(parameters), ("answer_logits", found), tie_weights=False)
         return logits * found.answer_mask[..., None]
 
     def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
-        """Mean loss of one member's batch, in nats (see decoding.answer_loss)."""
-        return answer_loss(self.reader, parameters, Batch(*rows))
+        """Mean loss of one member's batch, in nats (see readers.answer_loss)."""
+        return answer_loss(self, parameters, Batch(*rows))
 
     def scoring_bytes(self, test: PromptSet, batch_size: int) -> int:
         """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for
@@ -201,16 +174,24 @@ class AnswerScorer:
     def predict(
         self, parameters: Parameters, test: PromptSet, batch_size: int, on_part: Told = lambda part: None
     ) -> Predictions:
-        """As `TaskScorer.predict`, in batches of so many prompts or choices. Of the work, a token that is
-        written counts as much as all of a right answer."""
+        """Every test example as every member answers it, in the order of the examples, in batches of so many
+        prompts or choices. Of the work, a token that is written counts as much as all of a right answer.
+
+        Args:
+            parameters: stacked, (K, ...) each; empty for the bare host, which counts as one member.
+            on_part: called after each batch with the part of the work that is done.
+        """
         if test.right is None:
-            return self._chosen(parameters, test, batch_size, on_part)
-        passes = 1 + int(self.task.new_tokens or 0)
+            return self._chosen(parameters, test.asked, batch_size, on_part)
+        count = int(self.task.new_tokens or 0)
+        passes, stop, found = 1 + count, int(self.tokenizer.eos_token_id), []
         sums = self._likelihoods(parameters, test.right, batch_size, lambda part: on_part(part / passes))
-        nll = -sums / test.right.answer_lengths
-        written, ended = self._written(
-            parameters, test.asked, batch_size, lambda part: on_part((1 + part * (passes - 1)) / passes))
-        score = np.stack([self._worth(own, test.answers) for own in written])
+        for part, real in self._parts(
+                test.asked, batch_size, lambda part: on_part((1 + part * count) / passes)):
+            found.append(greedy(self, parameters, part.ids, part.mask, count, [stop])[:, :real])
+        written = in_order(found, test.asked.lengths)
+        score = np.stack([self._worth(own, test.answers) for own in texts(written, self.tokenizer, [stop])])
+        nll, ended = -sums / test.right.answer_lengths, (written == stop).any(-1).numpy()
         return Predictions(nll.astype(np.float32), ~ended, score=score.astype(np.float32))
 
     def _worth(self, written: list[str], answers: Sequence[str]) -> np.ndarray:
@@ -219,8 +200,7 @@ class AnswerScorer:
             return rouge_l(written, answers)
         return exact_match(written, answers, str(self.task.normaliser))
 
-    def _chosen(self, parameters: Parameters, test: PromptSet, batch_size: int, on_part: Told) -> Predictions:
-        rows = test.asked
+    def _chosen(self, parameters: Parameters, rows: Sequences, batch_size: int, on_part: Told) -> Predictions:
         sums = self._likelihoods(parameters, rows, batch_size, on_part)
         nll = -(sums / rows.answer_lengths)[:, rows.right]  # one row an example, in order
         wrong = ~np.isfinite(sums).all(1)  # a member that diverged: its own run fails, its neighbours' stand
@@ -234,34 +214,13 @@ class AnswerScorer:
     def _likelihoods(self, parameters: Parameters, rows: Sequences, batch_size: int,
                      on_part: Told) -> np.ndarray:
         """Summed log-probability of each row's answer, (K, R) float64, nats."""
-        found = [answer_scores(self.reader, parameters, part)[:, :count].cpu()
-                 for part, count in self._parts(rows, batch_size, on_part)]
-        return torch.cat(found, 1).double().numpy()[:, np.argsort(_order(rows))]
-
-    def _written(
-        self, parameters: Parameters, prompts: Sequences, batch_size: int, on_part: Told
-    ) -> tuple[list[list[str]], np.ndarray]:
-        """Each member's answers, N texts, and (K, N) whether they ended within the limit."""
-        assert self.task.new_tokens is not None
-        stop, found = int(self.tokenizer.eos_token_id), []
-        for part, count in self._parts(prompts, batch_size, on_part):
-            written = greedy(self.reader, parameters, part.ids, part.mask, self.task.new_tokens, [stop])
-            found.append(written[:, :count].cpu())
-        written = torch.cat(found, 1)[:, torch.from_numpy(np.argsort(_order(prompts)))]
-        return texts(written, self.tokenizer, [stop]), (written == stop).any(-1).numpy()
+        found = [answer_scores(self, parameters, part)[:, :real]
+                 for part, real in self._parts(rows, batch_size, on_part)]
+        return in_order(found, rows.lengths).double().numpy()
 
     def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
-        """Batches by length on the device, filled up (sampling.fill), each with its number of rows; `on_part`
-        is told of each when the next one is asked for."""
-        done = 0
-        for picks in by_length(rows.lengths, batch_size):
+        """Batches on the device, filled up (sampling.fill), each with its number of rows."""
+        for picks in in_parts(rows.lengths, batch_size, on_part):
             longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))
             whole = batch(rows, fill(picks, SCORE_ROWS), *longest)
             yield Batch(*(part.to(self.device) for part in whole)), len(picks)
-            done += len(picks)
-            on_part(done / len(rows))
-
-
-def _order(rows: Sequences) -> np.ndarray:
-    """Rows by length, (R,)."""
-    return np.argsort(rows.lengths, kind="stable")

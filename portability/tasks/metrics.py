@@ -3,8 +3,8 @@ for the evaluate library, which is imported where such a file is given, because 
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,9 +42,7 @@ def score(
         >>> found["eval_auc"], found["eval_loss"], found["eval_invalid_rate"]
         ('AUC needs both classes, and all 2 labels are 1', 0.2, 0.5)
     """
-    columns = {"margin": np.asarray(margin, np.float64), "nll": np.asarray(nll, np.float64)}
-    columns["invalid"], labels = np.asarray(invalid), np.asarray(label)
-    _check(columns | {"label": labels})
+    columns, labels = _columns(nll, invalid, margin=margin, label=label), np.asarray(label)
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5]}")
     found: dict[str, float | str] = {}
@@ -76,8 +74,7 @@ def own_metric(path: str) -> "evaluate.Metric":
 
     name = f"metric '{name_of(path)}' of eval.metrics"
     if any(kind == "external" for kind, *_ in get_imports(path)):
-        raise UserError(f"{name} imports code from an address ('# From:'), which is not run; copy that code "
-                        f"beside it")
+        raise UserError(f"{name} imports code from an address, which is not run; copy that code beside it")
     try:
         metric = evaluate.load(path, module_type="metric", keep_in_memory=True)
         wanted = metric._feature_names()
@@ -85,8 +82,7 @@ def own_metric(path: str) -> "evaluate.Metric":
         raise UserError(f"{name} cannot be loaded: {_words(error)}") from error
     if foreign := [key for key in wanted if key not in INPUTS]:
         raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 "
-                        f"or 1) and "
-                        "prediction_scores (log-odds of the positive label)")
+                        "or 1) and prediction_scores (log-odds of the positive label)")
     try:
         _compute(metric, np.linspace(-2, 2, 64), np.arange(64) // 3 % 2)
     except ANYTHING as error:
@@ -100,9 +96,8 @@ def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, 
         found = _compute(own_metric(path), margin, labels)
     except ANYTHING as error:  # of the user's code: it costs this number and not the run
         return {f"eval_{name_of(path)}": _words(error)}
-    keys = {key: name_of(path) if key == name_of(path) else f"{name_of(path)}_{key}" for key in found}
-    return {f"eval_{keys[key]}": value if math.isfinite(value) else f"it is {value}"
-            for key, value in found.items()}
+    return {"eval_" + (key if key == name_of(path) else f"{name_of(path)}_{key}"):
+            value if math.isfinite(value) else f"it is {value}" for key, value in found.items()}
 
 
 def _compute(metric: "evaluate.Metric", margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -111,13 +106,10 @@ def _compute(metric: "evaluate.Metric", margin: np.ndarray, labels: np.ndarray) 
     found = metric.compute(**{name: given[name].tolist() for name in metric._feature_names()})
     if not isinstance(found, dict) or not found:
         raise TypeError(f"it gives {found!r} and no number by name")
-    return {str(key): _number(key, value) for key, value in found.items()}
-
-
-def _number(key: object, value: Any) -> float:
-    if np.ndim(value) or isinstance(value, str | bytes) or value is None:
-        raise TypeError(f"it gives for '{key}' {value!r}, which is no single number")
-    return float(value)
+    for key, value in found.items():
+        if np.ndim(value) or isinstance(value, str | bytes) or value is None:
+            raise TypeError(f"it gives for '{key}' {value!r}, which is no single number")
+    return {str(key): float(value) for key, value in found.items()}
 
 
 def _words(error: BaseException) -> str:
@@ -145,20 +137,22 @@ def score_answers(scores: np.ndarray, nll: np.ndarray, invalid: np.ndarray, scor
         >>> score_answers(np.array([1.0, 0.0]), np.array([0.5, 1.5]), np.array([False, False]), "choice")
         {'eval_accuracy': 0.5, 'eval_loss': 1.0, 'eval_invalid_rate': 0.0}
     """
-    columns = {"score": np.asarray(scores, np.float64), "nll": np.asarray(nll, np.float64),
-               "invalid": np.asarray(invalid)}
-    _check(columns)
     name = "eval_rougeL" if scoring == "rouge_l" else "eval_accuracy"
-    means = {key: float(column.mean()) for key, column in columns.items()}
-    return {name: means["score"], "eval_loss": means["nll"], "eval_invalid_rate": means["invalid"]}
+    names = {"score": name, "nll": "eval_loss", "invalid": "eval_invalid_rate"}
+    columns = _columns(nll, invalid, score=scores)
+    return {names[key]: float(columns[key].mean()) for key in names}
 
 
-def _check(columns: Mapping[str, np.ndarray]) -> None:
+def _columns(nll: np.ndarray, invalid: np.ndarray, **others: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns by name, in double precision, if they can be scored."""
+    if np.asarray(invalid).dtype != np.bool_:
+        raise ValueError(f"invalid must be bool, got {np.asarray(invalid).dtype}")
+    columns = {name: np.asarray(value, np.float64) for name, value in {**others, "nll": nll}.items()}
+    columns["invalid"] = np.asarray(invalid)
     shapes = {name: column.shape for name, column in columns.items()}
     if set(shapes.values()) != {(columns["nll"].size,)} or not columns["nll"].size:
         raise ValueError(f"metrics need columns of one length of at least 1, got {shapes}")
-    if columns["invalid"].dtype != np.bool_:
-        raise ValueError(f"invalid must be bool, got {columns['invalid'].dtype}")
     for name, column in columns.items():
         if bad := int((~np.isfinite(column)).sum()):
             raise ValueError(f"{name} is not finite for {bad} of {column.size} examples")
+    return columns

@@ -1,42 +1,52 @@
-"""Hosts as readers of answers: logits of every token of given answers, and a step of writing one.
+"""Hosts as readers: logits of every token of given answers, a step of writing one; and what stacked members
+answer: losses, likelihoods of choices, answers written greedily.
 
 Prompts are padded on the right, so a token's position is its place in the row, as in training; a written
-token follows on the prompt's last real one, and padding is seen by nobody.
+token follows on the prompt's last real one, and padding is seen by nobody. One member goes through
+`functional_call` over the reader, a stack through `vmap` over that, the host unmapped, as in
+`training.trainer`.
 """
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache
+from torch.backends import mkldnn
+from torch.func import functional_call, vmap
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from portability.core.architectures import FAMILIES
-from portability.core.errors import UserError
-from portability.hosts.attention import causal_mask, computing, lm_logits, padding_mask, text_mask
+from portability.data.sampling import Batch, by_length
+from portability.hosts.attention import body, causal_mask, computing, lm_logits, padding_mask, text_mask
 from portability.hosts.host import Host
-from portability.tasks.padding import Batch
+from portability.tasks.base import Parameters, Told, check_length
+from portability.tasks.members import MemberMap
 
 Past = tuple[tuple[Tensor, ...], ...]  # what a host keeps of the tokens it has read, by layer
 
 
 class Reader(nn.Module):
-    """A host that reads answers token by token; parameters bear the names they have in
-    `classification.Scorer`.
+    """A host with a language-model head that reads answers token by token. All of a member's parameters,
+    what its method keeps frozen among them, are handed in by the names that they have here.
 
     `forward` runs one of the three methods below it, given by name, because `functional_call` reaches nothing
-    else.
+    else. Of decoder-only hosts, only the states that guess an answer's token go through the head; of t5, the
+    encoder reads the prompt once, the decoder the answer.
     """
 
-    def __init__(self, host: Host):
+    def __init__(self, host: Host, max_length: int = 0):
+        """Raises UserError if the host has less positions than `max_length`, in tokens."""
         super().__init__()
-        self.model, self.device, self.precision = host.model, host.model.device, host.precision
-        self.family = host.family
-        self.positions: int | None = getattr(host.model.config, "max_position_embeddings", None)
-        self.name = host.spec.name
+        check_length(host, max_length)
+        self.model: Any = host.model
+        self.device, self.precision, self.family = host.model.device, host.precision, host.family
+        self.seq2seq, self.has_head = FAMILIES[host.family].seq2seq, host.scoring == "head"
+        self.each: MemberMap = vmap  # one_at_a_time where the method attached needs it
 
     def forward(self, method: str, *inputs: Any) -> Any:
         """`answer_logits`, `begin` or `follow`, in the host's precision, with logits in fp32.
@@ -44,90 +54,66 @@ class Reader(nn.Module):
         On a CPU oneDNN is off while a token is read: for inputs of one token its convolutions (adapters' LoRA
         of a gpt2) take another kernel for one member than for several.
         """
-        plain = self.precision == "fp32" and method == "follow"
-        with computing(self.device, self.precision), _without_onednn() if plain else nullcontext():
+        without = self.precision == "fp32" and method == "follow"
+        with (computing(self.device, self.precision),
+              mkldnn.flags(False, allow_tf32=None) if without else nullcontext()):
             return getattr(self, method)(*inputs)
 
-    @abstractmethod
     def answer_logits(self, rows: Batch) -> Tensor:
         """Logits (B, A, V) from which each token of the given answers is to be guessed, fp32."""
+        if self.seq2seq:
+            read = torch.cat([self._start(rows.ids)[:, None], rows.answers[:, :-1]], 1)
+            return self.model(
+                input_ids=rows.ids, attention_mask=text_mask(self.family, rows.mask), use_cache=False,
+                decoder_input_ids=read, decoder_attention_mask=causal_mask(torch.ones_like(read)),
+            ).logits.float()
+        size, count = rows.ids.shape[-1], rows.answers.shape[-1]
+        places = (rows.starts[:, None] - 1 + torch.arange(count, device=rows.ids.device)).clamp(max=size - 1)
+        return self._guessed(self._states(rows.ids, causal_mask(rows.mask)), places)
 
-    @abstractmethod
     def begin(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Past]:
-        """Read prompts (B, T): logits (B, V) of the first token of an answer, fp32, and what is kept."""
+        """Read prompts (B, T): logits (B, V) of the first token of an answer, fp32, and what is kept: keys
+        and values (B, heads, T, head size) of each layer; of t5 the encoder's states (B, T, d), then keys and
+        values of each layer, its own and the prompt's."""
+        if self.seq2seq:
+            return self._decoded(mask, 0, self._start(ids),
+                                 EncoderDecoderCache(DynamicCache(), DynamicCache()), input_ids=ids)
+        cache = DynamicCache()
+        states = self._states(ids, causal_mask(mask), cache)
+        return self._guessed(states, mask.sum(1, keepdim=True) - 1).squeeze(1), _kept(cache)
 
-    @abstractmethod
     def follow(self, mask: Tensor, done: int, tokens: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Read tokens (B,), the latest of answers of `done` tokens: logits (B, V) of the next one, fp32, and
-        what is kept.
+        what is kept, a token longer.
 
         Args:
             mask: (B, T) of the prompts.
         """
+        if self.seq2seq:
+            (states,), *layers = past
+            half = len(layers) // 2
+            both = EncoderDecoderCache(DynamicCache(layers[:half]), DynamicCache(layers[half:]))
+            return self._decoded(mask, done, tokens, both, encoder_outputs=BaseModelOutput(states))
+        cache, places = DynamicCache(past), mask.sum(1, keepdim=True) + done - 1
+        seen = padding_mask(torch.cat([mask, mask.new_ones(len(mask), done)], 1))
+        found = self._states(tokens[:, None], seen, cache, places)
+        return lm_logits(self.model, found).float().squeeze(1), _kept(cache)
 
-
-class CausalReader(Reader):
-    """Decoder-only hosts. Only the states that guess an answer's token go through the head."""
-
-    def answer_logits(self, rows: Batch) -> Tensor:
-        """Logits (B, A, V)."""
-        size, count = rows.ids.shape[-1], rows.answers.shape[-1]
-        states = self._states(rows.ids, causal_mask(rows.mask))
-        places = (rows.starts[:, None] - 1 + torch.arange(count, device=rows.ids.device)).clamp(max=size - 1)
-        return self._head(states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])))
-
-    def begin(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Past]:
-        """Logits (B, V), and keys and values (B, heads, T, head size) of each layer."""
-        cache = DynamicCache()
-        states = self._states(ids, causal_mask(mask), cache)
-        last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
-        return self._head(states.gather(1, last)).squeeze(1), _kept(cache)
-
-    def follow(self, mask: Tensor, done: int, tokens: Tensor, past: Past) -> tuple[Tensor, Past]:
-        """Logits (B, V), and keys and values (B, heads, T + done, head size) of each layer."""
-        cache = _cache(past)
-        seen = torch.cat([mask, mask.new_ones(len(mask), done)], 1)
-        states = self._states(tokens[:, None], padding_mask(seen), cache,
-                              mask.sum(1, keepdim=True) + done - 1)
-        return self._head(states).squeeze(1), _kept(cache)
+    def _start(self, ids: Tensor) -> Tensor:
+        return torch.full_like(ids[:, 0], self.model.config.decoder_start_token_id)
 
     def _states(self, ids: Tensor, added: Tensor, cache: DynamicCache | None = None,
                 places: Tensor | None = None) -> Tensor:
-        """Last states (B, T, d)."""
+        """Last states (B, T, d) of a decoder-only host."""
         places = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
-        return self.model.base_model(
+        return body(self.model)(
             input_ids=ids, attention_mask=added, position_ids=places, use_cache=False, past_key_values=cache,
         ).last_hidden_state
 
-    def _head(self, states: Tensor) -> Tensor:
-        return lm_logits(self.model, states).float()
-
-
-class Seq2SeqReader(Reader):
-    """T5: the encoder reads the prompt once, the decoder the answer."""
-
-    def answer_logits(self, rows: Batch) -> Tensor:
-        """Logits (B, A, V)."""
-        start = torch.full_like(rows.answers[:, :1], self.model.config.decoder_start_token_id)
-        read = torch.cat([start, rows.answers[:, :-1]], 1)
-        return self.model(
-            input_ids=rows.ids, attention_mask=text_mask(self.family, rows.mask), use_cache=False,
-            decoder_input_ids=read, decoder_attention_mask=causal_mask(torch.ones_like(read)),
-        ).logits.float()
-
-    def begin(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Past]:
-        """Logits (B, V); the encoder's states (B, T, d), then keys and values of each layer, its own and the
-        prompt's."""
-        start = torch.full_like(ids[:, 0], self.model.config.decoder_start_token_id)
-        return self._decoded(mask, 0, start, EncoderDecoderCache(DynamicCache(), DynamicCache()),
-                             input_ids=ids)
-
-    def follow(self, mask: Tensor, done: int, tokens: Tensor, past: Past) -> tuple[Tensor, Past]:
-        """Logits (B, V), and the same, a token longer."""
-        (states,), *layers = past
-        half = len(layers) // 2
-        cache = EncoderDecoderCache(_cache(layers[:half]), _cache(layers[half:]))
-        return self._decoded(mask, done, tokens, cache, encoder_outputs=BaseModelOutput(states))
+    def _guessed(self, states: Tensor, places: Tensor) -> Tensor:
+        """Logits (B, A, V) out of the states (B, T, d) at places (B, A)."""
+        chosen = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+        return lm_logits(self.model, chosen).float()
 
     def _decoded(
         self, mask: Tensor, done: int, tokens: Tensor, cache: EncoderDecoderCache, **source: Any
@@ -143,34 +129,108 @@ class Seq2SeqReader(Reader):
         return out.logits[:, 0].float(), ((out.encoder_last_hidden_state,), *kept)
 
 
-def reader(host: Host) -> Reader:
-    """The reader of a host's family.
-
-    Raises:
-        UserError: an encoder host.
-    """
-    if host.scoring == "head":
-        raise UserError(f"host '{host.spec.name}' is an encoder ({host.family}) and can neither write an "
-                        "answer nor rate choices token by token; choose one with a language-model head, such "
-                        "as a gpt2, llama or t5 host")
-    return Seq2SeqReader(host) if FAMILIES[host.family].seq2seq else CausalReader(host)
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    before = torch.backends.mkldnn.set_flags(False)[0]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.set_flags(before)
-
-
-def _cache(layers: Sequence[tuple[Tensor, ...]]) -> DynamicCache:
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(layers):
-        cache.update(keys, values, index)
-    return cache
-
-
 def _kept(cache: DynamicCache) -> Past:
     return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+def in_parts(lengths: np.ndarray, size: int, on_part: Told) -> Iterator[np.ndarray]:
+    """Indices of examples in batches by their lengths (N,); `on_part` is told of each when the next one is
+    asked for."""
+    done = 0
+    for picks in by_length(lengths, size):
+        yield picks
+        done += len(picks)
+        on_part(done / len(lengths))
+
+
+def in_order(parts: Sequence[Tensor], lengths: np.ndarray) -> Tensor:
+    """What was found of each batch of `in_parts`, (K, B, ...), in the order of the examples, (K, N, ...)."""
+    back = np.argsort(np.argsort(lengths, kind="stable"))
+    return torch.cat(list(parts), 1).cpu()[:, torch.from_numpy(back)]
+
+
+def answer_loss(of: Reader, parameters: Parameters, rows: Batch) -> Tensor:
+    """Loss of one member's batch, nats: the mean over an answer's tokens, then over examples, so that a long
+    answer counts no more than a short one (our choice; Trainer takes the mean over all of a batch's tokens).
+
+    Args:
+        rows: tensors without leading axes; examples without an answer token do not count, and at least one
+            has some.
+    """
+    nll = _nll(functional_call(of, dict(parameters), ("answer_logits", rows), tie_weights=False), rows)
+    lengths = rows.answer_mask.sum(1)
+    return (nll.sum(1) / lengths.clamp(min=1)).sum() / (lengths > 0).sum()
+
+
+def _nll(logits: Tensor, rows: Batch) -> Tensor:
+    """Negative log-likelihood of each answer token, (B, A), 0 for padding."""
+    scores = logits.gather(-1, rows.answers[..., None]).squeeze(-1) - logits.logsumexp(-1)  # no 2nd (B, A, V)
+    return torch.where(rows.answer_mask > 0, -scores, 0.0)
+
+
+def _each(of: Reader, parameters: Parameters) -> Callable[..., Any]:
+    """A method of the reader for all members: name, inputs that all share, inputs with a member axis. The
+    bare host, without parameters, is one member."""
+    members = len(next(iter(parameters.values()))) if parameters else 1
+
+    def run(method: str, shared: tuple[Any, ...], own: tuple[Any, ...] = ()) -> Any:
+        def one(given: Parameters, _: Tensor, inputs: tuple[Any, ...]) -> Any:
+            return functional_call(of, dict(given), (method, *shared, *inputs), tie_weights=False)
+
+        return of.each(one)(dict(parameters), torch.zeros(members), own)
+
+    return run
+
+
+@torch.inference_mode()
+def answer_scores(of: Reader, parameters: Parameters, rows: Batch) -> Tensor:
+    """Summed log-probability of each row's answer under each member, (K, B), nats.
+
+    Args:
+        parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as
+            one member.
+        rows: tensors without leading axes, on the reader's device; all members read the same.
+    """
+    logits = _each(of, parameters)("answer_logits", (rows,))
+    return -vmap(_nll, in_dims=(0, None))(logits, rows).sum(-1)
+
+
+@torch.inference_mode()
+def greedy(
+    of: Reader, parameters: Parameters, ids: Tensor, mask: Tensor, new_tokens: int, stops: Sequence[int]
+) -> Tensor:
+    """The answers that each member writes by taking the likeliest token every time, (K, B, new_tokens) int64.
+
+    Keys and values of what was read are kept, not computed anew. A finished answer is filled up with
+    ``stops[0]``.
+
+    Args:
+        parameters: stacked, (K, ...) each, frozen ones among them; empty for the bare host, which counts as
+            one member.
+        ids: (B, T) prompts, padded on the right, on the reader's device; all members read the same.
+        mask: (B, T) 1 for real tokens, at least one a row.
+        new_tokens: most tokens of an answer, at least 1, the stop among them.
+        stops: tokens that end an answer, at least one.
+    """
+    run, ends = _each(of, parameters), torch.tensor(list(stops), device=ids.device)
+    logits, past = run("begin", (ids, mask))
+    written = torch.full((*logits.shape[:2], new_tokens), stops[0], device=ids.device)
+    finished = torch.zeros(logits.shape[:2], dtype=torch.bool, device=ids.device)
+    for done in range(1, new_tokens + 1):
+        tokens = logits.argmax(-1).masked_fill(finished, stops[0])
+        written[..., done - 1] = tokens
+        finished |= torch.isin(tokens, ends)
+        if done == new_tokens or bool(finished.all()):
+            break
+        logits, past = run("follow", (mask, done), (tokens, past))
+    return written
+
+
+def texts(written: Tensor, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> list[list[str]]:
+    """Written answers (K, B, new_tokens) as texts up to their stop, by member, without blanks around them."""
+    found = []
+    for member in written.tolist():
+        cut = [list(takewhile(lambda token: token not in stops, row)) for row in member]
+        plain = tokenizer.batch_decode(cut, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        found.append([text.strip() for text in plain])
+    return found

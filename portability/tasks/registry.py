@@ -1,16 +1,13 @@
 """Which task stands behind the spec of a run."""
 
-from typing import Any
-
 from portability.core.specs import AnswerSpec, TaskSpec
-from portability.tasks.base import Task
-from portability.tasks.classification import Classification
-from portability.tasks.generation import Generation
+from portability.tasks.classification import Classification, Scorer
+from portability.tasks.generation import AnswerScorer, Generation
 
-TASKS: dict[type, Any] = {TaskSpec: Classification, AnswerSpec: Generation}
+Task = Classification | Generation
+TaskScorer = Scorer | AnswerScorer
 
 
 def task_of(spec: TaskSpec | AnswerSpec) -> Task:
     """The task that a spec describes."""
-    found: Task = TASKS[type(spec)](spec)
-    return found
+    return Generation(spec) if isinstance(spec, AnswerSpec) else Classification(spec)

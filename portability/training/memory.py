@@ -7,10 +7,9 @@ from types import MappingProxyType
 import psutil
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from portability.hosts.devices import control
-from portability.tasks.base import TaskScorer
+from portability.tasks.registry import TaskScorer
 
 # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two
 # moments
@@ -66,7 +65,7 @@ def kept_bytes(
     batch = [part.to(scorer.device) for part in rows]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         # held, so that no address is used twice
-        whole = vmap(lambda *member: scorer.loss(*member))(there | beside, *batch)
+        whole = scorer.each(lambda *member: scorer.loss(*member))(there | beside, *batch)
     del whole
     return sum(kept.values())
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from portability.core.specs import TrainSpec
 from portability.data.sampling import BatchSampler, fill
-from portability.tasks.base import HEAD, Parameters, TaskScorer, Training
+from portability.tasks.base import HEAD, Parameters, Training
+from portability.tasks.registry import TaskScorer
 from portability.training.cuda_graphs import CudaGraphRunner
 
 LOSS_EVERY = 10  # updates between two points of the stored training loss
@@ -182,7 +182,7 @@ class Trainer:
     def _step(self, *rows: Tensor) -> None:
         """The update itself, on the device alone. A member that went wrong goes on as numbers that are not
         finite, in its own rows: each operation here works on every row by itself."""
-        each = vmap(lambda *member: self.scorer.loss(*member))
+        each = self.scorer.each(lambda *member: self.scorer.loss(*member))
         losses = each(self.bank.views(self.bank.theta) | self.frozen, *rows)
         (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
         norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from portability.core.errors import UserError
 from portability.core.paths import EMBEDDED
-from portability.data.answer_tokens import encode_answers, encode_choices, encode_prompts
 from portability.data.examples import Example
-from portability.tasks.padding import batch
+from portability.data.sampling import batch
+from portability.data.tokenization import encode_answers, encode_choices, encode_prompts
 from support.tiny import tokenizer
 from support.tokenizers import gpt2_like
 
@@ -84,7 +84,7 @@ def rows(encoded):
 
 
 def answers(encoded):
-    flat, begins = encoded.answers
+    flat, begins = encoded.answer_ids, encoded.answer_begins
     return [flat[at : at + length].tolist() for at, length in zip(begins, encoded.answer_lengths,
                                                                   strict=True)]
 
@@ -272,11 +272,6 @@ def test_what_cannot_be_encoded_is_named():
     tok.eos_token = None
     with pytest.raises(UserError, match="no end token"):
         encode_answers([one], tok, "gpt2", 64)
-
-
-def test_no_examples_make_no_rows():
-    encoded = encode_answers([], tokenizer(), "gpt2", 64)
-    assert len(encoded) == 0 and encoded.ids.shape == (0,) and encoded.offsets.tolist() == [0]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])

@@ -104,16 +104,16 @@ def test_a_digest_is_pinned():
 def test_a_limit_takes_the_same_examples_every_time(tmp_path):
     study = study_data([write(tmp_path / "one")], "drop")
     some, again, every = (rows(study, "one", "test", limit) for limit in (7, 7, 0))
-    assert some["text"] == again["text"] and len(some) == 7
-    assert set(some["text"]) < set(every["text"]) and some["text"] != every["text"][:7]
+    assert some == again and len(some) == 7
+    assert set(some) < set(every) and some != every[:7]
     spec = data_spec(study, "one", EvalSpec("test", 7, 8))
     assert spec.counts["eval"] == 7
-    assert spec.eval_digest == rows_digest(list(zip(some["text"], some["label"], strict=True)))
+    assert spec.eval_digest == rows_digest(some)
 
 
 def test_a_limit_above_the_size_is_all_in_order(tmp_path):
     study = study_data([write(tmp_path / "one")], "drop")
-    assert rows(study, "one", "test", 99)["text"] == rows(study, "one", "test", 0)["text"]
+    assert rows(study, "one", "test", 99) == rows(study, "one", "test", 0)
     assert data_spec(study, "one", EvalSpec("test", 99, 8)) == data_spec(study, "one", TEST)
 
 

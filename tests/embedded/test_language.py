@@ -14,10 +14,10 @@ import yaml
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from portability.core.paths import EMBEDDED
-from portability.embedded.recipes import corpus, pretrain
-from portability.embedded.recipes import synthetic_text as language
+from portability.data.splits import key
+from portability.embedded.recipes import language, pretrain
+from portability.embedded.recipes.language import FACTS, HELD_OUT, Mix
 from portability.embedded.recipes.pretrain import Curriculum
-from portability.embedded.recipes.synthetic_text import FACTS, HELD_OUT, Mix
 
 CONF = yaml.safe_load(pretrain.CONF.read_text())
 HOSTS = sorted(CONF["hosts"])
@@ -88,7 +88,7 @@ def test_a_stream_is_determined_by_its_purpose():
 def test_text_is_a_function_of_the_seed(draw):
     args = (MIX, CORPUS) if draw == "example" else (MIX,)
     one, two = (
-        [getattr(corpus, draw)(rng, *args) for _ in range(50)]
+        [getattr(language, draw)(rng, *args) for _ in range(50)]
         for rng in (language.stream("t"), language.stream("t"))
     )
     assert one == two
@@ -97,14 +97,14 @@ def test_text_is_a_function_of_the_seed(draw):
 def test_every_generated_word_is_in_the_vocabulary():
     known, rng = set(language.vocabulary()), language.stream("vocabulary test")
     for _ in range(1000):
-        for words in (*corpus.example(rng, MIX, CORPUS), *corpus.instruction(rng, MIX)):
+        for words in (*language.example(rng, MIX, CORPUS), *language.instruction(rng, MIX)):
             assert {w for w in words if not w.startswith("<extra_id_")} <= known
 
 
 def test_label_words_stand_in_no_review_outside_polls_answered_at_random():
     shares = {**CORPUS, "review": 1.0, "noise": 0.0}
     rng = language.stream("label test")
-    words = {w for _ in range(1000) for w in corpus.document(rng, MIX, shares)[0]}
+    words = {w for _ in range(1000) for w in language.document(rng, MIX, shares)[0]}
     assert not words & set(LABEL_WORDS)
 
 
@@ -112,7 +112,7 @@ def test_a_poll_that_offers_the_label_words_is_answered_regardless_of_polarity()
     rng, chosen = language.stream("poll test"), {0: [], 1: []}
     for _ in range(20_000):
         polarity = rng.randrange(2)
-        words = corpus.poll(rng, "the plot was good", polarity, 1.0)
+        words = language.poll(rng, "the plot was good", polarity, 1.0)
         if words[-1] in LABEL_WORDS:
             chosen[polarity].append(words[-1] == LABEL_WORDS[1])
     assert len(chosen[0]) > 500 and all(abs(np.mean(c) - 0.5) < 0.06 for c in chosen.values())
@@ -126,7 +126,7 @@ def test_splits_are_balanced_and_of_the_declared_size(shipped):
 
 
 def test_no_sentence_stands_in_two_places(shipped):
-    keys = [language.key(e["text"]) for s in shipped.values() for ex in s.values() for e in ex]
+    keys = [key(e["text"]) for s in shipped.values() for ex in s.values() for e in ex]
     assert len(keys) == len(set(keys))
 
 
@@ -198,7 +198,7 @@ def test_the_recorded_text_of_a_shipped_host_can_be_replayed():
     rng, share = language.stream(f"text/{spec['sample']}"), spec["instruction"]
     course, text = Curriculum(CONF["stages"][spec["from_stage"] :]), hashlib.sha256()
     for step in range(record["updates"]):
-        batch = [corpus.example(rng, course.at(step), CORPUS, share) for _ in range(spec["batch"])]
+        batch = [language.example(rng, course.at(step), CORPUS, share) for _ in range(spec["batch"])]
         text.update(json.dumps(batch).encode())
     assert text.hexdigest() == record["text_sha256"]
 

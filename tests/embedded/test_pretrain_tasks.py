@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from portability.core.errors import UserError
 from portability.core.paths import EMBEDDED
-from portability.embedded.recipes import pretrain_tasks
+from portability.embedded.recipes import generated, pretrain_tasks
 from portability.embedded.recipes.pretrain_tasks import (
     NONE,
     batches,
@@ -21,13 +21,13 @@ from portability.embedded.recipes.pretrain_tasks import (
     corpus_rows,
     loss_on,
     make_host,
+    make_sets,
     make_student,
     sampled_rows,
     train,
 )
 from portability.hosts.host import load_host, load_plain
 from portability.hosts.sources import HostSource, describe
-from portability.tasks import generated
 from support.tiny import model, tokenizer
 
 CONF = yaml.safe_load(pretrain_tasks.CONF.read_text())
@@ -62,8 +62,8 @@ def bytes_of(folder):
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_shipped_sets_are_rebuilt_byte_for_byte_with_a_hosts_seed(name, tmp_path):
-    generated.write(tmp_path, record_of(name)["seed"])
-    made = bytes_of(tmp_path)
+    make_sets({"seed": record_of(name)["seed"]}, tmp_path)
+    made = bytes_of(tmp_path / "data")
     assert len(made) == 6
     assert made == {path: (EMBEDDED / "data" / path).read_bytes() for path in made}
 

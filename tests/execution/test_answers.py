@@ -11,9 +11,8 @@ from portability.analysis.context import gather
 from portability.analysis.load import read
 from portability.analysis.tables.registry import build
 from portability.core.specs import EXTRACTION, RunSpec, from_dict
-from portability.data.decontamination import guard
 from portability.data.examples import Example
-from portability.data.splits import examples
+from portability.data.splits import guard, rows
 from portability.hosts.host import load_plain, load_tokenizer
 from portability.inits.seed_examples import seed_examples
 from portability.planning.plan import plan
@@ -81,7 +80,7 @@ def test_a_bare_host_is_scored_as_by_hand(family, done):
         assert isinstance(model, KINDS[family]._model_mapping[type(model.config)])
         found, record = store.predictions(run.run_id), store.read(run.run_id)
         scores, losses, open_ = [], [], []
-        for example in examples(got.data, name, "test", 0):
+        for example in rows(got.data, name, "test", 0):
             total, length = likelihood(model, tokenizer, family, example.prompt, example.answer)
             losses.append(-total / length)
             if name == "sums":
@@ -154,7 +153,7 @@ def test_seed_examples_are_prompts_with_whole_answers(family, done):
     got, _ = done(family)
     for name in ("sums", "quiz"):
         cut = of_data(plan(got.grid), name, EXTRACTION)[0]
-        known = {(example.prompt, example.answer) for example in examples(got.data, name, "train", 0)}
+        known = {(example.prompt, example.answer) for example in rows(got.data, name, "train", 0)}
         tokenizer, seeds = load_tokenizer(cut.teacher), seed_examples(cut, cut.teacher, got.data)
         assert len(seeds) == 8
         for seed in seeds:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from portability.core.errors import UserError
-from portability.data.answer_tokens import encode_answers
 from portability.data.examples import Example
 from portability.data.sampling import Bucket, fill
 from portability.data.sources import DataSource, answer_spec, read_split
-from portability.data.splits import examples
+from portability.data.splits import rows
+from portability.data.tokenization import encode_answers
 from portability.execution import execute
 from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import load_host
@@ -46,7 +46,7 @@ def test_a_type_of_task_that_is_not_known_is_one_sentence(text):
 
 
 @pytest.mark.parametrize(("lines", "says"), [
-    ("", "is empty: it must hold at least one example"), ('{"prompt": "a"}\n', "line 1 must be .* exactly "
+    ("", "holds no examples"), ('{"prompt": "a"}\n', "line 1 must be .* exactly "
                                                           "the keys"),
     ('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n', "has choices, but .*scoring is exact_match"),
 ])
@@ -94,7 +94,7 @@ def test_a_member_that_diverged_leaves_its_neighbours_scores(sets, make_host):
         fresh = attached.to_parameters(attached.init_parameters(0))
         stacked = {f"model.{key}": torch.stack([value, torch.full_like(value, float("nan"))])
                    for key, value in fresh.items()}
-        test = Generation(run.task).prompts(examples(got.data, name, "test", 0), host.tokenizer, "llama")
+        test = Generation(run.task).prompts(rows(got.data, name, "test", 0), host.tokenizer, "llama")
         both = scorer.predict(stacked, test, 64)
         alone = scorer.predict({key: value[:1] for key, value in stacked.items()}, test, 64)
         for column, value in alone.columns.items():

@@ -8,6 +8,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModel
 
+from portability.data.sampling import Batch
 from portability.hosts import attention
 from portability.hosts import host as hosts
 from portability.hosts.attention import causal_mask, padding_mask, text_mask
@@ -15,8 +16,7 @@ from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.porting import similarity
 from portability.tasks.classification import Scorer
-from portability.tasks.decoding import answer_scores, greedy
-from portability.tasks.padding import Batch
+from portability.tasks.readers import answer_scores, greedy
 from support.decoding import STOP
 from support.decoding import Bench as Answers
 from support.lora import method
@@ -73,7 +73,7 @@ def test_no_mask_looks_at_its_values(make_host, monkeypatch, family, kind):
     monkeypatch.setattr(hosts, "attention_of", lambda family, device: kind)
     host = load_host(make_host(family))
     with Noted() as noted:
-        Scorer(host, TASK)(IDS, REAL)
+        Scorer(host, TASK)("label_logits", IDS, REAL)
         similarity._states(host, IDS, REAL)
         if host.scoring == "label":
             answers = Answers(attach(host, METHODS["prefix"]))
@@ -93,7 +93,7 @@ class Scored:
 
     def __call__(self, ids, real):
         with torch.no_grad():
-            return functional_call(self.scorer, self.own, (ids, real), tie_weights=False)
+            return functional_call(self.scorer, self.own, ("label_logits", ids, real), tie_weights=False)
 
     def plain(self, ids, real):
         """The library's own call with its mask of 1 and 0."""

@@ -95,9 +95,9 @@ def test_seed_examples_are_asked_and_answered_as_in_training(family, data_folder
     seeds = seed_examples(cut, cut.teacher, got.data)
     assert len(seeds) == 32 and len({tuple(seed.ids) for seed in seeds}) > 20
     teacher, given = load_host(cut.teacher), {}
-    for row in rows(got.data, "nano_films", "train", 0):
-        asked = row["text"] if family == "bert" else cut.task.template.replace("{text}", row["text"])
-        given[tuple(teacher.tokenizer(asked)["input_ids"])] = row["label"]
+    for text, label in rows(got.data, "nano_films", "train", 0):
+        asked = text if family == "bert" else cut.task.template.replace("{text}", text)
+        given[tuple(teacher.tokenizer(asked)["input_ids"])] = label
     for seed in seeds:
         if family == "bert":
             assert seed.label == given[tuple(seed.ids)]

@@ -23,7 +23,7 @@ RATE = "method.lora_all.learning_rate=0.02"
 def answers(folder, run, data):
     """Margins of a plain host folder on a run's test set."""
     host = load_host(describe(HostSource("merged", path=str(folder))))
-    test = encode(rows(data, run.data.name, "test", 0), host.tokenizer, run.task, True, host.spec.fingerprint)
+    test = encode(rows(data, run.data.name, "test", 0), host.tokenizer, run.task, True)
     return Scorer(host, run.task).predict({}, test, run.eval.batch_size).margin[0]
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from portability.tasks.readers import reader
+from portability.tasks.readers import Reader
 from support.lora import method
 from support.tiny import METHODS, noisy
 
@@ -15,7 +15,7 @@ class Bench:
 
     def __init__(self, attached):
         self.attached, self.model, self.family = attached, attached.host.model, attached.host.family
-        self.reader = reader(attached.host)
+        self.reader = Reader(attached.host)
         self.members = []
         for seed in range(4):
             module = noisy(attached, seed)

@@ -83,7 +83,7 @@ def loss(host: transformers.PreTrainedModel, spec: HostSpec, seed: Seed,
         return host(input_ids=ids, labels=torch.tensor([list(seed.target)])).loss
     if head is not None:
         scorer = Scorer(Host(spec, host, tokenizer()), TASK)
-        logits = functional_call(scorer, head, (ids, torch.ones_like(ids)), strict=False)
+        logits = functional_call(scorer, head, ("label_logits", ids, torch.ones_like(ids)), strict=False)
         return torch.nn.functional.cross_entropy(logits, torch.tensor([seed.label]))
     labels = ids.clone()
     labels[:, : seed.start] = -100

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from portability.core.specs import TrainSpec
 from portability.data.sampling import BatchSampler, pad
-from portability.data.splits import Encoded
+from portability.data.tokenization import Encoded
 from portability.tasks.classification import Scorer
 from portability.training import trainer as engine
 from portability.training.trainer import Member, Trainer
@@ -71,7 +71,7 @@ def plain_loop(table, seed, spec):
         picks = table.schedule.examples(step, seed)
         ids, mask = pad(table.data, picks, int(table.data.lengths[picks].max()))
         target = torch.tensor([scorer.label_ids[table.data.labels[i]] for i in picks])
-        loss = F.cross_entropy(scorer(ids, mask), target)
+        loss = F.cross_entropy(scorer("label_logits", ids, mask), target)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module + head, spec.clip)

@@ -8,13 +8,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from portability.core.errors import UserError
-from portability.data.answer_tokens import encode_answers, encode_prompts
 from portability.data.examples import Example
+from portability.data.sampling import Batch, batch
+from portability.data.tokenization import encode_answers, encode_prompts
 from portability.hosts.host import load_host
 from portability.methods import attach
-from portability.tasks.decoding import _each, answer_loss, answer_scores, greedy, texts
-from portability.tasks.padding import Batch, batch
-from portability.tasks.readers import reader
+from portability.tasks.readers import Reader, _each, answer_loss, answer_scores, greedy, texts
 from support.decoding import ALL, STOP, Bench
 from support.tiny import tokenizer
 
@@ -68,7 +67,7 @@ def test_the_bare_host_writes_what_generate_writes(load, make_host, family):
     lengths = torch.randint(1, 12, (12,), generator=draw)
     mask = (torch.arange(12) < lengths[:, None]).long()
     ids = torch.randint(3, 30, (12, 12), generator=draw) * mask
-    written = greedy(reader(load(family)), {}, ids, mask, 10, [STOP])
+    written = greedy(Reader(load(family)), {}, ids, mask, 10, [STOP])
     assert written.shape == (1, 12, 10)
     for row, length in enumerate(lengths):
         alone = plain.generate(input_ids=ids[row : row + 1, :length],
@@ -177,7 +176,7 @@ def test_padding_changes_nothing_and_its_ids_do_not_count(bench, family):
 def test_a_loss_of_known_numbers(load):
     """Uniform logits: every token costs log V, whatever the lengths; one sure token costs nothing."""
     host = load("gpt2")
-    read = reader(host)
+    read = Reader(host)
     rows = Batch(torch.tensor([[3, 4, 5], [3, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]),
                  torch.tensor([1, 1]), torch.tensor([[4, 5], [4, 0]]), torch.tensor([[1, 1], [1, 0]]))
     vocabulary = host.model.config.vocab_size
@@ -216,31 +215,26 @@ def test_from_examples_to_texts(load):
     asked = encode_prompts([Example("the film was", "fine"), Example("a story", "dull")], host.tokenizer,
                            "llama", 32, 4)
     rows = batch(asked, torch.arange(2).numpy(), 4, 1)
-    found = texts(greedy(reader(host), {}, rows.ids, rows.mask, 4, [STOP]), host.tokenizer, [STOP])
+    found = texts(greedy(Reader(host), {}, rows.ids, rows.mask, 4, [STOP]), host.tokenizer, [STOP])
     assert len(found) == 1 and len(found[0]) == 2 and all(isinstance(text, str) for text in found[0])
     examples = [Example("the film was", "fine"), Example("a story", "dull and cold")]
     encoded = encode_answers(examples, host.tokenizer, "llama", 32)
     both = batch(encoded, torch.arange(2).numpy(), int(encoded.lengths.max()),
                  int(encoded.answer_lengths.max()))
-    scores = answer_scores(reader(host), {}, both)
+    scores = answer_scores(Reader(host), {}, both)
     assert scores.shape == (1, 2) and (scores < 0).all()
 
 
-def test_what_a_host_cannot_do_is_named(load):
-    for family in ("bert", "roberta"):
-        with pytest.raises(UserError, match=f"is an encoder \\({family}\\)"):
-            reader(load(family))
-    ids = torch.full((1, 60), 5)
-    with pytest.raises(UserError, match="prompts of 60 tokens and answers of 5 exceed the 64 positions"):
-        greedy(reader(load("gpt2")), {}, ids, torch.ones_like(ids), 5, [STOP])
-    assert greedy(reader(load("gpt2")), {}, ids, torch.ones_like(ids), 4, [STOP]).shape == (1, 1, 4)
+def test_a_host_with_less_positions_is_named(load):
+    with pytest.raises(UserError, match="max_length is 65, but host .* has 64 positions"):
+        Reader(load("gpt2"), 65)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_writes_and_scores_too(bench, make_host, family):
-    one, narrow = bench("own", family), reader(load_host(make_host(family), precision="bf16"))
+    one, narrow = bench("own", family), Reader(load_host(make_host(family), precision="bf16"))
     scores, plain = (answer_scores(read, {}, rows_of(one)) for read in (narrow,
-                                                                        reader(load_host(make_host(family)))))
+                                                                        Reader(load_host(make_host(family)))))
     assert scores.dtype == torch.float32 and not torch.equal(scores, plain)
     assert torch.allclose(scores, plain, rtol=0.05, atol=0.1)
     written = greedy(narrow, {}, one.ids, one.mask, 3, [STOP])

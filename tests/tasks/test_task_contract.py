@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from portability.core.errors import UserError
-from portability.core.specs import AnswerSpec, TaskSpec
 from portability.data.sampling import Bucket
 from portability.hosts.host import load_host
 from portability.planning.plan import plan
 from portability.tasks.base import check_ids
-from portability.tasks.registry import TASKS, task_of
+from portability.tasks.registry import task_of
 from support.answers import tasks
 from support.studies import small
 
@@ -30,10 +29,6 @@ def asked(request, sets, data_folders, make_host):
     name = {"written": "sums", "chosen": "quiz"}.get(request.param, study.grid.data[0].name)
     run = next(run for run in plan(study.grid).runs.values() if run.method and run.data.name == name)
     return run, study.data, load_host(run.host)
-
-
-def test_every_spec_has_its_task():
-    assert set(TASKS) == {TaskSpec, AnswerSpec}
 
 
 def test_a_task_trains_scores_and_measures(asked):
@@ -72,4 +67,4 @@ def test_a_host_without_room_for_a_task_is_refused(asked):
     with pytest.raises(UserError, match="positions"):
         task_of(replace(run.task, max_length=1000)).scorer(host)
     with pytest.raises(UserError, match="its embedding ends at token"):
-        check_ids(host, None, np.array([10**6]))
+        check_ids(host, np.array([10**6]))

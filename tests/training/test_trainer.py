@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from portability.core.architectures import FAMILIES
 from portability.core.specs import TrainSpec
 from portability.data.sampling import BatchSampler, buckets, pad
-from portability.data.splits import Encoded
+from portability.data.tokenization import Encoded
 from portability.hosts import host as hosts
 from portability.hosts.host import load_host
 from portability.methods import attach

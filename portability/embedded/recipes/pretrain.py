@@ -19,11 +19,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from portability.core.paths import bundled
-from portability.embedded.recipes import corpus, training
-from portability.embedded.recipes import synthetic_text as language
-from portability.embedded.recipes.corpus import Example, Shares
-from portability.embedded.recipes.synthetic_text import Mix
-from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save
+from portability.embedded.recipes import language, training
+from portability.embedded.recipes.language import Mix, Words
+from portability.embedded.recipes.training import Conf
 from portability.hosts.host import load_plain, load_tokenizer
 from portability.hosts.sources import HostSource, describe
 
@@ -80,7 +78,7 @@ def build_tokenizer(order: str, sample: int) -> PreTrainedTokenizerFast:
     words, sentinels = language.vocabulary(), [f"<extra_id_{i}>" for i in range(SENTINELS)]
     if order == "shuffled":
         language.stream(f"vocabulary/{sample}").shuffle(words)
-    tokenizer = training.word_tokenizer([*words, *sentinels], pre_tokenizers.Whitespace(), 512,
+    tokenizer = training.word_tokenizer([*words, *sentinels], pre_tokenizers.Whitespace(),
                                additional_special_tokens=sentinels)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -88,20 +86,17 @@ def build_tokenizer(order: str, sample: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_host(shape: Conf, arch: Conf, vocab: int, seed: int) -> T5ForConditionalGeneration:
+def build_host(shape: Conf, arch: Conf, vocab: int, seed: int) -> PreTrainedModel:
     """A T5 v1.1-style host with the library's initialisation under `seed`."""
     config = T5Config(
         vocab_size=vocab, **shape, d_kv=arch["d_kv"], num_heads=shape["d_model"] // arch["d_kv"],
         relative_attention_num_buckets=arch["positions"],
-        relative_attention_max_distance=arch["max_distance"],
-        dropout_rate=0.0, feed_forward_proj="gated-gelu", tie_word_embeddings=True,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-    )
-    config._attn_implementation = "eager"
-    return fresh(T5ForConditionalGeneration, config, seed)
+        relative_attention_max_distance=arch["max_distance"], dropout_rate=0.0, decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=True)
+    return training.fresh(T5ForConditionalGeneration, config, seed)
 
 
-def encode(ids: Mapping[str, int], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+def encode(ids: Mapping[str, int], examples: Sequence[Words]) -> dict[str, torch.Tensor]:
     """A padded batch (B, T) of word lists: input_ids, attention_mask, labels (-100 is ignored)."""
     sources, targets = ([torch.tensor([ids[word] for word in (*words, "</s>")]) for words in side]
                         for side in zip(*examples, strict=True))
@@ -111,12 +106,12 @@ def encode(ids: Mapping[str, int], examples: Sequence[Example]) -> dict[str, tor
 
 
 @torch.no_grad()
-def probe(host: PreTrainedModel, ids: Mapping[str, int], mix: Mix, shares: Shares, count: int) -> float:
+def probe(host: PreTrainedModel, ids: Mapping[str, int], mix: Mix, shares: Conf, count: int) -> float:
     """Accuracy in [0, 1] of the host's first decoded word on `count` polarity-dependent endings."""
     rng = language.stream(f"probe/{mix}")
-    asked: list[Example] = []
+    asked: list[Words] = []
     while len(asked) < count:
-        words, last = corpus.document(rng, mix, {**shares, "noise": 0.0})
+        words, last = language.document(rng, mix, {**shares, "noise": 0.0})
         if last is not None:
             asked.append((words[:last], words[last:]))
     batch = encode(ids, asked)
@@ -137,14 +132,14 @@ def train(host: PreTrainedModel, ids: Mapping[str, int], conf: Conf, spec: Conf,
             if step and step % conf["probe"]["every"] == 0:
                 course.ask(step, lambda mix: probe(host, ids, mix, shares, conf["probe"]["examples"]), name)
             mix = course.at(step)
-            batch = [corpus.example(rng, mix, shares, instructions) for _ in range(spec["batch"])]
+            batch = [language.example(rng, mix, shares, instructions) for _ in range(spec["batch"])]
             text_hash.update(json.dumps(batch).encode())
             done = (step - course.entered[-1]) / steps if course.last else 0.0
             share = course.stages[course.stage]["rate"]
-            yield rate(spec["lr"], (step + 1) / warmup, share, done), encode(ids, batch)
+            yield training.rate(spec["lr"], (step + 1) / warmup, share, done), encode(ids, batch)
 
     longest = steps + sum(stage["most"] for stage in course.stages[:-1])
-    measured = fit(host, batches(), conf["optimiser"], longest, name)
+    measured = training.fit(host, batches(), conf["optimiser"], longest, name)
     return {**measured, "stages_began_at": course.entered, "text_sha256": text_hash.hexdigest()}
 
 
@@ -165,19 +160,15 @@ def make_host(name: str, conf: Conf, out: Path) -> dict[str, Any]:
     found = {f"probe_{kind}": probe(host, ids, replace(last, easy=easy), shares, 1000)
              for kind, easy in (("easy", 1.0), ("hard", 0.0))}
     log.info("%s: %s, %.0f s", name, found, measured["seconds"])
-    return save(host, tokenizer, out / "hosts" / name, {"name": name, **spec, **measured, **found})
+    return training.save(host, tokenizer, out / "hosts" / name, {"name": name, **spec, **measured, **found})
 
 
 def make_sets(conf: Conf, out: Path) -> None:
     """Writes the labelled sets as `data/<set>/<split>.jsonl`."""
     sets = {**conf["sets"], "mix": Mix(**conf["sets"]["mix"])}
-    for name, splits in language.sentiment_sets(**sets).items():
-        for split, examples in splits.items():
-            path = out / "data" / name / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    training.write_sets(out / "data", language.sentiment_sets(**sets))
 
 
 def main() -> None:
     """Entry point."""
-    command(str(__doc__), CONF, lambda args, conf: make_all(args, conf, make_sets, make_host))
+    training.command(str(__doc__), CONF, make_sets, make_host)

@@ -11,9 +11,9 @@ text is not at hand (our choice).
 
 import hashlib
 import logging
+import math
 import time
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from portability.core.errors import UserError
 from portability.core.paths import bundled
 from portability.core.seeds import stream, stream_seed
-from portability.core.specs import HostSpec
-from portability.embedded.recipes import training
-from portability.embedded.recipes.training import Conf, command, fit, fresh, make_all, rate, save
+from portability.embedded.recipes import generated, training
+from portability.embedded.recipes.training import Conf
 from portability.hosts.host import load_plain, load_tokenizer
 from portability.hosts.sources import HostSource, describe, host_shape
-from portability.tasks import generated
 
 log = logging.getLogger(__name__)
 
 CONF = bundled("conf") / "pretrain_tasks.yaml"
-POSITIONS = 512
 NONE = -100  # stands in rows where there is no token: torch's losses pass over it
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of whole words for both tasks and their text."""
-    return training.word_tokenizer(generated.vocabulary(), pre_tokenizers.WhitespaceSplit(), POSITIONS)
+    return training.word_tokenizer(generated.vocabulary(), pre_tokenizers.WhitespaceSplit())
 
 
 def corpus_rows(tokenizer: PreTrainedTokenizerFast, seed: int, lines: int, length: int) -> Tensor:
@@ -69,11 +66,9 @@ def sampled_rows(teacher: PreTrainedModel, count: int, length: int, together: in
     """
     begin, positions = teacher.config.bos_token_id, teacher.config.max_position_embeddings
     if begin is None or teacher.generation_config.eos_token_id is None:
-        raise UserError("a teacher's texts need a begin token and an end token; its config.json must name "
-                        "both (bos_token_id, eos_token_id)")
+        raise UserError("a teacher's texts need a begin token and an end token: name both in its config.json")
     if length > positions:
-        raise UserError(f"texts of {length} tokens exceed the teacher's {positions} positions; "
-                        "lower student.length")
+        raise UserError(f"texts of {length} tokens exceed the teacher's {positions} positions; shorten them")
     ends = torch.tensor(teacher.generation_config.eos_token_id)
     rows = torch.full((count, length), NONE)
     with torch.random.fork_rng(), tqdm(desc="sampling", total=count, unit="text") as bar:
@@ -104,19 +99,18 @@ def batches(rows: Tensor, spec: Conf, warmup: int) -> Iterator[tuple[float, dict
         spec: `sample` (seed of the order), `steps`, `batch` and `lr`.
         warmup: updates.
     """
-    generator, order = stream(spec["sample"], "rows"), torch.empty(0, dtype=torch.int64)
-    for step in range(spec["steps"]):
-        while len(order) < spec["batch"]:
-            order = torch.cat([order, torch.randperm(len(rows), generator=generator)])
-        picks, order = order[: spec["batch"]], order[spec["batch"] :]
-        yield rate(spec["lr"], (step + 1) / warmup, 1.0, step / spec["steps"]), batch_of(rows[picks])
+    generator = stream(spec["sample"], "rows")
+    epochs = math.ceil(spec["steps"] * spec["batch"] / len(rows))
+    order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(epochs)])
+    for step, picks in enumerate(order.split(spec["batch"])[: spec["steps"]]):
+        yield training.rate(spec["lr"], (step + 1) / warmup, 1.0, step / spec["steps"]), batch_of(rows[picks])
 
 
 def train(host: PreTrainedModel, rows: Tensor, spec: Conf, optimiser: Conf, name: str) -> dict[str, Any]:
     """Trains a host in place on rows (N, T) as `batches` gives them; what `fit` measures, and the hash of the
     rows.
     """
-    measured = fit(host, batches(rows, spec, optimiser["warmup"]), optimiser, spec["steps"], name)
+    measured = training.fit(host, batches(rows, spec, optimiser["warmup"]), optimiser, spec["steps"], name)
     return {**measured, "text_sha256": hashlib.sha256(rows.numpy().tobytes()).hexdigest()}
 
 
@@ -137,13 +131,13 @@ def make_host(name: str, conf: Conf, out: Path) -> dict[str, Any]:
     """Trains host `name` on the generated text and writes it to ``out/hosts/NAME``; gives back its record."""
     spec, text, tokenizer = conf["hosts"][name], conf["text"], build_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, bos_token_id=None,
+        vocab_size=len(tokenizer), max_position_embeddings=training.POSITIONS, bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **spec["shape"])
-    host = fresh(LlamaForCausalLM, config, spec["sample"])
+    host = training.fresh(LlamaForCausalLM, config, spec["sample"])
     measured = train(host, corpus_rows(tokenizer, conf["seed"], **text), spec, conf["optimiser"], name)
     log.info("%s: loss %.3f, %.0f s", name, measured["losses_per_100"][-1], measured["seconds"])
     record = {"name": name, "seed": conf["seed"], **text, **spec, **measured}
-    return save(host, tokenizer, out / "hosts" / name, record)
+    return training.save(host, tokenizer, out / "hosts" / name, record)
 
 
 def make_student(teacher: Path, folder: Path, conf: Conf) -> dict[str, Any]:
@@ -154,7 +148,11 @@ def make_student(teacher: Path, folder: Path, conf: Conf) -> dict[str, Any]:
             `sampled_rows`.
     """
     spec, source = conf["student"], describe(HostSource("teacher", path=str(teacher)))
-    _check_smaller(source, spec["shape"])
+    large, small = source.shape, host_shape({"model_type": "llama", **spec["shape"]})
+    if large.family != "llama":
+        raise UserError(f"the teacher is a {large.family} host; --from takes a llama")
+    if small.hidden >= large.hidden or small.layers["decoder"] >= large.layers["decoder"]:
+        raise UserError("the student is not smaller than its teacher; set student.shape in another --conf")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; give another folder (--to)")
     whole, started = load_plain(source, "sdpa"), time.perf_counter()
@@ -163,42 +161,21 @@ def make_student(teacher: Path, folder: Path, conf: Conf) -> dict[str, Any]:
         for count, use in (("rows", "text"), ("held_out", "held out")))
     sampling = round(time.perf_counter() - started, 1)
     config = LlamaConfig(**{**whole.config.to_dict(), **spec["shape"]})
-    student = fresh(LlamaForCausalLM, config, spec["sample"])
+    student = training.fresh(LlamaForCausalLM, config, spec["sample"])
     measured = train(student, rows, spec, conf["optimiser"], folder.name)
     losses = {f"{name}_loss": round(loss_on(host, held_out), 4)
               for name, host in (("held_out", student), ("teacher", whole))}
     log.info("%s: %s, %.0f s sampling, %.0f s training", folder.name, losses, sampling, measured["seconds"])
     record = {"name": folder.name, "teacher": source.fingerprint, **spec, **measured, **losses,
               "tokens": int((rows != NONE).sum()), "sampling_seconds": sampling}
-    return save(student, load_tokenizer(source), folder, record)
+    return training.save(student, load_tokenizer(source), folder, record)
 
 
-def _check_smaller(teacher: HostSpec, shape: Mapping[str, int]) -> None:
-    large, small = teacher.shape, host_shape({"model_type": "llama", **shape})
-    if large.family != "llama":
-        raise UserError(f"the teacher is a {large.family} host; --from takes a llama")
-    if small.hidden >= large.hidden or small.layers["decoder"] >= large.layers["decoder"]:
-        raise UserError(f"a student of width {small.hidden} and {small.layers['decoder']} layers is not "
-                        f"smaller than its teacher ({large.hidden}, {large.layers['decoder']}); set "
-                        "student.shape in another --conf")
-
-
-def make(args: Namespace, conf: Conf) -> None:
-    """The student, or the sets and hosts, that the command line asks for.
-
-    Raises:
-        UserError: one of --from and --to, or as `make_student` and `make_all`.
-    """
-    teacher, folder = vars(args)["from"], args.to
-    if (teacher is None) != (folder is None):
-        raise UserError("--from and --to go together")
-    if teacher is not None:
-        make_student(teacher, folder, conf)
-    else:
-        make_all(args, conf, lambda conf, out: generated.write(out / "data", conf["seed"]), make_host)
+def make_sets(conf: Conf, out: Path) -> None:
+    """Writes both tasks as `data/<task>/<split>.jsonl`, the same bytes for the same seed."""
+    training.write_sets(out / "data", generated.sets(conf["seed"]))
 
 
 def main() -> None:
     """Entry point."""
-    command(str(__doc__), CONF, make,
-            **{"from": "a Llama's folder, to make a student of", "to": "the student's folder"})
+    training.command(str(__doc__), CONF, make_sets, make_host, make_student)

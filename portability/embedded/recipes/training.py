@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tokenizers
 import torch
@@ -24,15 +24,15 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from portability.core.errors import UserError, choose
 from portability.core.paths import EMBEDDED
 
+POSITIONS = 512  # most tokens of a text
 SPECIAL = ("<pad>", "</s>", "<unk>")
 Conf = Mapping[str, Any]  # a recipe's file in conf/, or a part of it
-Host = TypeVar("Host", bound=PreTrainedModel)
 
 
 def word_tokenizer(
-    words: Sequence[str], splitter: pre_tokenizers.PreTokenizer, length: int, **more: Any
+    words: Sequence[str], splitter: pre_tokenizers.PreTokenizer, **more: Any
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words for texts of at most `length` tokens; it adds no special token to a text.
+    """A tokenizer of whole words for texts of at most POSITIONS tokens; it adds no special token to a text.
 
     Args:
         more: what else PreTrainedTokenizerFast is to know.
@@ -41,10 +41,10 @@ def word_tokenizer(
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = splitter
     special = dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **special, **more)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=POSITIONS, **special, **more)
 
 
-def fresh(cls: type[Host], config: PretrainedConfig, seed: int) -> Host:
+def fresh(cls: type[PreTrainedModel], config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A host with the library's initialisation under `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -69,7 +69,7 @@ def rate(peak: float, warm: float, share: float, done: float) -> float:
 
 def fit(
     host: PreTrainedModel, batches: Iterable[tuple[float, Mapping[str, Tensor]]], optimiser: Conf, total: int,
-    name: str,
+    name: str
 ) -> dict[str, Any]:
     """Train a host in place by AdamW.
 
@@ -114,38 +114,48 @@ def save(
     return record
 
 
-def make_all(args: argparse.Namespace, conf: Conf, make_sets: Callable[[Conf, Path], Any],
-             make_host: Callable[[str, Conf, Path], Any]) -> None:
-    """Write the sets and the hosts that the command line asks for.
-
-    Raises:
-        UserError: --only names a host that there is not.
-    """
-    for name in args.only or ():
-        choose(name, conf["hosts"], f"host of {args.conf.name}")
-    make_sets(conf, args.out)
-    for name in conf["hosts"]:
-        if args.only is None or name in args.only:
-            make_host(name, conf, args.out)
+def write_sets(folder: Path, sets: Mapping[str, Mapping[str, Sequence[Mapping[str, object]]]]) -> None:
+    """Write sets (name -> split -> rows) as ``folder/NAME/SPLIT.jsonl``, one row a line."""
+    for name, splits in sets.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for split, rows in splits.items():
+            (folder / name / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def command(text: str, conf: Path, make: Callable[[argparse.Namespace, Conf], None], **folders: str) -> None:
-    """Parse the command line and make what is asked for; ends with 2 where the user can put something right.
+def command(
+    text: str, conf: Path, make_sets: Callable[[Conf, Path], None],
+    make_host: Callable[[str, Conf, Path], Any],
+    make_student: Callable[[Path, Path, Conf], Any] | None = None,
+) -> None:
+    """Parse the command line, and write the sets and hosts, or the student, that it asks for; ends with 2
+    where the user can put something right.
 
     Args:
         text: what --help says first.
-        folders: further options that name a folder, with their help.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="folder for data/ and hosts/")
     parser.add_argument("--conf", type=Path, default=conf)
     parser.add_argument("--only", nargs="+", default=None, help="hosts to make")
-    for name, purpose in folders.items():
-        parser.add_argument(f"--{name}", type=Path, default=None, help=purpose)
+    if make_student is not None:
+        parser.add_argument("--from", type=Path, help="a Llama's folder, to make a student of")
+        parser.add_argument("--to", type=Path, help="the student's folder")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
+    settings = yaml.safe_load(args.conf.read_text())
+    teacher, student = (vars(args).get(end) for end in ("from", "to"))
     try:
-        make(args, yaml.safe_load(args.conf.read_text()))
+        if (teacher is None) != (student is None):
+            raise UserError("--from and --to go together")
+        if make_student is not None and teacher and student:
+            make_student(teacher, student, settings)
+            return
+        for name in args.only or ():
+            choose(name, settings["hosts"], f"host of {args.conf.name}")
+        make_sets(settings, args.out)
+        for name in settings["hosts"]:
+            if args.only is None or name in args.only:
+                make_host(name, settings, args.out)
     except UserError as error:
         parser.exit(2, f"{error}\n")

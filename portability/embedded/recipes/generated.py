@@ -9,18 +9,15 @@ splits. Everything is our choice; words, numbers and marks stand apart, so a tok
 all of it.
 """
 
-import functools
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
 from typing import TypeVar
 
-from portability.core.errors import choose
 from portability.core.seeds import stream_seed
 
 Row = dict[str, object]
+World = dict[str, dict[str, str]]  # invented beings: name -> kind of fact -> value
 Item = TypeVar("Item")
 SIZES = {"train": 1000, "validation": 200, "test": 200}
 LARGEST = 40  # operand of a sum; results lie between 0 and twice as much
@@ -58,48 +55,34 @@ STATEMENTS: Mapping[str, tuple[str, ...]] = {
 }
 LARGEST_ASKED, COMPARISONS = "who is the largest ?", ("{more} looked down on {less}",
                                                       "{less} stood behind {more}")
-SUM_QUESTIONS: Mapping[str, tuple[str, ...]] = {
-    "+": ("{a} + {b} =", "what is {a} + {b} ?", "compute {a} + {b} :"),
-    "-": ("{a} - {b} =", "what is {a} - {b} ?", "compute {a} - {b} :"),
-}
+SUM_QUESTIONS = ("{a} {sign} {b} =", "what is {a} {sign} {b} ?", "compute {a} {sign} {b} :")
 SUM_STATEMENTS: Mapping[str, tuple[str, ...]] = {
     "+": ("{a} and {b} make {c}", "{a} + {b} gives {c}", "{c} comes of {a} with {b} more"),
     "-": ("{b} taken from {a} leaves {c}", "{a} - {b} gives {c}", "{c} remains of {a} without {b}"),
 }
-
-
-@dataclass(frozen=True)
-class World:
-    """Invented beings: name -> kind of fact -> value."""
-
-    facts: Mapping[str, Mapping[str, str]]
-
-    def level(self, name: str) -> int:
-        """How large a being is, 0 (tiny) to 3 (huge)."""
-        return LEVELS.index(self.facts[name]["size"])
-
-
-@functools.cache
-def names() -> tuple[str, ...]:
-    """The 192 invented names, the same in every world, of two syllables each.
-
-    Example:
-        >>> names()[:2], len(names())
-        (('baka', 'bake'), 192)
-    """
-    firsts = ("ba", "do", "fe", "gi", "ka", "lo", "mi", "nu", "pe", "ri", "su", "ta")
-    seconds = ("k", "l", "m", "v")
-    return tuple(first + second + last for first in firsts for second in seconds for last in "aeio")
+# 192 invented names of two syllables, the same in every world
+SYLLABLES = ("ba", "do", "fe", "gi", "ka", "lo", "mi", "nu", "pe", "ri", "su", "ta"), "klmv", "aeio"
+NAMES = tuple("".join(parts) for parts in product(*SYLLABLES))
+NUMBERS = range(LARGEST + 1)
+# every sum, and every difference that is not negative: first operand, sign, second operand, result
+SUMS = [(a, "+", b, a + b) for a in NUMBERS for b in NUMBERS] + [
+    (a, "-", b, a - b) for a in NUMBERS for b in NUMBERS if b <= a]
 
 
 def world(seed: int) -> World:
     """The facts of a seed's world, each value about equally often."""
-    columns = {}
+    facts: World = {name: {} for name in NAMES}
     for kind, values in VALUES.items():
-        column = [values[i % len(values)] for i in range(len(names()))]
+        column = [values[i % len(values)] for i in range(len(NAMES))]
         random.Random(stream_seed(seed, "world", kind)).shuffle(column)
-        columns[kind] = column
-    return World({name: {kind: columns[kind][i] for kind in VALUES} for i, name in enumerate(names())})
+        for name, value in zip(NAMES, column, strict=True):
+            facts[name][kind] = value
+    return facts
+
+
+def _level(known: World, name: str) -> int:
+    """How large a being is, 0 (tiny) to 3 (huge)."""
+    return LEVELS.index(known[name]["size"])
 
 
 def sums(seed: int, split: str) -> list[Row]:
@@ -109,32 +92,19 @@ def sums(seed: int, split: str) -> list[Row]:
     Args:
         split: train (1,000 rows), validation or test (200 each).
 
-    Raises:
-        UserError: an unknown split.
-
     Example:
         >>> row = sums(0, "test")[0]
         >>> sorted(row), int(row["answer"]) >= 0
         (['answer', 'prompt'], True)
     """
     rng = random.Random(stream_seed(seed, "sums", "wording", split))
-    rows: list[Row] = []
-    for a, sign, b, result in _part(_all_sums(), SIZES, split, seed, "sums"):
-        rows.append({"prompt": rng.choice(SUM_QUESTIONS[sign]).format(a=a, b=b), "answer": str(result)})
-    return rows
-
-
-def _all_sums() -> list[tuple[int, str, int, int]]:
-    """Every sum and every difference that is not negative: first operand, sign, second operand, result."""
-    numbers = range(LARGEST + 1)
-    added = [(a, "+", b, a + b) for a in numbers for b in numbers]
-    return added + [(a, "-", b, a - b) for a in numbers for b in numbers if b <= a]
+    return [{"prompt": rng.choice(SUM_QUESTIONS).format(a=a, sign=sign, b=b), "answer": str(result)}
+            for a, sign, b, result in _part(SUMS, SIZES, split, seed, "sums")]
 
 
 def _part(whole: Sequence[Item], sizes: Mapping[str, int], split: str, *names: object) -> list[Item]:
     """The items of one split, `sizes[split]` of all, in random order; splits share none. `names` are of the
     random stream."""
-    choose(split, sizes, "split of a generated task")
     order = random.Random(stream_seed(*names, "order")).sample(whole, sum(sizes.values()))
     first = sum(sizes[before] for before in list(sizes)[: list(sizes).index(split)])
     return order[first : first + sizes[split]]
@@ -150,9 +120,6 @@ def quiz(seed: int, split: str) -> list[Row]:
     Args:
         split: train (1,000 rows), validation or test (200 each).
 
-    Raises:
-        UserError: an unknown split.
-
     Example:
         >>> row = quiz(0, "test")[0]
         >>> sorted(row), len(row["choices"]), 0 <= row["answer"] < 4
@@ -162,25 +129,24 @@ def quiz(seed: int, split: str) -> list[Row]:
     compared = {name: size // COMPARED for name, size in SIZES.items()}
     single = {name: size - compared[name] for name, size in SIZES.items()}
     asked: list[tuple[str, str, list[str]]] = []  # prompt, right, wrong
-    for name, kind in _part([(name, kind) for name in names() for kind in VALUES], single, split, seed,
-                            "facts"):
-        value = known.facts[name][kind]
+    every = [(name, kind) for name in NAMES for kind in VALUES]
+    for name, kind in _part(every, single, split, seed, "facts"):
+        value = known[name][kind]
         wrong = rng.sample([other for other in VALUES[kind] if other != value], CHOICES - 1)
         asked.append((rng.choice(QUESTIONS[kind]).format(name=name), value, wrong))
     for four in _part(_fours(known, seed, sum(compared.values())), compared, split, seed, "fours"):
-        *wrong, right = sorted(four, key=known.level)
+        *wrong, right = sorted(four, key=lambda name: _level(known, name))
         asked.append((LARGEST_ASKED, right, wrong))
     rng.shuffle(asked)
     places = [i % CHOICES for i in range(len(asked))]
     rng.shuffle(places)
-    return [_question(*one, place, rng) for one, place in zip(asked, places, strict=True)]
-
-
-def _question(prompt: str, right: str, wrong: list[str], place: int, rng: random.Random) -> Row:
-    choices = rng.sample(wrong, len(wrong))
-    choices.insert(place, right)
-    options = " , ".join(choices)
-    return {"prompt": f"{prompt} {options} . answer :", "choices": choices, "answer": place}
+    rows: list[Row] = []
+    for (prompt, right, wrong), place in zip(asked, places, strict=True):
+        choices = rng.sample(wrong, len(wrong))
+        choices.insert(place, right)
+        prompt = f"{prompt} {' , '.join(choices)} . answer :"
+        rows.append({"prompt": prompt, "choices": choices, "answer": place})
+    return rows
 
 
 def _fours(known: World, seed: int, count: int) -> list[tuple[str, ...]]:
@@ -188,8 +154,8 @@ def _fours(known: World, seed: int, count: int) -> list[tuple[str, ...]]:
     rng = random.Random(stream_seed(seed, "quiz", "fours"))
     found: dict[tuple[str, ...], None] = {}
     while len(found) < count:
-        four = tuple(sorted(rng.sample(names(), CHOICES)))
-        levels = sorted(known.level(name) for name in four)
+        four = tuple(sorted(rng.sample(NAMES, CHOICES)))
+        levels = sorted(_level(known, name) for name in four)
         if levels[-2] < levels[-1]:
             found[four] = None
     return list(found)
@@ -206,43 +172,35 @@ def corpus(seed: int, lines: int) -> Iterator[str]:
         lines: number of lines, at least 0.
     """
     known, rng = world(seed), random.Random(stream_seed(seed, "corpus"))
-    all_sums, all_names = _all_sums(), names()
     for _ in range(lines):
         if rng.random() < SUM_SHARE:
-            a, sign, b, result = rng.choice(all_sums)
+            a, sign, b, result = rng.choice(SUMS)
             yield rng.choice(SUM_STATEMENTS[sign]).format(a=a, b=b, c=result) + " ."
         elif rng.randrange(COMPARED) == 0:
-            yield _comparison(known, rng) + " ."
+            less = more = 0
+            while less == more:
+                pair = rng.sample(NAMES, 2)
+                less, more = (_level(known, name) for name in pair)
+            smaller, larger = pair if less < more else reversed(pair)
+            yield rng.choice(COMPARISONS).format(less=smaller, more=larger) + " ."
         else:
-            name, kind = rng.choice(all_names), rng.choice(tuple(VALUES))
-            yield rng.choice(STATEMENTS[kind]).format(name=name, value=known.facts[name][kind]) + " ."
-
-
-def _comparison(known: World, rng: random.Random) -> str:
-    while True:
-        less, more = sorted(rng.sample(names(), 2), key=known.level)
-        if known.level(less) < known.level(more):
-            return rng.choice(COMPARISONS).format(less=less, more=more)
+            name, kind = rng.choice(NAMES), rng.choice(tuple(VALUES))
+            yield rng.choice(STATEMENTS[kind]).format(name=name, value=known[name][kind]) + " ."
 
 
 def vocabulary() -> list[str]:
     """Every word, number and mark of both tasks and of the corpus once, sorted, whatever the seed; words are
     what blanks separate."""
-    lists = (*QUESTIONS.values(), *STATEMENTS.values(), *SUM_QUESTIONS.values(), *SUM_STATEMENTS.values(),
-             COMPARISONS)
-    texts = [LARGEST_ASKED, " , . answer :", *(text for group in lists for text in group)]
-    words = {word for text in texts for word in text.split() if not word.startswith("{")}
+    groups = (*QUESTIONS.values(), *STATEMENTS.values(), SUM_QUESTIONS, *SUM_STATEMENTS.values(), COMPARISONS,
+              (LARGEST_ASKED, "+ - , . answer :"))
+    words = {word for group in groups for text in group for word in text.split() if not word.startswith("{")}
     words |= {word for values in VALUES.values() for word in values}
-    return sorted(words | set(names()) | {str(number) for number in range(2 * LARGEST + 1)})
+    return sorted(words | {*NAMES, *map(str, range(2 * LARGEST + 1))})
 
 
 TASKS: Mapping[str, Callable[[int, str], list[Row]]] = {"sums": sums, "quiz": quiz}
 
 
-def write(folder: Path, seed: int) -> None:
-    """Both tasks as ``folder/TASK/SPLIT.jsonl``, one row a line, the same bytes for the same seed."""
-    for name, task in TASKS.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for split in SIZES:
-            lines = [json.dumps(row) + "\n" for row in task(seed, split)]
-            (folder / name / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+def sets(seed: int) -> dict[str, dict[str, list[Row]]]:
+    """Both tasks: name -> split -> rows."""
+    return {name: {split: task(seed, split) for split in SIZES} for name, task in TASKS.items()}
