@@ -168,10 +168,9 @@ def _check(grid: Grid, relations: Relations) -> None:
     if any("extraction" in init.traits.needs for init in grid.inits):
         check_relations(relations, received)
     if extracted := [init for init in grid.inits if init.traits.subtracts_start]:
-        from portability.inits.seed_examples import extraction_options, seed_count  # with torch
+        from portability.inits.kinds import extraction_options  # with torch
 
         for init in extracted:
-            seed_count(init)
             for method in grid.methods:
                 extraction_options(method, init)
 

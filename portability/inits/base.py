@@ -10,16 +10,6 @@ from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortReport
 
 
-@dataclass(frozen=True)
-class ExtractedPairs:
-    """What an extraction's run left: its pairs, the host they were cut out of, and the cuts behind them where
-    the method takes these off."""
-
-    module: ModuleState
-    teacher: HostSpec
-    blocks: ModuleState | None = None
-
-
 def _undeclared(*_: Any) -> NoReturn:
     raise ValueError("an init asked for what its kind does not declare (InitKind.needs)")
 
@@ -37,7 +27,8 @@ class InitContext:
         calibration_examples: how many of these inputs there are.
         origin_module: gives the module that was trained on the origin host.
         port: gives that module, fitted to the receiving host.
-        extraction: gives what the extraction's run left.
+        extraction: gives what the extraction's run left: its pairs, and the cuts behind them where the method
+            takes these off.
         teacher: cuts pairs out of the origin host's weights; gives the report too.
     """
 
@@ -50,7 +41,7 @@ class InitContext:
     calibration_examples: int = 0
     origin_module: Callable[[], ModuleState] = _undeclared
     port: Callable[[], Port] = _undeclared
-    extraction: Callable[[], ExtractedPairs] = _undeclared
+    extraction: Callable[[], tuple[ModuleState, ModuleState | None]] = _undeclared
     teacher: Callable[[], tuple[ModuleState, ExtractReport]] = _undeclared
 
 

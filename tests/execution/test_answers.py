@@ -15,7 +15,7 @@ from portability.data.decontamination import guard
 from portability.data.examples import Example
 from portability.data.splits import examples
 from portability.hosts.host import load_plain, load_tokenizer
-from portability.inits.seed_examples import seed_examples
+from portability.inits.start import seed_examples
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store

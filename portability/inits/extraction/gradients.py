@@ -1,7 +1,8 @@
 """Absolute gradients of each example of a batch, for the kinds of parts that hosts' layers are made of."""
 
+import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,14 +19,6 @@ Gradients = dict[str, Tensor | Product]
 Rule = Callable[[Any, Tensor, Tensor], Gradients]
 
 
-def _linear(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
-    return {"weight": (out, into), "bias": out.sum(0)}
-
-
-def _conv1d(part: nn.Module, into: Tensor, out: Tensor) -> Gradients:
-    return {"weight": (into, out), "bias": out.sum(0)}
-
-
 def _layer_norm(part: nn.LayerNorm, into: Tensor, out: Tensor) -> Gradients:
     normed = nn.functional.layer_norm(into, into.shape[-1:], eps=part.eps)
     return {"weight": (out * normed).sum(0), "bias": out.sum(0)}
@@ -37,8 +30,10 @@ def _rms_norm(part: LlamaRMSNorm | T5LayerNorm, into: Tensor, out: Tensor) -> Gr
 
 
 RULES: dict[type[nn.Module], Rule] = {  # (part, an example's input (T, in), gradient at its output (T, out))
-    nn.Linear: _linear, Conv1D: _conv1d, nn.LayerNorm: _layer_norm,
-    LlamaRMSNorm: _rms_norm, T5LayerNorm: _rms_norm,
+    nn.Linear: lambda part, into, out: {"weight": (out, into), "bias": out.sum(0)},
+    Conv1D: lambda part, into, out: {"weight": (into, out), "bias": out.sum(0)},
+    nn.LayerNorm: _layer_norm, LlamaRMSNorm: _rms_norm, T5LayerNorm: _rms_norm,
+    nn.Embedding: lambda part, into, out: {},  # T5's table of biases, whose gradients the caller adds
 }
 
 
@@ -52,38 +47,31 @@ class AbsoluteGradients:
 
     Args:
         layer: weights without gradients; every part with parameters of its own must have a rule.
-        elsewhere: names of parameters whose gradients the caller adds to `sums` himself.
         where: the layer, for messages.
 
+    Attributes:
+        numbers: places among the seeds of the examples that pass now.
+
     Raises:
-        UserError: a part without a rule.
+        KeyError: a part without a rule.
     """
 
-    def __init__(self, layer: nn.Module, where: str, elsewhere: Sequence[str] = ()):
+    def __init__(self, layer: nn.Module, where: str):
         self.where, self.numbers = where, list[int]()
         self.sums = {name: torch.zeros_like(parameter) for name, parameter in layer.named_parameters()}
         for name, part in layer.named_modules():
-            own = [f"{name}.{short}" for short, _ in part.named_parameters(recurse=False)]
-            if not own or set(own) <= set(elsewhere):
-                continue
-            if type(part) not in RULES:
-                raise UserError(f"{where} of the teacher has a {type(part).__name__}, whose sensitivity is "
-                                "not known (portability/inits/extraction/gradients.py)")
-            part.register_forward_hook(self._watch(name, RULES[type(part)]))
+            if any(True for _ in part.parameters(recurse=False)):
+                part.register_forward_hook(functools.partial(self._watch, name, RULES[type(part)]))
 
-    def _watch(self, name: str, rule: Rule) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                into = inputs[0].detach()
-                output.register_hook(lambda gradient: self._add(name, rule, part, into, gradient))
-
-        return hook
+    def _watch(self, name: str, rule: Rule, part: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(functools.partial(self._add, name, rule, part, inputs[0].detach()))
 
     def _add(self, name: str, rule: Rule, part: nn.Module, into: Tensor, gradient: Tensor) -> None:
         for place, number in enumerate(self.numbers):
-            found = rule(part, into[place], gradient[place])
-            for short in [s for s in found if f"{name}.{s}" in self.sums]:
-                add_absolute(self.sums[f"{name}.{short}"], found[short], number, self.where)
+            for short, found in rule(part, into[place], gradient[place]).items():
+                if f"{name}.{short}" in self.sums:
+                    add_absolute(self.sums[f"{name}.{short}"], found, number, self.where)
 
 
 def add_absolute(total: Tensor, gradient: Tensor | Product, number: int, where: str) -> None:
@@ -102,13 +90,18 @@ def add_absolute(total: Tensor, gradient: Tensor | Product, number: int, where: 
                 kept.room = torch.empty_like(total[pieces[0]])
             left, right = gradient
             piece = torch.mm(left[:, part].T, right, out=kept.room[: part.stop - part.start])
-        if not _finite(piece):
-            raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, "
-                            "or check the weights")
+        require_finite(bool(piece.sum().isfinite()), number, where)
         total[part].add_(piece.abs_())
 
     share(work, pieces)
 
 
-def _finite(piece: Tensor) -> bool:
-    return bool(torch.isfinite(piece.sum()))
+def require_finite(finite: bool, number: int, where: str) -> None:
+    """Refuse the gradient of a seed example.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    if not finite:
+        raise UserError(f"seed example {number} has a gradient that is not finite at {where}; drop it, or "
+                        "check the weights")
