@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Sequence
 from statistics import mean
@@ -13,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from portability.core.architectures import within_layer
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, HostSpec, TaskSpec
 from portability.data.sampling import by_length, pad
@@ -26,8 +26,6 @@ from portability.tasks.base import check_length
 
 BATCH = 16  # texts in a forward pass; does not change results beyond rounding
 FEWEST = 4  # texts: the unbiased estimate divides by n (n - 3)
-# of a host's own names: what is before a layer, its number, its matrix
-LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)\.weight")
 # "text" and, where the host answers, "answer" -> what each layer makes of N texts
 Readings = dict[str, list[Tensor]]
 
@@ -204,16 +202,14 @@ def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[s
     """A host's matrices (slices of safetensors) by stack, layer and name within the layer, and how many
     entries it has."""
     folder, found, total = folder_of(spec), {}, 0
-    stacks = list(spec.shape.layers)
     for path in weight_files(spec.name, folder):
         file = files.enter_context(safe_open(path, "pt"))
         for name in file.keys():
             matrix = file.get_slice(name)
             total += math.prod(matrix.get_shape())
-            if len(matrix.get_shape()) == 2 and (parts := LAYER.fullmatch(name)):
-                words = parts[1].split(".")
-                stack = next((stack for stack in stacks if stack in words), stacks[0])
-                found[stack, int(parts[2]), parts[3]] = matrix
+            inside = within_layer(spec.shape.family, name)
+            if inside and len(matrix.get_shape()) == 2 and name.endswith(".weight"):
+                found[inside] = matrix
     return found, total
 
 

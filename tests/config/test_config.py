@@ -400,7 +400,7 @@ def test_pickled_weights_are_refused(make_host, tmp_path):
     shutil.copytree(make_host("t5").source, folder)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="only pytorch_model.bin, and pickled weights are refused"):
+    with pytest.raises(UserError, match="found pytorch_model.bin; pickled weights are refused"):
         study(f"host.nano-raw-base.path={folder}")
 
 

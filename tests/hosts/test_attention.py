@@ -43,14 +43,6 @@ def test_the_least_number_is_finite_in_every_format_and_hides_a_token():
     assert scores.softmax(0).tolist() == [0.5, 0, 0.5, 0]
 
 
-@every_family
-def test_transformers_5_is_handed_ready_masks_alone(monkeypatch, family):
-    monkeypatch.setattr(attention, "TAKES_READY", True)
-    mask, causal = text_mask(family, REAL), family in ("gpt2", "llama")
-    assert mask.shape == (3, 1, 7 if causal else 1, 7) and mask.dtype == torch.float32
-    assert torch.equal(mask, causal_mask(REAL) if causal else padding_mask(REAL))
-
-
 class Noted(TorchFunctionMode):
     """Notes steps that look at a tensor's values."""
 
