@@ -17,10 +17,9 @@ from portability.core.specs import HostSpec, MethodSpec, RunSpec
 from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class
 from portability.hosts.sources import folder_of
-from portability.inits.base import InitContext
 from portability.inits.extraction import check_extraction
 from portability.inits.extraction.weights import Weights
-from portability.inits.kinds import INITS, extraction_options
+from portability.inits.kinds import INITS, InitContext, extraction_options
 from portability.inits.start import seed_examples
 from portability.methods import attach
 from portability.methods.module import ModuleState

@@ -2,8 +2,9 @@
 core/init_kinds.py."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,66 +14,106 @@ from portability.core.architectures import Slot
 from portability.core.errors import UserError, choose
 from portability.core.seeds import stream
 from portability.core.specs import HostSpec, InitSpec, MethodSpec
-from portability.inits.base import Init, InitContext, InitialModule
-from portability.inits.extraction import ExtractionOptions
+from portability.inits.extraction import ExtractionOptions, ExtractReport
 from portability.inits.extraction.extractor import in_slot
 from portability.inits.extraction.factors import low_rank
 from portability.inits.extraction.weights import Weights
 from portability.methods.module import ModuleState, equal
 from portability.methods.subtractive_lora import lora_settings
+from portability.porting.base import Port
+from portability.training.run_output import InitialState
 
 FURTHEST = 11  # powers of two by which a sample is scaled at most (our choice)
 OPTIONS = ("seeds", "layers", "structure", "split", "scores")  # of an init that starts from an extraction
 SEEDS = 32  # examples, as in the reference (Zhong et al. 2024, n_sample of its sampling script)
 
 
-def scratch(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def _undeclared(*_: Any) -> NoReturn:
+    raise ValueError("an init asked for what its kind does not declare (InitKind.needs)")
+
+
+@dataclass(frozen=True)
+class InitContext:
+    """What an init may use. Of the last three, those that its kind declares (`core.init_kinds.InitKind.needs`)
+    can be called; they load, or make, what they give when it is asked for.
+
+    Attributes:
+        stream: first names of the run's random streams (`RunSpec.stream`).
+        fresh: gives a module as the library initialises it, from the run's own seed.
+        change: module -> Frobenius norm of the logit change it makes against the bare host, on training
+            inputs.
+        calibration_examples: how many of these inputs there are.
+        port: gives the module that was trained on the origin host, fitted to the receiving host.
+        extraction: gives what the extraction's run left: its pairs, and the cuts behind them where the method
+            takes these off.
+        teacher: cuts pairs out of the origin host's weights; gives the report too.
+    """
+
+    receiving: HostSpec
+    method: MethodSpec
+    seed: int
+    stream: tuple[object, ...]
+    fresh: Callable[[], ModuleState]
+    change: Callable[[ModuleState], float] = _undeclared
+    calibration_examples: int = 0
+    port: Callable[[], Port] = _undeclared
+    extraction: Callable[[], tuple[ModuleState, ModuleState | None]] = _undeclared
+    teacher: Callable[[], tuple[ModuleState, ExtractReport]] = _undeclared
+
+
+Init = Callable[[InitContext, Mapping[str, Any]], InitialState]  # the mapping is `InitSpec.options`
+
+
+def scratch(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The library's own initialisation (of LoRA: Hu et al. 2021, section 4.1)."""
-    return InitialModule(context.fresh())
+    return InitialState(context.fresh())
 
 
-def ported(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def ported(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The origin's trained module, fitted by the port strategy (Sabry & Belz 2024, abstract)."""
     done = context.port()
-    return InitialModule(done.module, done.report)
+    return InitialState(done.module, report=done.report)
 
 
-def shuffled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def shuffled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The ported module with its layers in a random other order, per stack (our control: does the order
     matter?).
 
     Raises:
         UserError: every layer is like every other, so there is nothing to shuffle.
     """
-    done = context.port()
-    generator = stream(*context.stream, "shuffle")
-    tensors = dict(done.module.tensors)
-    for stack, depth in context.receiving.shape.layers.items():
-        tensors |= _reordered({s: t for s, t in tensors.items() if s.stack == stack}, depth, generator)
-    module = done.module.map({slot: tensor.clone() for slot, tensor in tensors.items()})
-    if equal(module, done.module):
-        raise UserError(f"init 'shuffled' has no layers to exchange: all layers of the port to "
-                        f"'{context.receiving.name}' are alike")
-    return InitialModule(module, done.report)
+    done, generator = context.port(), stream(*context.stream, "shuffle")
+    return InitialState(shuffle_layers(done.module, context.receiving, lambda stack: generator),
+                        report=done.report)
 
 
-def _reordered(tensors: Mapping[Slot, Tensor], depth: int, generator: torch.Generator) -> dict[Slot, Tensor]:
-    """One stack's tensors with the layers in an order that changes something, or as they are where none does.
+def shuffle_layers(
+    module: ModuleState, host: HostSpec, generator: Callable[[str], torch.Generator]
+) -> ModuleState:
+    """A module with each stack's layers in another order, of those that the stack's generator draws the first
+    that changes something: a port may fill two layers with the same tensors.
 
-    A port may fill two layers with the same tensors, so an exchange of these two would be no change.
+    Raises:
+        UserError: every layer is like every other, so there is nothing to exchange.
     """
-    for _ in range(100):
-        order = torch.randperm(depth, generator=generator).tolist()
-        moved = {slot: tensors[slot._replace(layer=order[slot.layer])] for slot in tensors}
-        if any(not torch.equal(moved[slot], tensors[slot]) for slot in tensors):
-            return moved
-    return dict(tensors)
+    tensors = dict(module.tensors)
+    for stack, depth in host.shape.layers.items():
+        own, draw = {s: t for s, t in module.tensors.items() if s.stack == stack}, generator(stack)
+        for _ in range(100):
+            order = torch.randperm(depth, generator=draw).tolist()
+            moved = {slot: own[slot._replace(layer=order[slot.layer])].clone() for slot in own}
+            if any(not torch.equal(moved[slot], own[slot]) for slot in own):
+                tensors |= moved
+                break
+    if equal(shuffled := module.map(tensors), module):
+        raise UserError(f"there are no layers to exchange: all layers of the start on '{host.name}' are alike")
+    return shuffled
 
 
 # ---- another module with the numbers of the ported one
 
 
-def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """Numbers from the same distribution as the ported module (Sabry & Belz 2024, abstract; which
     distribution is our choice).
 
@@ -94,12 +135,12 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
         tensors[slot] = drawn
     module = done.module.map(tensors)
     if (match := options.get("match")) is None:
-        return InitialModule(module, done.report)
+        return InitialState(module, report=done.report)
     choose(str(match), ("function_norm",), "match of sampling")
     target = context.change(done.module)
     module = match_change(module, target, context.change)
     fraction = context.change(module) / target if target else 1.0
-    return InitialModule(module, replace(done.report, effect_fraction=fraction,
+    return InitialState(module, report=replace(done.report, effect_fraction=fraction,
                                          calibration_examples=context.calibration_examples))
 
 
@@ -170,42 +211,43 @@ def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
     return ExtractionOptions(rank=settings.r, sites=settings.sites, blocks=blocks, **values)
 
 
-def extraction(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def extraction(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """Pairs cut out of the teacher's weights, at the places that seed examples choose (Zhong et al. 2024,
     section 3)."""
     module, report = context.teacher()
-    return InitialModule(module, report, report.blocks or module)
+    return InitialState(module, report=report, frozen=report.blocks or module)
 
 
-def extracted(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def extracted(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The pairs of an extraction (Zhong et al. 2024, section 3). What is taken off is their own product, as
     in the released code, or the cuts behind them, as in the paper's formula."""
     module, blocks = context.extraction()
-    return InitialModule(module, frozen=blocks or module)
+    return InitialState(module, frozen=blocks or module)
 
 
-def extracted_shuffled(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def extracted_shuffled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The extracted pairs, and the cuts behind them, with each stack's layers in another order (our control:
     does the order matter?)."""
-    module, blocks = (found and shuffle_layers(found, context.receiving, context.seed)
-                      for found in context.extraction())
+    module, blocks = (  # pairs and blocks in the same order
+        found and shuffle_layers(found, context.receiving, partial(stream, context.seed, "extraction", "shuffle"))
+        for found in context.extraction())
     assert module is not None
-    return InitialModule(module, frozen=blocks or module)
+    return InitialState(module, frozen=blocks or module)
 
 
-def extracted_noise(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def extracted_noise(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """Gaussian pairs whose products have the extracted products' norms (our control: is it more than
     size?)."""
     module = noise(context.extraction()[0], context.seed)
-    return InitialModule(module, frozen=module)
+    return InitialState(module, frozen=module)
 
 
-def pissa(context: InitContext, options: Mapping[str, Any]) -> InitialModule:
+def pissa(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The receiving host's own largest singular triples (control: PiSSA, Meng et al. 2024, arXiv
     2404.02948)."""
     chosen = extraction_options(context.method, InitSpec("pissa", "pissa", options))
     module = context.fresh().map(singular_pairs(context.receiving, chosen))
-    return InitialModule(module, frozen=module)
+    return InitialState(module, frozen=module)
 
 
 def singular_pairs(host: HostSpec, options: ExtractionOptions) -> dict[Slot, Tensor]:
@@ -236,28 +278,6 @@ def noise(module: ModuleState, seed: int) -> ModuleState:
         drawn[1] *= _product_norm(tensors[slot], tensors[other]) / _product_norm(*drawn)
         tensors[slot], tensors[other] = drawn
     return module.map(tensors)
-
-
-def shuffle_layers(module: ModuleState, student: HostSpec, seed: int) -> ModuleState:
-    """A module with each stack's layers in another order; a stack of one layer stays. Of one seed, pairs and
-    blocks get the same order.
-
-    Raises:
-        UserError: nothing changed.
-    """
-    tensors = dict(module.tensors)
-    for stack, depth in student.shape.layers.items():
-        generator = stream(seed, "extraction", "shuffle", stack)
-        order = list(range(depth))
-        while depth > 1 and order == list(range(depth)):
-            order = torch.randperm(depth, generator=generator).tolist()
-        tensors |= {slot: module.tensors[slot._replace(layer=order[slot.layer])].clone()
-                    for slot in tensors if slot.stack == stack}
-    shuffled = module.map(tensors)
-    if equal(shuffled, module):
-        raise UserError(f"shuffled layers are the same as the extraction: '{student.name}' leaves nothing to "
-                        "exchange")
-    return shuffled
 
 
 def _product_norm(pair_a: Tensor, pair_b: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The starts of runs that train together: module, head, and what is taken off the host."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,16 +16,16 @@ from portability.data.sampling import Bucket
 from portability.data.splits import StudyData
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import check_unchanged
-from portability.inits.base import InitContext
-from portability.inits.extraction import ExtractReport, Seed, extract
-from portability.inits.kinds import INITS, SEEDS, extraction_options
+from portability.inits.extraction import ExtractReport, extract
+from portability.inits.kinds import INITS, SEEDS, InitContext, extraction_options
 from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext
 from portability.porting.port import fit_head, port
 from portability.store import Store
-from portability.tasks.base import TaskScorer
+from portability.tasks.base import Answered, TaskScorer
 from portability.tasks.registry import task_of
-from portability.training.stack import InitialState, StackContext
+from portability.training.run_output import InitialState
+from portability.training.stack import StackContext
 
 CALIBRATION = 64  # training inputs on which a module's logit change is measured
 
@@ -55,16 +56,16 @@ class StartBuilder:
                 refuses.
         """
         head = start_head(run, self.bench.scorer, self.store)
-        providers = {"origin_module": self._origin_module, "port": self._port,
-                     "extraction": self._extraction, "teacher": self._teacher}
-        given: dict[str, Any] = {need: partial(providers[need], run) for need in run.init.traits.needs}
+        providers = {"port": self._port, "extraction": self._extraction, "teacher": self._teacher}
+        given: dict[str, Any] = {need: partial(provider, run) for need, provider in providers.items()
+                                 if need in run.init.traits.needs}
         context = InitContext(
             receiving=run.host, method=self.method, seed=int(run.seed or 0), stream=run.stream,
             fresh=partial(self._fresh, run), change=_logit_change(self.bench, head),
             calibration_examples=min(CALIBRATION, len(self.bench.training)), **given,
         )
         made = INITS[run.init.kind](context, run.init.options)
-        return InitialState(made.module, head, made.report, self._names(run), made.frozen)
+        return replace(made, head=head, origin=self._names(run))
 
     def _fresh(self, run: RunSpec) -> ModuleState:
         return self.bench.attached.init_parameters(stream_seed(*run.stream, "module"))
@@ -138,7 +139,7 @@ def start_head(run: RunSpec, scorer: TaskScorer, store: Store) -> dict[str, Tens
     return scorer.fresh_head(stream_seed(run.seed, "head"))
 
 
-def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed]:
+def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Answered]:
     """Examples of the run's training data with their gold answers, drawn by the run's seed without
     replacement, asked and answered as in training: the answer is the first token of the label word.
 
@@ -155,7 +156,7 @@ def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Seed
         generator = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds"))
         return generator.permutation(size)[:count].tolist()
 
-    return [Seed(*one) for one in task_of(run.task).answered(teacher, data, run.data.name, draw)]
+    return task_of(run.task).answered(teacher, data, run.data.name, draw)
 
 
 def _logit_change(bench: StackContext, head: Mapping[str, Tensor]) -> Callable[[ModuleState], float]:

@@ -26,6 +26,7 @@ from portability.tasks.base import HEAD, Parameters, TaskScorer, Training
 from portability.training.cuda_graphs import CudaGraphRunner
 
 LOSS_EVERY = 10  # updates between two points of the stored training loss
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (sampling.fill)
 
 
@@ -108,12 +109,11 @@ class Trainer:
         because AdamW takes no vector learning rate. AdamW works entry by entry, so blocks change no bit
         (tested)."""
         theta, cut = self.bank.theta.detach(), self.bank.module_size
-        columns = [(slice(0, cut), None)] + ([(slice(cut, None), self.spec.head_learning_rate)]
-                                             if cut < theta.shape[1] else [])
+        columns = [(slice(0, cut), None), (slice(cut, None), self.spec.head_learning_rate)]
         groups, blocks, at = [], [], 0
         for rate, same in groupby(member.learning_rate for member in self.members):
             rows = slice(at, at := at + len(list(same)))
-            for part, own in columns:
+            for part, own in columns[: 1 + (cut < theta.shape[1])]:
                 block = torch.nn.Parameter(theta[rows, part])
                 groups.append({"params": [block], "rate": rate if own is None else own})
                 blocks.append((rows, part))
@@ -138,10 +138,6 @@ class Trainer:
         return [Outcome([(b, fsum(losses[a:b]) / (b - a)) for a, b in spans if not at or b < at], at or None,
                         *tokens)
                 for losses, at, tokens in zip(*parts, strict=True)]
-
-    def alive(self) -> bool:
-        """Whether any member is still finite; waits for the device."""
-        return bool((self.failed_at == 0).any())
 
     def update(self, step: int, schedule: BatchSampler, encoded: Training) -> None:
         """One optimiser update of every member, on its own batch from the step's bucket."""
@@ -203,18 +199,11 @@ class Trainer:
         found = {"theta": self.bank.theta.detach()[index], "losses": self.losses[: self.done, index],
                  "tokens": torch.from_numpy(self.tokens[:, index].copy())}
         found |= {f"tail.{mark}": mean[index] for mark, mean in self.tails.items()}
-        return {name: value.cpu().clone() for name, value in (found | self._moments(index)).items()}
-
-    def _moments(self, index: int) -> dict[str, Tensor]:
-        """AdamW's two moments of a member, (P,) each."""
-        names = ("exp_avg", "exp_avg_sq")
-        parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        for group, (rows, _) in zip(self.optimizer.param_groups, self.blocks, strict=True):
-            if rows.start <= index < rows.stop:
-                state = self.optimizer.state[group["params"][0]]
-                for name in names:
-                    parts[name].append(state[name][index - rows.start])
-        return {name: torch.cat(found) for name, found in parts.items()}
+        groups = zip(self.optimizer.param_groups, self.blocks, strict=True)
+        states = [(self.optimizer.state[group["params"][0]], index - rows.start)
+                  for group, (rows, _) in groups if rows.start <= index < rows.stop]
+        found |= {name: torch.cat([state[name][row] for state, row in states]) for name in MOMENTS}
+        return {name: value.cpu().clone() for name, value in found.items()}
 
     def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from snapshots, one a member, all made after the same number of updates (at least 1)."""
@@ -229,7 +218,7 @@ class Trainer:
         self.tokens = stacked["tokens"].T.cpu().numpy().copy()
         self.clock.fill_(self.done)
         for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
-            moments = {name: stacked[name][rows, part].clone() for name in ("exp_avg", "exp_avg_sq")}
+            moments = {name: stacked[name][rows, part].clone() for name in MOMENTS}
             step = torch.tensor(float(self.done), device=self.device if isinstance(group["lr"], Tensor)
                                 else None)
             self.optimizer.state[group["params"][0]] = {"step": step, **moments}
@@ -264,7 +253,7 @@ def train(trainer: Trainer, schedule: BatchSampler, encoded: Training, marks: Se
             iterates = trainer.averages, trainer.bank.theta.detach()
             on_mark(done, *(trainer.bank.views(theta) | trainer.frozen for theta in iterates))
         if done % LOSS_EVERY == 0:
-            alive = trainer.alive()
+            alive = bool((trainer.failed_at == 0).any())  # waits for the device
         if done < trainer.spec.updates and alive:
             trainer.update(done, schedule, encoded)
             on_update()

@@ -6,6 +6,7 @@ import torch
 
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
+from portability.core.seeds import stream
 from portability.inits.extraction import ExtractionOptions, extract
 from portability.inits.kinds import noise, shuffle_layers, singular_pairs
 from portability.inits.extraction.factors import low_rank
@@ -154,9 +155,13 @@ def extracted(request, make_host):
     return module, student
 
 
+def shuffled(module, student, seed):
+    return shuffle_layers(module, student, lambda stack: stream(seed, "extraction", "shuffle", stack))
+
+
 CONTROLS = {
     "noise": lambda module, student, seed: noise(module, seed),
-    "shuffled": shuffle_layers,
+    "shuffled": shuffled,
     "pissa": lambda module, student, seed: module.map(singular_pairs(student,
                                                                               ExtractionOptions(rank=4))),
 }
@@ -198,7 +203,7 @@ def test_noise_has_the_norms_of_the_extraction(extracted):
 
 def test_shuffled_layers_are_the_extracted_ones_in_another_order(extracted):
     module = extracted[0]
-    for slot, tensor in shuffle_layers(*extracted, 0).tensors.items():
+    for slot, tensor in shuffled(*extracted, 0).tensors.items():
         other = slot if slot.stack == "shared" else slot._replace(layer=1 - slot.layer)
         assert torch.equal(tensor, module.tensors[other])
 
@@ -206,5 +211,5 @@ def test_shuffled_layers_are_the_extracted_ones_in_another_order(extracted):
 def test_one_layer_cannot_be_shuffled(make_host):
     one = make_host("llama", 32, 1, 4)
     module = extract(one, one, seeds_of("llama"), ExtractionOptions(rank=4), 0)[0]
-    with pytest.raises(UserError, match="shuffled layers are the same as the extraction"):
-        shuffle_layers(module, one, 0)
+    with pytest.raises(UserError, match="no layers to exchange"):
+        shuffled(module, one, 0)

@@ -13,11 +13,12 @@ from torch import nn
 
 from portability.core.errors import UserError
 from portability.hosts.sources import HostSource, describe
-from portability.inits.extraction import ExtractionOptions, Seed, extract, threads
-from portability.inits.extraction.gradients import AbsoluteGradients, add_absolute
+from portability.inits.extraction import ExtractionOptions, extract, threads
+from portability.inits.extraction.layerwise import AbsoluteGradients, add_absolute
 from portability.inits.extraction.sensitivity import Offload, ones, sensitivity
 from portability.inits.extraction.weights import Weights
 from portability.methods.module import equal
+from portability.tasks.base import Answered as Seed
 from support.extraction_slow import NAMES, WORD, changed_host, head_of, loss, plain_model, seeds_of, slow
 from support.tiny import FAMILIES, WORDS
 

@@ -17,7 +17,7 @@ from portability.core.architectures import LORA_AXES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.hosts.sources import HostSource, describe
-from portability.inits.extraction import ExtractionOptions, cuts, extract, gradients, sensitivity, threads
+from portability.inits.extraction import ExtractionOptions, cuts, extract, layerwise, sensitivity, threads
 from portability.inits.extraction.options import Place
 from portability.methods.module import ModuleState, equal
 from portability.porting.base import PortContext
@@ -215,7 +215,7 @@ def test_no_bit_depends_on_the_number_of_threads(shape, structure, make_host, mo
     hosts, head = (make_host(family, *large), make_host(family, *small, seed=5)), head_of(family, large[0])
     options = ExtractionOptions(rank=3, structure=structure, batch_size=2)
     at_work = set()
-    monkeypatch.setattr(gradients, "require_finite", lambda *given: at_work.add(threading.get_ident()))
+    monkeypatch.setattr(layerwise, "require_finite", lambda *given: at_work.add(threading.get_ident()))
     first, *others = [extract(*hosts, seeds_of(family), options, 0, head, free=lambda count=count: count)
                       for count in (1, 2, 3)]
     assert len(at_work) > 1

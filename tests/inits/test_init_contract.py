@@ -7,8 +7,7 @@ from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import InitSpec, MethodSpec, PortSpec
 from portability.execution.execute import execute
 from portability.execution.worker_context import WorkerContext
-from portability.inits.kinds import INITS
-from portability.inits.base import InitContext
+from portability.inits.kinds import INITS, InitContext
 from portability.inits.extraction import extract
 from portability.inits.kinds import extraction_options
 from portability.methods import attach
@@ -42,12 +41,11 @@ def given(sides, kind, seed=0):
 
     pad = PortSpec("pad", "pad", "stretch")
     providers = {
-        "origin_module": lambda: module,
         "port": lambda: port(module, PortContext(*specs, small_.init_parameters(seed), pad)),
         "extraction": lambda: (cut()[0], None),
         "teacher": cut,
     }
-    watched = {need: _watched(need, providers[need], asked) for need in INIT_KINDS[kind].needs}
+    watched = {need: _watched(need, providers[need], asked) for need in INIT_KINDS[kind].needs & providers.keys()}
     return InitContext(specs[1], METHOD, seed, (seed,), lambda: small_.init_parameters(seed),
                        **watched), asked
 

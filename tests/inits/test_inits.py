@@ -7,8 +7,7 @@ import torch
 from portability.core.errors import UserError
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import InitSpec, MethodSpec, PortSpec
-from portability.inits.kinds import INITS
-from portability.inits.base import InitContext
+from portability.inits.kinds import INITS, InitContext
 from portability.inits.extraction import extract
 from portability.inits.kinds import DISTRIBUTIONS
 from portability.inits.kinds import extraction_options

@@ -8,6 +8,6 @@ the grid, the store or Hydra. `extract` is the one entry.
 """
 
 from portability.inits.extraction.extractor import check_extraction, extract
-from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Seed
+from portability.inits.extraction.options import ExtractionOptions, ExtractReport
 
-__all__ = ["ExtractReport", "ExtractionOptions", "Seed", "check_extraction", "extract"]
+__all__ = ["ExtractReport", "ExtractionOptions", "check_extraction", "extract"]

@@ -12,21 +12,22 @@ from portability.core.seeds import stream
 from portability.core.specs import HostShape, HostSpec
 from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES, Cut, Pending, pending_cuts, residual_offset
 from portability.inits.extraction.factors import low_rank
-from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Place, Seed
+from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Place
 from portability.inits.extraction.sensitivity import Head, Offload, Scores, check_seeds, ones, sensitivity
 from portability.inits.extraction.threads import threads, total
 from portability.inits.extraction.weights import Weights, check_fit, shared_tokens
 from portability.methods.module import Axes, ModuleState
+from portability.tasks.base import Answered
 
 
 def extract(
-    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions, seed: int,
+    teacher: HostSpec, student: HostSpec, seeds: Sequence[Answered], options: ExtractionOptions, seed: int,
     head: Head | None = None, device: str = "cpu", free: Callable[[], int] = lambda: 1,
 ) -> tuple[ModuleState, ExtractReport]:
     """Low-rank pairs for the student, cut out of the teacher by sensitivity and factorised.
 
     Args:
-        seeds: examples in the teacher's tokens; not looked at where ``options.scores`` is "ones".
+        seeds: examples with their answers (section 3.1) in the teacher's tokens; not looked at where ``options.scores`` is "ones".
         seed: of the random layers and cuts, where the options have any.
         head: an encoder teacher's classification head, "head.weight" (C, d) and "head.bias" (C,).
         device: where gradients, cuts and factors are computed ("cpu", "cuda:N").
@@ -59,7 +60,7 @@ def extract(
 
 
 def check_extraction(
-    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions,
+    teacher: HostSpec, student: HostSpec, seeds: Sequence[Answered], options: ExtractionOptions,
     head: Head | None = None,
 ) -> None:
     """See, without reading a weight, that an extraction can be made.

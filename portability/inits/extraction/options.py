@@ -1,6 +1,5 @@
-"""The values of an extraction: seed examples, options and the report."""
+"""The values of an extraction: places, options and the report."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,23 +26,6 @@ class Place(NamedTuple):
     def key(self) -> str:
         """The place as text: ``decoder.3.query``."""
         return f"{self.stack}.{self.layer}.{self.site}"
-
-
-@dataclass(frozen=True)
-class Seed:
-    """One seed example in the teacher's token ids, with its gold answer (Zhong et al. 2024, section 3.1).
-
-    Attributes:
-        ids: prompt and answer (gpt2, llama), the encoder's input (t5), or the text (bert, roberta).
-        start: index in `ids` of the answer's first token (gpt2, llama), at least 1; 0 where there is none.
-        target: the decoder's tokens, without a start token (t5).
-        label: the class (bert, roberta), a row of the classification head.
-    """
-
-    ids: Sequence[int]
-    start: int = 0
-    target: Sequence[int] = ()
-    label: int | None = None
 
 
 @dataclass(frozen=True)

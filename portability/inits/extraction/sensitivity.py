@@ -17,11 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from portability.core.errors import UserError
-from portability.inits.extraction.gradients import AbsoluteGradients, add_absolute, require_finite
-from portability.inits.extraction.layerwise import TABLE, Batch, LayerwiseModel, Named
-from portability.inits.extraction.options import ExtractionOptions, Seed
+from portability.inits.extraction.layerwise import (
+    TABLE,
+    AbsoluteGradients,
+    Batch,
+    LayerwiseModel,
+    Named,
+    add_absolute,
+    require_finite,
+)
+from portability.inits.extraction.options import ExtractionOptions
 from portability.inits.extraction.threads import outer, scale_by_size, times
 from portability.inits.extraction.weights import Weights
+from portability.tasks.base import Answered
 
 Scores = tuple[str, int, Named]  # stack, layer, name inside the layer -> scores, fp32
 Head = Mapping[str, Tensor]
@@ -49,7 +57,7 @@ class Offload(tempfile.TemporaryDirectory):
         return load_file(Path(self.name, name), self.device)
 
 
-def check_seeds(seeds: Sequence[Seed], weights: Weights, head: Head | None) -> None:
+def check_seeds(seeds: Sequence[Answered], weights: Weights, head: Head | None) -> None:
     """Refuse seed examples that the teacher cannot be scored on.
 
     Raises:
@@ -76,7 +84,7 @@ def check_seeds(seeds: Sequence[Seed], weights: Weights, head: Head | None) -> N
 
 
 def sensitivity(
-    weights: Weights, seeds: Sequence[Seed], options: ExtractionOptions, head: Head | None = None
+    weights: Weights, seeds: Sequence[Answered], options: ExtractionOptions, head: Head | None = None
 ) -> Iterator[Scores]:
     """Scores of one layer after another, in the order of the backward pass, each to be let go before the next
     is asked for.
@@ -121,7 +129,7 @@ class _Pass:
     """One forward and backward pass of all seeds, in batches by length; states are kept on disk as
     "<stack>.<layer>.<batch>", gradients beside them."""
 
-    def __init__(self, model: LayerwiseModel, offload: Offload, seeds: Sequence[Seed], size: int,
+    def __init__(self, model: LayerwiseModel, offload: Offload, seeds: Sequence[Answered], size: int,
                  head: Head | None):
         self.model, self.offload, self.weights = model, offload, model.weights
         self.depth, self.first, self.final = self.weights.spec.shape.layers, model.stacks[0], model.stacks[-1]
