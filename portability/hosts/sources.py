@@ -85,9 +85,10 @@ def describe(source: HostSource) -> HostSpec:
     config = _settings(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        there = ", ".join(sorted(path.name for path in folder.glob("*.*") if path.suffix in PICKLES)) or "none"
-        raise UserError(f"host '{source.name}': no *.safetensors in {folder}, found {there}; pickled weights are "
-                        f"refused: convert them once as README says and set host.{source.name}.path=FOLDER")
+        there = sorted(path.name for path in folder.glob("*.*") if path.suffix in PICKLES)
+        raise UserError(f"host '{source.name}': no *.safetensors in {folder}, found "
+                        f"{', '.join(there) or 'none'}; pickled weights are refused, convert them once (docs/operations.md) and set "
+                        f"host.{source.name}.path=FOLDER")
     try:
         shape = host_shape(config)
     except UserError as error:
@@ -151,13 +152,10 @@ def _settings(path: Path) -> dict[str, Any]:
         UserError: the file is not a JSON object.
     """
     try:
-        found = json.loads(path.read_text(), object_hook=lambda one: {
-            key: value for key, value in one.items() if key not in IRRELEVANT})
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return found
+        return {**json.loads(path.read_text(), object_hook=lambda one: {
+            key: value for key, value in one.items() if key not in IRRELEVANT})}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a JSON object: {error}") from error
 
 
 # ---- weights
@@ -202,7 +200,8 @@ def weight_files(name: str, folder: Path) -> list[Path]:
         raise UserError(f"host '{name}': no model.safetensors in {folder}, and {index.name} is no index of "
                         f"weights ({error!r}); take a whole copy of the host") from error
     if wrong:
-        raise UserError(f"host '{name}': {index} names {wrong}, not in its folder; take a whole copy of the host")
+        raise UserError(f"host '{name}': {index} names {wrong}, not in its folder; take a whole copy of the "
+                        "host")
     return files
 
 

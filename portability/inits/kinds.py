@@ -34,8 +34,8 @@ def _undeclared(*_: Any) -> NoReturn:
 
 @dataclass(frozen=True)
 class InitContext:
-    """What an init may use. Of the last three, those that its kind declares (`core.init_kinds.InitKind.needs`)
-    can be called; they load, or make, what they give when it is asked for.
+    """What an init may use. Of the last three, those that its kind declares
+    (`core.init_kinds.InitKind.needs`) can be called; they load, or make, what they give when it is asked for.
 
     Attributes:
         stream: first names of the run's random streams (`RunSpec.stream`).
@@ -106,7 +106,7 @@ def shuffle_layers(
                 tensors |= moved
                 break
     if equal(shuffled := module.map(tensors), module):
-        raise UserError(f"there are no layers to exchange: all layers of the start on '{host.name}' are alike")
+        raise UserError(f"there are no layers to exchange: all of the start on '{host.name}' are alike")
     return shuffled
 
 
@@ -228,9 +228,9 @@ def extracted(context: InitContext, options: Mapping[str, Any]) -> InitialState:
 def extracted_shuffled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The extracted pairs, and the cuts behind them, with each stack's layers in another order (our control:
     does the order matter?)."""
-    module, blocks = (  # pairs and blocks in the same order
-        found and shuffle_layers(found, context.receiving, partial(stream, context.seed, "extraction", "shuffle"))
-        for found in context.extraction())
+    generator = partial(stream, context.seed, "extraction", "shuffle")  # pairs and blocks in the same order
+    module, blocks = (found and shuffle_layers(found, context.receiving, generator)
+                      for found in context.extraction())
     assert module is not None
     return InitialState(module, frozen=blocks or module)
 
@@ -286,15 +286,5 @@ def _product_norm(pair_a: Tensor, pair_b: Tensor) -> Tensor:
     return ((flat_b.T @ flat_b) * (flat_a @ flat_a.T)).sum().clamp_min(0).sqrt().float()
 
 
-INITS: dict[str, Init] = {
-    "scratch": scratch,
-    "ported": ported,
-    "sampled": sampled,
-    "shuffled": shuffled,
-    "extracted": extracted,
-    "extracted_shuffled": extracted_shuffled,
-    "extracted_noise": extracted_noise,
-    "pissa": pissa,
-    "compute_matched": scratch,
-    "extraction": extraction,
-}
+_ALL = scratch, ported, sampled, shuffled, extraction, extracted, extracted_shuffled, extracted_noise, pissa
+INITS: dict[str, Init] = {init.__name__: init for init in _ALL} | {"compute_matched": scratch}

@@ -80,12 +80,10 @@ class StartBuilder:
 
     def _names(self, run: RunSpec) -> dict[str, str] | None:
         """Host and data behind a start, for its record."""
-        if run.teacher is not None:
-            return {"host": run.teacher.name, "data": run.data.name}
-        if run.origin is None:
+        if run.teacher is None and run.origin is None:
             return None
-        origin = self._origin(run)
-        return {"host": (origin.teacher or origin.host).name, "data": origin.data.name}
+        source = self._origin(run) if run.teacher is None else run
+        return {"host": (source.teacher or source.host).name, "data": source.data.name}
 
     def _origin_module(self, run: RunSpec) -> ModuleState:
         return ModuleState.from_file(*self.store.tensors(str(run.origin), "module"))
@@ -96,8 +94,8 @@ class StartBuilder:
         assert run.port is not None
         key = run.origin, run.port, run.stream
         if key not in self._ports:
-            context = PortContext(run.origin_host or self._origin(run).host, run.host, self._fresh(run), run.port,
-                                  load=lambda host: self._host(host, run.precision))
+            context = PortContext(run.origin_host or self._origin(run).host, run.host, self._fresh(run),
+                                  run.port, load=lambda host: self._host(host, run.precision))
             self._ports[key] = port(self._origin_module(run), context)
         return self._ports[key]
 
@@ -124,7 +122,8 @@ class StartBuilder:
         options = extraction_options(self.method, run.init)
         seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.data)
         head = self.store.tensors(run.origin, "head")[0] if run.origin else None
-        return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head, self.device, self.free)
+        return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head, self.device,
+                       self.free)
 
 
 def start_head(run: RunSpec, scorer: TaskScorer, store: Store) -> dict[str, Tensor]:

@@ -114,8 +114,8 @@ class _Filling:
                 if tensor.shape[axis] == size:
                     continue
                 if label == "vocab":
-                    raise UserError("the vocabularies differ, and rows of different tokens are not exchanged: "
-                                    "leave embedding and head out of the method's sites")
+                    raise UserError("the vocabularies differ, and rows of different tokens are not "
+                                    "exchanged: leave embedding and head out of the method's sites")
                 if axis_size(label, self.context.receiving.shape) is None:
                     raise UserError(f"the method's own axis '{label}' differs: same hyper-parameters needed")
                 action = "cut" if size < tensor.shape[axis] else self.strategy.grown

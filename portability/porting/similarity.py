@@ -59,7 +59,12 @@ def compare_hosts(
     for host in (one, other):
         if host.fingerprint not in known:
             known[host.fingerprint] = readings(host, texts, task)
-    layers = _matched(known[one.fingerprint], known[other.fingerprint])
+    first, second = known[one.fingerprint], known[other.fingerprint]
+    # each layer of the shallower host with that of the deeper at the same relative depth, from 0
+    layers: list[dict[str, Any]] = [
+        {"reading": reading, "one": i, "other": j, "cka": cka(first[reading][i], second[reading][j])}
+        for reading in sorted(first.keys() & second.keys())
+        for i, j in match(len(first[reading]), len(second[reading]))]
     distance, fraction, reason = weight_distance(one, other)
     return {
         "one": one.name, "other": other.name, "one_fingerprint": one.fingerprint,
@@ -140,14 +145,6 @@ def cka(one: Tensor, other: Tensor) -> float:
     wider than there are texts.
     """
     return float((one * other).sum())
-
-
-def _matched(one: Readings, other: Readings) -> list[dict[str, Any]]:
-    """CKA of each layer of the shallower host with that of the deeper at the same relative depth; layers from
-    0."""
-    return [{"reading": reading, "one": i, "other": j, "cka": cka(one[reading][i], other[reading][j])}
-            for reading in sorted(one.keys() & other.keys())
-            for i, j in match(len(one[reading]), len(other[reading]))]
 
 
 def match(one: int, other: int) -> list[tuple[int, int]]:

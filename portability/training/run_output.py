@@ -96,6 +96,7 @@ def build_result(output: RunOutput) -> Result:
         "port_info": report and report.summary(),
         "meta_info": {"package_info": packages(), "system_info": system(output.device)},
     }
+    facts = {"tensors": report.tensors} | report.summary() if report else None
     tensors: dict[str, Any] = {"predictions": _prediction_tensors(output)}
     metadata = {}
     if module is not None:
@@ -104,7 +105,7 @@ def build_result(output: RunOutput) -> Result:
         tensors["start"], metadata["start"] = start.frozen.to_file()
     if output.head:
         tensors["head"] = output.head
-    return Result(record, tensors, metadata, report and {"tensors": report.tensors, **report.summary()})
+    return Result(record, tensors, metadata, facts)
 
 
 def _metrics(output: RunOutput) -> dict[str, list[dict[str, Any]]]:

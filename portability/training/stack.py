@@ -79,8 +79,9 @@ def split_resumable(
     alike: dict[tuple[int, ...], list[RunSpec]] = {}
     for run in runs:
         saved = resumable(store.checkpoint(run.run_id), run, marks[run.run_id])
-        alike.setdefault((len(saved["losses"]), *sorted(_marks(saved, SCORED)), *sorted(_marks(saved, OPEN))) if saved
-                         else (), []).append(run)
+        marks_of = [*sorted(_marks(saved, SCORED)), *sorted(_marks(saved, OPEN))] if saved else []
+        where = (len(saved["losses"]), *marks_of) if saved else ()
+        alike.setdefault(where, []).append(run)
     for same in alike.values():
         yield from split_evenly(same, size)
 
@@ -173,9 +174,7 @@ class Stack:
 
         def mark(updates: int, averages: dict[str, Tensor], last: dict[str, Tensor]) -> None:
             worker.report(self.stage(SCORING))
-            iterates = [averages]
-            if updates and trainer.window(updates, run.train.tail) > 1:
-                iterates.append(last)
+            iterates = [averages, last][: 1 + (updates > 0 and trainer.window(updates, run.train.tail) > 1)]
 
             def told(part: float) -> None:
                 worker.report(self.stage(SCORING, (len(scores) + part) / len(iterates)))
@@ -243,8 +242,8 @@ class Stack:
             yield RunOutput(
                 run=run, labels=test.labels, predictions=predictions, last_predictions=last, module=module,
                 head=head, start=start, outcome=outcome, host_parameters=count_parameters(self.bench.scorer),
-                seconds=seconds + overhead, train_seconds=seconds, device=device, stack=len(self.runs), too_long=too_long,
-            )
+                seconds=seconds + overhead, train_seconds=seconds, device=device, stack=len(self.runs),
+                too_long=too_long)
 
 
 def count_parameters(scorer: TaskScorer) -> int:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil, fsum
-from typing import Any
 
 import numpy as np
 import torch
@@ -108,25 +107,20 @@ class Trainer:
         """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart,
         because AdamW takes no vector learning rate. AdamW works entry by entry, so blocks change no bit
         (tested)."""
-        theta, cut = self.bank.theta.detach(), self.bank.module_size
+        theta, cut, cuda = self.bank.theta.detach(), self.bank.module_size, self.device.type == "cuda"
         columns = [(slice(0, cut), None), (slice(cut, None), self.spec.head_learning_rate)]
         groups, blocks, at = [], [], 0
         for rate, same in groupby(member.learning_rate for member in self.members):
             rows = slice(at, at := at + len(list(same)))
             for part, own in columns[: 1 + (cut < theta.shape[1])]:
                 block = torch.nn.Parameter(theta[rows, part])
-                groups.append({"params": [block], "rate": rate if own is None else own})
+                # a graph reads the rate on the device
+                first = torch.zeros((), device=self.device) if cuda else 0.0
+                groups.append({"params": [block], "rate": rate if own is None else own, "lr": first})
                 blocks.append((rows, part))
         spec = self.spec
-        options: dict[str, Any] = {}
-        # the step counter, and below the rate, are on the device, where a graph reads them
-        if self.device.type == "cuda":
-            options = {"foreach": True, "capturable": True, "lr": torch.zeros((), device=self.device)}
-        optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay,
-                                      **options)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"].clone() if options else 0.0
-        return optimizer, blocks
+        return torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay,
+                                 foreach=cuda or None, capturable=cuda), blocks
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -144,10 +138,8 @@ class Trainer:
         batch = self._batch(step, schedule, encoded)
         warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(group["rate"] * warm)
-            else:
-                group["lr"] = group["rate"] * warm
+            rate = group["rate"] * warm
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         self._replayer(self._step, *batch)
         self.done = step + 1
         self._average()

@@ -444,7 +444,7 @@ def test_a_host_that_changed_since_planning_is_refused(make_host, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("{", "is not JSON"), ("[]", "not a JSON object"), ('{"model_type": "t5"}', "lacks d_model"),
+    ("{", "not a JSON object"), ("[]", "not a JSON object"), ('{"model_type": "t5"}', "lacks d_model"),
     ('{"model_type": "x"}', "unknown host family")])
 def test_broken_host_configurations_are_one_sentence(make_host, tmp_path, text, words):
     import shutil

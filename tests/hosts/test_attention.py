@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from portability.hosts import attention
 from portability.hosts import host as hosts
-from portability.hosts.attention import causal_mask, padding_mask, text_mask
+from portability.hosts.attention import causal_mask, padding_mask
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.porting import similarity

@@ -8,10 +8,10 @@ from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.seeds import stream
 from portability.inits.extraction import ExtractionOptions, extract
-from portability.inits.kinds import noise, shuffle_layers, singular_pairs
 from portability.inits.extraction.factors import low_rank
-from portability.inits.extraction.sensitivity import Offload
 from portability.inits.extraction.options import Place
+from portability.inits.extraction.sensitivity import Offload
+from portability.inits.kinds import noise, shuffle_layers, singular_pairs
 from portability.methods.module import equal
 from support.extraction_slow import changed_host, head_of, plain_model, seeds_of, truncated
 from support.tiny import FAMILIES, WORDS

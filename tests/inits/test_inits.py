@@ -7,10 +7,8 @@ import torch
 from portability.core.errors import UserError
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import InitSpec, MethodSpec, PortSpec
-from portability.inits.kinds import INITS, InitContext
 from portability.inits.extraction import extract
-from portability.inits.kinds import DISTRIBUTIONS
-from portability.inits.kinds import extraction_options
+from portability.inits.kinds import DISTRIBUTIONS, INITS, InitContext, extraction_options
 from portability.methods import attach
 from portability.methods.module import equal
 from portability.porting.base import PortContext

@@ -10,8 +10,7 @@ from portability.methods.module import equal
 from portability.porting.base import PortContext
 from portability.porting.layer_maps import LAYER_MAPS
 from portability.porting.port import fit_head, port
-from portability.porting.strategies import STRATEGIES
-from portability.porting.strategies import repeat_axis
+from portability.porting.strategies import STRATEGIES, repeat_axis
 from support.pairs import over
 from support.tiny import FAMILIES, METHODS, noisy
 

@@ -27,7 +27,8 @@ def extract(
     """Low-rank pairs for the student, cut out of the teacher by sensitivity and factorised.
 
     Args:
-        seeds: examples with their answers (section 3.1) in the teacher's tokens; not looked at where ``options.scores`` is "ones".
+        seeds: examples with their answers (section 3.1) in the teacher's tokens; not looked at where
+            ``options.scores`` is "ones".
         seed: of the random layers and cuts, where the options have any.
         head: an encoder teacher's classification head, "head.weight" (C, d) and "head.bias" (C,).
         device: where gradients, cuts and factors are computed ("cpu", "cuda:N").
@@ -116,12 +117,10 @@ class _Extraction:
         stream, and with it all aligned cuts."""
         fixed = None if self.options.layers == "sensitivity" else self.layers()
         for stack, layer, tensors in scores:
-            if stack == "shared":
-                self._cut_shared(tensors)
-            else:
+            if stack != "shared":
                 self.totals[stack][layer] = sum(map(total, tensors.values()))
-                if fixed is None or layer in fixed[stack]:
-                    self._cut_layer(stack, layer, tensors)
+            if stack == "shared" or fixed is None or layer in fixed[stack]:
+                self._cut_tensors(stack, layer, tensors)
             tensors.clear()  # freed before the next layer is scored
         layers, width = self.layers(), self.shapes[1].hidden
         chosen = {place: matrix for place, matrix in self.pending.items()
@@ -130,34 +129,33 @@ class _Extraction:
         for place, matrix in chosen.items():
             self._keep(place, *matrix.cut(offset, width))
 
-    def _cut_layer(self, stack: str, layer: int, tensors: dict[str, Tensor]) -> None:
-        parts, order = self.teacher.parts, list(tensors)
-        places = [place for place in self.have if place[:2] == (stack, layer)]
-        scores = {place: self.teacher.view(place, tensors[parts[place].short])
-                  for place in sorted(places, key=lambda place: order.index(parts[place].short))}
-        if self.options.structure == "aligned":
-            pending = pending_cuts({place.site: matrix for place, matrix in scores.items()}, *self.shapes)
+    def _cut_tensors(self, stack: str, layer: int, tensors: dict[str, Tensor]) -> None:
+        """The cuts of a layer's matrices; or of embedding and head, of the rows of shared tokens, all of
+        which are kept (a tied matrix is both)."""
+        teacher, student = self.shapes
+        if stack == "shared":
+            scores = {place: part[self.tokens[0]] for site, part in tensors.items() for place in self.shared
+                      if self.teacher.tied or place.site == site}
+        else:
+            order, parts = list(tensors), self.teacher.parts
+            places = [place for place in self.have if place[:2] == (stack, layer)]
+            scores = {place: self.teacher.view(place, tensors[parts[place].short])
+                      for place in sorted(places, key=lambda place: order.index(parts[place].short))}
+        if self.options.structure == "aligned" and stack == "shared":
+            profiles = {place: rows.sum(0, dtype=torch.float64) for place, rows in scores.items()}
+            self.pending |= {place: Pending(torch.arange(len(self.tokens[0])), profile, float(profile.sum()))
+                             for place, profile in profiles.items()}
+        elif self.options.structure == "aligned":
+            pending = pending_cuts({place.site: matrix for place, matrix in scores.items()}, teacher, student)
             self.pending |= {place: pending[place.site] for place in scores}
-            return
-        for place, matrix in scores.items():
-            self._cut_matrix(place, matrix, self.want[place._replace(layer=0)], place)
-
-    def _cut_shared(self, tensors: dict[str, Tensor]) -> None:
-        """Cuts of embedding and head, of the rows of shared tokens, all of which are kept; a tied matrix is
-        both."""
-        for site, scores in tensors.items():
-            rows = scores[self.tokens[0]]
-            for place in [place for place in self.shared if self.teacher.tied or place.site == site]:
-                if self.options.structure == "aligned":
-                    profile = rows.sum(0, dtype=torch.float64)
-                    self.pending[place] = Pending(torch.arange(len(rows)), profile, float(profile.sum()))
-                else:
-                    size = len(rows), self.shapes[1].hidden
-                    self._cut_matrix(place, rows, size, place._replace(site=site))
-
-    def _cut_matrix(self, place: Place, scores: Tensor, size: tuple[int, int], drawn_as: Place) -> None:
-        cut = CUTS[self.options.structure](scores, size, stream(self.seed, "extraction", "cut", drawn_as.key))
-        self._keep(place, cut, cut.share(scores))
+        else:
+            for place, matrix in scores.items():
+                size = ((len(matrix), student.hidden) if stack == "shared"
+                        else self.want[place._replace(layer=0)])
+                drawn_as = place._replace(site=next(iter(tensors))) if stack == "shared" else place
+                generator = stream(self.seed, "extraction", "cut", drawn_as.key)
+                cut = CUTS[self.options.structure](matrix, size, generator)
+                self._keep(place, cut, cut.share(matrix))
 
     def _keep(self, place: Place, cut: Cut, captured: float) -> None:
         self.offload.put(place.key, rows=cut.rows, columns=cut.columns)

@@ -17,20 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from portability.core.errors import UserError
-from portability.inits.extraction.layerwise import (
-    TABLE,
-    AbsoluteGradients,
-    Batch,
-    LayerwiseModel,
-    Named,
-    add_absolute,
-    require_finite,
-)
+from portability.inits.extraction import layerwise
 from portability.inits.extraction.options import ExtractionOptions
 from portability.inits.extraction.threads import outer, scale_by_size, times
 from portability.inits.extraction.weights import Weights
 from portability.tasks.base import Answered
 
+Named = dict[str, Tensor]
 Scores = tuple[str, int, Named]  # stack, layer, name inside the layer -> scores, fp32
 Head = Mapping[str, Tensor]
 
@@ -63,7 +56,7 @@ def check_seeds(seeds: Sequence[Answered], weights: Weights, head: Head | None) 
     Raises:
         UserError: no seeds, an empty or missing answer, an unknown id, too long, or no head for an encoder.
     """
-    model, vocabulary = LayerwiseModel(weights), weights.shapes[weights.shared["embedding"]][0]
+    model, vocabulary = layerwise.LayerwiseModel(weights), weights.shapes[weights.shared["embedding"]][0]
     if not seeds:
         raise UserError("extraction needs at least one seed example, and got none")
     if model.encoder and head is None:
@@ -101,7 +94,7 @@ def sensitivity(
     check_seeds(seeds, weights, head)
     wanted = _shared(weights, options)
     with Offload(weights.device) as offload:
-        work = _Pass(LayerwiseModel(weights), offload, seeds, options.batch_size, head)
+        work = _Pass(layerwise.LayerwiseModel(weights), offload, seeds, options.batch_size, head)
         work.forward()
         head_scores = work.top("head" in wanted)
         if head_scores is not None:
@@ -129,16 +122,16 @@ class _Pass:
     """One forward and backward pass of all seeds, in batches by length; states are kept on disk as
     "<stack>.<layer>.<batch>", gradients beside them."""
 
-    def __init__(self, model: LayerwiseModel, offload: Offload, seeds: Sequence[Answered], size: int,
-                 head: Head | None):
+    def __init__(self, model: layerwise.LayerwiseModel, offload: Offload, seeds: Sequence[Answered],
+                 size: int, head: Head | None):
         self.model, self.offload, self.weights = model, offload, model.weights
         self.depth, self.first, self.final = self.weights.spec.shape.layers, model.stacks[0], model.stacks[-1]
         self.head = head and {name: part.to(self.weights.device) for name, part in head.items()}
         order = sorted(range(len(seeds)), key=lambda number: len(seeds[number].ids))
-        self.batches: list[Batch] = []
+        self.batches: list[layerwise.Batch] = []
         for numbers in (order[first : first + size] for first in range(0, len(order), size)):
             inputs, targets, places = zip(*(model.example(seeds[number]) for number in numbers), strict=True)
-            self.batches.append(Batch(numbers, inputs, list(targets), list(places)))
+            self.batches.append(layerwise.Batch(numbers, inputs, list(targets), list(places)))
 
     def _states(self, stack: str, index: int | str, place: int) -> Tensor:
         return self.offload.get(f"{stack}.{index}.{place}")["states"]
@@ -160,8 +153,8 @@ class _Pass:
                     states = self.model.call(stack, layer, states, batch, context)
                     self.offload.put(f"{stack}.{index + 1}.{place}", states=states)
 
-    def _context(self, stack: str, place: int, batch: Batch) -> Named:
-        """What all layers of a stack read beside their states (LayerwiseModel.call)."""
+    def _context(self, stack: str, place: int, batch: layerwise.Batch) -> Named:
+        """What all layers of a stack read beside their states (layerwise.LayerwiseModel.call)."""
         if self.model.family != "t5":
             return {}
         context = {"bias": self.model.bias(stack, batch)}
@@ -184,10 +177,10 @@ class _Pass:
                 for row, (into, out) in enumerate(_answers(last.detach(), matrix, batch)):
                     at_last[row, batch.first[row] : batch.first[row] + len(into)] = times(out, matrix)
                     if total is not None:
-                        add_absolute(total, (out, into), batch.numbers[row], "the head")
+                        layerwise.add_absolute(total, (out, into), batch.numbers[row], "the head")
                 (gradient,) = torch.autograd.grad(last, states, at_last)
             for number, one in zip(batch.numbers, gradient, strict=True):
-                require_finite(bool(one.isfinite().all()), number, "the head")
+                layerwise.require_finite(bool(one.isfinite().all()), number, "the head")
             self.offload.put(f"{self.final}.gradient.{place}", states=gradient)
         return None if total is None else scale_by_size(total, matrix)
 
@@ -212,7 +205,7 @@ class _Pass:
     def _layer(self, stack: str, index: int) -> Named:
         """Scores of a layer; gradients are carried on to its input."""
         layer, where = self.model.layer(stack, index), f"{stack} layer {index}"
-        watch = AbsoluteGradients(layer, where)
+        watch = layerwise.AbsoluteGradients(layer, where)
         for place, batch in enumerate(self.batches):
             watch.numbers = batch.numbers
             leaves = {"states": self._states(stack, index, place)} | self._context(stack, place, batch)
@@ -223,10 +216,10 @@ class _Pass:
             named = dict(zip(leaves, found, strict=True))
             named |= {name: named[name] + earlier for name, earlier in gradients.items()}
             self.offload.put(f"{stack}.gradient.{place}", **named)
-            if TABLE in watch.sums:
+            if layerwise.TABLE in watch.sums:
                 whole = self.model.table_gradients(stack, named["bias"])
                 for number, gradient in zip(batch.numbers, whole, strict=True):
-                    add_absolute(watch.sums[TABLE], gradient, number, where)
+                    layerwise.add_absolute(watch.sums[layerwise.TABLE], gradient, number, where)
         return {name: scale_by_size(total, layer.get_parameter(name)) for name, total in watch.sums.items()}
 
     def embedding(self) -> Tensor:
@@ -247,16 +240,16 @@ class _Pass:
                 if tied:
                     into, out = next(answers)
                     gradient = outer(out, into).index_add_(0, ids, gradients)
-                    add_absolute(total, gradient, number, "the embedding")
+                    layerwise.add_absolute(total, gradient, number, "the embedding")
                 else:
                     once, where = ids.unique(return_inverse=True)
                     gradient = torch.zeros(len(once), matrix.shape[1]).index_add_(0, where, gradients)
-                    require_finite(bool(gradient.isfinite().all()), number, "the embedding")
+                    layerwise.require_finite(bool(gradient.isfinite().all()), number, "the embedding")
                     total[once] += gradient.abs_()
         return scale_by_size(total, matrix)
 
 
-def _answers(last: Tensor, matrix: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+def _answers(last: Tensor, matrix: Tensor, batch: layerwise.Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """Per example, the states (n, d) that predict its answer and the loss's gradient (n, V) at their
     logits."""
     for row, target in enumerate(batch.targets):
@@ -266,7 +259,7 @@ def _answers(last: Tensor, matrix: Tensor, batch: Batch) -> Iterator[tuple[Tenso
         yield into, out / len(target)
 
 
-def _class_loss(last: Tensor, batch: Batch, head: Head) -> Tensor:
+def _class_loss(last: Tensor, batch: layerwise.Batch, head: Head) -> Tensor:
     """Sum over the examples of the loss of a linear head over the mean of the real tokens' states (as
     classification.Scorer)."""
     real = batch.real["encoder"][..., None]

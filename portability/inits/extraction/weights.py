@@ -110,7 +110,8 @@ class Weights:
                     length = int.from_bytes(file.read(8), "little")
                     header = json.loads(file.read(length))
                 found |= {_plain(key, prefix): Stored(path, str_to_torch_dtype[one["dtype"]],
-                                                      tuple(one["shape"]), 8 + length + one["data_offsets"][0])
+                                                      tuple(one["shape"]),
+                                                      8 + length + one["data_offsets"][0])
                           for key, one in header.items()
                           if key != "__metadata__" and not key.endswith(NO_WEIGHTS)}
             except (SafetensorError, OSError, KeyError) as error:
@@ -200,10 +201,10 @@ def check_fit(teacher: Weights, student: Weights, options: ExtractionOptions) ->
     sizes = [(f"{stack} layers", had.layers[stack], depth) for stack, depth in wanted.layers.items()]
     if options.structure == "aligned":
         sizes += [(axis, had.size(axis) or 0, wanted.size(axis) or 0) for axis in HOST_AXES]
-    for what, most, size in sizes:
-        if size > most:
-            raise UserError(f"{small} has {size} {what} and {large} only {most}; extraction only shrinks, so "
-                            "exchange them (or, for widths, use structure=block)")
+    for what, most, count in sizes:
+        if count > most:
+            raise UserError(f"{small} has {count} {what} and {large} only {most}; extraction only shrinks, "
+                            "so exchange them (or, for widths, use structure=block)")
     have, want = teacher.places(options), student.places(options)
     if odd := sorted({one[::2] for one in have} ^ {one[::2] for one in want}):
         stack, site = odd[0]
