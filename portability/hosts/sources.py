@@ -87,8 +87,8 @@ def describe(source: HostSource) -> HostSpec:
     if not weights:
         there = sorted(path.name for path in folder.glob("*.*") if path.suffix in PICKLES)
         raise UserError(f"host '{source.name}': no *.safetensors in {folder}, found "
-                        f"{', '.join(there) or 'none'}; pickled weights are refused, convert them once (docs/operations.md) and set "
-                        f"host.{source.name}.path=FOLDER")
+                        f"{', '.join(there) or 'none'}; pickled weights are refused, convert them once "
+                        f"(docs/operations.md) and set host.{source.name}.path=FOLDER")
     try:
         shape = host_shape(config)
     except UserError as error:
