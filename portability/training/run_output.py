@@ -86,8 +86,7 @@ def build_result(output: RunOutput) -> Result:
             "file_size": 4 * entries,  # bytes of the module's tensors in fp32
             "num_trainable_params": trainable,
             "num_total_params": output.host_parameters + trainable,
-            "tokens": output.outcome.tokens,
-            "padded_tokens": output.outcome.padded_tokens,
+            "tokens": output.outcome.tokens, "padded_tokens": output.outcome.padded_tokens,
             "stack": output.stack,
             **({"too_long": output.too_long} if output.too_long else {}),
             "train_loss": [list(point) for point in output.outcome.losses],

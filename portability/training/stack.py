@@ -21,7 +21,7 @@ from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
 from portability.planning.cost import split_evenly
 from portability.store import Store
-from portability.tasks.base import EvalSet, Predictions, TaskScorer, Training
+from portability.tasks.base import EvalSet, Predictions, TaskScorer, Told, Training
 from portability.tasks.registry import task_of
 from portability.training import trainer
 from portability.training.run_output import InitialState, RunOutput
@@ -133,16 +133,14 @@ class Stack:
         if len(found) < len(self.runs):
             return
         marks = _marks(found[0], SCORED)
-        kept = {name for name in found[0] if name not in OURS
-                and ("." not in name or name.startswith(OPEN))}
+        kept = [name for name in found[0] if name.startswith(OPEN) or "." not in name and name not in OURS]
         self.trainer.restore([{name: one[name] for name in kept} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
         for iterate, mark in product(ITERATES, marks):
-            columns = [name for name in Predictions.__dataclass_fields__
-                       if f"{iterate}{name}.{mark}" in found[0]]
-            self.predictions[iterate][mark] = Predictions(
-                **{name: np.stack([one[f"{iterate}{name}.{mark}"].numpy() for one in found])
-                   for name in columns})
+            keys = {name: f"{iterate}{name}.{mark}" for name in Predictions.__dataclass_fields__}
+            self.predictions[iterate][mark] = Predictions(**{
+                name: np.stack([one[key].numpy() for one in found])
+                for name, key in keys.items() if key in found[0]})
 
     def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
         """What the members are at."""
@@ -193,8 +191,7 @@ class Stack:
         trainer.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
-    def _score(self, updates: int, parameters: dict[str, Tensor],
-               on_part: Callable[[float], None] = lambda part: None
+    def _score(self, updates: int, parameters: dict[str, Tensor], on_part: Told = lambda part: None
                ) -> Predictions:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
