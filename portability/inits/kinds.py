@@ -106,7 +106,7 @@ def shuffle_layers(
                 tensors |= moved
                 break
     if equal(shuffled := module.map(tensors), module):
-        raise UserError(f"there are no layers to exchange: all of the start on '{host.name}' are alike")
+        raise UserError(f"the start on '{host.name}' has no layers to exchange: all are alike")
     return shuffled
 
 
