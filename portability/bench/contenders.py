@@ -26,7 +26,8 @@ from portability.planning.plan import Plan, plan
 from portability.run import compose
 from portability.store import Store
 from portability.tasks.classification import HEAD, Classification, Scorer
-from portability.training.stack import InitialState, Stack, StackContext
+from portability.training.run_output import InitialState
+from portability.training.stack import Stack, StackContext
 from portability.training.trainer import Trainer as Engine
 
 logging.getLogger("adapters").setLevel(logging.ERROR)  # as in a worker

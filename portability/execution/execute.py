@@ -23,8 +23,8 @@ from portability.methods import attach
 from portability.tasks.base import EvalSet
 from portability.tasks.registry import TaskScorer, task_of
 from portability.training.memory import max_stack_size, member_bytes
-from portability.training.run_output import RunOutput
-from portability.training.stack import InitialState, Stack, StackContext, count_parameters, split_resumable
+from portability.training.run_output import InitialState, RunOutput
+from portability.training.stack import Stack, StackContext, count_parameters, split_resumable
 
 log = logging.getLogger(__name__)
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair

@@ -17,11 +17,10 @@ from portability.core.specs import HostSpec, MethodSpec, RunSpec
 from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class
 from portability.hosts.sources import folder_of
-from portability.inits import INITS
-from portability.inits.base import InitContext
-from portability.inits.extraction import peak_bytes
+from portability.inits.extraction import check_extraction
 from portability.inits.extraction.weights import Weights
-from portability.inits.seed_examples import extraction_options, seed_examples
+from portability.inits.kinds import INITS, InitContext, extraction_options
+from portability.inits.start import seed_examples
 from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.porting.base import PortContext
@@ -81,7 +80,7 @@ class Rehearsal:
         if run.teacher is not None:
             options = extraction_options(method, run.init)
             seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.context.data)
-            peak_bytes(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)
+            check_extraction(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)
 
     def _host(self, spec: HostSpec) -> Host:
         if spec.fingerprint not in self.hosts:

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -17,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from portability.core.architectures import FAMILIES
 
 LEAST = torch.finfo(torch.bfloat16).min  # finite in bf16 too: fp32's own least number would be -inf there
-TAKES_READY = int(transformers.__version__.split(".")[0]) >= 5
 
 
 def padding_mask(real: Tensor) -> Tensor:
@@ -50,27 +48,32 @@ def text_mask(family: str, real: Tensor) -> Tensor:
     """The mask of a text as the family's model takes it: causal for decoder-only hosts, else one of padding,
     which T5's decoder reads its encoder's states by, too.
 
-    In transformers 4 the models of BERT and RoBERTa and T5's stacks refuse a ready-made mask of padding and
-    make (1 - given) * least of what they are given, by fixed steps alone: so they are given 1 and 0, (B, 1,
-    T), T5 (B, T).
+    The models of BERT and RoBERTa and T5's stacks refuse a ready-made mask of padding and make (1 - given) *
+    least of what they are given, by fixed steps alone: so they are given 1 and 0, (B, 1, T), T5 (B, T).
 
     Args:
         real: (B, T) above 0 for real tokens, 0 for padding on the right.
     """
     if "encoder" not in FAMILIES[family].stacks:
         return causal_mask(real)
-    if TAKES_READY:
-        return padding_mask(real)
     return (real if family == "t5" else real[:, None]).gt(0).float()
 
 
-class DefaultDevice(TorchFunctionMode):
-    """Makes `torch.ones` without a device on this one: adapters' prefix makes its mask in ordinary memory and
-    copies it, which waits for a GPU in every layer and cannot be captured."""
+class Handed(TorchFunctionMode):
+    """Changes what torch's functions are handed.
 
-    def __init__(self, device: torch.device):
+    `torch.ones` without a device is made on `device`: adapters' prefix makes its mask in ordinary memory and
+    copies it, which waits for a GPU in every layer and cannot be captured.
+
+    With `narrow`, scaled-dot-product attention and convolutions get all their tensors in bf16, as under
+    autocast. Under `vmap` autocast does not see them, because they are taken apart before, and they refuse
+    mixed formats: a rotated or prefixed key is fp32 beside a value in bf16, adapters' LoRA on a GPT-2
+    convolves bf16 states with fp32 weights.
+    """
+
+    def __init__(self, device: torch.device, narrow: bool = False):
         super().__init__()
-        self.device = device
+        self.device, self.narrow = device, narrow
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
@@ -79,21 +82,7 @@ class DefaultDevice(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.ones and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self.device}
-        return func(*args, **kwargs)
-
-
-class Narrowed(TorchFunctionMode):
-    """Hands scaled-dot-product attention and convolutions all their tensors in bf16, as autocast does. Under
-    `vmap` autocast does not see them, because they are taken apart before, and they refuse mixed formats: a
-    rotated or prefixed key is fp32 beside a value in bf16, adapters' LoRA on a GPT-2 convolves bf16 states
-    with fp32 weights."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.scaled_dot_product_attention, F.conv1d):
+        if self.narrow and func in (F.scaled_dot_product_attention, F.conv1d):
             args, kwargs = tuple(map(_narrow, args)), {name: _narrow(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
@@ -106,10 +95,8 @@ def _narrow(value: object) -> object:
 def computing(device: torch.device, precision: str) -> Iterator[None]:
     """Within it a host's forward pass runs on the device in a precision ("fp32", or "bf16" by autocast)."""
     with ExitStack() as stack:
-        if device.type != "cpu":
-            stack.enter_context(DefaultDevice(device))
-        if precision == "bf16":
-            # a CUDA graph must not hold a cache of weights
+        if device.type != "cpu" or precision == "bf16":
+            stack.enter_context(Handed(device, precision == "bf16"))
+        if precision == "bf16":  # a CUDA graph must not hold a cache of weights
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
-            stack.enter_context(Narrowed())
         yield

@@ -20,7 +20,8 @@ from portability.tasks.classification import Scorer
 from portability.training import stack as stacks
 from portability.training import trainer as engine
 from portability.training.memory import member_bytes
-from portability.training.stack import InitialState, Stack
+from portability.training.run_output import InitialState
+from portability.training.stack import Stack
 from portability.training.trainer import Member, Trainer
 from support.lora import method, named
 from support.studies import small

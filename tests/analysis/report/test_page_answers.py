@@ -21,7 +21,7 @@ from support.written import CUT, answered, change
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXES = replace(CUT, seeds=(0,), inits=("extracted", "scratch"), budgets=(0, 50),
                data=("sums", "quiz", "notes"))
-CUT_OUT = {"seed_count": 32, "peak_bytes": 5, "scratch_bytes": 6, "layers": {"decoder": [1, 3]},
+CUT_OUT = {"seed_count": 32, "layers": {"decoder": [1, 3]},
            "totals": {"decoder": [0.5, 2.0]}, "shared_tokens": None, "seconds": 1.5}
 
 
