@@ -40,6 +40,11 @@ class StudyContext:
         """The tidy frame (load.tidy)."""
         return self.study.cells
 
+    @property
+    def examples(self) -> str:
+        """Behind "new seeds": whether intervals cover new test examples."""
+        return " only" if self.why else " and new test examples"
+
     @cached_property
     def arms(self) -> pd.DataFrame:
         """All cells but those of the bare host, which is a reference and no arm."""

@@ -9,8 +9,7 @@ from portability.analysis.figures.style import budget_words
 from portability.analysis.formatting import interval, number, p_text
 from portability.analysis.measures.primary_contrasts import OPEN, has_contrasts, primary
 from portability.analysis.metrics import UNITS, Metric
-from portability.analysis.tables.captions import protocol
-from portability.analysis.tables.registry import turns
+from portability.analysis.tables.captions import protocol, turns
 from portability.core.contrasts import all_alike
 from portability.core.wording import counted
 
