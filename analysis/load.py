@@ -49,6 +49,11 @@ class Study:
     parts: dict[str, list[dict[str, Any]]]
     schema: int  # of the records that are used, a key of specs.PROTOCOLS
 
+    @property
+    def hours(self) -> float:
+        """Running time of all records that are used."""
+        return sum(float(record["run_info"].get("total_time") or 0) for record in self.records) / 3600
+
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
     """One row per cell of the study, the union of all its manifests.
