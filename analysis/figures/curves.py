@@ -24,7 +24,7 @@ NOTE = (
 KINDS = {
     "lineage": "Hosts of one lineage", "size": "Hosts of other sizes",
     "apart": "Hosts of one size, not of one lineage", "self": "From a host to itself",
-    "": "Hosts of one size",
+    "": "All pairs of hosts",
 }
 
 
@@ -68,7 +68,7 @@ def _charts(context: StudyContext, name: str, title: str, keys: list[str], words
         some = arms[arms["init"].isin(inits)]
         arms = some if some["init"].nunique() > 1 else arms
         hosts = zip(arms["origin"], arms["receiving"], strict=True)
-        arms = arms.assign(kind=[context.kinds[pair] for pair in hosts], init=arms["init"].astype(str))
+        arms = arms.assign(kind=[context.kinds.get(pair, "") for pair in hosts], init=arms["init"].astype(str))
         if "origin" in keys and len(arms.groupby(keys)) > MOST:
             arms = arms.assign(origin="all origins")
         points = mark_missing(estimate_groups(alone(arms), [*keys, "init", "budget"]))

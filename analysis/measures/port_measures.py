@@ -1,7 +1,6 @@
 """How good a port is: its lift before any update, the part of native it recovers, and how often it wins."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from itertools import combinations
 
 import numpy as np
@@ -73,8 +72,7 @@ def recovered(context: StudyContext) -> pd.DataFrame:
     for level, more in HOST_LEVELS.items():
         keys = [*context.strata, "method", *more, "budget"]
         counts = summarise(pairs, keys).drop(columns=["mean", "std"])
-        rows = [asdict(item) for item in _ratios(pairs, keys, context.metric.sign)]
-        ratios = pd.DataFrame(rows, columns=[item.name for item in fields(Ratio)])
+        ratios = pd.DataFrame(list(_ratios(pairs, keys, context.metric.sign)), columns=list(vars(Ratio())))
         parts[level] = mark_missing(pd.concat([counts, ratios], axis=1))
     frame = by_level(parts).assign(init=context.arm, unit_of_means=context.metric.difference)
     return joined([labelled(frame, "recovered fraction", "fraction")])

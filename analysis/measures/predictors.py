@@ -27,27 +27,24 @@ def gain_and_similarity(context: StudyContext) -> pd.DataFrame:
         where nothing is), and CARRIED (mean over the direction's runs of the arm).
     """
     gains = context.levels["direction"].rename(columns={"mean": "gain"})
-    gains = gains.assign(quantity="gain over " + gains["baseline"], unit=context.metric.difference)
-    pairs = context.study.pairs
-    hosts = pd.DataFrame({"pair": _pair(pairs["one"], pairs["other"])})
-    for name in SIMILARITIES:
-        hosts[name] = pd.to_numeric(pairs[name], errors="coerce")
-    facts = context.study.runs[["run_id", *CARRIED]]
-    facts = facts.assign(**{name: pd.to_numeric(facts[name], errors="coerce") for name in CARRIED})
+    gains = gains.assign(quantity="gain over " + gains["baseline"], unit=context.metric.difference,
+                         pair=_pair(gains["origin"], gains["receiving"]))
+    pairs, facts = context.study.pairs, context.study.runs[["run_id", *CARRIED]]
+    hosts = pairs[[*SIMILARITIES]].apply(pd.to_numeric, errors="coerce")
+    hosts = hosts.groupby(_pair(pairs["one"], pairs["other"])).mean()
+    facts[[*CARRIED]] = facts[[*CARRIED]].apply(pd.to_numeric, errors="coerce")
     keys = [*context.strata, "method", "origin", "receiving", "relation"]
     own = context.arms[context.arms["init"] == context.arm][[*keys, "run_id"]].drop_duplicates()
-    own = own.merge(facts, on="run_id", how="left")
-    carried = own.groupby(keys, sort=False, dropna=False)[[*CARRIED]].mean()
-    gains["pair"] = _pair(gains["origin"], gains["receiving"])
-    gains = gains.join(hosts.groupby("pair").mean(), on="pair").join(carried, on=keys).drop(columns="pair")
-    columns = ["arm", "baseline", "gain", "low", "high", "expected", "n", "failed", "missing", "blocks",
-               "mark"]
+    carried = own.merge(facts, on="run_id", how="left").groupby(keys, sort=False, dropna=False)[[*CARRIED]].mean()
+    columns = ["arm", "baseline", "gain", "low", "high", "expected", "n", "failed", "missing", "blocks", "mark"]
+    gains = gains.join(hosts, on="pair").join(carried, on=keys)
     return joined([gains[[*keys, "budget", "quantity", "unit", *columns, *SIMILARITIES, *CARRIED]]])
 
 
-def _pair(one: pd.Series, other: pd.Series) -> pd.Series:
-    """The names of two hosts in one order."""
-    names = [tuple(sorted(both)) for both in zip(one.astype(str), other.astype(str), strict=True)]
+def _pair(one: pd.Series, other: pd.Series, symmetric: bool = True) -> pd.Series:
+    """The names of two hosts, in one order where that does not matter."""
+    pairs = zip(one.astype(str), other.astype(str), strict=True)
+    names = [tuple(sorted(pair)) if symmetric else pair for pair in pairs]
     return pd.Series(names, index=one.index, dtype=object)
 
 
@@ -109,9 +106,8 @@ def _rows(points: pd.DataFrame, keys: list[str], names: Sequence[str]) -> Iterat
     """One row per group of keys, method (and all of them, where there are several) and predictor, all of one
     kind."""
     symmetric = names is SIMILARITIES
-    units = pd.Series(list(zip(points["origin"], points["receiving"], strict=True)), index=points.index,
-                      dtype=object)
-    points = points.assign(one_unit=_pair(points["origin"], points["receiving"]) if symmetric else units)
+    units = _pair(points["origin"], points["receiving"], symmetric)
+    points = points.assign(one_unit=units)
     for group, own in points.groupby(keys, sort=False, dropna=False):
         means = own.groupby(["method", "one_unit"], sort=False)[["gain", *names]].mean().unstack("one_unit")
         subsets = {name: means.loc[[name]] for name in means.index}
