@@ -8,9 +8,9 @@ from functools import cached_property, lru_cache
 
 import pandas as pd
 
-from portability.analysis.correctness import correctness
 from portability.analysis.load import Study, read
 from portability.analysis.metrics import OVER_EXAMPLES, Metric, metric_of
+from portability.analysis.records import correctness
 from portability.analysis.stats.blocks import LEVELS, compare
 from portability.analysis.stats.pairing import PORTED, Answers, arm_of, init_pairs, stratify_keys
 from portability.core.contrasts import kinds

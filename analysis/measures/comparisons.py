@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from portability.analysis.context import StudyContext, once
-from portability.analysis.measures.rows import by_level, joined, labelled
+from portability.analysis.measures.summaries import by_level, joined, labelled
 from portability.analysis.stats import blocks, pairing
 from portability.analysis.stats.intervals import ALPHA, estimate
 from portability.analysis.stats.multiple_comparisons import compact_letter_display, holm

@@ -9,7 +9,7 @@ import pandas as pd
 
 from portability.analysis.context import StudyContext, once
 from portability.analysis.measures.port_measures import SLACK
-from portability.analysis.measures.rows import HOST_LEVELS, by_level, joined, labelled
+from portability.analysis.measures.summaries import HOST_LEVELS, by_level, joined, labelled
 from portability.analysis.stats import pairing
 from portability.analysis.stats.blocks import correct_family, estimate_groups, mark_missing
 

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from portability.analysis.context import StudyContext, once
-from portability.analysis.measures.rows import HOST_LEVELS, by_level, joined, labelled
+from portability.analysis.measures.summaries import HOST_LEVELS, by_level, joined, labelled
 from portability.analysis.stats.blocks import build_blocks, correct_family, estimate_groups, mark_missing
-from portability.analysis.stats.fieller import Ratio, ratio
-from portability.analysis.stats.intervals import jeffreys
+from portability.analysis.stats.intervals import Ratio, jeffreys, ratio
 from portability.analysis.stats.pairing import (
     COORDINATES,
     FAULTS,
@@ -65,7 +64,7 @@ def recovered(context: StudyContext) -> pd.DataFrame:
         `missing`, `mark`. `note` says why there is no ratio: SAME, fieller.NOISE, fieller.WORSE, or that
         seeds are too few. Empty where no metric value is better.
 
-    Source: Fieller, J. R. Stat. Soc. B 16, 1954 (stats.fieller); our choice (D-79).
+    Source: Fieller, J. R. Stat. Soc. B 16, 1954 (stats.intervals); our choice (D-79).
     """
     pairs = _native_pairs(context)
     parts = {}

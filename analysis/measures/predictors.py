@@ -1,15 +1,15 @@
 """What goes with a large gain: the similarity of the two hosts, and how much of the module was carried."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 
 from portability.analysis.context import StudyContext, once
-from portability.analysis.measures.rows import joined
+from portability.analysis.measures.summaries import joined, labelled
 from portability.analysis.stats.blocks import POOLED
-from portability.analysis.stats.correlation import FEWEST, Correlation, arrangements, correlate
+from portability.analysis.stats.exchange import FEWEST, Correlation, arrangements, correlate
 from portability.analysis.stats.intervals import ALPHA
 from portability.analysis.stats.multiple_comparisons import holm
 
@@ -95,11 +95,11 @@ def predictors(context: StudyContext) -> pd.DataFrame:
     rows = [row for names in (SIMILARITIES, CARRIED) for row in _rows(points, keys, names)]
     columns = [*keys, "method", "predictor", *(item.name for item in fields(Correlation)), "expected"]
     frame = pd.DataFrame(rows, columns=columns)
-    frame = frame.assign(p_holm=holm(frame["p"].to_numpy(float)), family=int(frame["p"].notna().sum()),
-                         arm=context.arm, quantity="correlation with the gain", unit="correlation")
     missing = frame["expected"] - frame["n"]
     state = np.where(missing == 0, "complete", np.where(frame["n"] > 0, "incomplete", "missing"))
-    return joined([frame.assign(missing=missing, mark=np.where(missing > 0, "†", ""), status=state)])
+    return joined([labelled(frame, "correlation with the gain", "correlation").assign(
+        p_holm=holm(frame["p"].to_numpy(float)), family=int(frame["p"].notna().sum()), arm=context.arm,
+        missing=missing, mark=np.where(missing > 0, "†", ""), status=state)])
 
 
 def _rows(points: pd.DataFrame, keys: list[str], names: Sequence[str]) -> Iterator[dict[str, object]]:
@@ -118,4 +118,4 @@ def _rows(points: pd.DataFrame, keys: list[str], names: Sequence[str]) -> Iterat
                 found = correlate(table[name].to_numpy(float), table["gain"].to_numpy(float),
                                   list(table["gain"]), symmetric)
                 yield {**dict(zip(keys, group, strict=True)), "method": method, "predictor": name,
-                       **asdict(found), "expected": asked["one_unit"].nunique()}
+                       **vars(found), "expected": asked["one_unit"].nunique()}

@@ -10,10 +10,10 @@ import pandas as pd
 from portability.analysis.context import StudyContext, once
 from portability.analysis.metrics import LAST, PREFIX, Metric, metric_of
 from portability.analysis.stats.blocks import Block, build_blocks, estimate_block
+from portability.analysis.stats.exchange import Exchanged, exchange, rotations
 from portability.analysis.stats.intervals import ALPHA, detectable
 from portability.analysis.stats.multiple_comparisons import holm
 from portability.analysis.stats.pairing import bare_pairs, pairs_of, with_bare
-from portability.analysis.stats.permutation import Exchanged, exchange, rotations
 from portability.core.contrasts import PAIRS, Contrast, all_alike, selects
 from portability.core.specs import BARE
 

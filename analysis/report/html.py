@@ -14,15 +14,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from portability.analysis.context import StudyContext
-from portability.analysis.figures.style import css_class
-from portability.analysis.figures.svg import STYLE, Chart, key
+from portability.analysis.figures.svg import STYLE, Chart, css_class, key
 from portability.analysis.formatting import NOTHING
 from portability.analysis.load import Study
 from portability.analysis.metrics import UNITS, Metric, metric_of, shown
-from portability.analysis.report.findings import caveats, headline_numbers, verdict_words
+from portability.analysis.report.findings import Section, caveats, headline_numbers, verdict_words
 from portability.analysis.report.markdown import counts, provenance
 from portability.analysis.report.run_details import Details
-from portability.analysis.report.sections import Section
 from portability.analysis.tables.captions import protocol
 from portability.analysis.tables.render import grid
 from portability.core.errors import redact_paths

@@ -8,8 +8,7 @@ from typing import Any
 from portability.analysis.context import StudyContext
 from portability.analysis.figures.svg import Chart
 from portability.analysis.load import Study
-from portability.analysis.report.findings import caveats, headline_numbers, verdict_words
-from portability.analysis.report.sections import Section
+from portability.analysis.report.findings import Section, caveats, headline_numbers, verdict_words
 from portability.analysis.stats.pairing import STATUSES
 from portability.analysis.tables.render import markdown
 from portability.core.specs import BARE

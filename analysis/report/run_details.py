@@ -13,11 +13,10 @@ import numpy as np
 from safetensors import SafetensorError
 
 from portability.analysis.context import StudyContext
-from portability.analysis.correctness import marks_of
 from portability.analysis.formatting import NOTHING, number, plain
 from portability.analysis.load import describe
 from portability.analysis.metrics import UNITS, metric_of, shown, value_of
-from portability.analysis.records import protocol, state_of
+from portability.analysis.records import marks_of, protocol, state_of
 from portability.core.errors import UserError, redact_paths
 from portability.store import Store
 

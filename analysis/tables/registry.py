@@ -10,18 +10,17 @@ from portability.analysis.measures import (
     comparisons,
     costs,
     curves,
-    extraction,
-    learning_rates,
     paper_values,
     port_measures,
     predictors,
     primary_contrasts,
     robustness,
+    special_studies,
     summaries,
 )
 from portability.analysis.stats.pairing import EXTRACTED
 from portability.analysis.tables import captions, views
-from portability.analysis.tables.spec import Table, TableSpec
+from portability.analysis.tables.captions import Table, TableSpec
 
 OVER_BUDGETS = ("method", "init", "budget")
 WON = (
@@ -73,15 +72,15 @@ TABLES: dict[str, TableSpec] = {
             "those of the primary contrasts. {turns}"),
         applies=primary_contrasts.has_iterates),
     "rates": TableSpec(
-        learning_rates.rates, "Learning rates",
+        special_studies.rates, "Learning rates",
         "{label} of every start at its own best learning rate, beside the common one.",
         view=views.learning_rates, notes=(
             "Means in {symbol}, over directions, relations and seeds. Common gain: {arm} minus this start, "
             "both at the method's own rate; gain of bests: each at its best factor. The best of several is "
             "chosen on the same runs, which flatters whatever scatters most. {rates}"),
-        applies=learning_rates.has_rates),
+        applies=special_studies.has_rates),
     "extraction": TableSpec(
-        extraction.extraction, "Extraction",
+        special_studies.extraction, "Extraction",
         "{label} of every start by student, task and relation of the seed examples, at every budget, with "
         "{arm} minus each other start.",
         ("method", "receiving", "relation", "quantity", "init"), "budget", best=True, cells="arms",

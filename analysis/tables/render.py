@@ -8,7 +8,7 @@ import pandas as pd
 
 from portability.analysis.formatting import NOTHING
 from portability.analysis.metrics import PREFIX, UNITS, metric_of
-from portability.analysis.tables.spec import Table
+from portability.analysis.tables.captions import Table
 from portability.core.specs import BARE
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from portability.analysis.context import gather
+from portability.analysis.report.findings import sections
 from portability.analysis.report.html import page
 from portability.analysis.report.run_details import EXAMPLES, Details, details
-from portability.analysis.report.sections import sections
 from support.synthetic import Synthetic
 from support.written import CUT, answered, change
 
