@@ -60,13 +60,11 @@ def by_direction(context: StudyContext) -> list[Chart]:
 
 def every_curve(context: StudyContext) -> list[Chart]:
     """The metric against updates by init, a panel a method and direction, a chart a relation; folded."""
-    charts = []
-    for relation in map(str, context.arms["relation"].unique()):
-        data = WORDS[context.arm]["of_origin"]
-        title = f"{{metric}} by updates, every method and direction; {data}: {relation}"
-        charts += _charts(context, f"curves-{relation}", title, ["method", "origin", "receiving"],
-                          lambda method, *ends: f"{method}: {' → '.join(ends)}", relation)
-    return charts
+    title = "{metric} by updates, every method and direction; " + WORDS[context.arm]["of_origin"]
+    return [chart for relation in map(str, context.arms["relation"].unique())
+            for chart in _charts(context, f"curves-{relation}", f"{title}: {relation}",
+                                 ["method", "origin", "receiving"],
+                                 lambda method, *ends: f"{method}: {' → '.join(ends)}", relation)]
 
 
 def _charts(context: StudyContext, name: str, title: str, keys: list[str], words: Callable[..., str],
@@ -130,12 +128,12 @@ def contrasts(context: StudyContext) -> list[Chart]:
     if rows["mean"].isna().all():
         return []
     lines = [Line(row["name"], row["mean"], row["low"], row["high"], _words(row, context), row["verdict"],
-                  not row["mark"])
-             for _, row in rows.iterrows()]
+                  not row["mark"]) for _, row in rows.iterrows()]
     title = f"What was declared before the runs: differences in {context.metric.label}."
     panel = forest_panel("Primary contrasts", lines, UNITS[context.metric.difference].symbol, _span(rows))
-    return [Chart("primary", title, [panel], [],
-                  _note(context, "The verdict is that of the t test after Holm's correction. "))]
+    note = BARS.format(examples=context.examples,
+                       test="The verdict is that of the t test after Holm's correction. ")
+    return [Chart("primary", title, [panel], [], note)]
 
 
 def differences(context: StudyContext) -> list[Chart]:
@@ -153,7 +151,7 @@ def differences(context: StudyContext) -> list[Chart]:
         panels.append(forest_panel(title, list(_lines(own, context)), unit, _span(shown)))
     budget = budget_words(int(whole["budget"].max()))
     title = f"{context.metric.title} of {context.arm} minus every other start, {budget}."
-    return [Chart("differences", title, panels, [], _note(context, STARS))]
+    return [Chart("differences", title, panels, [], BARS.format(examples=context.examples, test=STARS))]
 
 
 def _lines(levels: dict[str, pd.DataFrame], context: StudyContext) -> Iterator[Line]:
@@ -184,5 +182,3 @@ def _span(rows: pd.DataFrame) -> tuple[float, float]:
     return span_of([0.0, *rows["mean"], *rows["low"], *rows["high"]], False)
 
 
-def _note(context: StudyContext, test: str) -> str:
-    return BARS.format(examples=" only" if context.why else " and new test examples", test=test)

@@ -67,8 +67,7 @@ def headline_numbers(context: StudyContext) -> list[Number]:
         return rows[:3]
     frame = _exploratory(context).reset_index(drop=True)
     last = [own.index[-1] for _, own in frame.groupby("baseline", sort=False)]
-    chosen = [0, *last]
-    return [rows[i] for i in dict.fromkeys(chosen)][:3]
+    return [rows[i] for i in dict.fromkeys([0, *last])][:3]
 
 
 def verdict_words(context: StudyContext) -> str:
@@ -80,14 +79,12 @@ def verdict_words(context: StudyContext) -> str:
     if not has_contrasts(context):
         explored = "; ".join(f"{row.words} {row.size} {row.between}".rstrip()
                              for row in headline_numbers(context))
-        return ("No contrast was declared before the runs, so nothing is decided; exploratory, over "
-                "everything: "
+        return ("No contrast was declared before the runs, so nothing is decided; exploratory, over everything: "
                 f"{explored}.")
-    parts = []
-    for side, words in SIDES.items():
-        own = [f"{row.name} {row.size}" for row in rows if row.verdict == side]
-        if own:
-            parts.append(f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})")
+    sides = {words: [f"{row.name} {row.size}" for row in rows if row.verdict == side]
+             for side, words in SIDES.items()}
+    parts = [f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})"
+             for words, own in sides.items() if own]
     return f"Of {counted(len(rows), 'contrast')} declared before the runs, {', '.join(parts)}."
 
 
@@ -128,26 +125,22 @@ def caveats(context: StudyContext) -> list[str]:
     lacking = cells[cells["status"] != "done"]["status"].value_counts()
     if len(lacking):
         words = ", ".join(f"{count:,} {status}" for status, count in lacking.items())
-        lines.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); "
-                     f"numbers that lack "
-                     "cells carry the mark †.")
-    lines += _unmatched(context)
-    if context.why:
-        lines.append(f"Intervals are over seeds only, not over test examples: {context.why}.")
-    if all_alike(facts) is None:
-        lines.append("The study's commands declare different primary contrasts, so it has none: all is "
-                     "exploratory.")
-    elif not has_contrasts(context):
-        lines.append("No primary contrast was declared before the runs: all is exploratory.")
-    if any(fact.get("overlap") == "keep" for fact in facts):
-        lines.append("Sentences shared between data sets were kept (overlap: keep).")
+        lines.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); numbers that "
+                     "lack cells carry the mark †.")
     seeds = context.arms["seed"].nunique()
-    if seeds < 2:
-        lines.append("There is one seed, so nothing is said of comparisons: what differs between its runs "
-                     "is no new seed.")
-    lines.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other "
-                 f"hosts.")
-    return lines
+    undeclared = not has_contrasts(context)
+    said = {
+        f"Intervals are over seeds only, not over test examples: {context.why}.": context.why,
+        "The study's commands declare different primary contrasts, so it has none: all is exploratory.":
+            all_alike(facts) is None,
+        "No primary contrast was declared before the runs: all is exploratory.":
+            undeclared and all_alike(facts) is not None,
+        "Sentences shared between data sets were kept (overlap: keep).":
+            any(fact.get("overlap") == "keep" for fact in facts),
+        "There is one seed, so nothing is said of comparisons: what differs between its runs is no new seed.":
+            seeds < 2,
+        f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts.": True}
+    return [*lines, *_unmatched(context), *(sentence for sentence, holds in said.items() if holds)]
 
 
 def _unmatched(context: StudyContext) -> list[str]:
