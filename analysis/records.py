@@ -1,8 +1,9 @@
-"""The run records of a study, each read once: marks, facts and provenance of those that are used, why others are
-not, and which test examples each run gets right."""
+"""The run records of a study, each read once: marks, facts and provenance of those that are used, why others
+are not, and which test examples each run gets right."""
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,9 +88,8 @@ def read_runs(store: Store, metric: str | None) -> Runs:
         _add_provenance(runs, run_id, record)
     for run_id, failure in store.failures().items():
         if run_id not in runs.state:
-            runs.state[run_id] = "failed"
-            attempt = failure.get("attempt", "?")
-            runs.reason[run_id] = f"{failure.get('error', 'no message')} (attempt {attempt})"
+            words = f"{failure.get('error', 'no message')} (attempt {failure.get('attempt', '?')})"
+            runs.state[run_id], runs.reason[run_id] = "failed", words
     runs.reason = runs.broken | runs.reason
     runs.marks, runs.facts = _marks(rows), pd.DataFrame(facts, columns=["run_id", *FACTS])
     return runs
@@ -134,8 +134,8 @@ def _add_provenance(runs: Runs, run_id: str, record: dict[str, Any]) -> None:
     for name, part in parts.items():
         runs.distinct[name].setdefault(json.dumps(part, sort_keys=True), part)
     for hole in train.get("unmeasured") or []:
-        runs.unmeasured.setdefault(run_id, {}).setdefault(hole["metric"],
-                                                          {})[hole["updates"]] = hole["reason"]
+        metrics = runs.unmeasured.setdefault(run_id, {})
+        metrics.setdefault(hole["metric"], {})[hole["updates"]] = hole["reason"]
     runs.records.append({key: record.get(key) or {} for key in ("run_info", "meta_info")}
                         | {"run_id": run_id})
 
@@ -166,16 +166,14 @@ def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.n
         if examples is None:
             examples = _questions(store, str(run_id), saved["score"].shape[1])
         if not np.array_equal(tested.setdefault(data, examples), examples):
-            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs: no "
-                            f"comparison")
+            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs")
         places = {int(mark): i for i, mark in enumerate(saved["updates"])}
         for mark in map(int, marks.unique()):
             if mark not in places:
-                raise UserError(f"run {run_id} has no predictions at {mark} updates; run the study again "
-                                f"without it")
+                raise UserError(f"run {run_id} has no predictions at {mark} updates; run it again")
             at = places[mark]
-            right = saved["score"][at] if "score" in saved else (saved["margin"][at] > 0) == (examples == 1)
-            found[str(run_id), mark] = right
+            found[str(run_id), mark] = saved["score"][at] if "score" in saved else (
+                saved["margin"][at] > 0) == (examples == 1)
     return found
 
 
@@ -188,9 +186,7 @@ def marks_of(store: Store, record: Mapping[str, Any], metric: str | None) -> lis
     """
     train = record["train_info"]
     marks, measure = train["metrics"], MEASURES.get(str(metric).removeprefix(PREFIX))
-    if metric is None or measure is None or measure.column != "margin":
-        return marks
-    if all(metric in mark for mark in marks):
+    if measure is None or measure.column != "margin" or all(metric in mark for mark in marks):
         return marks
     try:
         saved = store.predictions(record["run_id"])
@@ -199,14 +195,15 @@ def marks_of(store: Store, record: Mapping[str, Any], metric: str | None) -> lis
     if "label" not in saved:
         return marks
     margins = dict(zip(saved["updates"].tolist(), saved["margin"].astype(float), strict=True))
-    return [mark | _computed(metric, measure, margins.get(mark["updates"]), saved["label"]) for mark in marks]
+    return [mark | _computed(str(metric), measure, margins.get(mark["updates"]), saved["label"])
+            for mark in marks]
 
 
 def _computed(name: str, measure: Measure, margin: np.ndarray | None, labels: np.ndarray) -> dict[str, float]:
-    try:
+    """The metric of one mark, nothing where it is not defined or the mark has no predictions."""
+    with suppress(Undefined):
         return {} if margin is None else {name: float(measure.value(margin, labels))}
-    except Undefined:
-        return {}
+    return {}
 
 
 def _questions(store: Store, run_id: str, count: int) -> np.ndarray:

@@ -77,7 +77,7 @@ def _charts(context: StudyContext, name: str, title: str, keys: list[str], words
         some = arms[arms["init"].isin(inits)]
         arms = some if some["init"].nunique() > 1 else arms
         hosts = zip(arms["origin"], arms["receiving"], strict=True)
-        arms = arms.assign(kind=[context.kinds.get(pair, "") for pair in hosts], init=arms["init"].astype(str))
+        arms = arms.assign(kind=[context.kinds.get(two, "") for two in hosts], init=arms["init"].astype(str))
         if "origin" in keys and len(arms.groupby(keys)) > MOST:
             arms = arms.assign(origin="all origins")
         points = mark_missing(estimate_groups(alone(arms), [*keys, "init", "budget"]))

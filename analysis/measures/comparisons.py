@@ -129,7 +129,8 @@ def ties(
     if cells.empty:
         return pd.DataFrame(columns=columns)
     tests = _pairwise(pairing.with_categories(cells), axis, keys, answers)
-    parts = [_tied(own.sort_values("mean", ascending=better == "lower", kind="stable"), axis, tests.get(name, {}))
+    order = {"by": "mean", "ascending": better == "lower", "kind": "stable"}
+    parts = [_tied(own.sort_values(**order), axis, tests.get(name, {}))
              for name, own in pairing.summarise(cells, [*keys, axis]).groupby(keys, sort=False)]
     return pd.concat(parts, ignore_index=True)[columns]
 

@@ -95,8 +95,8 @@ def break_even(context: StudyContext) -> pd.DataFrame:
     keys = [*context.strata, "method", HOST]
     wide = costs.pivot(index=keys, columns="quantity", values="median").reindex(
         columns=[quantity for quantity, _ in (*OWN.values(), *OF_ORIGIN.values())])
-    kept = [*keys, "init", "saved", "low", "high", "median_by", "largest", "reached", "censored", "blocks", "n",
-            "expected", "failed", "missing", "status", "mark"]
+    kept = [*keys, "init", "saved", "low", "high", "median_by", "largest", "reached", "censored", "blocks",
+            "n", "expected", "failed", "missing", "status", "mark"]
     rows = matches[kept].join(wide, on=keys)
     per_update = rows["tokens"] / rows["updates"].where(rows["updates"] > 0)
     parts, start = [], WORDS[context.arm]["start"]

@@ -59,7 +59,8 @@ def _curves(cells: pd.DataFrame) -> Curves:
     fault = np.where(worst > 0, worst, len(pairing.STATUSES)).min(axis=1)
     status = np.append(pairing.STATUSES, pairing.STATUSES[0])[fault]  # no fault: done
     frame = cells.iloc[len(budgets) - 1 :: len(budgets)].drop(columns="point").reset_index(drop=True)
-    return Curves(budgets, frame.assign(status=status, value=np.nan), values.astype(float), runs, marks, left_out)
+    frame = frame.assign(status=status, value=np.nan)
+    return Curves(budgets, frame, values.astype(float), runs, marks, left_out)
 
 
 # ---- area
@@ -88,8 +89,8 @@ def area(context: StudyContext) -> pd.DataFrame:
     means = labelled(mark_missing(pairing.summarise(cells, [*keys, "init"])), f"area under {metric.label}",
                      metric.unit)
     inits = cells["init"].unique()
-    gains = [estimate_groups(pairing.pairs_of(cells, "init", (context.arm, name), metric.scale), keys, answers,
-                             metric.scale)
+    gains = [estimate_groups(pairing.pairs_of(cells, "init", (context.arm, name), metric.scale), keys,
+                             answers, metric.scale)
              .assign(init=context.arm, quantity=f"gain over {name}", unit=metric.difference)
              for name in inits if name != context.arm and context.arm in inits]
     return joined([means, *([correct_family(pd.concat(gains, ignore_index=True))] if gains else [])])

@@ -15,7 +15,7 @@ from portability.analysis.stats.intervals import Estimate, estimate
 from portability.analysis.stats.pairing import EXTRACTED, PORTED, bare_pairs
 
 FILE = Path(__file__).with_name("paper_values.csv")
-SETTING = ("receiving", "origin", "data", "method", "init", "variant")  # what must agree; "a;b" pools over both
+SETTING = ("receiving", "origin", "data", "method", "init", "variant")  # what must agree; "a;b" pools both
 HOSTS = {"receiving": "receiving host", "origin": "origin host"}
 ARMS = (PORTED, "sampled", "scratch")  # inits of the first paper
 OF_SECOND = (EXTRACTED, "scratch")  # of the second, which states scores, by task
@@ -63,7 +63,8 @@ def compare(study: pd.DataFrame, published: pd.DataFrame | None = None) -> pd.Da
     ours = ours.assign(**{name: ours[name].map(_plain) for name in SETTING})
     keys = [*SETTING, "quantity"]
     if ours.duplicated(keys).any():
-        raise ValueError(f"the study has several rows of one setting:\n{ours.loc[ours.duplicated(keys), keys]}")
+        twice = ours.loc[ours.duplicated(keys), keys]
+        raise ValueError(f"the study has several rows of one setting:\n{twice}")
     rows = {tuple(row[key] for key in keys): row for row in ours.to_dict("records")}
     plain = published.assign(**{name: published[name].map(_plain) for name in SETTING})[keys]
     found = [_compared(row, wanted, rows.get(tuple(wanted.values())), ours) for row, wanted in zip(
@@ -83,7 +84,8 @@ def _compared(row: dict[str, Any], wanted: dict[str, str], mine: dict[str, Any] 
         return found | {"says": f"not comparable: {_why(wanted, study)}"}
     scale = 1.0 if row["unit"] in (mine["unit"], "sign") else 100.0  # a sign is the same in every unit
     if scale == 100.0 and (row["unit"], mine["unit"]) != ("percent", "fraction"):
-        raise ValueError(f"{row['quantity']} is published in {row['unit']}, and the study has it in {mine['unit']}")
+        units = f"published in {row['unit']}, and the study has it in {mine['unit']}"
+        raise ValueError(f"{row['quantity']} is {units}")
     value, low, high = (scale * float(mine[name]) for name in RANGE)
     if not math.isfinite(value + low + high):
         return found | {"says": "not comparable: the study has no number, or no interval, in this setting"}

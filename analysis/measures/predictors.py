@@ -35,8 +35,10 @@ def gain_and_similarity(context: StudyContext) -> pd.DataFrame:
     facts[[*CARRIED]] = facts[[*CARRIED]].apply(pd.to_numeric, errors="coerce")
     keys = [*context.strata, "method", "origin", "receiving", "relation"]
     own = context.arms[context.arms["init"] == context.arm][[*keys, "run_id"]].drop_duplicates()
-    carried = own.merge(facts, on="run_id", how="left").groupby(keys, sort=False, dropna=False)[[*CARRIED]].mean()
-    columns = ["arm", "baseline", "gain", "low", "high", "expected", "n", "failed", "missing", "blocks", "mark"]
+    own = own.merge(facts, on="run_id", how="left")
+    carried = own.groupby(keys, sort=False, dropna=False)[[*CARRIED]].mean()
+    columns = ["arm", "baseline", "gain", "low", "high", "expected", "n", "failed", "missing", "blocks",
+               "mark"]
     gains = gains.join(hosts, on="pair").join(carried, on=keys)
     return joined([gains[[*keys, "budget", "quantity", "unit", *columns, *SIMILARITIES, *CARRIED]]])
 

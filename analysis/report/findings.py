@@ -1,4 +1,5 @@
-"""What a study found, by question: the tables, charts and sentences that answer each, for the page and report.md."""
+"""What a study found, by question: the tables, charts and sentences that answer each, for the page and for
+report.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,8 +80,8 @@ def verdict_words(context: StudyContext) -> str:
     if not has_contrasts(context):
         explored = "; ".join(f"{row.words} {row.size} {row.between}".rstrip()
                              for row in headline_numbers(context))
-        return ("No contrast was declared before the runs, so nothing is decided; exploratory, over everything: "
-                f"{explored}.")
+        return ("No contrast was declared before the runs, so nothing is decided; exploratory, over "
+                f"everything: {explored}.")
     sides = {words: [f"{row.name} {row.size}" for row in rows if row.verdict == side]
              for side, words in SIDES.items()}
     parts = [f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})"
@@ -125,8 +126,8 @@ def caveats(context: StudyContext) -> list[str]:
     lacking = cells[cells["status"] != "done"]["status"].value_counts()
     if len(lacking):
         words = ", ".join(f"{count:,} {status}" for status, count in lacking.items())
-        lines.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); numbers that "
-                     "lack cells carry the mark †.")
+        lines.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); "
+                     "numbers that lack cells carry the mark †.")
     seeds = context.arms["seed"].nunique()
     undeclared = not has_contrasts(context)
     said = {
@@ -139,8 +140,9 @@ def caveats(context: StudyContext) -> list[str]:
             any(fact.get("overlap") == "keep" for fact in facts),
         "There is one seed, so nothing is said of comparisons: what differs between its runs is no new seed.":
             seeds < 2,
-        f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts.": True}
-    return [*lines, *_unmatched(context), *(sentence for sentence, holds in said.items() if holds)]
+    }
+    return [*lines, *_unmatched(context), *(sentence for sentence, holds in said.items() if holds),
+            f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts."]
 
 
 def _unmatched(context: StudyContext) -> list[str]:

@@ -74,9 +74,9 @@ def _sources(study: Study) -> list[tuple[str, str]]:
     for host in study.parts["host"]:
         shape = host["shape"]
         layers = ", ".join(f"{stack} {depth}" for stack, depth in shape["layers"].items())
-        facts.append((f"host {host['name']}", f"{shape['family']}, layers: {layers}, width {shape['hidden']}, "
-                      f"fingerprint {host['fingerprint']}, source {host['source']}, "
-                      f"revision {host['revision'] or NOTHING}"))
+        words = (f"{shape['family']}, layers: {layers}, width {shape['hidden']}, fingerprint "
+                 f"{host['fingerprint']}, source {host['source']}, revision {host['revision'] or NOTHING}")
+        facts.append((f"host {host['name']}", words))
     sets = [entry for item in study.facts for entry in item.get("data", [])]
     for entry in {json.dumps(entry, sort_keys=True): entry for entry in sets}.values():
         prints = dict.fromkeys(f"{side} fingerprint {part[side + '_digest']}" for part in study.parts["data"]
@@ -95,7 +95,8 @@ def _payload(context: StudyContext, columns: list[dict[str, Any]], details: Deta
     value = {
         "study": context.study.name, "columns": columns, "runs": details.runs, "parts": details.parts,
         "metric": next(column for column in columns if column["key"] == context.metric.name),
-        "cells": {column["key"]: _encoded(cells[column["key"]]) for column in columns}, "total": details.total,
+        "cells": {column["key"]: _encoded(cells[column["key"]]) for column in columns},
+        "total": details.total,
         "looks": {str(name): css_class(str(name)) for name in cells["init"].unique()},
     }
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -113,12 +114,13 @@ def _columns(cells: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
                _numeric("bare", "bare", metric.unit),
                _numeric("lift", "lift over bare", metric.difference, metric.scale)]
     others = [_numeric(item.name, item.label, item.unit) for item in map(metric_of, names)]
-    return [*texts, *numbers, *others, *map(_text, (*(name for name in MAYBE if name not in several), *HIDDEN))]
+    hidden = [*(name for name in MAYBE if name not in several), *HIDDEN]
+    return [*texts, *numbers, *others, *map(_text, hidden)]
 
 
 def _text(key: str) -> dict[str, Any]:
-    return {"key": key, "label": key.replace("_", " "), "kind": "count" if key in ("budget", "seed") else "text",
-            "shown": False}
+    kind = "count" if key in ("budget", "seed") else "text"
+    return {"key": key, "label": key.replace("_", " "), "kind": kind, "shown": False}
 
 
 def _numeric(key: str, label: str, unit_name: str, scale: float = 1.0) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def report(context: StudyContext, parts: Sequence[Section], chart: Sequence[Char
                   *map(_picture, part.charts)]
         lines += [markdown(table) for table in part.tables]
     lines += ["## What is wrong with records and runs?", "", *problems, ""]
-    lines += ["## Where do the numbers come from?", "", *(f"- {name}: {value}" for name, value in provenance(study)), ""]
+    lines += ["## Where do the numbers come from?", "",
+              *(f"- {name}: {value}" for name, value in provenance(study)), ""]
     return "\n".join(lines)
 
 
@@ -67,10 +68,11 @@ def provenance(study: Study) -> list[tuple[str, str]]:
     if not infos:
         return [("runs used", "none")]
     dates = sorted(str(info["created_at"]) for info in infos if info.get("created_at"))
+    dirty = [info.get("worktree_dirty") for info in infos]
     facts = [("runs used", f"{len(infos)}, {study.hours:.2f} h of running time together"),
              ("written", f"{dates[0]} to {dates[-1]}" if dates else "not recorded"),
              ("git commit", _tally([info.get("git_commit") for info in infos])),
-             ("runs from a changed working tree", str(sum(bool(info.get("worktree_dirty")) for info in infos)))]
+             ("runs from a changed working tree", str(sum(map(bool, dirty))))]
     for item in study.facts:
         plain = {key: value for key, value in item.items() if isinstance(value, str | int | float)}
         name = plain.pop("sweep", None) or "sweep"

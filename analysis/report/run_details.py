@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import SafetensorError
 
 from portability.analysis.context import StudyContext
-from portability.analysis.formatting import NOTHING, number, plain
-from portability.analysis.load import describe
+from portability.analysis.formatting import NOTHING, number
+from portability.analysis.load import NOT_RUN, describe
 from portability.analysis.metrics import UNITS, metric_of, shown, value_of
 from portability.analysis.records import marks_of, protocol, state_of
 from portability.core.errors import UserError, redact_paths
@@ -66,7 +66,7 @@ def details(store: Store, context: StudyContext, most: int = 3000) -> Details:
     runs: dict[str, dict[str, Any]] = {}
     for run_id in ids:
         record, fault = entries.get(run_id, (None, None))
-        state, error = "missing", "no record and no failure: not run yet"
+        state, error = "missing", NOT_RUN
         if run_id in entries:
             state, error = state_of(run_id, record, fault, schema)
         elif failure := failures.get(run_id):
@@ -152,11 +152,14 @@ def _facts(title: str, values: dict[str, Any]) -> dict[str, Any]:
             return ("; " if lists else ", ").join(f"{name} {text(inner)}" for name, inner in value.items())
         if isinstance(value, list):
             return between.join(text(inner, " and ") for inner in value)
-        return plain(value, ",.3g" if isinstance(value, float) and abs(value) < 1000 else ",.0f") \
-            if isinstance(value, int | float | None) and not isinstance(value, bool) else str(value)
+        if isinstance(value, float):
+            return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return NOTHING if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
-    facts = [(name.replace("_", " "), f"{100 * value:.1f} %" if name.endswith("_fraction") and value is not None
-              else text(value)) for name, value in values.items()]
+    facts = []
+    for name, value in values.items():
+        share = name.endswith("_fraction") and value is not None
+        facts.append((name.replace("_", " "), f"{100 * value:.1f} %" if share else text(value)))
     return {"title": title, "facts": facts}
 
 

@@ -142,7 +142,7 @@ def mixed(cells: pd.DataFrame, baseline: str, budget: int, scale: float = 100.0)
 
 def _terms(fit: Any) -> pd.DataFrame:
     """The fixed effects of a fit: TERM."""
-    ends = fit.conf_int().loc[fit.fe_params.index]
-    p = [float(f"{value:.3g}") for value in fit.pvalues[fit.fe_params.index]]
-    values = zip(fit.fe_params.index, fit.fe_params, ends[0], ends[1], p, strict=True)
-    return pd.DataFrame(list(values), columns=TERM).round({"value": DIGITS, "low": DIGITS, "high": DIGITS})
+    names, ends = fit.fe_params.index, fit.conf_int()
+    rows = [(name, *(round(float(item), DIGITS) for item in (fit.fe_params[name], *ends.loc[name])),
+             float(f"{fit.pvalues[name]:.3g}")) for name in names]
+    return pd.DataFrame(rows, columns=TERM)

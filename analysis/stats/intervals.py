@@ -1,5 +1,5 @@
-"""The mean of paired differences with an interval and a test that hold at few seeds, for new seeds and new test
-examples; and the ratio of two means over the same seeds."""
+"""The mean of paired differences with an interval and a test that hold at few seeds, for new seeds and new
+test examples; and the ratio of two means over the same seeds."""
 
 import math
 from collections.abc import Sequence

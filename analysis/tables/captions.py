@@ -1,4 +1,5 @@
-"""What a table is, and the notes under it: what its numbers are, what varies between replicates, and what lacks."""
+"""What a table is, and the notes under it: what its numbers are, what varies between replicates, and what
+lacks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ BEST = (
     "significance.")
 LACKING = "† computed from fewer {} than were asked for, or not computed: "
 NOT_PUBLISHED = (
-    "None is: what was published is of other hosts and data sets, so nothing here agrees or disagrees with it.")
+    "None is: what was published is of other hosts and data sets, so nothing here agrees or disagrees with "
+    "it.")
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ def _levels(behind: Behind) -> str:
         said.append(f"level {level}: " + (_varying(behind.cells, [*keys, "init"]) or "one pair each"))
     return _filled(
         f"Differences are in {behind.frame['unit'].iloc[0]} and {PAIRED} {{interval}} {STARS} within a level "
-        f"({'; '.join(tests)}). Pairs behind one row differ in: {'; '.join(said)}. {{lacking_pairs}} {{ahead}}",
-        behind)
+        f"({'; '.join(tests)}). Pairs behind one row differ in: {'; '.join(said)}. {{lacking_pairs}} "
+        f"{{ahead}}", behind)
 
 
 # ---- what varies and what lacks
@@ -176,8 +178,8 @@ def _lacking(behind: Behind, what: str) -> str:
     rows = frame[frame["n"] < frame["expected"]]
     failed, other = (rows["failed"] > 0).sum(), (rows["n"] + rows["failed"] < rows["expected"]).sum()
     return "" if rows.empty else (
-        f"{LACKING.format(what)}{len(rows)} of {len(frame)} rows (failed behind {failed}, other reasons behind "
-        f"{other}).")
+        f"{LACKING.format(what)}{len(rows)} of {len(frame)} rows (failed behind {failed}, other reasons "
+        f"behind {other}).")
 
 
 def _ahead(behind: Behind) -> str:
@@ -219,10 +221,11 @@ def _rates(behind: Behind) -> str:
     more = "No best rate lies at the edge of those that were tried."
     if len(edges):
         names = dict.fromkeys(edges["init"] + " of " + edges["method"])
-        more = f"A best rate {EDGE} of those that were tried, so a better one may lie beyond: {', '.join(names)}."
+        more = (f"A best rate {EDGE} of those that were tried, so a better one may lie beyond: "
+                f"{', '.join(names)}.")
     if len(frame) and frame.filter(regex="^x").isna().any(axis=None):
-        more += (f" {NOTHING} : some of these cells are not done, so the rate has no number and cannot be the "
-                 "best.")
+        more += (f" {NOTHING} : some of these cells are not done, so the rate has no number and cannot be "
+                 "the best.")
     return more
 
 

@@ -238,6 +238,7 @@ def build_table(name: str, context: StudyContext) -> Table:
     notes = [more, captions.notes(spec, context, frame), *captions.decontamination(study.facts),
              captions.BEST if best else "", *captions.too_long(study.parts["too_long"]),
              *captions.protocol(study.schema)]
-    made = {"lead": f"{lead.rstrip('.')}.", "notes": " ".join(filter(None, notes)), "rows": rows, "best": best}
+    made = {"lead": f"{lead.rstrip('.')}.", "notes": " ".join(filter(None, notes)), "rows": rows,
+            "best": best}
     shown = spec.view(frame).rename(columns=lambda column: say(column, context.arm))
     return Table(**vars(spec) | made, name=name, frame=frame, shown=shown, metric=context.metric)

@@ -20,8 +20,8 @@ _between = partial(with_interval, none=NOTHING, alone="")
 
 def view(frame: pd.DataFrame, keys: Sequence[str], columns: Columns,
          where: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame) -> pd.DataFrame:
-    """Of the rows that `where` gives the keys, several data sets and ports first, and columns: a function of a
-    row each, or the name of a column."""
+    """Of the rows that `where` gives the keys, several data sets and ports first, and columns: a function of
+    a row each, or the name of a column."""
     rows = where(frame)
     made = {name: rows[make] if isinstance(make, str) else [make(row) for _, row in rows.iterrows()]
             for name, make in columns.items()}
@@ -155,8 +155,9 @@ def take_off(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_means(name: str) -> Callable[[pd.Series], str]:
-    return lambda row: _between(row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan),
-                                UNITS[row["unit_of_means"]])
+    ends = (f"{name}_low", f"{name}_high")
+    return lambda row: _between(row[name], *(row.get(end, math.nan) for end in ends),
+                                unit=UNITS[row["unit_of_means"]])
 
 
 recovered = partial(view, keys=("method", "budget"), where=_of_methods, columns={

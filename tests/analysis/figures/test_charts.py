@@ -86,13 +86,8 @@ def test_the_head_shows_means_by_start_with_kinds_of_pairs_apart(nano):
             assert f"{name} {means[0]:.1f} at 0, {means[50]:.1f} at 50" in panel.svg
 
 
-def test_kinds_are_those_of_the_manifest_where_it_has_them(nano):
+def test_kinds_are_those_of_the_manifest(nano):
     assert set(nano.kinds.values()) == {"lineage", "size"}
-    # as older ones are
-    untold = [{key: value for key, value in facts.items() if key != "pairs"} for facts in nano.study.facts]
-    again = StudyContext(replace(nano.study, facts=untold), nano.metric)
-    assert again.kinds["nano-raw-base", "nano-tuned-base"] == ""
-    assert again.kinds["nano-raw-base", "nano-raw-large"] == "size"
 
 
 def test_the_first_chart_shows_the_arm_and_its_first_baselines(tmp_path):

@@ -24,8 +24,8 @@ from portability.analysis.report.findings import (
     verdict_words,
 )
 from portability.analysis.report.markdown import counts
+from portability.analysis.tables.captions import turns
 from portability.analysis.tables.registry import build as build_tables
-from portability.analysis.tables.registry import turns
 from portability.analysis.tables.render import grid
 from portability.analyze import WIDE, say
 from portability.core.contrasts import Contrast
