@@ -44,7 +44,8 @@ def page(context: StudyContext, parts: Sequence[Section], charts: Sequence[Chart
     environment = Environment(  # errors may name folders
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: redact_paths(value) if type(value) is str else value)
-    environment.globals |= {"grid": grid, "sample": lambda name: Markup(key(name)),
+    environment.globals["grid"] = grid
+    environment.filters |= {"key": lambda name: Markup(key(name)),
                             "drawn": lambda panel: Markup(redact_paths(panel.svg))}
     return environment.from_string(_asset("page.html")).render(
         policy=Markup(_policy(style, script)), style=Markup(style), script=Markup(script), study=study,

@@ -75,7 +75,7 @@ def provenance(study: Study) -> list[tuple[str, str]]:
              ("runs from a changed working tree", str(sum(map(bool, dirty))))]
     for item in study.facts:
         plain = {key: value for key, value in item.items() if isinstance(value, str | int | float)}
-        name = plain.pop("sweep", None) or "sweep"
+        name = str(plain.pop("sweep", None) or "sweep")
         facts.append((name, ", ".join(f"{key} {value}" for key, value in plain.items())))
     for part in ("package_info", "system_info"):
         values = [meta.get(part) or {} for meta in metas]

@@ -247,8 +247,9 @@ def _commands(manifests: Iterable[dict[str, Any]], runs: dict[str, dict[str, Any
             if row[column] not in found:
                 found[row[column]] = shlex.join([*words, _only(row, column)])
     for run_id in sorted(runs):
-        if run_id in found:
-            found.setdefault(runs[run_id].get("origin"), found[run_id])
+        origin = runs[run_id].get("origin")
+        if origin in runs and run_id in found:
+            found.setdefault(origin, found[run_id])
     return {run_id: command for run_id, command in found.items() if run_id in runs}
 
 

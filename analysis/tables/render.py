@@ -140,7 +140,7 @@ def escape(text: str) -> str:
         >>> print(escape("50 % of a_b & c"))
         50 \\% of a\\_b \\& c
     """
-    return text.translate(str.maketrans(LATEX))
+    return text.translate({ord(character): safe for character, safe in LATEX.items()})
 
 
 FORMS: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}

@@ -155,9 +155,11 @@ def take_off(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_means(name: str) -> Callable[[pd.Series], str]:
-    ends = (f"{name}_low", f"{name}_high")
-    return lambda row: _between(row[name], *(row.get(end, math.nan) for end in ends),
-                                unit=UNITS[row["unit_of_means"]])
+    def text(row: pd.Series) -> str:
+        low, high = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
+        return _between(row[name], low, high, UNITS[row["unit_of_means"]])
+
+    return text
 
 
 recovered = partial(view, keys=("method", "budget"), where=_of_methods, columns={

@@ -3,7 +3,6 @@ number is not drawn."""
 
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
