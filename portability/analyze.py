@@ -19,17 +19,16 @@ from rich.markup import escape
 from rich.table import Table as Rows
 
 from portability.analysis.context import StudyContext, gather
-from portability.analysis.figures.curves import headline
+from portability.analysis.figures.charts import headline
 from portability.analysis.figures.svg import Chart, svg_file
 from portability.analysis.measures.primary_contrasts import has_contrasts
 from portability.analysis.metrics import METRICS
-from portability.analysis.report.findings import caveats, headline_numbers, numbers, verdict_words
+from portability.analysis.report.findings import caveats, headline_numbers, numbers, sections, verdict_words
 from portability.analysis.report.html import page
 from portability.analysis.report.markdown import count_words, report
 from portability.analysis.report.run_details import details
-from portability.analysis.report.sections import sections
+from portability.analysis.tables.captions import Table
 from portability.analysis.tables.render import FORMS
-from portability.analysis.tables.spec import Table
 from portability.core.errors import UserError
 from portability.store import Store, studies
 
