@@ -17,8 +17,7 @@ from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingAr
 from portability import methods
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec, TaskSpec
-from portability.execution.execute import execute
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext, execute
 from portability.hosts.devices import places
 from portability.hosts.host import Host, from_folder, load_tokenizer, narrow
 from portability.hosts.sources import folder_of

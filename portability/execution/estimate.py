@@ -1,6 +1,7 @@
 """How long a launch will take and how much disk: from the study's finished runs, or from a few updates made
 for the purpose."""
 
+import logging
 import statistics
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from portability.planning.cost import cost, cost_units
 from portability.planning.plan import SCRATCH, Plan
 from portability.store import Store
 
+log = logging.getLogger(__name__)
 ASK_SECONDS = 3600.0
 UPDATES = 6  # of a calibration, the first of which is not counted
 HOSTS = 3  # that a calibration measures: the ones that the most work is on
@@ -52,21 +54,48 @@ class Estimate:
         return f"{runs} to do: {about} {duration(self.seconds)} on {workers}{disk} ({self.source})"
 
 
+def weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, setup: Setup, workers: int,
+          here: Place | None, stack: int, yes: bool) -> None:
+    """Say how long the launch will take, and ask before more than an hour.
+
+    Args:
+        here: where a calibration may compute; None where workers are elsewhere.
+
+    Raises:
+        UserError: see `calibrate` and `confirm`; or a launch of unknown length would start elsewhere.
+    """
+    found = estimate(planned, todo, store, workers)
+    if found is None and not yes:
+        if here is None:
+            raise UserError("nothing of this study has run yet, so how long it takes is not known: run a part "
+                            "first (only=...), or repeat the command with yes=true")
+        found = calibrate(planned, todo, setup, here, stack, workers)
+    if found is not None:
+        log.info("%s", found)
+        confirm(found, yes)
+
+
 def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: int) -> Estimate | None:
     """The estimate for the runs that are to do, without measuring anything: from the study's finished runs,
     which must know most of the work's hosts, or else a bound; None where the bound says nothing.
 
     A run's share of its stack's time is taken per unit of work, by host.
     """
-    units = {run_id: cost_units(run, run.train.updates, len(planned.marks[run_id]))
-             for run_id, run in todo.items()}
-    rates = _rates(planned, store)
+    units = _units(planned, todo)
+    sums: dict[str, np.ndarray] = {}  # seconds of one worker, and units of work, by host
+    sizes = []
+    for record in store.records():
+        run = planned.runs.get(record["run_id"])
+        if run is not None and run.method is not None:
+            made = cost_units(run, run.train.updates, len(record["train_info"]["metrics"]))
+            sums.setdefault(run.host.fingerprint, np.zeros(2))[:] += record["run_info"]["total_time"], made
+        if "files" in record:
+            sizes.append(sum(file["bytes"] for file in record["files"].values()))
+    rates = {host: seconds / made for host, (seconds, made) in sums.items()}
     known = sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in rates)
     if known > sum(units.values()) / 2:
-        sizes = [sum(file["bytes"] for file in record["files"].values()) for record in store.records()
-                 if "files" in record]
         disk = len(todo) * (statistics.mean(sizes) + RECORD_BYTES) / 1e6 if sizes else None
-        seconds = _seconds(rates, todo, planned)
+        seconds = _seconds(rates, todo, units)
         return Estimate(len(todo), seconds / workers, workers, disk, "from the study's finished runs")
     bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates)
                 for run_id, run in todo.items()) / workers
@@ -75,22 +104,14 @@ def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: 
     return Estimate(len(todo), bound, workers, None, "a bound; nothing was measured yet", worst=True)
 
 
-def _rates(planned: Plan, store: Store) -> dict[str, float]:
-    """Seconds of one worker per unit of work, by host."""
-    sums: dict[str, np.ndarray] = {}
-    for record in store.records():
-        run = planned.runs.get(record["run_id"])
-        if run is not None and run.method is not None:
-            units = cost_units(run, run.train.updates, len(record["train_info"]["metrics"]))
-            sums.setdefault(run.host.fingerprint, np.zeros(2))[:] += record["run_info"]["total_time"], units
-    return {host: seconds / units for host, (seconds, units) in sums.items()}
+def _units(planned: Plan, todo: Mapping[str, RunSpec]) -> dict[str, float]:
+    return {run_id: cost_units(run, run.train.updates, len(planned.marks[run_id]))
+            for run_id, run in todo.items()}
 
 
-def _seconds(rates: Mapping[str, float], todo: Mapping[str, RunSpec], planned: Plan) -> float:
+def _seconds(rates: Mapping[str, float], todo: Mapping[str, RunSpec], units: Mapping[str, float]) -> float:
     """What the runs take one worker, each by its host's rate, or by the mean of those known."""
     other = statistics.mean(rates.values())
-    units = {run_id: cost_units(run, run.train.updates, len(planned.marks[run_id]))
-             for run_id, run in todo.items()}
     return sum(rates.get(todo[run_id].host.fingerprint, other) * unit for run_id, unit in units.items())
 
 
@@ -103,8 +124,7 @@ def confirm(found: Estimate, yes: bool) -> None:
     if yes or found.seconds <= ASK_SECONDS:
         return
     if not sys.stdin.isatty():
-        raise UserError(f"{found}; that is more than an hour, so nothing was started: repeat the command "
-                        f"with yes=true")
+        raise UserError(f"{found}; nothing was started: repeat the command with yes=true")
     sys.stderr.write(f"{found}. Start? [y/N] ")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("nothing was started")
@@ -135,21 +155,18 @@ def calibrate(
             elsewhere = replace(setup, store=Path(folder), tracking=replace(setup.tracking, mode="disabled"))
             answers = list(in_child(_measure, elsewhere, place, samples))
     except UserError as error:
-        raise UserError(f"the calibration before a large launch failed: {error}; yes=true starts without an "
-                        "estimate") from error
+        raise UserError(f"the calibration failed: {error}; yes=true starts without an estimate") from error
     rates = {run.host.fingerprint: seconds / cost_units(run, 1, 0)
              for (run, _), (seconds, _) in zip(samples, answers, strict=True)}
-    size = statistics.mean(size for _, size in answers) + RECORD_BYTES
-    return Estimate(len(todo), _seconds(rates, todo, planned) / workers, workers, len(todo) * size / 1e6,
+    disk = len(todo) * (statistics.mean(size for _, size in answers) + RECORD_BYTES) / 1e6
+    return Estimate(len(todo), _seconds(rates, todo, _units(planned, todo)) / workers, workers, disk,
                     f"calibrated on {counted(len(samples), 'host')}")
 
 
 def _sample(run: RunSpec) -> RunSpec:
     """A few updates of a run's kind, from scratch, so that nothing of the study is needed."""
-    head = "none" if run.head == "none" else "fresh"
-    few = replace(run, init=SCRATCH, port=None, origin=None, teacher=None, head=head,
-                  eval=replace(run.eval, limit=1))
-    return few.with_updates(UPDATES)
+    return replace(run, init=SCRATCH, port=None, origin=None, teacher=None, eval=replace(run.eval, limit=1),
+                   head="none" if run.head == "none" else "fresh").with_updates(UPDATES)
 
 
 def _measure(setup: Setup, place: Place,

@@ -57,20 +57,17 @@ def lacking(planned: Plan, chosen: Collection[str], store: Store) -> list[Pair]:
             pair = Pair(one, other, run.data, run.task)
             found.setdefault(pair.name, pair)
     there = pairs.held(store.root) if found else {}
-    return [found[name]
-            for name in sorted(found.keys() - there.keys(), key=lambda name: found[name].one.fingerprint)]
+    return sorted((pair for name, pair in found.items() if name not in there),
+                  key=lambda pair: pair.one.fingerprint)
 
 
 def compare_pairs(planned: Plan, chosen: Collection[str], store: Store, setup: Setup) -> None:
     """Compare the hosts of the pairs that the store lacks, on this machine's processor whichever the engine.
     A failure is a warning, and the next command tries again."""
     todo = lacking(planned, chosen, store)
-    if not todo:
-        return
-    log.info("pairs of hosts to compare: %d, on %d training sentences of %s (similarity=false leaves this "
-             "out)", len(todo),
-             todo[0].text["texts"], todo[0].data.name)
-    with (tqdm(total=len(todo), unit="pair", desc="hosts", disable=len(todo) == 1) as bar,
+    if todo:
+        log.info("pairs of hosts to compare: %d (similarity=false leaves this out)", len(todo))
+    with (tqdm(total=len(todo), unit="pair", desc="hosts", disable=len(todo) <= 1) as bar,
           contextlib.closing(_measured(todo, setup)) as answers):
         for pair, found in answers:
             try:
@@ -78,9 +75,8 @@ def compare_pairs(planned: Plan, chosen: Collection[str], store: Store, setup: S
                     raise UserError(found)
                 pairs.keep(store.root, {**found, "text": pair.text, "text_digest": digest(pair.text)})
             except (ValueError, OSError) as error:  # a UserError is a ValueError
-                log.warning("hosts %s and %s were not compared: %s; no run is touched by this, and the next "
-                            "command tries "
-                            "again (similarity=false leaves it out)", pair.one.name, pair.other.name, error)
+                log.warning("hosts %s and %s were not compared: %s; the next command tries again "
+                            "(similarity=false leaves it out)", pair.one.name, pair.other.name, error)
             bar.update()
 
 
@@ -101,24 +97,22 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
     between pairs."""
     from portability.porting.similarity import Readings, compare_hosts
 
-    data = Worker(setup, Place("cpu", 1.0), lambda _: None).context.data  # one thread, and no chatter
+    data = Worker(setup, Place("cpu", 1.0)).context.data  # one thread, and no chatter
     texts: dict[str, list[str]] = {}
     known: dict[str, dict[str, Readings]] = {}
     for pair in todo:
         mark = digest(pair.text)
         try:
-            if mark not in texts:
-                texts[mark] = _texts(pair, data)
+            texts[mark] = texts.get(mark) or _texts(pair, data)
             yield compare_hosts(pair.one, pair.other, texts[mark], pair.task.reading,
                                 known.setdefault(mark, {}))
         except Exception as error:  # whatever a host may raise, the other pairs are measured
-            yield redact_paths(str(error) if isinstance(error, UserError)
-                                 else f"{type(error).__name__}: {error}")
+            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            yield redact_paths(f"{name}{error}")
 
 
 def _texts(pair: Pair, data: StudyData) -> list[str]:
     if data.digests[pair.data.name]["train"] != pair.data.train_digest:
-        raise UserError(f"the train split of data set '{pair.data.name}' changed since the study was "
-                        f"planned; run it again")
+        raise UserError(f"the train split of '{pair.data.name}' changed since it was planned; run it again")
     found = rows(data, pair.data.name, "train", 0)[: pair.text["texts"]]
     return list(found["text"] if "text" in found else found["prompt"])

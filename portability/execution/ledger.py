@@ -48,16 +48,15 @@ class Ledger:
         A run that no other starts from is put with the last of those that may train with it, because larger
         stacks cost less a run; an idle worker takes it earlier.
         """
-        depth: dict[str, int] = {}
-        last: Counter[str] = Counter()
         left = {run_id: run for run_id, run in self.todo.items() if run_id not in self.failed}
-        kinds = {run_id: stack_key(run) for run_id, run in left.items()}
+        depth: dict[str, int] = {}
+        last: dict[tuple, int] = {}
         for run_id, run in left.items():  # origins come first in a plan
             depth[run_id] = 1 + depth[run.origin] if run.origin in left else 0
-            last[kinds[run_id]] = max(last[kinds[run_id]], depth[run_id])
+            last[stack_key(run)] = max(last.get(stack_key(run), 0), depth[run_id])
         generations: dict[int, dict[str, RunSpec]] = {}
         for run_id, run in left.items():
-            place = depth[run_id] if run_id in self.starts else last[kinds[run_id]]
+            place = depth[run_id] if run_id in self.starts else last[stack_key(run)]
             generations.setdefault(place, {})[run_id] = run
         return [self._job(ids) for _, runs in sorted(generations.items())
                 for ids in stacks(runs, max(1, min(self.stack, -(-len(runs) // self.workers))))]
@@ -66,16 +65,15 @@ class Ledger:
         return Job([self.todo[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids},
                    {i: self.known.get(i, {}).get("attempt", 0) for i in ids})
 
-    def settle(self, job: Job, death: str | None) -> list[Job]:
+    def settle(self, run_ids: Sequence[str], death: str | None) -> list[Job]:
         """Note how runs ended; gives back what to try again after a worker's death, in smaller stacks."""
-        left = [run for run in job.runs if not self._is_settled(run.run_id)]
-        again: dict[str, RunSpec] = {}
-        for run in left:
-            self.deaths[run.run_id] += len(left) == 1  # which one of a stack is to blame is not known
-            if self.deaths[run.run_id] <= RETRIES:
-                again[run.run_id] = run
-            else:
-                self._fail(run.run_id, str(death), {"error": str(death), "kind": "WorkerDied"})
+        left = [run_id for run_id in run_ids if not self._is_settled(run_id)]
+        if len(left) == 1:  # which one of a stack is to blame is not known
+            self.deaths[left[0]] += 1
+        for run_id in left:
+            if self.deaths[run_id] > RETRIES:
+                self._fail(run_id, str(death), {"error": str(death), "kind": "WorkerDied"})
+        again = {run_id: self.todo[run_id] for run_id in left if run_id not in self.failed}
         return [self._job(ids) for ids in stacks(again, max(1, len(left) // 2))]
 
     def _is_settled(self, run_id: str) -> bool:
@@ -94,9 +92,9 @@ class Ledger:
         for other in self.starts.get(run_id, ()):
             if other not in self.failed:
                 said = self.known.get(other, {}).get("origin") == run_id or self._has_failed_anew(other)
-                blocked = {"error": f"blocked: its origin run {run_id} failed", "kind": "Blocked",
-                           "origin": run_id}
-                self._fail(other, "blocked", None if said else blocked)
+                error = f"blocked: its origin run {run_id} failed"
+                self._fail(other, "blocked",
+                           None if said else {"error": error, "kind": "Blocked", "origin": run_id})
 
     def _has_failed_anew(self, run_id: str) -> bool:
         return self.store.attempts(run_id) > self.known.get(run_id, {}).get("attempt", 0)
@@ -115,9 +113,8 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str,
             if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
     broken: dict[str, str] = {}
     asked: set[str] = set()
-    # what a broken one starts from, too
     while new := {run.origin for run in todo.values() if run.origin} - set(todo) - asked:
-        asked |= new
+        asked |= new  # and what a broken one starts from, too
         for origin in sorted(new):
             if fault := store.sound(origin):
                 todo[origin] = planned.runs[origin]

@@ -23,7 +23,7 @@ from portability.planning.plan import Plan
 from portability.store import Store
 
 if TYPE_CHECKING:
-    from portability.execution.worker_context import WorkerContext
+    from portability.execution.execute import WorkerContext
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "transformers", "adapters", "tokenizers")  # whose versions a rehearsal depends on
@@ -74,7 +74,7 @@ def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
     if not questions:
         return
     if "torch" in sys.modules:
-        from portability.execution.worker_context import WorkerContext
+        from portability.execution.execute import WorkerContext
 
         yield from _rehearse(questions, setup,
                              WorkerContext(Store(setup.store), study_data(setup.sources, setup.overlap)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import HostSpec, MethodSpec, RunSpec
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class
 from portability.hosts.sources import folder_of
 from portability.inits import INITS

@@ -79,7 +79,7 @@ class Worker:
         import torch
         import transformers
 
-        from portability.execution.worker_context import WorkerContext
+        from portability.execution.execute import WorkerContext
         from portability.tracking.runs import Tracker
 
         torch.set_num_threads(1)
@@ -127,8 +127,7 @@ class Worker:
                 for run in runs:
                     if run.run_id not in self.context.settled:
                         self.context.store.fail(run.run_id, {
-                            "error": "the worker ended the job and left neither record nor failure",
-                            "kind": "WorkerDied"})
+                            "kind": "WorkerDied", "error": "the worker left neither record nor failure"})
 
     @contextlib.contextmanager
     def _limited(self, runs: Sequence[RunSpec]) -> Iterator[None]:
@@ -141,14 +140,11 @@ class Worker:
         def end() -> None:
             self.late = True
             with contextlib.suppress(OSError):  # a full disk, say: the worker ends all the same
-                note()
+                if len(runs) == 1:
+                    self.context.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
+                        f"timed out after {self.minutes:.1f} min; a run that needs longer needs a larger "
+                        "engine.timeout_minutes and retry=failed")})
             self.leave()
-
-        def note() -> None:
-            if len(runs) == 1:
-                self.context.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
-                    f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is "
-                    f"{self.minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")})
 
         timer = threading.Timer(self.minutes * 60 * len(runs), end)
         timer.daemon = True
@@ -176,10 +172,9 @@ class Worker:
 # ---- a list of jobs that workers share
 
 
-def is_settled(run: RunSpec, job: Job, store: Store) -> bool:
+def is_settled(run_id: str, job: Job, store: Store) -> bool:
     """Whether a run of a job is done, or has failed since the job was planned."""
-    return (store.has(run.run_id, job.marks[run.run_id])
-            or store.attempts(run.run_id) > job.failures.get(run.run_id, 0))
+    return store.has(run_id, job.marks[run_id]) or store.attempts(run_id) > job.failures.get(run_id, 0)
 
 
 def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | None = None) -> None:
@@ -192,14 +187,14 @@ def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | N
 
     Raises:
         OSError: a file could not be read or written.
-        GracefulStop: the worker was stopped while it carried out a job.
     """
     left, done, taken = list(jobs), set[str](), 0
     until = time.monotonic() + PATIENCE_SECONDS
     while taken != most and not worker.stopped.is_set():
         began = time.monotonic()
         if job := _next(left, done, worker):
-            worker.run(job)
+            with contextlib.suppress(GracefulStop):
+                worker.run(job)
             taken, until = taken + 1, time.monotonic() + PATIENCE_SECONDS
         elif time.monotonic() > until or not any(
                 worker.claims.read(run.origin) for job in left for run in job.runs if run.origin):
@@ -228,7 +223,7 @@ def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
 
     place = 0
     while place < len(left):
-        runs = [run for run in left[place].runs if not is_settled(run, left[place], store)]
+        runs = [run for run in left[place].runs if not is_settled(run.run_id, left[place], store)]
         if not runs:
             del left[place]
             continue

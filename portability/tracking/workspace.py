@@ -35,12 +35,9 @@ def workspace(entity: str, project: str) -> "Workspace":
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise UserError("a dashboard needs wandb-workspaces: "
-                        "pip install 'peft-portability[dashboard]'") from error
-    runs = ws.RunsetSettings(
-        groupby=[ws.Config("method"), ws.Config("init")], pinned_columns=COLUMNS,
-        order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)],
-    )
+        raise UserError("a dashboard needs: pip install 'peft-portability[dashboard]'") from error
+    runs = ws.RunsetSettings(groupby=[ws.Config("method"), ws.Config("init")], pinned_columns=COLUMNS,
+                             order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)])
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _panels(wr).items()]
     return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=runs,
                         settings=ws.WorkspaceSettings(max_runs=MOST))
@@ -52,7 +49,7 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
 
     def line(title: str, metric: str, by: str) -> Any:
         return wr.LinePlot(
-            title=title, x="Step", y=[metric], title_x="updates", groupby=wr.Config(by), **means)
+            x="Step", y=[metric], title_x="updates", **means, title=title, groupby=wr.Config(by))
 
     def bars(title: str, metric: str, by: str) -> Any:
         return wr.BarPlot(
@@ -104,17 +101,13 @@ def save(project: str, place: str, folder: Path) -> str:
     saved = json.loads(path.read_bytes()) if path.exists() else {}
     if saved.get(place, {}).get("version") == VERSION:
         return saved[place]["url"]
-    try:
-        import wandb
+    import wandb
 
-        entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or ""
-        made = workspace(entity, project)
+    try:
+        made = workspace(os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or "", project)
         made.save()
         url = made.url
-    except UserError:
-        raise
     except Exception as error:  # whatever W&B may raise
-        raise UserError(f"W&B did not take the dashboard of {project} ({error}); "
-                        "the runs were sent") from error
+        raise UserError(f"W&B did not take the dashboard of {project} ({error})") from error
     write_json(path, {**saved, place: {"version": VERSION, "url": url}})
     return url

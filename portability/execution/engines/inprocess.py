@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Sequence
 
-from portability.core.errors import GracefulStop
 from portability.execution.engines.base import Engine, cannot_go_on
 from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, TookTooLong, Worker, work
 from portability.hosts.devices import Place, places
@@ -18,7 +17,6 @@ class InProcess(Engine):
 
     def __init__(self, conf: EngineConf, setup: Setup):
         super().__init__(conf, setup)
-        self.threads: dict[str, threading.Thread] = {}
         self.worker: Worker | None = None
         self.error: BaseException | None = None
         self.how, self.stopping = "", threading.Event()
@@ -28,30 +26,26 @@ class InProcess(Engine):
         """One place, whatever `conf.workers` says."""
         return places(conf.device, 1)
 
-    def start(self, jobs: Sequence[Job], count: int) -> list[str]:
-        """See Engine.start."""
+    def launch(self, name: str, jobs: Sequence[Job]) -> threading.Thread:
+        """See Engine.launch."""
         self.how = ""
-        name = self.claims.owner + str(len(self.ended))
-        self.threads[name] = threading.Thread(target=self._work, args=(name, jobs), daemon=True)
-        self.threads[name].start()
-        return [name]
+        thread = threading.Thread(target=self._work, args=(name, jobs), daemon=True)
+        thread.start()
+        return thread
 
-    def look(self) -> tuple[list[str], dict[str, str]]:
-        """See Engine.look; an error that no run is to blame for is raised as it is."""
+    def over(self, worker: threading.Thread) -> str | None:
+        """See Engine.over; an error that no run is to blame for is raised as it is."""
         if self.error is not None:
             raise cannot_go_on(self.error) if isinstance(self.error, OSError) else self.error
-        over = [name for name, thread in self.threads.items() if not thread.is_alive()]
-        for name in over:
-            del self.threads[name]
-        return list(self.threads), dict.fromkeys(over, self.how)
+        return None if worker.is_alive() else self.how
 
     def drain(self) -> None:
         """See Engine.drain; what a worker left behind is free again, though this process goes on."""
         self.stopping.set()
         self._stop()
-        for thread in self.threads.values():
+        for thread in self.pool.values():
             thread.join(DRAIN_SECONDS)
-        over = {name for name, thread in self.threads.items() if not thread.is_alive()} | self.ended.keys()
+        over = {name for name, thread in self.pool.items() if not thread.is_alive()} | self.ended.keys()
         for claim in self.claims.all().values():
             if claim.owner in over:
                 self.claims.drop(claim)
@@ -67,11 +61,8 @@ class InProcess(Engine):
         try:
             self.worker = Worker(self.setup, self.where[0], owner=name, beat=self.poll_seconds,
                                  leave=self._stop)
-            if self.stopping.is_set():
-                return
-            work(jobs, self.worker, self.poll_seconds)
-        except GracefulStop:
-            pass
+            if not self.stopping.is_set():
+                work(jobs, self.worker, self.poll_seconds)
         except TookTooLong:
             self.how = "the worker was stopped because its runs took too long"
         except BaseException as error:  # raised where it is looked at

@@ -9,14 +9,12 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
-from portability.core.errors import GracefulStop
 from portability.execution.engines.base import Engine, cannot_go_on
 from portability.execution.processes import end_with_parent
 from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, Worker, work
@@ -24,8 +22,7 @@ from portability.hosts.devices import Place, places
 from portability.planning.study import EngineConf
 
 
-@dataclass
-class _Process:
+class _Process(NamedTuple):
     process: BaseProcess
     place: Place
     errors: Connection  # has a text where no run can be carried out
@@ -34,55 +31,47 @@ class _Process:
 class Local(Engine):
     """As many processes as there are places."""
 
-    def __init__(self, conf: EngineConf, setup: Setup):
-        super().__init__(conf, setup)
-        os.environ.update(ENVIRONMENT)
-        self.pool: dict[str, _Process] = {}
-
     @staticmethod
     def places(conf: EngineConf) -> list[Place]:
         """The place of each worker."""
         return places(conf.device, conf.workers)
 
-    def start(self, jobs: Sequence[Job], count: int) -> list[str]:
-        """See Engine.start."""
-        context, names = multiprocessing.get_context("spawn"), [uuid.uuid4().hex for _ in range(count)]
-        for name in names:
-            place = next(iter(Counter(self.where) - Counter(one.place for one in self.pool.values())))
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(theirs, jobs, self.setup, place, name, self.poll_seconds), daemon=True)
-            process.start()
-            theirs.close()
-            self.pool[name] = _Process(process, place, ours)
-        return names
+    def launch(self, name: str, jobs: Sequence[Job]) -> _Process:
+        """See Engine.launch."""
+        os.environ.update(ENVIRONMENT)
+        context = multiprocessing.get_context("spawn")
+        place = next(iter(Counter(self.where) - Counter(one.place for one in self.pool.values())))
+        ours, theirs = context.Pipe(duplex=False)
+        given = (theirs, jobs, self.setup, place, name, self.poll_seconds)
+        process = context.Process(target=_work, args=given, daemon=True)
+        process.start()
+        theirs.close()
+        return _Process(process, place, ours)
 
-    def look(self) -> tuple[list[str], dict[str, str]]:
-        """See Engine.look."""
-        over = {}
-        for name, one in list(self.pool.items()):
-            if one.process.is_alive():
-                continue
-            with contextlib.suppress(EOFError):
-                if one.errors.poll():
-                    raise cannot_go_on(one.errors.recv())
-            code = self.pool.pop(name).process.exitcode
-            over[name] = f"the worker ended with exit code {code}" if code else ""
-        return list(self.pool), over
+    def over(self, worker: _Process) -> str | None:
+        """See Engine.over."""
+        if worker.process.is_alive():
+            return None
+        with contextlib.suppress(EOFError):
+            if worker.errors.poll():
+                raise cannot_go_on(worker.errors.recv())
+        code = worker.process.exitcode
+        return f"the worker ended with exit code {code}" if code else ""
 
     def drain(self) -> None:
         """See Engine.drain: those with a run in hand have DRAIN_SECONDS to keep checkpoints."""
+        workers = [one.process for one in self.pool.values()]
         try:
             if self.jobs:
-                for one in self.pool.values():
-                    one.process.terminate()
+                for worker in workers:
+                    worker.terminate()
                 until = time.monotonic() + DRAIN_SECONDS
-                for one in self.pool.values():
-                    one.process.join(max(0.0, until - time.monotonic()))
+                for worker in workers:
+                    worker.join(max(0.0, until - time.monotonic()))
         finally:  # also when somebody loses patience and interrupts a second time
-            for one in self.pool.values():
-                one.process.kill()
-                one.process.join()
+            for worker in workers:
+                worker.kill()
+                worker.join()
 
 
 def _work(
@@ -97,5 +86,3 @@ def _work(
         work(jobs, worker, seconds)
     except OSError as error:
         errors.send(str(error))
-    except GracefulStop:
-        pass
