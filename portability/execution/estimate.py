@@ -1,4 +1,4 @@
-"""How long a launch will take and how much disk: from the study's finished runs, or from a few updates made
+"""How long a launch will take: from the study's finished runs, or from a few updates made
 for the purpose."""
 
 import logging
@@ -30,28 +30,22 @@ UPDATES = 6  # of a calibration, the first of which is not counted
 HOSTS = 3  # that a calibration measures: the ones that the most work is on
 # seconds per unit of work, and per update: slower than any CPU we saw (our choice, DECISIONS D-46)
 WORST = 1.5e-8, 0.03
-RECORD_BYTES = 16_384  # a record, its report and the tracker's file, roughly
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the runs that are to do will take: `seconds` on all workers together, and where that comes from.
-
-    `worst` says that nothing was measured, and the numbers are bounds that no machine should exceed.
-    """
+    """What the runs that are to do will take: `seconds` on all workers together, where that comes from, and
+    `about`, or "less than" where it is a bound that no machine should exceed."""
 
     runs: int
     seconds: float
     workers: int
-    megabytes: float | None
     source: str
-    worst: bool = False
+    about: str = "about"
 
     def __str__(self) -> str:
-        disk = "" if self.megabytes is None else f", {self.megabytes:,.0f} MB of disk"
-        about = "less than" if self.worst else "about"
         runs, workers = counted(self.runs, "run"), counted(self.workers, "worker")
-        return f"{runs} to do: {about} {duration(self.seconds)} on {workers}{disk} ({self.source})"
+        return f"{runs} to do: {self.about} {duration(self.seconds)} on {workers} ({self.source})"
 
 
 def weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, setup: Setup, workers: int,
@@ -67,7 +61,7 @@ def weigh(planned: Plan, todo: Mapping[str, RunSpec], store: Store, setup: Setup
     found = estimate(planned, todo, store, workers)
     if found is None and not yes:
         if here is None:
-            raise UserError("nothing of this study has run yet, so how long it takes is not known: run a part "
+            raise UserError("nothing of this study has run yet, so how long it takes is unknown: run a part "
                             "first (only=...), or repeat the command with yes=true")
         found = calibrate(planned, todo, setup, here, stack, workers)
     if found is not None:
@@ -81,27 +75,21 @@ def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: 
 
     A run's share of its stack's time is taken per unit of work, by host.
     """
-    units = _units(planned, todo)
     sums: dict[str, np.ndarray] = {}  # seconds of one worker, and units of work, by host
-    sizes = []
     for record in store.records():
         run = planned.runs.get(record["run_id"])
         if run is not None and run.method is not None:
             made = cost_units(run, run.train.updates, len(record["train_info"]["metrics"]))
             sums.setdefault(run.host.fingerprint, np.zeros(2))[:] += record["run_info"]["total_time"], made
-        if "files" in record:
-            sizes.append(sum(file["bytes"] for file in record["files"].values()))
-    rates = {host: seconds / made for host, (seconds, made) in sums.items()}
-    known = sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in rates)
+    units = _units(planned, todo)
+    known = sum(unit for run_id, unit in units.items() if todo[run_id].host.fingerprint in sums)
     if known > sum(units.values()) / 2:
-        disk = len(todo) * (statistics.mean(sizes) + RECORD_BYTES) / 1e6 if sizes else None
-        seconds = _seconds(rates, todo, units)
-        return Estimate(len(todo), seconds / workers, workers, disk, "from the study's finished runs")
-    bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates)
-                for run_id, run in todo.items()) / workers
-    if bound >= ASK_SECONDS:
+        seconds = _seconds({host: taken / made for host, (taken, made) in sums.items()}, todo, units)
+        return Estimate(len(todo), seconds / workers, workers, "from the study's finished runs")
+    bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates) for run_id, run in todo.items())
+    if bound / workers >= ASK_SECONDS:
         return None
-    return Estimate(len(todo), bound, workers, None, "a bound; nothing was measured yet", worst=True)
+    return Estimate(len(todo), bound / workers, workers, "a bound; nothing was measured yet", "less than")
 
 
 def _units(planned: Plan, todo: Mapping[str, RunSpec]) -> dict[str, float]:
@@ -157,10 +145,9 @@ def calibrate(
     except UserError as error:
         raise UserError(f"the calibration failed: {error}; yes=true starts without an estimate") from error
     rates = {run.host.fingerprint: seconds / cost_units(run, 1, 0)
-             for (run, _), (seconds, _) in zip(samples, answers, strict=True)}
-    disk = len(todo) * (statistics.mean(size for _, size in answers) + RECORD_BYTES) / 1e6
-    return Estimate(len(todo), _seconds(rates, todo, _units(planned, todo)) / workers, workers, disk,
-                    f"calibrated on {counted(len(samples), 'host')}")
+             for (run, _), seconds in zip(samples, answers, strict=True)}
+    seconds = _seconds(rates, todo, _units(planned, todo))
+    return Estimate(len(todo), seconds / workers, workers, f"calibrated on {counted(len(samples), 'host')}")
 
 
 def _sample(run: RunSpec) -> RunSpec:
@@ -169,10 +156,8 @@ def _sample(run: RunSpec) -> RunSpec:
                    head="none" if run.head == "none" else "fresh").with_updates(UPDATES)
 
 
-def _measure(setup: Setup, place: Place,
-             samples: Sequence[tuple[RunSpec, int]]) -> Iterator[tuple[float, int]]:
-    """In a process of its own, by an ordinary worker: seconds per module-update, and bytes of files, for each
-    sample."""
+def _measure(setup: Setup, place: Place, samples: Sequence[tuple[RunSpec, int]]) -> Iterator[float]:
+    """In a process of its own, by an ordinary worker: seconds per module-update for each sample."""
     times: dict[tuple[str, ...], list[float]] = {}
 
     def hear(stage: Stage) -> None:
@@ -183,10 +168,9 @@ def _measure(setup: Setup, place: Place,
     for run, members in samples:
         runs = [replace(run, seed=seed) for seed in range(members)]
         worker.run(Job(runs, {one.run_id: [UPDATES] for one in runs}))
-        records = [record for one in runs if (record := worker.context.store.read(one.run_id))]
-        if not records:
-            raise UserError(next(iter(worker.context.store.failures().values()))["error"])
+        failures = worker.context.store.failures()
+        if len(failures) >= len(runs):
+            raise UserError(next(iter(failures.values()))["error"])
         together, at = max(times.items(), key=lambda item: (len(item[1]), len(item[0])))
         times.clear()
-        size = sum(file["bytes"] for file in records[0]["files"].values()) + 5 * run.data.counts["eval"]
-        yield (at[-1] - at[0]) / (UPDATES - 1) / len(together), size
+        yield (at[-1] - at[0]) / (UPDATES - 1) / len(together)

@@ -35,6 +35,8 @@ from portability.training.run_output import RunOutput, build_result
 from portability.training.stack import InitialState, Stack, StackContext, count_parameters, split_resumable
 
 log = logging.getLogger(__name__)
+TOO_LARGE = UserError("one module alone does not fit into the device's memory; use a smaller "
+                      "train.batch_size, eval.batch_size or max_length, or fewer engine.workers a device")
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
 
 
@@ -57,12 +59,12 @@ class WorkerContext:
     on_commit: Callable[[dict], None] = lambda record: None
     place: Place = Place("cpu", 0.5)
     checkpoint_seconds: float = 60.0
+    stopped: threading.Event = field(default_factory=threading.Event)
+    free: Callable[[], int] = lambda: 1
     hosts: dict[tuple[str, str], Host] = field(default_factory=dict)
     texts: dict[tuple, Any] = field(default_factory=dict)
     member_bytes: dict[tuple, int] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
-    stopped: threading.Event = field(default_factory=threading.Event)
-    free: Callable[[], int] = lambda: 1
 
     @property
     def device(self) -> torch.device:
@@ -125,8 +127,8 @@ class WorkerContext:
         attempt = self.store.fail(run.run_id, {
             "error": redact_paths(str(error)), "kind": type(error).__name__, "traceback": trace, **facts})
         self.settled.add(run.run_id)
-        log.error("run %s (%s on %s) failed at attempt %d: %s", run.run_id, run.init.name, run.host.name,
-                  attempt, error)
+        where = f"{run.run_id} ({run.init.name} on {run.host.name})"
+        log.error("run %s failed at attempt %d: %s", where, attempt, error)
 
 
 def _size(host: Host) -> int:
@@ -159,18 +161,11 @@ def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], context
             left = [run for run in stack if run.run_id not in context.settled]
             reason = str(error)
             if len(left) == 1:
-                context.fail(left.pop(), _explained(error))
+                context.fail(left.pop(), TOO_LARGE if isinstance(error, torch.OutOfMemoryError) else error)
         context.release()
         if left:
             log.warning("a stack of %d runs broke (%s); halving it", len(left), reason)
             waiting += [left[len(left) // 2 :], left[: len(left) // 2]]
-
-
-def _explained(error: Exception) -> Exception:
-    if not isinstance(error, torch.OutOfMemoryError):
-        return error
-    return UserError("one module alone does not fit into the device's memory; use a smaller "
-                     "train.batch_size, eval.batch_size or max_length, or fewer engine.workers a device")
 
 
 def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
@@ -213,11 +208,11 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: St
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)
-    longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
     key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest,
            run.train.batch_size, subtracts, run.precision)
     if key not in context.member_bytes:
         picks = np.argsort(lengths, kind="stable")[-run.train.batch_size :]
+        longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
         rows = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
         training = member_bytes(bench.scorer, bench.parameters(start.module, start.head), rows, frozen)

@@ -3,11 +3,9 @@ touched by it."""
 
 import contextlib
 import logging
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from tqdm import tqdm
 
 from portability.core.errors import UserError, redact_paths
 from portability.core.specs import AnswerSpec, DataSpec, HostSpec, TaskSpec, digest
@@ -67,29 +65,24 @@ def compare_pairs(planned: Plan, chosen: Collection[str], store: Store, setup: S
     todo = lacking(planned, chosen, store)
     if todo:
         log.info("pairs of hosts to compare: %d (similarity=false leaves this out)", len(todo))
-    with (tqdm(total=len(todo), unit="pair", desc="hosts", disable=len(todo) <= 1) as bar,
-          contextlib.closing(_measured(todo, setup)) as answers):
-        for pair, found in answers:
+    while todo:  # one process measures all; where it dies, another one does the rest
+        with contextlib.closing(in_child(_measure, todo[:], setup)) as answers:
             try:
-                if isinstance(found, str):
-                    raise UserError(found)
-                pairs.keep(store.root, {**found, "text": pair.text, "text_digest": digest(pair.text)})
-            except (ValueError, OSError) as error:  # a UserError is a ValueError
-                log.warning("hosts %s and %s were not compared: %s; the next command tries again "
-                            "(similarity=false leaves it out)", pair.one.name, pair.other.name, error)
-            bar.update()
+                for found in answers:
+                    _keep(store, todo.pop(0), found)
+            except ChildDied as error:
+                if todo:
+                    _keep(store, todo.pop(0), str(error))
 
 
-def _measured(todo: Sequence[Pair], setup: Setup) -> Generator[tuple[Pair, Answer]]:
-    """Each pair with its answer. One process measures all; where it dies, another one does the rest."""
-    left = list(todo)
-    while left:
-        try:
-            for answer in in_child(_measure, left[:], setup):
-                yield left.pop(0), answer
-        except ChildDied as error:
-            if left:
-                yield left.pop(0), str(error)
+def _keep(store: Store, pair: Pair, found: Answer) -> None:
+    try:
+        if isinstance(found, str):
+            raise UserError(found)
+        pairs.keep(store.root, {**found, "text": pair.text, "text_digest": digest(pair.text)})
+    except (ValueError, OSError) as error:  # a UserError is a ValueError
+        log.warning("hosts %s and %s were not compared: %s; the next command tries again (similarity=false "
+                    "leaves it out)", pair.one.name, pair.other.name, error)
 
 
 def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
@@ -98,14 +91,14 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
     from portability.porting.similarity import Readings, compare_hosts
 
     data = Worker(setup, Place("cpu", 1.0)).context.data  # one thread, and no chatter
-    texts: dict[str, list[str]] = {}
-    known: dict[str, dict[str, Readings]] = {}
+    known: dict[str, tuple[list[str], dict[str, Readings]]] = {}
     for pair in todo:
         mark = digest(pair.text)
         try:
-            texts[mark] = texts.get(mark) or _texts(pair, data)
-            yield compare_hosts(pair.one, pair.other, texts[mark], pair.task.reading,
-                                known.setdefault(mark, {}))
+            if mark not in known:
+                known[mark] = _texts(pair, data), {}
+            texts, readings = known[mark]
+            yield compare_hosts(pair.one, pair.other, texts, pair.task.reading, readings)
         except Exception as error:  # whatever a host may raise, the other pairs are measured
             name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             yield redact_paths(f"{name}{error}")

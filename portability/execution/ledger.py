@@ -50,13 +50,14 @@ class Ledger:
         """
         left = {run_id: run for run_id, run in self.todo.items() if run_id not in self.failed}
         depth: dict[str, int] = {}
-        last: dict[tuple, int] = {}
+        last: Counter[str] = Counter()
+        kinds = {run_id: stack_key(run) for run_id, run in left.items()}
         for run_id, run in left.items():  # origins come first in a plan
             depth[run_id] = 1 + depth[run.origin] if run.origin in left else 0
-            last[stack_key(run)] = max(last.get(stack_key(run), 0), depth[run_id])
+            last[kinds[run_id]] = max(last[kinds[run_id]], depth[run_id])
         generations: dict[int, dict[str, RunSpec]] = {}
         for run_id, run in left.items():
-            place = depth[run_id] if run_id in self.starts else last[stack_key(run)]
+            place = depth[run_id] if run_id in self.starts else last[kinds[run_id]]
             generations.setdefault(place, {})[run_id] = run
         return [self._job(ids) for _, runs in sorted(generations.items())
                 for ids in stacks(runs, max(1, min(self.stack, -(-len(runs) // self.workers))))]

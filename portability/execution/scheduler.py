@@ -80,8 +80,8 @@ def _refuse_other_contrasts(store: Store, study: Study) -> None:
     declared = [asdict(contrast) for contrast in study.primary]
     for manifest in map(load, paths(store.root)):
         if manifest.get("primary", declared) != declared:
-            raise UserError(f"study {store.root.name} declared other primary contrasts before its runs; choose "
-                            "another study=NAME, or carry out a part of the same grid with only={...}")
+            raise UserError(f"study {store.root.name} declared other primary contrasts before its runs; "
+                            "choose another study=NAME, or carry out a part of the same grid with only={...}")
 
 
 def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,

@@ -9,7 +9,7 @@ import platform
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big bl
 if [int(part) for part in platform.libc_ver()[1].split(".")[:2]] < [2, 35]:
     # the most that older ones take; what they refuse leaves 128 kB
     ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"
+FOR_EVER = 1e5  # minutes
 TIMED_OUT = 5  # exit code of a worker whose job took too long
 PATIENCE_SECONDS = 60.0  # that a worker waits for others to be done with what runs start from (our choice)
 # a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
@@ -90,12 +91,11 @@ class Worker:
         # of transformers, about adapters' T5 layers
         warnings.filterwarnings("ignore", category=FutureWarning)
         self.stopped = threading.Event()
-        self.context: WorkerContext = WorkerContext(
-            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
-            Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, stopped=self.stopped,
-            free=self.free)
         self.claims, self.report, self.cores = Leases(setup.store, owner, beat), report, place.cores
         self.minutes, self.late, self.leave = setup.timeout_minutes, False, leave
+        self.context: WorkerContext = WorkerContext(
+            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
+            Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, self.stopped, self.free)
 
     def _tell(self, stage: Stage) -> None:
         self.claims.say(stage)
@@ -111,52 +111,38 @@ class Worker:
         """
         from portability.execution.execute import execute
 
-        ids = [run.run_id for run in job.runs]
-        with self.claims.held(ids) as mine:
-            runs, marks = [], {}
-            for run in job.runs:
-                done = self.context.store.evaluated(run.run_id)
-                failed = self.context.store.attempts(run.run_id) > job.failures.get(run.run_id, float("inf"))
-                if run.run_id in mine and not failed and not done.issuperset(job.marks[run.run_id]):
-                    runs.append(run)
-                    marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
-            if runs:
-                self._tell(Stage([run.run_id for run in runs]))
-                with self._limited(runs):
-                    execute(runs, marks, self.context)
-                for run in runs:
-                    if run.run_id not in self.context.settled:
-                        self.context.store.fail(run.run_id, {
-                            "kind": "WorkerDied", "error": "the worker left neither record nor failure"})
+        store = self.context.store
+        with self.claims.held([run.run_id for run in job.runs]) as mine:
+            runs = [run for run in job.runs if run.run_id in mine and not is_settled(run.run_id, job, store)]
+            marks = {i: sorted(store.evaluated(i).union(job.marks[i])) for i in (run.run_id for run in runs)}
+            if not runs:
+                return
+            self._tell(Stage([*marks]))
+            timer = threading.Timer(60 * len(runs) * (self.minutes or FOR_EVER), self._end, [runs])
+            timer.daemon = True
+            timer.start()
+            try:
+                execute(runs, marks, self.context)
+            except GracefulStop:
+                if self.late:
+                    raise TookTooLong from None
+                raise
+            finally:
+                timer.cancel()
+            for run_id in marks.keys() - self.context.settled:
+                error = "the worker ended the job and left neither record nor failure"
+                store.fail(run_id, {"error": error, "kind": "WorkerDied"})
 
-    @contextlib.contextmanager
-    def _limited(self, runs: Sequence[RunSpec]) -> Iterator[None]:
+    def _end(self, runs: Sequence[RunSpec]) -> None:
         """Leave runs that take longer than they may. One that was alone has failed; which of a stack it was
         is found out by who follows this worker, in smaller ones."""
-        if self.minutes is None:
-            yield
-            return
-
-        def end() -> None:
-            self.late = True
-            with contextlib.suppress(OSError):  # a full disk, say: the worker ends all the same
-                if len(runs) == 1:
-                    self.context.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
-                        f"timed out after {self.minutes:.1f} min; a run that needs longer needs a larger "
-                        "engine.timeout_minutes and retry=failed")})
-            self.leave()
-
-        timer = threading.Timer(self.minutes * 60 * len(runs), end)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except GracefulStop:
-            if self.late:
-                raise TookTooLong from None
-            raise
-        finally:
-            timer.cancel()
+        self.late = True
+        error = (f"timed out after {self.minutes:.1f} min; a run that needs longer needs a larger "
+                 "engine.timeout_minutes and retry=failed")
+        with contextlib.suppress(OSError):  # a full disk, say: the worker ends all the same
+            if len(runs) == 1:
+                self.context.store.fail(runs[0].run_id, {"error": error, "kind": "TimedOut"})
+        self.leave()
 
     def free(self) -> int:
         """This worker's even part of its machine's cores, among the workers of the study that have something
