@@ -15,9 +15,8 @@ from portability.config.compose import composed, options, shown
 from portability.config.study import to_study
 from portability.core.errors import UserError, redact_paths
 from portability.core.measures import own
-from portability.execution.ledger import to_do
 from portability.execution.preview import example_lines, preview
-from portability.execution.scheduler import run_plan
+from portability.execution.scheduler import run_plan, to_do
 from portability.execution.status import status_lines
 from portability.execution.worker import Setup
 from portability.planning.plan import plan

@@ -4,7 +4,7 @@ import pytest
 from tqdm import tqdm
 
 from portability.execution import scheduler as progress
-from portability.execution.ledger import RETRIES, Ledger
+from portability.execution.scheduler import RETRIES, Ledger
 from portability.execution.worker import Job
 from portability.run import command
 from portability.store import Result

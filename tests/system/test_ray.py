@@ -217,7 +217,7 @@ def test_a_folder_that_nodes_do_not_share_and_another_version_are_one_sentence(t
     monkeypatch.setattr(ray_engine, "SHARED_SECONDS", 0.1)
     with pytest.raises(UserError, match="results= must be a folder that all nodes share"):
         ray_engine._check(ray_engine.Start(setup, 1, 0, tmp_path / "nothing", tmp_path, None))
-    with pytest.raises(UserError, match="the command 0.0; install the same"):
+    with pytest.raises(UserError, match="not the command's 0.0; install the same"):
         ray_engine._check(ray_engine.Start(setup, 1, 0, tmp_path, tmp_path, None, "0.0"))
 
 

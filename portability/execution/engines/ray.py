@@ -103,7 +103,7 @@ class Ray(Engine):
     def __init__(self, conf: EngineConf, setup: Setup):
         super().__init__(conf, setup)
         self.closing = contextlib.ExitStack()
-        self.room: int | None = None  # workers that the cluster has room for, as it was seen last
+        self.ray: Any = None
 
     @classmethod
     def check(cls, conf: EngineConf) -> None:
@@ -122,7 +122,7 @@ class Ray(Engine):
         Raises:
             UserError: no cluster, or one without room; a node that cannot work for this command.
         """
-        if self.jobs and self.room is None:
+        if self.jobs and self.ray is None:
             options = build(Options, self.conf.options, "engine.options")
             beacon = self.store.root / "manifests" / f".ray-{uuid.uuid4().hex}"
             beacon.parent.mkdir(parents=True, exist_ok=True)
@@ -141,11 +141,8 @@ class Ray(Engine):
 
     def most(self) -> int:
         """See Engine.most."""
-        before = self.room
-        self.room = sum(self.begin.room(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
-        if before and not self.room:
-            log.warning("the Ray cluster has lost its last node with room for a worker; waiting for another")
-        return min(self.conf.workers or self.room, self.room)
+        room = sum(self.begin.room(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
+        return min(self.conf.workers or room, room)
 
     def launch(self, name: str, jobs: Sequence[Job]) -> tuple[Any, Any]:
         """Start an actor; gives it back with what is there once its work has ended."""
@@ -304,7 +301,7 @@ def _check(start: Start) -> None:
 
     node, until = ray.util.get_node_ip_address(), time.monotonic() + SHARED_SECONDS
     if start.version != __version__:
-        raise UserError(f"node {node} has version {__version__}, the command {start.version}; install one")
+        raise UserError(f"node {node} has {__version__}, not the command's {start.version}; install the same")
     while not start.beacon.exists():
         if time.monotonic() > until:
             raise UserError(f"node {node} does not see the command's files in {start.setup.store}; "
