@@ -7,7 +7,9 @@ is remembered, so a repeated call sends only what is new.
 """
 
 import argparse
+import json
 import logging
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +26,19 @@ from portability.analysis.stats.pairing import COORDINATES, arm_of, paired
 from portability.core.errors import UserError, redact_paths
 from portability.core.specs import BARE
 from portability.store import Store, studies
+from portability.store.atomic import write_json
 from portability.tracking.runs import Entry, Module, Tracker, TrackingSpec, entry_of, has_key, resolve_mode
 
 log = logging.getLogger(__name__)
 IN_A_ROW = 5  # refusals by W&B before a study is given up (our choice): each may take 20 s
 STUDY = "study"  # the run that holds a study's tables
 CELLS = [*COORDINATES, "run_id", "mark", "status", "value", "bare", "native", "lift"]
+VERSION = 2  # raise it when the panels change: the workspace is then saved as a new view
+NAME = "Porting: comparisons"
+COLUMNS = [*(f"config:{name}.value" for name in ("method", "init", "pair", "relation", "seed")), *(
+    f"summary:{name}" for name in (
+        "eval_accuracy", "zero_shot_lift", "gain_over_scratch", "gain_over_sampled", "seconds"))]
+MOST = 1000  # runs a panel shows (our choice: W&B's ten would be means of ten arbitrary runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +83,6 @@ def _publish_all(options: argparse.Namespace) -> bool:
             sys.stdout.write("To send it: this command with --mode online (origins first), or, in any order, "
                              f"wandb sync {store.root}/wandb/offline-run-*\n")
         if options.dashboard:
-            from portability.tracking.workspace import save
-
             sys.stdout.write(f"Dashboard: {save(spec.project, Tracker(spec).place('online'), root)}\n")
     return failed
 
@@ -124,7 +131,7 @@ def entries(store: Store) -> Iterator[tuple[str, Callable[[], Entry]]]:
             origins[run_id] = (record.get("spec") or {}).get("origin")
     graph = {run_id: [origin] if origin in origins else [] for run_id, origin in origins.items()}
     order = list(TopologicalSorter(graph).static_order())
-    sweeps: defaultdict[str, dict[str, None]] = defaultdict(dict)  # whose cells name a run, in order
+    sweeps: defaultdict[Any, dict[str, None]] = defaultdict(dict)  # whose cells name a run, in order
     for manifest in store.manifests():
         for cell in manifest["cells"] if manifest.get("sweep") else ():
             for key in ("run_id", "native_id", "bare_id"):
@@ -199,6 +206,102 @@ def _table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows for a W&B table, None where there is no number."""
     plain = frame.astype(object).where(frame.notna(), None)
     return list(plain.columns), plain.to_numpy().tolist()
+
+
+# ---- the dashboard
+
+
+def workspace(entity: str, project: str) -> Any:
+    """The workspace with its panels: accuracy against updates by init, gain by pair, zero-shot, cost, and
+    tables.
+
+    Means and bands are W&B's own, over the runs of a group, whatever differs between them; for inference see
+    the report. Runs are listed by method and init, the study's own run (its tables) is left out of the panels
+    by having none of their metrics.
+
+    Raises:
+        UserError: wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise UserError("a dashboard needs: pip install 'peft-portability[dashboard]'") from error
+    runs = ws.RunsetSettings(groupby=[ws.Config("method"), ws.Config("init")], pinned_columns=COLUMNS,
+                             order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)])
+    sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _panels(wr).items()]
+    return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=runs,
+                        settings=ws.WorkspaceSettings(max_runs=MOST))
+
+
+def _panels(wr: Any) -> dict[str, list[Any]]:
+    """Section -> panels; `wr` is wandb_workspaces.reports.v2."""
+    means = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev", "max_runs_to_show": MOST}
+
+    def line(title: str, metric: str, by: str) -> Any:
+        return wr.LinePlot(
+            x="Step", y=[metric], title_x="updates", **means, title=title, groupby=wr.Config(by))
+
+    def bars(title: str, metric: str, by: str) -> Any:
+        return wr.BarPlot(
+            title=title, metrics=[metric], groupby=wr.Config(by), max_bars_to_show=MOST, **means)
+
+    def scatter(title: str, metric: str, **how: Any) -> Any:
+        accuracy = wr.SummaryMetric("eval_accuracy")
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(metric), y=accuracy, **how)
+
+    return {
+        "Accuracy against updates": [
+            line("Accuracy, by init", "eval_accuracy", "init"),
+            line("Test loss, by init", "eval_loss", "init"),
+            line("Accuracy, by method", "eval_accuracy", "method"),
+        ],
+        "Gain by pair": [
+            bars("Gain over scratch, by origin -> receiving", "gain_over_scratch", "pair"),
+            bars("Gain over sampled, by origin -> receiving", "gain_over_sampled", "pair"),
+            bars("Gain over scratch, by method", "gain_over_scratch", "method"),
+        ],
+        "Zero-shot": [
+            bars("Lift over the bare host, by pair", "zero_shot_lift", "pair"),
+            bars("Lift over the bare host, by method", "zero_shot_lift", "method"),
+            bars("Accuracy before any update, by init", "zero_shot_accuracy", "init"),
+        ],
+        "Cost": [
+            scatter("Accuracy against trainable parameters", "trainable_params", log_x=True),
+            scatter("Accuracy against seconds", "seconds"),
+        ],
+        "Runs": [
+            *(wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=24, h=12))
+              for name in ("cells", "gains")),
+            wr.RunComparer(diff_only="split"),
+        ],
+    }
+
+
+def save(project: str, place: str, folder: Path) -> str:
+    """Save the workspace in a project, unless this version of it was saved there; gives back its address.
+
+    Args:
+        place: where in W&B, see `Tracker.place`.
+        folder: the study's, whose `wandb/sent/dashboard.json` remembers.
+
+    Raises:
+        UserError: wandb-workspaces is not installed, or W&B did not take it.
+    """
+    path = folder / "wandb" / "sent" / "dashboard.json"
+    saved = json.loads(path.read_bytes()) if path.exists() else {}
+    if saved.get(place, {}).get("version") == VERSION:
+        return saved[place]["url"]
+    import wandb
+
+    try:
+        made = workspace(os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or "", project)
+        made.save()
+        url = made.url
+    except Exception as error:  # whatever W&B may raise
+        raise UserError(f"W&B did not take the dashboard of {project} ({error})") from error
+    write_json(path, {**saved, place: {"version": VERSION, "url": url}})
+    return url
 
 
 if __name__ == "__main__":

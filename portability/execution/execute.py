@@ -159,12 +159,12 @@ def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], context
             if isinstance(error, LOST) and not isinstance(error, torch.OutOfMemoryError):
                 raise
             left = [run for run in stack if run.run_id not in context.settled]
-            reason = str(error)
             if len(left) == 1:
                 context.fail(left.pop(), TOO_LARGE if isinstance(error, torch.OutOfMemoryError) else error)
+            elif left:
+                log.warning("a stack of %d runs broke (%s); halving it", len(left), error)
         context.release()
         if left:
-            log.warning("a stack of %d runs broke (%s); halving it", len(left), reason)
             waiting += [left[len(left) // 2 :], left[: len(left) // 2]]
 
 

@@ -8,7 +8,6 @@ STALE_SECONDS. With each heartbeat a process also writes what its runs are at (s
 
 import contextlib
 import json
-import logging
 import os
 import platform
 import threading
@@ -24,7 +23,6 @@ from portability.core.errors import GracefulStop
 from portability.core.specs import digest
 from portability.core.stages import Stage
 
-log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 # our choice: twelve heartbeats, because network file systems show times late (D-44)
 STALE_SECONDS = 60.0
@@ -145,7 +143,6 @@ class Leases:
         found = _parse(away, seen.run_id)
         if found == seen:
             self._path(seen.owner, "stage").unlink(missing_ok=True)
-            log.info("run %s was left behind by a process that is gone", seen.run_id)
         else:  # give it back
             with contextlib.suppress(FileExistsError):
                 os.link(away, path)

@@ -71,6 +71,9 @@ class Worker:
         owner: its name among those who have runs in hand; None: a new one.
         beat: seconds between its heartbeats (leases.Leases); None: as usual.
         leave: ends this worker in the midst of a job that takes too long.
+
+    Attributes:
+        stopped: set it to ask for an end; the job at hand keeps its checkpoints after its next update.
     """
 
     def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None] = lambda stage: None,
@@ -148,11 +151,6 @@ class Worker:
         """This worker's even part of its machine's cores, among the workers of the study that have something
         in hand."""
         return max(1, self.cores // (1 + self.claims.neighbours()))
-
-    def stop(self) -> None:
-        """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with
-        GracefulStop."""
-        self.stopped.set()
 
 
 # ---- a list of jobs that workers share

@@ -9,11 +9,10 @@ import pytest
 from portability.analysis.load import tidy
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec, from_dict
-from portability.publish import comparisons, main
+from portability.publish import VERSION, comparisons, main, save, workspace
 from portability.store import Result
 from portability.store.admin.archive import pack
 from portability.tracking.runs import Tracker, TrackingSpec, entry_of
-from portability.tracking.workspace import VERSION, save, workspace
 from support.store_parts import contents, flip, ported, study
 from support.synthetic import build
 from support.wandb_files import files, inspect

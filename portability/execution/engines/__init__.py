@@ -1,9 +1,8 @@
 """How a plan is spread: in this process, over this machine's cores and GPUs, a Ray cluster, or a Slurm queue;
-one file an engine, which imports what it needs when it starts."""
+an engine imports what it needs when it starts."""
 
 from portability.execution.engines.base import Engine
-from portability.execution.engines.inprocess import InProcess
-from portability.execution.engines.local import Local
+from portability.execution.engines.local import InProcess, Local
 from portability.execution.engines.ray import Ray
 from portability.execution.engines.slurm import Slurm
 

@@ -292,8 +292,8 @@ class Actor:
         work(jobs, self.worker, LOOK_SECONDS)
 
     def stop(self) -> None:
-        """See Worker.stop."""
-        self.worker.stop()
+        """See Worker.stopped."""
+        self.worker.stopped.set()
 
 
 def _check(start: Start) -> None:

@@ -232,7 +232,7 @@ def run_task(jobs: Path, setup: Setup, device: str, most: int | None) -> str | N
     workers: list[Worker] = []
 
     def stop(*_: object) -> None:
-        workers[0].stop() if workers else sys.exit()
+        workers[0].stopped.set() if workers else sys.exit()
 
     for number in STOPS:
         signal.signal(number, stop)
