@@ -22,6 +22,7 @@ from typing import Any
 from portability.core.errors import GracefulStop
 from portability.core.specs import digest
 from portability.core.stages import Stage
+from portability.store.atomic import replacing
 
 HEARTBEAT_SECONDS = 5.0
 # our choice: twelve heartbeats, because network file systems show times late (D-44)
@@ -50,7 +51,7 @@ class Leases:
         self.folder = Path(root) / "running"
         self.owner, self.beat = owner or uuid.uuid4().hex, beat or HEARTBEAT_SECONDS
         self.mine: set[str] = set()
-        self.stage: Stage | None = None
+        self.stage: Stage | None = None  # what runs that are held are at; written within `beat` seconds
 
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
@@ -93,13 +94,8 @@ class Leases:
             stage, self.stage = self.stage, None
             with contextlib.suppress(OSError):  # a full disk, say: the heartbeat does not depend on it
                 if stage is not None:
-                    draft = self.folder / f".{self.owner}.stage"
-                    draft.write_text(json.dumps(asdict(stage)))
-                    draft.rename(self._path(self.owner, "stage"))
-
-    def say(self, stage: Stage) -> None:
-        """Note what runs that are held are at; it is written within `beat` seconds."""
-        self.stage = stage
+                    with replacing(self._path(self.owner, "stage"), flush=False) as draft:
+                        draft.write_text(json.dumps(asdict(stage)))
 
     def stages(self) -> dict[str, Stage]:
         """What the processes that hold runs were at, at their last heartbeats, by owner."""
@@ -107,30 +103,24 @@ class Leases:
 
     def _files(self, kind: str, parse: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
         """The names and contents of files of a kind."""
-        for path in self.folder.glob(f"[!.]*.{kind}"):
+        for path in self.folder.glob(f"*.{kind}"):
             # its owner let go, or it is being written, or a crash tore it
             with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
                 yield path.stem, parse(path.read_text())
 
     def _take(self, run_id: str) -> bool:
-        path, draft = self._path(run_id), self.folder / f".{self.owner}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         claim = Lease(run_id, platform.node(), os.getpid(), now, machine(), started(os.getpid()), self.owner)
-        draft.write_text(json.dumps(asdict(claim)))
-        try:
-            for _ in range(2):
-                with contextlib.suppress(FileExistsError):
-                    os.link(draft, path)  # fails where there is one, on network file systems too
-                    return True
-                held = self.read(run_id)
-                if held is not None and held.owner == self.owner:
-                    return True  # a network file system may say so of a link that it made itself
-                if held is not None and (self.lives(held) or not self.drop(held)):
-                    return False
-            return False
-        finally:
-            draft.unlink(missing_ok=True)
+        for _ in range(2):
+            with (contextlib.suppress(FileExistsError),
+                  replacing(self._path(run_id), flush=False, anew=True) as draft):
+                draft.write_text(json.dumps(asdict(claim)))
+            held = self.read(run_id)  # a network file system may call a link there that it made itself
+            if held is not None and held.owner == self.owner:
+                return True
+            if held is not None and (self.lives(held) or not self.drop(held)):
+                return False
+        return False
 
     def drop(self, seen: Lease) -> bool:
         """Move a claim of a process that is gone out of the way; False where another took the run over in

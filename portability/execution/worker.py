@@ -71,14 +71,13 @@ class Worker:
         owner: its name among those who have runs in hand; None: a new one.
         beat: seconds between its heartbeats (leases.Leases); None: as usual.
         leave: ends this worker in the midst of a job that takes too long.
-
-    Attributes:
         stopped: set it to ask for an end; the job at hand keeps its checkpoints after its next update.
     """
 
     def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None] = lambda stage: None,
                  owner: str | None = None, beat: float | None = None,
-                 leave: Callable[[], None] = lambda: os._exit(TIMED_OUT)):
+                 leave: Callable[[], None] = lambda: os._exit(TIMED_OUT),
+                 stopped: threading.Event | None = None):
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         import torch
         import transformers
@@ -93,7 +92,7 @@ class Worker:
         logging.getLogger("adapters").setLevel(logging.ERROR)
         # of transformers, about adapters' T5 layers
         warnings.filterwarnings("ignore", category=FutureWarning)
-        self.stopped = threading.Event()
+        self.stopped = stopped or threading.Event()
         self.claims, self.report, self.cores = Leases(setup.store, owner, beat), report, place.cores
         self.minutes, self.late, self.leave = setup.timeout_minutes, False, leave
         self.context: WorkerContext = WorkerContext(
@@ -101,7 +100,7 @@ class Worker:
             Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, self.stopped, self.free)
 
     def _tell(self, stage: Stage) -> None:
-        self.claims.say(stage)
+        self.claims.stage = stage
         self.report(stage)
 
     def run(self, job: Job) -> None:

@@ -97,9 +97,8 @@ class InProcess(Engine):
 
     def __init__(self, conf: EngineConf, setup: Setup):
         super().__init__(conf, setup)
-        self.worker: Worker | None = None
         self.error: BaseException | None = None
-        self.how, self.stopping = "", threading.Event()
+        self.how, self.stopped = "", threading.Event()
 
     @staticmethod
     def places(conf: EngineConf) -> list[Place]:
@@ -108,7 +107,7 @@ class InProcess(Engine):
 
     def launch(self, name: str, jobs: Sequence[Job]) -> threading.Thread:
         """See Engine.launch."""
-        self.how = ""
+        self.how, self.stopped = "", threading.Event()
         thread = threading.Thread(target=self._work, args=(name, jobs), daemon=True)
         thread.start()
         return thread
@@ -121,8 +120,7 @@ class InProcess(Engine):
 
     def drain(self) -> None:
         """See Engine.drain; what a worker left behind is free again, though this process goes on."""
-        self.stopping.set()
-        self._stop()
+        self.stopped.set()
         for thread in self.pool.values():
             thread.join(DRAIN_SECONDS)
         over = {name for name, thread in self.pool.items() if not thread.is_alive()} | self.ended.keys()
@@ -130,19 +128,14 @@ class InProcess(Engine):
             if claim.owner in over:
                 self.claims.drop(claim)
 
-    def _stop(self) -> None:
-        if self.worker is not None:
-            self.worker.stopped.set()
-
     def _work(self, name: str, jobs: Sequence[Job]) -> None:
         """The worker's thread, which makes the worker because torch keeps the number of its threads by
         thread."""
         os.environ.update(ENVIRONMENT)
         try:
-            self.worker = Worker(self.setup, self.where[0], owner=name, beat=self.poll_seconds,
-                                 leave=self._stop)
-            if not self.stopping.is_set():
-                work(jobs, self.worker, self.poll_seconds)
+            worker = Worker(self.setup, self.where[0], owner=name, beat=self.poll_seconds,
+                            leave=self.stopped.set, stopped=self.stopped)
+            work(jobs, worker, self.poll_seconds)
         except TookTooLong:
             self.how = "the worker was stopped because its runs took too long"
         except BaseException as error:  # raised where it is looked at

@@ -21,7 +21,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -229,18 +229,14 @@ def run_task(jobs: Path, setup: Setup, device: str, most: int | None) -> str | N
     Returns:
         why a file could not be read or written, or None.
     """
-    workers: list[Worker] = []
-
-    def stop(*_: object) -> None:
-        workers[0].stopped.set() if workers else sys.exit()
-
+    stopped = threading.Event()
     for number in STOPS:
-        signal.signal(number, stop)
+        signal.signal(number, lambda *_: stopped.set())
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     owner = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
     try:
-        workers.append(Worker(setup, _place(device), owner=owner))
-        work(pickle.loads(jobs.read_bytes()), workers[0], LOOK_SECONDS, most)
+        worker = Worker(setup, _place(device), owner=owner, stopped=stopped)
+        work(pickle.loads(jobs.read_bytes()), worker, LOOK_SECONDS, most)
     except OSError as error:
         return str(error)
     return None
