@@ -187,7 +187,13 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
     attached = attach(host, first.method)
     try:
         bench = StackContext(attached, scorer, training, test)
-        starts = _starts(runs, bench, context)
+        builder = StartBuilder(bench, context.store, context.data, context.place.device, context.free)
+        starts: dict[str, InitialState] = {}
+        for run in runs:
+            try:
+                starts[run.run_id] = builder.make(run)
+            except UserError as error:  # a run whose port is impossible fails alone
+                context.fail(run, error)
         runs = [run for run in runs if run.run_id in starts]
         size = _most(runs, starts, bench, context) if len(runs) > 1 else 1
         overhead = (time.perf_counter() - started) / max(1, len(runs))
@@ -234,17 +240,3 @@ def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContex
         run=run, labels=test.labels, predictions=at_start, last_predictions=at_start, head=head,
         host_parameters=count_parameters(scorer), device=context.place.device,
         seconds=time.perf_counter() - started, too_long=task_of(run.task).too_long(None, test))
-
-
-# ---- starts
-
-
-def _starts(runs: Sequence[RunSpec], bench: StackContext, context: WorkerContext) -> dict[str, InitialState]:
-    """Each run's start; a run whose port is impossible fails alone."""
-    builder, starts = StartBuilder(bench, context.store, context.data, context.place.device, context.free), {}
-    for run in runs:
-        try:
-            starts[run.run_id] = builder.make(run)
-        except UserError as error:
-            context.fail(run, error)
-    return starts

@@ -62,7 +62,6 @@ class Ledger:
         for run_id, failure in self.known.items():
             if retry == "died" and failure.get("kind") not in TRIED_AGAIN and run_id not in self.failed:
                 self._fail(run_id, str(failure["error"]))
-        self.earlier = len(self.failed)
 
     def jobs(self) -> list[Job]:
         """All that is to do, origins before what starts from them; the longest stacks of each generation come

@@ -48,7 +48,7 @@ class Entry:
         id: the run's id in W&B, which names what was measured: the same run with other numbers is another W&B
             run.
         how: group, job_type, name and tags.
-        curve: the history, see `history`.
+        curve: the history: `step` and `values` of each update at which something was measured.
         tables: name -> columns and rows.
         module: what the run trained.
         origin: what it started from.
