@@ -204,3 +204,9 @@ def cannot_go_on(error: object) -> UserError:
     """What to raise where a worker could not read or write a file, so that no run can be carried out."""
     return UserError(f"cannot go on: {error}; finished runs are kept, repeat the command once it is put "
                      "right")
+
+
+def last_line(said: str) -> str:
+    """Where a program says what went wrong."""
+    lines = said.strip().splitlines() or ["no reason given"]
+    return lines[-1].strip()[:300].removeprefix("sbatch: error: ")

@@ -28,7 +28,7 @@ from portability import __version__
 from portability.core.errors import UserError, redact_paths
 from portability.core.schema import build
 from portability.core.stages import Stage
-from portability.execution.engines.base import Ended, Engine, cannot_go_on
+from portability.execution.engines.base import Ended, Engine, cannot_go_on, last_line
 from portability.execution.worker import DRAIN_SECONDS, ENVIRONMENT, Job, Setup, Worker, work
 from portability.hosts.devices import Place, cores
 from portability.planning.study import EngineConf
@@ -171,7 +171,7 @@ class Ray(Engine):
             return redact_paths(f"the worker broke: {type(error.cause).__name__}: {error.cause}")
         except self.ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False):
-                said = _last_words(str(error)).removeprefix("portability.core.errors.UserError: ")
+                said = last_line(str(error)).removeprefix("portability.core.errors.UserError: ")
                 raise UserError(f"a Ray worker cannot start: {said}") from None
             return _death(error)
         return ""
@@ -196,10 +196,7 @@ def _death(error: Exception) -> str:
         >>> _death(Exception("... Worker exit type: SYSTEM_ERROR ... with an exit code 4."))
         'the worker ended with exit code 4'
     """
-    said = str(error)
-    if "memory pressure" in said or "OUT_OF_MEMORY" in said:
-        return "the worker was killed because its node ran short of memory"
-    if code := re.search(r"exit code (\d+)", said):
+    if code := re.search(r"exit code (\d+)", str(error)):
         return f"the worker ended with exit code {code[1]}"
     return f"the worker crashed, was killed, or was lost with its node ({type(error).__name__})"
 
@@ -230,7 +227,7 @@ def connect(options: Options, workers: int | None) -> Any:
             ray.init(address="local", num_cpus=ceil(workers * options.cpus) if workers else cores(),
                      include_dashboard=False, object_store_memory=OBJECT_STORE, **QUIET)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"Ray cannot start here ({_last_words(str(error))}); try engine=local") from error
+            raise UserError(f"Ray cannot start here ({last_line(str(error))}); try engine=local") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray put its own there
     return ray
@@ -262,13 +259,9 @@ def _rehearse(address: str) -> None:
             raise UserError(f"the Ray cluster at {address} does not let us in without its token; copy "
                             "~/.ray/auth_token from its head, or name it in RAY_AUTH_TOKEN_PATH") from None
         late = isinstance(error, subprocess.TimeoutExpired)
-        why = f"no answer in {CONNECT_SECONDS} s" if late else _last_words(said)
+        why = f"no answer in {CONNECT_SECONDS} s" if late else last_line(said)
         raise UserError(f"no Ray cluster lets us in at {address} ({why}); start one with 'ray start', or use "
                         "engine.options.address=null for this machine alone") from None
-
-
-def _last_words(said: str) -> str:
-    return (said.strip().splitlines() or ["it gave no reason"])[-1].strip()[:300]
 
 
 # ---- on a node

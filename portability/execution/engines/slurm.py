@@ -35,7 +35,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from portability.core.errors import UserError
 from portability.core.schema import Count, build
 from portability.core.specs import digest
-from portability.execution.engines.base import Engine, cannot_go_on
+from portability.execution.engines.base import Engine, cannot_go_on, last_line
 from portability.execution.worker import ENVIRONMENT, Job, Setup, Worker, work
 from portability.hosts.devices import Place, places
 from portability.planning.study import EngineConf
@@ -135,7 +135,7 @@ class Slurm(Engine):
                 names = [job.job_id for job in executor.submit_array([task] * count)]
         except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(folder)
-            raise UserError(f"Slurm refuses an array of tasks ({_last_line(str(error))}); change "
+            raise UserError(f"Slurm refuses an array of tasks ({last_line(str(error))}); change "
                             "engine.options, or repeat the command when the queue is shorter") from error
         self.pending |= set(names)
         return names
@@ -211,12 +211,8 @@ def read_queue(name: str) -> list[tuple[str, str, str]]:
 def _ask(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"Slurm does not answer: {_last_line(done.stderr)}")
+        raise UserError(f"Slurm does not answer: {last_line(done.stderr)}")
     return done.stdout
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1].removeprefix("sbatch: error: ")
 
 
 # ---- inside a task
