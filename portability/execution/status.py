@@ -40,15 +40,15 @@ def states(planned: Plan, store: Store) -> dict[str, State]:
     held, stages, failures = claims.all(), claims.stages(), store.failures(planned.marks)
     found = {}
     for run_id, run in planned.runs.items():
+        claim, failure = held.get(run_id), failures.get(run_id, {})
+        lives = claim is not None and claims.lives(claim)
+        if lives or (claim is not None and failure.get("at", "") < claim.since):
+            failure = {}  # it was tried again since then
         if planned.marks[run_id] <= marks.get(run_id, frozenset()):
             found[run_id] = State("done")
-            continue
-        claim, failure = held.get(run_id), failures.get(run_id)
-        lives = claim is not None and claims.lives(claim)
-        if failure is not None and not lives and (claim is None or failure.get("at", "") >= claim.since):
-            if failure.get("kind") == "Blocked" and failure.get("origin"):
-                found[run_id] = State("blocked", f"by its origin run {failure['origin']}")
-                continue
+        elif failure.get("kind") == "Blocked" and failure.get("origin"):
+            found[run_id] = State("blocked", f"by its origin run {failure['origin']}")
+        elif failure:
             file = store.root / "failures" / f"{run_id}-{failure['attempt']}.json"
             found[run_id] = State("failed", f"at attempt {failure['attempt']}: {failure['error']} ({file})")
         elif claim is not None:
