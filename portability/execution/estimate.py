@@ -169,8 +169,8 @@ def _measure(setup: Setup, place: Place, samples: Sequence[tuple[RunSpec, int]])
         runs = [replace(run, seed=seed) for seed in range(members)]
         worker.run(Job(runs, {one.run_id: [UPDATES] for one in runs}))
         failures = worker.context.store.failures()
-        if len(failures) >= len(runs):
-            raise UserError(next(iter(failures.values()))["error"])
+        if all(one.run_id in failures for one in runs):
+            raise UserError(failures[runs[0].run_id]["error"])
         together, at = max(times.items(), key=lambda item: (len(item[1]), len(item[0])))
         times.clear()
         yield (at[-1] - at[0]) / (UPDATES - 1) / len(together)
