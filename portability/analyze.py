@@ -71,8 +71,9 @@ def _analyse(store: Store, metric: str | None, console: Console | None) -> None:
               for chart in (*head, *(chart for part in parts for chart in part.charts))}
     files |= {"report.md": report(context, parts, head),
               "report/index.html": page(context, parts, head, details(store, context))}
+    for folder in ("tables", "plots", "report"):
+        (root / folder).mkdir(exist_ok=True)
     for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, encoding="utf-8")
     if console is not None:
         say(context, console)
