@@ -5,8 +5,7 @@ import pytest
 import portability.inits.start as start
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import InitSpec, MethodSpec, PortSpec
-from portability.execution.execute import execute
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext, execute
 from portability.inits.extraction import extract
 from portability.inits.kinds import INITS, InitContext, extraction_options
 from portability.methods import attach

@@ -10,7 +10,7 @@ import torch
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.execution import execute
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext
 from portability.methods import attach
 from portability.planning.plan import plan
 from portability.porting.base import PortContext
