@@ -28,8 +28,8 @@ from portability.inits.start import StartBuilder, on_device, start_head
 from portability.methods import attach
 from portability.methods.adapters_backend import prepare
 from portability.store import Store
-from portability.tasks.base import EvalSet, Training
-from portability.tasks.registry import Task, TaskScorer, task_of
+from portability.tasks.base import EvalSet, Task, TaskScorer, Training
+from portability.tasks.registry import task_of
 from portability.training.memory import free_bytes, max_stack_size, member_bytes
 from portability.training.run_output import InitialState, RunOutput, build_result
 from portability.training.stack import Stack, StackContext, count_parameters, split_resumable

@@ -22,8 +22,8 @@ from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext
 from portability.porting.port import fit_head, port
 from portability.store import Store
-from portability.tasks.base import Answered
-from portability.tasks.registry import TaskScorer, task_of
+from portability.tasks.base import Answered, TaskScorer
+from portability.tasks.registry import task_of
 from portability.training.run_output import InitialState
 from portability.training.stack import StackContext
 

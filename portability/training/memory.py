@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from portability.hosts.devices import control
-from portability.tasks.registry import TaskScorer
+from portability.tasks.base import TaskScorer
 
 # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two
 # moments

@@ -21,8 +21,8 @@ from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
 from portability.planning.cost import split_evenly
 from portability.store import Store
-from portability.tasks.base import EvalSet, Predictions, Told, Training
-from portability.tasks.registry import TaskScorer, task_of
+from portability.tasks.base import EvalSet, Predictions, TaskScorer, Told, Training
+from portability.tasks.registry import task_of
 from portability.training import trainer
 from portability.training.run_output import InitialState, RunOutput
 

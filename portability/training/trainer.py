@@ -21,8 +21,7 @@ from torch.func import vmap
 
 from portability.core.specs import TrainSpec
 from portability.data.sampling import BatchSampler, fill
-from portability.tasks.base import HEAD, Parameters, Training
-from portability.tasks.registry import TaskScorer
+from portability.tasks.base import HEAD, Parameters, TaskScorer, Training
 from portability.training.cuda_graphs import CudaGraphRunner
 
 LOSS_EVERY = 10  # updates between two points of the stored training loss
