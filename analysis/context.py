@@ -8,12 +8,12 @@ from functools import cached_property, lru_cache
 
 import pandas as pd
 
-from portability.analysis.correctness import correctness
 from portability.analysis.load import Study, read
 from portability.analysis.metrics import OVER_EXAMPLES, Metric, metric_of
+from portability.analysis.records import correctness
 from portability.analysis.stats.blocks import LEVELS, compare
 from portability.analysis.stats.pairing import PORTED, Answers, arm_of, init_pairs, stratify_keys
-from portability.core.contrasts import SIZE, kinds
+from portability.core.contrasts import kinds
 from portability.core.errors import UserError
 from portability.core.specs import BARE
 from portability.store import Store
@@ -39,6 +39,11 @@ class StudyContext:
     def cells(self) -> pd.DataFrame:
         """The tidy frame (load.tidy)."""
         return self.study.cells
+
+    @property
+    def examples(self) -> str:
+        """Behind "new seeds": whether intervals cover new test examples."""
+        return " only" if self.why else " and new test examples"
 
     @cached_property
     def arms(self) -> pd.DataFrame:
@@ -67,12 +72,8 @@ class StudyContext:
 
     @cached_property
     def kinds(self) -> dict[tuple[str, str], str]:
-        """(origin, receiving) to what relates them: primary.pair_kind as the manifests have it; of older
-        ones, which say nothing, "size" for hosts of other shapes and "" for those of one shape."""
-        shapes = {host["name"]: host["shape"] for host in self.study.parts["host"]}
-        pairs = self.cells[["origin", "receiving"]].drop_duplicates().itertuples(index=False, name=None)
-        of_shape = {pair: "" if shapes.get(pair[0]) == shapes.get(pair[1]) else SIZE for pair in pairs}
-        return of_shape | kinds(self.study.facts)
+        """(origin, receiving) to what relates them, as the manifests say."""
+        return kinds(self.study.facts)
 
     def parts(self) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
         """The arms for every data set and port that a study has several of; what carries no port of the arm's

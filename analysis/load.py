@@ -1,6 +1,6 @@
 """Records and manifests of a study to one tidy frame: one row per cell, with its status and its numbers."""
 
-import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from portability.core.errors import choose
 from portability.core.wording import counted
 from portability.store import Store
 
-log = logging.getLogger(__name__)
 HOST_PAIR = ("one", "other", "cka", "weight_distance", "compared_fraction", "shape_distance")
+NOT_RUN = "no record and no failure: not run yet"
 INITS = (*ARMS, "sampled", "scratch")  # these first, in this order; other inits follow as they come
 
 
@@ -48,6 +48,11 @@ class Study:
     # and data sets for which answers were, how many
     parts: dict[str, list[dict[str, Any]]]
     schema: int  # of the records that are used, a key of specs.PROTOCOLS
+
+    @property
+    def hours(self) -> float:
+        """Running time of all records that are used."""
+        return sum(float(record["run_info"].get("total_time") or 0) for record in self.records) / 3600
 
 
 def tidy(store: Store, metric: str = "eval_accuracy") -> pd.DataFrame:
@@ -89,8 +94,6 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
     asked = _union(manifests)
     metric = _metric(asked, runs) if metric is None else metric
     cells = _resolve(asked, runs, metric)
-    done = int((cells["status"] == "done").sum())
-    log.info("%s: %d cells, %d done, %d records", store.root.name, len(cells), done, len(runs.records))
     return Study(
         name=store.root.resolve().name, metric=metric, cells=cells, problems=_problems(cells, runs, metric),
         facts=[{key: value for key, value in item.items() if key != "cells"} for item in manifests],
@@ -125,8 +128,8 @@ def _union(manifests: list[dict[str, Any]]) -> pd.DataFrame:
                 cells.loc[group.index[0], name] = None
     cells = cells.drop_duplicates(COORDINATES, ignore_index=True)
     rank = cells["init"].map({name: i for i, name in enumerate(INITS)}).fillna(len(INITS))
-    order = cells.assign(rank=rank).sort_values(["rank", "budget"], kind="stable").index
-    return cells.loc[order].reset_index(drop=True)
+    return cells.assign(rank=rank).sort_values(["rank", "budget"], kind="stable", ignore_index=True).drop(
+        columns="rank")
 
 
 def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
@@ -143,9 +146,8 @@ def _resolve(cells: pd.DataFrame, runs: Runs, metric: str) -> pd.DataFrame:
     cells.loc[cells["status"] != "done", runs.names] = float("nan")
     cells["value"] = cells[metric]
     empty = (cells["status"] == "done") & cells["value"].isna()
-    places = cells.loc[empty, ["run_id", "mark"]].to_numpy(object)
-    holes = [runs.hole(run_id, metric, mark) for run_id, mark in places]
-    cells.loc[empty, "reason"] = pd.Series(holes, index=cells.index[empty], dtype=object)
+    for row in cells.index[empty]:
+        cells.loc[row, "reason"] = runs.hole(cells.loc[row, "run_id"], metric, cells.loc[row, "mark"])
     cells.loc[empty, "status"] = "missing"
     cells = _with_references(cells.drop(columns=["found", "others"]), runs, metric)
     return cells.astype(dict.fromkeys(cells.select_dtypes("str"), object))  # Arrow texts take twice as long
@@ -176,38 +178,33 @@ def _states(ids: pd.Series, runs: Runs) -> pd.Series:
 def _problems(cells: pd.DataFrame, runs: Runs, metric: str) -> list[Problem]:
     """Failed, missing and foreign runs, duplicate cells, broken records, and metrics without a number, in
     that order, each named. Of the chosen metric each such cell is missing."""
-    found: list[Problem] = []
     if cells["data"].nunique() > 1:
         cells = cells.assign(receiving=cells["receiving"] + " (" + cells["data"] + ")")
-    open_cells = cells[~cells["status"].isin(["done", "duplicate"])]
-    for (status, run_id, reason), group in open_cells.groupby(["status", "run_id", "reason"], sort=False):
-        where = f"run {run_id} ({describe(group.iloc[0])})"
-        message = reason or "no record and no failure: not run yet"
-        found.append(Problem(str(status), where, message, len(group)))
-    for _, row in cells[cells["status"] == "duplicate"].iterrows():
-        found.append(Problem("duplicate", f"cell {describe(row)}, {row['budget']} updates", row["reason"], 1))
+    doubled, done = (cells[cells["status"] == status] for status in ("duplicate", "done"))
+    lacking = cells.drop([*doubled.index, *done.index]).groupby(["status", "run_id", "reason"], sort=False)
+    found = [Problem(str(status), f"run {run_id} ({describe(group.iloc[0])})", reason or NOT_RUN, len(group))
+             for (status, run_id, reason), group in lacking]
+    found += [Problem("duplicate", f"cell {describe(row)}, {row['budget']} updates", row["reason"], 1)
+              for _, row in doubled.iterrows()]
     for name in ("native", "bare"):
-        found.extend(_reference_problems(cells, name, runs, metric))
+        found += _reference_problems(cells, name, runs, metric)
     named = set(cells["run_id"]) | set(cells["native_id"]) | set(cells["bare_id"])
-    for run_id in sorted(set(runs.state) - named):
-        if runs.state[run_id] != "done":
-            message = f"{runs.reason[run_id]}; no cell reads it (an origin's training, or left over)"
-            found.append(Problem(runs.state[run_id], f"run {run_id}", message))
+    unread = "no cell reads it (an origin's training, or left over)"
+    found += [Problem(state, f"run {run_id}", f"{runs.reason[run_id]}; {unread}")
+              for run_id, state in sorted(runs.state.items()) if run_id not in named and state != "done"]
     count = cells["run_id"].value_counts()
-    found.extend(Problem("broken", f"run {i}", text, int(count.get(i, 0))) for i, text in runs.broken.items())
-    for i, names in runs.unmeasured.items():
-        places = [(name, mark) for name, marks in names.items() if name != metric for mark in marks]
-        found += [Problem("unmeasured", f"run {i}", f"{runs.hole(i, name, mark)} at {mark} updates",
-                          int(count.get(i, 0)))
-                  for name, mark in places]
+    found += [Problem("broken", f"run {i}", text, int(count.get(i, 0))) for i, text in runs.broken.items()]
+    found += [Problem("unmeasured", f"run {i}", f"{runs.hole(i, name, mark)} at {mark} updates",
+                      int(count.get(i, 0)))
+              for i, names in runs.unmeasured.items()
+              for name, marks in names.items() if name != metric for mark in marks]
     order = (*STATUSES[1:], "broken", "unmeasured")
     return sorted(found, key=lambda problem: order.index(problem.kind))
 
 
-def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs, metric: str) -> list[Problem]:
+def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs, metric: str) -> Iterator[Problem]:
     """Native or bare runs that are not done and that no cell reads as its own result."""
     ids, status = cells[f"{name}_id"], cells[f"{name}_status"]
-    found = []
     rows = cells[(status != "done") & ~ids.isin(cells["run_id"])]
     for (run_id, state), group in rows.groupby([ids, status], sort=False, dropna=False):
         where, message = f"{name} run {run_id}", runs.reason.get(str(run_id), "not run yet")
@@ -216,8 +213,7 @@ def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs, metric: str)
         if state == "duplicate":
             where = f"{name} of {describe(group.iloc[0])}"
             message = "the study's commands name different runs"
-        found.append(Problem(str(state), where, message, len(group)))
-    return found
+        yield Problem(str(state), where, message, len(group))
 
 
 def describe(row: pd.Series) -> str:

@@ -1,16 +1,19 @@
-"""The run records of a study, each read once: marks, facts and provenance of those that are used, and why
-others are not."""
+"""The run records of a study, each read once: marks, facts and provenance of those that are used, why others
+are not, and which test examples each run gets right."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 
-from portability.analysis.correctness import marks_of
-from portability.analysis.metrics import SCORE, names_of, value_of
+from portability.analysis.metrics import PREFIX, SCORE, names_of, value_of
+from portability.core.errors import UserError
+from portability.core.measures import MEASURES, Measure, Undefined
 from portability.core.specs import PROTOCOLS
 from portability.store import Store
 
@@ -85,9 +88,8 @@ def read_runs(store: Store, metric: str | None) -> Runs:
         _add_provenance(runs, run_id, record)
     for run_id, failure in store.failures().items():
         if run_id not in runs.state:
-            runs.state[run_id] = "failed"
-            attempt = failure.get("attempt", "?")
-            runs.reason[run_id] = f"{failure.get('error', 'no message')} (attempt {attempt})"
+            words = f"{failure.get('error', 'no message')} (attempt {failure.get('attempt', '?')})"
+            runs.state[run_id], runs.reason[run_id] = "failed", words
     runs.reason = runs.broken | runs.reason
     runs.marks, runs.facts = _marks(rows), pd.DataFrame(facts, columns=["run_id", *FACTS])
     return runs
@@ -132,8 +134,8 @@ def _add_provenance(runs: Runs, run_id: str, record: dict[str, Any]) -> None:
     for name, part in parts.items():
         runs.distinct[name].setdefault(json.dumps(part, sort_keys=True), part)
     for hole in train.get("unmeasured") or []:
-        runs.unmeasured.setdefault(run_id, {}).setdefault(hole["metric"],
-                                                          {})[hole["updates"]] = hole["reason"]
+        metrics = runs.unmeasured.setdefault(run_id, {})
+        metrics.setdefault(hole["metric"], {})[hole["updates"]] = hole["reason"]
     runs.records.append({key: record.get(key) or {} for key in ("run_info", "meta_info")}
                         | {"run_id": run_id})
 
@@ -145,3 +147,67 @@ def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame[names] = frame[names].apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
     frame["mark"] = frame["mark"].astype("int64")
     return frame.drop_duplicates(["run_id", "mark"], keep="last", ignore_index=True)
+
+
+def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
+    """Of each done cell, by (run id, mark), which of M test examples it gets right (a tie counts as
+    negative): (M,) bool; of answers their scores: (M,) in [0, 1].
+
+    Raises:
+        UserError: a run has no predictions, none at a mark of its record, or other labels or another number
+        of answers.
+    """
+    found: dict[tuple[str, int], np.ndarray] = {}
+    tested: dict[str, np.ndarray] = {}
+    done = cells[cells["status"] == "done"]
+    for (run_id, data), marks in done.groupby(["run_id", "data"], sort=True)["mark"]:
+        saved = store.predictions(str(run_id))
+        examples = saved.get("label")
+        if examples is None:
+            examples = _questions(store, str(run_id), saved["score"].shape[1])
+        if not np.array_equal(tested.setdefault(data, examples), examples):
+            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs")
+        places = {int(mark): i for i, mark in enumerate(saved["updates"])}
+        for mark in map(int, marks.unique()):
+            if mark not in places:
+                raise UserError(f"run {run_id} has no predictions at {mark} updates; run it again")
+            at = places[mark]
+            found[str(run_id), mark] = saved["score"][at] if "score" in saved else (
+                saved["margin"][at] > 0) == (examples == 1)
+    return found
+
+
+def marks_of(store: Store, record: Mapping[str, Any], metric: str | None) -> list[dict[str, Any]]:
+    """The marks of a record; a shipped metric of margins that they lack is computed where margins and labels
+    are stored.
+
+    Args:
+        metric: the one that is looked at, if any.
+    """
+    train = record["train_info"]
+    marks, measure = train["metrics"], MEASURES.get(str(metric).removeprefix(PREFIX))
+    if measure is None or measure.column != "margin" or all(metric in mark for mark in marks):
+        return marks
+    try:
+        saved = store.predictions(record["run_id"])
+    except (UserError, SafetensorError, OSError):
+        return marks
+    if "label" not in saved:
+        return marks
+    margins = dict(zip(saved["updates"].tolist(), saved["margin"].astype(float), strict=True))
+    return [mark | _computed(str(metric), measure, margins.get(mark["updates"]), saved["label"])
+            for mark in marks]
+
+
+def _computed(name: str, measure: Measure, margin: np.ndarray | None, labels: np.ndarray) -> dict[str, float]:
+    """The metric of one mark, nothing where it is not defined or the mark has no predictions."""
+    with suppress(Undefined):
+        return {} if margin is None else {name: float(measure.value(margin, labels))}
+    return {}
+
+
+def _questions(store: Store, run_id: str, count: int) -> np.ndarray:
+    """What tells one test set of prompts from another: how many there are, and the digest that a run was
+    planned with."""
+    spec = (store.read(run_id) or {}).get("spec", {})
+    return np.array([str(count), str(spec.get("data", {}).get("eval_digest"))])

@@ -10,8 +10,7 @@ import argparse
 import gc
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -19,17 +18,15 @@ from rich.markup import escape
 from rich.table import Table as Rows
 
 from portability.analysis.context import StudyContext, gather
-from portability.analysis.figures.curves import headline
-from portability.analysis.figures.svg import Chart, svg_file
+from portability.analysis.figures.charts import headline
+from portability.analysis.figures.svg import svg_file
 from portability.analysis.measures.primary_contrasts import has_contrasts
 from portability.analysis.metrics import METRICS
-from portability.analysis.report.findings import caveats, headline_numbers, numbers, verdict_words
+from portability.analysis.report.findings import caveats, headline_numbers, numbers, sections, verdict_words
 from portability.analysis.report.html import page
 from portability.analysis.report.markdown import count_words, report
 from portability.analysis.report.run_details import details
-from portability.analysis.report.sections import sections
 from portability.analysis.tables.render import FORMS
-from portability.analysis.tables.spec import Table
 from portability.core.errors import UserError
 from portability.store import Store, studies
 
@@ -46,12 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m portability.analyze",
                                      description=__doc__.partition("\n")[0])
     parser.add_argument("results", nargs="?", default="results", help="results folder, or one study's folder")
-    parser.add_argument(
-        "--metric",
-        help=f"one of: {', '.join(METRICS)}, or eval_NAME of a study's own; by default accuracy where all "
-        f"runs "
-        "have it, else ROUGE-L where all have that, else the score, which is either, else the first that all "
-        "have; what a record lacks is computed from its predictions where they give it")
+    parser.add_argument("--metric", help=(
+        f"one of: {', '.join(METRICS)}, or eval_NAME of a study's own; by default the first of accuracy, "
+        "ROUGE-L and score that all runs have, else the first that all have"))
     parser.add_argument("--quiet", action="store_true", help="write the files and print only where they are")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -70,15 +64,20 @@ def _analyse(store: Store, metric: str | None, console: Console | None) -> None:
     context, root = gather(store, metric), store.root
     gc.freeze()  # statsmodels collects garbage at every correction: what is here by now is none
     head, parts = headline(context), sections(context)
-    write_tables([table for part in parts for table in part.tables], root)
-    write_charts([*head, *(chart for part in parts for chart in part.charts)], root)
-    (root / "report.md").write_text(report(context, parts, head), encoding="utf-8")
-    path = root / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(page(context, parts, head, details(store, context)), encoding="utf-8")
+    files = {f"tables/{table.name}.{ending}": form(table) for part in parts for table in part.tables
+             for ending, form in FORMS.items()}
+    files |= {f"plots/{chart.name}.svg": svg_file(chart)
+              for chart in (*head, *(chart for part in parts for chart in part.charts))}
+    files |= {"report.md": report(context, parts, head),
+              "report/index.html": page(context, parts, head, details(store, context))}
+    for folder in ("tables", "plots", "report"):
+        (root / folder).mkdir(exist_ok=True)
+    for name, text in files.items():
+        (root / name).write_text(text, encoding="utf-8")
     if console is not None:
         say(context, console)
-    sys.stdout.write(f"Written: {path}, {root / 'report.md'}, {root / 'tables'}, {root / 'plots'}\n")
+    written = ", ".join(str(root / name) for name in ("report/index.html", "report.md", "tables", "plots"))
+    sys.stdout.write(f"Written: {written}\n")
 
 
 def say(context: StudyContext, console: Console) -> None:
@@ -103,24 +102,6 @@ def say(context: StudyContext, console: Console) -> None:
         sys.stdout.write("\n".join([*lines[:NAMED], *more, ""]))
 
 
-def write_tables(tables: Iterable[Table], root: Path) -> None:
-    """Write every table in every form below `root`/tables."""
-    folder = root / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    for table in tables:
-        for ending, form in FORMS.items():
-            (folder / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")
-
-
-def write_charts(charts: Iterable[Chart], root: Path) -> None:
-    """Write every chart as a file of its own below `root`/plots."""
-    folder = root / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
-    for chart in charts:
-        (folder / f"{chart.name}.svg").write_text(svg_file(chart), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    gc.set_threshold(100_000, 50,
-                     100)  # many objects and few cycles: 7 % of the time went into looking for cycles
+    gc.set_threshold(100_000, 50, 100)  # many objects, few cycles: 7 % of the time went into looking
     sys.exit(main())

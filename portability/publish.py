@@ -7,10 +7,13 @@ is remembered, so a repeated call sends only what is new.
 """
 
 import argparse
+import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,19 @@ from portability.analysis.stats.pairing import COORDINATES, arm_of, paired
 from portability.core.errors import UserError, redact_paths
 from portability.core.specs import BARE
 from portability.store import Store, studies
+from portability.store.atomic import write_json
 from portability.tracking.runs import Entry, Module, Tracker, TrackingSpec, entry_of, has_key, resolve_mode
 
 log = logging.getLogger(__name__)
-TARGETS = ("wandb",)
 IN_A_ROW = 5  # refusals by W&B before a study is given up (our choice): each may take 20 s
 STUDY = "study"  # the run that holds a study's tables
 CELLS = [*COORDINATES, "run_id", "mark", "status", "value", "bare", "native", "lift"]
+VERSION = 2  # raise it when the panels change: the workspace is then saved as a new view
+NAME = "Porting: comparisons"
+COLUMNS = [*(f"config:{name}.value" for name in ("method", "init", "pair", "relation", "seed")), *(
+    f"summary:{name}" for name in (
+        "eval_accuracy", "zero_shot_lift", "gain_over_scratch", "gain_over_sampled", "seconds"))]
+MOST = 1000  # runs a panel shows (our choice: W&B's ten would be means of ten arbitrary runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     change something."""
     parser = argparse.ArgumentParser(prog="python -m portability.publish", description=__doc__)
     parser.add_argument("results", type=Path, help="results folder, or one study's folder")
-    parser.add_argument("--to", required=True, choices=TARGETS)
+    parser.add_argument("--to", required=True, choices=("wandb",))
     parser.add_argument("--mode", default="auto", choices=("auto", "offline", "online"),
                         help="auto: $WANDB_MODE, else online if a key is found, else offline")
     parser.add_argument("--project", help="W&B project; by default portability-STUDY, as while a study runs")
@@ -51,169 +60,118 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"portability: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("portability: interrupted; what was sent is remembered, "
-                         "repeat the command to go on\n")
+        sys.stderr.write("portability: interrupted; repeat the command to go on\n")
         return 130
 
 
 def _publish_all(options: argparse.Namespace) -> bool:
     """Publish each study; whether anything failed."""
-    mode = resolve_mode(options.mode)
+    mode, failed = resolve_mode(options.mode), False
     if mode == "disabled":
-        raise UserError("WANDB_MODE is disabled, so nothing would be sent; "
-                        "give --mode offline or --mode online")
+        raise UserError("WANDB_MODE is disabled; give --mode offline or --mode online to send something")
     if options.dashboard and (mode != "online" or not has_key()):
         raise UserError("a dashboard is kept by W&B alone, so it needs a key (wandb login) and mode online")
-    failed = False
     for store in studies(options.results):
-        project = options.project or f"portability-{store.root.resolve().name}"
-        spec = TrackingSpec(mode, project, store.root.resolve())
+        root = store.root.resolve()
+        spec = TrackingSpec(mode, options.project or f"portability-{root.name}", root)
         count = publish(store, spec)
-        failed |= bool(count.failed)
-        sys.stdout.write(f"{_summary(store, spec, count)}\n")
+        failed |= bool(count["failed"])
+        where = f"W&B project {spec.project}" if mode == "online" else f"{store.root / 'wandb'} (offline)"
+        sys.stdout.write(f"{store.root}: {count['sent']:,} sent to {where}, {count['known']:,} were there "
+                         f"already, {count['failed']:,} failed\n")
+        if mode == "offline" and count["sent"]:
+            sys.stdout.write("To send it: this command with --mode online (origins first), or, in any order, "
+                             f"wandb sync {store.root}/wandb/offline-run-*\n")
         if options.dashboard:
-            from portability.tracking.workspace import save
-
-            sys.stdout.write(f"Dashboard: {save(spec.project, Tracker(spec).place('online'), spec.folder)}\n")
+            sys.stdout.write(f"Dashboard: {save(spec.project, Tracker(spec).place('online'), root)}\n")
     return failed
 
 
-@dataclass
-class Count:
-    """Numbers of a study's runs: sent now, sent before, and not sent."""
-
-    sent: int = 0
-    known: int = 0
-    failed: int = 0
-
-
-def publish(store: Store, spec: TrackingSpec) -> Count:
+def publish(store: Store, spec: TrackingSpec) -> Counter[str]:
     """File a study's runs, origins before what starts from them, and last a run with the tables of all cells
-    and gains.
+    and gains; gives back how many were sent, known or failed.
 
     A run that is broken, or that W&B refuses, is named and left out; the others go on.
 
     Raises:
         UserError: no study there; or W&B refused so many runs in a row that the others would fare no better.
     """
-    count, tracker, refused, study = Count(), Tracker(spec), 0, Study(store)
-    for run_id in tqdm(study.ids, desc=spec.folder.name, unit="run", disable=None):
+    count, tracker, refused = Counter[str](), Tracker(spec), 0
+    for run_id, make in tqdm(list(entries(store)), desc=spec.folder.name, unit="run", disable=None):
         entry = None
         try:
-            entry = study.entry(run_id)
-            sent = tracker.send(entry)
+            entry = make()
+            count["sent" if tracker.send(entry) else "known"] += 1
+            refused = 0
         except Exception as error:  # of a broken record or module, or whatever W&B may raise
-            why = _words(error)
+            text = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
             what = "W&B did not take it" if entry else "its record or module cannot be used"
-            log.error("run %s: %s: %s", run_id, what, why)
-            count.failed += 1
+            log.error("run %s: %s: %s", run_id, what, redact_paths(text))
+            count["failed"] += 1
             refused += entry is not None
             if refused == IN_A_ROW:
-                raise UserError(f"W&B did not take {refused} runs in a row of {store.root} ({why}); what was "
-                                "sent is remembered, repeat the command when it is put right") from error
-        else:
-            refused = 0
-            count.sent += sent
-            count.known += not sent
+                raise UserError(f"W&B did not take {refused} runs in a row of {store.root} "
+                                f"({redact_paths(text)}); repeat the command when it is right") from error
     return count
 
 
-def _words(error: Exception) -> str:
-    text = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-    return redact_paths(text)
+def entries(store: Store) -> Iterator[tuple[str, Callable[[], Entry]]]:
+    """Each run with what makes what W&B is told of it: broken ones first, then origins before what starts
+    from them, and last the study itself. Where an origin's module is broken, a run is sent without that.
 
-
-def _summary(store: Store, spec: TrackingSpec, count: Count) -> str:
-    folder = store.root / "wandb"
-    where = f"W&B project {spec.project}" if spec.mode == "online" else f"{folder} (offline)"
-    line = (f"{store.root}: {count.sent:,} sent to {where}, {count.known:,} were there already, "
-            f"{count.failed:,} failed")
-    if spec.mode == "offline" and count.sent:
-        line += ("\nTo send it: this command with --mode online (origins first), or, in any order, "
-                 f"wandb sync {folder}/offline-run-*")
-    return line
-
-
-class Study:
-    """A study's runs as W&B is told of them.
-
-    Attributes:
-        ids: the runs, broken ones first, then origins before what starts from them, and last the study
-            itself.
+    What makes an entry raises:
+        UserError: the run's record or a file of it is broken.
+        LookupError, TypeError, AttributeError: the record lacks what W&B is told.
     """
+    cells, faults, origins = read(store, None).cells, {}, {}
+    for run_id, record, fault in store.entries():
+        if record is None or fault:
+            faults[run_id] = str(fault)
+        else:
+            origins[run_id] = (record.get("spec") or {}).get("origin")
+    graph = {run_id: [origin] if origin in origins else [] for run_id, origin in origins.items()}
+    order = list(TopologicalSorter(graph).static_order())
+    sweeps: defaultdict[Any, dict[str, None]] = defaultdict(dict)  # whose cells name a run, in order
+    for manifest in store.manifests():
+        for cell in manifest["cells"] if manifest.get("sweep") else ():
+            for key in ("run_id", "native_id", "bare_id"):
+                sweeps[cell[key]][manifest["sweep"]] = None
+    for run_id in reversed(order):  # a sweep needs the origins of its runs too
+        sweeps[origins[run_id]] |= sweeps[run_id]
+    numbers, modules = comparisons(cells), dict[str, Module | None]()
 
-    def __init__(self, store: Store):
-        self.store = store
-        self.cells = read(store, None).cells
-        self._comparisons = comparisons(self.cells)
-        self._modules: dict[str, Module | None] = {}
-        self._faults: dict[str, str] = {}
-        origins: dict[str, str | None] = {}
-        for run_id, record, fault in store.entries():
-            if record is None or fault:
-                self._faults[run_id] = str(fault)
-            else:
-                origins[run_id] = (record.get("spec") or {}).get("origin")
-        graph = {run_id: [origin] if origin in origins else [] for run_id, origin in origins.items()}
-        order = list(TopologicalSorter(graph).static_order())
-        self._sweeps = self._named()
-        for run_id in reversed(order):  # a sweep needs the origins of its runs too
-            if (origin := origins[run_id]) and run_id in self._sweeps:
-                self._sweeps[origin] = self._sweeps.get(origin, {}) | self._sweeps[run_id]
-        self.ids = [*self._faults, *order, STUDY]
+    def entry(run_id: str) -> Entry:
+        if run_id in faults:
+            raise UserError(faults[run_id])
+        modules[run_id] = _module(store, run_id)
+        record: Any = store.read(run_id)
+        origin = modules.get(record["spec"].get("origin"))
+        return entry_of(record, sweeps[run_id], numbers.get(run_id), modules[run_id], origin)
 
-    def _named(self) -> dict[str, dict[str, None]]:
-        """Run id -> sweeps whose cells name it, in order."""
-        found: dict[str, dict[str, None]] = {}
-        for manifest in self.store.manifests():
-            if sweep := manifest.get("sweep"):
-                for cell in manifest["cells"]:
-                    for key in ("run_id", "native_id", "bare_id"):
-                        found.setdefault(cell[key], {})[sweep] = None
-        return found
+    yield from ((run_id, partial(entry, run_id)) for run_id in (*faults, *order))
+    yield STUDY, lambda: study_entry(store, cells)
 
-    def entry(self, run_id: str) -> Entry:
-        """What W&B is told of a run. Where its origin's module is broken, it is sent without that.
 
-        Raises:
-            UserError: the run's record or a file of it is broken.
-            LookupError, TypeError, AttributeError: the record lacks what W&B is told.
-        """
-        if run_id == STUDY:
-            return study_entry(self.store, self.cells)
-        if run_id in self._faults:
-            raise UserError(self._faults[run_id])
-        record: Any = self.store.read(run_id)
-        module = self._modules[run_id] = self._module(run_id)
-        origin = self._modules.get(record["spec"].get("origin"))
-        return entry_of(record, self._sweeps.get(run_id, ()), self._comparisons.get(run_id), module, origin)
-
-    def _module(self, run_id: str) -> Module | None:
-        """A run's module, its files checked against its record; None where it has none, as in a published
-        copy."""
-        if self.store.published:
-            return None
-        checked = self.store.inspect(run_id)
-        if checked.faults:
-            raise UserError(checked.faults[0])
-        sha256 = checked.digests.get("module.safetensors")
-        path = self.store.folder(run_id).resolve() / "module.safetensors"
-        return Module(run_id, path, sha256) if sha256 else None
+def _module(store: Store, run_id: str) -> Module | None:
+    """A run's module, its files checked; None where it has none, as in a published copy."""
+    if store.published:
+        return None
+    checked = store.inspect(run_id)
+    if checked.faults:
+        raise UserError(checked.faults[0])
+    sha256 = checked.digests.get("module.safetensors")
+    return Module(run_id, store.folder(run_id).resolve() / "module.safetensors", sha256) if sha256 else None
 
 
 def comparisons(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Run id -> its numbers beside other runs, as fractions: zero_shot_lift over the bare host, and
     gain_over_X for each other init X, paired by seed, at the run's largest budget."""
     lifts = cells[(cells["budget"] == 0) & cells["lift"].notna()]
-    columns = {"zero_shot_lift": lifts.set_index("run_id")["lift"]}
+    columns = {"zero_shot_lift": lifts.drop_duplicates("run_id", keep="last").set_index("run_id")["lift"]}
     for baseline in _baselines(cells):
         last = _gains(cells, baseline).sort_values("budget").drop_duplicates("run_id", keep="last")
         columns[f"gain_over_{baseline}"] = last.set_index("run_id")["gain"]
-    found: dict[str, dict[str, float]] = {}
-    for name, column in columns.items():
-        for run_id, value in column.items():
-            found.setdefault(str(run_id), {})[name] = float(value)
-    return found
+    return {str(run_id): row.dropna().to_dict() for run_id, row in pd.DataFrame(columns).iterrows()}
 
 
 def _baselines(cells: pd.DataFrame) -> list[str]:
@@ -248,6 +206,102 @@ def _table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows for a W&B table, None where there is no number."""
     plain = frame.astype(object).where(frame.notna(), None)
     return list(plain.columns), plain.to_numpy().tolist()
+
+
+# ---- the dashboard
+
+
+def workspace(entity: str, project: str) -> Any:
+    """The workspace with its panels: accuracy against updates by init, gain by pair, zero-shot, cost, and
+    tables.
+
+    Means and bands are W&B's own, over the runs of a group, whatever differs between them; for inference see
+    the report. Runs are listed by method and init, the study's own run (its tables) is left out of the panels
+    by having none of their metrics.
+
+    Raises:
+        UserError: wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise UserError("a dashboard needs: pip install 'peft-portability[dashboard]'") from error
+    runs = ws.RunsetSettings(groupby=[ws.Config("method"), ws.Config("init")], pinned_columns=COLUMNS,
+                             order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)])
+    sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _panels(wr).items()]
+    return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=runs,
+                        settings=ws.WorkspaceSettings(max_runs=MOST))
+
+
+def _panels(wr: Any) -> dict[str, list[Any]]:
+    """Section -> panels; `wr` is wandb_workspaces.reports.v2."""
+    means = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev", "max_runs_to_show": MOST}
+
+    def line(title: str, metric: str, by: str) -> Any:
+        return wr.LinePlot(
+            x="Step", y=[metric], title_x="updates", **means, title=title, groupby=wr.Config(by))
+
+    def bars(title: str, metric: str, by: str) -> Any:
+        return wr.BarPlot(
+            title=title, metrics=[metric], groupby=wr.Config(by), max_bars_to_show=MOST, **means)
+
+    def scatter(title: str, metric: str, **how: Any) -> Any:
+        accuracy = wr.SummaryMetric("eval_accuracy")
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(metric), y=accuracy, **how)
+
+    return {
+        "Accuracy against updates": [
+            line("Accuracy, by init", "eval_accuracy", "init"),
+            line("Test loss, by init", "eval_loss", "init"),
+            line("Accuracy, by method", "eval_accuracy", "method"),
+        ],
+        "Gain by pair": [
+            bars("Gain over scratch, by origin -> receiving", "gain_over_scratch", "pair"),
+            bars("Gain over sampled, by origin -> receiving", "gain_over_sampled", "pair"),
+            bars("Gain over scratch, by method", "gain_over_scratch", "method"),
+        ],
+        "Zero-shot": [
+            bars("Lift over the bare host, by pair", "zero_shot_lift", "pair"),
+            bars("Lift over the bare host, by method", "zero_shot_lift", "method"),
+            bars("Accuracy before any update, by init", "zero_shot_accuracy", "init"),
+        ],
+        "Cost": [
+            scatter("Accuracy against trainable parameters", "trainable_params", log_x=True),
+            scatter("Accuracy against seconds", "seconds"),
+        ],
+        "Runs": [
+            *(wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=24, h=12))
+              for name in ("cells", "gains")),
+            wr.RunComparer(diff_only="split"),
+        ],
+    }
+
+
+def save(project: str, place: str, folder: Path) -> str:
+    """Save the workspace in a project, unless this version of it was saved there; gives back its address.
+
+    Args:
+        place: where in W&B, see `Tracker.place`.
+        folder: the study's, whose `wandb/sent/dashboard.json` remembers.
+
+    Raises:
+        UserError: wandb-workspaces is not installed, or W&B did not take it.
+    """
+    path = folder / "wandb" / "sent" / "dashboard.json"
+    saved = json.loads(path.read_bytes()) if path.exists() else {}
+    if saved.get(place, {}).get("version") == VERSION:
+        return saved[place]["url"]
+    import wandb
+
+    try:
+        made = workspace(os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or "", project)
+        made.save()
+        url = made.url
+    except Exception as error:  # whatever W&B may raise
+        raise UserError(f"W&B did not take the dashboard of {project} ({error})") from error
+    write_json(path, {**saved, place: {"version": VERSION, "url": url}})
+    return url
 
 
 if __name__ == "__main__":

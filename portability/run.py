@@ -15,9 +15,8 @@ from portability.config.compose import composed, options, shown
 from portability.config.study import to_study
 from portability.core.errors import UserError, redact_paths
 from portability.core.measures import own
-from portability.execution.ledger import to_do
 from portability.execution.preview import example_lines, preview
-from portability.execution.scheduler import run_plan
+from portability.execution.scheduler import run_plan, to_do
 from portability.execution.status import status_lines
 from portability.execution.worker import Setup
 from portability.planning.plan import plan
@@ -43,11 +42,6 @@ def _terminate(number: int, _: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _stop(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"portability: {message}\n")
-    sys.exit(code)
-
-
 def asked_for(arguments: Sequence[str]) -> list[str]:
     """The overrides that say what a study is made of, for the manifest; folders stand as PATH.
 
@@ -58,11 +52,10 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
     found = []
     for word in arguments:
         name, equals, value = word.partition("=")
-        if not equals or name.lstrip("+~").split(".")[0] in HOW:
-            continue
-        place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
-        place = place or redact_paths(value) != value or Path(value).is_absolute()
-        found.append(f"{name}=PATH" if place else word)
+        if equals and name.lstrip("+~").split(".")[0] not in HOW:
+            place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
+            place = place or redact_paths(value) != value or Path(value).is_absolute()
+            found.append(f"{name}=PATH" if place else word)
     return found
 
 
@@ -85,7 +78,11 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     if study.mode == "status":
         _say(status_lines(part, store))
         return 0
-    _try_metrics(study)
+    if files := own(study.grid.eval.metrics):  # one that does not work is refused before work
+        from portability.tasks.metrics import own_metric  # with evaluate, which takes seconds
+
+        for path in files:
+            own_metric(path)
     for line in lacking(study, part, store):
         log.info(line)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
@@ -95,15 +92,6 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     report = f"python -m portability.analyze {shlex.quote(str(store.root))}"
     _say([*status_lines(part, store), f"verdict and report: {report}"])
     return 1 if failed else 0
-
-
-def _try_metrics(study: Study) -> None:
-    """Refuse a metric of the user's own that does not work, before any work is done."""
-    if files := own(study.grid.eval.metrics):
-        from portability.tasks.metrics import own_metric  # with evaluate, which takes seconds
-
-        for path in files:
-            own_metric(path)
 
 
 def _say(lines: Sequence[str]) -> None:
@@ -121,13 +109,15 @@ def main() -> None:
             sys.exit(0)
         sys.exit(command(to_study(composed(asked)), asked_for(asked.words)))
     except UserError as error:
-        _stop(str(error), 2)
+        said, code = str(error), 2
     except OSError as error:
-        _stop(f"{error}; finished runs are kept, repeat the command when it is put right", 2)
+        said, code = f"{error}; finished runs are kept, repeat the command when it is put right", 2
     except KeyboardInterrupt as stop:
         number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
+        code = 128 + number
         said = f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on"
-        _stop(said, 128 + number)
+    sys.stderr.write(f"portability: {said}\n")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from portability.core.seeds import stream_seed
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext
 from portability.methods import attach
 from portability.planning.plan import plan
 from portability.run import compose

@@ -15,7 +15,41 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from portability.analysis.figures.style import REFERENCES, css_class, marker
+SLOTS = {  # init -> its place in charts.css; those of one kind share it, for no study has both
+    "ported": 0, "extracted": 0, "sampled": 1, "scratch": 2, "sampled_permute": 3, "extracted_shuffled": 3,
+    "sampled_norm": 4, "extracted_noise": 4, "shuffled": 5, "extracted_random": 5, "compute_matched": 6,
+    "pissa": 6, "extracted_aligned": 7,
+}
+OTHER = 7  # of an init that is not named here
+REFERENCES = ("native", "bare")
+MARKERS = ("M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z", "M-3-3h6v6h-6z", "M0-4L4 3H-4z",
+           "M0-4.5L4.5 0L0 4.5L-4.5 0z")
+
+
+def css_class(name: str) -> str:
+    """The class of an init, or of a reference, in charts.css.
+
+    Example:
+        >>> css_class("ported"), css_class("native"), css_class("mine")
+        ('s0', 'native', 's7')
+    """
+    return name if name in REFERENCES else f"s{SLOTS.get(name.partition(', ')[0], OTHER)}"
+
+
+def marker(name: str) -> str:
+    """The outline of an init's marker around (0, 0)."""
+    return MARKERS[SLOTS.get(name.partition(", ")[0], OTHER) % len(MARKERS)]
+
+
+def budget_words(budget: int) -> str:
+    """A budget in words.
+
+    Example:
+        >>> budget_words(0), budget_words(1000)
+        ('before any update', 'after 1,000 updates')
+    """
+    return "before any update" if budget == 0 else f"after {budget:,} updates"
+
 
 STYLE = (Path(__file__).with_name("charts.css")).read_text(encoding="utf-8")
 WIDE, HIGH = 360, 216  # of a panel; one unit is one CSS pixel at that width

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from portability.analysis.context import StudyContext, once
-from portability.analysis.measures.rows import by_level, joined, labelled
+from portability.analysis.measures.summaries import by_level, joined, labelled
 from portability.analysis.stats import blocks, pairing
 from portability.analysis.stats.intervals import ALPHA, estimate
 from portability.analysis.stats.multiple_comparisons import compact_letter_display, holm
-from portability.core.contrasts import LINEAGE, SIZE, kinds
+from portability.core.contrasts import LINEAGE, SIZE
 from portability.core.specs import BARE
 
 OTHERS = "mean of all"
@@ -45,21 +45,21 @@ def interactions(context: StudyContext) -> pd.DataFrame:
 
     Source: our choice (D-119).
     """
-    parts, known = [], kinds(context.study.facts)
+    parts: list[pd.DataFrame] = []
     for baseline, pairs in context.pairs.items():
         names = pairs[["origin", "receiving", "relation", "method"]].astype(str)
         hosts = list(zip(names["origin"], names["receiving"], strict=True))
         columns = {"direction": pd.Series([" → ".join(two) for two in hosts], pairs.index),
                    "method": names["method"],
-                   "pairs": pd.Series([known.get(two, "") for two in hosts], pairs.index),
+                   "pairs": pd.Series([context.kinds.get(two, "") for two in hosts], pairs.index),
                    "relation": names["relation"]}
         for axis, item, against, one, other in _splits(columns):
             own = pairs[one | other].assign(one=one[one | other], other=other[one | other])
             parts.append(own.assign(axis=axis, item=item, against=against, baseline=baseline))
     keys = [*context.strata, "axis", "item", "against", "baseline", "budget"]
     if not parts:
-        return joined([labelled(pd.DataFrame(columns=[*keys, "n", "expected", "failed", "missing", "mark"]),
-                                "", "pp")])
+        empty = pd.DataFrame(columns=[*keys, "n", "expected", "failed", "missing", "mark"])
+        return joined([labelled(empty, "", "pp")])
     pairs = pd.concat(parts, ignore_index=True)
     tasks = pairs.drop_duplicates([*keys, "task"]).groupby(keys, sort=False, dropna=False, observed=True)
     pairs = pairs.join(tasks[["one", "other"]].sum().add_suffix("_size"), on=keys)
@@ -93,11 +93,12 @@ def tie_groups(context: StudyContext) -> pd.DataFrame:
     for compared, within in (("init", None), ("init", "method"), ("method", "init")):
         keys = ["budget"] if within is None else [within, "budget"]
         frame = ties(context.cells, compared, keys, context.answers, context.metric.better or "higher")
+        of_all = {"within": blocks.POOLED} if within is None else {}
         frame = frame.rename(columns={compared: "item", within: "within"})
-        parts.append(frame.assign(compared=compared, **({"within": blocks.POOLED} if within is None else {})))
-    frame = pd.concat(parts, ignore_index=True)
+        parts.append(frame.assign(compared=compared, unit=context.metric.unit, **of_all))
     first = [*context.strata, "compared", "within", "budget", "item"]
-    return frame[first + [name for name in frame if name not in first]].assign(unit=context.metric.unit)
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[[*first, *(name for name in frame if name not in first)]]
 
 
 def ties(
@@ -128,10 +129,9 @@ def ties(
     if cells.empty:
         return pd.DataFrame(columns=columns)
     tests = _pairwise(pairing.with_categories(cells), axis, keys, answers)
-    groups = pairing.summarise(cells, [*keys, axis]).groupby(keys, sort=False)
-    parts = [_tied(own.sort_values("mean", ascending=better == "lower", kind="stable"), axis,
-                   tests.get(name, {}))
-             for name, own in groups]
+    order = {"by": "mean", "ascending": better == "lower", "kind": "stable"}
+    parts = [_tied(own.sort_values(**order), axis, tests.get(name, {}))
+             for name, own in pairing.summarise(cells, [*keys, axis]).groupby(keys, sort=False)]
     return pd.concat(parts, ignore_index=True)[columns]
 
 

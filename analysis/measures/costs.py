@@ -8,7 +8,7 @@ import pandas as pd
 from portability.analysis.context import StudyContext, once
 from portability.analysis.contrast_arm import WORDS
 from portability.analysis.measures.curves import UPDATES, updates_to_match
-from portability.analysis.measures.rows import joined, labelled
+from portability.analysis.measures.summaries import joined, labelled
 from portability.analysis.stats.pairing import PORTED
 
 OWN = {  # column of records.FACTS -> quantity and unit
@@ -54,10 +54,9 @@ def cost(context: StudyContext) -> pd.DataFrame:
 def _medians(runs: pd.DataFrame, keys: list[str],
              quantities: dict[str, tuple[str, str]]) -> Iterator[pd.DataFrame]:
     runs = runs.drop_duplicates([*keys, "run_id"])
+    runs = runs.assign(failed=runs["state"] == "failed", done=runs["state"] == "done")
     grouped = runs.groupby(keys, sort=False, dropna=False)
-    states = runs.assign(failed=runs["state"] == "failed", done=runs["state"] == "done")
-    counts = states.groupby(keys, sort=False, dropna=False).agg(
-        expected=("state", "size"), failed=("failed", "sum"), done=("done", "sum"))
+    counts = grouped.agg(expected=("state", "size"), failed=("failed", "sum"), done=("done", "sum"))
     counts["missing"] = counts["expected"] - counts["done"] - counts["failed"]
     for name, (quantity, unit) in quantities.items():
         table = grouped[name].agg(median="median", mean="mean", least="min", most="max", n="count")
@@ -102,8 +101,8 @@ def break_even(context: StudyContext) -> pd.DataFrame:
     per_update = rows["tokens"] / rows["updates"].where(rows["updates"] > 0)
     parts, start = [], WORDS[context.arm]["start"]
     for quantity, scale in (("updates", 1.0), ("tokens", per_update)):
-        scaled = {name: rows[name] * scale for name in ("saved", "low", "high")}
-        own = rows[kept].assign(origin_cost=rows[f"origin's {quantity}"], **scaled)
+        own = rows[kept].assign(origin_cost=rows[f"origin's {quantity}"])
+        own[["saved", "low", "high"]] = own[["saved", "low", "high"]].mul(scale, axis=0)
         ports = {name: _ports(own["origin_cost"], own[end]) for name, end in PORTS.items()}
         parts.append(labelled(own.assign(**ports), f"saved by {start}, {quantity}", quantity))
     return joined(parts)

@@ -9,15 +9,15 @@ import pandas as pd
 
 from portability.analysis.context import StudyContext, once
 from portability.analysis.measures.port_measures import SLACK
-from portability.analysis.measures.rows import HOST_LEVELS, by_level, joined, labelled
+from portability.analysis.measures.summaries import HOST_LEVELS, by_level, joined, labelled
 from portability.analysis.stats import pairing
 from portability.analysis.stats.blocks import correct_family, estimate_groups, mark_missing
 
 POINT = [name for name in pairing.COORDINATES if name != "budget"]
 UPDATES = "updates"
 TOLERANCE = 0.01  # one point (of a loss 0.01 nats) that nobody would call a difference (our choice)
-ENDS, SAVED = ("after", "by"), ("saved_least",
-                                "saved_most")  # of a time that lies between two marks, and of what it saves
+ENDS = ("after", "by")  # of a time that lies between two marks
+SAVED = ("saved_least", "saved_most")  # of what it saves
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,14 @@ def _curves(cells: pd.DataFrame) -> Curves:
     left_out = tuple(cells.loc[~whole, "init"].unique())
     cells = cells[whole].assign(point=point[whole]).sort_values(["point", "budget"], ignore_index=True)
     shape = (-1, len(budgets))
+    values, runs, marks = (cells[name].to_numpy().reshape(shape) for name in ("value", "run_id", "mark"))
     rank = {name: i for i, name in enumerate(pairing.STATUSES)}
     worst = cells["status"].map(rank).to_numpy().reshape(shape)
     fault = np.where(worst > 0, worst, len(pairing.STATUSES)).min(axis=1)
-    frame = cells.iloc[len(budgets) - 1 :: len(budgets)].drop(columns="point").reset_index(drop=True)
-    values = cells["value"].to_numpy(float).reshape(shape)
     status = np.append(pairing.STATUSES, pairing.STATUSES[0])[fault]  # no fault: done
+    frame = cells.iloc[len(budgets) - 1 :: len(budgets)].drop(columns="point").reset_index(drop=True)
     frame = frame.assign(status=status, value=np.nan)
-    runs, marks = (cells[name].to_numpy().reshape(shape) for name in ("run_id", "mark"))
-    return Curves(budgets, frame, values, runs, marks, left_out)
+    return Curves(budgets, frame, values.astype(float), runs, marks, left_out)
 
 
 # ---- area
@@ -83,19 +82,17 @@ def area(context: StudyContext) -> pd.DataFrame:
     """
     metric = context.metric
     whole = [item for item in curves(context.arms) if len(item.budgets) > 1]
-    heights = [item.values @ _weights(item.budgets) for item in whole]
-    frames = [item.frame.assign(value=height) for item, height in zip(whole, heights, strict=True)]
+    frames = [item.frame.assign(value=item.values @ _weights(item.budgets)) for item in whole]
     cells = pd.concat(frames, ignore_index=True) if frames else context.arms[:0]
     answers = None if context.answers is None else _areas_of_answers(whole, context.answers)
     keys = [*context.strata, "method"]
     means = labelled(mark_missing(pairing.summarise(cells, [*keys, "init"])), f"area under {metric.label}",
                      metric.unit)
-    baselines = [name for name in cells["init"].unique()
-                 if name != context.arm] if (cells["init"] == context.arm).any() else []
+    inits = cells["init"].unique()
     gains = [estimate_groups(pairing.pairs_of(cells, "init", (context.arm, name), metric.scale), keys,
                              answers, metric.scale)
              .assign(init=context.arm, quantity=f"gain over {name}", unit=metric.difference)
-             for name in baselines]
+             for name in inits if name != context.arm and context.arm in inits]
     return joined([means, *([correct_family(pd.concat(gains, ignore_index=True))] if gains else [])])
 
 
@@ -109,13 +106,11 @@ def _areas_of_answers(whole: Sequence[Curves], answers: pairing.Answers) -> pair
     """The area under "this test example is right", by run and its largest mark: (M,) in [0, 1]."""
     found = {}
     for item in whole:
-        weights = _weights(item.budgets)
         done = item.frame[item.frame["status"] == "done"]  # of rows that share a run, one that can be used
-        done = done[~done.duplicated(["run_id", "mark"])].index
-        for row in done:
+        for row in done.drop_duplicates(["run_id", "mark"]).index:
             places = zip(item.runs[row], map(int, item.marks[row]), strict=True)
             rights = np.stack([answers[place] for place in places])
-            found[item.runs[row, -1], int(item.marks[row, -1])] = weights @ rights
+            found[item.runs[row, -1], int(item.marks[row, -1])] = _weights(item.budgets) @ rights
     return found
 
 
@@ -146,24 +141,20 @@ def updates_to_match(context: StudyContext) -> pd.DataFrame:
     """
     sign = context.metric.sign
     items = [] if np.isnan(sign) else curves(context.arms)
-    parts = [pairs for item in items for pairs in _matches(item, sign)]
-    columns = [*pairing.COORDINATES, "run_id", "mark", "arm_id", "arm_mark", "task", "value", "status", *ENDS,
-               *SAVED, "largest"]
-    numbers = dict.fromkeys(["value", *ENDS, *SAVED, "largest"], float)
-    pairs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns).astype(numbers)
+    nothing = pairing.alone(context.arms[:0]).assign(**dict.fromkeys((*ENDS, *SAVED, "largest"), 0.0))
+    parts = [pairs for item in items for pairs in _matches(item, sign)] or [nothing]
+    pairs = pd.concat(parts, ignore_index=True)
     frames = {}
     for level, more in HOST_LEVELS.items():
         keys = [*context.strata, "method", *more, "init"]
         least, most = (estimate_groups(pairs.assign(value=pairs[name]), keys, None, 1.0) for name in SAVED)
-        own = least["init"] == "scratch"
+        ends = least["mean"].where(least["blocks"] > 1), most["mean"].where(most["blocks"] > 1)
         middle = {"saved": (least["mean"] + most["mean"]) / 2, "saved_least": least["mean"],
-                  "saved_most": most["mean"],
-                  "low": least["low"].fillna(least["mean"].where(least["blocks"] > 1)),
-                  "high": most["high"].fillna(most["mean"].where(most["blocks"] > 1))}
-        middle = {name: values.mask(own) for name, values in middle.items()}
-        frame = mark_missing(least.drop(columns=["mean", "std", "runs", "p", "se", "df", "sd",
-                                                 "effect"]).assign(**middle))
-        frames[level] = frame.merge(_times(pairs, keys), on=keys, how="left", validate="1:1")
+                  "saved_most": most["mean"], "low": least["low"].fillna(ends[0]),
+                  "high": most["high"].fillna(ends[1])}
+        middle = {name: values.mask(least["init"] == "scratch") for name, values in middle.items()}
+        frame = least.drop(columns=["mean", "std", "runs", "p", "se", "df", "sd", "effect"]).assign(**middle)
+        frames[level] = mark_missing(frame).merge(_times(pairs, keys), on=keys, how="left", validate="1:1")
     return joined([labelled(by_level(frames), "updates to match scratch", UPDATES)])
 
 
@@ -205,18 +196,17 @@ def crossing(reached: np.ndarray, budgets: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _times(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """How many distinct runs of each group reach the target, and between which marks."""
-    done = pairs.dropna(subset="by")
     cells = pairs.assign(**{name: pairs[name].clip(upper=pairs["largest"]) for name in ENDS})
     means = cells.groupby(keys, sort=False, dropna=False).agg(
         after=("after", "mean"), by=("by", "mean"), largest=("largest", "max"))
-    runs = done.drop_duplicates([*keys, "arm_id", "run_id"])
+    runs = pairs.dropna(subset="by").drop_duplicates([*keys, "arm_id", "run_id"])
     flags = runs.assign(reached=np.isfinite(runs["by"]), censored=np.isinf(runs["by"]))
     counts = flags.groupby(keys, sort=False, dropna=False).agg(
         runs=("by", "count"), reached=("reached", "sum"), censored=("censored", "sum"),
         median_after=("after", _median), median_by=("by", _median))
     table = means.join(counts)
-    table[["runs", "reached", "censored"]] = table[["runs", "reached", "censored"]].fillna(0).astype(int)
-    return table.reset_index()
+    names = ["runs", "reached", "censored"]
+    return table.assign(**table[names].fillna(0).astype(int)).reset_index()
 
 
 def _median(times: pd.Series) -> float:
@@ -250,9 +240,9 @@ def take_off(context: StudyContext) -> pd.DataFrame:
     """
     sign = context.metric.sign
     keys = [*context.strata, "method", "init"]
-    parts = [] if np.isnan(sign) else [_take_offs(item, sign) for item in curves(context.arms)]
-    nothing = context.arms.iloc[:0].assign(after=0.0, by=0.0, task=0, arm_id="", arm_mark=0)
-    flown = pd.concat(parts, ignore_index=True) if parts else nothing
+    items = [] if np.isnan(sign) else curves(context.arms)
+    nothing = pairing.alone(context.arms[:0]).assign(after=0.0, by=0.0)
+    flown = pd.concat([_take_offs(item, sign) for item in items] or [nothing], ignore_index=True)
     frame = mark_missing(estimate_groups(flown, [*keys, "budget"], None, 1.0))
     runs = flown.dropna(subset="value").drop_duplicates([*keys, "run_id", "budget"])
     runs = runs[runs["budget"] == runs.groupby("method")["budget"].transform("max")]
@@ -268,11 +258,10 @@ def _take_offs(item: Curves, sign: float) -> pd.DataFrame:
     pairing.alone."""
     frame = item.frame
     bare = sign * frame["bare"].to_numpy(float)
-    by_host = [frame[name] for name in ("method", "receiving", "data")]
     natives = sign * frame["native"].where(frame["native_status"] == "done")
+    by_host = [frame[name] for name in ("method", "receiving", "data")]
     native = natives.groupby(by_host).transform("max").to_numpy(float)
-    known = ((frame["status"] == "done")
-             & (frame["bare_status"] == "done")).to_numpy() & (native - bare > TOLERANCE)
+    known = (frame[["status", "bare_status"]] == "done").all(axis=1).to_numpy() & (native - bare > TOLERANCE)
     after, by = crossing(sign * item.values >= ((bare + native) / 2)[:, None] - SLACK, item.budgets)
     state = frame["status"].mask((frame["status"] == "done") & ~known, "unpaired")
     frame = pairing.alone(frame.assign(after=after, by=by, status=state))

@@ -11,17 +11,17 @@ import pandas as pd
 from portability.analysis.context import StudyContext
 from portability.analysis.stats.blocks import LEVELS, build_blocks
 from portability.analysis.stats.blocks import compare as compare_pairs
-from portability.analysis.stats.intervals import estimate
+from portability.analysis.stats.intervals import Estimate, estimate
 from portability.analysis.stats.pairing import EXTRACTED, PORTED, bare_pairs
 
 FILE = Path(__file__).with_name("paper_values.csv")
-SETTING = ("receiving", "origin", "data", "method", "init",
-           "variant")  # what must agree; "a;b" pools over a and b
+SETTING = ("receiving", "origin", "data", "method", "init", "variant")  # what must agree; "a;b" pools both
 HOSTS = {"receiving": "receiving host", "origin": "origin host"}
 ARMS = (PORTED, "sampled", "scratch")  # inits of the first paper
 OF_SECOND = (EXTRACTED, "scratch")  # of the second, which states scores, by task
-SCORES = {"eval_accuracy": ("accuracy 0-shot", "exact match"),
-          "eval_rougeL": ("ROUGE-L",)}  # as it names ours
+RANGE = ["value", "low", "high"]
+# as it names ours
+SCORES = {"eval_accuracy": ("accuracy 0-shot", "exact match"), "eval_rougeL": ("ROUGE-L",)}
 
 
 def load() -> pd.DataFrame:
@@ -63,11 +63,12 @@ def compare(study: pd.DataFrame, published: pd.DataFrame | None = None) -> pd.Da
     ours = ours.assign(**{name: ours[name].map(_plain) for name in SETTING})
     keys = [*SETTING, "quantity"]
     if ours.duplicated(keys).any():
-        raise ValueError(f"the study has several rows of one "
-                         f"setting:\n{ours.loc[ours.duplicated(keys), keys]}")
+        twice = ours.loc[ours.duplicated(keys), keys]
+        raise ValueError(f"the study has several rows of one setting:\n{twice}")
     rows = {tuple(row[key] for key in keys): row for row in ours.to_dict("records")}
-    found = [_compared(row, rows.get((*(_plain(row[name]) for name in SETTING), row["quantity"])), ours)
-             for row in published.to_dict("records")]
+    plain = published.assign(**{name: published[name].map(_plain) for name in SETTING})[keys]
+    found = [_compared(row, wanted, rows.get(tuple(wanted.values())), ours) for row, wanted in zip(
+        published.to_dict("records"), plain.to_dict("records"), strict=True)]
     return pd.concat([published.reset_index(drop=True), pd.DataFrame(found)], axis=1)
 
 
@@ -76,11 +77,16 @@ def _plain(names: Any) -> str:
     return "" if names is None or pd.isna(names) else ";".join(sorted(str(names).split(";")))
 
 
-def _compared(row: dict[str, Any], mine: dict[str, Any] | None, study: pd.DataFrame) -> dict[str, Any]:
+def _compared(row: dict[str, Any], wanted: dict[str, str], mine: dict[str, Any] | None,
+              study: pd.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(("ours", "low", "high", "difference"), math.nan) | {"within": None}
     if mine is None:
-        return found | {"says": f"not comparable: {_why(row, study)}"}
-    value, low, high = (_scale(row, mine) * float(mine[name]) for name in ("value", "low", "high"))
+        return found | {"says": f"not comparable: {_why(wanted, study)}"}
+    scale = 1.0 if row["unit"] in (mine["unit"], "sign") else 100.0  # a sign is the same in every unit
+    if scale == 100.0 and (row["unit"], mine["unit"]) != ("percent", "fraction"):
+        units = f"published in {row['unit']}, and the study has it in {mine['unit']}"
+        raise ValueError(f"{row['quantity']} is {units}")
+    value, low, high = (scale * float(mine[name]) for name in RANGE)
     if not math.isfinite(value + low + high):
         return found | {"says": "not comparable: the study has no number, or no interval, in this setting"}
     found |= {"ours": value, "low": low, "high": high}
@@ -96,25 +102,13 @@ def _compared(row: dict[str, Any], mine: dict[str, Any] | None, study: pd.DataFr
     return found | {"difference": off, "within": within, "says": says}
 
 
-def _scale(row: dict[str, Any], mine: dict[str, Any]) -> float:
-    """The factor into the published unit; the sign of a number is the same in every unit."""
-    if row["unit"] in (mine["unit"], "sign"):
-        return 1.0
-    if (row["unit"], mine["unit"]) == ("percent", "fraction"):
-        return 100.0
-    units = f"published in {row['unit']}, and the study has it in {mine['unit']}"
-    raise ValueError(f"{row['quantity']} is {units}")
-
-
-def _why(row: dict[str, Any], study: pd.DataFrame) -> str:
+def _why(wanted: dict[str, str], study: pd.DataFrame) -> str:
     """The first part of the setting that none of the study's rows shares, in words."""
-    for name in (*SETTING, "quantity"):
-        wanted = _plain(row[name]) if name in SETTING else row[name]
-        if wanted not in set(study[name]):
-            have = ", ".join(one.replace(";", " with ") or "none"
-                             for one in sorted(set(study[name]))) or "nothing"
-            wanted = wanted.replace(";", " with ") or "(none)"
-            return f"the study has no {HOSTS.get(name, name)} {wanted}, but {have}"
+    for name, names in wanted.items():
+        if names not in set(study[name]):
+            have = ", ".join(one.replace(";", " with ") or "none" for one in sorted(set(study[name])))
+            names = names.replace(";", " with ") or "(none)"
+            return f"the study has no {HOSTS.get(name, name)} {names}, but {have or 'nothing'}"
     return "the study has every part of this setting, but no row with all of them"
 
 
@@ -140,7 +134,6 @@ def of_study(context: StudyContext) -> pd.DataFrame:
         the other methods' (our choice). Several ports: each by itself, named in `variant`; several receiving
         sets are pooled over seeds only.
     """
-    columns = [*SETTING, "quantity", "value", "unit", "low", "high"]
     rows = list(_scores(context)) if EXTRACTED in set(context.arms["init"]) else []
     arms = context.arms[context.arms["init"].isin(ARMS)]
     ports = arms.loc[arms["init"] == PORTED, "port"].unique()
@@ -151,7 +144,7 @@ def of_study(context: StudyContext) -> pd.DataFrame:
         setting = {name: ";".join(sorted(set(values))) for name, values in names.items()}
         setting["variant"] = f"port: {port}" if len(ports) > 1 else ""
         rows += [setting | row for row in _quantities(context, part)]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*SETTING, "quantity", "unit", *RANGE])
 
 
 def _scores(context: StudyContext) -> Iterator[dict[str, Any]]:
@@ -168,28 +161,28 @@ def _scores(context: StudyContext) -> Iterator[dict[str, Any]]:
         for name, quantities in SCORES.items():
             mean = estimate(own[name].dropna().to_numpy(float))
             for quantity, variant in product(quantities if mean.blocks else (), sorted(variants)):
-                row = _row(init, quantity, "fraction", mean.mean, mean.low, mean.high)
-                yield setting | {"variant": variant} | row
+                yield setting | {"variant": variant} | _row(init, quantity, "fraction", mean)
 
 
 def _quantities(context: StudyContext, arms: pd.DataFrame) -> list[dict[str, Any]]:
     top = arms[arms["budget"] == arms["budget"].max()]
-    done = int((top["status"] == "done").sum())
-    rows: list[dict[str, Any]] = [_row(";".join(sorted(set(top["init"]))), "train/test runs", "count", done,
-                                       done, done)]
+    done, points = int((top["status"] == "done").sum()), context.metric.difference
+    inits = ";".join(sorted(set(top["init"])))
+    rows: list[dict[str, Any]] = [_row(inits, "train/test runs", "count", Estimate(done, done, done))]
     if context.metric.name != "eval_accuracy":  # what was published are accuracies
         return rows
     whole, methods = (_level(context, top, name) for name in ("all", "method"))
-    for row in whole.itertuples():
-        rows.append(_row(PORTED, f"gain over {row.baseline}", context.metric.difference, row.mean, row.low,
-                         row.high))
+    rows += [_row(PORTED, f"gain over {row.baseline}", points, row) for row in whole.itertuples()]
     methods = methods[(methods["baseline"] == "scratch") & methods["low"].notna()]
     for row in methods.itertuples():
         rank, first = 1 + (methods["mean"] > row.mean).sum(), 1 + (methods["low"] > row.high).sum()
         last = (methods["high"] > row.low).sum()  # its own is among them
-        rows.append(_row(PORTED, "rank of gain over scratch", "rank", rank, first, last)
-                    | {"method": row.method})
-    return rows + _lift(context, arms)
+        ranks = _row(PORTED, "rank of gain over scratch", "rank", Estimate(rank, first, last))
+        rows.append(ranks | {"method": row.method})
+    start = arms[(arms["init"] == PORTED) & (arms["budget"] == 0)]
+    for block in build_blocks(bare_pairs(start, context.metric.scale), ["budget"]):
+        rows.append(_row(PORTED, "zero-shot lift", points, estimate(block.differences)))
+    return rows
 
 
 def _level(context: StudyContext, top: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -202,15 +195,7 @@ def _level(context: StudyContext, top: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame[frame["port"].isin(top.loc[top["init"] == PORTED, "port"])] if "port" in frame else frame
 
 
-def _lift(context: StudyContext, arms: pd.DataFrame) -> list[dict[str, Any]]:
-    """Ported before any update minus the bare host."""
-    start = arms[(arms["init"] == PORTED) & (arms["budget"] == 0)]
-    if not len(start):
-        return []
-    design = next(build_blocks(bare_pairs(start, context.metric.scale), ["budget"], None, 1.0))
-    lift = estimate(design.differences)
-    return [_row(PORTED, "zero-shot lift", context.metric.difference, lift.mean, lift.low, lift.high)]
-
-
-def _row(init: str, quantity: str, unit: str, value: float, low: float, high: float) -> dict[str, Any]:
-    return {"init": init, "quantity": quantity, "unit": unit, "value": value, "low": low, "high": high}
+def _row(init: str, quantity: str, unit: str, found: Any) -> dict[str, Any]:
+    """A row of the study, of what has a mean, low and high."""
+    return {"init": init, "quantity": quantity, "unit": unit, "value": found.mean, "low": found.low,
+            "high": found.high}

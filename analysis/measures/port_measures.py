@@ -1,17 +1,15 @@
 """How good a port is: its lift before any update, the part of native it recovers, and how often it wins."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from portability.analysis.context import StudyContext, once
-from portability.analysis.measures.rows import HOST_LEVELS, by_level, joined, labelled
+from portability.analysis.measures.summaries import HOST_LEVELS, by_level, joined, labelled
 from portability.analysis.stats.blocks import build_blocks, correct_family, estimate_groups, mark_missing
-from portability.analysis.stats.fieller import Ratio, ratio
-from portability.analysis.stats.intervals import jeffreys
+from portability.analysis.stats.intervals import Ratio, jeffreys, ratio
 from portability.analysis.stats.pairing import (
     COORDINATES,
     FAULTS,
@@ -66,15 +64,14 @@ def recovered(context: StudyContext) -> pd.DataFrame:
         `missing`, `mark`. `note` says why there is no ratio: SAME, fieller.NOISE, fieller.WORSE, or that
         seeds are too few. Empty where no metric value is better.
 
-    Source: Fieller, J. R. Stat. Soc. B 16, 1954 (stats.fieller); our choice (D-79).
+    Source: Fieller, J. R. Stat. Soc. B 16, 1954 (stats.intervals); our choice (D-79).
     """
     pairs = _native_pairs(context)
     parts = {}
     for level, more in HOST_LEVELS.items():
         keys = [*context.strata, "method", *more, "budget"]
         counts = summarise(pairs, keys).drop(columns=["mean", "std"])
-        rows = [asdict(item) for item in _ratios(pairs, keys, context.metric.sign)]
-        ratios = pd.DataFrame(rows, columns=[item.name for item in fields(Ratio)])
+        ratios = pd.DataFrame(list(_ratios(pairs, keys, context.metric.sign)), columns=list(vars(Ratio())))
         parts[level] = mark_missing(pd.concat([counts, ratios], axis=1))
     frame = by_level(parts).assign(init=context.arm, unit_of_means=context.metric.difference)
     return joined([labelled(frame, "recovered fraction", "fraction")])

@@ -1,15 +1,15 @@
 """What goes with a large gain: the similarity of the two hosts, and how much of the module was carried."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 
 from portability.analysis.context import StudyContext, once
-from portability.analysis.measures.rows import joined
+from portability.analysis.measures.summaries import joined, labelled
 from portability.analysis.stats.blocks import POOLED
-from portability.analysis.stats.correlation import FEWEST, Correlation, arrangements, correlate
+from portability.analysis.stats.exchange import FEWEST, Correlation, arrangements, correlate
 from portability.analysis.stats.intervals import ALPHA
 from portability.analysis.stats.multiple_comparisons import holm
 
@@ -27,27 +27,26 @@ def gain_and_similarity(context: StudyContext) -> pd.DataFrame:
         where nothing is), and CARRIED (mean over the direction's runs of the arm).
     """
     gains = context.levels["direction"].rename(columns={"mean": "gain"})
-    gains = gains.assign(quantity="gain over " + gains["baseline"], unit=context.metric.difference)
-    pairs = context.study.pairs
-    hosts = pd.DataFrame({"pair": _pair(pairs["one"], pairs["other"])})
-    for name in SIMILARITIES:
-        hosts[name] = pd.to_numeric(pairs[name], errors="coerce")
-    facts = context.study.runs[["run_id", *CARRIED]]
-    facts = facts.assign(**{name: pd.to_numeric(facts[name], errors="coerce") for name in CARRIED})
+    gains = gains.assign(quantity="gain over " + gains["baseline"], unit=context.metric.difference,
+                         pair=_pair(gains["origin"], gains["receiving"]))
+    pairs, facts = context.study.pairs, context.study.runs[["run_id", *CARRIED]]
+    hosts = pairs[[*SIMILARITIES]].apply(pd.to_numeric, errors="coerce")
+    hosts = hosts.groupby(_pair(pairs["one"], pairs["other"])).mean()
+    facts[[*CARRIED]] = facts[[*CARRIED]].apply(pd.to_numeric, errors="coerce")
     keys = [*context.strata, "method", "origin", "receiving", "relation"]
     own = context.arms[context.arms["init"] == context.arm][[*keys, "run_id"]].drop_duplicates()
     own = own.merge(facts, on="run_id", how="left")
     carried = own.groupby(keys, sort=False, dropna=False)[[*CARRIED]].mean()
-    gains["pair"] = _pair(gains["origin"], gains["receiving"])
-    gains = gains.join(hosts.groupby("pair").mean(), on="pair").join(carried, on=keys).drop(columns="pair")
     columns = ["arm", "baseline", "gain", "low", "high", "expected", "n", "failed", "missing", "blocks",
                "mark"]
+    gains = gains.join(hosts, on="pair").join(carried, on=keys)
     return joined([gains[[*keys, "budget", "quantity", "unit", *columns, *SIMILARITIES, *CARRIED]]])
 
 
-def _pair(one: pd.Series, other: pd.Series) -> pd.Series:
-    """The names of two hosts in one order."""
-    names = [tuple(sorted(both)) for both in zip(one.astype(str), other.astype(str), strict=True)]
+def _pair(one: pd.Series, other: pd.Series, symmetric: bool = True) -> pd.Series:
+    """The names of two hosts, in one order where that does not matter."""
+    pairs = zip(one.astype(str), other.astype(str), strict=True)
+    names = [tuple(sorted(pair)) if symmetric else pair for pair in pairs]
     return pd.Series(names, index=one.index, dtype=object)
 
 
@@ -98,20 +97,19 @@ def predictors(context: StudyContext) -> pd.DataFrame:
     rows = [row for names in (SIMILARITIES, CARRIED) for row in _rows(points, keys, names)]
     columns = [*keys, "method", "predictor", *(item.name for item in fields(Correlation)), "expected"]
     frame = pd.DataFrame(rows, columns=columns)
-    frame = frame.assign(p_holm=holm(frame["p"].to_numpy(float)), family=int(frame["p"].notna().sum()),
-                         arm=context.arm, quantity="correlation with the gain", unit="correlation")
     missing = frame["expected"] - frame["n"]
     state = np.where(missing == 0, "complete", np.where(frame["n"] > 0, "incomplete", "missing"))
-    return joined([frame.assign(missing=missing, mark=np.where(missing > 0, "†", ""), status=state)])
+    return joined([labelled(frame, "correlation with the gain", "correlation").assign(
+        p_holm=holm(frame["p"].to_numpy(float)), family=int(frame["p"].notna().sum()), arm=context.arm,
+        missing=missing, mark=np.where(missing > 0, "†", ""), status=state)])
 
 
 def _rows(points: pd.DataFrame, keys: list[str], names: Sequence[str]) -> Iterator[dict[str, object]]:
     """One row per group of keys, method (and all of them, where there are several) and predictor, all of one
     kind."""
     symmetric = names is SIMILARITIES
-    units = pd.Series(list(zip(points["origin"], points["receiving"], strict=True)), index=points.index,
-                      dtype=object)
-    points = points.assign(one_unit=_pair(points["origin"], points["receiving"]) if symmetric else units)
+    units = _pair(points["origin"], points["receiving"], symmetric)
+    points = points.assign(one_unit=units)
     for group, own in points.groupby(keys, sort=False, dropna=False):
         means = own.groupby(["method", "one_unit"], sort=False)[["gain", *names]].mean().unstack("one_unit")
         subsets = {name: means.loc[[name]] for name in means.index}
@@ -122,4 +120,4 @@ def _rows(points: pd.DataFrame, keys: list[str], names: Sequence[str]) -> Iterat
                 found = correlate(table[name].to_numpy(float), table["gain"].to_numpy(float),
                                   list(table["gain"]), symmetric)
                 yield {**dict(zip(keys, group, strict=True)), "method": method, "predictor": name,
-                       **asdict(found), "expected": asked["one_unit"].nunique()}
+                       **vars(found), "expected": asked["one_unit"].nunique()}

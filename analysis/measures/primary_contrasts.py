@@ -1,7 +1,7 @@
 """The primary contrasts of a study: those that its sweep declared before the runs, with the one test that
 decides each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +10,17 @@ import pandas as pd
 from portability.analysis.context import StudyContext, once
 from portability.analysis.metrics import LAST, PREFIX, Metric, metric_of
 from portability.analysis.stats.blocks import Block, build_blocks, estimate_block
+from portability.analysis.stats.exchange import Exchanged, exchange, rotations
 from portability.analysis.stats.intervals import ALPHA, detectable
 from portability.analysis.stats.multiple_comparisons import holm
 from portability.analysis.stats.pairing import bare_pairs, pairs_of, with_bare
-from portability.analysis.stats.permutation import Exchanged, exchange, rotations
-from portability.core.contrasts import PAIRS, Contrast, all_alike, kinds, selects
+from portability.core.contrasts import PAIRS, Contrast, all_alike, selects
 from portability.core.specs import BARE
 
-COLUMNS = ["name", "words", "arm", "baseline", "budget", "unit", "mean", "low", "high", "p", "p_holm",
-           "family", "p_exchange", "smallest_p", "mdd", "se", "df", "effect", "seeds", "examples", "expected",
-           "n", "failed", "missing", "mark", "verdict", "note"]
+COLUMNS = [
+    "name", "words", "arm", "baseline", "budget", "unit", "mean", "low", "high", "p", "p_holm", "family",
+    "p_exchange", "smallest_p", "mdd", "se", "df", "effect", "seeds", "examples", "expected", "n", "failed",
+    "missing", "mark", "verdict", "note"]
 OPEN = "open"
 
 
@@ -41,17 +42,14 @@ def primary(context: StudyContext) -> pd.DataFrame:
     Source: our choice (D-119).
     """
     contrasts = all_alike(context.study.facts) or []
-    rows = [_row(context, contrast) for contrast in contrasts]
-    of_all = ("p_holm", "family", "mdd", "verdict")
-    frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if name not in of_all])
+    frame = pd.DataFrame([_row(context, contrast) for contrast in contrasts], columns=COLUMNS)
     p = frame["p"].to_numpy(float)  # a contrast without a test stays in the family, with p = 1
-    frame["p_holm"], frame["family"] = np.where(np.isnan(p), np.nan,
-                                                holm(np.nan_to_num(p, nan=1.0))), len(contrasts)
+    frame["p_holm"] = np.where(np.isnan(p), np.nan, holm(np.nan_to_num(p, nan=1.0)))
     se, df = (frame[name].to_numpy(float) for name in ("se", "df"))
-    frame["mdd"] = detectable(se, df, ALPHA / max(1, len(contrasts)))
-    tests = zip(frame["mean"], frame["p_holm"], strict=True)
-    frame["verdict"] = [verdict(mean, p, context.metric) for mean, p in tests]
-    return frame[COLUMNS]
+    frame["family"], frame["mdd"] = len(contrasts), detectable(se, df, ALPHA / max(1, len(contrasts)))
+    frame["verdict"] = [verdict(mean, p, context.metric)
+                        for mean, p in zip(frame["mean"], frame["p_holm"], strict=True)]
+    return frame
 
 
 def verdict(mean: float, p: float, metric: Metric) -> str:
@@ -110,9 +108,11 @@ def iterates(context: StudyContext) -> pd.DataFrame:
 
 
 def _row(context: StudyContext, contrast: Contrast) -> dict[str, object]:
-    sides = [_side(context, contrast, side) for side in contrast.sides]
-    sides = [side.assign(weight=side["sign"] / max(1, side["task"].nunique())) for side in _signed(sides)]
-    pairs = pd.concat(sides, ignore_index=True).assign(one=0)
+    sides = [_side(context, contrast, narrowed).assign(side=sign)
+             for sign, narrowed in zip((1.0, -1.0), contrast.sides, strict=False)]
+    pairs = pd.concat(sides, ignore_index=True)
+    weight = pairs["side"] / pairs.groupby("side")["task"].transform("nunique")
+    pairs = pairs.assign(one=0, weight=weight, task=pairs.groupby(["side", "task"]).ngroup())
     answers = with_bare(pairs, context.answers) if contrast.baseline == BARE else context.answers
     block = next(build_blocks(pairs, ["one"], answers, context.metric.scale), Block(np.zeros(0), [], 0))
     estimated = estimate_block(block)
@@ -129,12 +129,6 @@ def _row(context: StudyContext, contrast: Contrast) -> dict[str, object]:
     }
 
 
-def _signed(sides: list[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """Sides with the `sign` they enter with, and tasks that are no other side's."""
-    for sign, first, side in zip((1.0, -1.0), (0, sum(map(len, sides))), sides, strict=False):
-        yield side.assign(sign=sign, task=side["task"] + first)
-
-
 def _side(context: StudyContext, contrast: Contrast, narrowed: Mapping[str, list[str]]) -> pd.DataFrame:
     """The pairs of one side: as of pairing.pairs_of."""
     arms = context.arms[context.arms["budget"] == contrast.budget]
@@ -142,8 +136,7 @@ def _side(context: StudyContext, contrast: Contrast, narrowed: Mapping[str, list
         pairs = bare_pairs(arms[arms["init"] == contrast.arm], context.metric.scale)
     else:
         pairs = pairs_of(arms, "init", (contrast.arm, contrast.baseline), context.metric.scale)
-    known = kinds(context.study.facts)
-    named = [known.get(pair, "") for pair in zip(pairs["origin"], pairs["receiving"], strict=True)]
+    named = [context.kinds.get(pair, "") for pair in zip(pairs["origin"], pairs["receiving"], strict=True)]
     held = [selects(narrowed, place) for place in pairs.assign(**{PAIRS: named}).to_dict("records")]
     return pairs[np.array(held, bool)]
 

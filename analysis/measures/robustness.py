@@ -2,16 +2,15 @@
 means."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from portability.analysis.context import StudyContext
-from portability.analysis.stats.aggregate import bootstrap, iqm
-from portability.analysis.stats.mixed_effects import Mixed, mixed
+from portability.analysis.stats.cross_checks import Mixed, bootstrap, iqm, mixed
 from portability.analysis.stats.pairing import with_tasks
 
+IQM = ["init", "budget", "unit", "iqm", "low", "high", "seeds", "tasks", "n", "expected", "failed", "mark"]
 FITTED = ["baseline", "budget", "unit", "term", "value", "low", "high", "p", "seed_sd", "run_sd", "rest_sd",
           "n", "expected", "failed", "converged", "words", "paired_mean", "paired_low", "paired_high",
           "agree", "mark"]
@@ -21,7 +20,7 @@ def interquartile(context: StudyContext) -> pd.DataFrame:
     """Interquartile mean of every init at every budget over all tasks (method, direction, relation) and
     seeds, with its bootstrap interval over seeds, in the metric's unit (fractions in [0, 1]).
 
-    Source: stats.aggregate; our choice (D-61).
+    Source: stats.cross_checks; our choice (D-61).
     """
     rows = []
     for labels, cells in context.parts():
@@ -34,9 +33,7 @@ def interquartile(context: StudyContext) -> pd.DataFrame:
                 "expected": len(own), "failed": int((own["status"] == "failed").sum()),
                 "mark": "†" if n < len(own) else "",
             })
-    columns = ["init", "budget", "unit", "iqm", "low", "high", "seeds", "tasks", "n", "expected", "failed",
-               "mark"]
-    return pd.DataFrame(rows, columns=[*context.strata, *columns])
+    return pd.DataFrame(rows, columns=[*context.strata, *IQM])
 
 
 def mixed_effects(context: StudyContext) -> pd.DataFrame:
@@ -47,7 +44,7 @@ def mixed_effects(context: StudyContext) -> pd.DataFrame:
     columns that begin with `paired` those of the level "all"; `agree` says whether both means have one sign
     and their intervals overlap.
 
-    Source: stats.mixed_effects; our choice (D-62).
+    Source: stats.cross_checks; our choice (D-62).
     """
     keys = context.strata
     paired = context.levels["all"].set_index([*keys, "baseline", "budget"])
@@ -67,11 +64,10 @@ def mixed_effects(context: StudyContext) -> pd.DataFrame:
 def _terms(fit: Mixed, paired: pd.Series) -> Iterator[dict[str, object]]:
     """The overall gain and every fixed effect of a fit, with what holds for all of it."""
     value, low, high = fit.overall
-    whole = {name: item for name, item in asdict(fit).items() if name not in ("terms", "overall")}
-    whole |= {f"paired_{name}": paired[name] for name in ("mean", "low",
-                                                          "high")} | {"failed": paired["failed"]}
-    whole |= {"agree": agreement((value, low, high), (paired["mean"], paired["low"], paired["high"])),
-              "mark": paired["mark"]}
+    whole = {name: item for name, item in vars(fit).items() if name not in ("terms", "overall")}
+    whole |= {f"paired_{name}": paired[name] for name in ("mean", "low", "high")}
+    whole |= {name: paired[name] for name in ("failed", "mark")}
+    whole["agree"] = agreement((value, low, high), (paired["mean"], paired["low"], paired["high"]))
     p = fit.terms["p"].iloc[0] if len(fit.terms) else np.nan
     yield {"term": "overall", "value": value, "low": low, "high": high, "p": p} | whole
     for row in fit.terms.iloc[1:].to_dict("records"):

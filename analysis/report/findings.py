@@ -1,16 +1,21 @@
-"""What a study found: one sentence, its numbers, every declared contrast, and what limits all of it."""
+"""What a study found, by question: the tables, charts and sentences that answer each, for the page and for
+report.md."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 
 from portability.analysis.context import StudyContext, once
-from portability.analysis.figures.style import budget_words
+from portability.analysis.contrast_arm import say
+from portability.analysis.figures import charts
+from portability.analysis.figures.svg import Chart, budget_words
 from portability.analysis.formatting import interval, number, p_text
+from portability.analysis.measures.predictors import why_no_correlation
 from portability.analysis.measures.primary_contrasts import OPEN, has_contrasts, primary
 from portability.analysis.metrics import UNITS, Metric
-from portability.analysis.tables.captions import protocol
-from portability.analysis.tables.registry import turns
+from portability.analysis.tables.captions import Table, protocol, turns
+from portability.analysis.tables.registry import TABLES, build_table
 from portability.core.contrasts import all_alike
 from portability.core.wording import counted
 
@@ -63,8 +68,7 @@ def headline_numbers(context: StudyContext) -> list[Number]:
         return rows[:3]
     frame = _exploratory(context).reset_index(drop=True)
     last = [own.index[-1] for _, own in frame.groupby("baseline", sort=False)]
-    chosen = [0, *last]
-    return [rows[i] for i in dict.fromkeys(chosen)][:3]
+    return [rows[i] for i in dict.fromkeys([0, *last])][:3]
 
 
 def verdict_words(context: StudyContext) -> str:
@@ -77,13 +81,11 @@ def verdict_words(context: StudyContext) -> str:
         explored = "; ".join(f"{row.words} {row.size} {row.between}".rstrip()
                              for row in headline_numbers(context))
         return ("No contrast was declared before the runs, so nothing is decided; exploratory, over "
-                "everything: "
-                f"{explored}.")
-    parts = []
-    for side, words in SIDES.items():
-        own = [f"{row.name} {row.size}" for row in rows if row.verdict == side]
-        if own:
-            parts.append(f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})")
+                f"everything: {explored}.")
+    sides = {words: [f"{row.name} {row.size}" for row in rows if row.verdict == side]
+             for side, words in SIDES.items()}
+    parts = [f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})"
+             for words, own in sides.items() if own]
     return f"Of {counted(len(rows), 'contrast')} declared before the runs, {', '.join(parts)}."
 
 
@@ -125,25 +127,22 @@ def caveats(context: StudyContext) -> list[str]:
     if len(lacking):
         words = ", ".join(f"{count:,} {status}" for status, count in lacking.items())
         lines.append(f"{len(cells) - int(lacking.sum()):,} of {len(cells):,} cells are done ({words}); "
-                     f"numbers that lack "
-                     "cells carry the mark †.")
-    lines += _unmatched(context)
-    if context.why:
-        lines.append(f"Intervals are over seeds only, not over test examples: {context.why}.")
-    if all_alike(facts) is None:
-        lines.append("The study's commands declare different primary contrasts, so it has none: all is "
-                     "exploratory.")
-    elif not has_contrasts(context):
-        lines.append("No primary contrast was declared before the runs: all is exploratory.")
-    if any(fact.get("overlap") == "keep" for fact in facts):
-        lines.append("Sentences shared between data sets were kept (overlap: keep).")
+                     "numbers that lack cells carry the mark †.")
     seeds = context.arms["seed"].nunique()
-    if seeds < 2:
-        lines.append("There is one seed, so nothing is said of comparisons: what differs between its runs "
-                     "is no new seed.")
-    lines.append(f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other "
-                 f"hosts.")
-    return lines
+    undeclared = not has_contrasts(context)
+    said = {
+        f"Intervals are over seeds only, not over test examples: {context.why}.": context.why,
+        "The study's commands declare different primary contrasts, so it has none: all is exploratory.":
+            all_alike(facts) is None,
+        "No primary contrast was declared before the runs: all is exploratory.":
+            undeclared and all_alike(facts) is not None,
+        "Sentences shared between data sets were kept (overlap: keep).":
+            any(fact.get("overlap") == "keep" for fact in facts),
+        "There is one seed, so nothing is said of comparisons: what differs between its runs is no new seed.":
+            seeds < 2,
+    }
+    return [*lines, *_unmatched(context), *(sentence for sentence, holds in said.items() if holds),
+            f"Intervals speak of new seeds ({seeds} here) on these hosts and data sets, not of other hosts."]
 
 
 def _unmatched(context: StudyContext) -> list[str]:
@@ -154,3 +153,58 @@ def _unmatched(context: StudyContext) -> list[str]:
     return [] if off.empty else [
         f"{counted(len(off), 'start')} that should move the logits as much as a port cannot at any scale; "
         f"the nearest gives {reached} % of it."]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with what answers it: names of tables, the first of them shown at once, functions that make
+    charts, and sentences. `short` stands in the page's navigation."""
+
+    short: str
+    words: str
+    tables: tuple[str, ...]
+    charts: tuple[Callable[[StudyContext], list[Chart]], ...] = ()
+    said: Callable[[StudyContext], list[str]] = lambda context: []
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question of one study, answered."""
+
+    short: str
+    title: str
+    said: list[str]
+    charts: list[Chart]
+    tables: list[Table]
+
+
+QUESTIONS = (
+    Question("Declared", "What was declared before the runs, and what came of it?", ("primary", "iterates"),
+             (charts.contrasts,), declared_sentences),
+    Question("Starts", "Is a start from {origin} ahead of the others?",
+             ("comparisons", "init_by_method", "init_by_budget", "take_off", "area"),
+             (charts.by_method, charts.differences, charts.take_offs)),
+    Question("Directions", "Does it matter from which host to which, and which data {origin} saw?",
+             ("by_direction", "interactions", "origin_by_receiving", "by_relation"),
+             (charts.by_direction, charts.every_curve)),
+    Question("First steps", "What does a module do before any update?", ("lift", "zero_shot")),
+    Question("Costs", "What does {start} save, and what does it cost on each host?",
+             ("updates_to_match", "break_even", "recovered", "cost")),
+    Question("Extraction", "Is what was cut out knowledge of the task?", ("extraction",)),
+    Question("Rates", "Would other learning rates change the comparison?", ("rates",)),
+    Question("Hosts", "What goes with a gain?", ("predictors",), (), why_no_correlation),
+    Question("Checks", "Do other measures and other estimators say the same?",
+             ("all_metrics", "win_rate_inits", "win_rate_methods", "ties", "interquartile", "mixed",
+              "published")), Question("Whole", "Is every cell there?", ("completeness",)),
+)
+
+
+def sections(context: StudyContext) -> list[Section]:
+    """The questions that this study has something on, in order."""
+    made = []
+    for question in QUESTIONS:
+        tables = [build_table(name, context) for name in question.tables if TABLES[name].applies(context)]
+        charts = [chart for make in question.charts for chart in make(context)]
+        title = say(question.words, context.arm)
+        made.append(Section(question.short, title, question.said(context), charts, tables))
+    return [section for section in made if section.said or section.charts or section.tables]

@@ -7,9 +7,8 @@ from typing import Any
 
 from portability.analysis.context import StudyContext
 from portability.analysis.figures.svg import Chart
-from portability.analysis.load import Problem, Study
-from portability.analysis.report.findings import caveats, headline_numbers, verdict_words
-from portability.analysis.report.sections import Section
+from portability.analysis.load import Study
+from portability.analysis.report.findings import Section, caveats, headline_numbers, verdict_words
 from portability.analysis.stats.pairing import STATUSES
 from portability.analysis.tables.render import markdown
 from portability.core.specs import BARE
@@ -42,12 +41,14 @@ def report(context: StudyContext, parts: Sequence[Section], chart: Sequence[Char
               for row in headline_numbers(context)]
     lines += ["", f"{count_words(study)}.", "", "Read with care:", "",
               *(f"- {_plain(line)}" for line in caveats(context)), ""]
+    problems = [f"- {_plain(str(problem))}" for problem in study.problems] or ["None."]
     for part in parts:
         lines += [f"## {part.title}", "", *(f"- {_plain(line)}" for line in part.said), "",
                   *map(_picture, part.charts)]
         lines += [markdown(table) for table in part.tables]
-    lines += ["## What is wrong with records and runs?", "", *_problems(study.problems), ""]
-    lines += ["## Where do the numbers come from?", "", *provenance(study), ""]
+    lines += ["## What is wrong with records and runs?", "", *problems, ""]
+    lines += ["## Where do the numbers come from?", "",
+              *(f"- {name}: {value}" for name, value in provenance(study)), ""]
     return "\n".join(lines)
 
 
@@ -55,44 +56,32 @@ def _picture(chart: Chart) -> str:
     return f"![{chart.title}](plots/{chart.name}.svg)\n\n{chart.note}\n"
 
 
-def _problems(problems: list[Problem]) -> list[str]:
-    return [f"- {_plain(str(problem))}" for problem in problems] or ["None."]
-
-
 def _plain(text: str) -> str:
     """One line of Markdown that shows the text as it is."""
     return " ".join(text.split()).replace("<", "\\<").replace("*", "\\*")
 
 
-def provenance(study: Study) -> list[str]:
-    """Commits, packages, machines and time behind the records that are used, as a Markdown list; what differs
-    between records is listed with the number of runs."""
-    records = study.records
-    if not records:
-        return ["No record is used."]
-    infos = [record["run_info"] for record in records]
+def provenance(study: Study) -> list[tuple[str, str]]:
+    """Commits, packages, machines and time behind the records that are used; what differs between records is
+    listed with the number of runs."""
+    infos, metas = ([record[part] for record in study.records] for part in ("run_info", "meta_info"))
+    if not infos:
+        return [("runs used", "none")]
     dates = sorted(str(info["created_at"]) for info in infos if info.get("created_at"))
-    dirty = sum(bool(info.get("worktree_dirty")) for info in infos)
-    hours = sum(float(info.get("total_time") or 0) for info in infos) / 3600
-    lines = [
-        f"- runs used: {len(records)}, {hours:.2f} h of running time together",
-        f"- written: {dates[0]} to {dates[-1]}" if dates else "- written: not recorded",
-        f"- git commit: {_tally([info.get('git_commit') for info in infos])}",
-        f"- runs from a changed working tree: {dirty}",
-    ]
-    lines += [f"- {item.get('sweep') or 'sweep'}: " + _facts(item) for item in study.facts]
+    dirty = [info.get("worktree_dirty") for info in infos]
+    facts = [("runs used", f"{len(infos)}, {study.hours:.2f} h of running time together"),
+             ("written", f"{dates[0]} to {dates[-1]}" if dates else "not recorded"),
+             ("git commit", _tally([info.get("git_commit") for info in infos])),
+             ("runs from a changed working tree", str(sum(map(bool, dirty))))]
+    for item in study.facts:
+        plain = {key: value for key, value in item.items() if isinstance(value, str | int | float)}
+        name = str(plain.pop("sweep", None) or "sweep")
+        facts.append((name, ", ".join(f"{key} {value}" for key, value in plain.items())))
     for part in ("package_info", "system_info"):
-        values = [record["meta_info"].get(part) or {} for record in records]
+        values = [meta.get(part) or {} for meta in metas]
         names = sorted({name for value in values for name in value})
-        lines += [f"- {name}: {_tally([value.get(name) for value in values])}" for name in names]
-    return lines
-
-
-def _facts(item: dict[str, Any]) -> str:
-    """The plain facts of one command."""
-    plain = {key: value for key, value in item.items() if isinstance(value, str | int | float)
-             and key != "sweep"}
-    return ", ".join(f"{key} {value}" for key, value in plain.items())
+        facts += [(name, _tally([value.get(name) for value in values])) for name in names]
+    return facts
 
 
 def _tally(values: list[Any]) -> str:

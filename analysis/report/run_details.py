@@ -4,18 +4,19 @@ command."""
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from portability.analysis.context import StudyContext
-from portability.analysis.correctness import marks_of
-from portability.analysis.formatting import NOTHING
-from portability.analysis.load import describe
+from portability.analysis.formatting import NOTHING, number
+from portability.analysis.load import NOT_RUN, describe
 from portability.analysis.metrics import UNITS, metric_of, shown, value_of
-from portability.analysis.records import protocol, state_of
+from portability.analysis.records import marks_of, protocol, state_of
 from portability.core.errors import UserError, redact_paths
 from portability.store import Store
 
@@ -54,74 +55,68 @@ def details(store: Store, context: StudyContext, most: int = 3000) -> Details:
         most: with more runs than this none is described, because the page would open slowly (our choice).
     """
     cells = context.cells
-    named = sorted({run_id for name in ("run_id", "native_id", "bare_id") for run_id in cells[name].dropna()})
     entries = {run_id: (record, fault) for run_id, record, fault in store.entries()}
     failures, schema = store.failures(), protocol(record for record, _ in entries.values())
+    named = {run_id for name in ("run_id", "native_id", "bare_id") for run_id in cells[name].dropna()}
     ids = sorted({*named, *entries, *failures})
     if len(ids) > most:
         return Details({}, [], len(ids))
     read = {row["run_id"]: row for _, row in cells.drop_duplicates("run_id").iterrows()}
-    metrics, places = shown(cells, context.metric.name), _Places()
+    metrics, parts = shown(cells, context.metric.name), Parts()
     runs: dict[str, dict[str, Any]] = {}
     for run_id in ids:
         record, fault = entries.get(run_id, (None, None))
-        state, error = state_of(run_id, record, fault,
-                                schema) if run_id in entries else _failure(failures.get(run_id))
-        row = read.get(run_id)
-        runs[run_id] = {"state": state, "title": "A run that no cell reads", "where": ""} | (
-            {} if row is None else {"title": f"{row['method']}, {row['init']}", "where": describe(row)})
+        state, error = "missing", NOT_RUN
+        if run_id in entries:
+            state, error = state_of(run_id, record, fault, schema)
+        elif failure := failures.get(run_id):
+            texts = [str(failure.get("error", "no message")), failure.get("traceback")]
+            state, error = "failed", "\n\n".join(filter(None, texts))
+        runs[run_id] = {"state": state, "title": "A run that no cell reads", "where": ""}
+        if (row := read.get(run_id)) is not None:
+            runs[run_id] |= {"title": f"{row['method']}, {row['init']}", "where": describe(row)}
         if record is not None and state == "done":
-            runs[run_id] |= _done(store, record, metrics, places, context.metric.name)
+            runs[run_id] |= _done(store, record, metrics, parts, context.metric.name)
         else:
             runs[run_id]["error"] = redact_paths(error)
     for run_id, command in _commands(store.manifests(), runs).items():
         runs[run_id]["command"] = command
-    return Details(runs, places.values(), len(ids))
+    return Details(runs, list(map(json.loads, parts)), len(ids))
 
 
-def _failure(failure: Mapping[str, Any] | None) -> tuple[str, str]:
-    if failure is None:
-        return "missing", "no record and no failure: not run yet"
-    texts = [str(failure.get("error", "no message")), failure.get("traceback")]
-    return "failed", "\n\n".join(text for text in texts if text)
+class Parts(dict[str, int]):
+    """Values as JSON, equal ones once, and the place of each."""
 
-
-class _Places:
-    """Values by place, equal ones once."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, int] = {}
-
-    def of(self, value: Any) -> int:
-        return self.known.setdefault(json.dumps(value, sort_keys=True), len(self.known))
-
-    def values(self) -> list[Any]:
-        return [json.loads(text) for text in self.known]
+    def place(self, value: Any) -> int:
+        return self.setdefault(json.dumps(value, sort_keys=True), len(self))
 
 
 # ---- one run
 
 
-def _done(store: Store, record: dict[str, Any], metrics: list[str], places: _Places,
+def _done(store: Store, record: dict[str, Any], metrics: list[str], parts: Parts,
           chosen: str) -> dict[str, Any]:
-    record = json.loads(json.dumps(record),
-                        parse_constant=lambda _: None)  # a number that is not finite is no number
-    spec, train = record.get("spec") or {}, record["train_info"]
-    marks, unit = marks_of(store, record, chosen), UNITS[metric_of(chosen).unit]
-    updates, values = [mark["updates"] for mark in marks], [value_of(mark, chosen) for mark in marks]
-    points = train.get("train_loss") or []
-    count = min(len(points), POINTS)
-    some = [points[round(i * (len(points) - 1) / max(1, count - 1))] for i in range(count)]
-    port, costs = record.get("port_info") or {}, {key: train.get(key) for key in COSTS}
+    # a number that is not finite is no number
+    record = json.loads(json.dumps(record), parse_constant=lambda _: None)
+    spec, train, unit = record.get("spec") or {}, record["train_info"], UNITS[metric_of(chosen).unit]
+    marks, points = marks_of(store, record, chosen), train.get("train_loss") or []
+    values = [value_of(mark, chosen) for mark in marks]
+    places = np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int)
+    some = [points[place] for place in places]
+    port = record.get("port_info") or {}
     title = "What was cut out of the other host" if "seed_count" in port else "What was carried into it"
     sections = [_measured(marks, metrics), *([_facts(title, port)] if port else []),
-                _predictions(store, record["run_id"], spec), _facts("What it cost", costs)]
+                _predictions(store, record["run_id"], spec),
+                _facts("What it cost", {key: train.get(key) for key in COSTS})]
     return {
         **_names(record, spec), "origin": spec.get("origin"),
         "score": _scaled(values[-1] if values else None, chosen),
-        "curve": [places.of(updates), [None if y is None else unit.scale * y for y in values], len(marks)],
-        "loss": [places.of([x for x, _ in some]), [_short(y) for _, y in some], len(points)],
-        "sections": sections, "settings": list(_settings(record, spec, places)),
+        "curve": [parts.place([mark["updates"] for mark in marks]),
+                  [None if y is None else unit.scale * y for y in values]],
+        "loss": [parts.place([x for x, _ in some]),
+                 [y if y is None else float(f"{y:.4g}") for _, y in some], len(points)],
+        "sections": sections, "settings": [(title, parts.place(_flat(values)))
+                                           for title, values in _settings(record, spec).items()],
     }
 
 
@@ -139,32 +134,32 @@ def _names(record: dict[str, Any], spec: dict[str, Any]) -> dict[str, str]:
 def _measured(marks: list[dict[str, Any]], metrics: list[str]) -> dict[str, Any]:
     rows = [[f"{metric_of(name).label}, {UNITS[metric_of(name).unit].symbol}",
              *(_scaled(value_of(mark, name), name, 1) for mark in marks)] for name in metrics]
-    return {"title": "At its marks", "name": "Metrics at the marks", "head": ["metric", *_at_marks(marks)],
-            "rows": rows}
+    return {"title": "At its marks", "name": "Metrics at the marks",
+            "head": ["metric", *_heads(mark["updates"] for mark in marks)], "rows": rows}
 
 
-def _at_marks(marks: Iterable[dict[str, Any]]) -> list[str]:
-    return [f"{mark['updates']:,} updates" if mark["updates"] else "zero-shot" for mark in marks]
+def _heads(marks: Iterable[int]) -> list[str]:
+    return [f"{mark:,} updates" if mark else "zero-shot" for mark in marks]
 
 
 def _facts(title: str, values: dict[str, Any]) -> dict[str, Any]:
     """A section of plain facts: shares in %, whole numbers as they are, others with three digits, lists in
     one line."""
 
-    def text(value: Any, share: bool = False, between: str = ", ") -> str:
+    def text(value: Any, between: str = ", ") -> str:
         if isinstance(value, dict):
             lists = any(isinstance(inner, list) for inner in value.values())
             return ("; " if lists else ", ").join(f"{name} {text(inner)}" for name, inner in value.items())
         if isinstance(value, list):
-            return between.join(text(inner, between=" and ") for inner in value)
-        if share and value is not None:
-            return f"{100 * value:.1f} %"
+            return between.join(text(inner, " and ") for inner in value)
         if isinstance(value, float):
             return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         return NOTHING if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
-    facts = [(name.replace("_", " "), text(value, name.endswith("_fraction")))
-             for name, value in values.items()]
+    facts = []
+    for name, value in values.items():
+        share = name.endswith("_fraction") and value is not None
+        facts.append((name.replace("_", " "), f"{100 * value:.1f} %" if share else text(value)))
     return {"title": title, "facts": facts}
 
 
@@ -178,7 +173,7 @@ def _predictions(store: Store, run_id: str, spec: dict[str, Any]) -> dict[str, A
     task, total = spec.get("task") or {}, found["invalid"].shape[1]
     first = {name: values[..., :EXAMPLES].tolist() for name, values in found.items() if name != "updates"}
     rows = list(map(list, zip(*(_cells(first, mark) for mark in range(len(found["updates"]))), strict=True)))
-    head = _at_marks({"updates": int(mark)} for mark in found["updates"])
+    head = _heads(found["updates"].tolist())
     star = " * " if found["invalid"][:, :EXAMPLES].any() else ""
     if "label" in found:
         words = task.get("label_words") or ["negative", "positive"]
@@ -211,15 +206,13 @@ def _cells(first: dict[str, Any], mark: int) -> Iterator[str]:
         yield f"{text}{more}{star} {look}".rstrip()
 
 
-def _settings(record: dict[str, Any], spec: dict[str, Any], places: _Places) -> Iterator[tuple[str, int]]:
+def _settings(record: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     """Everything that the run was asked for, and the machine."""
-    info, deep = record.get("run_info") or {}, {key: value for key, value in spec.items()
-                                                if isinstance(value, dict)}
+    info = record.get("run_info") or {}
+    deep = {key: value for key, value in spec.items() if isinstance(value, dict)}
     run = {key: value for key, value in spec.items() if key not in deep} | {"written": info.get("created_at")}
     machine = {key: info.get(key) for key in ("git_commit", "worktree_dirty")}
-    machine |= record.get("meta_info") or {}
-    for title, values in {"run": run, **deep, "where it was made": machine}.items():
-        yield title, places.of(_flat(values))
+    return {"run": run, **deep, "where it was made": machine | (record.get("meta_info") or {})}
 
 
 def _flat(value: Any, name: str = "") -> Facts:
@@ -235,11 +228,7 @@ def _flat(value: Any, name: str = "") -> Facts:
 def _scaled(value: float | None, name: str, more: int = 0) -> str:
     """A metric in its unit, with more digits than in a table."""
     unit = UNITS[metric_of(name).unit]
-    return NOTHING if value is None else f"{unit.scale * value:.{unit.digits + more}f}".replace("-", "−")
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+    return NOTHING if value is None else number(value, replace(unit, digits=unit.digits + more))
 
 
 # ---- commands
@@ -254,10 +243,9 @@ def _commands(manifests: Iterable[dict[str, Any]], runs: dict[str, dict[str, Any
     found: dict[str, str] = {}
     for manifest in manifests:
         words = ["python", "-m", "portability.run", *_words(manifest)]
-        for column in ("run_id", "native_id", "bare_id"):
-            for row in manifest["cells"]:
-                if row[column] not in found:
-                    found[row[column]] = shlex.join([*words, _only(row, column)])
+        for column, row in product(("run_id", "native_id", "bare_id"), manifest["cells"]):
+            if row[column] not in found:
+                found[row[column]] = shlex.join([*words, _only(row, column)])
     for run_id in sorted(runs):
         origin = runs[run_id].get("origin")
         if origin in runs and run_id in found:

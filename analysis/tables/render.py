@@ -1,27 +1,25 @@
 """One table as CSV, Markdown and LaTeX; all but the CSV show the same grid of entries."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from portability.analysis.formatting import NOTHING
 from portability.analysis.metrics import PREFIX, UNITS, metric_of
-from portability.analysis.tables.spec import Table
+from portability.analysis.tables.captions import Table
 from portability.core.specs import BARE
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One field of a grid; `style` is "", "best" or "second"."""
 
     text: str
     style: str = ""
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """What a reader sees: a header and rows of entries, the first `labels` columns naming the row."""
 
     header: list[str]
@@ -31,25 +29,21 @@ class Grid:
 
 def grid(table: Table) -> Grid:
     """Lay a table out: its row keys to the left, one column per value of its column key."""
-    if table.column is None:
-        rows = [[Entry(_label(name, row[name])) for name in table.shown] for _, row in table.shown.iterrows()]
-        return Grid([name.replace("_", " ") for name in table.shown], rows, len(table.shown.columns))
     frame, keys = table.shown, list(table.rows)
-    styles = _styles(table) if table.best else {}
-    entries = {}
+    if table.column is None:
+        rows = [[Entry(_label(name, row[name])) for name in frame] for _, row in frame.iterrows()]
+        return Grid([name.replace("_", " ") for name in frame], rows, len(frame.columns))
+    styles, entries = _styles(table) if table.best else {}, {}
     for index, row in frame.iterrows():
         place = tuple(row[key] for key in keys), row[table.column]
         entries[place] = Entry(table.show(row), styles.get(index, ""))
     columns = sorted(set(frame[table.column]), key=_order(frame, table.column))
     orders = [_order(frame, key) for key in keys]
-    distinct = {name for name, _ in entries}
-    names = sorted(distinct, key=lambda name: [rank(x) for rank, x in zip(orders, name, strict=True)])
+    names = sorted({name for name, _ in entries},
+                   key=lambda name: [rank(x) for rank, x in zip(orders, name, strict=True)])
     units = frame.drop_duplicates("quantity").set_index("quantity")["unit"]
-    rows = [
-        [Entry(_label(key, x, units)) for key, x in zip(keys, name, strict=True)]
-        + [entries.get((name, column), Entry(NOTHING)) for column in columns]
-        for name in names
-    ]
+    rows = [[Entry(_label(key, x, units)) for key, x in zip(keys, name, strict=True)]
+            + [entries.get((name, column), Entry(NOTHING)) for column in columns] for name in names]
     header = [key.replace("_", " ") for key in keys]
     return Grid(header + [_label(table.column, column, units) for column in columns], rows, len(keys))
 
@@ -60,8 +54,8 @@ def _order(frame: pd.DataFrame, key: str) -> Callable[[Any], float]:
     if pd.api.types.is_numeric_dtype(frame[key]):
         return float
     hosts = [name for name in ("receiving", "origin") if name in frame]
-    values = pd.concat([frame[name] for name in hosts]) if key in hosts else frame[key]
-    ranks = {value: float(i) for i, value in enumerate(dict.fromkeys(values))}
+    values = pd.concat([frame[name] for name in (hosts if key in hosts else [key])])
+    ranks = {value: float(i) for i, value in enumerate(values.unique())}
     return ranks.__getitem__
 
 
@@ -104,37 +98,31 @@ def csv(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """A pipe table; best bold, second underlined."""
-    view = grid(table)
-    lines = [view.header, ["---"] * len(view.header), *([_markdown(entry) for entry in row]
-                                                        for row in view.rows)]
-    body = ["| " + " | ".join(line) + " |" for line in lines]
+    marks = {"best": "**{}**", "second": "<u>{}</u>"}
+    header, *rows = _lines(table, lambda text: re.sub(r"([\\|*_`<])", r"\\\1", text), marks)
+    header = [text.replace("\\", "") for text in header]
+    body = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
     return "\n".join([f"### {table.lead}", "", *body, "", table.notes, ""])
-
-
-def _markdown(entry: Entry) -> str:
-    text = entry.text
-    for mark in "\\|*_`<":
-        text = text.replace(mark, f"\\{mark}")
-    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(entry.style, text)
 
 
 def latex(table: Table) -> str:
     """A booktabs table (needs \\usepackage{booktabs}); best bold, second underlined."""
-    view = grid(table)
-    wrap = {"best": "\\textbf{%s}", "second": "\\underline{%s}"}
-    rows = [_line(wrap.get(e.style, "%s") % escape(e.text) for e in row) for row in view.rows]
-    label = table.name.replace("_", "-")
+    lines = _lines(table, escape, {"best": "\\textbf{{{}}}", "second": "\\underline{{{}}}"})
+    header, *rows = [" & ".join(line) + " \\\\" for line in lines]
     return "\n".join([
         "\\begin{table}", "\\centering", "\\small",
-        f"\\caption{{{escape(table.title)}. {escape(table.caption)}}}", f"\\label{{tab:{label}}}",
-        f"\\begin{{tabular}}{{{'l' * len(view.header)}}}", "\\toprule",
-        _line(escape(text) for text in view.header), "\\midrule", *rows, "\\bottomrule", "\\end{tabular}",
-        "\\end{table}", "",
+        f"\\caption{{{escape(table.title)}. {escape(table.caption)}}}",
+        f"\\label{{tab:{table.name.replace('_', '-')}}}",
+        f"\\begin{{tabular}}{{{'l' * len(lines[0])}}}", "\\toprule", header, "\\midrule", *rows,
+        "\\bottomrule", "\\end{tabular}", "\\end{table}", "",
     ])
 
 
-def _line(fields: Iterable[str]) -> str:
-    return " & ".join(fields) + " \\\\"
+def _lines(table: Table, safe: Callable[[str], str], marks: dict[str, str]) -> list[list[str]]:
+    """The header and the rows of a table, its texts made safe, and the best and the second marked."""
+    view = grid(table)
+    return [[safe(text) for text in view.header], *(
+        [marks.get(entry.style, "{}").format(safe(entry.text)) for entry in row] for row in view.rows)]
 
 
 LATEX = {
@@ -152,7 +140,7 @@ def escape(text: str) -> str:
         >>> print(escape("50 % of a_b & c"))
         50 \\% of a\\_b \\& c
     """
-    return "".join(LATEX.get(character, character) for character in text)
+    return text.translate({ord(character): safe for character, safe in LATEX.items()})
 
 
 FORMS: dict[str, Callable[[Table], str]] = {"csv": csv, "md": markdown, "tex": latex}

@@ -16,12 +16,13 @@ SHARE, COUNT = Unit(100.0, 0, "%"), Unit(1.0, 0, "updates", signed=True)
 Columns = Mapping[str, str | Callable[[pd.Series], object]]
 
 _between = partial(with_interval, none=NOTHING, alone="")
-_plain2, _plain3 = (partial(plain, form=f",.{digits}f") for digits in (2, 3))
 
 
-def view(rows: pd.DataFrame, keys: Sequence[str], columns: Columns) -> pd.DataFrame:
-    """The keys, several data sets and ports first, and columns: a function of a row each, or the name of a
-    column."""
+def view(frame: pd.DataFrame, keys: Sequence[str], columns: Columns,
+         where: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame) -> pd.DataFrame:
+    """Of the rows that `where` gives the keys, several data sets and ports first, and columns: a function of
+    a row each, or the name of a column."""
+    rows = where(frame)
     made = {name: rows[make] if isinstance(make, str) else [make(row) for _, row in rows.iterrows()]
             for name, make in columns.items()}
     return rows[_keys(rows, *keys)].assign(**made)
@@ -29,6 +30,14 @@ def view(rows: pd.DataFrame, keys: Sequence[str], columns: Columns) -> pd.DataFr
 
 def _keys(frame: pd.DataFrame, *names: str) -> list[str]:
     return [name for name in ("data", "port", *names) if name in frame]
+
+
+def _across(frame: pd.DataFrame, keys: list[str], column: str,
+            text: Callable[[pd.Series], str]) -> pd.DataFrame:
+    """The keys down, the values of a column across, and the text of each row."""
+    own = frame.assign(text=[text(row) for _, row in frame.iterrows()])
+    wide = own.pivot(index=keys, columns=column, values="text").fillna(NOTHING)
+    return frame[keys].drop_duplicates().join(wide, on=keys)
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
@@ -63,45 +72,34 @@ def _pairs(row: pd.Series) -> str:
     return f"({row['n']}/{row['expected']}, {int(row['blocks'])})"
 
 
+def _detectable(row: pd.Series) -> str:
+    return plain(row["mdd"], f".{UNITS[row['unit']].digits}f")
+
+
 # ---- contrasts
 
 
-def primary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every declared contrast."""
-    return view(frame, [], {
-        "contrast": "words", "difference": _difference, "p": lambda row: p_text(row["p_holm"]),
-        "verdict": "verdict",
-        "p by exchange": lambda row: f"{p_text(row['p_exchange'])} (least {p_text(row['smallest_p'])})",
-        "detectable": lambda row: plain(row["mdd"], f".{UNITS[row['unit']].digits}f"), "seeds": "seeds",
-        "pairs": done_of})
-
-
-def iterates(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every declared contrast under both iterates."""
-    return view(frame, [], {
-        "contrast": "words", "average": _difference, "verdict": "verdict",
-        "last iterate": lambda row: _difference(row, LAST), "its verdict": f"{LAST}verdict",
-        "turns": lambda row: "turns" if row["turns"] else "same"})
-
-
-TESTED = {
+TESTED: Columns = {
     "difference": lambda row: _difference(row, p="p_holm", none="no pair†"),
     "p": lambda row: p_text(row["p"]), "p Holm": lambda row: p_text(row["p_holm"]),
 }
-
-
-def comparisons(frame: pd.DataFrame) -> pd.DataFrame:
-    """Levels all and method."""
-    return view(frame[frame["level"].isin(LEVELS)], ["method", "budget"], {
+primary = partial(view, keys=(), columns={
+    "contrast": "words", "difference": _difference, "p": lambda row: p_text(row["p_holm"]),
+    "verdict": "verdict",
+    "p by exchange": lambda row: f"{p_text(row['p_exchange'])} (least {p_text(row['smallest_p'])})",
+    "detectable": _detectable, "seeds": "seeds", "pairs": done_of})
+iterates = partial(view, keys=(), columns={
+    "contrast": "words", "average": _difference, "verdict": "verdict",
+    "last iterate": lambda row: _difference(row, LAST), "its verdict": f"{LAST}verdict",
+    "turns": lambda row: "turns" if row["turns"] else "same"})
+comparisons = partial(
+    view, keys=("method", "budget"), where=lambda frame: frame[frame["level"].isin(LEVELS)], columns={
         "against": "baseline", **TESTED, "d": lambda row: plain(row["effect"], ".2f"),
-        "detectable": lambda row: plain(row["mdd"], f".{UNITS[row['unit']].digits}f"), "pairs": done_of,
-        "seeds": "blocks"})
+        "detectable": _detectable, "pairs": done_of, "seeds": "blocks"})
 
 
-def interactions(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every difference of gains."""
-    keys = ["axis", "item", "against", "baseline", "budget"]
-    return view(frame, keys, {**TESTED, "pairs": done_of, "seeds": "blocks"}) if len(frame) else frame
+interactions = partial(view, keys=("axis", "item", "against", "baseline", "budget"), columns={
+    **TESTED, "pairs": done_of, "seeds": lambda row: row["blocks"]})
 
 
 def ties(frame: pd.DataFrame) -> pd.DataFrame:
@@ -121,17 +119,6 @@ def ties(frame: pd.DataFrame) -> pd.DataFrame:
 # ---- measures of a port
 
 
-def updates_to_match(frame: pd.DataFrame) -> pd.DataFrame:
-    """Level method."""
-    return view(_of_methods(frame), ["method", "init"], {
-        "reached": _where("n", lambda row: f"{row['reached']:.0f} of {row['runs']:.0f} runs"),
-        "median updates": _where("n", lambda row: _ends(row, "median_")),
-        "mean updates": lambda row: f"{'≥ ' if row['censored'] > 0 and row['n'] else ''}{_ends(row)}",
-        "saved": _where("saved", lambda row: " to ".join(number(row[f"saved_{end}"], COUNT)
-                                                         for end in ("least", "most"))),
-        "95 %": _where("low", lambda row: interval(row["low"], row["high"], COUNT)), "pairs": _counts})
-
-
 def _ends(row: pd.Series, prefix: str = "") -> str:
     """Between which marks: one number where both are one, > the largest budget where it is beyond that."""
     after, by = row[f"{prefix}after"], row[f"{prefix}by"]
@@ -140,63 +127,73 @@ def _ends(row: pd.Series, prefix: str = "") -> str:
     return plain(by) if after == by else f"{plain(after)} to {plain(by)}"
 
 
+updates_to_match = partial(view, keys=("method", "init"), where=_of_methods, columns={
+    "reached": _where("n", lambda row: f"{row['reached']:.0f} of {row['runs']:.0f} runs"),
+    "median updates": _where("n", lambda row: _ends(row, "median_")),
+    "mean updates": lambda row: f"{'≥ ' if row['censored'] > 0 and row['n'] else ''}{_ends(row)}",
+    "saved": _where("saved", lambda row: " to ".join(
+        number(row[name], COUNT) for name in ("saved_least", "saved_most"))),
+    "95 %": _where("low", lambda row: interval(row["low"], row["high"], COUNT)), "pairs": _counts})
+
+
 def take_off(frame: pd.DataFrame) -> pd.DataFrame:
     """Inits down, budgets across."""
+
+    def share(row: pd.Series) -> str:
+        text = _between(row["mean"], row["low"], row["high"], SHARE)
+        return f"{row['status']}†" if math.isnan(row["mean"]) else f"{text}{row['mark']}"
+
     if frame.empty:
         return frame
-    keys = _keys(frame, "method", "init")
-    own = frame.assign(text=[f"{row['status']}†" if math.isnan(row["mean"]) else
-                             f"{_between(row['mean'], row['low'], row['high'], SHARE)}{row['mark']}"
-                             for _, row in frame.iterrows()])
-    wide = own.pivot(index=keys, columns="budget", values="text").fillna(NOTHING)
-    wide.columns = [f"at {budget}, %" for budget in wide.columns]
-    last = own[own["budget"] == own.groupby("method")["budget"].transform("max")]
+    last = frame[frame["budget"] == frame.groupby("method")["budget"].transform("max")]
     last = view(last.assign(largest=last["budget"], runs=last["n"]), ["method", "init"], {
         "half took off": lambda row: _ends(row, "median_"), "cells": _pairs})
-    return own[keys].drop_duplicates().join(wide, on=keys).merge(last, on=keys, how="left")
+    keys = _keys(frame, "method", "init")
+    wide = _across(frame, keys, "budget", share)
+    return wide.rename(columns=lambda name: name if name in keys else f"at {name}, %").merge(
+        last, on=keys, how="left")
 
 
-def recovered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Level method."""
-
-    def of_means(row: pd.Series, name: str) -> str:
+def _of_means(name: str) -> Callable[[pd.Series], str]:
+    def text(row: pd.Series) -> str:
         low, high = (row.get(f"{name}_{end}", math.nan) for end in ("low", "high"))
         return _between(row[name], low, high, UNITS[row["unit_of_means"]])
 
-    return view(_of_methods(frame), ["method", "budget"], {
-        "{arm} − scratch": lambda row: of_means(row, "numerator"),
-        "native − scratch": lambda row: of_means(row, "denominator"),
-        "recovered, %": lambda row: row["note"] or _between(row["mean"], row["low"], row["high"], SHARE),
-        "pairs": _counts})
+    return text
+
+
+recovered = partial(view, keys=("method", "budget"), where=_of_methods, columns={
+    "{arm} − scratch": _of_means("numerator"), "native − scratch": _of_means("denominator"),
+    "recovered, %": lambda row: row["note"] or _between(row["mean"], row["low"], row["high"], SHARE),
+    "pairs": _counts})
 
 
 def cost(frame: pd.DataFrame) -> pd.DataFrame:
     """Quantities across."""
+
+    def median(row: pd.Series) -> str:
+        return plain(row["median"], ",.3g" if row["unit"] == "s" else ",.0f")
+
     keys, own = _keys(frame, "method", "receiving", "init"), _ordered(frame)
-    own = own.assign(text=[NOTHING if not row["n"] else f"{row['median']:,.3g}" if row["unit"] == "s" else
-                           plain(row["median"]) for _, row in own.iterrows()])
-    order = own["quantity"].unique()
-    wide = own.pivot(index=keys, columns="quantity", values="text").reindex(columns=order).fillna(NOTHING)
     runs = own[own["quantity"] == "updates"].set_index(keys)
     done = runs["expected"] - runs["failed"] - runs["missing"]
     counts = done.astype(str) + "/" + runs["expected"].astype(str) + runs["mark"]
-    shown = own.drop_duplicates(keys)[keys].join(wide, on=keys).join(counts.rename("runs"), on=keys)
-    return shown.rename(columns={"module": "module, bytes"})
+    wide = _across(own, keys, "quantity", median)[[*keys, *own["quantity"].unique()]]
+    return wide.join(counts.rename("runs"), on=keys).rename(columns={"module": "module, bytes"})
 
 
 def break_even(frame: pd.DataFrame) -> pd.DataFrame:
     """What is saved, in updates and in tokens, and what pays it back."""
     own, tokens = (frame[frame["unit"] == unit] for unit in ("updates", "tokens"))
     names = _keys(frame, "method", "receiving")
-    tokens = own.join(tokens.set_index(names)["saved"].rename("tokens"), on=names)["tokens"]
-    return view(own.assign(tokens=tokens), ["method", "receiving"], {
+    own = own.join(tokens.set_index(names)["saved"].rename("tokens"), on=names)
+    return view(own, ["method", "receiving"], {
         "updates saved": _where("saved", lambda row: ("≤" if row["censored"] else "")
                                 + _between(row["saved"], row["low"], row["high"], COUNT)),
         "tokens saved": lambda row: plain(row["tokens"]),
         "origin, updates": lambda row: plain(row["origin_cost"]),
-        "{starts} to pay back": _where("ports", _ports),
-        "not reached": _where("n",
-                              lambda row: f"{row['censored']:.0f} of {row['reached'] + row['censored']:.0f}"),
+        "{starts} to pay back": _where("ports", _ports), "not reached": _where(
+            "n", lambda row: f"{row['censored']:.0f} of {row['reached'] + row['censored']:.0f}"),
         "pairs": _counts})
 
 
@@ -208,15 +205,20 @@ def _ports(row: pd.Series) -> str:
     return text if NOTHING in (least, most) else f"{text} [{least}, {most}]"
 
 
-def predictors(frame: pd.DataFrame) -> pd.DataFrame:
+def _recorded(frame: pd.DataFrame) -> pd.DataFrame:
     """What is recorded, at the largest budget."""
     known = frame[frame["note"] != "not recorded"]
-    return view(known[known["budget"] == known["budget"].max()], ["method", "baseline", "predictor"], {
-        "Spearman": lambda row: row["note"] or _plain2(row["spearman"]),
-        "Pearson": lambda row: _plain2(row["pearson"]), "p": lambda row: _plain3(row["p"]),
-        "p after Holm": lambda row: _plain3(row["p_holm"]),
-        "smallest p": lambda row: _plain3(row["smallest_p"]),
-        "units": lambda row: f"{row['n']}/{row['expected']}{row['mark']}"})
+    return known[known["budget"] == known["budget"].max()]
+
+
+def _digits(name: str, digits: int) -> Callable[[pd.Series], str]:
+    return lambda row: plain(row[name], f",.{digits}f")
+
+
+predictors = partial(view, keys=("method", "baseline", "predictor"), where=_recorded, columns={
+    "Spearman": lambda row: row["note"] or plain(row["spearman"], ".2f"), "Pearson": _digits("pearson", 2),
+    "p": _digits("p", 3), "p after Holm": _digits("p_holm", 3), "smallest p": _digits("smallest_p", 3),
+    "units": lambda row: f"{row['n']}/{row['expected']}{row['mark']}"})
 
 
 def win_entry(row: pd.Series) -> str:
@@ -260,28 +262,26 @@ def learning_rates(frame: pd.DataFrame) -> pd.DataFrame:
 
 def interquartile(frame: pd.DataFrame) -> pd.DataFrame:
     """Inits down, budgets across."""
-    keys = _keys(frame, "init")
-    texts = [f"{with_interval(row['iqm'], row['low'], row['high'], UNITS[row['unit']])}{row['mark']} "
-             f"({done_of(row)})"
-             for _, row in frame.iterrows()]
-    names = {budget: "zero-shot" if budget == 0 else f"{budget} updates"
-             for budget in sorted(frame["budget"].unique())}
-    wide = frame.assign(text=texts).pivot(index=keys, columns="budget", values="text").fillna(NOTHING)
-    return frame[keys].drop_duplicates().merge(wide.rename(columns=names).reset_index(), on=keys, how="left")
+
+    def text(row: pd.Series) -> str:
+        mean = with_interval(row["iqm"], row["low"], row["high"], UNITS[row["unit"]])
+        return f"{mean}{row['mark']} ({done_of(row)})"
+
+    names = {budget: f"{budget} updates" for budget in frame["budget"]} | {0: "zero-shot"}
+    return _across(frame, _keys(frame, "init"), "budget", text).rename(columns=names)
 
 
-def mixed_effects(frame: pd.DataFrame) -> pd.DataFrame:
-    """The overall gain of every fit; its terms stand in the CSV file."""
+def _spreads(row: pd.Series) -> str:
+    form = f".{UNITS[row['unit']].digits}f"
+    return " / ".join(plain(row[name], form) for name in ("seed_sd", "run_sd", "rest_sd"))
 
-    def spreads(row: pd.Series) -> str:
-        form = f".{UNITS[row['unit']].digits}f"
-        return " / ".join(plain(row[name], form) for name in ("seed_sd", "run_sd", "rest_sd"))
 
-    overall = frame[frame["term"] == "overall"].rename(columns={"value": "mean"})
-    return view(overall, ["budget"], {
+mixed_effects = partial(
+    view, keys=("budget",), columns={
         "against": "baseline", "model": _difference, "paired": lambda row: _difference(row, "paired_"),
-        "agree": "agree", "spread of seeds runs rest": spreads, "pairs": done_of,
-        "fit": lambda row: row["words"].split("; ")[-1]})
+        "agree": "agree", "spread of seeds runs rest": _spreads, "pairs": done_of,
+        "fit": lambda row: row["words"].split("; ")[-1]},
+    where=lambda frame: frame[frame["term"] == "overall"].rename(columns={"value": "mean"}))
 
 
 def paper_values(frame: pd.DataFrame) -> pd.DataFrame:

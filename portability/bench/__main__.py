@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from portability.bench import parts
-from portability.bench.workload import SHAPES, prepare
+from portability.bench.contenders import SHAPES, prepare
 from portability.core.errors import UserError
 from portability.hosts.devices import places
 

@@ -160,11 +160,10 @@ def _check(grid: Grid, relations: Relations) -> None:
                         f"data.{received[0]}.answers.scoring says; leave eval.metrics out")
     if any("extraction" in init.traits.needs for init in grid.inits):
         check_relations(relations, received)
-    for init in grid.inits:
-        if init.traits.subtracts_start:
-            from portability.inits.seed_examples import extraction_options, seed_count  # with torch
+    if extracted := [init for init in grid.inits if init.traits.subtracts_start]:
+        from portability.inits.kinds import extraction_options  # with torch
 
-            seed_count(init)
+        for init in extracted:
             for method in grid.methods:
                 extraction_options(method, init)
 

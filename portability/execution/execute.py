@@ -4,30 +4,136 @@
     scorer.predict at each mark -> desk.commit -> store.commit
 """
 
+import gc
 import logging
+import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from portability.core.errors import RUN_ERRORS, UserError
-from portability.core.specs import RunSpec
+from portability.core.errors import RUN_ERRORS, UserError, redact_paths
+from portability.core.specs import HostSpec, RunSpec
 from portability.core.stages import SCORING, Stage
 from portability.data.sampling import Bucket
-from portability.execution.worker_context import WorkerContext
+from portability.data.splits import StudyData
+from portability.hosts.devices import Place
+from portability.hosts.host import Host, load_host
 from portability.inits.start import StartBuilder, on_device, start_head
 from portability.methods import attach
-from portability.tasks.base import EvalSet
-from portability.tasks.registry import TaskScorer, task_of
-from portability.training.memory import max_stack_size, member_bytes
-from portability.training.run_output import RunOutput
-from portability.training.stack import InitialState, Stack, StackContext, count_parameters, split_resumable
+from portability.methods.adapters_backend import prepare
+from portability.store import Store
+from portability.tasks.base import EvalSet, Task, TaskScorer, Training
+from portability.tasks.registry import task_of
+from portability.training.memory import free_bytes, max_stack_size, member_bytes
+from portability.training.run_output import InitialState, RunOutput, build_result
+from portability.training.stack import Stack, StackContext, count_parameters, split_resumable
 
 log = logging.getLogger(__name__)
+TOO_LARGE = UserError("one module alone does not fit into the device's memory; use a smaller "
+                      "train.batch_size, eval.batch_size or max_length, or fewer engine.workers a device")
 LOST = getattr(torch, "AcceleratorError", ())  # what torch raises when a GPU's state is beyond repair
+
+
+@dataclass
+class WorkerContext:
+    """The store, the study's data, where to compute, and what was loaded for earlier stacks.
+
+    Attributes:
+        report: called with what the runs at hand are at, after each update and each batch that was scored.
+        on_commit: called with the record of each finished run.
+        checkpoint_seconds: runs in training are kept whenever that much work would be lost.
+        settled: runs of the stack at hand that were committed or failed.
+        stopped: set when the worker is to keep its checkpoints and end.
+        free: gives the threads that an extraction may use now.
+    """
+
+    store: Store
+    data: StudyData
+    report: Callable[[Stage], None] = lambda stage: None
+    on_commit: Callable[[dict], None] = lambda record: None
+    place: Place = Place("cpu", 0.5)
+    checkpoint_seconds: float = 60.0
+    stopped: threading.Event = field(default_factory=threading.Event)
+    free: Callable[[], int] = lambda: 1
+    hosts: dict[tuple[str, str], Host] = field(default_factory=dict)
+    texts: dict[tuple, Any] = field(default_factory=dict)
+    member_bytes: dict[tuple, int] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+        return torch.device(self.place.device)
+
+    def host(self, spec: HostSpec, precision: str = "fp32") -> Host:
+        """A host, loaded unless it is at hand; the oldest ones go when hosts fill half of what is free."""
+        key = (spec.fingerprint, precision)
+        if key not in self.hosts:
+            room = free_bytes(self.device, self.place.share) / 2
+            while self.hosts and sum(map(_size, self.hosts.values())) > room:
+                self.hosts.pop(next(iter(self.hosts)))
+            self.hosts[key] = prepare(load_host(spec, self.place.device, precision))
+        return self.hosts[key]
+
+    def training(self, host: Host, run: RunSpec) -> Training:
+        """What the run is trained on, as token ids."""
+        return self._kept(host, run, ("train", 0), lambda task: task.training(host, self.data, run.data.name))
+
+    def test(self, host: Host, run: RunSpec) -> EvalSet:
+        """What the run is scored on, as token ids."""
+        part = (run.eval.split, run.eval.limit)
+        return self._kept(host, run, part, lambda task: task.test(host, self.data, run.data.name, *part))
+
+    def _kept(self, host: Host, run: RunSpec, part: tuple[str, int], make: Callable[[Task], Any]) -> Any:
+        """Token ids of a part of the run's data, made once a worker."""
+        data = run.data
+        key = (host.spec.fingerprint, data.name, data.train_digest, data.eval_digest, part, run.task)
+        if key not in self.texts:
+            self.texts[key] = make(task_of(run.task))
+        return self.texts[key]
+
+    def commit(self, output: RunOutput) -> None:
+        """Publish a finished run; one that went wrong, or whose scores are not finite, becomes a failure
+        record."""
+        run, failed_at = output.run, output.outcome.failed_at
+        try:
+            if failed_at is not None:
+                raise UserError(f"loss or gradient of run {run.run_id} was not finite at update {failed_at}")
+            result = build_result(output)
+            self.store.commit(run.run_id, result)
+            self.store.drop_checkpoint(run.run_id)
+            self.settled.add(run.run_id)
+            self.on_commit(result.record)
+        except RUN_ERRORS as error:
+            self.fail(run, error, **({} if failed_at is None else {"updates": failed_at}))
+
+    def release(self) -> None:
+        """Give memory back after a stack broke: hosts are loaded anew."""
+        self.hosts.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def fail(self, run: RunSpec, error: Exception, **facts: int) -> None:
+        """Record a failed run."""
+        ours = isinstance(error, UserError)
+        trace = None if ours else redact_paths("".join(traceback.format_exception(error)))
+        attempt = self.store.fail(run.run_id, {
+            "error": redact_paths(str(error)), "kind": type(error).__name__, "traceback": trace, **facts})
+        self.settled.add(run.run_id)
+        where = f"{run.run_id} ({run.init.name} on {run.host.name})"
+        log.error("run %s failed at attempt %d: %s", where, attempt, error)
+
+
+def _size(host: Host) -> int:
+    """Bytes of a host's weights."""
+    return sum(p.numel() * p.element_size() for p in host.model.parameters())
 
 
 def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], context: WorkerContext) -> None:
@@ -53,23 +159,13 @@ def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], context
             if isinstance(error, LOST) and not isinstance(error, torch.OutOfMemoryError):
                 raise
             left = [run for run in stack if run.run_id not in context.settled]
-            reason = str(error)
             if len(left) == 1:
-                context.fail(left.pop(), _explained(error))
+                context.fail(left.pop(), TOO_LARGE if isinstance(error, torch.OutOfMemoryError) else error)
+            elif left:
+                log.warning("a stack of %d runs broke (%s); halving it", len(left), error)
         context.release()
         if left:
-            log.warning("a stack of %d runs broke (%s); halving it", len(left), reason)
             waiting += [left[len(left) // 2 :], left[: len(left) // 2]]
-
-
-def _explained(error: Exception) -> Exception:
-    if not isinstance(error, torch.OutOfMemoryError):
-        return error
-    return UserError("one module alone does not fit into the device's memory; use a smaller "
-                     "train.batch_size, "
-                     "eval.batch_size or task.max_length (of prompts: data.NAME.answers.max_length), or "
-                     "fewer "
-                     "engine.workers a device")
 
 
 def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
@@ -91,7 +187,13 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
     attached = attach(host, first.method)
     try:
         bench = StackContext(attached, scorer, training, test)
-        starts = _starts(runs, bench, context)
+        builder = StartBuilder(bench, context.store, context.data, context.place.device, context.free)
+        starts: dict[str, InitialState] = {}
+        for run in runs:
+            try:
+                starts[run.run_id] = builder.make(run)
+            except UserError as error:  # a run whose port is impossible fails alone
+                context.fail(run, error)
         runs = [run for run in runs if run.run_id in starts]
         size = _most(runs, starts, bench, context) if len(runs) > 1 else 1
         overhead = (time.perf_counter() - started) / max(1, len(runs))
@@ -112,12 +214,11 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: St
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)
-    longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
     key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest,
-           run.train.batch_size,
-           subtracts, run.precision)
+           run.train.batch_size, subtracts, run.precision)
     if key not in context.member_bytes:
         picks = np.argsort(lengths, kind="stable")[-run.train.batch_size :]
+        longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
         rows = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
         training = member_bytes(bench.scorer, bench.parameters(start.module, start.head), rows, frozen)
@@ -138,22 +239,4 @@ def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContex
     return RunOutput(
         run=run, labels=test.labels, predictions=at_start, last_predictions=at_start, head=head,
         host_parameters=count_parameters(scorer), device=context.place.device,
-        seconds=time.perf_counter() - started,
-        too_long=task_of(run.task).too_long(None, test),
-    )
-
-
-# ---- starts
-
-
-def _starts(runs: Sequence[RunSpec], bench: StackContext, context: WorkerContext) -> dict[str, InitialState]:
-    """Each run's start; a run whose port is impossible fails alone."""
-    builder, starts = StartBuilder(bench, context.store, context.data, context.place.device, context.free), {}
-    for run in runs:
-        try:
-            starts[run.run_id] = builder.make(run)
-        except UserError as error:
-            context.fail(run, error)
-    return starts
-
-
+        seconds=time.perf_counter() - started, too_long=task_of(run.task).too_long(None, test))

@@ -3,11 +3,9 @@ touched by it."""
 
 import contextlib
 import logging
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from tqdm import tqdm
 
 from portability.core.errors import UserError, redact_paths
 from portability.core.specs import AnswerSpec, DataSpec, HostSpec, TaskSpec, digest
@@ -58,43 +56,34 @@ def lacking(planned: Plan, chosen: Collection[str], store: Store) -> list[Pair]:
             pair = Pair(one, other, run.data, run.task)
             found.setdefault(pair.name, pair)
     there = pairs.held(store.root) if found else {}
-    return [found[name]
-            for name in sorted(found.keys() - there.keys(), key=lambda name: found[name].one.fingerprint)]
+    return sorted((pair for name, pair in found.items() if name not in there),
+                  key=lambda pair: pair.one.fingerprint)
 
 
 def compare_pairs(planned: Plan, chosen: Collection[str], store: Store, setup: Setup) -> None:
     """Compare the hosts of the pairs that the store lacks, on this machine's processor whichever the engine.
     A failure is a warning, and the next command tries again."""
     todo = lacking(planned, chosen, store)
-    if not todo:
-        return
-    log.info("pairs of hosts to compare: %d, on %d training sentences of %s (similarity=false leaves this "
-             "out)", len(todo),
-             todo[0].text["texts"], todo[0].data.name)
-    with (tqdm(total=len(todo), unit="pair", desc="hosts", disable=len(todo) == 1) as bar,
-          contextlib.closing(_measured(todo, setup)) as answers):
-        for pair, found in answers:
+    if todo:
+        log.info("pairs of hosts to compare: %d (similarity=false leaves this out)", len(todo))
+    while todo:  # one process measures all; where it dies, another one does the rest
+        with contextlib.closing(in_child(_measure, todo[:], setup)) as answers:
             try:
-                if isinstance(found, str):
-                    raise UserError(found)
-                pairs.keep(store.root, {**found, "text": pair.text, "text_digest": digest(pair.text)})
-            except (ValueError, OSError) as error:  # a UserError is a ValueError
-                log.warning("hosts %s and %s were not compared: %s; no run is touched by this, and the next "
-                            "command tries "
-                            "again (similarity=false leaves it out)", pair.one.name, pair.other.name, error)
-            bar.update()
+                for found in answers:
+                    _keep(store, todo.pop(0), found)
+            except ChildDied as error:
+                if todo:
+                    _keep(store, todo.pop(0), str(error))
 
 
-def _measured(todo: Sequence[Pair], setup: Setup) -> Generator[tuple[Pair, Answer]]:
-    """Each pair with its answer. One process measures all; where it dies, another one does the rest."""
-    left = list(todo)
-    while left:
-        try:
-            for answer in in_child(_measure, left[:], setup):
-                yield left.pop(0), answer
-        except ChildDied as error:
-            if left:
-                yield left.pop(0), str(error)
+def _keep(store: Store, pair: Pair, found: Answer) -> None:
+    try:
+        if isinstance(found, str):
+            raise UserError(found)
+        pairs.keep(store.root, {**found, "text": pair.text, "text_digest": digest(pair.text)})
+    except (ValueError, OSError) as error:  # a UserError is a ValueError
+        log.warning("hosts %s and %s were not compared: %s; the next command tries again (similarity=false "
+                    "leaves it out)", pair.one.name, pair.other.name, error)
 
 
 def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
@@ -102,24 +91,22 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
     between pairs."""
     from portability.porting.similarity import Readings, compare_hosts
 
-    data = Worker(setup, Place("cpu", 1.0), lambda _: None).context.data  # one thread, and no chatter
-    texts: dict[str, list[str]] = {}
-    known: dict[str, dict[str, Readings]] = {}
+    data = Worker(setup, Place("cpu", 1.0)).context.data  # one thread, and no chatter
+    known: dict[str, tuple[list[str], dict[str, Readings]]] = {}
     for pair in todo:
         mark = digest(pair.text)
         try:
-            if mark not in texts:
-                texts[mark] = _texts(pair, data)
-            yield compare_hosts(pair.one, pair.other, texts[mark], pair.task.reading,
-                                known.setdefault(mark, {}))
+            if mark not in known:
+                known[mark] = _texts(pair, data), {}
+            texts, readings = known[mark]
+            yield compare_hosts(pair.one, pair.other, texts, pair.task.reading, readings)
         except Exception as error:  # whatever a host may raise, the other pairs are measured
-            yield redact_paths(str(error) if isinstance(error, UserError)
-                                 else f"{type(error).__name__}: {error}")
+            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            yield redact_paths(f"{name}{error}")
 
 
 def _texts(pair: Pair, data: StudyData) -> list[str]:
     if data.digests[pair.data.name]["train"] != pair.data.train_digest:
-        raise UserError(f"the train split of data set '{pair.data.name}' changed since the study was "
-                        f"planned; run it again")
+        raise UserError(f"the train split of '{pair.data.name}' changed since it was planned; run it again")
     found = rows(data, pair.data.name, "train", 0)[: pair.text["texts"]]
     return [row[0] if isinstance(row, tuple) else row.prompt for row in found]

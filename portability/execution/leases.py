@@ -8,22 +8,22 @@ STALE_SECONDS. With each heartbeat a process also writes what its runs are at (s
 
 import contextlib
 import json
-import logging
 import os
 import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from portability.core.errors import GracefulStop
 from portability.core.specs import digest
 from portability.core.stages import Stage
+from portability.store.atomic import replacing
 
-log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 # our choice: twelve heartbeats, because network file systems show times late (D-44)
 STALE_SECONDS = 60.0
@@ -51,7 +51,7 @@ class Leases:
         self.folder = Path(root) / "running"
         self.owner, self.beat = owner or uuid.uuid4().hex, beat or HEARTBEAT_SECONDS
         self.mine: set[str] = set()
-        self.stage: Stage | None = None
+        self.stage: Stage | None = None  # what runs that are held are at; written within `beat` seconds
 
     @contextlib.contextmanager
     def held(self, run_ids: Iterable[str]) -> Iterator[set[str]]:
@@ -69,19 +69,18 @@ class Leases:
         beat.start()
         try:
             yield set(self.mine)
-        except (OSError, GracefulStop):
-            raise
-        except Exception:
-            self.mine = set()
+        except Exception as error:
+            if not isinstance(error, OSError | GracefulStop):
+                self.mine = set()
             raise
         finally:
             over.set()
             beat.join()
-            self._stage_path(self.owner).unlink(missing_ok=True)
+            self._path(self.owner, "stage").unlink(missing_ok=True)
             for run_id in self.mine:
                 if (claim := self.read(run_id)) is not None and claim.owner == self.owner:
                     self._path(run_id).unlink(missing_ok=True)
-                    self._limit_path(run_id).unlink(missing_ok=True)
+                    self._path(run_id, "limit").unlink(missing_ok=True)
 
     def _beat(self, over: threading.Event) -> None:
         last = time.monotonic()
@@ -92,49 +91,36 @@ class Leases:
                     # taken over as stale, or the disk is away for a moment
                     with contextlib.suppress(OSError):
                         os.utime(self._path(run_id))
+            stage, self.stage = self.stage, None
             with contextlib.suppress(OSError):  # a full disk, say: the heartbeat does not depend on it
-                self._write_stage()
-
-    def say(self, stage: Stage) -> None:
-        """Note what runs that are held are at; it is written within `beat` seconds."""
-        self.stage = stage
-
-    def _write_stage(self) -> None:
-        stage, self.stage = self.stage, None
-        if stage is not None:
-            draft = self.folder / f".{self.owner}.stage"
-            draft.write_text(json.dumps(asdict(stage)))
-            draft.rename(self._stage_path(self.owner))
+                if stage is not None:
+                    with replacing(self._path(self.owner, "stage"), flush=False) as draft:
+                        draft.write_text(json.dumps(asdict(stage)))
 
     def stages(self) -> dict[str, Stage]:
         """What the processes that hold runs were at, at their last heartbeats, by owner."""
-        found = {}
-        for path in self.folder.glob("[!.]*.stage"):
-            # its owner let go, or a crash tore it
+        return dict(self._files("stage", lambda text: Stage(**json.loads(text))))
+
+    def _files(self, kind: str, parse: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+        """The names and contents of files of a kind."""
+        for path in self.folder.glob(f"*.{kind}"):
+            # its owner let go, or it is being written, or a crash tore it
             with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-                found[path.stem] = Stage(**json.loads(path.read_text()))
-        return found
+                yield path.stem, parse(path.read_text())
 
     def _take(self, run_id: str) -> bool:
-        path, draft = self._path(run_id), self.folder / f".{self.owner}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         claim = Lease(run_id, platform.node(), os.getpid(), now, machine(), started(os.getpid()), self.owner)
-        draft.write_text(json.dumps(asdict(claim)))
-        try:
-            for _ in range(2):
-                try:
-                    os.link(draft, path)  # fails where there is one, on network file systems too
-                    return True
-                except FileExistsError:  # a network file system may say so of a link that it made itself
-                    held = self.read(run_id)
-                    if held is not None and held.owner == self.owner:
-                        return True
-                    if held is not None and (self.lives(held) or not self.drop(held)):
-                        return False
-            return False
-        finally:
-            draft.unlink(missing_ok=True)
+        for _ in range(2):
+            with (contextlib.suppress(FileExistsError),
+                  replacing(self._path(run_id), flush=False, anew=True) as draft):
+                draft.write_text(json.dumps(asdict(claim)))
+            held = self.read(run_id)  # a network file system may call a link there that it made itself
+            if held is not None and held.owner == self.owner:
+                return True
+            if held is not None and (self.lives(held) or not self.drop(held)):
+                return False
+        return False
 
     def drop(self, seen: Lease) -> bool:
         """Move a claim of a process that is gone out of the way; False where another took the run over in
@@ -146,8 +132,7 @@ class Leases:
             return True
         found = _parse(away, seen.run_id)
         if found == seen:
-            self._stage_path(seen.owner).unlink(missing_ok=True)
-            log.info("run %s was left behind by a process that is gone", seen.run_id)
+            self._path(seen.owner, "stage").unlink(missing_ok=True)
         else:  # give it back
             with contextlib.suppress(FileExistsError):
                 os.link(away, path)
@@ -158,22 +143,18 @@ class Leases:
         """Note that these runs are to be taken at most so many at once, because a worker died of a larger
         stack; until they are let go of by one who ended well."""
         for run_id in run_ids:
-            self._limit_path(run_id).write_text(str(most))
+            self._path(run_id, "limit").write_text(str(most))
 
     def limits(self) -> dict[str, int]:
         """By run id, how many at once it may be taken with, where that is limited."""
-        found = {}
-        for path in self.folder.glob("*.limit"):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # let go of meanwhile, or being written
-                found[path.stem] = int(path.read_text())
-        return found
+        return dict(self._files("limit", int))
 
     def tidy(self) -> None:
         """Remove what processes that are gone left behind."""
         held = self.all()
         for run_id in self.limits().keys() - held.keys():
-            self._limit_path(run_id).unlink(missing_ok=True)
-        for claim in self.all().values():
+            self._path(run_id, "limit").unlink(missing_ok=True)
+        for claim in held.values():
             if not self.lives(claim):
                 self.drop(claim)
 
@@ -196,33 +177,24 @@ class Leases:
     def lives(self, claim: Lease) -> bool:
         """Whether the claim's owner still works on it."""
         if claim.machine == machine() and claim.started:
-            # empty: another user's, hidden from us
-            return runs(claim.pid) and started(claim.pid) in (claim.started, "")
+            return started(claim.pid) in (claim.started, "")  # empty: another user's, hidden from us
         return self.silence(claim) <= STALE_SECONDS
 
     def silence(self, claim: Lease) -> float:
         """Seconds since the claim's last heartbeat, by the clock of the file system."""
-        probe = self.folder / f".{self.owner}-clock"
-        try:
+        probe, now = self.folder / f".{self.owner}-clock", time.time()
+        with contextlib.suppress(OSError):  # a reader of somebody else's study
             probe.touch()
-            os.utime(probe)
             now = probe.stat().st_mtime
             probe.unlink()
-        except OSError:  # a reader of somebody else's study
-            now = time.time()
         try:
             return max(0.0, now - self._path(claim.run_id).stat().st_mtime)
         except FileNotFoundError:
             return float("inf")
 
-    def _path(self, run_id: str) -> Path:
-        return self.folder / f"{run_id}.json"
-
-    def _limit_path(self, run_id: str) -> Path:
-        return self.folder / f"{run_id}.limit"
-
-    def _stage_path(self, owner: str) -> Path:
-        return self.folder / f"{owner}.stage"
+    def _path(self, name: str, kind: str = "json") -> Path:
+        """The file of a run's claim or limit, or of an owner's stage."""
+        return self.folder / f"{name}.{kind}"
 
 
 def _parse(path: Path, run_id: str) -> Lease | None:
@@ -235,38 +207,28 @@ def _parse(path: Path, run_id: str) -> Lease | None:
 
 
 def _share_cores(pid: int) -> bool:
-    """Whether a process may use a core that this one may use too."""
-    try:
+    """Whether a process may use a core that this one may use too, as far as that can be seen."""
+    with contextlib.suppress(AttributeError, OSError):
         return bool(os.sched_getaffinity(pid) & os.sched_getaffinity(0))
-    except ProcessLookupError:
-        return False
-    except (AttributeError, OSError):  # no such thing on this system, or somebody else's process
-        return True
+    return True
 
 
 def machine() -> str:
     """Tells machines, boots and containers apart: process numbers mean something only where this is equal."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    return digest([platform.node(), boot.read_text() if boot.exists() else "",
-                   os.readlink(space) if space.exists() else ""])
-
-
-def runs(pid: int) -> bool:
-    """Whether this machine has such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+    parts = boot.read_text() if boot.exists() else "", os.readlink(space) if space.exists() else ""
+    return digest([platform.node(), *parts])
 
 
 def started(pid: int) -> str:
     """When a process of this machine began, in ticks since boot; empty where that cannot be seen, "gone" of
-    one that has ended and waits for its parent to notice."""
+    one that has ended, though its parent has not noticed."""
     try:
+        with contextlib.suppress(PermissionError):  # somebody else's
+            os.kill(pid, 0)
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except ProcessLookupError:
+        return "gone"
     except OSError:
         return ""
     return "gone" if fields[0] == "Z" else fields[19]

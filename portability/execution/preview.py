@@ -23,7 +23,7 @@ from portability.planning.plan import Plan
 from portability.store import Store
 
 if TYPE_CHECKING:
-    from portability.execution.worker_context import WorkerContext
+    from portability.execution.execute import WorkerContext
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "transformers", "adapters", "tokenizers")  # whose versions a rehearsal depends on
@@ -38,8 +38,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
         UserError: a run that could only fail: names the host, method or data set, and why.
     """
     if importlib.util.find_spec("torch") is None:
-        log.warning("torch is not installed, so whether methods, shapes and texts fit the hosts was not "
-                    "looked at")
+        log.warning("torch is not installed, so whether methods and texts fit the hosts was not looked at")
         return {}
     questions = {run_id: (run, planned.runs.get(str(run.origin))) for run_id, run in todo.items()}
     ours = _ours() if todo else ""
@@ -47,8 +46,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
     known = {name: remembered("preview", name) for name in set(names.values())}
     new = {name: questions[run_id] for run_id, name in names.items() if known[name] is None}
     if new:
-        log.info("looking whether methods, shapes and texts fit the hosts: %s",
-                 counted(len(new), "new kind") + " of run")
+        log.info("looking whether methods and texts fit the hosts: %s of run", counted(len(new), "new kind"))
     for name, facts in zip(new, _rehearsed(list(new.values()), setup), strict=True):
         remember("preview", name, facts)
         known[name] = facts
@@ -71,18 +69,16 @@ def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:
 
 def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
     """The facts of each question in order, up to the first that is refused."""
-    if not questions:
-        return
-    if "torch" in sys.modules:
-        from portability.execution.worker_context import WorkerContext
+    if questions and "torch" in sys.modules:
+        from portability.execution.execute import WorkerContext
 
-        yield from _rehearse(questions, setup,
-                             WorkerContext(Store(setup.store), study_data(setup.sources, setup.overlap)))
-        return
-    try:
-        yield from in_child(_rehearse, questions, setup)
-    except ChildDied as error:
-        raise UserError(f"what fits the hosts could not be looked at: {error}") from error
+        data = study_data(setup.sources, setup.overlap)
+        yield from _rehearse(questions, setup, WorkerContext(Store(setup.store), data))
+    elif questions:
+        try:
+            yield from in_child(_rehearse, questions, setup)
+        except ChildDied as error:
+            raise UserError(f"what fits the hosts could not be looked at: {error}") from error
 
 
 def _rehearse(questions: Sequence[Question], setup: Setup,
@@ -90,7 +86,7 @@ def _rehearse(questions: Sequence[Question], setup: Setup,
     """The same, in a process of its own where no context is given."""
     from portability.execution.rehearse import Rehearsal
 
-    rehearsal = Rehearsal(context or Worker(setup, Place("cpu", 1.0), lambda _: None).context)
+    rehearsal = Rehearsal(context or Worker(setup, Place("cpu", 1.0)).context)
     for question in questions:
         yield rehearsal.of(*question)
 
@@ -98,37 +94,14 @@ def _rehearse(questions: Sequence[Question], setup: Setup,
 def example_lines(planned: Plan, found: Mapping[str, Facts]) -> list[str]:
     """What is asked, in the first test example of each receiving set: once for all hosts that read and answer
     it alike; and how many answers are too long for a host."""
-    asked: dict[str, dict[str, tuple[Facts, dict[str, None]]]] = {}
+    asked: dict[str, dict[str, dict[str, None]]] = {cell.data: {} for cell in planned.cells}
     cut: dict[str, None] = {}
-    received = {cell.data for cell in planned.cells}
     for run_id in dict.fromkeys(i for cell in planned.cells
                                 for i in (cell.run_id, str(planned.runs[cell.run_id].origin))):
-        if run_id in found and (run := planned.runs[run_id]).data.name in received:
-            facts = {name: value for name, value in found[run_id].items() if name != "too_long"}
-            kinds = asked.setdefault(run.data.name, {})
-            kinds.setdefault(digest(facts), (facts, {}))[1][run.host.name] = None
-            counts = found[run_id].get("too_long") or {}
-            if "train_dropped" in counts:
-                cut[f"answers of {run.data.name} too long for {run.host.name}: "
-                    f"{too_long_words(counts)}"] = None
-    lines = [line for data, kinds in asked.items()
-             for facts, hosts in kinds.values() for line in _said(data, [*hosts], facts)]
-    return [*lines, *cut]
-
-
-def _said(data: str, hosts: Sequence[str], facts: Facts) -> list[str]:
-    """An example in two lines, with all blanks to be seen; of several answers the first tokens are what is
-    scored.
-
-    Example:
-        >>> asked = {"text": "good ?", "answers": [" no"], "tokens": [["Gno"]]}
-        >>> print(*_said("films", ["one"], asked), sep="\\n")
-        example of films on one: 'good ?' -> ' no'
-          tokens: ['Gno']
-    """
-    answers = " or ".join(map(repr, facts["answers"]))
-    first = f"example of {data} on {', '.join(hosts)}: {facts['text']!r}"
-    if not answers:
-        return [f"{first}, answered by a head of two classes"]
-    scored = " (the first ones are scored)" if len(facts["answers"]) > 1 else ""
-    return [f"{first} -> {answers}", f"  tokens: {' or '.join(map(str, facts['tokens']))}{scored}"]
+        if run_id in found and (run := planned.runs[run_id]).data.name in asked:
+            data, host, facts = run.data.name, run.host.name, found[run_id]
+            asked[data].setdefault(facts["example"], {})[host] = None
+            if "train_dropped" in facts["too_long"]:
+                cut[f"answers of {data} too long for {host}: {too_long_words(facts['too_long'])}"] = None
+    return [*(f"example of {data} on {', '.join(hosts)}: {example}"
+              for data, examples in asked.items() for example, hosts in examples.items()), *cut]

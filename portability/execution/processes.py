@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -17,7 +17,7 @@ class ChildDied(UserError):
     """How a process ended that had not answered everything."""
 
 
-def in_child(function: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Any]:
+def in_child(function: Callable[..., Iterable[Any]], *args: Any) -> Generator[Any]:
     """What a generator function of a module gives, from a spawned process of its own. The process is killed
     when the caller stops reading, so temporary folders belong to the caller; Ctrl-C is the caller's affair.
 
@@ -39,13 +39,10 @@ def in_child(function: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Any
     try:
         child.start()
         theirs.close()
-        while True:
-            kind, value = ours.recv()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
+        while (answer := ours.recv()) is not None:
+            if isinstance(answer[0], UserError):
+                raise answer[0]
+            yield answer[0]
     except (EOFError, OSError) as error:
         if child.pid is None:
             raise ChildDied(f"no process could be started ({error})") from error
@@ -59,16 +56,16 @@ def in_child(function: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Any
 
 
 def _answer(pipe: Connection, function: Callable[..., Iterable[Any]], args: tuple[Any, ...]) -> None:
+    """Send each value in a list of its own, then None, or an error."""
     end_with_parent()
     try:
         for value in function(*args):
-            pipe.send(("value", value))
+            pipe.send([value])
+        pipe.send(None)
     except UserError as error:
-        pipe.send(("error", UserError(str(error))))
+        pipe.send([UserError(str(error))])
     except Exception as error:  # whatever it is, the caller is told
-        pipe.send(("error", ChildDied(f"{type(error).__name__}: {error}")))
-    else:
-        pipe.send(("end", None))
+        pipe.send([ChildDied(f"{type(error).__name__}: {error}")])
 
 
 def end_with_parent() -> None:

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import HostSpec, MethodSpec, RunSpec
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class
 from portability.hosts.sources import folder_of
-from portability.inits import INITS
-from portability.inits.base import InitContext
-from portability.inits.extraction import peak_bytes
+from portability.inits.extraction import check_extraction
 from portability.inits.extraction.weights import Weights
-from portability.inits.seed_examples import extraction_options, seed_examples
+from portability.inits.kinds import INITS, InitContext, extraction_options
+from portability.inits.start import seed_examples
 from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.porting.base import PortContext
@@ -70,18 +69,18 @@ class Rehearsal:
 
     def _start(self, run: RunSpec, method: MethodSpec, origin: RunSpec | None, fresh: ModuleState) -> None:
         """The module that a run starts from, where it comes from another host."""
-        if "port" in run.init.traits.needs and origin is not None and run.port is not None:
-            module, known = self._module(origin.host, method), PortContext(origin.host, run.host, fresh,
-                                                                           run.port)
-            # what a strategy makes of weights, the run itself shows
-            if not find_strategy(run.port.strategy).needs & GIVEN:
-                INITS[run.init.kind](InitContext(
-                    receiving=run.host, method=method, seed=int(run.seed or 0), stream=run.stream,
-                    fresh=lambda: fresh, change=_norm, port=lambda: port(module, known)), run.init.options)
+        # what a strategy makes of weights, the run itself shows
+        if ("port" in run.init.traits.needs and origin is not None and run.port is not None
+                and not find_strategy(run.port.strategy).needs & GIVEN):
+            module = self._module(origin.host, method)
+            known = PortContext(origin.host, run.host, fresh, run.port)
+            INITS[run.init.kind](InitContext(
+                receiving=run.host, method=method, seed=int(run.seed or 0), stream=run.stream,
+                fresh=lambda: fresh, change=_norm, port=lambda: port(module, known)), run.init.options)
         if run.teacher is not None:
             options = extraction_options(method, run.init)
             seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.context.data)
-            peak_bytes(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)
+            check_extraction(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)
 
     def _host(self, spec: HostSpec) -> Host:
         if spec.fingerprint not in self.hosts:
@@ -104,8 +103,9 @@ class Rehearsal:
         return self.modules[key]
 
     def _asked(self, run: RunSpec) -> dict[str, Any]:
-        """What the host reads of the first test example, `text`; the `answers` it may give, as they follow
-        the text; and their `tokens`. A host with a head gives none. Also how many answers are `too_long`."""
+        """`example`: what the host reads of the first test example, the answers that it may give, as they
+        follow the text, and their tokens, with all blanks to be seen; of several answers the first tokens are
+        what is scored. How many answers are `too_long`."""
         host, task = self._host(run.host), task_of(run.task)
         task.scorer(host)
         with _said("training examples"):
@@ -114,10 +114,13 @@ class Rehearsal:
             test = self.context.test(host, run)
         part = (run.data.name, run.eval.split, run.eval.limit)
         text, answers, ids = task.example(host, self.context.data, *part)
-        tokens = [[*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]]
+        tokens = [str([*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]])
                   for one in ids]
-        answers = [f"{one[:SHOWN]} ..." if len(one) > SHOWN else one for one in answers]
-        return {"text": text, "answers": answers, "tokens": tokens, "too_long": task.too_long(training, test)}
+        shown = " or ".join(repr(f"{one[:SHOWN]} ..." if len(one) > SHOWN else one) for one in answers)
+        scored = " (the first ones are scored)" if len(answers) > 1 else ""
+        said = f" -> {shown}\n  tokens: {' or '.join(tokens)}{scored}" if answers else (
+            ", answered by a head of two classes")
+        return {"example": f"{text!r}{said}", "too_long": task.too_long(training, test)}
 
 
 def skeleton(spec: HostSpec) -> Host:

@@ -1,9 +1,10 @@
-"""Carry out a plan: what is ready goes to an engine, what it tells goes to the ledger, and the bar shows the
+"""Carry out a plan: what is to do goes to an engine, what it tells goes to the ledger, and the bar shows the
 rest."""
 
 import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from tqdm import tqdm
@@ -14,14 +15,13 @@ from portability.core.stages import Stage
 from portability.core.wording import counted
 from portability.execution.engines import ENGINES
 from portability.execution.engines.base import Engine
-from portability.execution.estimate import calibrate, confirm, estimate
+from portability.execution.estimate import weigh
 from portability.execution.host_comparison import compare_pairs
 from portability.execution.leases import Leases
-from portability.execution.ledger import Ledger
 from portability.execution.preview import preview
-from portability.execution.worker import Setup
-from portability.hosts.devices import STACKS, Place
-from portability.planning.cost import cost_units
+from portability.execution.worker import Job, Setup
+from portability.hosts.devices import STACKS
+from portability.planning.cost import cost_units, stack_key, stacks
 from portability.planning.plan import Plan
 from portability.planning.study import Study, facts
 from portability.store import Store
@@ -29,9 +29,122 @@ from portability.store.manifests import load, paths
 from portability.tracking.runs import TrackingSpec
 
 log = logging.getLogger(__name__)
+# a run that was alone when its worker died is tried so many times again; stacks are halved until then
+RETRIES = 2
+TRIED_AGAIN = ("WorkerDied", "Blocked")  # kinds of failure that a repeated command tries again by itself
 STEPS = 1_000_000  # of the bar
 # tqdm's own counts no unit that people know
 BAR = "{desc}: {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}"
+
+
+class Ledger:
+    """What is to do, what is done and what went wrong.
+
+    Args:
+        chosen: the runs to carry out; those of them that are done are left alone.
+        stack: at most so many runs in a job.
+        retry: which runs that failed before are tried again (config.schema.Config.retry).
+    """
+
+    def __init__(self, planned: Plan, store: Store, stack: int, workers: int,
+                 chosen: Iterable[str] | None = None, retry: str = "died"):
+        self.planned, self.store, self.stack, self.workers = planned, store, stack, workers
+        self.todo, self.broken = to_do(planned, store, planned.runs if chosen is None else set(chosen))
+        self.starts: dict[str, list[str]] = {}  # origin -> runs that start from it
+        for run_id, run in self.todo.items():
+            if run.origin in self.todo:
+                self.starts.setdefault(run.origin, []).append(run_id)
+        self.deaths: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}
+        self.done: set[str] = set()
+        # failures so far
+        self.known = {i: f for i, f in store.failures(planned.marks).items() if i in self.todo}
+        for run_id, failure in self.known.items():
+            if retry == "died" and failure.get("kind") not in TRIED_AGAIN and run_id not in self.failed:
+                self._fail(run_id, str(failure["error"]))
+
+    def jobs(self) -> list[Job]:
+        """All that is to do, origins before what starts from them; the longest stacks of each generation come
+        first.
+
+        A run that no other starts from is put with the last of those that may train with it, because larger
+        stacks cost less a run; an idle worker takes it earlier.
+        """
+        left = {run_id: run for run_id, run in self.todo.items() if run_id not in self.failed}
+        depth: dict[str, int] = {}
+        last: Counter[str] = Counter()
+        kinds = {run_id: stack_key(run) for run_id, run in left.items()}
+        for run_id, run in left.items():  # origins come first in a plan
+            depth[run_id] = 1 + depth[run.origin] if run.origin in left else 0
+            last[kinds[run_id]] = max(last[kinds[run_id]], depth[run_id])
+        generations: dict[int, dict[str, RunSpec]] = {}
+        for run_id, run in left.items():
+            place = depth[run_id] if run_id in self.starts else last[kinds[run_id]]
+            generations.setdefault(place, {})[run_id] = run
+        return [self._job(ids) for _, runs in sorted(generations.items())
+                for ids in stacks(runs, max(1, min(self.stack, -(-len(runs) // self.workers))))]
+
+    def _job(self, ids: Sequence[str]) -> Job:
+        return Job([self.todo[i] for i in ids], {i: sorted(self.planned.marks[i]) for i in ids},
+                   {i: self.known.get(i, {}).get("attempt", 0) for i in ids})
+
+    def settle(self, run_ids: Sequence[str], death: str | None) -> list[Job]:
+        """Note how runs ended; gives back what to try again after a worker's death, in smaller stacks."""
+        left = [run_id for run_id in run_ids if not self._is_settled(run_id)]
+        if len(left) == 1:  # which one of a stack is to blame is not known
+            self.deaths[left[0]] += 1
+        for run_id in left:
+            if self.deaths[run_id] > RETRIES:
+                self._fail(run_id, str(death), {"error": str(death), "kind": "WorkerDied"})
+        again = {run_id: self.todo[run_id] for run_id in left if run_id not in self.failed}
+        return [self._job(ids) for ids in stacks(again, max(1, len(left) // 2))]
+
+    def _is_settled(self, run_id: str) -> bool:
+        if run_id not in self.failed and run_id not in self.done:
+            if self.store.has(run_id, self.planned.marks[run_id]):
+                self.done.add(run_id)
+            elif self._has_failed_anew(run_id):
+                self._fail(run_id, "failed")
+        return run_id in self.failed or run_id in self.done
+
+    def _fail(self, run_id: str, reason: str, failure: Mapping[str, str] | None = None) -> None:
+        """Give a run up, with a failure record where nobody wrote one yet; what starts from it is blocked."""
+        if failure is not None:
+            self.store.fail(run_id, failure)
+        self.failed[run_id] = reason
+        for other in self.starts.get(run_id, ()):
+            if other not in self.failed:
+                said = self.known.get(other, {}).get("origin") == run_id or self._has_failed_anew(other)
+                error = f"blocked: its origin run {run_id} failed"
+                self._fail(other, "blocked",
+                           None if said else {"error": error, "kind": "Blocked", "origin": run_id})
+
+    def _has_failed_anew(self, run_id: str) -> bool:
+        return self.store.attempts(run_id) > self.known.get(run_id, {}).get("attempt", 0)
+
+
+def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str, RunSpec], dict[str, str]]:
+    """The chosen runs that the store lacks, with those they start from whose files are missing or broken; and
+    what is wrong with the ones that are there and broken.
+
+    Raises:
+        UserError: a newer version of the project wrote one of them.
+    """
+    marks = store.marks()
+    wanted = set(chosen)
+    todo = {i: run for i, run in planned.runs.items()
+            if i in wanted and not planned.marks[i] <= marks.get(i, frozenset())}
+    broken: dict[str, str] = {}
+    asked: set[str] = set()
+    while new := {run.origin for run in todo.values() if run.origin} - set(todo) - asked:
+        asked |= new  # and what a broken one starts from, too
+        for origin in sorted(new):
+            if fault := store.sound(origin):
+                todo[origin] = planned.runs[origin]
+                broken |= {origin: fault} if origin in marks else {}
+    for run_id in todo:
+        store.refuse_newer(run_id)
+    return {i: todo[i] for i in planned.runs if i in todo}, broken  # in the plan's order: origins first
 
 
 class Meter:
@@ -44,42 +157,35 @@ class Meter:
     def __init__(self, book: Ledger, bar: tqdm):
         self.book, self.bar = book, bar
         self.runs = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
-        marks = book.planned.marks
-        self.whole = {i: cost_units(run, run.train.updates, len(marks[i])) for i, run in self.runs.items()}
-        self.total = sum(self.whole.values())
-        self.asked = sum(run.train.updates for run in self.runs.values())
-        self.done, self.all_done = dict.fromkeys(self.runs, 0.0), 0.0  # units of work
-        self.updates, self.made = dict.fromkeys(self.runs, 0), 0
+        self.whole = {run_id: cost_units(run, run.train.updates, len(book.planned.marks[run_id]))
+                      for run_id, run in self.runs.items()}
+        self.at = dict.fromkeys(self.runs, (0, 0.0))  # updates that were made, and units of work
         self.settled: set[str] = set()
 
     def hear(self, stage: Stage) -> None:
         """Move the bar to where runs are: back, too, where a run begins anew after its worker's death."""
-        self._move({run_id: (stage.updates, cost_units(self.runs[run_id], stage.updates,
-                                                       stage.scored + stage.part))
-                    for run_id in stage.runs if run_id in self.runs and run_id not in self.settled})
+        for run_id in self.runs.keys() & set(stage.runs) - self.settled:
+            done = cost_units(self.runs[run_id], stage.updates, stage.scored + stage.part)
+            # one that was evaluated at other marks before is evaluated at those too
+            self.at[run_id] = stage.updates, min(done, self.whole[run_id])
+        self._show()
 
     def settle(self) -> None:
         """Nothing more is to come of the runs that are done or failed."""
         over = (self.book.done | self.book.failed.keys()) & self.runs.keys() - self.settled
-        failed = self.book.failed
-        self._move({i: (self.updates[i] if i in failed else self.runs[i].train.updates, self.whole[i])
-                    for i in over})
+        for run_id in over:
+            made = self.at[run_id][0] if run_id in self.book.failed else self.runs[run_id].train.updates
+            self.at[run_id] = made, self.whole[run_id]
         self.settled |= over
+        self._show()
 
-    def _move(self, there: Mapping[str, tuple[int, float]]) -> None:
-        """Set the bar by the updates that runs have made, and the units of work."""
-        for run_id, (updates, done) in there.items():
-            # one that was evaluated at other marks before is evaluated at those too
-            done = min(done, self.whole[run_id])
-            self.all_done += done - self.done[run_id]
-            self.made += updates - self.updates[run_id]
-            self.updates[run_id], self.done[run_id] = updates, done
-        book = self.book
-        text = (f"{self.made:,}/{self.asked:,} updates, {len(book.done)}/{len(book.todo)} runs, "
-                f"{len(book.failed)} failed")
-        self.bar.set_postfix_str(text, refresh=False)
+    def _show(self) -> None:
+        book, (made, done) = self.book, map(sum, zip(*self.at.values(), strict=True))
+        asked = sum(run.train.updates for run in self.runs.values())
+        self.bar.set_postfix_str(f"{made:,}/{asked:,} updates, {len(book.done)}/{len(book.todo)} runs, "
+                                 f"{len(book.failed)} failed", refresh=False)
         # whole steps, so that it ends at the end
-        self.bar.update(int(STEPS * self.all_done / self.total + 1e-3) - self.bar.n)
+        self.bar.update(int(STEPS * done / sum(self.whole.values()) + 1e-3) - self.bar.n)
 
 
 def _refuse_other_contrasts(store: Store, study: Study) -> None:
@@ -89,8 +195,7 @@ def _refuse_other_contrasts(store: Store, study: Study) -> None:
     for manifest in map(load, paths(store.root)):
         if manifest.get("primary", declared) != declared:
             raise UserError(f"study {store.root.name} declared other primary contrasts before its runs; "
-                            "choose another study=NAME, or leave the grid and its contrasts whole and carry "
-                            "out a part of it with only={...}")
+                            "choose another study=NAME, or carry out a part of the same grid with only={...}")
 
 
 def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,
@@ -102,61 +207,39 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
     """
     store.expect(planned.cells, None)
     _refuse_other_contrasts(store, study)
-    conf, engine = study.engine, ENGINES[study.engine.kind]()
+    conf, engine = study.engine, ENGINES[study.engine.kind]
     engine.check(conf)
     here = engine.places(conf)  # without a number, stacks for workers elsewhere are as large as they may be
     on_cpu = (here[0].device if here else conf.device) in ("cpu", "auto")
     stack = conf.stack or STACKS["cpu" if on_cpu else "cuda"]
     book = Ledger(planned, store, stack, len(here) or conf.workers or 1, chosen, study.part.retry)
-    log.info("%d of %s to do in study %s", len(book.todo) - book.earlier, counted(len(planned.runs), "run"),
-             study.name)
-    if book.earlier:
-        log.warning("%s failed before and not tried again, or waiting for one that is not; retry=failed "
-                    "tries them", counted(book.earlier, "run"))
     todo = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
+    log.info("%d of %s to do in study %s", len(todo), counted(len(planned.runs), "run"), study.name)
+    if book.failed:
+        log.warning("%s failed before, or waiting for one that did; retry=failed tries them",
+                    counted(len(book.failed), "run"))
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds,
                   conf.timeout_minutes)
     preview(planned, todo, setup)
     if todo:
-        _weigh(book, todo, study, setup, here)
+        weigh(planned, todo, store, setup, book.workers, here[0] if here else None, stack, study.part.yes)
     store.expect(planned.cells, facts(study, tracking.sweep) | ({"overrides": list(asked)} if asked else {}))
     store.tidy_up()
     Leases(store.root).tidy()
     for run_id, fault in book.broken.items():
-        log.warning("run %s, from which others start, is broken (%s); it is set aside in %s and trained "
-                    "again", run_id, fault, store.set_aside(run_id))
+        log.warning("run %s, from which others start, is broken (%s); set aside in %s and trained again",
+                    run_id, fault, store.set_aside(run_id))
     if todo:
         every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
-        with tqdm(total=STEPS, desc=study.name, smoothing=0.05, mininterval=every, maxinterval=60.0,
-                  bar_format=BAR) as bar:
+        with tqdm(total=STEPS, desc=study.name, smoothing=0.05, mininterval=every, bar_format=BAR) as bar:
             run_jobs(book, engine(conf, setup), Meter(book, bar))
     store.compact()
     if study.similarity:
         try:
             compare_pairs(planned, chosen, store, setup)
         except Exception as error:  # whatever it is, the runs are done
-            log.warning("hosts were not compared: %s; the next command tries again (similarity=false leaves "
-                        "it out)", error)
+            log.warning("hosts were not compared: %s; the next command tries again", error)
     return len(book.failed)
-
-
-def _weigh(
-    book: Ledger, todo: Mapping[str, RunSpec], study: Study, setup: Setup, here: Sequence[Place]
-) -> None:
-    """Say how long the launch will take, and ask before more than an hour (engines elsewhere are not
-    calibrated from here)."""
-    found = estimate(book.planned, todo, book.store, book.workers)
-    if found is None and study.part.yes:
-        return
-    if found is None and not here:
-        raise UserError("nothing of this study has run yet, so how long it takes is not known, and it may be "
-                        "more than an hour: run a part first (only=...), or repeat the command with yes=true")
-    if found is None:
-        found = calibrate(book.planned, todo, setup, here[0], book.stack, book.workers)
-    if found is None:  # nothing is to be trained
-        return
-    log.info("%s", found)
-    confirm(found, study.part.yes)
 
 
 def run_jobs(book: Ledger, engine: Engine, meter: Meter) -> None:
@@ -168,7 +251,7 @@ def run_jobs(book: Ledger, engine: Engine, meter: Meter) -> None:
             if isinstance(event, Stage):
                 meter.hear(event)
             else:
-                engine.submit(book.settle(event.job, event.death))
+                engine.submit(book.settle(event.runs, event.death))
                 engine.forget(book.failed)  # what starts from a run that failed is blocked
                 meter.settle()
     finally:

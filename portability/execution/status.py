@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from portability.core.specs import RunSpec
 from portability.core.stages import PREPARING, SCORING, Stage
@@ -41,50 +40,46 @@ def states(planned: Plan, store: Store) -> dict[str, State]:
     held, stages, failures = claims.all(), claims.stages(), store.failures(planned.marks)
     found = {}
     for run_id, run in planned.runs.items():
+        claim, failure = held.get(run_id), failures.get(run_id, {})
+        lives = claim is not None and claims.lives(claim)
+        if lives or (claim is not None and failure.get("at", "") < claim.since):
+            failure = {}  # it was tried again since then
         if planned.marks[run_id] <= marks.get(run_id, frozenset()):
             found[run_id] = State("done")
-            continue
-        claim, failure = held.get(run_id), failures.get(run_id)
-        lives = claim is not None and claims.lives(claim)
-        if failure is not None and not lives and (claim is None or failure.get("at", "") >= claim.since):
-            found[run_id] = _failed(run_id, failure, store)
+        elif failure.get("kind") == "Blocked" and failure.get("origin"):
+            found[run_id] = State("blocked", f"by its origin run {failure['origin']}")
+        elif failure:
+            file = store.root / "failures" / f"{run_id}-{failure['attempt']}.json"
+            found[run_id] = State("failed", f"at attempt {failure['attempt']}: {failure['error']} ({file})")
         elif claim is not None:
             says = (f"by process {claim.pid} on {claim.host} since {claim.since}, heartbeat "
                     f"{claims.silence(claim):.0f} s ago")
             stage = stages.get(claim.owner, Stage([run_id]))
-            found[run_id] = (State("running", f"{_at(run, stage)}, {says}", _done(run, stage)) if lives
-                             else State("stale", says))
+            found[run_id] = _running(run, stage, says) if lives else State("stale", says)
         else:
             found[run_id] = State("planned")
     return found
 
 
-def _at(run: RunSpec, stage: Stage) -> str:
-    """What a run in hand is at."""
+def _running(run: RunSpec, stage: Stage, says: str) -> State:
+    """The state of a run in hand: what it is at, and by whom."""
     if run.run_id not in stage.runs:
-        return "waiting for others of its stack"
+        return State("running", f"waiting for others of its stack, {says}")
     if stage.doing == PREPARING:
-        return stage.doing
+        return State("running", f"{stage.doing}, {says}")
     where = f" at update {stage.updates:,} of {run.train.updates:,}" if run.train.updates else ""
-    return stage.doing + where + (f" ({stage.part:.0%} of the test set)" if stage.doing == SCORING else "")
-
-
-def _done(run: RunSpec, stage: Stage) -> float:
-    return cost_units(run, stage.updates, stage.scored + stage.part) if run.run_id in stage.runs else 0.0
-
-
-def _failed(run_id: str, failure: Mapping[str, Any], store: Store) -> State:
-    if failure.get("kind") == "Blocked" and failure.get("origin"):
-        return State("blocked", f"by its origin run {failure['origin']}")
-    file = store.root / "failures" / f"{run_id}-{failure['attempt']}.json"
-    return State("failed", f"at attempt {failure['attempt']}: {failure['error']} ({file})")
+    part = f" ({stage.part:.0%} of the test set)" if stage.doing == SCORING else ""
+    return State("running", f"{stage.doing}{where}{part}, {says}",
+                 cost_units(run, stage.updates, stage.scored + stage.part))
 
 
 def status_lines(planned: Plan, store: Store) -> list[str]:
     """How far the plan is: cells and runs by state, rate and time left, the slowest runs, and what went wrong
     by name."""
     found = states(planned, store)
-    cells = Counter(_plain(found[cell.run_id].name) for cell in planned.cells if cell.budget > 0)
+    plain = {"done": "done", "failed": "failed", "blocked": "failed"}  # a cell's state in a summary
+    cells = Counter(plain.get(found[cell.run_id].name, "missing")
+                    for cell in planned.cells if cell.budget > 0)
     runs = Counter(state.name for state in found.values())
     lines = [f"cells: {sum(cells.values())}, " + _counts(cells, ("done", "failed", "missing")),
              f"runs: {len(found)}, " + _counts(runs, STATES), *_pace(planned, store, found)]
@@ -97,11 +92,6 @@ def status_lines(planned: Plan, store: Store) -> list[str]:
     return lines + [f"  blocked: {counted(count, 'run')} {says}" for says, count in blockers.items()]
 
 
-def _plain(state: str) -> str:
-    """A cell's state in a summary."""
-    return "done" if state == "done" else "failed" if state in ("failed", "blocked") else "missing"
-
-
 def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
     """Rate of the last half hour and the time left by it, and the slowest runs. The rate weighs runs by their
     work."""
@@ -110,23 +100,23 @@ def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
     said = "; ".join(f"{record['run_id']} {_words(planned.runs[record['run_id']])} "
                      f"{record['run_info']['total_time']:.1f} s" for record in slow)
     lines = [f"slowest: {said}"] if slow else []
-    now = datetime.now(UTC)
-    ends = {record["run_id"]: datetime.fromisoformat(record["run_info"]["created_at"]) for record in records}
-    recent = {run_id: end for run_id, end in ends.items() if end >= now - RECENT}
+    now, recent, begin = datetime.now(UTC), [], []
+    for record in records:
+        end = datetime.fromisoformat(record["run_info"]["created_at"])
+        if end >= now - RECENT:
+            recent.append(record["run_id"])
+            whole = record["run_info"]["total_time"] * record["train_info"].get("stack", 1)  # of its stack
+            begin.append(end - timedelta(seconds=whole))
     left = [run_id for run_id, state in found.items() if state.name in ("planned", "running", "stale")]
     if not recent or not left:
         return lines
-    # a run's is its share
-    times = {record["run_id"]: record["run_info"]["total_time"] * record["train_info"].get("stack", 1)
-             for record in records}
-    begin = min(end - timedelta(seconds=times[run_id]) for run_id, end in recent.items())
-    seconds = max(1.0, (now - begin).total_seconds())
-    whole = {i: cost_units(planned.runs[i], planned.runs[i].train.updates, len(planned.marks[i]))
+    seconds = max(1.0, (now - min(begin)).total_seconds())
+    units = {i: cost_units(planned.runs[i], planned.runs[i].train.updates, len(planned.marks[i]))
              for i in (*recent, *left)}
-    rate = sum(whole[run_id] for run_id in recent) / seconds
-    rest = sum(max(0.0, whole[run_id] - found[run_id].done) for run_id in left) / rate
-    rate_said = f"rate: {len(recent) / seconds * 60:.1f} runs a minute; {duration(rest)} left at this rate"
-    return [rate_said, *lines]
+    rate = sum(units[run_id] for run_id in recent) / seconds
+    rest = sum(max(0.0, units[run_id] - found[run_id].done) for run_id in left) / rate
+    return [f"rate: {len(recent) / seconds * 60:.1f} runs a minute; {duration(rest)} left at this rate",
+            *lines]
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ import platform
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big bl
 if [int(part) for part in platform.libc_ver()[1].split(".")[:2]] < [2, 35]:
     # the most that older ones take; what they refuse leaves 128 kB
     ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"] = "33554432"
+FOR_EVER = 1e5  # minutes
 TIMED_OUT = 5  # exit code of a worker whose job took too long
 PATIENCE_SECONDS = 60.0  # that a worker waits for others to be done with what runs start from (our choice)
 # a stopped worker has so long to keep its checkpoints (our choice: within ten seconds all is over)
@@ -70,16 +71,18 @@ class Worker:
         owner: its name among those who have runs in hand; None: a new one.
         beat: seconds between its heartbeats (leases.Leases); None: as usual.
         leave: ends this worker in the midst of a job that takes too long.
+        stopped: set it to ask for an end; the job at hand keeps its checkpoints after its next update.
     """
 
     def __init__(self, setup: Setup, place: Place, report: Callable[[Stage], None] = lambda stage: None,
                  owner: str | None = None, beat: float | None = None,
-                 leave: Callable[[], None] = lambda: os._exit(TIMED_OUT)):
+                 leave: Callable[[], None] = lambda: os._exit(TIMED_OUT),
+                 stopped: threading.Event | None = None):
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         import torch
         import transformers
 
-        from portability.execution.worker_context import WorkerContext
+        from portability.execution.execute import WorkerContext
         from portability.tracking.runs import Tracker
 
         torch.set_num_threads(1)
@@ -89,16 +92,15 @@ class Worker:
         logging.getLogger("adapters").setLevel(logging.ERROR)
         # of transformers, about adapters' T5 layers
         warnings.filterwarnings("ignore", category=FutureWarning)
-        self.stopped = threading.Event()
-        self.context: WorkerContext = WorkerContext(
-            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
-            Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, stopped=self.stopped,
-            free=self.free)
+        self.stopped = stopped or threading.Event()
         self.claims, self.report, self.cores = Leases(setup.store, owner, beat), report, place.cores
         self.minutes, self.late, self.leave = setup.timeout_minutes, False, leave
+        self.context: WorkerContext = WorkerContext(
+            Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
+            Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, self.stopped, self.free)
 
     def _tell(self, stage: Stage) -> None:
-        self.claims.say(stage)
+        self.claims.stage = stage
         self.report(stage)
 
     def run(self, job: Job) -> None:
@@ -111,75 +113,51 @@ class Worker:
         """
         from portability.execution.execute import execute
 
-        ids = [run.run_id for run in job.runs]
-        with self.claims.held(ids) as mine:
-            runs, marks = [], {}
-            for run in job.runs:
-                done = self.context.store.evaluated(run.run_id)
-                failed = self.context.store.attempts(run.run_id) > job.failures.get(run.run_id, float("inf"))
-                if run.run_id in mine and not failed and not done.issuperset(job.marks[run.run_id]):
-                    runs.append(run)
-                    marks[run.run_id] = sorted(done.union(job.marks[run.run_id]))
-            if runs:
-                self._tell(Stage([run.run_id for run in runs]))
-                with self._limited(runs):
-                    execute(runs, marks, self.context)
-                for run in runs:
-                    if run.run_id not in self.context.settled:
-                        self.context.store.fail(run.run_id, {
-                            "error": "the worker ended the job and left neither record nor failure",
-                            "kind": "WorkerDied"})
+        store = self.context.store
+        with self.claims.held([run.run_id for run in job.runs]) as mine:
+            runs = [run for run in job.runs if run.run_id in mine and not is_settled(run.run_id, job, store)]
+            marks = {i: sorted(store.evaluated(i).union(job.marks[i])) for i in (run.run_id for run in runs)}
+            if not runs:
+                return
+            self._tell(Stage([*marks]))
+            timer = threading.Timer(60 * len(runs) * (self.minutes or FOR_EVER), self._end, [runs])
+            timer.daemon = True
+            timer.start()
+            try:
+                execute(runs, marks, self.context)
+            except GracefulStop:
+                if self.late:
+                    raise TookTooLong from None
+                raise
+            finally:
+                timer.cancel()
+            for run_id in marks.keys() - self.context.settled:
+                error = "the worker ended the job and left neither record nor failure"
+                store.fail(run_id, {"error": error, "kind": "WorkerDied"})
 
-    @contextlib.contextmanager
-    def _limited(self, runs: Sequence[RunSpec]) -> Iterator[None]:
+    def _end(self, runs: Sequence[RunSpec]) -> None:
         """Leave runs that take longer than they may. One that was alone has failed; which of a stack it was
         is found out by who follows this worker, in smaller ones."""
-        if self.minutes is None:
-            yield
-            return
-
-        def end() -> None:
-            self.late = True
-            with contextlib.suppress(OSError):  # a full disk, say: the worker ends all the same
-                note()
-            self.leave()
-
-        def note() -> None:
+        self.late = True
+        error = (f"timed out after {self.minutes:.1f} min; a run that needs longer needs a larger "
+                 "engine.timeout_minutes and retry=failed")
+        with contextlib.suppress(OSError):  # a full disk, say: the worker ends all the same
             if len(runs) == 1:
-                self.context.store.fail(runs[0].run_id, {"kind": "TimedOut", "error": (
-                    f"timed out after {self.minutes:.1f} min with 1 run (engine.timeout_minutes is "
-                    f"{self.minutes:g} a run; a run that needs longer needs a larger one and retry=failed)")})
-
-        timer = threading.Timer(self.minutes * 60 * len(runs), end)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except GracefulStop:
-            if self.late:
-                raise TookTooLong from None
-            raise
-        finally:
-            timer.cancel()
+                self.context.store.fail(runs[0].run_id, {"error": error, "kind": "TimedOut"})
+        self.leave()
 
     def free(self) -> int:
         """This worker's even part of its machine's cores, among the workers of the study that have something
         in hand."""
         return max(1, self.cores // (1 + self.claims.neighbours()))
 
-    def stop(self) -> None:
-        """Ask for an end: the job at hand keeps its checkpoints after its next update, and ends with
-        GracefulStop."""
-        self.stopped.set()
-
 
 # ---- a list of jobs that workers share
 
 
-def is_settled(run: RunSpec, job: Job, store: Store) -> bool:
+def is_settled(run_id: str, job: Job, store: Store) -> bool:
     """Whether a run of a job is done, or has failed since the job was planned."""
-    return (store.has(run.run_id, job.marks[run.run_id])
-            or store.attempts(run.run_id) > job.failures.get(run.run_id, 0))
+    return store.has(run_id, job.marks[run_id]) or store.attempts(run_id) > job.failures.get(run_id, 0)
 
 
 def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | None = None) -> None:
@@ -192,14 +170,14 @@ def work(jobs: Sequence[Job], worker: Worker, look_seconds: float, most: int | N
 
     Raises:
         OSError: a file could not be read or written.
-        GracefulStop: the worker was stopped while it carried out a job.
     """
     left, done, taken = list(jobs), set[str](), 0
     until = time.monotonic() + PATIENCE_SECONDS
     while taken != most and not worker.stopped.is_set():
         began = time.monotonic()
         if job := _next(left, done, worker):
-            worker.run(job)
+            with contextlib.suppress(GracefulStop):
+                worker.run(job)
             taken, until = taken + 1, time.monotonic() + PATIENCE_SECONDS
         elif time.monotonic() > until or not any(
                 worker.claims.read(run.origin) for job in left for run in job.runs if run.origin):
@@ -228,7 +206,7 @@ def _next(left: list[Job], done: set[str], worker: Worker) -> Job | None:
 
     place = 0
     while place < len(left):
-        runs = [run for run in left[place].runs if not is_settled(run, left[place], store)]
+        runs = [run for run in left[place].runs if not is_settled(run.run_id, left[place], store)]
         if not runs:
             del left[place]
             continue

@@ -80,13 +80,21 @@ def lm_logits(model: "PreTrainedModel", states: Tensor) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-class DefaultDevice(TorchFunctionMode):
-    """Makes `torch.ones` without a device on this one: adapters' prefix makes its mask in ordinary memory and
-    copies it, which waits for a GPU in every layer and cannot be captured."""
+class Handed(TorchFunctionMode):
+    """Changes what torch's functions are handed.
 
-    def __init__(self, device: torch.device):
+    `torch.ones` without a device is made on `device`: adapters' prefix makes its mask in ordinary memory and
+    copies it, which waits for a GPU in every layer and cannot be captured.
+
+    With `narrow`, scaled-dot-product attention and convolutions get all their tensors in bf16, as under
+    autocast. Under `vmap` autocast does not see them, because they are taken apart before, and they refuse
+    mixed formats: a rotated or prefixed key is fp32 beside a value in bf16, adapters' LoRA on a GPT-2
+    convolves bf16 states with fp32 weights.
+    """
+
+    def __init__(self, device: torch.device, narrow: bool = False):
         super().__init__()
-        self.device = device
+        self.device, self.narrow = device, narrow
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
@@ -95,21 +103,7 @@ class DefaultDevice(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.ones and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self.device}
-        return func(*args, **kwargs)
-
-
-class Narrowed(TorchFunctionMode):
-    """Hands scaled-dot-product attention and convolutions all their tensors in bf16, as autocast does. Under
-    `vmap` autocast does not see them, because they are taken apart before, and they refuse mixed formats: a
-    rotated or prefixed key is fp32 beside a value in bf16, adapters' LoRA on a GPT-2 convolves bf16 states
-    with fp32 weights."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.scaled_dot_product_attention, F.conv1d):
+        if self.narrow and func in (F.scaled_dot_product_attention, F.conv1d):
             args, kwargs = tuple(map(_narrow, args)), {name: _narrow(value) for name, value in kwargs.items()}
         return func(*args, **kwargs)
 
@@ -122,10 +116,8 @@ def _narrow(value: object) -> object:
 def computing(device: torch.device, precision: str) -> Iterator[None]:
     """Within it a host's forward pass runs on the device in a precision ("fp32", or "bf16" by autocast)."""
     with ExitStack() as stack:
-        if device.type != "cpu":
-            stack.enter_context(DefaultDevice(device))
-        if precision == "bf16":
-            # a CUDA graph must not hold a cache of weights
+        if device.type != "cpu" or precision == "bf16":
+            stack.enter_context(Handed(device, precision == "bf16"))
+        if precision == "bf16":  # a CUDA graph must not hold a cache of weights
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
-            stack.enter_context(Narrowed())
         yield

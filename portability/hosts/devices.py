@@ -38,11 +38,7 @@ def places(wanted: str, workers: int | None) -> list[Place]:
     gpus = 0 if wanted == "cpu" else count_gpus()
     if wanted == "cuda" and not gpus:
         raise UserError("engine.device is cuda, but torch finds no GPU here; use engine.device=auto or cpu")
-    if not gpus:
-        count = workers or cores()
-        return [Place("cpu", 1 / count, cores())] * count
-    count = workers or gpus
-    devices = [f"cuda:{i % gpus}" for i in range(count)]
+    devices = [f"cuda:{i % gpus}" if gpus else "cpu" for i in range(workers or gpus or cores())]
     return [Place(device, 1 / devices.count(device), cores()) for device in devices]
 
 

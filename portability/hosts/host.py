@@ -174,15 +174,14 @@ def label_ids(
         UserError: the two words begin with the same token, with the unknown one or with none, so scoring
             could not tell them apart.
     """
-    found = label_tokens(tokenizer, words, seq2seq, template)
-    if [] in found:
-        raise UserError(f"label word {words[found.index([])]!r} has no token; choose others "
-                        "(task.label_words)")
-    negative, positive = (tokens[0] for tokens in found)
-    if negative == positive:
-        raise UserError(f"label words {words} begin with the same token {negative}; choose others "
-                        "(task.label_words)")
-    if tokenizer.unk_token_id in (negative, positive):
-        raise UserError(f"a label word of {words} is unknown to the host's tokenizer; choose others "
-                        "(task.label_words)")
-    return negative, positive
+    negative, positive = (next(iter(tokens), None)
+                          for tokens in label_tokens(tokenizer, words, seq2seq, template))
+    if negative is None or positive is None:
+        wrong = f"label word {words[0 if negative is None else 1]!r} has no token"
+    elif negative == positive:
+        wrong = f"label words {words} begin with the same token {negative}"
+    elif tokenizer.unk_token_id in (negative, positive):
+        wrong = f"a label word of {words} is unknown to the host's tokenizer"
+    else:
+        return negative, positive
+    raise UserError(f"{wrong}; choose others (task.label_words)")

@@ -5,7 +5,6 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "s
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 HEAD = "lm_head.weight"  # of every family that has a language-model head
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype",
               "architectures", "adapters", "_commit_hash")  # of versions and paths: they change no number
 
@@ -43,14 +43,12 @@ def folder_of(source: HostSource | HostSpec) -> Path:
         UserError: no such folder, no pinned revision, or the hub cannot be reached.
     """
     if isinstance(source, HostSpec):
-        if source.revision is not None:
-            return _from_hub(source.name, source.source, source.revision)
-        source = HostSource(source.name, source.source)
+        path, hub = (source.source, None) if source.revision is None else (None, source.source)
+        source = HostSource(source.name, path, hub, source.revision)
     if source.path is None:
         return _from_hub(source.name, source.hub, source.revision)
-    folder = Path(source.path).expanduser()
-    if source.path.startswith("embedded:"):
-        folder = EMBEDDED / "hosts" / source.path.removeprefix("embedded:")
+    embedded = source.path.removeprefix("embedded:")
+    folder = Path(source.path).expanduser() if embedded == source.path else EMBEDDED / "hosts" / embedded
     if not (folder / "config.json").is_file():
         raise UserError(f"host '{source.name}': no config.json in {folder}; set its path in conf/host or "
                         "host_root=...")
@@ -87,7 +85,10 @@ def describe(source: HostSource) -> HostSpec:
     config = read_config(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"host '{source.name}': {_no_safetensors(source, folder)}")
+        there = sorted(path.name for path in folder.glob("*.*") if path.suffix in PICKLES)
+        raise UserError(f"host '{source.name}': no *.safetensors in {folder}, found "
+                        f"{', '.join(there) or 'none'}; pickled weights are refused, convert them once "
+                        f"(docs/operations.md) and set host.{source.name}.path=FOLDER")
     shape = shape_of(config, source.name, folder)
     _check_head(source.name, config, folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -99,17 +100,6 @@ def describe(source: HostSource) -> HostSpec:
     mark = fingerprint([*weights, *tokenizer, *templates], settings)
     revision = None if source.path else source.revision
     return HostSpec(source.name, source.path or str(source.hub), revision, mark, shape)
-
-
-def _no_safetensors(source: HostSource, folder: Path) -> str:
-    """What is wrong with a host whose weights are stored in another way, and what to do."""
-    if source.hub:
-        return (f"{source.hub} holds no safetensors at this revision, and pickled weights are refused; "
-                f"convert it once as README says and set host.{source.name}.path=FOLDER")
-    pickles = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in pickles)
-    found = f"only {', '.join(pickled)}, and pickled weights are refused" if pickled else "none"
-    return f"needs *.safetensors in {folder}, found {found}"
 
 
 def check_unchanged(spec: HostSpec) -> None:
@@ -171,13 +161,10 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: the file is not a JSON object.
     """
     try:
-        found = json.loads(path.read_text(), object_hook=lambda one: {
-            key: value for key, value in one.items() if key not in IRRELEVANT})
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return found
+        return {**json.loads(path.read_text(), object_hook=lambda one: {
+            key: value for key, value in one.items() if key not in IRRELEVANT})}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a JSON object: {error}") from error
 
 
 # ---- weights
@@ -190,8 +177,15 @@ def _check_head(name: str, config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         UserError: a file or the head is missing, or a file cannot be read.
     """
-    stored = {weight for file in weight_files(name, folder) for weight in stored_names(name, file)}
-    family = FAMILIES[config["model_type"]]
+    from safetensors import SafetensorError, safe_open
+
+    stored, family = set[str](), FAMILIES[config["model_type"]]
+    for file in weight_files(name, folder):
+        try:
+            with safe_open(file, "numpy") as opened:
+                stored |= set(opened.keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"host '{name}': {file} cannot be read: {error}") from error
     needed = family.scoring == "label" and not config.get("tie_word_embeddings", family.tied)
     if needed and HEAD not in stored:
         check_weights(name, config["model_type"], folder, missing={HEAD}, unexpected=(), mismatched=())
@@ -206,33 +200,18 @@ def weight_files(name: str, folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        raise UserError(f"host '{name}': neither model.safetensors nor its index in {folder}")
     try:
-        table, _ = itemgetter("weight_map", "metadata")(json.loads(index.read_text()))  # as transformers does
+        found = json.loads(index.read_text())
+        table, _ = found["weight_map"], found["metadata"]  # transformers wants both
         files = [folder / file for file in sorted(set(table.values()))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"host '{name}': {index} is no index of weights ({error!r}); take a whole copy of "
-                        "the host") from error
-    if lacking := [file.name for file in files if not file.is_file()]:
-        raise UserError(f"host '{name}': {index} names {', '.join(lacking[:3])}, not in its folder; take a "
-                        "whole copy of the host")
+        wrong = ", ".join(file.name for file in files if not file.is_file())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"host '{name}': no model.safetensors in {folder}, and {index.name} is no index of "
+                        f"weights ({error!r}); take a whole copy of the host") from error
+    if wrong:
+        raise UserError(f"host '{name}': {index} names {wrong}, not in its folder; take a whole copy of the "
+                        "host")
     return files
-
-
-def stored_names(name: str, file: Path) -> set[str]:
-    """Names of the weights in a safetensors file, from its header alone.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "numpy") as opened:
-            return set(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"host '{name}': {file} cannot be read: {error}") from error
 
 
 def check_weights(

@@ -1,6 +1,8 @@
 """The starts of runs that train together: module, head, and what is taken off the host."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,21 +10,22 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import UserError
-from portability.core.init_kinds import Need
 from portability.core.seeds import stream_seed
-from portability.core.specs import HostSpec, PortSpec, RunSpec, from_dict
+from portability.core.specs import HostSpec, RunSpec, from_dict
 from portability.data.sampling import Bucket
 from portability.data.splits import StudyData
 from portability.hosts.host import Host, load_host
-from portability.inits import INITS
-from portability.inits.base import ExtractedPairs, InitContext
-from portability.inits.seed_examples import extract_for
+from portability.hosts.sources import check_unchanged
+from portability.inits.extraction import ExtractReport, extract
+from portability.inits.kinds import INITS, SEEDS, InitContext, extraction_options
 from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext
 from portability.porting.port import fit_head, port
 from portability.store import Store
-from portability.tasks.registry import TaskScorer
-from portability.training.stack import InitialState, StackContext
+from portability.tasks.base import Answered, TaskScorer
+from portability.tasks.registry import task_of
+from portability.training.run_output import InitialState
+from portability.training.stack import StackContext
 
 CALIBRATION = 64  # training inputs on which a module's logit change is measured
 
@@ -53,20 +56,16 @@ class StartBuilder:
                 refuses.
         """
         head = start_head(run, self.bench.scorer, self.store)
-        providers: dict[Need, Callable[[], Any]] = {
-            "origin_module": lambda: self._origin_module(run),
-            "port": lambda: self._port(run),
-            "extraction": lambda: self._extraction(run),
-            "teacher": lambda: extract_for(run, self.data, self.store, self.device, self.free),
-        }
-        given: dict[str, Any] = {need: providers[need] for need in run.init.traits.needs}
+        providers = {"port": self._port, "extraction": self._extraction, "teacher": self._teacher}
+        given: dict[str, Any] = {need: partial(provider, run) for need, provider in providers.items()
+                                 if need in run.init.traits.needs}
         context = InitContext(
             receiving=run.host, method=self.method, seed=int(run.seed or 0), stream=run.stream,
-            fresh=lambda: self._fresh(run), change=_logit_change(self.bench, head),
+            fresh=partial(self._fresh, run), change=_logit_change(self.bench, head),
             calibration_examples=min(CALIBRATION, len(self.bench.training)), **given,
         )
         made = INITS[run.init.kind](context, run.init.options)
-        return InitialState(made.module, head, made.report, self._names(run), made.frozen)
+        return replace(made, head=head, origin=self._names(run))
 
     def _fresh(self, run: RunSpec) -> ModuleState:
         return self.bench.attached.init_parameters(stream_seed(*run.stream, "module"))
@@ -81,12 +80,10 @@ class StartBuilder:
 
     def _names(self, run: RunSpec) -> dict[str, str] | None:
         """Host and data behind a start, for its record."""
-        if run.teacher is not None:
-            return {"host": run.teacher.name, "data": run.data.name}
-        if run.origin is None:
+        if run.teacher is None and run.origin is None:
             return None
-        origin = self._origin(run)
-        return {"host": (origin.teacher or origin.host).name, "data": origin.data.name}
+        source = self._origin(run) if run.teacher is None else run
+        return {"host": (source.teacher or source.host).name, "data": source.data.name}
 
     def _origin_module(self, run: RunSpec) -> ModuleState:
         return ModuleState.from_file(*self.store.tensors(str(run.origin), "module"))
@@ -94,11 +91,11 @@ class StartBuilder:
     def _port(self, run: RunSpec) -> Port:
         """The origin's module fitted to the stack's host: one port for each origin, strategy and fresh
         module."""
-        spec = _port_of(run)
-        key = run.origin, spec, run.stream
+        assert run.port is not None
+        key = run.origin, run.port, run.stream
         if key not in self._ports:
-            context = PortContext(run.origin_host or self._origin(run).host, run.host, self._fresh(run), spec,
-                                  load=lambda host: self._host(host, run.precision))
+            context = PortContext(run.origin_host or self._origin(run).host, run.host, self._fresh(run),
+                                  run.port, load=lambda host: self._host(host, run.precision))
             self._ports[key] = port(self._origin_module(run), context)
         return self._ports[key]
 
@@ -109,14 +106,24 @@ class StartBuilder:
             self._hosts[key] = load_host(spec, self.device, precision)
         return self._hosts[key]
 
-    def _extraction(self, run: RunSpec) -> ExtractedPairs:
+    def _extraction(self, run: RunSpec) -> tuple[ModuleState, ModuleState | None]:
         """The pairs of the extraction that a run starts from, with the cuts where the run's method takes
         these off."""
-        origin = self._origin(run)
         blocks = None
         if self.method.settings.get("subtract") == "block":
             blocks = ModuleState.from_file(*self.store.tensors(str(run.origin), "start"))
-        return ExtractedPairs(self._origin_module(run), origin.teacher or origin.host, blocks)
+        return self._origin_module(run), blocks
+
+    def _teacher(self, run: RunSpec) -> tuple[ModuleState, ExtractReport]:
+        """The module of a run of kind `extraction`, with what was done."""
+        assert run.teacher is not None
+        for host in (run.teacher, run.host):
+            check_unchanged(host)
+        options = extraction_options(self.method, run.init)
+        seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.data)
+        head = self.store.tensors(run.origin, "head")[0] if run.origin else None
+        return extract(run.teacher, run.host, seeds, options, int(run.seed or 0), head, self.device,
+                       self.free)
 
 
 def start_head(run: RunSpec, scorer: TaskScorer, store: Store) -> dict[str, Tensor]:
@@ -126,15 +133,29 @@ def start_head(run: RunSpec, scorer: TaskScorer, store: Store) -> dict[str, Tens
     All arms of a cell start from the same head, so that no arm has an advantage (design: head shared).
     """
     if run.head == "shared":
-        tensors, _ = store.tensors(str(run.origin), "head")
-        return fit_head(tensors, run.host.shape.hidden, _port_of(run))
+        assert run.port is not None
+        return fit_head(store.tensors(str(run.origin), "head")[0], run.host.shape.hidden, run.port)
     return scorer.fresh_head(stream_seed(run.seed, "head"))
 
 
-def _port_of(run: RunSpec) -> PortSpec:
-    if run.port is None:
-        raise ValueError(f"run {run.run_id} starts from run {run.origin}, but its plan names no port")
-    return run.port
+def seed_examples(run: RunSpec, teacher: HostSpec, data: StudyData) -> list[Answered]:
+    """Examples of the run's training data with their gold answers, drawn by the run's seed without
+    replacement, asked and answered as in training: the answer is the first token of the label word.
+
+    Raises:
+        UserError: the training data has fewer examples.
+    """
+    count = run.init.options.get("seeds", SEEDS)
+
+    def draw(size: int) -> list[int]:
+        if count > size:
+            raise UserError(f"init '{run.init.name}' asks for {count} seed examples, and the training split "
+                            f"of data set '{run.data.name}' has {size}; set a smaller "
+                            f"init.{run.init.name}.options.seeds")
+        generator = np.random.default_rng(stream_seed(run.seed, "extraction", "seeds"))
+        return generator.permutation(size)[:count].tolist()
+
+    return task_of(run.task).answered(teacher, data, run.data.name, draw)
 
 
 def _logit_change(bench: StackContext, head: Mapping[str, Tensor]) -> Callable[[ModuleState], float]:

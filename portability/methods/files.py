@@ -100,7 +100,8 @@ def _check_type(path: Path, config: type, key: str, value: object) -> None:
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        raise UserError(f"{path}: {key} cannot be {str(value)[:80]!r} ({error.errors()[0]['msg']})") from error
+        raise UserError(
+            f"{path}: {key} cannot be {str(value)[:80]!r} ({error.errors()[0]['msg']})") from error
     except PydanticUserError:  # a type with settings of its own
         TypeAdapter(hint).validate_python(value)
 

@@ -51,13 +51,12 @@ class AxisStrategy(Strategy):
                 carried.
         """
         work, fresh = _Filling(self, module, context), context.fresh
-        tensors, masks = {}, {}
-        for stack, layer, site in dict.fromkeys((s.stack, s.layer, s.site) for s in fresh.tensors):
-            slots = [slot for slot in fresh.tensors if slot[:3] == (stack, layer, site)]
-            for slot, (tensor, mask) in work.fill(slots).items():
-                tensors[slot], masks[slot] = tensor, mask
+        found: dict[Slot, tuple[Tensor, Tensor]] = {}
+        for place in dict.fromkeys(slot[:3] for slot in fresh.tensors):
+            found |= work.fill([slot for slot in fresh.tensors if slot[:3] == place])
         work.finish()
-        return Port(fresh.map(tensors), masks, work.report)
+        return Port(fresh.map({slot: tensor for slot, (tensor, _) in found.items()}),
+                    {slot: mask for slot, (_, mask) in found.items()}, work.report)
 
     def fit_head(self, head: Mapping[str, Tensor], hidden: int) -> dict[str, Tensor]:
         """The head with the width changed as an axis that is summed over."""
@@ -87,21 +86,17 @@ class _Filling:
 
     def fill(self, slots: list[Slot]) -> dict[Slot, tuple[Tensor, Tensor]]:
         """Tensors and masks for the receiving slots of one (stack, layer, site)."""
-        stack, layer, site, _ = slots[0]
-        found: list[dict[str, Slot]] = []  # of each origin layer, its slots by role
-        if source := self.stacks.get(stack):
-            layers = self.report.layer_map[stack][layer]
-            found = [{s.role: s._replace(stack=source, layer=one) for s in slots} for one in layers]
-        have = self.module.tensors
-        missing = [s for s in slots if not found or any(one[s.role] not in have for one in found)]
+        (stack, layer, *_), source, have = slots[0], self.stacks.get(slots[0].stack), self.module.tensors
+        # of each origin layer, its slots by the receiving ones
+        found = [{s: s._replace(stack=source, layer=one) for s in slots}
+                 for one in self.report.layer_map[stack][layer]] if source else []
+        present = [s for s in slots if found and all(one[s] in have for one in found)]
+        missing = [s for s in slots if s not in present]
         if missing and not self.context.spec.partial:
             raise UserError(f"port {self.context.pair}: {missing[0].key} has no counterpart in the module; "
                             f"a partial carry must be asked for (port.{self.context.spec.name}.partial=true)")
-        present = [s for s in slots if s not in missing]
-        out = {}
-        if present:
-            values = average_layers([{s.role: have[one[s.role]] for s in present} for one in found])
-            out = {s: self._fit(s, values[s.role], [one[s.role] for one in found]) for s in present}
+        values = average_layers([{s.role: have[one[s]] for s in present} for one in found]) if present else {}
+        out = {s: self._fit(s, values[s.role], [one[s] for one in found]) for s in present}
         for slot in missing:
             self.report.tensors[slot.key] = "fresh"
             fresh = self.context.fresh.tensors[slot].clone()
@@ -122,7 +117,11 @@ class _Filling:
             for axis, (label, size) in enumerate(zip(axes, wanted, strict=True)):
                 if tensor.shape[axis] == size:
                     continue
-                self._check_axis(label)
+                if label == "vocab":
+                    raise UserError("the vocabularies differ, and rows of different tokens are not "
+                                    "exchanged: leave embedding and head out of the method's sites")
+                if axis_size(label, self.context.receiving.shape) is None:
+                    raise UserError(f"the method's own axis '{label}' differs: same hyper-parameters needed")
                 action = "cut" if size < tensor.shape[axis] else self.strategy.grown
                 tensor = self.strategy.change(tensor, axis, size, summed_over(slot.role, label))
                 mask = self.strategy.change(mask, axis, size, False)
@@ -136,23 +135,15 @@ class _Filling:
         self.report.tensors[slot.key] = action
         return tensor.clone(), mask
 
-    def _check_axis(self, label: str) -> None:
-        """Refuse to change an axis that is not one of the host's widths."""
-        if label == "vocab":
-            raise UserError("the vocabularies differ, and rows of different tokens are not exchanged: leave "
-                            "embedding and head out of the method's sites")
-        if axis_size(label, self.context.receiving.shape) is None:
-            raise UserError(f"the method's own axis '{label}' differs: same hyper-parameters needed")
-
     def finish(self) -> None:
         """Check both lists of names and fill in what was carried."""
         report, context, total = self.report, self.context, self.module.tensors
-        norms = [float(tensor.double().square().sum()) for tensor in total.values()]
         parts = [total[slot][kept] for slot, kept in self.used.items()]
-        carried = sum(float(part.double().square().sum()) for part in parts)
+        whole, carried = (sum(float(part.double().square().sum()) for part in some)
+                          for some in (total.values(), parts))
         report.carried_fraction = len(self.used) / len(total)
         report.carried_entries_fraction = sum(part.numel() for part in parts) / self.module.entries
-        report.carried_norm_fraction = carried / sum(norms) if sum(norms) else 0.0
+        report.carried_norm_fraction = carried / whole if whole else 0.0
         dropped = [slot for slot in total if slot not in self.used]
         report.tensors |= {f"{slot.key} (origin)": "dropped" for slot in dropped}
         if not self.used or carried == 0.0:

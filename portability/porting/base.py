@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -49,8 +49,7 @@ class PortContext:
         Raises:
             UserError: the strategy does not declare "origin_weights".
         """
-        self._check_declared("origin_weights")
-        return self.load(self.origin)
+        return self._host(self.origin, "origin_weights")
 
     def receiving_host(self) -> Host:
         """The host that the module is fitted to, loaded.
@@ -58,23 +57,13 @@ class PortContext:
         Raises:
             UserError: the strategy does not declare "receiving_weights".
         """
-        self._check_declared("receiving_weights")
-        return self.load(self.receiving)
+        return self._host(self.receiving, "receiving_weights")
 
-    @property
-    def texts(self) -> Sequence[str]:
-        """Texts to calibrate a port on.
-
-        Raises:
-            UserError: the strategy does not declare "text"; or always, as no study provides such texts yet.
-        """
-        self._check_declared("text")
-        raise UserError(f"port strategy '{self.spec.strategy}' needs texts, which are not available yet")
-
-    def _check_declared(self, need: Need) -> None:
+    def _host(self, spec: HostSpec, need: Need) -> Host:
         if need not in self.needs:
             raise UserError(f"port strategy '{self.spec.strategy}' uses {need}, which it does not declare "
                             "(Strategy.needs)")
+        return self.load(spec)
 
 
 @dataclass

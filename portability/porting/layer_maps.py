@@ -74,19 +74,13 @@ def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         pair = _average_pair(widened, "down_weight", "up_weight")
         out |= {"down_weight": pair["down_weight"][:, :-1], "down_bias": pair["down_weight"][:, -1]}
         out["up_weight"] = pair["up_weight"]
-    for side in ("down", "up"):
+    for side in ("down", "up"):  # Compacter's low-rank blocks: left (width, rank) times right (rank, width)
         if f"{side}_left" in roles:
-            count = layers[0][f"{side}_left"].shape[0]
-            blocks = [[_block(layer, side, i) for layer in layers] for i in range(count)]
-            pairs = [_average_pair(block, "A", "B") for block in blocks]
-            out[f"{side}_left"] = torch.stack([pair["B"] for pair in pairs])
-            out[f"{side}_right"] = torch.stack([pair["A"] for pair in pairs])
+            names = f"{side}_right", f"{side}_left"
+            pairs = [_average_pair([{name: layer[name][i] for name in names} for layer in layers], *names)
+                     for i in range(len(layers[0][names[1]]))]
+            out |= {name: torch.stack([pair[name] for pair in pairs]) for name in names}
     return out
-
-
-def _block(layer: Mapping[str, Tensor], side: str, index: int) -> dict[str, Tensor]:
-    """Compacter's index-th low-rank block: left (width, rank) times right (rank, width)."""
-    return {"A": layer[f"{side}_right"][index], "B": layer[f"{side}_left"][index]}
 
 
 def _average_pair(layers: Sequence[Mapping[str, Tensor]], into: str, out: str) -> dict[str, Tensor]:

@@ -36,20 +36,20 @@ def port(module: ModuleState, context: PortContext) -> Port:
 def _check(done: Port, module: ModuleState, context: PortContext) -> None:
     """Refuse a module or masks that are not of the receiving host's slots and shapes, and one that carries
     nothing of `module`."""
+    strategy = f"port strategy '{context.spec.strategy}' {context.pair}"
     wanted = {slot: tensor.shape for slot, tensor in context.fresh.tensors.items()}
     for tensors in (done.module.tensors, done.carried):
         found = {slot: tensor.shape for slot, tensor in tensors.items()}
         if wrong := sorted(s.key for s in wanted.keys() | found.keys() if wanted.get(s) != found.get(s)):
-            raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave no module of the "
-                            f"receiving host: {wrong[0]} is missing, left over or of another shape")
+            raise UserError(f"{strategy} gave no module of the receiving host: {wrong[0]} is missing, left "
+                            "over or of another shape")
     for slot, tensor in done.module.tensors.items():
         if done.carried[slot].dtype != torch.bool or not tensor.isfinite().all():
-            raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} gave numbers that are "
-                            f"not finite, or a mask that is not bool, for {slot.key}")
+            raise UserError(f"{strategy} gave numbers that are not finite, or a mask that is not bool, for "
+                            f"{slot.key}")
     idle = equal(done.module, context.fresh) and not equal(done.module, module)
     if idle or not any(mask.any() for mask in done.carried.values()):
-        raise UserError(f"port strategy '{context.spec.strategy}' {context.pair} carries nothing: its module "
-                        "is the fresh one of the receiving host")
+        raise UserError(f"{strategy} carries nothing: its module is the fresh one of the receiving host")
 
 
 def fit_head(head: Mapping[str, Tensor], hidden: int, spec: PortSpec) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Sequence
 from statistics import mean
@@ -13,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from portability.core.architectures import within_layer
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, HostSpec, TaskSpec
 from portability.data.sampling import by_length, pad
@@ -26,8 +26,6 @@ from portability.tasks.base import check_length
 
 BATCH = 16  # texts in a forward pass; does not change results beyond rounding
 FEWEST = 4  # texts: the unbiased estimate divides by n (n - 3)
-# of a host's own names: what is before a layer, its number, its matrix
-LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)\.weight")
 # "text" and, where the host answers, "answer" -> what each layer makes of N texts
 Readings = dict[str, list[Tensor]]
 
@@ -61,7 +59,12 @@ def compare_hosts(
     for host in (one, other):
         if host.fingerprint not in known:
             known[host.fingerprint] = readings(host, texts, task)
-    layers = _matched(known[one.fingerprint], known[other.fingerprint])
+    first, second = known[one.fingerprint], known[other.fingerprint]
+    # each layer of the shallower host with that of the deeper at the same relative depth, from 0
+    layers: list[dict[str, Any]] = [
+        {"reading": reading, "one": i, "other": j, "cka": cka(first[reading][i], second[reading][j])}
+        for reading in sorted(first.keys() & second.keys())
+        for i, j in match(len(first[reading]), len(second[reading]))]
     distance, fraction, reason = weight_distance(one, other)
     return {
         "one": one.name, "other": other.name, "one_fingerprint": one.fingerprint,
@@ -143,14 +146,6 @@ def cka(one: Tensor, other: Tensor) -> float:
     return float((one * other).sum())
 
 
-def _matched(one: Readings, other: Readings) -> list[dict[str, Any]]:
-    """CKA of each layer of the shallower host with that of the deeper at the same relative depth; layers from
-    0."""
-    return [{"reading": reading, "one": i, "other": j, "cka": cka(one[reading][i], other[reading][j])}
-            for reading in sorted(one.keys() & other.keys())
-            for i, j in match(len(one[reading]), len(other[reading]))]
-
-
 def match(one: int, other: int) -> list[tuple[int, int]]:
     """Layers of two stacks of these depths that are compared: each of the shallower's once, first with first,
     last with last.
@@ -203,16 +198,14 @@ def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[s
     """A host's matrices (slices of safetensors) by stack, layer and name within the layer, and how many
     entries it has."""
     folder, found, total = folder_of(spec), {}, 0
-    stacks = list(spec.shape.layers)
     for path in weight_files(spec.name, folder):
         file = files.enter_context(safe_open(path, "pt"))
         for name in file.keys():
             matrix = file.get_slice(name)
             total += math.prod(matrix.get_shape())
-            if len(matrix.get_shape()) == 2 and (parts := LAYER.fullmatch(name)):
-                words = parts[1].split(".")
-                stack = next((stack for stack in stacks if stack in words), stacks[0])
-                found[stack, int(parts[2]), parts[3]] = matrix
+            inside = within_layer(spec.shape.family, name)
+            if inside and len(matrix.get_shape()) == 2 and name.endswith(".weight"):
+                found[inside] = matrix
     return found, total
 
 

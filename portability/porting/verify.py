@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec, TaskSpec
+from portability.core.specs import HostSpec, MethodSpec, TaskSpec
 from portability.data.tokenization import encode
 from portability.hosts.host import Host, load_host
 from portability.methods import attach
@@ -66,10 +66,11 @@ def verify(
     return found
 
 
-def _right(host: Host, task: TaskSpec, rows: Any, spec: Any, values: dict[str, Any]) -> np.ndarray:
+def _right(host: Host, task: TaskSpec, rows: list[tuple[str, int]], spec: MethodSpec | None,
+           values: dict[str, Any]) -> np.ndarray:
     method = None if spec is None else attach(host, spec)
     scorer = Scorer(host, task)
-    found = encode(rows, host.tokenizer, task, True, host.spec.fingerprint)
+    found = encode(rows, host.tokenizer, task, True)
     parameters = {f"model.{name}": value[None] for name, value in values.items()}
     margin = np.asarray(scorer.predict(parameters, found, 16).margin)[0]
     if method is not None:
@@ -86,24 +87,22 @@ def _difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     return {"mean": float(gains.mean()), "low": float(found.low), "high": float(found.high)}
 
 
-def read_rows(path: Path) -> Any:
-    """Examples of a JSONL file as a data set.
+def read_rows(path: Path) -> list[tuple[str, int]]:
+    """Text and label of each example of a JSONL file.
 
     Raises:
         UserError: no such file, or a line that is no example.
     """
-    from datasets import Dataset
-
     if not path.is_file():
         raise UserError(f"--verify: there is no file {path}")
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            rows.append({"text": str(row["text"]), "label": {0: 0, 1: 1}[int(row["label"])]})
+            rows.append((str(row["text"]), {0: 0, 1: 1}[int(row["label"])]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: each line must be a JSON object with text and label (0 "
                             "or 1)") from error
     if not rows:
         raise UserError(f"{path} holds no example")
-    return Dataset.from_list(rows)
+    return rows

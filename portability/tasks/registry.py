@@ -1,11 +1,9 @@
 """Which task stands behind the spec of a run."""
 
 from portability.core.specs import AnswerSpec, TaskSpec
-from portability.tasks.classification import Classification, Scorer
-from portability.tasks.generation import AnswerScorer, Generation
-
-Task = Classification | Generation
-TaskScorer = Scorer | AnswerScorer
+from portability.tasks.base import Task
+from portability.tasks.classification import Classification
+from portability.tasks.generation import Generation
 
 
 def task_of(spec: TaskSpec | AnswerSpec) -> Task:

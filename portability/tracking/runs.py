@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from portability.core.errors import choose
@@ -32,8 +32,7 @@ class TrackingSpec:
     sweep: str | None = None
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """A trained module as an artifact: the run that trained it, its file, and the file's digest."""
 
     run_id: str
@@ -49,7 +48,7 @@ class Entry:
         id: the run's id in W&B, which names what was measured: the same run with other numbers is another W&B
             run.
         how: group, job_type, name and tags.
-        curve: the history, see `history`.
+        curve: the history: `step` and `values` of each update at which something was measured.
         tables: name -> columns and rows.
         module: what the run trained.
         origin: what it started from.
@@ -67,8 +66,8 @@ class Entry:
     @property
     def digest(self) -> str:
         """Names all of the entry but where its files are."""
-        modules = {name: getattr(self, name) and getattr(self, name).sha256 for name in ("module", "origin")}
-        return digest({**asdict(self), **modules})
+        module, origin = (part and part.sha256 for part in (self.module, self.origin))
+        return digest({**asdict(self), "module": module, "origin": origin})
 
 
 def resolve_mode(wanted: str) -> str:
@@ -97,59 +96,46 @@ def has_key() -> bool:
     return any(known.authenticators(host) for host in ([urlparse(named).netloc] if named else SERVERS))
 
 
-def describe_run(record: dict[str, Any], sweeps: Iterable[str]) -> dict[str, Any]:
-    """How a run is filed: group (the cell without its seed), job_type (its stage), tags and name."""
-    cell, origin = record["cell"], record["cell"]["origin"]
-    place = f"{origin['host']}->{cell['host']}" if origin else cell["host"]
-    data = f"{origin['data']}->{cell['data']}" if origin else cell["data"]
-    method = cell["method"] or "none"
-    report = record["port_info"] or {}
-    port = f"__{report['name']}" if "name" in report else ""
-    group = f"{method}__{place}__{data}__{cell['init']}{port}"
-    return {
-        "group": group, "job_type": INIT_KINDS[record["spec"]["init"]["kind"]].stage,
-        "name": f"{group}__{cell['seed']}",
-        "tags": [tag for tag in (method, cell["init"], cell["host"], *sweeps) if tag],
-    }
-
-
 def entry_of(
     record: dict[str, Any], sweeps: Iterable[str], comparisons: Mapping[str, float] | None = None,
     module: Module | None = None, origin: Module | None = None,
 ) -> Entry:
-    """A record as W&B is told of it; `comparisons` are numbers that only all runs together give."""
-    cell, train = record["cell"], record["train_info"]
+    """A record as W&B is told of it; `comparisons` are numbers that only all runs together give.
+
+    The group is the cell without its seed, job_type its stage; the curve has an entry for each update at
+    which something was measured, with metrics named as in the record.
+    """
+    cell, train, spec = record["cell"], record["train_info"], record["spec"]
     source = cell["origin"] or {"host": None, "data": None}
+    place, data = (f"{source[key]}->{cell[key]}" if cell["origin"] else cell[key] for key in source)
+    parts = [cell["method"] or "none", place, data, cell["init"]]
+    group = "__".join([*parts, *[name for name in [(record["port_info"] or {}).get("name")] if name]])
+    how = {"group": group, "name": f"{group}__{cell['seed']}",
+           "job_type": INIT_KINDS[spec["init"]["kind"]].stage,
+           "tags": [tag for tag in (parts[0], cell["init"], cell["host"], *sweeps) if tag]}
     config = {
         **{key: cell[key] for key in ("method", "host", "data", "init", "seed")},
-        "origin_host": source["host"], "origin_data": source["data"],
-        "origin_run": record["spec"].get("origin"),
-        "pair": f"{source['host']} -> {cell['host']}" if cell["origin"] else cell["host"],
+        "origin_host": source["host"], "origin_data": source["data"], "origin_run": spec.get("origin"),
+        "pair": place.replace("->", " -> "),
         "relation": ("same" if source["data"] == cell["data"] else "different") if cell["origin"] else None,
-        "run_id": record["run_id"], "spec": record["spec"], "cell": cell, "port_info": record["port_info"],
+        "run_id": record["run_id"], "spec": spec, "cell": cell, "port_info": record["port_info"],
     }
-    first: dict[str, Any] = next((mark for mark in train["metrics"] if mark["updates"] == 0), {})
+    curve: dict[int, dict[str, float]] = {}
+    for update, loss in train["train_loss"]:
+        curve.setdefault(update, {})["train_loss"] = loss
+    for mark in train["metrics"]:
+        curve.setdefault(mark["updates"], {}).update({k: v for k, v in mark.items() if k != "updates"})
     summary = {
         "updates": max(mark["updates"] for mark in train["metrics"]),
-        "zero_shot_accuracy": first.get("eval_accuracy"),
+        "zero_shot_accuracy": curve.get(0, {}).get("eval_accuracy"),
         "seconds": record["run_info"]["total_time"], "train_seconds": train["train_time"],
         "trainable_params": train["num_trainable_params"], "module_bytes": train["file_size"],
         "tokens": train.get("tokens"), **(comparisons or {}),
     }
     measured = digest({key: value for key, value in record.items() if key not in WRAPPING})
     known = {key: value for key, value in summary.items() if value is not None}
-    return Entry(f"{record['run_id']}-{measured}", describe_run(record, sweeps), config, history(record),
-                 known, module=module, origin=origin)
-
-
-def history(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """A run's curve: one entry per update at which something was measured, metrics named as in the record."""
-    steps: dict[int, dict[str, float]] = {}
-    for update, loss in record["train_info"]["train_loss"]:
-        steps.setdefault(update, {})["train_loss"] = loss
-    for mark in record["train_info"]["metrics"]:
-        steps.setdefault(mark["updates"], {}).update({k: v for k, v in mark.items() if k != "updates"})
-    return [{"step": step, "values": values} for step, values in sorted(steps.items())]
+    steps = [{"step": step, "values": values} for step, values in sorted(curve.items())]
+    return Entry(f"{record['run_id']}-{measured}", how, config, steps, known, module=module, origin=origin)
 
 
 class Tracker:
@@ -201,12 +187,10 @@ class Tracker:
         self.spec.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
             x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
-            disable_git=True, disable_code=True, console="off", silent=True,
-        )
+            disable_git=True, disable_code=True, console="off", silent=True)
         with wandb.init(
-            project=self.spec.project, dir=self.spec.folder, settings=settings, config=entry.config,
-            reinit="create_new", id=entry.id, resume="allow", **entry.how | {"mode": self.spec.mode},
-        ) as run:
+                project=self.spec.project, dir=self.spec.folder, settings=settings, config=entry.config,
+                reinit="create_new", id=entry.id, resume="allow", mode=self.spec.mode, **entry.how) as run:
             for point in () if known else entry.curve:
                 run.log(point["values"], step=point["step"])
             for title, (columns, rows) in entry.tables.items():

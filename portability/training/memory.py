@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from portability.hosts.devices import control
-from portability.tasks.registry import TaskScorer
+from portability.tasks.base import TaskScorer
 
 # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two
 # moments

@@ -5,10 +5,9 @@ import datetime
 import functools
 import platform
 import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +16,25 @@ from portability.core.errors import redact_paths
 from portability.core.paths import PACKAGE
 from portability.core.specs import SCHEMA, RunSpec
 from portability.core.versions import packages
+from portability.inits.extraction import ExtractReport
 from portability.methods.module import ModuleState
+from portability.porting.base import PortReport
 from portability.store import Result
 from portability.tasks.base import Predictions
 from portability.tasks.registry import task_of
 from portability.training.trainer import Outcome
 
 
-class StartReport(Protocol):
-    """What a port or an extraction did to make a start: all of it by tensor or place, and in short."""
+@dataclass
+class InitialState:
+    """Where a run starts: its module, its head, the report of the port or extraction behind it, and what the
+    method subtracts from the host all through the run (see `methods.base.AttachedMethod.to_frozen`)."""
 
-    @property
-    def tensors(self) -> Mapping[str, Any]: ...
-
-    def summary(self) -> dict[str, Any]: ...
+    module: ModuleState
+    head: dict[str, torch.Tensor] = field(default_factory=dict)
+    report: PortReport | ExtractReport | None = None
+    origin: dict[str, str] | None = None  # names of the origin's host and data
+    frozen: ModuleState | None = None
 
 
 @dataclass
@@ -49,11 +53,9 @@ class RunOutput:
     stack: int = 1  # modules trained together; never changes a result
     train_seconds: float = 0.0
     module: ModuleState | None = None
-    start: ModuleState | None = None  # what was taken off the host all through the run
+    start: InitialState | None = None
     head: dict[str, torch.Tensor] = field(default_factory=dict)
-    report: StartReport | None = None
     outcome: Outcome = field(default_factory=Outcome)
-    origin: dict[str, str] | None = None  # names of the origin's host and data
     too_long: dict[str, int] = field(default_factory=dict)  # answers that were (Task.too_long)
 
 
@@ -63,15 +65,16 @@ def build_result(output: RunOutput) -> Result:
     Paths never enter a record: a host's or set's source is kept only where it is a hub id or an embedded
     name.
     """
-    run, module = output.run, output.module
-    trainable = (module.entries if module else 0) + sum(tensor.numel() for tensor in output.head.values())
+    run, module, start = output.run, output.module, output.start
+    report, entries = start.report if start else None, module.entries if module else 0
+    trainable = entries + sum(tensor.numel() for tensor in output.head.values())
     record = {
         "schema": SCHEMA,
         "run_id": run.run_id,
         "spec": _without_paths(asdict(run)),
         "cell": {
             "method": run.method.name if run.method else None, "host": run.host.name, "data": run.data.name,
-            "init": run.init.name, "seed": run.seed, "origin": output.origin,
+            "init": run.init.name, "seed": run.seed, "origin": start and start.origin,
         },
         "run_info": {
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -80,29 +83,28 @@ def build_result(output: RunOutput) -> Result:
         "train_info": {
             "status": "success",
             "train_time": output.train_seconds,
-            "file_size": 4 * (module.entries if module else 0),  # bytes of the module's tensors in fp32
+            "file_size": 4 * entries,  # bytes of the module's tensors in fp32
             "num_trainable_params": trainable,
             "num_total_params": output.host_parameters + trainable,
-            "tokens": output.outcome.tokens,
-            "padded_tokens": output.outcome.padded_tokens,
+            "tokens": output.outcome.tokens, "padded_tokens": output.outcome.padded_tokens,
             "stack": output.stack,
             **({"too_long": output.too_long} if output.too_long else {}),
             "train_loss": [list(point) for point in output.outcome.losses],
             **_metrics(output),
         },
-        "port_info": output.report.summary() if output.report else None,
+        "port_info": report and report.summary(),
         "meta_info": {"package_info": packages(), "system_info": system(output.device)},
     }
+    facts = {"tensors": report.tensors} | report.summary() if report else None
     tensors: dict[str, Any] = {"predictions": _prediction_tensors(output)}
     metadata = {}
     if module is not None:
         tensors["module"], metadata["module"] = module.to_file()
-    if output.start is not None:
-        tensors["start"], metadata["start"] = output.start.to_file()
+    if start and start.frozen is not None:
+        tensors["start"], metadata["start"] = start.frozen.to_file()
     if output.head:
         tensors["head"] = output.head
-    report = {"tensors": output.report.tensors} | output.report.summary() if output.report else None
-    return Result(record, tensors, metadata, report)
+    return Result(record, tensors, metadata, facts)
 
 
 def _metrics(output: RunOutput) -> dict[str, list[dict[str, Any]]]:
@@ -157,14 +159,12 @@ def system(device: str) -> dict[str, Any]:
 @functools.cache
 def git_state() -> dict[str, Any]:
     """Commit of the code and whether it was changed since, or None where it is not a checkout."""
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True,
-                                  timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=10,
+                              check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ".")
-    return {"git_commit": git("rev-parse", "HEAD"), "worktree_dirty": None if changed is None
-            else bool(changed)}
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"),
+                "worktree_dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "worktree_dirty": None}

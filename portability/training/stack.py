@@ -1,6 +1,7 @@
 """Runs in training together: their members, what was measured at their marks, and where they go on after a
 kill."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,20 +17,22 @@ from portability.core.errors import GracefulStop
 from portability.core.specs import RunSpec, digest
 from portability.core.stages import SCORING, TRAINING, Stage
 from portability.core.versions import packages
-from portability.data.sampling import BatchSampler
+from portability.data.sampling import BatchSampler, buckets
 from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
 from portability.planning.cost import split_evenly
 from portability.store import Store
-from portability.tasks.base import EvalSet, Predictions, Training
-from portability.tasks.registry import TaskScorer, task_of
+from portability.tasks.base import EvalSet, Predictions, TaskScorer, Told, Training
+from portability.tasks.members import member_map
+from portability.tasks.registry import task_of
 from portability.training import trainer
-from portability.training.run_output import RunOutput, StartReport
+from portability.training.run_output import InitialState, RunOutput
 
-Head = dict[str, Tensor]
+log = logging.getLogger(__name__)
 # a run's checkpoint: trainer.Trainer.snapshot, OURS, and per scored mark "nll.50", "last_nll.50" ...
 Saved = dict[str, Tensor]
 OURS = ("seconds", "versions")
+SCORED, OPEN = "last_nll.", "tail."
 # what a mark scores: the mean of its window (trainer.window), and the last iterate; name prefixes
 ITERATES = ("", "last_")
 
@@ -46,18 +49,6 @@ class Reports(Protocol):
     def report(self) -> Callable[[Stage], None]: ...
 
 
-@dataclass
-class InitialState:
-    """Where a run starts: its module, its head, the report of the port or extraction behind it, and what the
-    method subtracts from the host all through the run (see `methods.base.AttachedMethod.to_frozen`)."""
-
-    module: ModuleState
-    head: Head
-    report: StartReport | None
-    origin: dict[str, str] | None  # names of the origin's host and data
-    frozen: ModuleState | None = None
-
-
 @dataclass(frozen=True)
 class StackContext:
     """What the members of a stack share: method on host, scorer, and encoded data."""
@@ -66,6 +57,19 @@ class StackContext:
     scorer: TaskScorer
     training: Training
     test: EvalSet
+
+    def __post_init__(self) -> None:
+        """Stack members by vmap, or one at a time where the method does not allow it, which is logged."""
+        head = self.scorer.fresh_head(0)
+        zeros = {f"model.{name}": torch.zeros(shape) for name, shape in self.attached.shapes.items()} | head
+        bucket = buckets(self.training.lengths, 1)[0]
+        rows = self.scorer.rows(self.training, bucket.members[None, :1], 1, bucket)
+        device = self.scorer.device
+        self.scorer.each, reason = member_map(
+            self.scorer.loss, {name: value[None].to(device) for name, value in zeros.items()},
+            *(part.to(device) for part in rows))
+        if reason:
+            log.info("method %s trains one member at a time: %s", self.attached.spec.name, reason)
 
     def parameters(self, module: ModuleState, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A module and head under the names by which the scorer knows them; the head comes last."""
@@ -91,8 +95,9 @@ def split_resumable(
     alike: dict[tuple[int, ...], list[RunSpec]] = {}
     for run in runs:
         saved = resumable(store.checkpoint(run.run_id), run, marks[run.run_id])
-        alike.setdefault((len(saved["losses"]), *sorted(scored(saved)), *sorted(_open(saved))) if saved
-                         else (), []).append(run)
+        marks_of = [*sorted(_marks(saved, SCORED)), *sorted(_marks(saved, OPEN))] if saved else []
+        where = (len(saved["losses"]), *marks_of) if saved else ()
+        alike.setdefault(where, []).append(run)
     for same in alike.values():
         yield from split_evenly(same, size)
 
@@ -106,20 +111,12 @@ def resumable(saved: Saved | None, run: RunSpec, marks: Sequence[int]) -> Saved 
     done = len(saved["losses"])
     passed = {mark for mark in marks if mark <= done}
     opened = {mark for mark in marks if mark - trainer.window(mark, run.train.tail) < done < mark}
-    return saved if passed <= scored(saved) and opened <= _open(saved) else None
-
-
-def scored(saved: Saved) -> frozenset[int]:
-    """Marks whose predictions a checkpoint holds."""
-    return _marks(saved, "last_nll.")
-
-
-def _open(saved: Saved) -> frozenset[int]:
-    """Marks of whose iterates a checkpoint holds the mean so far."""
-    return _marks(saved, "tail.")
+    return saved if passed <= _marks(saved, SCORED) and opened <= _marks(saved, OPEN) else None
 
 
 def _marks(saved: Saved, prefix: str) -> frozenset[int]:
+    """Marks of whose predictions (SCORED), or of the mean so far of whose iterates (OPEN), a checkpoint
+    holds something."""
     return frozenset(int(name.removeprefix(prefix)) for name in saved if name.startswith(prefix))
 
 
@@ -151,17 +148,15 @@ class Stack:
         found = [one for one in saved if one is not None]
         if len(found) < len(self.runs):
             return
-        marks = scored(found[0])
-        kept = {name for name in found[0] if name not in OURS
-                and ("." not in name or name.startswith("tail."))}
+        marks = _marks(found[0], SCORED)
+        kept = [name for name in found[0] if name.startswith(OPEN) or "." not in name and name not in OURS]
         self.trainer.restore([{name: one[name] for name in kept} for one in found])
         self.seconds = np.array([float(one["seconds"]) for one in found])
         for iterate, mark in product(ITERATES, marks):
-            columns = [name for name in Predictions.__dataclass_fields__
-                       if f"{iterate}{name}.{mark}" in found[0]]
-            self.predictions[iterate][mark] = Predictions(
-                **{name: np.stack([one[f"{iterate}{name}.{mark}"].numpy() for one in found])
-                   for name in columns})
+            keys = {name: f"{iterate}{name}.{mark}" for name in Predictions.__dataclass_fields__}
+            self.predictions[iterate][mark] = Predictions(**{
+                name: np.stack([one[key].numpy() for one in found])
+                for name, key in keys.items() if key in found[0]})
 
     def stage(self, doing: str = TRAINING, part: float = 0.0) -> Stage:
         """What the members are at."""
@@ -193,9 +188,7 @@ class Stack:
 
         def mark(updates: int, averages: dict[str, Tensor], last: dict[str, Tensor]) -> None:
             worker.report(self.stage(SCORING))
-            iterates = [averages]
-            if updates and trainer.window(updates, run.train.tail) > 1:
-                iterates.append(last)
+            iterates = [averages, last][: 1 + (updates > 0 and trainer.window(updates, run.train.tail) > 1)]
 
             def told(part: float) -> None:
                 worker.report(self.stage(SCORING, (len(scores) + part) / len(iterates)))
@@ -214,8 +207,7 @@ class Stack:
         trainer.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 
-    def _score(self, updates: int, parameters: dict[str, Tensor],
-               on_part: Callable[[float], None] = lambda part: None
+    def _score(self, updates: int, parameters: dict[str, Tensor], on_part: Told = lambda part: None
                ) -> Predictions:
         """Predictions of all members; members that start alike are scored once."""
         each = list(range(len(self.runs)))
@@ -262,12 +254,9 @@ class Stack:
                                  for found in self.predictions.values())
             yield RunOutput(
                 run=run, labels=test.labels, predictions=predictions, last_predictions=last, module=module,
-                head=head,
-                start=start.frozen, report=start.report, origin=start.origin, outcome=outcome,
-                host_parameters=count_parameters(self.bench.scorer), seconds=seconds + overhead,
-                train_seconds=seconds,
-                device=device, stack=len(self.runs), too_long=too_long,
-            )
+                head=head, start=start, outcome=outcome, host_parameters=count_parameters(self.bench.scorer),
+                seconds=seconds + overhead, train_seconds=seconds, device=device, stack=len(self.runs),
+                too_long=too_long)
 
 
 def count_parameters(scorer: TaskScorer) -> int:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil, fsum
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,11 @@ from torch import Tensor
 
 from portability.core.specs import TrainSpec
 from portability.data.sampling import BatchSampler, fill
-from portability.tasks.base import HEAD, Parameters, Training
-from portability.tasks.registry import TaskScorer
+from portability.tasks.base import HEAD, Parameters, TaskScorer, Training
 from portability.training.cuda_graphs import CudaGraphRunner
 
 LOSS_EVERY = 10  # updates between two points of the stored training loss
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (sampling.fill)
 
 
@@ -107,26 +106,20 @@ class Trainer:
         """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart,
         because AdamW takes no vector learning rate. AdamW works entry by entry, so blocks change no bit
         (tested)."""
-        theta, cut = self.bank.theta.detach(), self.bank.module_size
-        columns = [(slice(0, cut), None)] + ([(slice(cut, None), self.spec.head_learning_rate)]
-                                             if cut < theta.shape[1] else [])
+        theta, cut, cuda = self.bank.theta.detach(), self.bank.module_size, self.device.type == "cuda"
+        columns = [(slice(0, cut), None), (slice(cut, None), self.spec.head_learning_rate)]
         groups, blocks, at = [], [], 0
         for rate, same in groupby(member.learning_rate for member in self.members):
             rows = slice(at, at := at + len(list(same)))
-            for part, own in columns:
+            for part, own in columns[: 1 + (cut < theta.shape[1])]:
                 block = torch.nn.Parameter(theta[rows, part])
-                groups.append({"params": [block], "rate": rate if own is None else own})
+                # a graph reads the rate on the device
+                first = torch.zeros((), device=self.device) if cuda else 0.0
+                groups.append({"params": [block], "rate": rate if own is None else own, "lr": first})
                 blocks.append((rows, part))
         spec = self.spec
-        options: dict[str, Any] = {}
-        # the step counter, and below the rate, are on the device, where a graph reads them
-        if self.device.type == "cuda":
-            options = {"foreach": True, "capturable": True, "lr": torch.zeros((), device=self.device)}
-        optimizer = torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay,
-                                      **options)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"].clone() if options else 0.0
-        return optimizer, blocks
+        return torch.optim.AdamW(groups, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay,
+                                 foreach=cuda or None, capturable=cuda), blocks
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -139,19 +132,13 @@ class Trainer:
                         *tokens)
                 for losses, at, tokens in zip(*parts, strict=True)]
 
-    def alive(self) -> bool:
-        """Whether any member is still finite; waits for the device."""
-        return bool((self.failed_at == 0).any())
-
     def update(self, step: int, schedule: BatchSampler, encoded: Training) -> None:
         """One optimiser update of every member, on its own batch from the step's bucket."""
         batch = self._batch(step, schedule, encoded)
         warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(group["rate"] * warm)
-            else:
-                group["lr"] = group["rate"] * warm
+            rate = group["rate"] * warm
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         self._replayer(self._step, *batch)
         self.done = step + 1
         self._average()
@@ -203,18 +190,11 @@ class Trainer:
         found = {"theta": self.bank.theta.detach()[index], "losses": self.losses[: self.done, index],
                  "tokens": torch.from_numpy(self.tokens[:, index].copy())}
         found |= {f"tail.{mark}": mean[index] for mark, mean in self.tails.items()}
-        return {name: value.cpu().clone() for name, value in (found | self._moments(index)).items()}
-
-    def _moments(self, index: int) -> dict[str, Tensor]:
-        """AdamW's two moments of a member, (P,) each."""
-        names = ("exp_avg", "exp_avg_sq")
-        parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        for group, (rows, _) in zip(self.optimizer.param_groups, self.blocks, strict=True):
-            if rows.start <= index < rows.stop:
-                state = self.optimizer.state[group["params"][0]]
-                for name in names:
-                    parts[name].append(state[name][index - rows.start])
-        return {name: torch.cat(found) for name, found in parts.items()}
+        groups = zip(self.optimizer.param_groups, self.blocks, strict=True)
+        states = [(self.optimizer.state[group["params"][0]], index - rows.start)
+                  for group, (rows, _) in groups if rows.start <= index < rows.stop]
+        found |= {name: torch.cat([state[name][row] for state, row in states]) for name in MOMENTS}
+        return {name: value.cpu().clone() for name, value in found.items()}
 
     def restore(self, snapshots: Sequence[Mapping[str, Tensor]]) -> None:
         """Go on from snapshots, one a member, all made after the same number of updates (at least 1)."""
@@ -229,7 +209,7 @@ class Trainer:
         self.tokens = stacked["tokens"].T.cpu().numpy().copy()
         self.clock.fill_(self.done)
         for group, (rows, part) in zip(self.optimizer.param_groups, self.blocks, strict=True):
-            moments = {name: stacked[name][rows, part].clone() for name in ("exp_avg", "exp_avg_sq")}
+            moments = {name: stacked[name][rows, part].clone() for name in MOMENTS}
             step = torch.tensor(float(self.done), device=self.device if isinstance(group["lr"], Tensor)
                                 else None)
             self.optimizer.state[group["params"][0]] = {"step": step, **moments}
@@ -264,7 +244,7 @@ def train(trainer: Trainer, schedule: BatchSampler, encoded: Training, marks: Se
             iterates = trainer.averages, trainer.bank.theta.detach()
             on_mark(done, *(trainer.bank.views(theta) | trainer.frozen for theta in iterates))
         if done % LOSS_EVERY == 0:
-            alive = trainer.alive()
+            alive = bool((trainer.failed_at == 0).any())  # waits for the device
         if done < trainer.spec.updates and alive:
             trainer.update(done, schedule, encoded)
             on_update()

@@ -84,7 +84,7 @@ def test_a_study_of_bare_cells_alone_has_no_chart(tmp_path):
 def test_tables_need_no_torch():
     code = (
         "import sys, portability.analyze, portability.analysis.report.html, "
-        "portability.analysis.figures.curves;assert not {'torch', 'transformers', 'hydra', 'omegaconf', "
+        "portability.analysis.figures.charts;assert not {'torch', 'transformers', 'hydra', 'omegaconf', "
         "'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

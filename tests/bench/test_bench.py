@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from portability.bench import __main__ as bench
-from portability.bench import parts, workload
+from portability.bench import contenders, parts
 from portability.bench.contenders import Library, Ours
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Little data, and one core, as threads wait long for each other beside other work; both are put back."""
-    monkeypatch.setattr(workload, "BATCHES", 8)
+    monkeypatch.setattr(contenders, "BATCHES", 8)
     kept, cores = dict(os.environ), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
     yield
@@ -27,7 +27,7 @@ def small(monkeypatch):
 @pytest.fixture
 def words(tmp_path):
     """A study of a tiny host."""
-    return workload.prepare(str(tmp_path), "t5-64x2", "lora", 4, "fp32", "cpu")
+    return contenders.prepare(str(tmp_path), "t5-64x2", "lora", 4, "fp32", "cpu")
 
 
 def test_losses_are_those_of_a_stack_and_of_the_library_and_a_wrong_rate_is_found(words):
@@ -39,7 +39,7 @@ def test_losses_are_those_of_a_stack_and_of_the_library_and_a_wrong_rate_is_foun
 @pytest.mark.parametrize("shape, method", [
     ("t5-64x2", "adapter"), ("t5-64x2", "lora"), ("bert-256x4", "lora"), ("llama-256x4", "lora")])
 def test_the_trainer_trains_what_ours_trains(tmp_path, shape, method):
-    words = workload.prepare(str(tmp_path), shape, method, 2, "fp32", "cpu")
+    words = contenders.prepare(str(tmp_path), shape, method, 2, "fp32", "cpu")
     ours = Ours(words, 1)
     for tuned in (False, True):
         library = Library(words, tuned)
@@ -78,8 +78,8 @@ class OneMore:
 
 
 def test_lengths_follow_sst2():
-    drawn = workload.lengths(np.random.default_rng(3), 20_000)
-    for share, words in workload.LENGTHS.items():
+    drawn = contenders.lengths(np.random.default_rng(3), 20_000)
+    for share, words in contenders.LENGTHS.items():
         assert abs(np.quantile(drawn, share) - words) <= 1
 
 

@@ -14,7 +14,7 @@ from portability.core.specs import EXTRACTION, RunSpec, from_dict
 from portability.data.examples import Example
 from portability.data.splits import guard, rows
 from portability.hosts.host import load_plain, load_tokenizer
-from portability.inits.seed_examples import seed_examples
+from portability.inits.start import seed_examples
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Store

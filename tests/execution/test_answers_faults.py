@@ -14,7 +14,7 @@ from portability.data.sources import DataSource, answer_spec, read_split
 from portability.data.splits import rows
 from portability.data.tokenization import encode_answers
 from portability.execution import execute
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext
 from portability.hosts.host import load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach

@@ -22,7 +22,7 @@ COMMON = ("tracking.wandb=disabled", "yes=true", "similarity=false", "grid.inits
 
 def test_every_engine_has_a_file_in_conf_and_is_whole():
     assert sorted(ENGINES) == sorted(path.stem for path in (CONF / "engine").glob("*.yaml"))
-    assert not any(load().__abstractmethods__ for load in ENGINES.values())
+    assert not any(engine.__abstractmethods__ for engine in ENGINES.values())
 
 
 @pytest.mark.system

@@ -11,8 +11,8 @@ import torch
 
 from portability.core.errors import UserError
 from portability.core.specs import MethodSpec
-from portability.execution import ledger as progress
 from portability.execution import preview
+from portability.execution import scheduler as progress
 from portability.hosts.host import label_ids, label_tokens, load_tokenizer
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach

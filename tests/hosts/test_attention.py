@@ -11,7 +11,7 @@ from transformers import AutoModel
 from portability.data.sampling import Batch
 from portability.hosts import attention
 from portability.hosts import host as hosts
-from portability.hosts.attention import causal_mask, padding_mask, text_mask
+from portability.hosts.attention import causal_mask, padding_mask
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.porting import similarity
@@ -41,14 +41,6 @@ def test_the_least_number_is_finite_in_every_format_and_hides_a_token():
                for kind in (torch.bfloat16, torch.float32))
     scores = torch.full((4,), 1e4) + torch.tensor([0, attention.LEAST, 0, attention.LEAST])
     assert scores.softmax(0).tolist() == [0.5, 0, 0.5, 0]
-
-
-@every_family
-def test_transformers_5_is_handed_ready_masks_alone(monkeypatch, family):
-    monkeypatch.setattr(attention, "TAKES_READY", True)
-    mask, causal = text_mask(family, REAL), family in ("gpt2", "llama")
-    assert mask.shape == (3, 1, 7 if causal else 1, 7) and mask.dtype == torch.float32
-    assert torch.equal(mask, causal_mask(REAL) if causal else padding_mask(REAL))
 
 
 class Noted(TorchFunctionMode):

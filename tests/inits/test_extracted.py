@@ -10,10 +10,10 @@ import torch
 from portability.core.errors import UserError
 from portability.core.specs import EXTRACTION, InitSpec, MethodSpec
 from portability.data.splits import rows
-from portability.execution.execute import execute
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext, execute
 from portability.hosts.host import label_ids, load_host
-from portability.inits.seed_examples import extraction_options, seed_examples
+from portability.inits.kinds import extraction_options
+from portability.inits.start import seed_examples
 from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
 from portability.run import command

@@ -6,11 +6,12 @@ import torch
 
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
+from portability.core.seeds import stream
 from portability.inits.extraction import ExtractionOptions, extract
-from portability.inits.extraction.controls import noise, shuffle_layers, singular_pairs
 from portability.inits.extraction.factors import low_rank
-from portability.inits.extraction.offload import Offload
 from portability.inits.extraction.options import Place
+from portability.inits.extraction.sensitivity import Offload
+from portability.inits.kinds import noise, shuffle_layers, singular_pairs
 from portability.methods.module import equal
 from support.extraction_slow import changed_host, head_of, plain_model, seeds_of, truncated
 from support.tiny import FAMILIES, WORDS
@@ -95,7 +96,7 @@ def test_equal_vocabularies_keep_rows_beyond_the_tokenizer(tmp_path):
 def test_no_common_token_is_refused(make_host, tmp_path):
     student = changed_host(tmp_path, "llama", words=[f"other{i}" for i in range(29)] + ["x", "y"])
     options = {"rank": 2, "scores": "ones"}
-    with pytest.raises(UserError, match="no token in common"):
+    with pytest.raises(UserError, match="only 0 tokens in common"):
         extract(make_host("llama"), student, (), ExtractionOptions(**options), 0)
     extract(make_host("llama"), student, (), ExtractionOptions(**options, sites=("ffn",)), 0)
 
@@ -106,7 +107,7 @@ def test_fewer_common_tokens_than_the_rank_are_refused_before_any_work(count, ma
     words = [*WORDS[7 : 7 + count], *(f"other{i}" for i in range(31 - count))]
     student = changed_host(tmp_path, "llama", words=words)
     monkeypatch.setattr(Offload, "put", lambda *given: pytest.fail("work began"))
-    with pytest.raises(UserError, match=f"only {count} tokens? in common, too few for pairs of rank 4; leave "
+    with pytest.raises(UserError, match=f"only {count} tokens in common, too few for pairs of rank 4; leave "
                        "out embedding "
                                         r"and head \(the sites of the method\)") as raised:
         extract(make_host("llama"), student, seeds_of("llama"), ExtractionOptions(rank=4), 0)
@@ -151,13 +152,17 @@ def extracted(request, make_host):
     family = request.param
     teacher, student = make_host(family, 64, 4, 8), make_host(family, 32, 2, 4)
     module, _ = extract(teacher, student, seeds_of(family), ExtractionOptions(rank=4), 0, head_of(family, 64))
-    return module, teacher, student
+    return module, student
+
+
+def shuffled(module, student, seed):
+    return shuffle_layers(module, student, lambda stack: stream(seed, "extraction", "shuffle", stack))
 
 
 CONTROLS = {
-    "noise": lambda module, teacher, student, seed: noise(module, seed),
-    "shuffled": shuffle_layers,
-    "pissa": lambda module, teacher, student, seed: module.map(singular_pairs(student,
+    "noise": lambda module, student, seed: noise(module, seed),
+    "shuffled": shuffled,
+    "pissa": lambda module, student, seed: module.map(singular_pairs(student,
                                                                               ExtractionOptions(rank=4))),
 }
 
@@ -198,7 +203,7 @@ def test_noise_has_the_norms_of_the_extraction(extracted):
 
 def test_shuffled_layers_are_the_extracted_ones_in_another_order(extracted):
     module = extracted[0]
-    for slot, tensor in shuffle_layers(*extracted, 0).tensors.items():
+    for slot, tensor in shuffled(*extracted, 0).tensors.items():
         other = slot if slot.stack == "shared" else slot._replace(layer=1 - slot.layer)
         assert torch.equal(tensor, module.tensors[other])
 
@@ -206,5 +211,5 @@ def test_shuffled_layers_are_the_extracted_ones_in_another_order(extracted):
 def test_one_layer_cannot_be_shuffled(make_host):
     one = make_host("llama", 32, 1, 4)
     module = extract(one, one, seeds_of("llama"), ExtractionOptions(rank=4), 0)[0]
-    with pytest.raises(UserError, match="'layers_shuffled' is the same as the extraction"):
-        shuffle_layers(module, one, one, 0)
+    with pytest.raises(UserError, match="no layers to exchange"):
+        shuffled(module, one, 0)

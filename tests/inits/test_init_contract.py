@@ -5,12 +5,9 @@ import pytest
 import portability.inits.start as start
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import InitSpec, MethodSpec, PortSpec
-from portability.execution.execute import execute
-from portability.execution.worker_context import WorkerContext
-from portability.inits import INITS
-from portability.inits.base import ExtractedPairs, InitContext
+from portability.execution.execute import WorkerContext, execute
 from portability.inits.extraction import extract
-from portability.inits.seed_examples import extraction_options
+from portability.inits.kinds import INITS, InitContext, extraction_options
 from portability.methods import attach
 from portability.methods.module import equal
 from portability.planning.plan import plan
@@ -42,12 +39,12 @@ def given(sides, kind, seed=0):
 
     pad = PortSpec("pad", "pad", "stretch")
     providers = {
-        "origin_module": lambda: module,
         "port": lambda: port(module, PortContext(*specs, small_.init_parameters(seed), pad)),
-        "extraction": lambda: ExtractedPairs(cut()[0], specs[0]),
+        "extraction": lambda: (cut()[0], None),
         "teacher": cut,
     }
-    watched = {need: _watched(need, providers[need], asked) for need in INIT_KINDS[kind].needs}
+    watched = {need: _watched(need, providers[need], asked)
+               for need in INIT_KINDS[kind].needs & providers.keys()}
     return InitContext(specs[1], METHOD, seed, (seed,), lambda: small_.init_parameters(seed),
                        **watched), asked
 

@@ -7,11 +7,8 @@ import torch
 from portability.core.errors import UserError
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import InitSpec, MethodSpec, PortSpec
-from portability.inits import INITS
-from portability.inits.base import ExtractedPairs, InitContext
 from portability.inits.extraction import extract
-from portability.inits.sampled import DISTRIBUTIONS
-from portability.inits.seed_examples import extraction_options
+from portability.inits.kinds import DISTRIBUTIONS, INITS, InitContext, extraction_options
 from portability.methods import attach
 from portability.methods.module import equal
 from portability.porting.base import PortContext
@@ -68,7 +65,7 @@ def test_every_start_that_is_taken_off_the_host_fits_it_and_repeats_itself(load,
     options = extraction_options(method, InitSpec("e", "extracted", {"scores": "ones"}))
     cut, _ = extract(teacher.spec, student.spec, [], options, 0)
     have = InitContext(student.spec, method, 0, (0,), lambda: mounted.init_parameters(0),
-                       extraction=lambda: ExtractedPairs(cut, teacher.spec))
+                       extraction=lambda: (cut, None))
     made, again = start(kind, have), start(kind, have)
     assert equal(made.module, again.module) and mounted.to_parameters(made.module) and mounted.to_frozen(
         made.frozen)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from portability.execution.worker_context import WorkerContext
 
 from portability.core.errors import UserError
 from portability.core.plugins import plugins
 from portability.core.specs import PortSpec
 from portability.execution.execute import execute
-from portability.execution.worker_context import WorkerContext
 from portability.hosts.host import load_host
 from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
@@ -123,15 +123,6 @@ class Idle(Strategy):
         return Port(context.fresh, ones, PortReport("idle", "idle"))
 
 
-class Reader(Strategy):
-    """Asks for texts."""
-
-    needs = frozenset({"text"})
-
-    def fit(self, module, context):
-        return context.texts
-
-
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """name=class -> a package with these entry points, installed in a folder of its own."""
@@ -185,7 +176,6 @@ def test_a_study_ports_with_a_packages_strategy(installed, data_folders, make_ho
 
 @pytest.mark.parametrize(("entries", "strategy", "says"), [
     ({"greedy": "Greedy"}, "greedy", "'greedy' uses origin_weights, which it does not declare"),
-    ({"reader": "Reader"}, "reader", "'reader' needs texts, which are not available yet"),
     ({"curious": "Curious"}, "curious", "unknown need of port strategy 'curious' 'luck'"),
     ({"careless": "Careless"}, "careless", "gave no module of the receiving host: .* is missing, left over"),
     ({"thing": "SHAPES"}, "thing", "is no portability.porting.base.Strategy"),

@@ -19,8 +19,8 @@ if __name__ == "__main__":
 import numpy as np
 from scipy import special
 
+from portability.analysis.stats.exchange import exchange, rotations
 from portability.analysis.stats.intervals import ALPHA, spread
-from portability.analysis.stats.permutation import exchange, rotations
 
 # hosts; the first two share a lineage, the others differ in size
 DIRECTIONS = ((0, 1), (1, 0), (0, 2), (2, 0))

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from portability.core.specs import HostSpec
 from portability.hosts.host import Host
 from portability.hosts.sources import HostSource, describe
-from portability.inits.extraction import Seed
+from portability.tasks.base import Answered as Seed
 from portability.tasks.classification import Scorer
 from support.tiny import TASK, model, tokenizer
 

@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 from portability.analysis.context import StudyContext, gather
-from portability.analysis.figures.curves import headline
+from portability.analysis.figures.charts import headline
+from portability.analysis.report.findings import sections
 from portability.analysis.report.html import page
 from portability.analysis.report.run_details import Details, details
-from portability.analysis.report.sections import sections
 from portability.store import Store
 from support.synthetic import Axes
 

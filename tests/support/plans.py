@@ -12,7 +12,7 @@ from portability.core.specs import (
     TaskSpec,
     TrainSpec,
 )
-from portability.execution.ledger import Ledger
+from portability.execution.scheduler import Ledger
 from portability.planning.grid import Grid
 from portability.planning.plan import plan
 from portability.store import Result, Store

@@ -9,11 +9,10 @@ import pytest
 from portability.analysis.load import tidy
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec, from_dict
-from portability.publish import comparisons, main
+from portability.publish import VERSION, comparisons, main, save, workspace
 from portability.store import Result
 from portability.store.admin.archive import pack
-from portability.tracking.runs import Tracker, TrackingSpec, describe_run, entry_of, history
-from portability.tracking.workspace import VERSION, save, workspace
+from portability.tracking.runs import Tracker, TrackingSpec, entry_of
 from support.store_parts import contents, flip, ported, study
 from support.synthetic import build
 from support.wandb_files import files, inspect
@@ -75,8 +74,9 @@ def test_every_run_of_a_study_is_filed_as_while_it_runs(store, tmp_path, capsys)
     for key in ("run_id", "run_group", "job_type", "display_name", "project", "config"):
         assert run[key] == before[key], key
     record = store.read(ported(store))
-    assert plain(points) == plain(curve) == {point["step"]: point["values"] for point in history(record)}
-    assert run["tags"] == describe_run(record, [store.manifests()[0]["sweep"]])["tags"]
+    told_of = {point["step"]: point["values"] for point in entry_of(record, []).curve}
+    assert plain(points) == plain(curve) == told_of
+    assert run["tags"] == entry_of(record, [store.manifests()[0]["sweep"]]).how["tags"]
     assert summary["zero_shot_lift"] == pytest.approx(lift_of(store))
 
 
@@ -119,7 +119,7 @@ def test_what_was_logged_while_running_is_completed_and_not_doubled(store):
     run, points, summary, artifacts = told(then)
     assert run["resume"] and points == {} and len(artifacts) == 2 and "zero_shot_lift" in summary
     assert plain(told(first, then)[1]) == {point["step"]: point["values"]
-                                           for point in history(store.read(ported(store)))}
+                                           for point in entry_of(store.read(ported(store)), []).curve}
 
 
 def test_a_published_copy_is_filed_without_modules(store, tmp_path):

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from portability.core.errors import UserError
+from portability.core.schema import build
 from portability.execution.engines import ray as ray_engine
-from portability.execution.engines import ray_cluster
 from portability.execution.engines.base import Ended
 from portability.execution.leases import Leases
 from portability.execution.worker import Job, Setup
@@ -51,7 +51,7 @@ class Cluster:
         until = time.monotonic() + 40
         while True:
             try:
-                ray_cluster._rehearse(self.address)
+                ray_engine._rehearse(self.address)
                 break
             except UserError:
                 assert time.monotonic() < until and self.head.poll() is None, "the head did not start"
@@ -206,7 +206,7 @@ def test_a_job_that_takes_too_long_is_ended_and_updates_are_reported_meanwhile(
     job = one_job(study)
     [end], seen = engine_of(study, job, tmp_path / "late", cluster.address, timeout_minutes=20 / 60)
     (failure,) = Store(tmp_path / "late").failures().values()
-    assert list(end.job.runs) == list(job.runs) and failure[
+    assert end.runs == [run.run_id for run in job.runs] and failure[
         "kind"] == "TimedOut" and "timed out after" in failure["error"]
     made = [stage.updates for stage in seen if stage.runs]
     assert 0 < max(made) < 20000 and made == sorted(made), "the bar would not have moved"
@@ -216,10 +216,9 @@ def test_a_folder_that_nodes_do_not_share_and_another_version_are_one_sentence(t
     setup = Setup(tmp_path, [], "drop", TrackingSpec("disabled", "p", tmp_path))
     monkeypatch.setattr(ray_engine, "SHARED_SECONDS", 0.1)
     with pytest.raises(UserError, match="results= must be a folder that all nodes share"):
-        ray_engine._check(ray_engine.Start(setup, ray_cluster.Need(1, 0), tmp_path / "nothing", tmp_path,
-                                           None))
-    with pytest.raises(UserError, match="the command 0.0; install the same"):
-        ray_engine._check(ray_engine.Start(setup, ray_cluster.Need(1, 0), tmp_path, tmp_path, None, "0.0"))
+        ray_engine._check(ray_engine.Start(setup, 1, 0, tmp_path / "nothing", tmp_path, None))
+    with pytest.raises(UserError, match="not the command's 0.0; install the same"):
+        ray_engine._check(ray_engine.Start(setup, 1, 0, tmp_path, tmp_path, None, "0.0"))
 
 
 def test_a_cluster_without_room_for_a_worker_says_so(cluster, data_folders, make_host, tmp_path):
@@ -235,19 +234,19 @@ def test_a_cluster_without_room_for_a_worker_says_so(cluster, data_folders, make
 def test_a_cluster_that_does_not_answer_or_refuses_the_token_is_one_sentence(cluster, tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(UserError, match="no Ray cluster lets us in at 127.0.0.1:1 .*refused.*ray start"):
-        ray_cluster._rehearse("127.0.0.1:1")
+        ray_engine._rehearse("127.0.0.1:1")
     with socket.socket() as silent:  # something listens, and says nothing
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 4)
+        monkeypatch.setattr(ray_engine, "CONNECT_SECONDS", 4)
         with pytest.raises(UserError, match="no answer in 4 s"):
-            ray_cluster._rehearse(f"127.0.0.1:{silent.getsockname()[1]}")
+            ray_engine._rehearse(f"127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.undo()
     other = tmp_path / "other"
     other.write_text("2" * 64)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
     with pytest.raises(UserError, match="does not let us in without its token; copy ~/.ray/auth_token"):
-        ray_cluster._rehearse(cluster.address)
+        ray_engine._rehearse(cluster.address)
     assert time.monotonic() - started < 25
 
 
@@ -255,23 +254,23 @@ def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    ray_cluster._make_token()
+    ray_engine._make_token()
     path = tmp_path / ".ray" / "auth_token"
     made = path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600 and len(made) == 64 and len(list(path.parent.iterdir())) == 1
-    ray_cluster._make_token()
+    ray_engine._make_token()
     assert path.read_text() == made
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"gpus": 2.0}, "gpus must be above 0 and at most 1"),
+    ({"gpus": 2.0}, "gpus must be at most 1, got 2.0"),
     ({"cpus": 0}, "cpus must be above 0"),
     ({"address": "nonsense"}, "must be null, auto or host:port"),
     ({"address": "ray://h:10001"}, "host:port of the cluster's head"),
 ])
 def test_options_that_cannot_be_are_refused(options, words):
     with pytest.raises(UserError, match=words):
-        ray_cluster.Options.checked({"address": None, "gpus": None, "cpus": 1} | options)
+        build(ray_engine.Options, {"address": None, "gpus": None, "cpus": 1} | options, "engine.options")
 
 
 def test_a_lost_node_costs_the_run_at_hand_and_no_other(cluster, data_folders, make_host, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from portability.core.errors import UserError
 from portability.execution.engines import slurm
-from portability.execution.engines.slurm import STOPS, Slurm, require, run_task
+from portability.execution.engines.slurm import STOPS, Slurm, run_task
 from portability.execution.leases import Leases
 from portability.execution.worker import Setup
 from portability.planning.plan import plan
@@ -205,14 +205,15 @@ def test_bad_options_are_one_sentence(node, data_folders, make_host, tmp_path):
         command(study)
 
 
-def test_without_submitit_or_slurm_one_sentence_says_what_to_do(monkeypatch, tmp_path):
+def test_without_submitit_or_slurm_one_sentence_says_what_to_do(data_folders, make_host, monkeypatch,
+                                                                tmp_path):
+    conf = small(data_folders, make_host, *FAST).engine
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch, scancel, scontrol, squeue, srun is not on PATH|needs the "
-                       "package submitit"):
-        require()
+    with pytest.raises(UserError, match="sbatch, scancel, scontrol, squeue, srun is not on PATH|submitit"):
+        Slurm.check(conf)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'peft-portability\[slurm\]'"):
-        require()
+        Slurm.check(conf)
 
 
 def test_a_task_that_cannot_read_or_write_says_so_to_the_command(data_folders, make_host, tmp_path,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from portability.core.errors import UserError
-from portability.tracking.runs import Tracker, TrackingSpec, describe_run, entry_of, resolve_mode
+from portability.tracking.runs import Tracker, TrackingSpec, entry_of, resolve_mode
 from support.wandb_files import files, inspect
 
 ID = "0123456789abcdef"
@@ -32,7 +32,7 @@ def offline(folder, project="portability-test", sweep="demo"):
 
 
 def test_a_run_is_filed_under_its_cell_without_the_seed():
-    how = describe_run(RECORD, ["demo"])
+    how = entry_of(RECORD, ["demo"]).how
     assert how["group"] == "lora__a->b__meals->films__ported__pad" and how["job_type"] == "port"
     assert how["name"].endswith("__3") and set(how["tags"]) == {"lora", "ported", "b", "demo"}
 
@@ -44,7 +44,7 @@ def test_a_run_is_filed_under_its_cell_without_the_seed():
 ])
 def test_the_stage_is_that_of_the_init(kind, report, stage):
     record = RECORD | {"spec": RECORD["spec"] | {"init": {"kind": kind}}, "port_info": report}
-    how = describe_run(record, [])
+    how = entry_of(record, []).how
     assert how["job_type"] == stage and how["group"].endswith("__pad") == (stage == "port")
 
 

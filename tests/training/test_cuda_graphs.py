@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from portability.hosts.attention import DefaultDevice
+from portability.hosts.attention import Handed
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.training.cuda_graphs import CudaGraphRunner
@@ -85,9 +85,9 @@ def test_a_forward_pass_makes_no_tensor_in_ordinary_memory(mount, method, family
     ids, mask = torch.full((2, 5), 3), torch.ones(2, 5, dtype=torch.int64)
     bare, placed = Homeless(), Homeless()
     with bare:
-        plain = table.scorer(ids, mask)
-    with placed, DefaultDevice(torch.device("cpu")):  # as the scorer does on a GPU
-        assert torch.equal(table.scorer(ids, mask), plain)
+        plain = table.scorer("label_logits", ids, mask)
+    with placed, Handed(torch.device("cpu")):  # as the scorer does on a GPU
+        assert torch.equal(table.scorer("label_logits", ids, mask), plain)
     assert ("ones" in bare.seen) == (method == "prefix")
     # Compacter's are shapes, never brought over
     assert set(placed.seen) <= ({"tensor"} if method == "compacter" else set())

@@ -10,7 +10,7 @@ import torch
 from portability.core.errors import UserError
 from portability.core.specs import PortSpec
 from portability.execution import execute
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext
 from portability.methods import attach
 from portability.planning.plan import plan
 from portability.porting.base import PortContext
@@ -20,7 +20,8 @@ from portability.tasks.classification import Scorer
 from portability.training import stack as stacks
 from portability.training import trainer as engine
 from portability.training.memory import member_bytes
-from portability.training.stack import InitialState, Stack
+from portability.training.run_output import InitialState
+from portability.training.stack import Stack
 from portability.training.trainer import Member, Trainer
 from support.lora import method, named
 from support.studies import small

@@ -6,8 +6,7 @@ import torch
 
 from portability.core.stages import TRAINING
 from portability.execution import execute
-from portability.execution import worker_context as contexts
-from portability.execution.worker_context import WorkerContext
+from portability.execution.execute import WorkerContext
 from portability.planning.plan import plan
 from portability.store import Store
 from portability.tasks import classification
@@ -234,7 +233,7 @@ def test_hosts_and_texts_are_loaded_once_a_worker(data_folders, make_host, tmp_p
     study = small(data_folders, make_host, "method=[lora,adapter]", "grid.inits=[ported,scratch]",
                   "grid.seeds=[0]")
     planned, loads = plan(study.grid), []
-    for module, name in ((contexts, "load_host"), (classification, "encode")):
+    for module, name in ((execute, "load_host"), (classification, "encode")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, name=name, original=original: loads.append(name)
                             or original(*args))
@@ -251,7 +250,7 @@ def test_hosts_make_room_when_memory_is_short(data_folders, make_host, tmp_path,
     context = WorkerContext(Store(tmp_path), study.data)
     one, two = ([r for r in plan(study.grid).runs.values() if r.host == host][0]
                 for host in study.grid.pairs[0])
-    monkeypatch.setattr(contexts, "free_bytes", lambda device, share: 100)
+    monkeypatch.setattr(execute, "free_bytes", lambda device, share: 100)
     first = context.host(one.host)
     assert context.host(two.host) is not first and len(context.hosts) == 1
 

@@ -4,7 +4,7 @@ const PAGE = 50; // rows drawn at once
 const data = JSON.parse(document.getElementById('data').textContent);
 const $ = (id) => document.getElementById(id);
 const shown = data.columns.filter((column) => column.shown);
-const filters = data.columns.filter((column) => column.filter);
+const filters = data.columns.filter((column) => column.options);
 const size = data.cells.status.codes.length;
 const view = { filters: {}, q: '', sort: '', down: false, page: 0, run: '' };
 let rows = []; // places of the cells that pass the filters, in the order shown

@@ -8,12 +8,13 @@ is counted here.
 """
 
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from portability.core.errors import UserError
-from portability.core.specs import RunSpec
 from portability.core.stages import Stage
 from portability.execution.leases import Lease, Leases
 from portability.execution.worker import Job, Setup, is_settled
@@ -27,9 +28,9 @@ SCAN_SECONDS = 10.0  # after which all runs are looked at though no worker began
 
 @dataclass(frozen=True)
 class Ended:
-    """Runs that are done or failed, or that one worker left behind: `death` says how it ended."""
+    """Ids of runs that are done or failed, or that one worker left behind: `death` says how it ended."""
 
-    job: Job
+    runs: Sequence[str]
     death: str | None = None
 
 
@@ -51,6 +52,7 @@ class Engine(ABC):
         self.store, self.claims = Store(self.setup.store), Leases(self.setup.store)
         self.where = self.places(conf)
         self.jobs: dict[str, Job] = {}  # run id -> the job that it is in, of those that have not ended
+        self.pool: dict[str, Any] = {}  # workers that were started here, by name
         self.alive: set[str] = set()  # workers that wait or run
         self.ended: dict[str, tuple[str, float]] = {}  # how a worker ended, and when that was seen
         self.origins: set[str] = set()  # that are known to be done
@@ -80,22 +82,39 @@ class Engine(ABC):
         """How many workers there may be now."""
         return len(self.where)
 
-    @abstractmethod
+    def launch(self, name: str, jobs: Sequence[Job]) -> Any:
+        """Start a worker on a list of jobs; gives back what `over` is to be asked about."""
+        raise NotImplementedError
+
+    def over(self, worker: Any) -> str | None:
+        """How a worker ended, empty where well; None while it waits or runs.
+
+        Raises:
+            UserError: no run can be carried out, say for a full disk; finished runs are in the store.
+        """
+        raise NotImplementedError
+
     def start(self, jobs: Sequence[Job], count: int) -> Collection[str]:
         """Start workers on a list of jobs; gives back their names, by which they own runs.
 
         Raises:
             UserError: none can be started.
         """
+        names = [uuid.uuid4().hex for _ in range(count)]
+        for name in names:
+            self.pool[name] = self.launch(name, jobs)
+        return names
 
-    @abstractmethod
     def look(self) -> tuple[Collection[str], Mapping[str, str]]:
-        """Names of the workers that wait or run now; and how those ended that did since the last look, empty
-        where well.
+        """Names of the workers that wait or run now; and how those ended that did since the last look.
 
         Raises:
-            UserError: no run can be carried out, say for a full disk; finished runs are in the store.
+            UserError: see `over`.
         """
+        ended = {name: how for name, one in self.pool.items() if (how := self.over(one)) is not None}
+        for name in ended:
+            del self.pool[name]
+        return set(self.pool), ended
 
     @abstractmethod
     def drain(self) -> None:
@@ -133,10 +152,9 @@ class Engine(ABC):
             if over or held.keys() != before or time.monotonic() - scanned > SCAN_SECONDS:
                 scanned = time.monotonic()
                 for run_id, job in list(self.jobs.items()):
-                    (run,) = (run for run in job.runs if run.run_id == run_id)
-                    free = run_id in self.jobs and run_id not in held
-                    if free and is_settled(run, job, self.store):
-                        yield Ended(self._taken([run_id]))
+                    if run_id in self.jobs and run_id not in held and is_settled(run_id, job, self.store):
+                        self.forget([run_id])
+                        yield Ended([run_id])
             yield from self._deaths(held.values())
             before = held.keys() if len(self.jobs) == count else None  # what ended may have blocked others
             self.barren = 0 if held or before is None else self.barren + sum(map(bool, over.values()))
@@ -146,13 +164,6 @@ class Engine(ABC):
             if self.jobs:
                 self._start(held)
                 time.sleep(self.poll_seconds)
-
-    def _taken(self, ids: Sequence[str]) -> Job:
-        """Runs as a job of their own, which are followed no longer."""
-        homes = {run_id: self.jobs.pop(run_id) for run_id in ids}
-        return Job([run for run_id, job in homes.items() for run in job.runs if run.run_id == run_id],
-                   {run_id: job.marks[run_id] for run_id, job in homes.items()},
-                   {run_id: job.failures.get(run_id, 0) for run_id, job in homes.items()})
 
     def _deaths(self, held: Collection[Lease]) -> Iterator[Ended]:
         """What workers left behind, and other commands, whose runs are free again."""
@@ -170,8 +181,8 @@ class Engine(ABC):
             for claim in claims:
                 self.claims.drop(claim)
             if left := [run_id for run_id in ids if run_id in self.jobs]:
-                how = self.ended[owner][0] or "the worker ended without a record of the run"
-                yield Ended(self._taken(left), how)
+                self.forget(left)
+                yield Ended(left, self.ended[owner][0] or "the worker ended without a record of the run")
 
     def _start(self, held: Mapping[str, Lease]) -> None:
         """Start a worker for each job that can begin and has none in view."""
@@ -179,21 +190,23 @@ class Engine(ABC):
         if room <= 0:
             return
         jobs = list({id(job): job for job in self.jobs.values()}.values())
+        origins = {run.origin for job in jobs for run in job.runs if run.origin} - self.origins
+        self.origins |= {origin for origin in origins if self.store.has(origin)}
         free = self.jobs.keys() - held.keys()
-        able = sum(any(run.run_id in free and self._may_begin(run) for run in job.runs) for job in jobs)
+        able = sum(any(run.run_id in free and (not run.origin or run.origin in self.origins)
+                       for run in job.runs) for job in jobs)
         available = self.alive - {claim.owner for claim in held.values()}
         if (count := min(room, able - len(available))) > 0:
             self.alive |= set(self.start(jobs, count))
-
-
-    def _may_begin(self, run: RunSpec) -> bool:
-        """Whether what a run starts from is done."""
-        if run.origin is not None and run.origin not in self.origins and self.store.has(run.origin):
-            self.origins.add(run.origin)
-        return run.origin is None or run.origin in self.origins
 
 
 def cannot_go_on(error: object) -> UserError:
     """What to raise where a worker could not read or write a file, so that no run can be carried out."""
     return UserError(f"cannot go on: {error}; finished runs are kept, repeat the command once it is put "
                      "right")
+
+
+def last_line(said: str) -> str:
+    """Where a program says what went wrong."""
+    lines = said.strip().splitlines() or ["no reason given"]
+    return lines[-1].strip()[:300].removeprefix("sbatch: error: ")

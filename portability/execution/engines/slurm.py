@@ -21,18 +21,21 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from portability.core.errors import GracefulStop, UserError
-from portability.core.schema import build
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
+
+from portability.core.errors import UserError
+from portability.core.schema import Count, build
 from portability.core.specs import digest
-from portability.execution.engines.base import Engine, cannot_go_on
+from portability.execution.engines.base import Engine, cannot_go_on, last_line
 from portability.execution.worker import ENVIRONMENT, Job, Setup, Worker, work
 from portability.hosts.devices import Place, places
 from portability.planning.study import EngineConf
@@ -56,43 +59,16 @@ class Options:
 
     partition: str | None
     account: str | None
-    minutes: int
-    cpus: int
-    memory_gb: float | None
-    gpus: int
-    at_once: int
-    jobs_per_task: int | None
+    minutes: Annotated[int, Field(ge=5)]
+    cpus: Count
+    memory_gb: Annotated[float, Field(ge=0.1)] | None
+    gpus: NonNegativeInt
+    at_once: Count
+    jobs_per_task: Count | None
     setup: list
     extra: Mapping[str, Any]
-    poll_seconds: float
-    late_seconds: float
-
-    @staticmethod
-    def checked(value: Mapping[str, Any]) -> "Options":
-        """Options from the configuration.
-
-        Raises:
-            UserError: a key or value is wrong.
-        """
-        options = build(Options, value, "engine.options")
-        for key, least in (("minutes", 5), ("cpus", 1), ("gpus", 0), ("at_once", 1), ("jobs_per_task", 1),
-                           ("memory_gb", 0.1), ("poll_seconds", 0.1), ("late_seconds", 0)):
-            number = getattr(options, key)
-            if number is not None and number < least:
-                raise UserError(f"engine.options.{key} must be at least {least}, got {number}")
-        return options
-
-    def for_submitit(self, name: str) -> dict[str, Any]:
-        """What submitit is to write into the sbatch file; None leaves a line out."""
-        return {
-            "job_name": name, "partition": self.partition, "account": self.account, "time": self.minutes,
-            "cpus_per_task": self.cpus, "array_parallelism": self.at_once, "signal_delay_s": NOTICE_SECONDS,
-            "mem": f"{round(self.memory_gb * 1024)}MB" if self.memory_gb else None,
-            "gres": f"gpu:{self.gpus}" if self.gpus else None,
-            "setup": [f"export {key}={shlex.quote(text)}" for key, text in ENVIRONMENT.items()] + self.setup,
-            "srun_args": [f"--cpus-per-task={self.cpus}"],  # Slurm from 22.05 on does not hand it down
-            "additional_parameters": dict(self.extra), "stderr_to_stdout": True, "wckey": None,
-        }
+    poll_seconds: Annotated[float, Field(ge=0.1)]
+    late_seconds: NonNegativeFloat
 
 
 class Slurm(Engine):
@@ -100,7 +76,7 @@ class Slurm(Engine):
 
     def __init__(self, conf: EngineConf, setup: Setup):
         super().__init__(conf, setup)
-        self.options = Options.checked(conf.options)
+        self.options = build(Options, conf.options, "engine.options")
         self.poll_seconds, self.late_seconds = self.options.poll_seconds, self.options.late_seconds
         self.folder = self.store.root / "slurm"
         self.name = "portability-" + digest(str(self.store.root))[:12]
@@ -118,8 +94,12 @@ class Slurm(Engine):
         Raises:
             UserError: Slurm or submitit is missing, the controller does not answer, or an option is wrong.
         """
-        Options.checked(conf.options)
-        require()
+        build(Options, conf.options, "engine.options")
+        if importlib.util.find_spec("submitit") is None:
+            raise UserError("engine=slurm needs submitit: pip install 'peft-portability[slurm]'")
+        if missing := [name for name in COMMANDS if shutil.which(name) is None]:
+            raise UserError(f"{', '.join(missing)} is not on PATH; start this where a Slurm cluster is "
+                            "at hand, or use engine=local")
         read_queue("portability")
 
     def most(self) -> int:
@@ -127,21 +107,36 @@ class Slurm(Engine):
         return self.options.at_once
 
     def start(self, jobs: Sequence[Job], count: int) -> list[str]:
-        """Submit arrays; gives back the ids of their tasks.
+        """Submit an array by submitit; gives back the ids of its tasks.
 
         Raises:
             UserError: Slurm refuses.
         """
-        folder = self.folder / uuid.uuid4().hex[:12]
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        folder, options = self.folder / uuid.uuid4().hex[:12], self.options
         folder.mkdir(parents=True)
         (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
-        per_task = self.options.jobs_per_task
-        task = partial(run_task, folder / "jobs.pickle", self.setup, self.conf.device, per_task)
+        task = partial(run_task, folder / "jobs.pickle", self.setup, self.conf.device, options.jobs_per_task)
+        executor = submitit.SlurmExecutor(folder)
         try:
-            names = submit_array([task] * count, folder, self.options.for_submitit(self.name))
-        except UserError:
+            executor.update_parameters(  # None leaves a line out
+                job_name=self.name, partition=options.partition, account=options.account,
+                time=options.minutes, cpus_per_task=options.cpus, array_parallelism=options.at_once,
+                signal_delay_s=NOTICE_SECONDS, stderr_to_stdout=True, wckey=None,
+                mem=f"{round(options.memory_gb * 1024)}MB" if options.memory_gb else None,
+                gres=f"gpu:{options.gpus}" if options.gpus else None,
+                setup=[*(f"export {key}={shlex.quote(text)}" for key, text in ENVIRONMENT.items()),
+                       *options.setup],
+                srun_args=[f"--cpus-per-task={options.cpus}"],  # Slurm from 22.05 on does not hand it down
+                additional_parameters=dict(options.extra))
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what sbatch said, and raises it
+                names = [job.job_id for job in executor.submit_array([task] * count)]
+        except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(folder)
-            raise
+            raise UserError(f"Slurm refuses an array of tasks ({last_line(str(error))}); change "
+                            "engine.options, or repeat the command when the queue is shorter") from error
         self.pending |= set(names)
         return names
 
@@ -159,8 +154,7 @@ class Slurm(Engine):
         for task, state, reason in queue:
             if state == "PENDING" and reason not in TURN and reason not in self.said:
                 self.said.add(reason)
-                log.warning("Slurm keeps task %s waiting, perhaps for good (%s): do engine.options suit the "
-                            "partition? Ctrl-C ends this command", task, reason)
+                log.warning("Slurm keeps task %s waiting, perhaps for good: %s", task, reason)
         states = {task: state for task, state, _ in queue}
         alive = {task for task, state in states.items() if state not in OVER}
         ended = {task: self._end(task, states.get(task, "")) for task in self.alive - alive}
@@ -181,8 +175,8 @@ class Slurm(Engine):
             raise UserError(f"Slurm task {task} was cancelled by somebody; finished runs and checkpoints are "
                             "kept, repeat the command to go on")
         self.spoiled = True
-        return (f"Slurm task {task} ended without a record of the run "
-                f"({state or 'unknown to Slurm by now'}); see {task}_0_log.out in the study's folder slurm")
+        return (f"Slurm task {task} ended without a record of the run ({state or 'unknown'}); see "
+                f"{task}_0_log.out in the study's folder slurm")
 
     def drain(self) -> None:
         """Tasks go on while there is something to do; else they end, and their files are removed."""
@@ -202,20 +196,6 @@ class Slurm(Engine):
                 shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def require() -> None:
-    """Check that tasks can be submitted here.
-
-    Raises:
-        UserError: submitit or Slurm's commands are missing.
-    """
-    if importlib.util.find_spec("submitit") is None:
-        raise UserError("engine=slurm needs the package submitit; install it with: pip install "
-                        "'peft-portability[slurm]'")
-    if missing := [name for name in COMMANDS if shutil.which(name) is None]:
-        raise UserError(f"engine=slurm needs Slurm's commands, and {', '.join(missing)} is not on PATH; "
-                        "start this on a machine that submits to a Slurm cluster, or use engine=local")
-
-
 def read_queue(name: str) -> list[tuple[str, str, str]]:
     """This user's tasks of arrays of a name, with those that ended some minutes ago: id (ARRAY_INDEX, or the
     job's number where it is no array), state, and why it waits.
@@ -225,39 +205,14 @@ def read_queue(name: str) -> list[tuple[str, str, str]]:
     """
     said = _ask("squeue", "--me", f"--name={name}", "--noheader", "--array", "--states=all",
                 "--format=%i|%T|%r")
-    lines = [line.strip().split("|", 2) for line in said.splitlines()]
-    return [(task, state, reason) for task, state, reason in lines]
+    return [(*line.strip().split("|", 2),) for line in said.splitlines()]  # type: ignore[misc]
 
 
 def _ask(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"Slurm does not answer: {_last_line(done.stderr)}")
+        raise UserError(f"Slurm does not answer: {last_line(done.stderr)}")
     return done.stdout
-
-
-def submit_array(calls: Sequence[partial], folder: Path, parameters: Mapping[str, Any]) -> list[str]:
-    """Submit functions without arguments as one array; gives back the ids of its tasks.
-
-    Raises:
-        UserError: Slurm refuses.
-    """
-    import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    executor = submitit.SlurmExecutor(folder)
-    try:
-        executor.update_parameters(**parameters)
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what sbatch said, and raises it too
-            return [job.job_id for job in executor.submit_array(calls)]
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(
-            f"Slurm refuses an array of tasks ({_last_line(str(error))}); change engine.options (partition, "
-            "account, minutes, at_once, ...), or repeat the command when the queue is shorter") from error
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1].removeprefix("sbatch: error: ")
 
 
 # ---- inside a task
@@ -270,27 +225,16 @@ def run_task(jobs: Path, setup: Setup, device: str, most: int | None) -> str | N
     Returns:
         why a file could not be read or written, or None.
     """
-    stopped, workers = False, list[Worker]()
-
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        for worker in workers:
-            worker.stop()
-
+    stopped = threading.Event()
     for number in STOPS:
-        signal.signal(number, stop)
+        signal.signal(number, lambda *_: stopped.set())
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     owner = f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
     try:
-        workers.append(Worker(setup, _place(device), owner=owner))
-        if stopped:
-            return None
-        work(pickle.loads(jobs.read_bytes()), workers[0], LOOK_SECONDS, most)
+        worker = Worker(setup, _place(device), owner=owner, stopped=stopped)
+        work(pickle.loads(jobs.read_bytes()), worker, LOOK_SECONDS, most)
     except OSError as error:
         return str(error)
-    except GracefulStop:
-        pass
     return None
 
 

@@ -4,10 +4,10 @@
     seeds --sensitivity--> scores of a layer --cuts--> where to cut --factors--> pairs (A, B) as a ModuleState
 
 A teacher is read from its safetensors a layer at a time, so it may be larger than memory; nothing here knows
-the grid, the store or Hydra. `extract` is the one entry; controls.py makes pairs to compare with.
+the grid, the store or Hydra. `extract` is the one entry.
 """
 
-from portability.inits.extraction.extractor import extract, peak_bytes
-from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Seed
+from portability.inits.extraction.extractor import check_extraction, extract
+from portability.inits.extraction.options import ExtractionOptions, ExtractReport
 
-__all__ = ["ExtractReport", "ExtractionOptions", "Seed", "extract", "peak_bytes"]
+__all__ = ["ExtractReport", "ExtractionOptions", "check_extraction", "extract"]

@@ -10,28 +10,25 @@ from portability.core.architectures import LORA_AXES, Slot
 from portability.core.errors import UserError
 from portability.core.seeds import stream
 from portability.core.specs import HostShape, HostSpec
-from portability.inits.extraction.aligned import Pending, pending_cuts, residual_offset, shared_pending
-from portability.inits.extraction.compatibility import check_family, check_fit
+from portability.inits.extraction.cuts import CUTS, LAYER_CHOICES, Cut, Pending, pending_cuts, residual_offset
 from portability.inits.extraction.factors import low_rank
-from portability.inits.extraction.memory_estimate import needs
-from portability.inits.extraction.offload import Offload
-from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Place, Seed
-from portability.inits.extraction.sensitivity import SCORES, Head, Scores
-from portability.inits.extraction.submatrix import CUTS, LAYER_CHOICES, Cut
+from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Place
+from portability.inits.extraction.sensitivity import Head, Offload, Scores, check_seeds, ones, sensitivity
 from portability.inits.extraction.threads import threads, total
-from portability.inits.extraction.vocab_alignment import shared_tokens
-from portability.inits.extraction.weights import Weights
+from portability.inits.extraction.weights import Weights, check_fit, shared_tokens
 from portability.methods.module import Axes, ModuleState
+from portability.tasks.base import Answered
 
 
 def extract(
-    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions, seed: int,
+    teacher: HostSpec, student: HostSpec, seeds: Sequence[Answered], options: ExtractionOptions, seed: int,
     head: Head | None = None, device: str = "cpu", free: Callable[[], int] = lambda: 1,
 ) -> tuple[ModuleState, ExtractReport]:
     """Low-rank pairs for the student, cut out of the teacher by sensitivity and factorised.
 
     Args:
-        seeds: examples in the teacher's tokens; not looked at where ``options.scores`` is "ones".
+        seeds: examples with their answers (section 3.1) in the teacher's tokens; not looked at where
+            ``options.scores`` is "ones".
         seed: of the random layers and cuts, where the options have any.
         head: an encoder teacher's classification head, "head.weight" (C, d) and "head.bias" (C,).
         device: where gradients, cuts and factors are computed ("cpu", "cuda:N").
@@ -53,32 +50,29 @@ def extract(
     """
     started = time.perf_counter()
     hosts = Weights(teacher, device), Weights(student, device)
-    check_family(*hosts)
     with torch.device(device), threads(free if device == "cpu" else lambda: 1), Offload(device) as offload:
         work = _Extraction(hosts, options, seed, offload)
-        scores = SCORES[options.scores](hosts[0], seeds, options, head)
-        report = ExtractReport(len(seeds), *needs(*hosts, seeds, options))
-        work.cut(scores)
+        work.cut(ones(hosts[0], options) if options.scores == "ones" else
+                 sensitivity(hosts[0], seeds, options, head))
+        report = ExtractReport(len(seeds))
         module = work.factorise(report)
     report.seconds = time.perf_counter() - started
     return module, report
 
 
-def peak_bytes(
-    teacher: HostSpec, student: HostSpec, seeds: Sequence[Seed], options: ExtractionOptions,
+def check_extraction(
+    teacher: HostSpec, student: HostSpec, seeds: Sequence[Answered], options: ExtractionOptions,
     head: Head | None = None,
-) -> tuple[int, int]:
-    """Memory that `extract` will take beyond what the process holds, and disk under TMPDIR, in bytes
-    (memory_estimate.py); no weight is read.
+) -> None:
+    """See, without reading a weight, that an extraction can be made.
 
     Raises:
         UserError: as `extract`, where that can be said without weights.
     """
-    hosts = Weights(teacher), Weights(student)
-    check_family(*hosts)
-    check_fit(*hosts, options)
-    SCORES[options.scores](hosts[0], seeds, options, head)
-    return needs(*hosts, seeds, options)
+    weights = Weights(teacher)
+    check_fit(weights, Weights(student), options)
+    if options.scores == "sensitivity":
+        check_seeds(seeds, weights, head)
 
 
 class _Extraction:
@@ -88,22 +82,20 @@ class _Extraction:
     def __init__(
         self, hosts: tuple[Weights, Weights], options: ExtractionOptions, seed: int, offload: Offload
     ):
-        self.teacher, self.student = hosts
-        self.options, self.seed, self.offload = options, seed, offload
+        self.teacher, self.options, self.seed, self.offload = hosts[0], options, seed, offload
         self.have, self.want = check_fit(*hosts, options)
-        self.shapes = self.teacher.spec.shape, self.student.spec.shape
+        self.shapes = self.teacher.spec.shape, hosts[1].spec.shape
         self.totals = {stack: [0.0] * depth for stack, depth in self.shapes[0].layers.items()}
         self.cuts: dict[Place, tuple[tuple[int, int] | None, float]] = {}  # offset and captured share
         self.pending: dict[Place, Pending] = {}
         self.tokens = torch.empty(2, 0, dtype=torch.int64)  # rows of teacher and student for the same token
         self.shared = [place for place in self.want if place.stack == "shared"]
         if self.shared:
-            sizes = [host.shapes[host.shared["embedding"]][0] for host in hosts]
-            self.tokens = shared_tokens(*hosts, (sizes[0], sizes[1]), options.rank)
+            self.tokens = shared_tokens(*hosts, options.rank)
             for place in self.shared:
-                self._read_rows(place)
+                self._rows(place)  # refuses numbers that are not finite before any work
 
-    def _read_rows(self, place: Place) -> Tensor:
+    def _rows(self, place: Place) -> Tensor:
         """(S, hidden) rows of the teacher's embedding or head that belong to shared tokens.
 
         Raises:
@@ -121,80 +113,70 @@ class _Extraction:
                 for stack, depth in self.shapes[1].layers.items()}
 
     def cut(self, scores: Iterable[Scores]) -> None:
-        """Choose the cuts of every layer that may be chosen, and the layers."""
+        """Choose the cuts of every layer that may be chosen, and the layers; then the cut of the residual
+        stream, and with it all aligned cuts."""
         fixed = None if self.options.layers == "sensitivity" else self.layers()
         for stack, layer, tensors in scores:
-            if stack == "shared":
-                self._cut_shared(tensors)
-            else:
+            if stack != "shared":
                 self.totals[stack][layer] = sum(map(total, tensors.values()))
-                if fixed is None or layer in fixed[stack]:
-                    self._cut_layer(stack, layer, tensors)
+            if stack == "shared" or fixed is None or layer in fixed[stack]:
+                self._cut_tensors(stack, layer, tensors)
             tensors.clear()  # freed before the next layer is scored
-        if self.pending:
-            self._cut_residual()
-
-    def _cut_layer(self, stack: str, layer: int, tensors: dict[str, Tensor]) -> None:
-        parts, order = self.teacher.parts, list(tensors)
-        places = [place for place in self.have if place[:2] == (stack, layer)]
-        scores = {place: self.teacher.view(place, tensors[parts[place].short])
-                  for place in sorted(places, key=lambda place: order.index(parts[place].short))}
-        if self.options.structure == "aligned":
-            pending = pending_cuts({place.site: matrix for place, matrix in scores.items()}, *self.shapes)
-            self.pending |= {place: pending[place.site] for place in scores}
-            return
-        for place, matrix in scores.items():
-            self._cut_matrix(place, matrix, self.want[place._replace(layer=0)])
-
-    def _cut_shared(self, tensors: dict[str, Tensor]) -> None:
-        """Cuts of embedding and head, of the rows of shared tokens; a tied matrix is both."""
-        for site, scores in tensors.items():
-            rows = scores[self.tokens[0]]
-            for place in [place for place in self.shared if self.teacher.tied or place.site == site]:
-                if self.options.structure == "aligned":
-                    self.pending[place] = shared_pending(rows)
-                else:
-                    size = len(rows), self.shapes[1].hidden
-                    self._cut_matrix(place, rows, size, place._replace(site=site))
-
-    def _cut_matrix(
-        self, place: Place, scores: Tensor, size: tuple[int, int], drawn_as: Place | None = None
-    ) -> None:
-        generator = stream(self.seed, "extraction", "cut", (drawn_as or place).key)
-        cut = CUTS[self.options.structure](scores, size, generator)
-        self._keep(place, cut, cut.share(scores))
-
-    def _cut_residual(self) -> None:
-        """The cut of the residual stream, and with it all aligned cuts."""
-        layers = self.layers()
+        layers, width = self.layers(), self.shapes[1].hidden
         chosen = {place: matrix for place, matrix in self.pending.items()
                   if place.stack == "shared" or place.layer in layers[place.stack]}
-        width = self.shapes[1].hidden
-        offset = residual_offset(chosen.values(), width)
+        offset = residual_offset(chosen.values(), width) if chosen else 0
         for place, matrix in chosen.items():
             self._keep(place, *matrix.cut(offset, width))
 
+    def _cut_tensors(self, stack: str, layer: int, tensors: dict[str, Tensor]) -> None:
+        """The cuts of a layer's matrices; or of embedding and head, of the rows of shared tokens, all of
+        which are kept (a tied matrix is both)."""
+        teacher, student = self.shapes
+        if stack == "shared":
+            scores = {place: part[self.tokens[0]] for site, part in tensors.items() for place in self.shared
+                      if self.teacher.tied or place.site == site}
+        else:
+            order, parts = list(tensors), self.teacher.parts
+            places = [place for place in self.have if place[:2] == (stack, layer)]
+            scores = {place: self.teacher.view(place, tensors[parts[place].short])
+                      for place in sorted(places, key=lambda place: order.index(parts[place].short))}
+        if self.options.structure == "aligned" and stack == "shared":
+            profiles = {place: rows.sum(0, dtype=torch.float64) for place, rows in scores.items()}
+            self.pending |= {place: Pending(torch.arange(len(self.tokens[0])), profile, float(profile.sum()))
+                             for place, profile in profiles.items()}
+        elif self.options.structure == "aligned":
+            pending = pending_cuts({place.site: matrix for place, matrix in scores.items()}, teacher, student)
+            self.pending |= {place: pending[place.site] for place in scores}
+        else:
+            for place, matrix in scores.items():
+                size = ((len(matrix), student.hidden) if stack == "shared"
+                        else self.want[place._replace(layer=0)])
+                drawn_as = place._replace(site=next(iter(tensors))) if stack == "shared" else place
+                generator = stream(self.seed, "extraction", "cut", drawn_as.key)
+                cut = CUTS[self.options.structure](matrix, size, generator)
+                self._keep(place, cut, cut.share(matrix))
+
     def _keep(self, place: Place, cut: Cut, captured: float) -> None:
-        self.offload.put(place.key, {"rows": cut.rows, "columns": cut.columns})
+        self.offload.put(place.key, rows=cut.rows, columns=cut.columns)
         self.cuts[place] = cut.offset, captured
 
     def factorise(self, report: ExtractReport) -> ModuleState:
         """The module out of the chosen layers; what was done goes into the report."""
         report.layers, report.totals = self.layers(), self.totals
         report.shared_tokens = len(self.tokens[0]) if self.shared else None
-        tensors: dict[Slot, Tensor] = {}
-        axes: dict[Slot, Axes] = {}
+        pairs: tuple[dict[Slot, Tensor], dict[Slot, Axes]] = {}, {}
+        blocks: tuple[dict[Slot, Tensor], dict[Slot, Axes]] = {}, {}
         for place in self.want:
             matrix = self._chosen(place, report)
             pair_a, pair_b, report.kept[place] = low_rank(matrix, self.options.rank, self.options.split)
-            for role, part in {"A": pair_a, "B": pair_b, "D": matrix}.items():
-                if role != "D" or self.options.blocks:
-                    whole = self._all_tokens(place, role, part)
-                    slot, tensor, labels = in_slot(place, role, whole, self.options.rank, self.shapes[1])
-                    tensors[slot], axes[slot] = tensor.cpu(), labels
-        blocks = {slot: tensors.pop(slot) for slot in list(tensors) if slot.role == "D"}
-        report.blocks = ModuleState(blocks, {slot: axes.pop(slot) for slot in blocks}) if blocks else None
-        return ModuleState(tensors, axes)
+            made = [("A", pair_a, pairs), ("B", pair_b, pairs), ("D", matrix, blocks)]
+            for role, part, (tensors, axes) in made[: 3 if self.options.blocks else 2]:
+                whole = self._all_tokens(place, role, part)
+                slot, tensor, axes[slot] = in_slot(place, role, whole, self.options.rank, self.shapes[1])
+                tensors[slot] = tensor.cpu()
+        report.blocks = ModuleState(*blocks) if self.options.blocks else None
+        return ModuleState(*pairs)
 
     def _chosen(self, place: Place, report: ExtractReport) -> Tensor:
         """The teacher's matrix (out, in) as it was cut for a place of the student, over shared tokens
@@ -204,7 +186,7 @@ class _Extraction:
         offset, report.captured[place] = self.cuts[source]
         cut, turned = Cut(**self.offload.get(source.key), offset=offset), place.site == "embedding"
         report.offsets[place] = (offset[1], offset[0]) if offset is not None and turned else offset
-        rows = cut.of(self.teacher.matrix(source) if inside else self._read_rows(place))
+        rows = cut.of(self.teacher.matrix(source) if inside else self._rows(place))
         return rows.T if turned else rows  # an embedding is cut as (tokens, hidden)
 
     def _all_tokens(self, place: Place, role: str, matrix: Tensor) -> Tensor:

@@ -1,20 +1,18 @@
-"""The values of an extraction: seed examples, options and the report."""
+"""The values of an extraction: places, options and the report."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-
-from portability.core.architectures import FAMILIES
-from portability.core.errors import UserError, choose
-from portability.inits.extraction.submatrix import CUTS, LAYER_CHOICES
+from portability.core.errors import choose
 from portability.methods.module import ModuleState
 from portability.methods.subtractive_lora import LoraSettings
 
-STRUCTURES = (*CUTS, "aligned")
-SPLITS = ("reference", "balanced")
-SCORES = ("sensitivity", "ones")
+NAMES = {
+    "layers": ("sensitivity", "first", "last", "random"),
+    "structure": ("block", "rows_columns", "neurons", "random_block", "random_entries", "aligned"),
+    "split": ("reference", "balanced"),
+    "scores": ("sensitivity", "ones"),
+}
 
 
 class Place(NamedTuple):
@@ -31,23 +29,6 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seed:
-    """One seed example in the teacher's token ids, with its gold answer (Zhong et al. 2024, section 3.1).
-
-    Attributes:
-        ids: prompt and answer (gpt2, llama), the encoder's input (t5), or the text (bert, roberta).
-        start: index in `ids` of the answer's first token (gpt2, llama), at least 1; 0 where there is none.
-        target: the decoder's tokens, without a start token (t5).
-        label: the class (bert, roberta), a row of the classification head.
-    """
-
-    ids: Sequence[int]
-    start: int = 0
-    target: Sequence[int] = ()
-    label: int | None = None
-
-
-@dataclass(frozen=True)
 class ExtractionOptions:
     """How to extract; defaults are the paper's.
 
@@ -55,8 +36,7 @@ class ExtractionOptions:
         rank: r of the pairs (16: the reference's train.sh).
         layers: which teacher layers feed the student, in their order: "sensitivity" the ones with the largest
             sums, "first", "last", "random" (the paper's ablation).
-        structure: what is kept of a matrix (extraction/submatrix.py; "aligned" is our own,
-            extraction/aligned.py).
+        structure: what is kept of a matrix (extraction/cuts.py; "aligned" is our own).
         split: where the singular values go: "reference" all into B, "balanced" their roots into both.
         scores: "sensitivity", or "ones" where this stage is switched off.
         sites: groups (architectures.SITE_GROUPS; a group takes what the family has of it), or single sites
@@ -79,8 +59,7 @@ class ExtractionOptions:
     blocks: bool = False
 
     def __post_init__(self) -> None:
-        known_names = {"layers": LAYER_CHOICES, "structure": STRUCTURES, "split": SPLITS, "scores": SCORES}
-        for name, known in known_names.items():
+        for name, known in NAMES.items():
             choose(getattr(self, name), known, f"extraction option {name}")
 
     def wanted(self, site: str) -> bool:
@@ -102,16 +81,12 @@ class ExtractReport:
         kept: place -> share of the cut's squared norm in its r largest singular values, in [0, 1].
         shared_tokens: tokens that both tokenizers have, or None where neither embedding nor head is
             extracted.
-        peak_bytes: memory foreseen beyond what the process held (extraction/memory_estimate.py).
-        scratch_bytes: disk foreseen for activations, under TMPDIR.
         seconds: wall-clock time.
         blocks: the cuts behind the pairs, one matrix a place with role "D" and the axes of what comes out,
             then of what goes in; None unless the options ask for them.
     """
 
     seed_count: int
-    peak_bytes: int
-    scratch_bytes: int
     layers: dict[str, list[int]] = field(default_factory=dict)
     totals: dict[str, list[float]] = field(default_factory=dict)
     offsets: dict[Place, tuple[int, int] | None] = field(default_factory=dict)
@@ -133,37 +108,3 @@ class ExtractReport:
     def summary(self) -> dict[str, Any]:
         """The report for a run's record, JSON-ready: everything but what is said place by place."""
         return {k: v for k, v in vars(self).items() if k not in ("offsets", "captured", "kept", "blocks")}
-
-
-def check_seeds(
-    seeds: Sequence[Seed], family: str, vocabulary: int, positions: int | None,
-    head: Mapping[str, torch.Tensor] | None,
-) -> None:
-    """Refuse seed examples that the teacher cannot be scored on.
-
-    Args:
-        vocabulary: rows of the teacher's embedding.
-        positions: tokens that the teacher has positions for, None where they are relative.
-        head: classification head of an encoder ("head.weight" (C, d), "head.bias" (C,)).
-
-    Raises:
-        UserError: no seeds, an empty or missing answer, an unknown id, too long, or no head for an encoder.
-    """
-    if not seeds:
-        raise UserError("extraction needs at least one seed example, and got none")
-    encoder = FAMILIES[family].scoring == "head"
-    if encoder and head is None:
-        raise UserError(f"sensitivity on a {family} teacher needs its classification head, and got none")
-    for number, seed in enumerate(seeds):
-        where = f"seed example {number}"
-        if not len(seed.ids):
-            raise UserError(f"{where} has no tokens")
-        if encoder and seed.label is None or family == "t5" and not len(seed.target) or (
-                not encoder and family != "t5" and not 1 <= seed.start < len(seed.ids)):
-            raise UserError(f"{where} has no answer (label, target or start, by the teacher's family)")
-        wrong = [token for token in (*seed.ids, *seed.target) if not 0 <= token < vocabulary]
-        if wrong:
-            raise UserError(f"{where} has token {wrong[0]}, but the teacher has {vocabulary}; use its own "
-                            "tokenizer")
-        if positions is not None and len(seed.ids) - (not encoder) > positions:
-            raise UserError(f"{where} has {len(seed.ids)} tokens, but the teacher has {positions} positions")

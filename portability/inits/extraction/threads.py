@@ -3,7 +3,6 @@ one thread, so numbers do not depend on how many threads there are (torch's own 
 order)."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,21 +16,7 @@ WIDE = 4 << 20  # entries of a piece of a matrix that vectors are multiplied by 
 ASK_SECONDS = 1.0  # our choice: other workers begin and end their jobs while an extraction goes on
 MOST = 64  # threads; beyond that pieces are too few and memory too slow (our choice)
 Part = TypeVar("Part")
-_open: list["_Threads"] = []  # of the extractions in hand, the innermost last
-
-
-class _Threads:
-    """Threads that are started when they are needed, and how many of them may work now."""
-
-    def __init__(self, free: Callable[[], int]):
-        self.free, self.asked, self.count = free, -math.inf, 1
-        self.pool = ThreadPoolExecutor(MOST, "extraction", torch.set_num_threads, (1,))  # not MKL's number
-
-    def now(self) -> int:
-        """How many may work, asked again every ASK_SECONDS."""
-        if time.monotonic() - self.asked > ASK_SECONDS:
-            self.count, self.asked = min(MOST, max(1, self.free())), time.monotonic()
-        return self.count
+_open: list[tuple[ThreadPoolExecutor, Callable[[], int]]] = []  # of extractions in hand, the innermost last
 
 
 @contextlib.contextmanager
@@ -41,14 +26,22 @@ def threads(free: Callable[[], int]) -> Iterator[None]:
     Args:
         free: how many threads may be used now, asked again every ASK_SECONDS.
     """
-    before, mine = torch.get_num_threads(), _Threads(free)
+    asked, count, before = float("-inf"), 1, torch.get_num_threads()
+
+    def now() -> int:
+        nonlocal asked, count
+        if time.monotonic() - asked > ASK_SECONDS:
+            count, asked = min(MOST, max(1, free())), time.monotonic()
+        return count
+
     torch.set_num_threads(1)
-    _open.append(mine)
     try:
-        yield
+        # a thread's own number, not MKL's
+        with ThreadPoolExecutor(MOST, "extraction", torch.set_num_threads, (1,)) as pool:
+            _open.append((pool, now))
+            yield
     finally:
-        _open.remove(mine)
-        mine.pool.shutdown()
+        _open.pop()
         torch.set_num_threads(before)
 
 
@@ -65,8 +58,8 @@ def share(work: Callable[[Part], object], parts: Sequence[Part]) -> None:
         for part in left:
             work(part)
 
-    count = min(len(parts), _open[-1].now()) if _open else 1
-    helpers = [_open[-1].pool.submit(take) for _ in range(count - 1)]
+    pool, free = _open[-1] if _open else (None, lambda: 1)
+    helpers = [pool.submit(take) for _ in range(min(len(parts), free()) - 1)] if pool else []
     try:
         take()
     finally:
@@ -115,26 +108,22 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     return product
 
 
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, vectors: Tensor, matrix: Tensor) -> Tensor:
+        context.matrix = matrix
+        flat = vectors.reshape(-1, vectors.shape[-1])
+        out = flat.new_empty(len(flat), matrix.shape[1])
+        share(lambda part: torch.mm(flat, matrix[:, part], out=out[:, part]), slices(matrix.T, WIDE))
+        return out.view(*vectors.shape[:-1], -1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Product.apply(gradient, context.matrix.T), None
+
+
 def times(vectors: Tensor, matrix: Tensor) -> Tensor:
     """(..., in) by a matrix (in, out) without gradients: (..., out), whose gradient goes back to the
     vectors."""
     out: Tensor = _Product.apply(vectors, matrix)
     return out
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, vectors: Tensor, matrix: Tensor) -> Tensor:
-        context.matrix = matrix
-        return _times(vectors, matrix)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _times(gradient, context.matrix.T), None
-
-
-def _times(vectors: Tensor, matrix: Tensor) -> Tensor:
-    flat = vectors.reshape(-1, vectors.shape[-1])
-    out = flat.new_empty(len(flat), matrix.shape[1])
-    share(lambda part: torch.mm(flat, matrix[:, part], out=out[:, part]), slices(matrix.T, WIDE))
-    return out.view(*vectors.shape[:-1], -1)

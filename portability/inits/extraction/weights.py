@@ -1,4 +1,5 @@
-"""A host's weights read from its safetensors, one layer or one matrix at a time, always in fp32."""
+"""A host's weights read from its safetensors, one layer or one matrix at a time, always in fp32; and what two
+hosts' weights have in common."""
 
 import json
 import math
@@ -9,35 +10,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoConfig
+from transformers.modeling_utils import str_to_torch_dtype
 
-from portability.core.architectures import SITE_GROUPS, parse_name
+from portability.core.architectures import FAMILIES, within_layer
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec
-from portability.hosts.host import model_class
-from portability.hosts.sources import HEAD, check_weights, folder_of, weight_files
+from portability.core.specs import HOST_AXES, HostSpec
+from portability.hosts.host import load_tokenizer, model_class
+from portability.hosts.sources import check_weights, folder_of, weight_files
 from portability.inits.extraction.options import ExtractionOptions, Place
 from portability.inits.extraction.threads import share, slices
 
-PREFIX = {"t5": "", "bert": "bert.", "roberta": "roberta.", "gpt2": "transformer.", "llama": "model."}
-LAYER = {  # where a layer's parameters stand, below the prefix
-    "t5": {"encoder": "encoder.block.{}.", "decoder": "decoder.block.{}."},
-    "bert": {"encoder": "encoder.layer.{}."},
-    "roberta": {"encoder": "encoder.layer.{}."},
-    "gpt2": {"decoder": "h.{}."},
-    "llama": {"decoder": "layers.{}."},
-}
-EMBEDDING = {
-    "t5": "shared.weight", "gpt2": "wte.weight", "llama": "embed_tokens.weight",
-    "bert": "embeddings.word_embeddings.weight", "roberta": "embeddings.word_embeddings.weight",
-}
 NO_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids",
               "EncDecAttention.relative_attention_bias.weight")
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}
-OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # BERTs of 2018
+Sizes = dict[Place, tuple[int, int]]
 
 
 class Stored(NamedTuple):
@@ -85,50 +71,58 @@ class Weights:
     """
 
     def __init__(self, spec: HostSpec, device: str = "cpu"):
-        from transformers import AutoConfig
-
         self.spec, self.family, self.device = spec, spec.shape.family, device
-        self.folder = folder_of(spec)
+        self.folder, family = folder_of(spec), FAMILIES[spec.shape.family]
         self.config: Any = AutoConfig.from_pretrained(
             self.folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager")
         with torch.device("meta"):
             blank = model_class(self.family).from_config(self.config)
-        self.base = blank.base_model
-        self.stored = self._stored()
+        self.base, prefix = blank.base_model, f"{blank.base_model_prefix}."
+        self.shared = {site: f"{path}.weight" for path, site in family.shared.items()}
+        self.stored = self._stored(prefix)
         self.shapes = {name: one.shape for name, one in self.stored.items()}
+        self._check({_plain(name, prefix): weight
+                     for name, weight in blank.named_parameters(remove_duplicate=False)})
         self.tied = bool(self.config.tie_word_embeddings)
-        self._check(dict(blank.named_parameters(remove_duplicate=False)))
-        self.shared = {"embedding": EMBEDDING[self.family]}
-        if self.family in ("t5", "gpt2", "llama"):
-            self.shared["head"] = EMBEDDING[self.family] if self.tied else HEAD
-        self.layers: dict[tuple[str, int], dict[str, str]] = {}
+        if self.tied and "head" in self.shared:
+            self.shared["head"] = self.shared["embedding"]
+        self.layers: dict[tuple[str, int], dict[str, str]] = {
+            (stack, layer): {} for stack, depth in spec.shape.layers.items() for layer in range(depth)}
+        for name in self.stored:
+            if inside := within_layer(self.family, name):
+                self.layers[inside[:2]][inside[2]] = name
         self.parts: dict[Place, Part] = {}
-        depths = spec.shape.layers.items()
-        for stack, layer in ((stack, layer) for stack, depth in depths for layer in range(depth)):
-            prefix = LAYER[self.family][stack].format(layer)
-            names = {name.removeprefix(prefix): name for name in self.stored if name.startswith(prefix)}
-            self.layers[stack, layer] = names
+        for (stack, layer), names in self.layers.items():
             for short, name in names.items():
-                sites = _sites(self.family, name)
-                self.parts |= {Place(stack, layer, site): Part(name, short, index, len(sites))
-                               for index, site in enumerate(sites)}
+                path, _, kind = short.rpartition(".")
+                sites = family.matrices[stack].get(path, "").split("+") if kind == "weight" else []
+                self.parts |= {Place(stack, layer, site): Part(name, short, nth, len(sites))
+                               for nth, site in enumerate(sites) if site}
         self.parts |= {Place("shared", 0, site): Part(name, name, 0, 1) for site, name in self.shared.items()}
 
-    def _stored(self) -> dict[str, Stored]:
+    def _stored(self, prefix: str) -> dict[str, Stored]:
+        """The parameters by their plain names, from the files' headers; masks and tables that older
+        checkpoints keep are left out."""
         found: dict[str, Stored] = {}
         for path in weight_files(self.spec.name, self.folder):
             try:
-                found |= {_plain(key, PREFIX[self.family]): one for key, one in _stored(path).items()}
+                with safe_open(path, "np"), path.open("rb") as file:  # the first sees that the file is whole
+                    length = int.from_bytes(file.read(8), "little")
+                    header = json.loads(file.read(length))
+                found |= {_plain(key, prefix): Stored(path, str_to_torch_dtype[one["dtype"]],
+                                                      tuple(one["shape"]),
+                                                      8 + length + one["data_offsets"][0])
+                          for key, one in header.items()
+                          if key != "__metadata__" and not key.endswith(NO_WEIGHTS)}
             except (SafetensorError, OSError, KeyError) as error:
                 raise UserError(f"host '{self.spec.name}': {path} cannot be read: {error}") from error
-        if EMBEDDING[self.family] not in found:
-            raise UserError(f"host '{self.spec.name}': no {EMBEDDING[self.family]} in the safetensors of "
+        if self.shared["embedding"] not in found:
+            raise UserError(f"host '{self.spec.name}': no {self.shared['embedding']} in the safetensors of "
                             f"{self.folder}")
         return found
 
-    def _check(self, parameters: dict[str, Tensor]) -> None:
+    def _check(self, wanted: dict[str, Tensor]) -> None:
         """Hold the files' names and shapes against those of the model, which was built without memory."""
-        wanted = {_plain(name, PREFIX[self.family]): weight for name, weight in parameters.items()}
         there = {id(weight) for name, weight in wanted.items() if name in self.stored}  # one of tied names
         check_weights(
             self.spec.name, self.family, self.folder,
@@ -144,11 +138,8 @@ class Weights:
             finite: whether to refuse numbers that are not finite.
 
         Raises:
-            UserError: the file lacks it, or a number in it is not finite.
+            UserError: a number in it is not finite.
         """
-        if name not in self.stored:
-            raise UserError(f"host '{self.spec.name}': no parameter {name} in the safetensors of "
-                            f"{self.folder}")
         mapped = self.stored[name].open()
         source = mapped if rows is None else mapped[rows.cpu()]
         tensor = torch.empty(source.shape, device=self.device)
@@ -165,30 +156,12 @@ class Weights:
         share(work, slices(tensor))
         return tensor
 
-    def layer(self, stack: str, layer: int) -> dict[str, Tensor]:
-        """A layer's parameters by their names inside the layer."""
-        return {short: self.read(name) for short, name in self.layers[stack, layer].items()}
-
-    def places(self, options: ExtractionOptions) -> dict[Place, tuple[int, int]]:
+    def places(self, options: ExtractionOptions) -> Sizes:
         """Every matrix that the options ask for, with its (out, in) shape; an embedding's is (hidden,
-        vocabulary).
-
-        Raises:
-            UserError: a site was named that the host lacks, or there is nothing to extract.
-        """
-        have = {place.site.removeprefix("cross_") for place in self.parts}
-        if lacking := [site for site in options.sites if site not in have | SITE_GROUPS.keys()]:
-            raise UserError(f"host '{self.spec.name}' ({self.family}) has no site '{lacking[0]}'; "
-                            f"it has {', '.join(sorted(have))}")
-        found = {}
-        for place, part in self.parts.items():
-            if options.wanted(place.site):
-                size = self.view(place, torch.empty(self.shapes[part.name], device="meta")).shape
-                found[place] = size[0], size[1]
-        if not found:
-            raise UserError(f"host '{self.spec.name}' ({self.family}) has none of the sites "
-                            f"{', '.join(options.sites)}")
-        return found
+        vocabulary)."""
+        empty = {place: self.view(place, torch.empty(self.shapes[part.name], device="meta"))
+                 for place, part in self.parts.items() if options.wanted(place.site)}
+        return {place: (matrix.shape[0], matrix.shape[1]) for place, matrix in empty.items()}
 
     def view(self, place: Place, parameter: Tensor) -> Tensor:
         """The (out, in) matrix at a place, as a view of its parameter or of the parameter's scores. GPT-2
@@ -203,35 +176,75 @@ class Weights:
         return self.view(place, self.read(self.parts[place].name))
 
 
-def _sites(family: str, name: str) -> list[str]:
-    """The sites of a parameter: those of the pairs that LoRA would put beside it."""
-    if not name.endswith(".weight"):
-        return []
-    try:
-        return parse_name(family, f".{name.removesuffix('weight')}loras.")[2].split("+")
-    except KeyError:
-        return []
-
-
-def _stored(path: Path) -> dict[str, Stored]:
-    """The parameters of a safetensors file by their names there, from its header; masks and tables that older
-    checkpoints keep are left out.
-
-    Raises:
-        SafetensorError: the file is damaged or cut short.
-        KeyError: a type of numbers that is not known.
-    """
-    with safe_open(path, "np"):  # looks whether header and length fit
-        pass
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {key: Stored(path, DTYPES[one["dtype"]], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
-            for key, one in header.items() if key != "__metadata__" and not key.endswith(NO_WEIGHTS)}
-
-
 def _plain(key: str, prefix: str) -> str:
     """A stored name without the base model's prefix, and with today's names of norms."""
-    for old, new in OLD_NAMES:
-        key = key.replace(old, new)
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        key = key.replace(old, new)  # of BERTs of 2018
     return key.removeprefix(prefix)
+
+
+# ---- what two hosts have in common
+
+
+def check_fit(teacher: Weights, student: Weights, options: ExtractionOptions) -> tuple[Sizes, Sizes]:
+    """The matrices of both hosts, after refusing hosts of two families, and a student that is larger in depth
+    or in any matrix, or has other matrices.
+
+    Raises:
+        UserError: names both hosts, the place and both sizes.
+    """
+    small, large = f"student '{student.spec.name}'", f"teacher '{teacher.spec.name}'"
+    if teacher.family != student.family:
+        raise UserError(f"{large} is a {teacher.family} host and {small} a {student.family} one; extraction "
+                        "needs one family")
+    had, wanted = teacher.spec.shape, student.spec.shape
+    sizes = [(f"{stack} layers", had.layers[stack], depth) for stack, depth in wanted.layers.items()]
+    if options.structure == "aligned":
+        sizes += [(axis, had.size(axis) or 0, wanted.size(axis) or 0) for axis in HOST_AXES]
+    for what, most, count in sizes:
+        if count > most:
+            raise UserError(f"{small} has {count} {what} and {large} only {most}; extraction only shrinks, "
+                            "so exchange them (or, for widths, use structure=block)")
+    have, want = teacher.places(options), student.places(options)
+    if odd := sorted({one[::2] for one in have} ^ {one[::2] for one in want}):
+        stack, site = odd[0]
+        raise UserError(f"only one of {large} and {small} has {stack} {site}; leave {site} out of the "
+                        "extraction's sites")
+    for place, size in want.items():
+        source = have[place]
+        tall = size[0] > source[0] and place.site != "head"  # vocabularies may differ: tokens are matched
+        if tall or size[1] > source[1] and place.site != "embedding":
+            raise UserError(f"{place.key} is {size[0]} x {size[1]} in {small} and only {source[0]} x "
+                            f"{source[1]} in {large}; extraction only shrinks, so exchange them")
+        if options.rank > min(size):
+            raise UserError(f"rank {options.rank} is larger than the smaller side of {place.key}, {size[0]} "
+                            f"x {size[1]} in {small}; lower the method's r")
+    return have, want
+
+
+def shared_tokens(teacher: Weights, student: Weights, rank: int) -> Tensor:
+    """Rows of the teacher's and the student's embedding that belong to the same token, by its text.
+
+    Where both tokenizers and sizes are equal that is every row, also those beyond the tokenizer's last token;
+    else the tokens whose text both have, in the student's order.
+
+    Args:
+        rank: of the pairs, which need as many tokens at least.
+
+    Returns:
+        (2, S) int64: rows of the teacher, and of the student; S is at least `rank`.
+
+    Raises:
+        UserError: too few tokens in common, or a tokenizer that cannot be loaded.
+    """
+    words, others = (load_tokenizer(host.spec).get_vocab() for host in (teacher, student))
+    size, most = (host.shapes[host.shared["embedding"]][0] for host in (teacher, student))
+    if words == others and size == most:
+        return torch.arange(size).expand(2, -1)
+    pairs = [(words[text], row) for text, row in sorted(others.items(), key=lambda item: item[1])
+             if text in words and words[text] < size and row < most]
+    if len(pairs) < rank:
+        raise UserError(f"teacher '{teacher.spec.name}' and student '{student.spec.name}' have only "
+                        f"{len(pairs)} tokens in common, too few for pairs of rank {rank}; leave out "
+                        "embedding and head (the sites of the method)")
+    return torch.tensor(pairs).T

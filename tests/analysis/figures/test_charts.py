@@ -3,23 +3,32 @@ number is not drawn."""
 
 import re
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from portability.analysis.context import StudyContext, gather
-from portability.analysis.figures import curves, forest
-from portability.analysis.figures.style import SLOTS, css_class
-from portability.analysis.figures.svg import BOTTOM, HIGH, TOP, Chart, Line, forest_panel, svg_file, ticks
-from portability.analysis.report.sections import QUESTIONS
+from portability.analysis.figures import charts
+from portability.analysis.figures.svg import (
+    BOTTOM,
+    HIGH,
+    SLOTS,
+    TOP,
+    Chart,
+    Line,
+    css_class,
+    forest_panel,
+    svg_file,
+    ticks,
+)
+from portability.analysis.report.findings import QUESTIONS
 from portability.store import Store
 from support.scenarios import STUDIES, evidence
 from support.synthetic import NANO, Axes, build
 
 CASES = [*((kind, "eval_accuracy") for kind in STUDIES), ("holes", "eval_loss"),
          ("whole", "eval_positive_share")]
-MAKERS = [curves.headline, *(make for question in QUESTIONS for make in question.charts)]
+MAKERS = [charts.headline, *(make for question in QUESTIONS for make in question.charts)]
 SPACE = "{http://www.w3.org/2000/svg}"
 
 
@@ -61,7 +70,7 @@ def test_every_study_is_drawn_or_has_no_chart_and_nothing_raises(tmp_path, kind,
 
 
 def test_the_head_shows_means_by_start_with_kinds_of_pairs_apart(nano):
-    chart, = curves.headline(nano)
+    chart, = charts.headline(nano)
     assert [panel.title for panel in chart.panels] == ["Hosts of one lineage", "Hosts of other sizes"]
     sizes = {"nano-raw-base": 1, "nano-tuned-base": 1, "nano-raw-large": 2}
     cells = nano.arms.assign(same=nano.arms["origin"].map(sizes) == nano.arms["receiving"].map(sizes))
@@ -76,27 +85,22 @@ def test_the_head_shows_means_by_start_with_kinds_of_pairs_apart(nano):
             assert f"{name} {means[0]:.1f} at 0, {means[50]:.1f} at 50" in panel.svg
 
 
-def test_kinds_are_those_of_the_manifest_where_it_has_them(nano):
+def test_kinds_are_those_of_the_manifest(nano):
     assert set(nano.kinds.values()) == {"lineage", "size"}
-    # as older ones are
-    untold = [{key: value for key, value in facts.items() if key != "pairs"} for facts in nano.study.facts]
-    again = StudyContext(replace(nano.study, facts=untold), nano.metric)
-    assert again.kinds["nano-raw-base", "nano-tuned-base"] == ""
-    assert again.kinds["nano-raw-base", "nano-raw-large"] == "size"
 
 
 def test_the_first_chart_shows_the_arm_and_its_first_baselines(tmp_path):
     inits = ("ported", "shuffled", "sampled", "sampled_norm", "scratch")
     found = evidence(build(tmp_path / "s", Axes(("lora",), inits=inits)))
-    assert {name for chart in curves.headline(found) for name in chart.names} >= {"ported", "sampled",
+    assert {name for chart in charts.headline(found) for name in chart.names} >= {"ported", "sampled",
                                                                                   "scratch"}
-    assert not {name for chart in curves.headline(found) for name in chart.names} & {"shuffled",
+    assert not {name for chart in charts.headline(found) for name in chart.names} & {"shuffled",
                                                                                      "sampled_norm"}
-    assert {name for chart in curves.by_method(found) for name in chart.names} >= set(inits)
+    assert {name for chart in charts.by_method(found) for name in chart.names} >= set(inits)
 
 
 def test_what_failed_is_not_drawn_and_what_lacks_is_hollow(holes):
-    chart, other = curves.every_curve(holes)
+    chart, other = charts.every_curve(holes)
     panel = next(panel for panel in chart.panels if panel.title == "lora: base → large")
     assert drawn(panel.svg, "s0") == [] and "ported no number" in panel.svg and len(drawn(panel.svg,
                                                                                           "s2")) == 3
@@ -106,7 +110,7 @@ def test_what_failed_is_not_drawn_and_what_lacks_is_hollow(holes):
 
 
 def test_differences_are_those_of_every_level_at_the_largest_budget(nano):
-    chart, = forest.differences(nano)
+    chart, = charts.differences(nano)
     panel = next(panel for panel in chart.panels if panel.title == "ported − scratch")
     rows = [row for name in ("all", "pair", "method", "relation") for _, row in nano.levels[name].iterrows()
             if row["budget"] == 200 and row["baseline"] == "scratch"]
@@ -140,7 +144,7 @@ def test_names_are_escaped_and_long_ones_are_cut_but_told_in_full():
 
 
 def test_a_file_holds_its_own_colours_for_light_and_dark_and_no_fixed_width(nano):
-    text = svg_file(curves.headline(nano)[0])
+    text = svg_file(charts.headline(nano)[0])
     tree = ElementTree.fromstring(text)
     assert tree.get("width") is None and tree.get("viewBox") and "prefers-color-scheme: dark" in tree.find(
         f"{SPACE}style").text

@@ -12,16 +12,15 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from portability.analysis.context import StudyContext, gather
-from portability.analysis.figures.curves import headline
+from portability.analysis.figures.charts import headline
 from portability.analysis.measures.costs import break_even, cost
-from portability.analysis.measures.extraction import extraction, seeds
-from portability.analysis.report.findings import numbers
+from portability.analysis.measures.special_studies import extraction, seeds
+from portability.analysis.report.findings import numbers, sections
 from portability.analysis.report.markdown import report
-from portability.analysis.report.sections import sections
 from portability.analysis.stats.pairing import arm_of
+from portability.analysis.tables.captions import Table
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as tables
-from portability.analysis.tables.spec import Table
 from support.synthetic import Axes, Synthetic, build, run_name
 from support.written import CUT, EXAMPLES, LEVELS, SIX, answer, answered, change, crossed, entry, scores
 

@@ -10,10 +10,9 @@ import pytest
 from scipy import stats
 
 from portability.analysis.context import StudyContext, gather
-from portability.analysis.correctness import correctness
 from portability.analysis.measures.port_measures import SAME, lift, recovered, win_rate
-from portability.analysis.stats.fieller import NOISE, WORSE, ratio
-from portability.analysis.stats.intervals import jeffreys
+from portability.analysis.records import correctness
+from portability.analysis.stats.intervals import NOISE, WORSE, jeffreys, ratio
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
 from portability.store import Store

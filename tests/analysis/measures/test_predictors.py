@@ -14,7 +14,7 @@ from portability.analysis.context import StudyContext, gather
 from portability.analysis.load import HOST_PAIR
 from portability.analysis.measures.predictors import CARRIED, SIMILARITIES, gain_and_similarity, predictors
 from portability.analysis.metrics import METRICS
-from portability.analysis.stats.correlation import arrangements, correlate
+from portability.analysis.stats.exchange import arrangements, correlate
 from portability.analysis.tables.captions import notes
 from portability.analysis.tables.registry import TABLES
 from support.synthetic import Axes, build

@@ -17,8 +17,8 @@ from scipy import stats
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.load import read
-from portability.analysis.measures.extraction import extraction
 from portability.analysis.measures.paper_values import beside, of_study
+from portability.analysis.measures.special_studies import extraction
 from portability.analysis.report.run_details import details
 from portability.analysis.tables.registry import build as tables
 from portability.analyze import main

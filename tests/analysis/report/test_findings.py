@@ -12,20 +12,20 @@ import pytest
 from rich.console import Console
 
 from portability.analysis.context import StudyContext, gather
-from portability.analysis.measures.learning_rates import has_rates, rates
 from portability.analysis.measures.primary_contrasts import iterates, primary
+from portability.analysis.measures.special_studies import has_rates, rates
 from portability.analysis.report.findings import (
     NOTHING,
     caveats,
     declared_sentences,
     headline_numbers,
     numbers,
+    sections,
     verdict_words,
 )
 from portability.analysis.report.markdown import counts
-from portability.analysis.report.sections import sections
+from portability.analysis.tables.captions import turns
 from portability.analysis.tables.registry import build as build_tables
-from portability.analysis.tables.registry import turns
 from portability.analysis.tables.render import grid
 from portability.analyze import WIDE, say
 from portability.core.contrasts import Contrast

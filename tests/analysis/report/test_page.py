@@ -14,9 +14,9 @@ import pytest
 
 from portability.analysis.context import gather
 from portability.analysis.metrics import OF_LABELS
+from portability.analysis.report.findings import QUESTIONS
 from portability.analysis.report.html import ASSETS, SCRIPT
 from portability.analysis.report.run_details import EXAMPLES, POINTS, details
-from portability.analysis.report.sections import QUESTIONS
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
 from portability.analysis.tables.render import grid

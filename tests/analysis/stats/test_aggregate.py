@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from portability.analysis.stats.aggregate import bootstrap, iqm
+from portability.analysis.stats.cross_checks import bootstrap, iqm
 
 SCORES = np.random.default_rng(0).uniform(0.4, 1.0, size=(5, 7))
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from portability.analysis.correctness import correctness
 from portability.analysis.load import read
 from portability.analysis.measures.comparisons import ties
+from portability.analysis.records import correctness
 from portability.analysis.stats.blocks import LEVELS, build_blocks, compare
 from portability.analysis.stats.pairing import bare_pairs, paired, pairs_of
 from portability.core.errors import UserError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from portability.analysis.load import read
-from portability.analysis.stats.mixed_effects import mixed
+from portability.analysis.stats.cross_checks import mixed
 from portability.analysis.stats.pairing import paired
 from portability.store import Store
 from support.synthetic import NANO, Axes, build
@@ -55,10 +55,10 @@ def test_a_singular_fit_is_words_and_no_crash(cells):
 
 
 def test_a_fit_that_does_not_converge_and_one_too_large_have_no_numbers(cells, monkeypatch):
-    monkeypatch.setattr("portability.analysis.stats.mixed_effects.STEPS", 2)
+    monkeypatch.setattr("portability.analysis.stats.cross_checks.STEPS", 2)
     found = mixed(cells, "scratch", 0)
     assert not found.converged and "did not converge: no result" in found.words and np.isnan(
         found.overall).all()
-    monkeypatch.setattr("portability.analysis.stats.mixed_effects.MOST", 100)
+    monkeypatch.setattr("portability.analysis.stats.cross_checks.MOST", 100)
     found = mixed(cells, "scratch", 50)
     assert "more than 100 pairs: no model" in found.words and found.terms.empty and found.n == 160

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from portability.analysis.stats.exchange import DRAWS, exchange, rotations
 from portability.analysis.stats.multiple_comparisons import compact_letter_display, holm
-from portability.analysis.stats.permutation import DRAWS, exchange, rotations
 
 
 def flips(seeds: np.ndarray):

@@ -14,10 +14,10 @@ from portability.analysis.measures.comparisons import ties
 from portability.analysis.measures.paper_values import of_study
 from portability.analysis.measures.robustness import agreement
 from portability.analysis.stats.blocks import LEVELS, compare
-from portability.analysis.stats.mixed_effects import mixed
+from portability.analysis.stats.cross_checks import mixed
+from portability.analysis.tables.captions import Table
 from portability.analysis.tables.registry import build as build_tables
 from portability.analysis.tables.render import FORMS, markdown
-from portability.analysis.tables.spec import Table
 from portability.store import Store
 from support.scenarios import STUDIES, evidence
 from support.synthetic import NANO, Axes, build

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from portability.analysis.context import gather
+from portability.analysis.tables.captions import Table
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
 from portability.analysis.tables.render import FORMS, csv, escape, grid, latex, markdown
-from portability.analysis.tables.spec import Table
 from support.pairs import representatives
 from support.synthetic import FACTS, Axes, Synthetic, accuracy, build
 

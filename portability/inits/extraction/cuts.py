@@ -1,15 +1,32 @@
 """Which layers of a teacher feed the student's, and which entries of a matrix become one of the student's
-shape."""
+shape.
 
-from collections.abc import Callable
+The reference cuts every matrix for itself, so neither the residual stream nor heads agree between them. In
+"aligned" cuts (our choice) what shares an axis shares the cut, so that what is extracted is a sub-network:
+each axis has one contiguous cut, the one with the largest scores summed over all extracted matrices that have
+the axis:
+
+- feed-forward units, one cut a layer;
+- heads, one a layer and attention, as (key-value head, place in its group, entry of the head): heads stay
+  whole where both hosts' heads are of one size, and a query stays with its key and value. Entries are cut
+  once for query and key, which meet in a product, and once for value and output;
+- the residual stream, one cut for the whole host (a T5's stacks share it through their embedding), chosen
+  last: by the scores that lie inside the other axes' cuts in the layers that were chosen.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from portability.core.architectures import LORA_AXES
+from portability.core.specs import HostShape
 from portability.inits.extraction.threads import share, total
 
 COLUMNS = 64  # that are summed at a time, while they are in the cache
+ENTRIES = {"query": "query_key", "key": "query_key", "value": "value_out", "attention_out": "value_out"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,7 @@ def random_entries(scores: Tensor, size: tuple[int, int], generator: torch.Gener
     return Cut((picks // scores.shape[1]).int(), (picks % scores.shape[1]).int())
 
 
-CUTS: dict[str, Structure] = {  # structures that look at one matrix alone; "aligned" is in aligned.py
+CUTS: dict[str, Structure] = {  # structures that look at one matrix alone; "aligned" is below
     "block": block, "rows_columns": rows_columns, "neurons": neurons, "random_block": random_block,
     "random_entries": random_entries,
 }
@@ -146,3 +163,79 @@ LAYER_CHOICES: dict[str, LayerChoice] = {  # (summed scores by teacher layer, ho
 def _largest(values: Tensor, count: int) -> Tensor:
     """Indices of the largest values along the last axis, in order; of equal ones the first."""
     return values.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
+
+
+# ---- aligned
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A matrix whose cut along the residual stream is still open.
+
+    Attributes:
+        kept: indices along its other side, in the teacher's matrix.
+        profile: (d,) float64, scores inside `kept` summed over it, per place of the residual stream.
+        total: the matrix's summed scores.
+        first: whether the residual stream is its rows.
+    """
+
+    kept: Tensor
+    profile: Tensor
+    total: float
+    first: bool = False
+
+    def cut(self, offset: int, width: int) -> tuple[Cut, float]:
+        """The cut, with the residual stream's entries from `offset`, and the share of the scores inside
+        it."""
+        stream = torch.arange(offset, offset + width)
+        rows, columns = (stream, self.kept) if self.first else (self.kept, stream)
+        captured = float(self.profile[offset : offset + width].sum()) / self.total if self.total else 0.0
+        whole = len(self.kept) == int(self.kept[-1] - self.kept[0]) + 1
+        return Cut(rows[:, None], columns[None], (int(rows[0]), int(columns[0])) if whole else None), captured
+
+
+def pending_cuts(scores: Mapping[str, Tensor], teacher: HostShape, student: HostShape) -> dict[str, Pending]:
+    """Site -> matrix with its heads and feed-forward units cut, from one layer's scores.
+
+    Args:
+        scores: site -> (out, in) scores of the teacher's layer, only of what is extracted.
+    """
+    layouts = {site: _other_side(site) for site in scores}
+    sides = {site: values.T if layouts[site][0] else values for site, values in scores.items()}
+    marginals: dict[tuple[str, str], Tensor] = {}
+    for site, (_, axes) in layouts.items():
+        spread = sides[site].sum(1, dtype=torch.float64).reshape([_size(axis, teacher) for axis in axes])
+        for place, axis in enumerate(axes):
+            own = spread.movedim(place, 0).reshape(spread.shape[place], -1).sum(1)
+            marginals[axis] = marginals[axis] + own if axis in marginals else own
+    starts = {axis: int(window_sums(values, _size(axis, student), 0).argmax())
+              for axis, values in marginals.items()}
+    found = {}
+    for site, (first, axes) in layouts.items():
+        side = sides[site]
+        grid = np.arange(len(side)).reshape([_size(axis, teacher) for axis in axes])
+        for place, axis in enumerate(axes):
+            grid = np.take(grid, np.arange(starts[axis], starts[axis] + _size(axis, student)), place)
+        kept = torch.from_numpy(grid.reshape(-1))
+        profile = side[kept].sum(0, dtype=torch.float64)
+        found[site] = Pending(kept, profile, float(side.sum(dtype=torch.float64)), first)
+    return found
+
+
+def residual_offset(matrices: Iterable[Pending], width: int) -> int:
+    """Where the cut of the residual stream begins, for these matrices together."""
+    return int(window_sums(torch.stack([matrix.profile for matrix in matrices]).sum(0), width, 0).argmax())
+
+
+def _other_side(site: str) -> tuple[bool, list[tuple[str, str]]]:
+    """Whether a site's rows are the residual stream; and the axes of its other side, each as what it belongs
+    to ("" or "cross_") and its label. Entries of a head are labelled by the product in which they meet."""
+    plain = site.removeprefix("cross_")
+    into, out = LORA_AXES[plain]
+    first = out == ("hidden",)
+    return first, [(site.removesuffix(plain), ENTRIES[plain] if axis == "head_dim" else axis)
+                   for axis in (into if first else out)]
+
+
+def _size(axis: tuple[str, str], shape: HostShape) -> int:
+    return int(getattr(shape, "head_dim" if axis[1] in ENTRIES.values() else axis[1]))
