@@ -315,10 +315,12 @@ class _Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str):
         if FAMILIES[family].scoring == "head":
-            raise UserError(f"a {family} host can neither write nor rate answers; take one with a language-model head")
+            raise UserError(f"a {family} host can neither write nor rate answers; take one with a "
+                            "language-model head")
         if tokenizer.eos_token_id is None:
             raise UserError("the host's tokenizer has no end token: name eos_token in tokenizer_config.json")
-        self.tokenizer, self.seq2seq, self.end = tokenizer, FAMILIES[family].seq2seq, int(tokenizer.eos_token_id)
+        self.tokenizer, self.seq2seq, self.end = tokenizer, FAMILIES[family].seq2seq, int(
+            tokenizer.eos_token_id)
 
     def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
         """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts
