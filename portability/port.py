@@ -195,7 +195,11 @@ def report_lines(done: PortedAdapter) -> list[str]:
     report = done.port.report
     lines = []
     for stack, layers in report.layer_map.items():
-        if stack != "shared":
+        if stack == "shared":
+            continue
+        if layers == [[layer] for layer in range(len(layers))]:
+            lines.append(f"{stack} layers: {len(layers)}, each from its own")
+        else:
             pairs = ", ".join(f"{layer} from {'+'.join(map(str, origins))}"
                               for layer, origins in enumerate(layers))
             lines.append(f"{stack} layers: {pairs}")
