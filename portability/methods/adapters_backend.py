@@ -12,7 +12,6 @@ own when it is attached first, and these round a T5's attention otherwise: see `
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +137,10 @@ def prepare(host: Host) -> Host:
     same function, but the last bits of a T5's attention differ, which must not depend on what was attached
     before. Where the library is not installed no method of it can be attached, and hosts stay as they are.
     """
-    if find_spec("adapters") is None:
+    try:
+        import adapters
+    except ImportError:
         return host
-    import adapters
 
     if not isinstance(host.model, adapters.ModelAdaptersMixin):
         device = host.model.device

@@ -48,6 +48,7 @@ PARTS: dict[str, tuple[str, Axes]] = {  # part of a parameter's name -> role, ax
     "hra_u": ("u", ("in", "rank")),  # HRA: a Householder reflection a column
     "ln_tuning_layers": ("weight", ("norm",)),
 }
+NORMS = "norms"  # all normalisations inside the layers, as a site
 CONSTANT = ("ranknum",)  # AdaLoRA's, which peft lists among what is trained
 PROJECTIONS = ("vera_A", "vera_B", "randlora_A", "randlora_B")  # frozen, drawn from a seed; saved with some
 NAMED = re.compile(r"^(?P<place>.+?)\.(?P<part>\w+)\.module(?:\.(?P<leaf>weight|bias))?$")
@@ -258,6 +259,8 @@ def config_of(spec: MethodSpec, host: Host) -> Any:
     settings = dict(spec.settings)
     if (sites := settings.pop("sites", None)) is not None:
         settings["target_modules"] = modules_at(sites, host.spec.shape, spec.name)
+        if spec.config == "IA3Config" and "ffn_down" in sites:  # its scale meets what goes in
+            settings.setdefault("feedforward_modules", modules_at(["ffn_down"], host.spec.shape, spec.name))
     for key, value in settings.items():
         if "dropout" in key and value:
             raise UserError(f"method '{spec.name}': {key}={value} is not supported, set it to 0")
@@ -279,8 +282,11 @@ def modules_at(sites: list[str], host: HostShape, method: str) -> list[str] | st
     """
     family, found = FAMILIES[host.family], set()
     for site in sites:
-        wanted = SITE_GROUPS.get(choose(site, {*SITE_GROUPS, *LORA_AXES}, f"site of method '{method}'"),
-                                 (site,))
+        known = {*SITE_GROUPS, *LORA_AXES, NORMS}
+        wanted = SITE_GROUPS.get(choose(site, known, f"site of method '{method}'"), (site,))
+        if site == NORMS:
+            found |= {path for stack in family.norms.values() for path in stack}
+            continue
         paths = [path for stack in family.matrices.values() for path, names in stack.items()
                  if set(wanted) & {name.removeprefix("cross_") for name in names.split("+")}]
         paths += [path for path, name in family.shared.items() if name in wanted]

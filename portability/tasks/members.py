@@ -1,10 +1,11 @@
 """How a function of one member is applied to a stack of them: by `vmap`, or one at a time where a method's
 library computes by steps that vmap refuses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -32,18 +33,21 @@ def one_at_a_time(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..
     return of_stack
 
 
-def member_map(function: Callable[..., torch.Tensor], *given: Any) -> tuple[MemberMap, str | None]:
-    """`vmap`, or `one_at_a_time` with vmap's reason, found out on a stack of one member.
+def member_map(scorer: Any, start: dict[str, Tensor], rows: Sequence[Tensor]) -> tuple[MemberMap, str | None]:
+    """`vmap`, or `one_at_a_time` with vmap's reason, found out on a stack of two members: a loss with its
+    gradient where each has rows of its own, and logits where both read the same.
 
     Args:
-        function: a loss, whose gradient in the first argument is asked for, too.
-        given: its arguments, with a member axis of length 1.
+        scorer: a `tasks.base.TaskScorer`.
+        start: one member's parameters.
+        rows: a batch as the scorer makes it, (B, ...) each.
     """
-    parameters = {name: value.clone().requires_grad_() for name, value in given[0].items()}
+    two = {name: value.repeat(2, *[1] * value.ndim).requires_grad_() for name, value in start.items()}
     try:
-        loss = vmap(function)(parameters, *given[1:]).sum()
+        loss = vmap(scorer.loss)(two, *(part.repeat(2, *[1] * part.ndim) for part in rows)).sum()
         if loss.requires_grad:
-            torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            torch.autograd.grad(loss, list(two.values()), allow_unused=True)
+        vmap(scorer.logits, in_dims=(0, *[None] * len(rows)))(two, *rows)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

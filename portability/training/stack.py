@@ -63,11 +63,10 @@ class StackContext:
         head = self.scorer.fresh_head(0)
         zeros = {f"model.{name}": torch.zeros(shape) for name, shape in self.attached.shapes.items()} | head
         bucket = buckets(self.training.lengths, 1)[0]
-        rows = self.scorer.rows(self.training, bucket.members[None, :1], 1, bucket)
+        rows = self.scorer.rows(self.training, bucket.members[:1], 1, bucket)
         device = self.scorer.device
-        self.scorer.each, reason = member_map(
-            self.scorer.loss, {name: value[None].to(device) for name, value in zeros.items()},
-            *(part.to(device) for part in rows))
+        self.scorer.each, reason = member_map(self.scorer, {name: value.to(device) for name, value in
+                                                            zeros.items()}, [part.to(device) for part in rows])
         if reason:
             log.info("method %s trains one member at a time: %s", self.attached.spec.name, reason)
 

@@ -2,20 +2,27 @@
 `full`."""
 
 import warnings
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
+from portability.core.specs import MethodSpec
 from portability.methods import attach
+from portability.methods.adapters_backend import prepare
 from portability.methods.files import module_of, read_folder
 from portability.methods.module import equal
 from portability.tasks.classification import Scorer
-from support.peft_methods import EVERY, KINDS, method, refused, write_plain
-from support.tiny import TASK, noisy
+from portability.tasks.members import member_map
+from support.peft_methods import EVERY, KINDS, STARTING, method, refused, write_plain
+from support.tiny import CONF, TASK, noisy
+from support.training import SPEC, Bench
 
 IDS = torch.randint(3, 20, (4, 7), generator=torch.Generator().manual_seed(0))
 REAL = torch.ones_like(IDS)
@@ -104,6 +111,46 @@ def test_settings_that_cannot_be_kept_are_refused_by_name(load, setting, said):
         settings.pop("sites")
     with pytest.raises(UserError, match=said):
         attach(host, type(spec)("mine", "peft", "LoraConfig", settings, 1e-3))
+
+
+FILES = [MethodSpec(name, **values) for path in sorted((CONF / "method").glob("*.yaml"))
+         for name, values in yaml.safe_load(path.read_text()).items() if values["library"] == "peft"]
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("spec", [spec for spec in FILES if spec.name not in STARTING],
+                         ids=lambda spec: spec.name)
+def test_every_method_file_of_peft_stands_on_a_host(load, spec, family):
+    assert attach(load(family), spec).layouts
+
+
+@pytest.mark.parametrize("family", ["t5", "bert", "llama"])
+def test_the_studys_lora_and_pefts_learn_the_same(load, family):
+    """From the same start, on the same batches: losses of 30 updates within 1e-5."""
+    losses, start = [], None
+    for name in ("lora", "lora_peft"):
+        values = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())[name]
+        bench = Bench(attach(prepare(load(family)), MethodSpec(name, **values)))
+        start = start or bench.attached.init_parameters(0)
+        given = {f"model.{key}": value for key, value in bench.attached.to_parameters(start).items()}
+        trained = bench.train([0], replace(SPEC, updates=30), starts=[given | bench.scorer.fresh_head(0)])
+        losses.append(trained.losses[:, 0])
+    assert (losses[0] - losses[1]).abs().max() <= 1e-5 and losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("lora", None), ("dora", None), ("vera", None), ("lokr", None), ("hra", None),
+    ("miss", None), ("vblora", None), ("ia3", None), ("oft", "index_put"), ("fourierft", "index_put"),
+    ("loha", "autograd.Function"), ("randlora", "autograd.Function"), ("c3a", "autograd.Function"),
+    ("adalora", "broadcast shape"),
+])
+def test_members_are_stacked_or_taken_one_at_a_time_and_no_bit_shows_it(load, name, reason):
+    bench = Bench(attach(load("llama"), method(name, load("llama").spec.shape)))
+    rows = bench.scorer.rows(bench.data, np.array([0]), 1, bench.schedule.buckets[-1])
+    bench.scorer.each, said = member_map(bench.scorer, bench.start(0), rows)
+    assert (said is None) == (reason is None) and (reason is None or reason in said)
+    three, alone = bench.train([1, 2, 3]), bench.train([2])
+    assert torch.equal(bench.rows(three)[1], bench.rows(alone)[0])
 
 
 def test_every_family_has_a_row_for_what_a_lora_needs():
