@@ -297,7 +297,7 @@ def test_a_command_with_other_budgets_keeps_the_evaluations_that_are_there(data_
 def test_nothing_is_written_where_the_work_cannot_begin(data_folders, make_host, tmp_path, monkeypatch):
     words = (f"results={tmp_path}", "study=never", *OFF, "method=lora", "grid.seeds=[0]")
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="needs Slurm's commands|needs the package submitit"):
+    with pytest.raises(UserError, match="needs Slurm's commands|needs submitit"):
         command(small(data_folders, make_host, *words, "engine=slurm"))
     assert not (tmp_path / "never").exists()
 

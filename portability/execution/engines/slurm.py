@@ -98,8 +98,8 @@ class Slurm(Engine):
         if importlib.util.find_spec("submitit") is None:
             raise UserError("engine=slurm needs submitit: pip install 'peft-portability[slurm]'")
         if missing := [name for name in COMMANDS if shutil.which(name) is None]:
-            raise UserError(f"{', '.join(missing)} is not on PATH; start this where a Slurm cluster is "
-                            "at hand, or use engine=local")
+            raise UserError(f"engine=slurm needs Slurm's commands, and {', '.join(missing)} cannot be found; "
+                            "start this where a cluster is at hand, or use engine=local")
         read_queue("portability")
 
     def most(self) -> int:
