@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
 
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec, MethodSpec, TaskSpec
@@ -72,7 +73,9 @@ def _right(host: Host, task: TaskSpec, rows: list[tuple[str, int]], spec: Method
     scorer = Scorer(host, task)
     found = encode(rows, host.tokenizer, task, True)
     parameters = {f"model.{name}": value[None] for name, value in values.items()}
-    margin = np.asarray(scorer.predict(parameters, found, 16).margin)[0]
+    with tqdm(total=100, unit="%", desc="bare" if spec is None else spec.name, leave=False) as bar:
+        margin = np.asarray(scorer.predict(
+            parameters, found, 16, lambda part: bar.update(round(100 * part) - bar.n) and None).margin)[0]
     if method is not None:
         method.detach()
     return (margin > 0).astype(int) == np.asarray(found.labels)
