@@ -106,8 +106,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                         options.seed)
     for line in report_lines(done):
         say(line)
-    found = {"adapter": adapter.folder.name, "origin": origin.name, "receiving": receiving.name,
-             "report": done.report.summary()}
+    found: dict[str, Any] = {"adapter": adapter.folder.name, "origin": origin.name,
+                             "receiving": receiving.name, "report": done.report.summary()}
     if options.verify:
         from portability.porting.verify import verify
 

@@ -53,7 +53,7 @@ def test_one_run_alone_and_what_is_refused(cell, tmp_path, capsys):
     assert {*json.loads(out.read_text().splitlines()[0])["arms"]} == {"ported"}
     scratch = next(cell["run_id"] for cell in beside if cell["init"] == "scratch")
     (tmp_path / "other").mkdir()
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         rows = [json.dumps({"text": text, "label": label}) for label, text in enumerate("ab")]
         (tmp_path / f"other/{split}.jsonl").write_text("\n".join(rows))
     (tmp_path / "empty").mkdir()
