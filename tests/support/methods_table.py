@@ -160,10 +160,10 @@ def _training(host: Host, start: dict[str, torch.Tensor]) -> tuple[str, str]:
 
 def _ports(spec: MethodSpec, module: ModuleState, origin: HostSpec, hosts: Hosts) -> str:
     """Between which hosts a module is ported by padding."""
-    for sizes, said in (((64, 4, 8), WIDTHS), ((32, 4, 4), "between hosts of the same widths")):
+    for sizes, between in (((64, 4, 8), WIDTHS), ((32, 4, 4), "between hosts of the same widths")):
         try:
             port_module(module, origin, hosts("llama", *sizes), spec)
-            return said
+            return between
         except UserError as error:
             why = said(error)
     return f"no: {why}"
@@ -208,7 +208,8 @@ def lines() -> Iterator[str]:
     """The document, line by line."""
     specs = methods()
     names = "torch", "transformers", "peft", "adapters"
-    yield HEAD.format(versions=", ".join(f"{name} {version(name).partition('+')[0]}" for name in names)).rstrip("\n")
+    versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in names)
+    yield HEAD.format(versions=versions).rstrip("\n")
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hosts = Hosts(Path(folder))
