@@ -189,7 +189,7 @@ def family_row(family: str, specs: list[MethodSpec], hosts: Hosts) -> str:
     why = "; ".join(f"{', '.join(names)}: {words}" for words, names in refused.items())
     taken = len(specs) - sum(map(len, refused.values()))
     scored = {"label": "label words", "head": "a head"}[FAMILIES[family].scoring]
-    return f"| `{family}` | {scored} | {'all' if taken == len(specs) else taken} | {why} |"
+    return f"| `{family}` | {scored} | {taken} of {len(specs)} | {why} |"
 
 
 def said(error: Exception) -> str:
@@ -201,7 +201,8 @@ def said(error: Exception) -> str:
 def words(text: str) -> str:
     """A library's words in a cell, at most 140 characters of them."""
     text = re.sub(r"\s+", " ", text.replace("|", "/")).strip()
-    return text.rstrip(".") if len(text) <= 140 else text[:140].rsplit(" ", 1)[0] + " ..."
+    text = text.rstrip(".") if len(text) <= 140 else text[:140].rsplit(" ", 1)[0] + " ..."
+    return text.replace("<", "&lt;").replace("*", "\\*")
 
 
 def lines() -> Iterator[str]:
