@@ -7,6 +7,8 @@ import sys
 import pytest
 
 import portability
+from portability import export
+from portability.hosts.resolve import find_host
 from support.peft_methods import write_plain
 from support.tiny import METHODS, noisy
 
@@ -42,10 +44,16 @@ def test_a_study_is_carried_out_and_read(tmp_path):
     assert set(table["status"]) == {"done"} and table["value"].notna().all()
     study = portability.load_study(tmp_path / "smoke_nano")
     assert study.cells.equals(table) and set(study.runs["run_id"]) == {*portability.plan_study(words).runs}
-    one = study.cells.iloc[0]
+    one = study.cells[study.cells["init"] == "ported"].iloc[0]
     answers = study.predictions.query("run_id == @one.run_id and updates == @one.mark")
     assert answers["right"].mean() == pytest.approx(one["value"])
     assert [*answers["example"]] == [*range(len(answers))]
+    words = [str(study.store.root), one.run_id, "--out", str(tmp_path / "out"), "--answers",
+             str(tmp_path / "a.jsonl")]
+    assert export.main(words) == 0 and (tmp_path / "out/adapter_config.json").is_file()
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == len(answers)
+    (tmp_path / "a.jsonl").unlink()
+    assert export.main(words) == 2 and not (tmp_path / "a.jsonl").exists()  # nothing half written
 
 
 def test_an_adapter_is_ported_and_saved(load, make_host, tmp_path):
@@ -68,3 +76,4 @@ def test_an_adapter_is_ported_and_saved(load, make_host, tmp_path):
 
 def test_an_embedded_host_is_loaded_by_its_name():
     assert portability.load("embedded:nano-raw-base").family == "t5"
+    assert find_host("embedded:nano-raw-base").source == "embedded:nano-raw-base"  # adapters name it so, no path
