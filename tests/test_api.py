@@ -76,4 +76,4 @@ def test_an_adapter_is_ported_and_saved(load, make_host, tmp_path):
 
 def test_an_embedded_host_is_loaded_by_its_name():
     assert portability.load("embedded:nano-raw-base").family == "t5"
-    assert find_host("embedded:nano-raw-base").source == "embedded:nano-raw-base"  # adapters name it so, no path
+    assert find_host("embedded:nano-raw-base").source == "embedded:nano-raw-base"  # not its path
