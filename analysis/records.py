@@ -177,6 +177,26 @@ def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.n
     return found
 
 
+def predictions_of(store: Store, run_id: str) -> pd.DataFrame:
+    """What a run answered: a row for each mark and test example, in their order.
+
+    Returns:
+        `updates`, `example` (from 0), and of texts with labels `label` and `right` (bool; a tie counts as
+        negative), of prompts `score` in [0, 1]; `margin` (nats) where the store has it; `invalid` (bool).
+
+    Raises:
+        UserError: the run has no predictions, or damaged ones.
+    """
+    saved = store.predictions(run_id)
+    marks, count = saved["invalid"].shape
+    found = {"updates": np.repeat(saved["updates"], count), "example": np.tile(np.arange(count), marks)}
+    if "label" in saved:
+        found["label"] = np.tile(saved["label"], marks)
+        found["right"] = ((saved["margin"] > 0) == (saved["label"] == 1)).reshape(-1)
+    found |= {name: saved[name].reshape(-1) for name in ("margin", "score", "invalid") if name in saved}
+    return pd.DataFrame(found)
+
+
 def marks_of(store: Store, record: Mapping[str, Any], metric: str | None) -> list[dict[str, Any]]:
     """The marks of a record; a shipped metric of margins that they lack is computed where margins and labels
     are stored.

@@ -1,33 +1,26 @@
-"""What a notebook imports: a module ported to another host, a study carried out, and its cells as a table.
+"""Modules from Python: hosts and adapters loaded, and ported to another host.
 
-    from portability import cells, compose, run_study
-    cells(run_study(compose(["+sweep=smoke"])))
+    from portability import port_adapter
+    ported = port_adapter("my-lora", "../larger-model")
+    print(ported.report.carried_entries_fraction)
+    ported.save("my-lora-on-larger")
 """
 
 from pathlib import Path
 
-import pandas as pd
-
-from portability.analysis.load import read
-from portability.core.errors import UserError
 from portability.core.specs import HostSpec, MethodSpec, PortSpec
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
-from portability.methods.base import AttachedMethod
+from portability.methods.base import AttachedMethod as AttachedMethod
+from portability.methods.files import AdapterFolder as AdapterFolder
 from portability.methods.module import ModuleState
-from portability.planning.study import Study
-from portability.porting.base import Port, PortContext, PortReport
+from portability.porting.adapter import PortedAdapter as PortedAdapter
+from portability.porting.adapter import load_adapter as load_adapter
+from portability.porting.adapter import port_adapter as port_adapter
+from portability.porting.base import Port, PortContext
+from portability.porting.base import PortReport as PortReport
 from portability.porting.port import port
-from portability.run import command, compose
-from portability.store import Store
-
-__all__ = [
-    "AttachedMethod", "Host", "HostSource", "HostSpec", "MethodSpec", "ModuleState", "Port", "PortReport",
-    "PortSpec",
-    "Store", "Study", "UserError", "attach", "cells", "compose", "describe", "load", "port_module",
-    "run_study",
-]
 
 
 def load(place: str | Path) -> Host:
@@ -43,7 +36,8 @@ def port_module(
     module: ModuleState, origin: HostSpec, receiving: Host, method: MethodSpec, strategy: str = "pad",
     layer_map: str = "stretch", partial: bool = False, seed: int = 0,
 ) -> Port:
-    """A module that was trained on `origin`, fitted to another host, with a report of what was carried.
+    """A module of a study that was trained on `origin`, fitted to another host, with a report of what was
+    carried.
 
     Args:
         method: with which the module was made; the receiving host gets the same one for as long as this
@@ -63,25 +57,3 @@ def port_module(
         attached.detach()
     spec = PortSpec(strategy, strategy, layer_map, partial)
     return port(module, PortContext(origin, receiving.spec, fresh, spec, load_host))
-
-
-def run_study(study: Study) -> Store:
-    """Carry out what a study lacks, as ``python -m portability.run`` does.
-
-    Raises:
-        UserError: runs failed; their reasons are in the store.
-    """
-    store = Store(study.results / study.name)
-    if command(study):
-        raise UserError(f"{len(store.failures())} runs of study {study.name} failed; see mode=status")
-    return store
-
-
-def cells(study: Store | str | Path, metric: str = "eval_accuracy") -> pd.DataFrame:
-    """A row for each cell of a study, with its status and its numbers (columns:
-    portability.analysis.load.tidy).
-
-    Args:
-        study: its store, or its folder.
-    """
-    return read(study if isinstance(study, Store) else Store(Path(study)), metric).cells

@@ -1,5 +1,5 @@
-"""The command `portability export STUDY RUN --out DIR`: a module of a study as a folder that its library
-loads."""
+"""The command `portability export STUDY RUN`: a module of a study as a folder that its library loads (--out
+DIR), or what the run answered to each test example (--answers FILE)."""
 
 import argparse
 import logging
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from portability.analysis.answers import arms_of, write_answers
 from portability.core.errors import UserError
 from portability.core.specs import SCHEMA, HostSpec, RunSpec, from_dict
 from portability.hosts.host import load_host, load_skeleton
@@ -18,6 +19,7 @@ from portability.store import Store
 EXAMPLES = """examples:
   portability export results/demo 3f2a9c0d1e4b5a67 --out my-lora
   portability export results/mine 3f2a9c0d1e4b5a67 --out my-lora --host ../my-host
+  portability export results/demo 3f2a9c0d1e4b5a67 --answers answers.jsonl --arms
 """
 
 
@@ -28,17 +30,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a study's folder")
     parser.add_argument("run", help="run id, as the tables and the report name it")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder for the module")
-    parser.add_argument("--host", type=Path, help="the run's host, where it is no embedded one and no hub id")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="a new folder for the module")
+    add("--host", type=Path, help="of --out: the run's host, where it is no embedded one and no hub id")
+    add("--answers", type=Path, metavar="FILE.jsonl", help="a new file: a line for each test example, with "
+        "the prompt, its right answer, and the run's margins or scores at each mark")
+    add("--arms", action="store_true", help="of --answers: beside them those of the runs with other starts "
+        "and of the bare host")
+    add("--data", type=Path, metavar="FOLDER", help="of --answers: the data set, where it is no embedded "
+        "one, no hub id, and not where conf/data says")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         store = Store(options.study)
         run = run_of(store, options.run)
-        if options.out.exists():
-            raise UserError(f"{options.out} is there already; name a new folder")
-        export(store, run, options.out, options.host)
-        sys.stdout.write(f"written: {options.out}\n")
+        if options.out is None and options.answers is None:
+            raise UserError("say what to write: the module (--out DIR), or answers (--answers FILE.jsonl)")
+        if options.out and options.out.exists():
+            raise UserError(f"{options.out} is there already; name a new folder (--out)")
+        if options.answers:
+            arms = _arms(store, run) if options.arms else {run.init.name: run.run_id}
+            count = write_answers(store, run, options.answers, arms, options.data)
+            sys.stdout.write(f"written: {options.answers} ({count} examples; {', '.join(arms)})\n")
+        if options.out:
+            export(store, run, options.out, options.host)
+            sys.stdout.write(f"written: {options.out}\n")
     except (UserError, OSError) as error:
         sys.stderr.write(f"portability: {error}\n")
         return 2
@@ -59,6 +75,15 @@ def run_of(store: Store, run_id: str) -> RunSpec:
                         "again")
     run: RunSpec = from_dict(RunSpec, record["spec"])
     return run
+
+
+def _arms(store: Store, run: RunSpec) -> dict[str, str]:
+    """The runs beside a run; one that is not done is named and left out."""
+    found = arms_of(store, run.run_id)
+    for arm, run_id in found.items():
+        if not store.has(run_id):
+            sys.stderr.write(f"left out: {arm}, whose run {run_id} is not done\n")
+    return {arm: run_id for arm, run_id in found.items() if store.has(run_id)}
 
 
 def host_of(run: RunSpec, folder: Path | None) -> HostSpec:
@@ -97,3 +122,7 @@ def export(store: Store, run: RunSpec, out: Path, host_folder: Path | None = Non
     attached = attach(load(host), run.method)
     about = {"base_model_name_or_path": host.source if host.revision else None, "revision": host.revision}
     attached.save(attached.to_parameters(module), out, about)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,20 +8,17 @@ import argparse
 import json
 import logging
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
-from portability.hosts.host import Host, load_host, load_tokenizer
-from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, with_weights
-from portability.methods.files import AdapterFolder, read_folder
-from portability.porting.adapter import PortedAdapter, port_folder
-from portability.porting.card import card
+from portability.hosts.host import load_tokenizer
+from portability.hosts.resolve import with_weights
+from portability.methods.files import AdapterFolder
+from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter, port_adapter
 from portability.porting.layer_maps import LAYER_MAPS
 
 MEANING = {  # of the report's words for a tensor
@@ -92,8 +89,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     say: Callable[[str], None] = (lambda line: None) if options.json else (lambda line: print(line,
                                                                                               flush=True))
-    adapter = open_adapter(options.adapter)
-    origin, receiving = _hosts(adapter, options)
+    adapter = load_adapter(options.adapter)
+    origin, receiving = find_hosts(adapter, options.to, options.origin)
     out = options.out or Path(f"{adapter.folder.name}-on-{receiving.name}")
     if not options.dry_run and out.exists():
         raise UserError(f"{out} is there already; name a new folder (--out)")
@@ -105,49 +102,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         adapter, errors = to_lora(adapter, with_weights(origin), options.rank)
         say(f"turned into a LoRA of rank {adapter.config['r']} on its own base; relative error of its "
             f"matrices: median {errors['median']:.3g}, largest {errors['largest']:.3g}")
-    done = port_folder(adapter, origin, receiving, options.strategy, options.layer_map, options.partial,
-                       options.seed, load)
+    done = port_adapter(adapter, receiving, origin, options.strategy, options.layer_map, options.partial,
+                        options.seed)
     for line in report_lines(done):
         say(line)
-    found = {"adapter": adapter.folder.name, "origin": origin.name, "receiving": receiving.name,
-             "report": done.port.report.summary()}
+    found: dict[str, Any] = {"adapter": adapter.folder.name, "origin": origin.name,
+                             "receiving": receiving.name, "report": done.report.summary()}
     if options.verify:
         from portability.porting.verify import verify
 
-        native = open_adapter(options.native) if options.native else None
+        native = load_adapter(options.native) if options.native else None
         found["scores"] = verify(done, with_weights(receiving), options, native, say)
     if not options.dry_run:
-        _write(done, out, options, found)
+        words = shlex.join(["portability", "port", Path(options.adapter).name, "--to", Path(options.to).name,
+                            "--strategy", options.strategy, "--layer-map", options.layer_map])
+        done.save(out, options.merge, found.get("scores"), words)
         found["out"] = str(out)
         say(f"written: {out}")
     return found
-
-
-def open_adapter(words: str) -> AdapterFolder:
-    """An adapter by a folder's name or a hub id.
-
-    Raises:
-        UserError: it is not there, or cannot be read.
-    """
-    return read_folder(find_folder(words, "adapter", ADAPTER_FILES)[0])
-
-
-def load(spec: HostSpec) -> Host:
-    """A host with its weights."""
-    return load_host(with_weights(spec))
-
-
-def _hosts(adapter: AdapterFolder, options: argparse.Namespace) -> tuple[HostSpec, HostSpec]:
-    base = options.origin or adapter.base
-    if not base:
-        raise UserError(f"{adapter.folder} does not say what its base model is; name it: --from HOST")
-    try:
-        origin = find_host(base)
-    except UserError as error:
-        if options.origin:
-            raise
-        raise UserError(f"the adapter's base: {error}; name it: --from HOST") from error
-    return origin, find_host(options.to)
 
 
 def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named: str | None) -> list[str]:
@@ -192,7 +164,7 @@ def vocabulary_overlap(origin: HostSpec, receiving: HostSpec) -> float | None:
 
 def report_lines(done: PortedAdapter) -> list[str]:
     """What the port did, in words."""
-    report = done.port.report
+    report = done.report
     lines = []
     for stack, layers in report.layer_map.items():
         if stack == "shared":
@@ -210,24 +182,6 @@ def report_lines(done: PortedAdapter) -> list[str]:
                  "of its squared norm")
     lines.append(f"filled of the receiving module: {report.filled_fraction:.1%} of its numbers")
     return lines
-
-
-def _write(done: PortedAdapter, out: Path, options: argparse.Namespace, found: dict[str, Any]) -> None:
-    """The folder, whole or not at all: it is made beside its place and renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-        folder = Path(beside) / "adapter"
-        if options.merge:
-            from portability.porting.convert import merged
-
-            merged(done, with_weights(done.receiving), folder)
-        else:
-            done.write(folder, options.to.partition("@")[0], done.receiving.revision)
-        words = shlex.join(["portability", "port", Path(options.adapter).name, "--to", Path(options.to).name,
-                            "--strategy", options.strategy, "--layer-map", options.layer_map])
-        (folder / "README.md").write_text(card(done, found, words, options.to.partition("@")[0],
-                                               options.merge))
-        shutil.move(str(folder), str(out))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,11 @@ def rows(study: StudyData, name: str, split: str, limit: int) -> Rows:
         found = kept(found, study.dropped[name])
     if rows_digest(found) != study.digests[name][split]:
         raise UserError(f"the {split} split of data set '{name}' changed since the study was planned; rerun")
+    return limited(found, split, limit)
+
+
+def limited(found: Rows, split: str, limit: int) -> Rows:
+    """The rows of a split that are used, as of `rows`; `found` is shuffled in place."""
     if 0 < limit < len(found):
         random.Random(stream_seed("eval-subset", split, limit)).shuffle(found)
         found = found[:limit]

@@ -49,14 +49,15 @@ def find_host(words: str) -> HostSpec:
         UserError: as `find_folder`, or the folder holds no host of a known family.
     """
     if words.startswith("embedded:"):
-        folder, revision = folder_of(HostSource(words, path=words)), None
+        folder, revision, source = folder_of(HostSource(words, path=words)), None, words
     else:
         folder, revision = find_folder(words, "host", TEXT_FILES)
+        source = words.partition("@")[0] if revision else str(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"host '{words}': there is no config.json in {folder}")
     shape = shape_of(read_config(folder / "config.json"), words, folder)
     name = Path(words.partition("@")[0]).name.removeprefix("embedded:")
-    return HostSpec(name, words.partition("@")[0] if revision else str(folder), revision, "", shape)
+    return HostSpec(name, source, revision, "", shape)
 
 
 def with_weights(spec: HostSpec) -> HostSpec:

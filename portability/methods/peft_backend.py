@@ -114,7 +114,7 @@ class PeftMethod(AttachedMethod):
         except Exception as error:  # each tuner has its own
             self.detach()
             raise UserError(f"method '{self.spec.name}': peft refuses {self.spec.config} on host "
-                            f"'{self.host.spec.name}': {error or type(error).__name__}") from error
+                            f"'{self.host.spec.name}': {str(error) or type(error).__name__}") from error
         self.host.model.eval()
 
     def read_layouts(self) -> None:

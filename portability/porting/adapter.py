@@ -1,19 +1,24 @@
 """Somebody's adapter folder fitted to another host, out of which comes a folder of the same method."""
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from portability.core.errors import UserError
 from portability.core.specs import HostSpec, MethodSpec, PortSpec
 from portability.hosts.host import Host, load_host, load_skeleton
+from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, with_weights
 from portability.methods import attach
-from portability.methods.files import AdapterFolder, module_of
+from portability.methods.files import AdapterFolder, module_of, read_folder
 from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
 from portability.porting.axes import MULTIPLIES
-from portability.porting.base import Port, PortContext
+from portability.porting.base import Port, PortContext, PortReport
 from portability.porting.port import port
 from portability.porting.settings import receiving_settings
 
@@ -49,10 +54,113 @@ class PortedAdapter:
                   if key.rsplit(".", 1)[-1] in PROJECTIONS}
         self.attached.save(self.parameters, folder, about, Form(self.adapter.dtype, self.prefix, beside))
 
+    def save(self, folder: str | Path, merge: bool = False, scores: dict[str, Any] | None = None,
+             command: str | None = None) -> None:
+        """Write a folder that the library loads, with a model card (README.md), whole or not at all: it is
+        made beside its place and renamed.
+
+        Args:
+            folder: must not exist.
+            merge: the receiving host with the module in its weights instead.
+            scores: for the card, as of porting.verify.
+            command: for the card, by which the port was made.
+
+        Raises:
+            UserError: the folder is there already, or the method cannot be merged.
+        """
+        from portability.porting.card import card
+
+        out, base = Path(folder).expanduser(), self.receiving.source
+        if out.exists():
+            raise UserError(f"{out} is there already; name a new folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+            draft = Path(beside) / "adapter"
+            if merge:
+                from portability.porting.convert import merged
+
+                merged(self, with_weights(self.receiving), draft)
+            else:
+                self.write(draft, base, self.receiving.revision)
+            found = {"report": self.report.summary(), "scores": scores}
+            made_by = command or "portability.port_adapter"
+            (draft / "README.md").write_text(card(self, found, made_by, base, merge))
+            shutil.move(draft, out)
+
     @property
     def spec(self) -> MethodSpec:
         """The method, with the receiving host's names."""
         return self.attached.spec
+
+    @property
+    def report(self) -> PortReport:
+        """What was carried, and what was filled."""
+        return self.port.report
+
+
+# ---- by the words that a user gives
+
+
+def load_adapter(words: str | Path) -> AdapterFolder:
+    """An adapter by a folder's name, or a hub id, perhaps with ``@revision``; its configuration and tensors
+    are read and checked, and nothing of its base.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    return read_folder(find_folder(str(words), "adapter", ADAPTER_FILES)[0])
+
+
+def find_hosts(
+    adapter: AdapterFolder, to: str | Path | HostSpec, from_: str | Path | HostSpec | None = None
+) -> tuple[HostSpec, HostSpec]:
+    """The host that an adapter was trained on, and the receiving one, by their shapes; no weights are read.
+
+    Args:
+        to: a folder, ``embedded:NAME`` or a hub id, perhaps with ``@revision``; or what was found by one.
+        from_: the same for the adapter's base; None: what its configuration names.
+
+    Raises:
+        UserError: one of them is not there, or of an unknown family, or the adapter does not name its base.
+    """
+    def found(host: str | Path | HostSpec) -> HostSpec:
+        return host if isinstance(host, HostSpec) else find_host(str(host))
+
+    if from_ is not None:
+        return found(from_), found(to)
+    if not adapter.base:
+        raise UserError(f"{adapter.folder} does not say what its base model is; name it: --from HOST")
+    try:
+        origin = found(adapter.base)
+    except UserError as error:
+        raise UserError(f"the adapter's base: {error}; name it: --from HOST") from error
+    return origin, found(to)
+
+
+def port_adapter(
+    adapter: AdapterFolder | str | Path, to: str | Path | HostSpec,
+    from_: str | Path | HostSpec | None = None, strategy: str = "pad", layer_map: str = "stretch",
+    partial: bool = False, seed: int = 0,
+) -> PortedAdapter:
+    """Somebody's adapter fitted to another base model, as ``portability port`` does. Nothing is trained.
+
+    Args:
+        adapter: what `load_adapter` reads, or has read.
+        to: the receiving base model, as of `find_hosts`.
+        from_: the base that the adapter was trained on, where its configuration does not name it, or names
+            what is not there.
+        strategy: how sizes are fitted: a name in porting.strategies.STRATEGIES, or of an installed package.
+        layer_map: which layers feed which: a name in porting.layer_maps.LAYER_MAPS.
+        partial: whether what has no counterpart may stay fresh, or be dropped.
+        seed: of what stays fresh.
+
+    Raises:
+        UserError: as `load_adapter`, `find_hosts` and `port_folder`.
+    """
+    held = adapter if isinstance(adapter, AdapterFolder) else load_adapter(adapter)
+    origin, receiving = find_hosts(held, to, from_)
+    return port_folder(held, origin, receiving, strategy, layer_map, partial, seed,
+                       lambda spec: load_host(with_weights(spec)))
 
 
 def port_folder(

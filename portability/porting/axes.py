@@ -94,7 +94,8 @@ class _Filling:
         missing = [s for s in slots if s not in present]
         if missing and not self.context.spec.partial:
             raise UserError(f"port {self.context.pair}: {missing[0].key} has no counterpart in the module; "
-                            f"a partial carry must be asked for (port.{self.context.spec.name}.partial=true)")
+                            "a partial carry must be asked for (--partial; in a study "
+                            f"port.{self.context.spec.name}.partial=true)")
         values = average_layers([{s.role: have[one[s]] for s in present} for one in found]) if present else {}
         out = {s: self._fit(s, values[s.role], [one[s] for one in found]) for s in present}
         for slot in missing:
@@ -154,7 +155,7 @@ class _Filling:
         if lost and not context.spec.partial:
             raise UserError(f"port {context.pair} would lose {lost[0].key} {tuple(total[lost[0]].shape)}: "
                             "the receiving module has no such place; ask for a partial carry "
-                            f"(port.{context.spec.name}.partial=true)")
+                            f"(--partial; in a study port.{context.spec.name}.partial=true)")
 
 
 def _stack_map(module: ModuleState, fresh: ModuleState) -> dict[str, str]:

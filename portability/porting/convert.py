@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +76,21 @@ def _errors(method: PeftMethod, state: Mapping[str, Tensor]) -> dict[str, float]
     found = []
     for name, layer in method.host.model.named_modules():
         if f"{name}.lora_A.weight" in state:
-            change = layer.get_delta_weight(NAME).detach().float()
+            change = _change(layer).detach().float()
             product = state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"]
             found.append(float((change - product).norm() / change.norm().clamp(min=1e-30)))
     return {"median": float(np.median(found)), "largest": max(found)}
+
+
+def _change(layer: Any) -> Tensor:
+    """What a layer of peft adds to its matrix, (out, in); of MiSS
+    the library gives the whole matrix, but for the mode "bat"."""
+    if not hasattr(layer, "miss_fn"):
+        return layer.get_delta_weight(NAME)
+    weight = layer.get_base_layer().weight.detach().double()
+    if layer.miss_fn == "bat":
+        return layer.get_delta_weight(NAME, weight)
+    return layer.get_delta_weight_miss(NAME, weight.clone()) - weight
 
 
 def merged(done: PortedAdapter, receiving: HostSpec, folder: Path) -> None:

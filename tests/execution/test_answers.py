@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from portability.analysis.answers import write_answers
 from portability.analysis.context import gather
 from portability.analysis.load import read
 from portability.analysis.tables.registry import build
@@ -240,3 +241,20 @@ def test_answers_that_are_too_long_are_counted_and_every_test_example_is_scored(
     assert found.parts["too_long"] == [{"host": "nano-raw-base", "data": "sums", **counts}]
     pack(store, tmp_path / "copy")
     assert read(Store(tmp_path / "copy")).parts["too_long"] == found.parts["too_long"]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("sums", "written"), ("quiz", "chosen")])
+def test_answers_are_written_beside_their_prompts(done, sets, tmp_path, name, folder):
+    got, store = done("gpt2")
+    run = of_data(plan(got.grid), name, "extracted")[0]
+    count = write_answers(store, run, tmp_path / "answers.jsonl", {"extracted": run.run_id}, sets / folder)
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    asked = rows(got.data, name, "test", 0)
+    assert len(lines) == count == len(asked)
+    saved = store.predictions(run.run_id)
+    for place, (line, example) in enumerate(zip(lines, asked, strict=True)):
+        assert (line["prompt"], line["answer"]) == (example.prompt, example.answer)
+        assert line.get("choices") == (None if example.choices is None else list(example.choices))
+        scores = [mark["score"] for mark in line["arms"]["extracted"]["marks"]]
+        assert scores == pytest.approx(saved["score"][:, place].tolist())
+        assert ("margin" in line["arms"]["extracted"]["marks"][0]) == (name == "quiz")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from portability.core.errors import UserError
 from portability.methods.files import read_folder
 from portability.porting.adapter import port_folder
+from portability.porting.convert import to_lora
 from support.peft_methods import write_plain
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -104,6 +105,23 @@ def test_numbers_keep_their_type(ported, tmp_path):
 def test_what_is_not_defined_is_refused(ported, origin, receiving, name, said):
     with pytest.raises(UserError, match=said):
         ported(origin, receiving, name)
+
+
+@pytest.mark.parametrize("name", ["loha", "lokr", "miss", "randlora", "vera"])
+def test_what_has_no_port_between_widths_has_one_as_a_lora(load, make_host, tmp_path, name):
+    """The LoRA keeps as much of each matrix as was asked for."""
+    write_plain(tmp_path / "in", load("llama", 32, 2, 4), name)
+    lora, errors = to_lora(read_folder(tmp_path / "in"), make_host("llama", 32, 2, 4), 0.9999)
+    assert errors["median"] <= errors["largest"] < 0.011  # sqrt(1 - 0.9999)
+    assert lora.spec.config == "LoraConfig"
+    done = port_folder(lora, make_host("llama", 32, 2, 4), make_host("llama", 64, 4, 8))
+    assert done.port.report.carried_fraction == 1.0
+
+
+def test_what_peft_cannot_turn_into_a_lora_is_said_with_its_words(load, make_host, tmp_path):
+    write_plain(tmp_path / "in", load("llama", 32, 2, 4), "oft")
+    with pytest.raises(UserError, match="peft cannot turn OFTConfig into a LoRA: Some module types on this"):
+        to_lora(read_folder(tmp_path / "in"), make_host("llama", 32, 2, 4), 0.99)
 
 
 def test_an_adapter_of_another_base_is_seen(load, make_host, tmp_path):
