@@ -112,7 +112,7 @@ def read_folder(folder: Path) -> AdapterFolder:
     Raises:
         UserError: a file is missing, truncated or no such file, or holds what no adapter has.
     """
-    config = _config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     if (folder / WEIGHTS).is_file():
         found = _safetensors(folder / WEIGHTS)
     elif (folder / PICKLE).is_file():
@@ -131,7 +131,12 @@ def read_folder(folder: Path) -> AdapterFolder:
                          {key: tensor.dtype for key, tensor in found.items()})
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """An adapter_config.json, checked.
+
+    Raises:
+        UserError: it is missing, larger than one ever is, or no JSON object.
+    """
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {CONFIG}: it is no folder of an adapter")
     if path.stat().st_size > LARGEST_CONFIG:

@@ -257,6 +257,9 @@ def config_of(spec: MethodSpec, host: Host) -> Any:
     classes = {kind.__name__: kind for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}
     settings = dict(spec.settings)
     if (sites := settings.pop("sites", None)) is not None:
+        if "target_modules" in settings:
+            raise UserError(f"method '{spec.name}': sites and target_modules both say where it stands; leave "
+                            f"one out, as in '~method.{spec.name}.settings.sites'")
         settings["target_modules"] = modules_at(sites, host.spec.shape, spec.name)
     for key, value in settings.items():
         if "dropout" in key and value:
