@@ -10,7 +10,7 @@ from portability.core.errors import UserError
 from portability.core.specs import HostShape
 from portability.methods.files import PLACES, AdapterFolder, parameter_name
 from portability.methods.module import ModuleState
-from portability.methods.peft_backend import NAMED, endings, layout_of
+from portability.methods.peft_backend import NAMED, PROMPTS, endings, layout_of
 from portability.porting.layer_maps import LAYER_MAPS
 
 Place = tuple[str, int, str]  # stack, layer, site
@@ -52,6 +52,8 @@ def receiving_settings(
             the module's sites.
     """
     settings = {key: value for key, value in adapter.spec.settings.items() if key not in PLACES}
+    if adapter.spec.config in PROMPTS:
+        return settings
     have = {(slot.stack, slot.layer, slot.site) for slot in module.tensors if slot.site not in ("prompt",)}
     have = {place for place in have if place[2] != "vblora_vector_bank"}
     low, inward = _ranks(adapter, origin), _inward(module)
