@@ -82,7 +82,7 @@ class PromptMethod(PeftMethod):
         if begins:
             self._check_room(count + ids.shape[1])
         embeds = begins and not self.prefixes
-        more = {"attention_mask": _longer_mask(mask, count, embeds)}
+        more: dict[str, Any] = {"attention_mask": _longer_mask(mask, count, embeds)}
         if positions is not None:
             more["position_ids"] = positions + count
             if embeds:

@@ -76,6 +76,9 @@ def receiving_settings(
         feeding = {place: names for place, names in paths.items() if sources[place][0] in inward}
         settings["feedforward_modules"] = _targets(feeding, receiving) if feeding else []
     if low:
+        if half := sorted({place for found in sources.values() for place in found} - low.keys()):
+            raise UserError(f"{adapter.folder} has half of a pair at {'.'.join(map(str, half[0]))}: lora_B "
+                            "without lora_A")
         settings |= _patterns({place: _one([low[one] for one in found], place)
                                for place, found in sources.items()}, paths, receiving)
     return settings
