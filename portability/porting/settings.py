@@ -124,15 +124,16 @@ def _ranks(adapter: AdapterFolder, shape: HostShape) -> dict[Place, Low]:
     """Rank and alpha of each of a LoRA's pairs; empty for other methods."""
     from peft.utils.other import get_pattern_key
 
-    if adapter.spec.config != "LoraConfig":
+    spec, found = adapter.spec, {}
+    if spec.config != "LoraConfig":
         return {}
-    config, found = adapter.config, {}
-    alphas = config.get("alpha_pattern") or {}
+    alphas = spec.settings.get("alpha_pattern", {})
     for key, tensor in adapter.tensors.items():
         name = NAMED.match(parameter_name(key))
         if name and name["part"] in ("lora_A", "lora_embedding_A"):
-            (slot, _, _), *_ = layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape).slots
-            alpha = alphas.get(get_pattern_key(alphas, name["place"]), config.get("lora_alpha", 8))
+            (slot, _, _), *_ = layout_of(parameter_name(key), tuple(tensor.shape), spec, shape).slots
+            usual = spec.settings.get("lora_alpha", 8)
+            alpha = alphas.get(get_pattern_key(alphas, name["place"]), usual)
             found[slot.stack, slot.layer, slot.site] = Low(tensor.shape[0], float(alpha))
     return found
 
