@@ -10,10 +10,8 @@ own when it is attached first, and these round a T5's attention otherwise: see `
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +137,10 @@ def prepare(host: Host) -> Host:
     same function, but the last bits of a T5's attention differ, which must not depend on what was attached
     before. Where the library is not installed no method of it can be attached, and hosts stay as they are.
     """
-    if "adapters" not in sys.modules and find_spec("adapters") is None:  # once loaded, it has no spec
+    try:
+        import adapters
+    except ImportError:
         return host
-    import adapters
 
     if not isinstance(host.model, adapters.ModelAdaptersMixin):
         device = host.model.device
