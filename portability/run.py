@@ -53,7 +53,8 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         name, equals, value = word.partition("=")
         if equals and name.lstrip("+~").split(".")[0] not in HOW:
-            place = name.endswith((".path", "_root")) or any(mark in value for mark in ("/home", "~/", "../"))
+            place = name.endswith((".path", "_root", ".from", "origin.module"))
+            place = place or any(mark in value for mark in ("/home", "~/", "../"))
             place = place or redact_paths(value) != value or Path(value).is_absolute()
             found.append(f"{name}=PATH" if place else word)
     return found

@@ -4,6 +4,7 @@ one sentence.
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from portability.core.paths import bundled
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
 # ... are conf groups that are loaded whole, with the axis that names their entries
 ALWAYS = ("method", "engine", "host_set")  # something of these is always chosen; others are added with a plus
+FROM = re.compile(r"method\.([\w-]+)\.from")  # a method of an adapter's folder
 SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method=[lora,prefix]'; anything "
            "else takes one value: repeat the command for another, with study=NAME")
 
@@ -101,6 +103,9 @@ def composed(asked: argparse.Namespace) -> DictConfig:
     words = [_read(word, groups) for word in asked.words]
     _check_files(folders)
     chosen = [str(word.input_line) for word in words if word.key_or_group in groups]
+    folders_of = {found[1]: word for word in words if (found := FROM.fullmatch(word.key_or_group))}
+    if folders_of and not any(word.key_or_group == "method" for word in words):
+        chosen.append("method=[]")
     chosen += [f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES]
     places = json.dumps([f"file://{folder}" for folder in folders[1:]], ensure_ascii=False)
     try:
@@ -110,10 +115,31 @@ def composed(asked: argparse.Namespace) -> DictConfig:
         raise UserError(_sentence(error)) from error
     OmegaConf.set_struct(cfg, False)
     cfg.known_methods = groups["method"]
+    _read_methods(cfg, folders_of)
     for word in words:
-        if word.key_or_group not in groups:
+        if word.key_or_group not in groups and word not in folders_of.values():
             _set(cfg, word, groups)
     return cfg
+
+
+def _read_methods(cfg: DictConfig, words: Mapping[str, Override]) -> None:
+    """Put in what the folders say of methods that name one, by a word or in their file; what stands beside
+    the folder's name wins."""
+    cfg.setdefault("method", {})
+    for name, word in words.items():
+        if "library" in (held := cfg.method.get(name) or {}):
+            raise UserError(f"'{word.input_line}': {name} is a method of its own file; give the folder's "
+                            "another name")
+        cfg.method[name] = {**held, "from": str(word.value())}
+    for name, held in cfg.method.items():
+        if held and "from" in held:
+            from portability.config.folders import method_of  # with torch
+
+            entry = OmegaConf.create(method_of(held.pop("from"), str(name)))
+            if "target_modules" in (held.get("settings") or {}):
+                entry.settings.pop("sites", None)
+            cfg.method[name] = OmegaConf.merge(entry, held)
+            cfg.known_methods.append(name)
 
 
 def _folders(asked: argparse.Namespace) -> list[Path]:
@@ -188,9 +214,12 @@ def _sentence(error: Exception) -> str:
 
 def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
     """Change, add (`+`) or take out (`~`) a key. The relations are an axis with names of its own: named as a
-    whole they take the place of the sweep's, as lists do, and a new one needs no plus.
+    whole they take the place of the sweep's, as lists do, and a new one needs no plus. `origin` alone is the
+    origin's host.
     """
     key, line, value = word.key_or_group, str(word.input_line), word.value()
+    if key == "origin" and not isinstance(value, dict):
+        key = "origin.host"
     parent, _, last = key.rpartition(".")
     added = word.is_add() or word.is_force_add()
     if added:

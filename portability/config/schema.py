@@ -54,6 +54,14 @@ class HostSetConf:
 
 
 @dataclass(frozen=True)
+class OriginConf:
+    """Where the grid names no pairs, the origin host; and an adapter's folder that stands for its module."""
+
+    host: Name | None
+    module: str | None
+
+
+@dataclass(frozen=True)
 class GridConf:
     """The axes."""
 
@@ -85,7 +93,7 @@ class Config:
     results: str
     host_root: str
     data_root: str
-    origin: Name
+    origin: OriginConf
     receiving: Name
     grid: GridConf
     task: TaskSpec

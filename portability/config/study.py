@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from portability.config.folders import OWN_BASE, base_of, check_external, external
 from portability.config.schema import Config
 from portability.core import specs
 from portability.core.architectures import FAMILIES
@@ -22,7 +23,7 @@ from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
 from portability.hosts.sources import HostSource, describe
-from portability.planning.grid import Grid, check_relations, origins, rated
+from portability.planning.grid import SELF, Grid, check_relations, origins, rated
 from portability.planning.selection import Part
 from portability.planning.study import Study
 
@@ -55,6 +56,8 @@ def to_study(cfg: DictConfig) -> Study:
         choose(name, data.sources, "data set of grid.study_data")
     grid = _grid(conf, data, received, relations, used)
     _check(grid, relations)
+    if conf.origin.module:
+        check_external(grid, conf.origin.module)
     roles = conf.host_set.roles
     lineages = [[roles.get(name) or name for name in names] for names in conf.host_set.lineages]
     kinds = [(one.name, other.name, pair_kind(one, other, lineages)) for one, other in grid.pairs]
@@ -78,6 +81,12 @@ def _check_finite(value: Any, where: str) -> None:
 def _sets(conf: Config) -> tuple[list[str], Relations]:
     """Names of the receiving sets, and the relations."""
     received, named = conf.grid.data, conf.grid.relations
+    if conf.origin.module and len(named) > 1:
+        raise UserError(f"grid.relations ({', '.join(named)}) are sets that origins are trained on, and the "
+                        "module of origin.module is trained already; leave one: "
+                        f"{' '.join(f'~grid.relations.{name}' for name in list(named)[1:])}")
+    if conf.origin.module:
+        named = {specs.EXTERNAL: SELF}
     if None in (*received, *named.values()):
         raise UserError(f"host set '{conf.host_set.name}' names no data set for one of this sweep's "
                         "relations; name one (host_set.sets.ROLE=SET) or leave the relation out")
@@ -96,13 +105,11 @@ def _grid(
     conf: Config, data: StudyData, received: list[str], relations: Relations, used: Iterable[str]
 ) -> Grid:
     grid, evaluation = conf.grid, replace(conf.eval, metrics=metric_names(conf.eval.metrics))
-    pairs = [[_role(conf, name) for name in pair] for pair in grid.pairs or [(conf.origin, conf.receiving)]]
-    hosts = {name: describe(_entry(conf, "host", name, HostSource)) for name in dict.fromkeys(chain(*pairs))}
     sets = {name: data_spec(data, name, evaluation) for name in used}
     answers = {name: answer_spec(data.sources[name], conf.task.max_length) for name in used}
     return Grid(
         methods=_methods(conf),
-        pairs=[(hosts[origin], hosts[receiving]) for origin, receiving in pairs],
+        pairs=_pairs(conf),
         relations={name: {own: sets[origin] for own, origin in named.items()}
                    for name, named in relations.items()},
         data=[sets[name] for name in received],
@@ -113,7 +120,21 @@ def _grid(
         task=conf.task, answers={name: spec for name, spec in answers.items() if spec is not None},
         train=specs.TrainSpec(updates=max(grid.budgets), **vars(conf.train)),
         eval=evaluation, precision=conf.precision, head=conf.head,
+        module=external(conf.origin.module) if conf.origin.module else None,
     )
+
+
+def _pairs(conf: Config) -> list[tuple[specs.HostSpec, specs.HostSpec]]:
+    """Origin and receiving hosts; the origin of a module from elsewhere is its base, unless it is named."""
+    given, module = conf.grid.pairs, conf.origin.module
+    if given is None:
+        given = [(conf.origin.host or (OWN_BASE if module else "raw_base"), conf.receiving)]
+    pairs = [tuple(_role(conf, name) for name in pair) for pair in given]
+    hosts = {name: describe(_entry(conf, "host", name, HostSource))
+             for name in dict.fromkeys(chain(*pairs)) if name != OWN_BASE}
+    if OWN_BASE in chain(*pairs):
+        hosts[OWN_BASE] = base_of(str(module), list(hosts.values()))
+    return [(hosts[origin], hosts[receiving]) for origin, receiving in pairs]
 
 
 def _role(conf: Config, name: str) -> str:
@@ -132,6 +153,9 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
     """
     for name in conf.method:
         choose(name, conf.known_methods, "method")
+        if conf.method[name].get("learning_rate", 0) is None:
+            raise UserError(f"method.{name}.learning_rate is missing: an adapter's folder does not say it; "
+                            f"give it, as in method.{name}.learning_rate=3e-3")
     methods = [build(specs.MethodSpec, {"name": name} | value, f"method.{name}")
                for name, value in conf.method.items() if value.keys() & {"library", "config"}]
     if not methods:

@@ -239,6 +239,40 @@ SITE_GROUPS: dict[str, tuple[str, ...]] = {  # names for what a family has of th
 }
 
 
+def sites_of(targets: list[str]) -> list[str] | None:
+    """The sites and groups of sites that names of modules stand for in peft's sense (endings of paths), the
+    same in every family that has all of them; None where there are no such sites.
+
+    Example:
+        >>> sites_of(["q_proj", "v_proj"]), sites_of(["c_fc", "mlp.c_proj"]), sites_of(["layers.0.up_proj"])
+        (['query', 'value'], ['ffn'], None)
+    """
+    found = [sites for family in FAMILIES.values() if (sites := _sites_in(family, targets)) is not None]
+    return found[0] if found and found[0] and all(sites == found[0] for sites in found) else None
+
+
+def _sites_in(family: Family, targets: list[str]) -> list[str] | None:
+    """As `sites_of`, of one family: None where it lacks a name, nothing where the names leave out a module of
+    their sites."""
+    rows = [*((path, site) for stack in family.matrices.values() for path, site in stack.items()),
+            *family.shared.items()]
+    paths = {name: {row for row in rows if f".{row[0]}".endswith(f".{name}")} for name in targets}
+    if not all(paths.values()):
+        return None
+    chosen = set().union(*paths.values())
+
+    def named(site: str) -> set[str]:
+        return set(site.replace("cross_", "").split("+"))
+
+    sites = set().union(*(named(site) for _, site in chosen))
+    if chosen != {row for row in rows if named(row[1]) & sites}:
+        return []
+    for group, members in SITE_GROUPS.items():
+        if (own := set(members) & set().union(*(named(site) for _, site in rows))) and own <= sites:
+            sites = sites - own | {group}
+    return sorted(sites)
+
+
 def within_layer(family: str, name: str) -> tuple[str, int, str] | None:
     """Stack and layer of a parameter's name, and the rest of the name inside the layer; None outside the
     layers.

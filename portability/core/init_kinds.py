@@ -4,7 +4,7 @@ portability/inits."""
 from dataclasses import dataclass
 from typing import Literal
 
-Need = Literal["origin_module", "port", "extraction", "teacher"]
+Need = Literal["origin_module", "port", "extraction", "teacher", "external"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class InitKind:
         stage: how a tracker files its runs (job_type).
         needs: "origin_module", the module trained on the origin host; "port", how that one is fitted;
             "extraction", the run that cut pairs out of the origin host's weights; "teacher", these weights
-            themselves.
+            themselves; "external", the folder of a module from elsewhere.
         subtracts_start: whether the start is taken off the host, so that training begins at the bare host.
         subtracts_blocks: whether the whole cuts behind the pairs can be taken off instead (``subtract:
             block``).
@@ -45,5 +45,6 @@ INIT_KINDS: dict[str, InitKind] = {
     "compute_matched": InitKind("scratch", trains_extra=True),  # planned as scratch with more updates
     "extraction": InitKind("extraction", frozenset({"teacher"}), subtracts_start=True, subtracts_blocks=True,
                            offered=False),
+    "external": InitKind("origin", frozenset({"external"}), offered=False),
     "bare": InitKind("bare", offered=False),
 }

@@ -16,6 +16,7 @@ from portability.core.wording import counted
 T = TypeVar("T")
 
 BARE = "bare"  # kind of init of a run without a module: the host as it is
+EXTERNAL = "external"  # kind of init of a run without updates: a module from elsewhere, as its folder has it
 EXTRACTION = "extraction"  # kind of init of a run without updates: pairs cut out of a larger host's weights
 METRICS = ("accuracy", "f1")  # of texts with labels, unless others are asked for
 SCHEMA = 2  # raise it when a change of the protocol changes numbers: every run is then named anew
@@ -100,6 +101,16 @@ class InitSpec:
     def traits(self) -> InitKind:
         """What planning knows of the kind."""
         return INIT_KINDS[self.kind]
+
+
+@dataclass(frozen=True)
+class ExternalModule:
+    """A module that was trained elsewhere: the folder of an adapter, and the digest of its weights and
+    settings, by which runs that start from it are named."""
+
+    name: str
+    folder: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,8 @@ class RunSpec:
     nothing. `head` is "none" for hosts that score label words, else "shared" or "fresh". `teacher` is the
     host out of which an extraction cuts its module, None for all other runs. `origin_host` is the host of the
     module that a run ports, for strategies that read its weights; it follows from `origin`, so it is no part
-    of the identity, and no record repeats it.
+    of the identity, and no record repeats it. Nor does one repeat `folder`, where the module of a run of kind
+    `external` lies: its digest is an option of the init.
     """
 
     host: HostSpec
@@ -258,6 +270,7 @@ class RunSpec:
     precision: str
     teacher: HostSpec | None = None
     origin_host: HostSpec | None = None
+    folder: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the run's numbers, and nothing else: no path, no display name."""

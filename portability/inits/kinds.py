@@ -34,7 +34,7 @@ def _undeclared(*_: Any) -> NoReturn:
 
 @dataclass(frozen=True)
 class InitContext:
-    """What an init may use. Of the last three, those that its kind declares
+    """What an init may use. Of the last four, those that its kind declares
     (`core.init_kinds.InitKind.needs`) can be called; they load, or make, what they give when it is asked for.
 
     Attributes:
@@ -47,6 +47,7 @@ class InitContext:
         extraction: gives what the extraction's run left: its pairs, and the cuts behind them where the method
             takes these off.
         teacher: cuts pairs out of the origin host's weights; gives the report too.
+        external: gives the module of an adapter's folder.
     """
 
     receiving: HostSpec
@@ -59,6 +60,7 @@ class InitContext:
     port: Callable[[], Port] = _undeclared
     extraction: Callable[[], tuple[ModuleState, ModuleState | None]] = _undeclared
     teacher: Callable[[], tuple[ModuleState, ExtractReport]] = _undeclared
+    external: Callable[[], ModuleState] = _undeclared
 
 
 Init = Callable[[InitContext, Mapping[str, Any]], InitialState]  # the mapping is `InitSpec.options`
@@ -67,6 +69,11 @@ Init = Callable[[InitContext, Mapping[str, Any]], InitialState]  # the mapping i
 def scratch(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     """The library's own initialisation (of LoRA: Hu et al. 2021, section 4.1)."""
     return InitialState(context.fresh())
+
+
+def external(context: InitContext, options: Mapping[str, Any]) -> InitialState:
+    """A module that was trained elsewhere, on its own base: what stands for an origin's."""
+    return InitialState(context.external())
 
 
 def ported(context: InitContext, options: Mapping[str, Any]) -> InitialState:
@@ -286,5 +293,6 @@ def _product_norm(pair_a: Tensor, pair_b: Tensor) -> Tensor:
     return ((flat_b.T @ flat_b) * (flat_a @ flat_a.T)).sum().clamp_min(0).sqrt().float()
 
 
-_ALL = scratch, ported, sampled, shuffled, extraction, extracted, extracted_shuffled, extracted_noise, pissa
+_ALL = (scratch, external, ported, sampled, shuffled, extraction, extracted, extracted_shuffled,
+        extracted_noise, pissa)
 INITS: dict[str, Init] = {init.__name__: init for init in _ALL} | {"compute_matched": scratch}

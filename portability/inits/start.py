@@ -11,11 +11,12 @@ from torch import Tensor
 
 from portability.core.errors import UserError
 from portability.core.seeds import stream_seed
-from portability.core.specs import HostSpec, RunSpec, from_dict
+from portability.core.specs import EXTERNAL, HostSpec, RunSpec, from_dict
 from portability.data.sampling import Bucket
 from portability.data.splits import StudyData
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import check_unchanged
+from portability.inits.external import external_module
 from portability.inits.extraction import ExtractReport, extract
 from portability.inits.kinds import INITS, SEEDS, InitContext, extraction_options
 from portability.methods.module import ModuleState
@@ -56,7 +57,8 @@ class StartBuilder:
                 refuses.
         """
         head = start_head(run, self.bench.scorer, self.store)
-        providers = {"port": self._port, "extraction": self._extraction, "teacher": self._teacher}
+        providers = {"port": self._port, "extraction": self._extraction, "teacher": self._teacher,
+                     "external": external_module}
         given: dict[str, Any] = {need: partial(provider, run) for need, provider in providers.items()
                                  if need in run.init.traits.needs}
         context = InitContext(
@@ -79,11 +81,13 @@ class StartBuilder:
         return from_dict(RunSpec, record["spec"])
 
     def _names(self, run: RunSpec) -> dict[str, str] | None:
-        """Host and data behind a start, for its record."""
+        """Host and data behind a start, for its record; of a module from elsewhere its own name is known."""
         if run.teacher is None and run.origin is None:
             return None
         source = self._origin(run) if run.teacher is None else run
-        return {"host": (source.teacher or source.host).name, "data": source.data.name}
+        elsewhere = source.init.kind == EXTERNAL
+        return {"host": (source.teacher or source.host).name,
+                "data": source.init.name if elsewhere else source.data.name}
 
     def _origin_module(self, run: RunSpec) -> ModuleState:
         return ModuleState.from_file(*self.store.tensors(str(run.origin), "module"))

@@ -27,6 +27,7 @@ from portability.methods.peft_backend import (
     GLOBAL,
     NAME,
     PROJECTIONS,
+    PROMPT,
     WEIGHTS,
     layout_of,
 )
@@ -39,6 +40,8 @@ ABOUT = (  # keys of a configuration that say where it comes from, not what the 
 PLACES = (  # settings that name modules of the origin's architecture
     "target_modules", "exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern",
     "rank_pattern", "alpha_pattern")
+OF_HOST = (  # sizes of the host that peft writes down beside a prompt
+    "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "encoder_hidden_size")
 
 
 @dataclass
@@ -76,7 +79,7 @@ class AdapterFolder:
         known = kinds[kind].__dataclass_fields__
         settings = {}
         for key, value in self.config.items():
-            if key in ABOUT or value is None or value == {}:
+            if key in (*ABOUT, *OF_HOST) or value is None or value == {}:
                 continue
             if key not in known:
                 if value:
@@ -86,6 +89,8 @@ class AdapterFolder:
                 continue
             _check_type(self.folder / CONFIG, kinds[kind], key, value)
             settings[key] = 0.0 if "dropout" in key else value
+        if settings.get("prefix_projection"):  # the file holds what the projection gave
+            settings["prefix_projection"] = False
         return MethodSpec(self.folder.name, "peft", kinds[kind].__name__, settings, 0.0)
 
     @property
@@ -112,7 +117,7 @@ def read_folder(folder: Path) -> AdapterFolder:
     Raises:
         UserError: a file is missing, truncated or no such file, or holds what no adapter has.
     """
-    config = _config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     if (folder / WEIGHTS).is_file():
         found = _safetensors(folder / WEIGHTS)
     elif (folder / PICKLE).is_file():
@@ -131,7 +136,12 @@ def read_folder(folder: Path) -> AdapterFolder:
                          {key: tensor.dtype for key, tensor in found.items()})
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """An adapter_config.json, checked.
+
+    Raises:
+        UserError: it is missing, larger than one ever is, or no JSON object.
+    """
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {CONFIG}: it is no folder of an adapter")
     if path.stat().st_size > LARGEST_CONFIG:
@@ -180,6 +190,8 @@ def parameter_name(key: str) -> str:
         >>> parameter_name("base_model.model.layers.0.self_attn.q_proj.lora_A.weight")
         'layers.0.self_attn.q_proj.lora_A.module.weight'
     """
+    if key == PROMPT:
+        return key
     name = re.sub(r"^base_model\.(model\.)?", "", key)
     head, _, leaf = name.rpartition(".")
     if name in GLOBAL:

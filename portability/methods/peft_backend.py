@@ -53,6 +53,9 @@ CONSTANT = ("ranknum",)  # AdaLoRA's, which peft lists among what is trained
 PROJECTIONS = ("vera_A", "vera_B", "randlora_A", "randlora_B")  # frozen, drawn from a seed; saved with some
 NAMED = re.compile(r"^(?P<place>.+?)\.(?P<part>\w+)\.module(?:\.(?P<leaf>weight|bias))?$")
 SHARED = ("vblora_vector_bank",)  # one parameter of all layers, which peft names by the first of them
+PROMPT = "prompt_embeddings"  # the one parameter of a method that stands before the text
+PREFIX = "PrefixTuningConfig"
+PROMPTS = ("PromptTuningConfig", PREFIX)
 
 # Settings whose other values change the host itself, need peft's own training loop, or train what is no
 # module: setting -> values that are understood.
@@ -62,6 +65,7 @@ UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None,), "use_qalora": (False,), "use_bdlora": (None, False),
     "alora_invocation_tokens": (None,), "arrow_config": (None,), "lora_bias": (False,),
     "corda_config": (None,), "loftq_config": (None, {}), "monteclora_config": (None,),
+    "prefix_projection": (False,),
 }
 
 
@@ -86,7 +90,13 @@ class PeftBackend:
 
     def attach(self, host: Host, spec: MethodSpec) -> "PeftMethod":
         """As `MethodBackend.attach`."""
-        method = PeftMethod(host, spec, config_of(spec, host))
+        config = config_of(spec, host)
+        kind: type[PeftMethod] = PeftMethod
+        if config.is_prompt_learning:
+            from portability.methods.peft_prompts import PromptMethod
+
+            kind = PromptMethod
+        method = kind(host, spec, config)
         try:
             method.read_layouts()
         except UserError:
@@ -125,7 +135,7 @@ class PeftMethod(AttachedMethod):
         """
         self.layouts = [layout_of(name, tuple(parameter.shape), self.spec, self.host.spec.shape)
                         for name, parameter in self.host.model.named_parameters()
-                        if parameter.requires_grad and name.split(".")[-2] not in CONSTANT]
+                        if parameter.requires_grad and name.rpartition(".")[0].split(".")[-1] not in CONSTANT]
         scales = {float(layer.scaling[NAME]) for layer in self.host.model.modules()
                   if isinstance(getattr(layer, "scaling", None), dict) and NAME in layer.scaling}
         self.scale = scales.pop() if len(scales) == 1 else 1.0
@@ -199,6 +209,8 @@ def layout_of(name: str, shape: tuple[int, ...], spec: MethodSpec, host: HostSha
     Raises:
         UserError: a parameter whose place or size is not known.
     """
+    if name.endswith(PROMPT):
+        return _prompt_layout(name, shape, spec, host)
     found = NAMED.match(name)
     if found is None:
         raise UserError(f"method '{spec.name}': no meaning is known for parameter {name} "
@@ -221,6 +233,20 @@ def layout_of(name: str, shape: tuple[int, ...], spec: MethodSpec, host: HostSha
         raise UserError(f"method '{spec.name}': parameter {name} has shape {shape}, which does not belong to "
                         f"a {host.family} host of width {host.hidden}: it was made on another base")
     return ParameterLayout(name, shape, tuple(slots))
+
+
+def _prompt_layout(name: str, shape: tuple[int, ...], spec: MethodSpec, host: HostShape) -> ParameterLayout:
+    """A prompt is one slot, a flat prefix (prefix, layer, key | value, kv_heads, head_dim)."""
+    count, stack = shape[0], next(iter(host.layers))
+    slots = [SlotLayout(Slot("shared", 0, "prompt", "prompt"), ("prefix", "hidden"), (count, host.hidden))]
+    if spec.config == PREFIX:
+        axes, sizes = ("prefix", "kv_heads", "head_dim"), (count, host.kv_heads, host.head_dim)
+        slots = [SlotLayout(Slot(stack, layer, "self_prefix", role), axes, sizes)
+                 for layer in range(host.layers[stack]) for role in ("prefix_key", "prefix_value")]
+    if (count, sum(math.prod(slot.sizes[1:]) for slot in slots)) != shape:
+        raise UserError(f"method '{spec.name}': {name} has shape {shape}, which does not belong to a "
+                        f"{host.family} host of width {host.hidden}: it was made on another base")
+    return ParameterLayout(name, shape, tuple(slots), axis=1 if spec.config == PREFIX else 0)
 
 
 def _own_axes(part: str, shape: tuple[int, ...], host: HostShape) -> Axes:
@@ -258,6 +284,9 @@ def config_of(spec: MethodSpec, host: Host) -> Any:
     classes = {kind.__name__: kind for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}
     settings = dict(spec.settings)
     if (sites := settings.pop("sites", None)) is not None:
+        if "target_modules" in settings:
+            raise UserError(f"method '{spec.name}': sites and target_modules both say where it stands; leave "
+                            f"one out, as in '~method.{spec.name}.settings.sites'")
         settings["target_modules"] = modules_at(sites, host.spec.shape, spec.name)
         if spec.config == "IA3Config" and "ffn_down" in sites:  # its scale meets what goes in
             settings.setdefault("feedforward_modules", modules_at(["ffn_down"], host.spec.shape, spec.name))
@@ -323,6 +352,8 @@ def file_key(name: str, prefix: str = "") -> str:
         >>> file_key("layers.0.self_attn.q_proj.lora_A.module.weight")
         'base_model.model.layers.0.self_attn.q_proj.lora_A.weight'
     """
+    if name.endswith(PROMPT):
+        return PROMPT
     bare = name.replace(f".{NAME}", "")
     part = bare.rsplit(".", 2)[-2:]
     if part[-1] in GLOBAL:

@@ -19,7 +19,8 @@ class Grid:
     classification head only; `task` is that of sets of texts with labels, `answers` has those of sets of
     prompts, by the set's name. `rates` are factors on each method's learning rate on the receiving host, each
     a method of its own ("lora x3"); origins and natives keep the common rate. With `origin_seeds` "other" an
-    origin has a seed of its own, so a receiving run does not see its origin's batches again.
+    origin has a seed of its own, so a receiving run does not see its origin's batches again. With `module`
+    nothing is trained on the origin host: the module from elsewhere stands for what would be.
     """
 
     methods: Sequence[specs.MethodSpec]
@@ -39,6 +40,7 @@ class Grid:
     answers: Mapping[str, specs.AnswerSpec] = field(default_factory=dict)
     rates: Sequence[float] = (1.0,)
     origin_seeds: str = "same"
+    module: specs.ExternalModule | None = None
 
     def task_of(self, data: specs.DataSpec) -> specs.TaskSpec | specs.AnswerSpec:
         """How a set's texts or prompts are asked and scored."""

@@ -72,11 +72,11 @@ class _Arm:
 
     def cells(self, out: Plan) -> Iterator[specs.Cell]:
         grid = self.grid
-        origin_id = out.add(self._origin, grid.origin_updates) if self._trains_origin else None
+        origin_id = out.add(self._origin, self._origin.train.updates) if self._trains_origin else None
         native_id = out.add(self._trained(self.receiving, self.data), grid.origin_updates)
+        seen = grid.module.name if grid.module else self.origin_data.name
         place = partial(specs.Cell, rated(self.method, self.rate).name, self.origin.name, self.receiving.name,
-                        self.relation, self.origin_data.name, self.data.name, seed=self.seed,
-                        native_id=native_id)
+                        self.relation, seen, self.data.name, seed=self.seed, native_id=native_id)
         for port in grid.ports:
             bare_id = out.add(self._bare(origin_id, port), 0)
             cell = partial(place, port=port.name, bare_id=bare_id)
@@ -104,6 +104,9 @@ class _Arm:
     def _origin(self) -> specs.RunSpec:
         """The run whose module is ported."""
         run = self._trained(self.origin, self.origin_data)
+        if module := self.grid.module:  # one for all seeds
+            init = specs.InitSpec(module.name, specs.EXTERNAL, {"digest": module.digest})
+            return replace(run.with_updates(0), init=init, seed=0, folder=module.folder)
         return run if self.grid.origin_seeds == "same" else replace(run, seed=self.seed + OTHER_SEEDS)
 
     @property

@@ -13,8 +13,10 @@ from portability.core.specs import HostSpec
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.methods.files import AdapterFolder, module_of
-from portability.methods.peft_backend import NAME, PeftMethod
+from portability.methods.peft_backend import NAME, PROMPTS, PeftMethod
 from portability.porting.adapter import PortedAdapter
+
+NO_WEIGHTS = "what it learned stands before the text, and in no weight"
 
 
 def to_lora(
@@ -36,6 +38,8 @@ def to_lora(
     except ImportError as error:
         raise UserError("--via lora needs peft 0.19 or later: pip install -U peft") from error
 
+    if adapter.spec.config in PROMPTS:
+        raise UserError(f"peft cannot turn {adapter.spec.config} into a LoRA: {NO_WEIGHTS}")
     method = _attached(adapter, origin)
     number: float = int(rank) if rank >= 1 else rank
     try:
@@ -99,6 +103,8 @@ def merged(done: PortedAdapter, receiving: HostSpec, folder: Path) -> None:
     Raises:
         UserError: the method cannot be merged.
     """
+    if done.spec.config in PROMPTS:
+        raise UserError(f"peft cannot merge {done.spec.config} into a host: {NO_WEIGHTS}")
     method = attach(load_host(receiving), done.spec)
     assert isinstance(method, PeftMethod)
     _fill(method, done.parameters)

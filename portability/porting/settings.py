@@ -10,7 +10,7 @@ from portability.core.errors import UserError
 from portability.core.specs import HostShape
 from portability.methods.files import PLACES, AdapterFolder, parameter_name
 from portability.methods.module import ModuleState
-from portability.methods.peft_backend import NAMED, endings, layout_of
+from portability.methods.peft_backend import NAMED, PROMPTS, endings, layout_of
 from portability.porting.layer_maps import LAYER_MAPS
 
 Place = tuple[str, int, str]  # stack, layer, site
@@ -52,6 +52,8 @@ def receiving_settings(
             the module's sites.
     """
     settings = {key: value for key, value in adapter.spec.settings.items() if key not in PLACES}
+    if adapter.spec.config in PROMPTS:
+        return settings
     have = {(slot.stack, slot.layer, slot.site) for slot in module.tensors if slot.site not in ("prompt",)}
     have = {place for place in have if place[2] != "vblora_vector_bank"}
     low, inward = _ranks(adapter, origin), _inward(module)
@@ -74,6 +76,9 @@ def receiving_settings(
         feeding = {place: names for place, names in paths.items() if sources[place][0] in inward}
         settings["feedforward_modules"] = _targets(feeding, receiving) if feeding else []
     if low:
+        if half := sorted({place for found in sources.values() for place in found} - low.keys()):
+            raise UserError(f"{adapter.folder} has half of a pair at {'.'.join(map(str, half[0]))}: lora_B "
+                            "without lora_A")
         settings |= _patterns({place: _one([low[one] for one in found], place)
                                for place, found in sources.items()}, paths, receiving)
     return settings
@@ -119,15 +124,16 @@ def _ranks(adapter: AdapterFolder, shape: HostShape) -> dict[Place, Low]:
     """Rank and alpha of each of a LoRA's pairs; empty for other methods."""
     from peft.utils.other import get_pattern_key
 
-    if adapter.spec.config != "LoraConfig":
+    spec, found = adapter.spec, {}
+    if spec.config != "LoraConfig":
         return {}
-    config, found = adapter.config, {}
-    alphas = config.get("alpha_pattern") or {}
+    alphas = spec.settings.get("alpha_pattern", {})
     for key, tensor in adapter.tensors.items():
         name = NAMED.match(parameter_name(key))
         if name and name["part"] in ("lora_A", "lora_embedding_A"):
-            (slot, _, _), *_ = layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape).slots
-            alpha = alphas.get(get_pattern_key(alphas, name["place"]), config.get("lora_alpha", 8))
+            (slot, _, _), *_ = layout_of(parameter_name(key), tuple(tensor.shape), spec, shape).slots
+            usual = spec.settings.get("lora_alpha", 8)
+            alpha = alphas.get(get_pattern_key(alphas, name["place"]), usual)
             found[slot.stack, slot.layer, slot.site] = Low(tensor.shape[0], float(alpha))
     return found
 

@@ -139,6 +139,7 @@ def _prediction_tensors(output: RunOutput) -> dict[str, torch.Tensor]:
 def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
     del spec["eval"]["metrics"]  # the record's numbers show them
     del spec["origin_host"]  # the origin's record has it
+    del spec["folder"]
     for part in (spec["host"], spec["data"], *([spec["teacher"]] if spec["teacher"] else [])):
         source = part["source"] or ""
         if part["revision"] is None and not source.startswith("embedded:"):

@@ -145,7 +145,7 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("train.tail=0.6", "at most 0.5"),
     ("grid.pairs=[[nano-raw-base]]", "grid.pairs.0 has too few values"),
     ("train.betas=[0.9]", "train.betas has too few values"),
-    ("origin=null", "origin must be a string, got None"), ("study=[a]", r"study must be a string, got "
+    ("origin=[]", r"origin.host must be a string, got \[\]"), ("study=[a]", r"study must be a string, got "
                                                            r"\['a'\]"),
     ("task.label_words=[a,b,c]", "task.label_words must have at most 2 items, not 3"),
     ("~mode=plan", "mode is run"),

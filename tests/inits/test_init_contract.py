@@ -42,6 +42,7 @@ def given(sides, kind, seed=0):
         "port": lambda: port(module, PortContext(*specs, small_.init_parameters(seed), pad)),
         "extraction": lambda: (cut()[0], None),
         "teacher": cut,
+        "external": lambda: noisy(small_, 2),
     }
     watched = {need: _watched(need, providers[need], asked)
                for need in INIT_KINDS[kind].needs & providers.keys()}
@@ -81,7 +82,8 @@ def test_an_init_asks_for_what_it_declares_and_for_nothing_else(kind, sides):
 
 def test_every_kind_that_planning_knows_can_be_started_but_the_bare_host():
     assert set(INITS) == set(INIT_KINDS) - {"bare"}
-    assert {kind for kind, traits in INIT_KINDS.items() if not traits.offered} == {"bare", "extraction"}
+    assert {kind for kind, traits in INIT_KINDS.items() if not traits.offered} == {
+        "bare", "extraction", "external"}
 
 
 def test_a_port_is_made_once_for_the_starts_that_share_it(data_folders, make_host, tmp_path, monkeypatch):
