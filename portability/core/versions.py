@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any
 
 from portability.core.errors import UserError
@@ -12,21 +11,27 @@ from portability.core.plugins import plugin_versions
 PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy",
             "safetensors")
 EXTRAS = ("adapters",)  # packages that an extra of the same name brings
+MISSING = "not installed"
 DISTRIBUTIONS = {"portability": "peft-portability"}  # those of another name than their package
 
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Package -> version, "not installed" where it is not; those of plug-ins among them."""
+    """Package -> version, MISSING where it is not; those of plug-ins among them."""
     return {name: version_of(name) for name in PACKAGES} | plugin_versions()
 
 
 def version_of(name: str) -> str:
-    """A package's version, "not installed" where it is not."""
+    """A package's version, MISSING where it is not installed."""
     try:
         return version(DISTRIBUTIONS.get(name, name))
     except PackageNotFoundError:
-        return "not installed"
+        return MISSING
+
+
+def installed(package: str) -> bool:
+    """Whether a package of PACKAGES is there, without importing it."""
+    return packages()[package] != MISSING
 
 
 def look_for(package: str, who: str) -> None:
@@ -38,8 +43,8 @@ def look_for(package: str, who: str) -> None:
     Raises:
         UserError: it is not; says how to install it.
     """
-    if package in EXTRAS and find_spec(package) is None:
-        raise UserError(f"{who} is of the library {package}, which is not installed: "
+    if package in EXTRAS and not installed(package):
+        raise UserError(f"{who} needs the library {package}, which is not installed: "
                         f"pip install '{DISTRIBUTIONS['portability']}[{package}]'")
 
 
@@ -51,4 +56,5 @@ def major_of(record: Mapping[str, Any]) -> str:
         ('5', 'unknown')
     """
     said = ((record.get("meta_info") or {}).get("package_info") or {}).get("transformers")
-    return str(said).partition(".")[0] if said else "unknown"
+    major = str(said).partition(".")[0]
+    return major if major.isdigit() else "unknown"

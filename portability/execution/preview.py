@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from portability.execution.execute import WorkerContext
 
 log = logging.getLogger(__name__)
-LIBRARIES = ("torch", "transformers", "adapters", "peft", "tokenizers")  # whose versions a rehearsal depends on
+LIBRARIES = ("torch", "transformers", "adapters", "peft", "tokenizers")  # a rehearsal depends on them
 Question = tuple[RunSpec, RunSpec | None]  # a run, and the one that it starts from
 Facts = dict[str, Any]  # what a rehearsal gives: see rehearse.Rehearsal.of
 

@@ -16,7 +16,7 @@ from portability.hosts.sources import check_unchanged, check_weights, folder_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer.json as it is; its name in transformers 4, 5
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # of tokenizer.json alone, in transformers 4, 5
 
 
 @dataclass
@@ -109,8 +109,9 @@ def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTra
                 output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"host '{name}' cannot be loaded from {folder}: {error}") from error
-    wrong = (found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
-    check_weights(name, family, folder, *wrong)
+    mismatched = [one if isinstance(one, str) else one[0]  # with both shapes in transformers 5
+                  for one in found["mismatched_keys"]]
+    check_weights(name, family, folder, found["missing_keys"], found["unexpected_keys"], mismatched)
     return model
 
 

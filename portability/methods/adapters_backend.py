@@ -12,7 +12,6 @@ own when it is attached first, and these round a T5's attention otherwise: see `
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from portability.core.architectures import FAMILIES, LORA_AXES, Slot, parse_name, within_layer
 from portability.core.errors import UserError, choose
 from portability.core.specs import HostShape, MethodSpec
-from portability.core.versions import look_for
+from portability.core.versions import installed, look_for
 from portability.hosts.host import Host
 from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
 from portability.methods.module import Axes
@@ -140,7 +139,7 @@ def prepare(host: Host) -> Host:
     same function, but the last bits of a T5's attention differ, which must not depend on what was attached
     before. Where the library is not installed no method of it can be attached, and hosts stay as they are.
     """
-    if find_spec("adapters") is None:
+    if not installed("adapters"):
         return host
     import adapters
 
