@@ -19,6 +19,7 @@ from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.hosts.host import Host, load_host, load_tokenizer
 from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, with_weights
+from portability.hosts.sources import folder_of, quantisation, read_config
 from portability.methods.files import AdapterFolder, read_folder
 from portability.porting.adapter import PortedAdapter, port_folder
 from portability.porting.card import card
@@ -44,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = run(options)
     except (UserError, OSError) as error:
-        sys.stderr.write(f"portability: {error}\n")
+        sys.stderr.write(f"portability: {' '.join(str(error).split())}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("portability: interrupted; nothing was written\n")
+        return 130
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0
@@ -164,6 +168,9 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
         lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden}): coordinates of unrelated "
                      "models do not correspond, and what is carried may do nothing until it is trained "
                      "further")
+    if packed := quantisation(read_config(folder_of(receiving) / "config.json")):
+        lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its shapes, "
+                     "and none of its weights is read")
     shared = vocabulary_overlap(origin, receiving)
     if shared is None:
         lines.append("tokenizers: not compared (one of them is not there)")
@@ -210,7 +217,17 @@ def report_lines(done: PortedAdapter) -> list[str]:
 
 def _write(done: PortedAdapter, out: Path, options: argparse.Namespace, found: dict[str, Any]) -> None:
     """The folder, whole or not at all: it is made beside its place and renamed."""
+    new = [parent for parent in out.parents if not parent.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_beside(done, out, options, found)
+    except BaseException:
+        for parent in new:  # the innermost first
+            parent.rmdir()
+        raise
+
+
+def _write_beside(done: PortedAdapter, out: Path, options: argparse.Namespace, found: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         folder = Path(beside) / "adapter"
         if options.merge:

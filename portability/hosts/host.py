@@ -11,7 +11,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.data.tokenization import after, joined
-from portability.hosts.sources import check_unchanged, check_weights, folder_of
+from portability.hosts.sources import check_unchanged, check_weights, folder_of, quantisation, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,6 +102,9 @@ def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTra
     """
     from safetensors import SafetensorError
 
+    if packed := quantisation(read_config(folder / "config.json")):
+        raise UserError(f"host '{name}': the weights in {folder} are quantised ({packed}), and here they are "
+                        "computed with as plain numbers; take the host that they were made of")
     try:
         with quiet():
             model, found = model_class(family).from_pretrained(

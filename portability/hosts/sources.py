@@ -168,6 +168,14 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a JSON object: {error}") from error
 
 
+def quantisation(config: Mapping[str, Any]) -> str | None:
+    """How a host's weights are packed, such as "bitsandbytes"; None where they are plain numbers."""
+    found = config.get("quantization_config")
+    if not found:
+        return None
+    return str(found.get("quant_method", "unknown")) if isinstance(found, Mapping) else "unknown"
+
+
 # ---- weights
 
 
