@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-system test-full clean
+.PHONY: demo test test-system test-newest test-full clean
 
 demo: $(VENV)/.ready
 	$(RUN) -m portability.run +sweep=demo
@@ -18,6 +18,10 @@ test: $(VENV)/.ready
 
 test-system: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m system
+	PYTHON=$(PYTHON) tests/second_environment.sh
+
+test-newest:
+	PYTHON=$(PYTHON) tests/second_environment.sh
 
 test-full: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m full tests --result-table docs/results/test_full.md
@@ -29,4 +33,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache

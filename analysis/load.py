@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from portability.analysis.metrics import OF_LABELS, PARTS, SCORE
-from portability.analysis.records import Runs, read_runs
+from portability.analysis.records import Protocol, Runs, read_runs
 from portability.analysis.stats.pairing import ARMS, COLUMNS, COORDINATES, STATUSES
 from portability.core.errors import choose
 from portability.core.wording import counted
@@ -47,7 +47,7 @@ class Study:
     # "host", "data": those behind the records that are used, as in specs; "too_long": of hosts (their names)
     # and data sets for which answers were, how many
     parts: dict[str, list[dict[str, Any]]]
-    schema: int  # of the records that are used, a key of specs.PROTOCOLS
+    protocol: Protocol  # of the records that are used
 
     @property
     def hours(self) -> float:
@@ -99,7 +99,7 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
         facts=[{key: value for key, value in item.items() if key != "cells"} for item in manifests],
         records=runs.records, runs=runs.facts,
         pairs=pd.DataFrame(store.host_pairs(), columns=list(HOST_PAIR)),
-        parts={name: list(parts.values()) for name, parts in runs.distinct.items()}, schema=runs.schema)
+        parts={name: list(parts.values()) for name, parts in runs.distinct.items()}, protocol=runs.protocol)
 
 
 def _metric(cells: pd.DataFrame, runs: Runs) -> str:

@@ -2,10 +2,11 @@
 are not, and which test examples each run gets right."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from portability.analysis.metrics import PREFIX, SCORE, names_of, value_of
 from portability.core.errors import UserError
 from portability.core.measures import MEASURES, Measure, Undefined
 from portability.core.specs import PROTOCOLS
+from portability.core.versions import major_of
 from portability.store import Store
 
 FACTS = {  # a run's facts, and where its record has them; seconds and tokens are of the whole run
@@ -25,6 +27,24 @@ FACTS = {  # a run's facts, and where its record has them; seconds and tokens ar
     "carried": ("port_info", "carried_fraction"), "carried_norm": ("port_info", "carried_norm_fraction"),
     "effect": ("port_info", "effect_fraction"), "origin": ("spec", "origin"),
 }
+
+
+class Protocol(NamedTuple):
+    """What records must share to be read as one study.
+
+    Attributes:
+        schema: theirs, a key of PROTOCOLS.
+        majors: major version of transformers -> how many records of that schema were made with it; theirs
+            comes first.
+    """
+
+    schema: int
+    majors: dict[str, int]
+
+    @property
+    def major(self) -> str | None:
+        """The version of the records that are used; None without records."""
+        return next(iter(self.majors), None)
 
 
 @dataclass
@@ -38,7 +58,7 @@ class Runs:
     from, `unmeasured` why a metric has no number, by run, metric and mark.
     """
 
-    schema: int
+    protocol: Protocol
     marks: pd.DataFrame = field(default_factory=pd.DataFrame)
     facts: pd.DataFrame = field(default_factory=pd.DataFrame)
     held: dict[str, set[str]] = field(default_factory=dict)
@@ -72,7 +92,7 @@ def read_runs(store: Store, metric: str | None) -> Runs:
     entries, rows, facts = list(store.entries()), [], []
     runs = Runs(protocol(record for _, record, _ in entries))
     for run_id, record, fault in entries:
-        state, why = state_of(run_id, record, fault, runs.schema)
+        state, why = state_of(run_id, record, fault, runs.protocol)
         if record is None or state == "broken":
             runs.broken[run_id] = why
             continue
@@ -95,20 +115,31 @@ def read_runs(store: Store, metric: str | None) -> Runs:
     return runs
 
 
-def protocol(records: Iterable[dict[str, Any] | None]) -> int:
-    """The schema of the records that are used: the newest one there that can be read."""
-    return max((own for record in records if record and (own := record.get("schema")) in PROTOCOLS),
-               default=max(PROTOCOLS))
+def protocol(records: Iterable[dict[str, Any] | None]) -> Protocol:
+    """What the records that are used share: the newest schema there that can be read, and of its records the
+    major version of transformers that most were made with, or the newer one of two with equally many (our
+    choice)."""
+    found = Counter((record["schema"], major_of(record)) for record in records
+                    if record and record.get("schema") in PROTOCOLS)
+    schema = max((own for own, _ in found), default=max(PROTOCOLS))
+    majors = {major: count for (own, major), count in found.items() if own == schema}
+    return Protocol(schema, dict(sorted(majors.items(), key=lambda item: (item[1], item[0]), reverse=True)))
 
 
-def state_of(run_id: str, record: dict[str, Any] | None, fault: str | None, schema: int) -> tuple[str, str]:
-    """What a record is, "done", "broken" or "foreign" (of another protocol), and why it is not done."""
+def state_of(
+    run_id: str, record: dict[str, Any] | None, fault: str | None, wanted: Protocol
+) -> tuple[str, str]:
+    """What a record is, "done", "broken" or "foreign" (of another protocol, or another major version of
+    transformers), and why it is not done."""
     if record is None:
         return "broken", str(fault)
-    own = record.get("schema")
-    if fault is None and own != schema:
-        fault = (f"schema {own}, and the study's others are of schema {schema}" if own in PROTOCOLS else
+    own, major = record.get("schema"), major_of(record)
+    if fault is None and own != wanted.schema:
+        others = f"and the study's others are of schema {wanted.schema}"
+        fault = (f"schema {own}, {others}" if own in PROTOCOLS else
                  f"schema {own}, this version reads {', '.join(map(str, PROTOCOLS))}")
+    if fault is None and major != wanted.major:
+        fault = f"made with transformers {major}, and the study's others with transformers {wanted.major}"
     if fault:
         return "foreign", fault
     if record.get("run_id") != run_id:

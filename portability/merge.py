@@ -13,7 +13,7 @@ from pathlib import Path
 
 from portability.core.errors import UserError
 from portability.core.specs import SCHEMA, RunSpec, from_dict
-from portability.hosts.host import load_host
+from portability.hosts.host import load_host, quiet
 from portability.hosts.sources import HostSource, describe
 from portability.methods import merge_lora
 from portability.methods.module import ModuleState
@@ -68,8 +68,9 @@ def merge(store: Store, run_id: str, folder: Path, host_folder: Path | None = No
     start = ModuleState.from_file(*store.tensors(run_id, "start")) if has_start else None
     host = load_host(found)
     merge_lora.merge(host, run.method, module, start)
-    host.model.save_pretrained(folder, safe_serialization=True)
-    host.tokenizer.save_pretrained(folder)
+    with quiet():
+        host.model.save_pretrained(folder, safe_serialization=True)
+        host.tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

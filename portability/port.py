@@ -17,6 +17,7 @@ from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.hosts.host import load_tokenizer
 from portability.hosts.resolve import with_weights
+from portability.hosts.sources import folder_of, quantisation, read_config
 from portability.methods.files import AdapterFolder
 from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter, port_adapter
 from portability.porting.layer_maps import LAYER_MAPS
@@ -41,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found = run(options)
     except (UserError, OSError) as error:
-        sys.stderr.write(f"portability: {error}\n")
+        sys.stderr.write(f"portability: {' '.join(str(error).split())}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("portability: interrupted; nothing was written\n")
+        return 130
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0
@@ -136,6 +140,9 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
         lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden}): coordinates of unrelated "
                      "models do not correspond, and what is carried may do nothing until it is trained "
                      "further")
+    if packed := quantisation(read_config(folder_of(receiving) / "config.json")):
+        lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its shapes, "
+                     "and none of its weights is read")
     shared = vocabulary_overlap(origin, receiving)
     if shared is None:
         lines.append("tokenizers: not compared (one of them is not there)")

@@ -122,7 +122,7 @@ def _p(value: float) -> str:
 
 def caveats(context: StudyContext) -> list[str]:
     """What limits the findings: the protocol, cells that lack, and what intervals leave out."""
-    cells, facts, lines = context.cells, context.study.facts, protocol(context.study.schema)
+    cells, facts, lines = context.cells, context.study.facts, protocol(context.study.protocol)
     lacking = cells[cells["status"] != "done"]["status"].value_counts()
     if len(lacking):
         words = ", ".join(f"{count:,} {status}" for status, count in lacking.items())

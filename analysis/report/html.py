@@ -49,7 +49,7 @@ def page(context: StudyContext, parts: Sequence[Section], charts: Sequence[Chart
                             "drawn": lambda panel: Markup(redact_paths(panel.svg))}
     return environment.from_string(_asset("page.html")).render(
         policy=Markup(_policy(style, script)), style=Markup(style), script=Markup(script), study=study,
-        metric=context.metric.label, protocol=protocol(study.schema), verdict=verdict_words(context),
+        metric=context.metric.label, protocol=protocol(study.protocol), verdict=verdict_words(context),
         charts=charts, numbers=headline_numbers(context), caveats=caveats(context), counts=counts(study),
         details=details, parts=parts, provenance=[*provenance(study), *_sources(study)], columns=columns,
         payload=_payload(context, columns, details))

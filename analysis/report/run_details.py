@@ -56,7 +56,7 @@ def details(store: Store, context: StudyContext, most: int = 3000) -> Details:
     """
     cells = context.cells
     entries = {run_id: (record, fault) for run_id, record, fault in store.entries()}
-    failures, schema = store.failures(), protocol(record for record, _ in entries.values())
+    failures, wanted = store.failures(), protocol(record for record, _ in entries.values())
     named = {run_id for name in ("run_id", "native_id", "bare_id") for run_id in cells[name].dropna()}
     ids = sorted({*named, *entries, *failures})
     if len(ids) > most:
@@ -68,7 +68,7 @@ def details(store: Store, context: StudyContext, most: int = 3000) -> Details:
         record, fault = entries.get(run_id, (None, None))
         state, error = "missing", NOT_RUN
         if run_id in entries:
-            state, error = state_of(run_id, record, fault, schema)
+            state, error = state_of(run_id, record, fault, wanted)
         elif failure := failures.get(run_id):
             texts = [str(failure.get("error", "no message")), failure.get("traceback")]
             state, error = "failed", "\n\n".join(filter(None, texts))

@@ -14,10 +14,12 @@ from portability.analysis.formatting import NOTHING, mean_entry
 from portability.analysis.measures.primary_contrasts import has_iterates, iterates
 from portability.analysis.measures.special_studies import CONTRAST
 from portability.analysis.metrics import UNITS, Metric
+from portability.analysis.records import Protocol
 from portability.analysis.stats.blocks import POOLED
 from portability.analysis.stats.pairing import COORDINATES, FAULTS, PORTED, varying
 from portability.analysis.tables.views import EDGE
 from portability.core.specs import PROTOCOLS, SCHEMA, too_long_words
+from portability.core.wording import counted
 
 
 @dataclass(frozen=True)
@@ -270,15 +272,25 @@ SENTENCES: dict[str, str | Callable[[Behind], object]] = {
 # ---- sentences on a study
 
 
-def protocol(schema: int) -> list[str]:
-    """A sentence that names the protocol of records that are not of the present one.
+def protocol(found: Protocol) -> list[str]:
+    """Sentences that name the protocol of records that are not of the present one, and the versions of
+    transformers whose records are left out.
 
     Example:
-        >>> protocol(SCHEMA), protocol(1)
+        >>> protocol(Protocol(SCHEMA, {"4": 9})), protocol(Protocol(1, {"4": 9}))
         ([], ['Old protocol (schema 1): marks evaluate a moving average that still holds the start.'])
+        >>> protocol(Protocol(SCHEMA, {"5": 9, "4": 1}))[0]
+        'Made with transformers 5; 1 run made with 4 is left out: two major versions are not pooled.'
     """
-    words = PROTOCOLS[schema]
-    return [] if schema == SCHEMA else [f"{words[0].upper()}{words[1:]}."]
+    words = PROTOCOLS[found.schema]
+    lines = [] if found.schema == SCHEMA else [f"{words[0].upper()}{words[1:]}."]
+    others = list(found.majors.items())[1:]
+    if others:
+        left = " and ".join(f"{counted(count, 'run')} made with {major}" for major, count in others)
+        verb = "is" if sum(count for _, count in others) == 1 else "are"
+        lines.append(f"Made with transformers {found.major}; {left} {verb} left out: two major versions are "
+                     "not pooled.")
+    return lines
 
 
 def decontamination(facts: list[dict[str, Any]]) -> list[str]:

@@ -237,7 +237,7 @@ def build_table(name: str, context: StudyContext) -> Table:
     best = spec.best and context.metric.better is not None
     notes = [more, captions.notes(spec, context, frame), *captions.decontamination(study.facts),
              captions.BEST if best else "", *captions.too_long(study.parts["too_long"]),
-             *captions.protocol(study.schema)]
+             *captions.protocol(study.protocol)]
     made = {"lead": f"{lead.rstrip('.')}.", "notes": " ".join(filter(None, notes)), "rows": rows,
             "best": best}
     shown = spec.view(frame).rename(columns=lambda column: say(column, context.arm))

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import adapters
 import numpy as np
 import peft
 import torch
@@ -195,6 +194,8 @@ def attach(host: Host, run: RunSpec) -> nn.Module:
         settings = method.settings
         return peft.get_peft_model(host.model, peft.LoraConfig(
             r=settings["r"], lora_alpha=settings["alpha"], target_modules=LORA_TARGETS[host.family]))
+    import adapters
+
     adapters.init(host.model)
     host.model.requires_grad_(False).accepts_loss_kwargs = False  # **kwargs do not take num_items_in_batch
     methods.attach(host, method)

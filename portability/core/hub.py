@@ -26,9 +26,13 @@ def look_for_hub() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def remedy(error: BaseException, repository: str) -> str:
+def remedy(error: BaseException, repository: str, instead: str = INSTEAD) -> str:
     """What to do about an error of the hub's libraries, of which it may be the cause or the context; the kind
-    of error and its first line where we know none."""
+    of error and its first sentence where we know none.
+
+    Args:
+        instead: what to do without the hub.
+    """
     from huggingface_hub import errors
 
     login = "log in with a token that may read it (hf auth login, or set HF_TOKEN)"
@@ -52,8 +56,8 @@ def remedy(error: BaseException, repository: str) -> str:
     # of datasets, which drops most of the hub's own errors
     if type(error).__name__ == "DatasetNotFoundError":
         return remedies[errors.GatedRepoError if "gated" in str(error) else errors.RepositoryNotFoundError]
-    said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].partition('. ')[0].rstrip('.')}"
     if os.environ.get("HF_HUB_OFFLINE"):
         return ("it is not in the local cache, and the hub does not answer or HF_HUB_OFFLINE is set "
-                f"({said}); {INSTEAD}")
-    return f"{said}; {INSTEAD}"
+                f"({said}); {instead}")
+    return f"{said}; {instead}"

@@ -2,7 +2,6 @@
 where torch is not loaded yet, so that planning needs none; what was found to fit is kept by its content and
 not tried again."""
 
-import importlib.metadata
 import importlib.util
 import logging
 import sys
@@ -14,6 +13,7 @@ from portability.core.hashing import file_digest, remember, remembered
 from portability.core.paths import PACKAGE
 from portability.core.plugins import plugin_versions
 from portability.core.specs import RunSpec, digest, too_long_words
+from portability.core.versions import look_for, version_of
 from portability.core.wording import counted
 from portability.data.splits import study_data
 from portability.execution.processes import ChildDied, in_child
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from portability.execution.execute import WorkerContext
 
 log = logging.getLogger(__name__)
-LIBRARIES = ("torch", "transformers", "adapters", "tokenizers")  # whose versions a rehearsal depends on
+LIBRARIES = ("torch", "transformers", "adapters", "peft", "tokenizers")  # a rehearsal depends on them
 Question = tuple[RunSpec, RunSpec | None]  # a run, and the one that it starts from
 Facts = dict[str, Any]  # what a rehearsal gives: see rehearse.Rehearsal.of
 
@@ -40,6 +40,8 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
     if importlib.util.find_spec("torch") is None:
         log.warning("torch is not installed, so whether methods and texts fit the hosts was not looked at")
         return {}
+    for method in {run.method.name: run.method for run in todo.values() if run.method}.values():
+        look_for(method.library, f"method '{method.name}'")
     questions = {run_id: (run, planned.runs.get(str(run.origin))) for run_id, run in todo.items()}
     ours = _ours() if todo else ""
     names = {run_id: _name(ours, *question) for run_id, question in questions.items()}
@@ -56,7 +58,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
 def _ours() -> str:
     """What a rehearsal depends on besides the run: the libraries, the plug-ins and this package's own
     code."""
-    versions = [importlib.metadata.version(name) for name in LIBRARIES]
+    versions = [version_of(name) for name in LIBRARIES]
     code = [file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))]
     return digest([code, versions, plugin_versions()])
 

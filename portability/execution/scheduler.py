@@ -12,6 +12,7 @@ from tqdm import tqdm
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec
 from portability.core.stages import Stage
+from portability.core.versions import major_of, packages
 from portability.core.wording import counted
 from portability.execution.engines import ENGINES
 from portability.execution.engines.base import Engine
@@ -198,6 +199,17 @@ def _refuse_other_contrasts(store: Store, study: Study) -> None:
                             "choose another study=NAME, or carry out a part of the same grid with only={...}")
 
 
+def _refuse_other_major(store: Store) -> None:
+    """Runs start from one another's modules, so a study goes on with the major version of transformers that
+    it began with."""
+    ours = packages()["transformers"].partition(".")[0]
+    majors = (major_of(record) for _, record, fault in store.entries() if record and not fault)
+    if (major := next(majors, ours)) not in (ours, "unknown"):
+        raise UserError(f"study {store.root.name} holds runs made with transformers {major}, this is "
+                        f"transformers {ours}, and results of the two are never pooled; choose another "
+                        f"study=NAME, or install transformers {major}")
+
+
 def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study, tracking: TrackingSpec,
               asked: Sequence[str] = ()) -> int:
     """Run what the store lacks; to resume after a crash or Ctrl-C, call it again. Gives back the number of
@@ -207,6 +219,7 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
     """
     store.expect(planned.cells, None)
     _refuse_other_contrasts(store, study)
+    _refuse_other_major(store)
     conf, engine = study.engine, ENGINES[study.engine.kind]
     engine.check(conf)
     here = engine.places(conf)  # without a number, stacks for workers elsewhere are as large as they may be

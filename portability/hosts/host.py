@@ -1,5 +1,8 @@
 """Hosts: frozen language models, loaded from their folder with all of its weights and no others."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,10 +11,12 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.data.tokenization import after, joined
-from portability.hosts.sources import check_unchanged, check_weights, folder_of
+from portability.hosts.sources import check_unchanged, check_weights, folder_of, quantisation, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # of tokenizer.json alone, in transformers 4, 5
 
 
 @dataclass
@@ -97,15 +102,37 @@ def from_folder(name: str, family: str, folder: Path, **options: Any) -> "PreTra
     """
     from safetensors import SafetensorError
 
+    if packed := quantisation(read_config(folder / "config.json")):
+        raise UserError(f"host '{name}': the weights in {folder} are quantised ({packed}), and here they are "
+                        "computed with as plain numbers; take the host that they were made of")
     try:
-        model, found = model_class(family).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        with quiet():
+            model, found = model_class(family).from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"host '{name}' cannot be loaded from {folder}: {error}") from error
-    wrong = (found[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
-    check_weights(name, family, folder, *wrong)
+    mismatched = [one if isinstance(one, str) else one[0]  # with both shapes in transformers 5
+                  for one in found["mismatched_keys"]]
+    check_weights(name, family, folder, found["missing_keys"], found["unexpected_keys"], mismatched)
     return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it transformers shows no progress bars, of which version 5 has one for each host's weights, and
+    says nothing of weights that do not fit, which `check_weights` does."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def model_class(family: str) -> Any:
@@ -119,11 +146,15 @@ def model_class(family: str) -> Any:
 
 def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":
     """A host's tokenizer, without its weights."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = folder_of(spec)
+    settings = folder / "tokenizer_config.json"
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        said = json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None
+        # transformers 5 gives some families' hosts the tokenizer of their family, whatever their file says
+        kind = PreTrainedTokenizerFast if said in GENERIC else AutoTokenizer
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain ones
         raise UserError(f"the tokenizer of host '{spec.name}' cannot be loaded from {folder}: "
                         f"{error}") from error

@@ -1,5 +1,6 @@
 """A host or an adapter by the words a user gives: a local folder, ``embedded:NAME``, or a hub id."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from portability.hosts.sources import HostSource, describe, folder_of, read_conf
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w.-]+)?")
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # everything but weights
+INSTEAD = "fetch it where there is a network, and give its folder"
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"]
 
 
 def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str | None]:
-    """A local folder for what a user named, and the hub's revision where it was fetched.
+    """A local folder for what a user named, and the hub's revision where it was fetched; without the hub what
+    was fetched before.
 
     Args:
         words: a folder, or a hub id, perhaps with ``@revision``.
@@ -35,11 +38,14 @@ def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str |
 
     name, _, revision = words.partition("@")
     try:
+        if os.environ.get("HF_HUB_OFFLINE"):
+            found = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+            return found, found.name
         commit = HfApi().model_info(name, revision=revision or None).sha
         return Path(snapshot_download(name, revision=commit, allow_patterns=patterns)), commit
     except (LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise UserError(f"{what} '{words}': there is no such folder, and it cannot be fetched from the hub: "
-                        f"{remedy(error, name)}") from error
+                        f"{remedy(error, name, INSTEAD)}") from error
 
 
 def find_host(words: str) -> HostSpec:

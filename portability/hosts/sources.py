@@ -19,6 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "s
                    "tokenizer.model")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TABLES = (".attn.masked_bias",)  # of GPT-2 before 2023: a constant, which transformers 5 reports
 HEAD = "lm_head.weight"  # of every family that has a language-model head
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype",
@@ -167,6 +168,14 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a JSON object: {error}") from error
 
 
+def quantisation(config: Mapping[str, Any]) -> str | None:
+    """How a host's weights are packed, such as "bitsandbytes"; None where they are plain numbers."""
+    found = config.get("quantization_config")
+    if not found:
+        return None
+    return str(found.get("quant_method", "unknown")) if isinstance(found, Mapping) else "unknown"
+
+
 # ---- weights
 
 
@@ -229,7 +238,8 @@ def check_weights(
         UserError: there are such weights; the first of each kind are named.
     """
     kinds = {"lacks": missing, "has beyond them": unexpected, "has in another shape": mismatched}
-    found = {kind: sorted(one for one in names if not one.startswith(FAMILIES[family].unused))
+    found = {kind: sorted(one for one in names if not one.startswith(FAMILIES[family].unused)
+                          and not one.endswith(TABLES))
              for kind, names in kinds.items()}
     said = [f"it {kind} {', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
             for kind, names in found.items() if names]

@@ -21,6 +21,7 @@ from torch import Tensor
 from portability.core.architectures import FAMILIES, LORA_AXES, Slot, parse_name, within_layer
 from portability.core.errors import UserError, choose
 from portability.core.specs import HostShape, MethodSpec
+from portability.core.versions import look_for
 from portability.hosts.host import Host
 from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
 from portability.methods.module import Axes
@@ -62,6 +63,7 @@ class AdaptersBackend:
 
     def attach(self, host: Host, spec: MethodSpec) -> "AdaptersMethod":
         """As `MethodBackend.attach`; the first call on a host changes its layers' classes for good."""
+        look_for("adapters", f"method '{spec.name}'")
         config = config_of(spec, host.spec.shape)
         prepare(host)
         method = AdaptersMethod(host, spec, config)

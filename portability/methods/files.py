@@ -225,4 +225,10 @@ def _layout(key: str, tensor: Tensor, adapter: AdapterFolder, shape: HostShape) 
                  r"\.(weight|bias)$", key):
         raise UserError(f"{adapter.folder}: {key} is a whole matrix of the host beside the module "
                         "(modules_to_save, or a saved embedding), which cannot be carried")
-    return layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape)
+    try:
+        return layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape)
+    except UserError as error:
+        if not isinstance(error.__cause__, KeyError):
+            raise
+        raise UserError(f"{adapter.folder} does not belong to a {shape.family} host: it was made on another "
+                        f"base ({error})") from error

@@ -64,6 +64,7 @@ UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, False, "gaussian", "orthogonal"), "trainable_token_indices": (None,),
     "target_parameters": (None,), "use_qalora": (False,), "use_bdlora": (None, False),
     "alora_invocation_tokens": (None,), "arrow_config": (None,), "lora_bias": (False,),
+    "boft_n_butterfly_factor": (1,),  # without CUDA's compiler peft makes 1 of any other
     "corda_config": (None,), "loftq_config": (None, {}), "monteclora_config": (None,),
     "prefix_projection": (False,),
 }
@@ -115,8 +116,10 @@ class PeftMethod(AttachedMethod):
 
     def _add(self) -> None:
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+        from peft.tuners.boft import layer as boft
 
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[self.config.peft_type]
+        boft._FBD_CUDA = False  # else every layer of a BOFT starts a compiler, for a kernel that vmap refuses
         try:
             with warnings.catch_warnings():  # of compilers for GPUs, and of GPT-2's transposed layers
                 warnings.simplefilter("ignore")

@@ -73,19 +73,25 @@ class PortedAdapter:
         out, base = Path(folder).expanduser(), self.receiving.source
         if out.exists():
             raise UserError(f"{out} is there already; name a new folder")
+        new = [parent for parent in out.parents if not parent.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-            draft = Path(beside) / "adapter"
-            if merge:
-                from portability.porting.convert import merged
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+                draft = Path(beside) / "adapter"
+                if merge:
+                    from portability.porting.convert import merged
 
-                merged(self, with_weights(self.receiving), draft)
-            else:
-                self.write(draft, base, self.receiving.revision)
-            found = {"report": self.report.summary(), "scores": scores}
-            made_by = command or "portability.port_adapter"
-            (draft / "README.md").write_text(card(self, found, made_by, base, merge))
-            shutil.move(draft, out)
+                    merged(self, with_weights(self.receiving), draft)
+                else:
+                    self.write(draft, base, self.receiving.revision)
+                found = {"report": self.report.summary(), "scores": scores}
+                made_by = command or "portability.port_adapter"
+                (draft / "README.md").write_text(card(self, found, made_by, base, merge))
+                shutil.move(draft, out)
+        except BaseException:
+            for parent in new:  # the innermost first
+                parent.rmdir()
+            raise
 
     @property
     def spec(self) -> MethodSpec:

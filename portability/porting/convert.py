@@ -10,7 +10,7 @@ from torch import Tensor
 
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
-from portability.hosts.host import load_host
+from portability.hosts.host import load_host, quiet
 from portability.methods import attach
 from portability.methods.files import AdapterFolder, module_of
 from portability.methods.peft_backend import NAME, PROMPTS, PeftMethod
@@ -113,5 +113,6 @@ def merged(done: PortedAdapter, receiving: HostSpec, folder: Path) -> None:
         method.tuner.merge_and_unload()
     except (NotImplementedError, ValueError, AttributeError) as error:
         raise UserError(f"peft cannot merge {done.spec.config} into a host: {error}") from error
-    host.model.save_pretrained(folder, safe_serialization=True)
-    host.tokenizer.save_pretrained(folder)
+    with quiet():
+        host.model.save_pretrained(folder, safe_serialization=True)
+        host.tokenizer.save_pretrained(folder)

@@ -66,7 +66,8 @@ class StackContext:
         rows = self.scorer.rows(self.training, bucket.members[:1], 1, bucket)
         device = self.scorer.device
         self.scorer.each, reason = member_map(self.scorer, {name: value.to(device) for name, value in
-                                                            zeros.items()}, [part.to(device) for part in rows])
+                                                            zeros.items()},
+                                              [part.to(device) for part in rows])
         if reason:
             log.info("method %s trains one member at a time: %s", self.attached.spec.name, reason)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from portability.analysis.load import problems, tidy
+from portability.analysis.load import problems, read, tidy
+from portability.analysis.tables.captions import protocol
+from portability.analyze import main as analyze
 from portability.core.errors import UserError
 from portability.store import Store, records
 from support.synthetic import FACTS, Axes, Synthetic, accuracy, build, record, write
@@ -129,6 +131,26 @@ def test_a_record_of_another_schema_is_foreign_and_not_used(study):
     assert set(cells[cells["run_id"] == cell.run_id]["status"]) == {"foreign"}
     assert cells[cells["run_id"] == cell.run_id]["value"].isna().all()
     assert "schema 99" in str(problems(study.store)[0])
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, "4"), (-1, "5")])
+def test_runs_of_two_majors_of_transformers_are_never_pooled(tmp_path, count, kept):
+    """The few are left out, and the report says so once at its head."""
+    study = build(tmp_path / "toy", Axes(("lora",), (("base", "large"),), seeds=(0, 1), budgets=(0, 100)))
+    ids = sorted(study.runs)
+    for run_id in ids[:count]:
+        write(study.store, run_id, record(run_id, study.runs[run_id], transformers="5.24.0"))
+    other = set(ids[:1] if count == 1 else ids[-1:])
+    found = read(study.store)
+    assert found.protocol.major == kept and set(found.runs["run_id"]) == set(ids) - other
+    assert {problem.where.removeprefix("native ").removeprefix("bare ").split()[1]
+            for problem in found.problems} == other
+    assert all("made with transformers" in str(problem) for problem in found.problems)
+    (said,) = protocol(found.protocol)
+    assert f"Made with transformers {kept}; 1 run made with {9 - int(kept)} is left out" in said
+    if count == 1:
+        assert analyze([str(study.store.root), "--quiet"]) == 0
+        assert said in (study.store.root / "report.md").read_text()
 
 
 def test_a_missing_bare_run_leaves_no_lift_and_is_named(study):

@@ -3,11 +3,13 @@
 import pytest
 from tqdm import tqdm
 
+from portability.core.errors import UserError
 from portability.execution import scheduler as progress
 from portability.execution.scheduler import RETRIES, Ledger
 from portability.execution.worker import Job
-from portability.run import command
-from portability.store import Result
+from portability.planning.plan import plan
+from portability.run import command, compose
+from portability.store import Result, Store
 from support.plans import finish, ledger, origin_job
 from support.studies import slow_to_score, small
 
@@ -196,3 +198,15 @@ def test_what_failed_and_what_it_blocks_is_not_waited_for(tmp_path):
     meter.settle()
     assert bar.n == bar.total and f"{len(book.failed)} failed" in bar.postfix and not bar.postfix.startswith(
         "0/")
+
+
+def test_a_study_goes_on_with_the_major_version_of_transformers_that_it_began_with(tmp_path):
+    """Modules of the one are starts of the other's, and analysis would leave one of them out."""
+    study = compose(["+sweep=smoke", "method=lora", f"results={tmp_path}", "tracking.wandb=disabled"])
+    store, run_id = Store(tmp_path / study.name), next(iter(plan(study.grid).runs))
+    store.commit(run_id, Result({"train_info": {"metrics": []}, "meta_info": {
+        "package_info": {"transformers": "7.0.1"}}}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="holds runs made with transformers 7, this is .* study=NAME"):
+        command(study)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -74,7 +74,8 @@ def accuracy(run_id: str, mark: int) -> float:
     return round(0.5 + 0.15 * noise + 0.3 * mark / (mark + 200), 4)
 
 
-def record(run_id: str, marks: dict[int, float], schema: int = SCHEMA) -> dict[str, Any]:
+def record(run_id: str, marks: dict[int, float], schema: int = SCHEMA,
+           transformers: str = "4.57.6") -> dict[str, Any]:
     """A record as a run leaves it."""
     metrics = [
         {"updates": mark, "eval_accuracy": value, "eval_accuracy_calibrated": value + 0.01,
@@ -87,7 +88,8 @@ def record(run_id: str, marks: dict[int, float], schema: int = SCHEMA) -> dict[s
         "run_info": {"created_at": "2026-01-01T00:00:00", "total_time": 36.0, "git_commit": "abc",
                      "worktree_dirty": False},
         "train_info": {"status": "success", "train_time": 30.0, "metrics": metrics, "train_loss": [[1, 0.7]]},
-        "meta_info": {"package_info": {"torch": "2.13.0"}, "system_info": {"device": "cpu"}},
+        "meta_info": {"package_info": {"torch": "2.13.0", "transformers": transformers},
+                      "system_info": {"device": "cpu"}},
     }
 
 
