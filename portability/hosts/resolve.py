@@ -10,7 +10,8 @@ from portability.hosts.sources import HostSource, describe, folder_of, read_conf
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w.-]+)?")
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # everything but weights
-ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"]
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
+                 "adapter.safetensors", "pytorch_adapter.bin", "README.md"]
 
 
 def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str | None]:

@@ -103,8 +103,8 @@ def _place(family: str, name: str) -> tuple[str, int, str]:
         stack, layer, rest = inside
         if ".prefix_gates." in name:
             return stack, layer, "cross_prefix" if any(one in rest for one in CROSS) else "self_prefix"
-        if ".adapters." in name and (site := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0])):
-            return stack, layer, site
+        if bottleneck := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0]):
+            return stack, layer, bottleneck
     return parse_name(family, name)
 
 

@@ -53,7 +53,8 @@ def test_a_backend_keeps_its_contract(load, spec, family):
     fresh = attached.init_parameters(5)
     torch.manual_seed(123)
     after = torch.random.get_rng_state()
-    assert equal(attached.init_parameters(5), fresh) and not equal(attached.init_parameters(6), fresh)
+    assert equal(attached.init_parameters(5), fresh)
+    assert equal(attached.init_parameters(6), fresh) == (spec.name == "ia3")  # which begins with ones
     assert torch.equal(torch.random.get_rng_state(), after)
     module = noisy(attached, 1)
     parameters = attached.to_parameters(module)
@@ -132,7 +133,7 @@ OURS = MethodSpec("mine", "elsewhere", "LoRA", {"r": 2, "sites": ["attention"]},
 
 
 def test_a_library_of_another_package_is_found(load, offers):
-    with pytest.raises(UserError, match="PEFT library 'elsewhere'; choose one of: adapters, portability"):
+    with pytest.raises(UserError, match="PEFT library 'elsewhere'; choose one of: adapters, peft, portab"):
         attach(load(), OURS)
     offers("elsewhere")
     assert attach(load(), OURS).init_parameters(0).entries > 0
@@ -152,8 +153,8 @@ def test_a_library_that_is_not_installed_is_one_sentence(load, offers):
 
 def test_a_method_that_fails_leaves_the_host_free(load):
     host = load()
-    with pytest.raises(UserError, match="no place is known"):
-        attach(host, MethodSpec("mine", "adapters", "LoReftConfig", {}, 1e-3))
+    with pytest.raises(UserError, match="no meaning is known"):
+        attach(host, MethodSpec("mine", "adapters", "SeqBnConfig", {"ln_after": True}, 1e-3))
     with pytest.raises(UserError, match="adds no parameter"):
         attach(host, MethodSpec("mine", "adapters", "LoRAConfig", {"selfattn_lora": False}, 1e-3))
     assert attach(host, METHODS["lora"]).layouts
