@@ -195,15 +195,19 @@ def config_of(spec: MethodSpec, shape: HostShape) -> Any:
     import adapters
 
     if spec.config == "ConfigUnion":
-        kinds = adapters.AdapterConfig._get_config_class
-        return adapters.ConfigUnion(*[_one_config(kinds(part).__name__, part, spec, shape)
-                                      for part in spec.settings["configs"]])
-    if (parts := UNIONS.get(spec.config)) is None:
+        parts = [(adapters.AdapterConfig._get_config_class(part).__name__,
+                  {key: value for key, value in part.items() if key != "architecture"})
+                 for part in spec.settings["configs"]]
+        try:
+            return adapters.ConfigUnion(*[_one_config(kind, part, spec, shape) for kind, part in parts])
+        except ValueError as error:
+            raise UserError(f"method '{spec.name}': {str(error)[:300]}") from error
+    if (kinds := UNIONS.get(spec.config)) is None:
         return _one_config(spec.config, spec.settings, spec, shape)
     for key in spec.settings:
-        choose(key, parts, f"setting of method '{spec.name}'")
+        choose(key, kinds, f"setting of method '{spec.name}'")
     return getattr(adapters, spec.config)(**{
-        key: _one_config(kind, spec.settings.get(key, {}), spec, shape) for key, kind in parts.items()})
+        key: _one_config(kind, spec.settings.get(key, {}), spec, shape) for key, kind in kinds.items()})
 
 
 def _one_config(kind: str, given: Mapping[str, Any], spec: MethodSpec, shape: HostShape) -> Any:

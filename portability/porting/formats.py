@@ -37,8 +37,8 @@ def in_library(adapter: AdapterFolder, shape: HostShape, library: str) -> Adapte
     spec = adapter.spec
     if spec.config.lower() != "loraconfig" or spec.settings.get("composition_mode", "add") != "add":
         kind = "IA3Config" if spec.config == "LoRAConfig" else spec.config
-        raise UserError(f"--format {library}: a LoRA alone can change its library, and {adapter.folder} holds "
-                        f"a module of {kind}")
+        raise UserError(f"--format {library}: a LoRA alone can change its library, and {adapter.folder} "
+                        f"holds a module of {kind}")
     module = module_of(adapter, shape)
     have = {site for slot in module.tensors for site in slot.site.split("+")}
     joined = {site for stack in FAMILIES[shape.family].matrices.values() for site in stack.values()

@@ -2,7 +2,6 @@
 product in `full`."""
 
 import json
-from dataclasses import replace
 
 import adapters
 import pytest
@@ -74,7 +73,7 @@ def test_a_folder_of_adapters_comes_in_and_goes_out_unchanged(load, tmp_path, na
     before = torch.load(tmp_path / "in/pytorch_adapter.bin", weights_only=True)
     after = load_file(tmp_path / "out/adapter.safetensors")
     assert all(torch.equal(before[key], value) for key, value in after.items())
-    assert {key for key in before.keys() - after.keys() if "prefix_tuning" not in key} == set()  # once a layer
+    assert all("prefix_tuning" in key for key in before.keys() - after.keys())  # there once a layer
     one, other = (json.loads((tmp_path / side / "adapter_config.json").read_text()) for side in ("in", "out"))
     assert other == {**one, "model_name": "me/base"}
 
@@ -106,14 +105,14 @@ def test_a_family_that_the_library_lacks_is_one_sentence(load, family):
 @pytest.mark.parametrize(("config", "settings", "said"), [
     ("LoReftConfig", {}, "ReFT changes the first and last states of a text"),
     ("PromptTuningConfig", {}, "a prompt lengthens the texts"),
-    ("DoRAConfig", {}, "with use_dora=True cannot be ported, only with use_dora=False: DoRA is of library peft"),
+    ("DoRAConfig", {}, "with use_dora=True cannot be ported, only with use_dora=False: DoRA is of"),
     ("SeqBnConfig", {"inv_adapter": "nice", "inv_adapter_reduction_factor": 2}, "inv_adapter=nice cannot be"),
     ("SeqBnConfig", {"dropout": 0.1}, "dropout=0.1 is not supported, set it to 0"),
     ("SeqBnConfig", {"rank": 0.1}, "unexpected keyword argument 'rank'"),
     ("CompacterConfig", {"shared_phm_rule": False}, "shared_phm_rule=False cannot be ported"),
-    ("MAMConfig", {"lora": {}}, "unknown setting of method 'mine' 'lora'; choose one of: adapter, prefix_tuning"),
+    ("MAMConfig", {"lora": {}}, "unknown setting of method 'mine' 'lora'; choose one of: adapter, prefix"),
     ("MAMConfig", {"adapter": {"bottleneck": 8, "dropout": 0.1}}, "dropout=0.1 is not supported"),
 ])
 def test_settings_that_cannot_be_kept_are_refused_by_name(load, config, settings, said):
     with pytest.raises(UserError, match=said):
-        attach(load("bert"), replace(MethodSpec("mine", "adapters", config, settings, 1e-3)))
+        attach(load("bert"), MethodSpec("mine", "adapters", config, settings, 1e-3))

@@ -1,4 +1,4 @@
-"""Folders of adapters fitted to other hosts, LoRAs that change their library, and folders that are refused."""
+"""Folders of adapters fitted to other hosts, LoRAs that change their library, folders that are refused."""
 
 import json
 
@@ -47,7 +47,8 @@ def test_a_module_keeps_its_size_on_a_larger_host_and_the_library_loads_it(
     assert done.port.report.carried_fraction == 1.0 or receiving[2] < origin[2]
     done.write(tmp_path / "out", "me/larger")
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
-    assert (config["model_name"], config["name"], config["hidden_size"]) == ("me/larger", "mine", receiving[1])
+    assert (config["model_name"], config["name"]) == ("me/larger", "mine")
+    assert config["hidden_size"] == receiving[1]
     host = load(*receiving)
     adapters.init(host.model)
     host.model.load_adapter(str(tmp_path / "out"), use_safetensors=True, set_active=True)
@@ -113,9 +114,10 @@ def test_a_lora_computes_the_same_in_the_other_library(load, make_host, tmp_path
     ("dora", "llama", {}, "has use_dora=True, and adapters has no such setting"),
     ("ia3", "llama", {}, "a LoRA alone can change its library, and .* holds a module of IA3Config"),
     ("lora", "llama", {"sites": ["query", "key"], "rank_pattern": {"q_proj": 2}}, "several ranks or scales"),
-    ("lora", "llama", {"sites": ["query"], "layers_to_transform": [0]}, "has none beside query of decoder layer"),
+    ("lora", "llama", {"sites": ["query"], "layers_to_transform": [0]}, "has none beside query of decoder"),
 ])
-def test_what_the_other_library_lacks_is_one_sentence(load, make_host, tmp_path, name, family, settings, said):
+def test_what_the_other_library_lacks_is_one_sentence(
+        load, make_host, tmp_path, name, family, settings, said):
     peft_methods.write_plain(tmp_path / "in", load(family), name, **settings)
     with pytest.raises(UserError, match=said):
         in_library(read_folder(tmp_path / "in"), make_host(family).shape, "adapters")

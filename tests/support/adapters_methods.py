@@ -56,7 +56,8 @@ def write_plain(folder: Path, host: Host, name: str, seed: int = 0, pickle: bool
     adapters.init(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model.add_adapter("mine", config=AdapterConfig.load(config_of(method(name), host.spec.shape).to_dict()))
+        config = config_of(method(name), host.spec.shape).to_dict()
+        model.add_adapter("mine", config=AdapterConfig.load(config))
         model.train_adapter("mine")
         for parameter in model.parameters():
             if parameter.requires_grad:
