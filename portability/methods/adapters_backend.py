@@ -83,10 +83,13 @@ class AdaptersMethod(AttachedMethod):
     def _add(self) -> None:
         try:
             self.host.model.add_adapter(NAME, config=self.config)
-        except ValueError as error:
+        except Exception as error:  # each method has its own
             self.detach()
-            raise UserError(f"method '{self.spec.name}': adapters has no {self.spec.config} for "
-                            f"{self.host.family} hosts; use a method of peft, such as lora_peft") from error
+            said = str(error).split("\n")[0][:200] or type(error).__name__
+            raise UserError(f"method '{self.spec.name}': " + (
+                f"adapters has no {self.spec.config} for {self.host.family} hosts; use a method of peft, such as "
+                "lora_peft" if "is not supported by this model" in str(error) else
+                f"adapters refuses {self.spec.config} on host '{self.host.spec.name}': {said}")) from error
         self.host.model.train_adapter(NAME)
         self.host.model.eval()
 
@@ -224,7 +227,7 @@ def _one_config(kind: str, given: Mapping[str, Any], spec: MethodSpec, shape: Ho
         settings["reduction_factor"] = shape.hidden / (bottleneck + 0.5)  # the library rounds down
     try:
         config = getattr(adapters, choose(kind, classes, "config class of adapters"))(**settings)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
     if config.architecture not in (None, "lora", "prefix_tuning"):
         raise UserError(f"method '{spec.name}': {kind} cannot be ported: {REFUSED[config.architecture]}")

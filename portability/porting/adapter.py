@@ -31,7 +31,7 @@ class PortedAdapter:
     """An adapter on its receiving host.
 
     Attributes:
-        attached: the method on the receiving host, or on a skeleton of it.
+        attached: the method on a skeleton of the receiving host.
         parameters: by their names on the receiving host.
         port: module, masks and report.
         prefix: of the receiving model inside the class that the folder is for.
@@ -73,8 +73,8 @@ def port_folder(
     layer_map: str = "stretch", partial: bool = False, seed: int = 0,
     load: Callable[[HostSpec], Host] = load_host,
 ) -> PortedAdapter:
-    """An adapter fitted to another host. No host's weights are read, unless the strategy asks for them, a
-    part of the module stays fresh, or the method is of adapters, which attaches to whole hosts alone.
+    """An adapter fitted to another host. No host's weights are read, unless the strategy asks for them or a
+    part of the module stays fresh.
 
     Args:
         partial: whether what has no counterpart may stay fresh, or be dropped.
@@ -87,14 +87,14 @@ def port_folder(
     module = module_of(adapter, origin.shape)
     settings = _settings(adapter, module, origin.shape, receiving.shape, layer_map)
     spec = replace(adapter.spec, settings=settings)
-    whole = adapter.library == "adapters"
-    attached = attach(load(receiving) if whole else load_skeleton(receiving), spec)
+    with torch.device("meta"):
+        attached = attach(load_skeleton(receiving), spec)
     fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
     context = PortContext(origin, receiving, fresh, PortSpec(strategy, strategy, layer_map, partial), load)
     done = port(module, context)
     if any(not mask.all() and (slot.role in MULTIPLIES or not mask.any())
            for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
-        there = attached if whole else attach(load(receiving), spec)
+        there = attach(load(receiving), spec)
         done = port(module, replace(context, fresh=there.init_parameters(seed)))
     return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
                          _prefix(adapter, origin, receiving))

@@ -49,13 +49,16 @@ def peft_settings(
         layer_map: a name in porting.layer_maps.LAYER_MAPS.
 
     Raises:
-        UserError: layers that become one have unequal ranks or scales, or the receiving family has none of
+        UserError: a pair without its A, layers that become one have unequal ranks or scales, or the receiving family has none of
             the module's sites.
     """
     settings = {key: value for key, value in adapter.spec.settings.items() if key not in PLACES}
     have = {(slot.stack, slot.layer, slot.site) for slot in module.tensors if slot.site not in ("prompt",)}
     have = {place for place in have if place[2] != "vblora_vector_bank"}
     low, inward = low_ranks(adapter, origin), _inward(module)
+    if low and (alone := sorted(have - low.keys())):
+        raise UserError(f"{adapter.folder} has a part of a pair without its A, at "
+                        f"{'.'.join(map(str, alone[0]))}")
     paths: dict[Place, list[str]] = defaultdict(list)  # receiving place -> paths of its modules
     sources: dict[Place, list[Place]] = {}
     for stack, source in stack_map(origin, receiving).items():

@@ -1,6 +1,8 @@
 """Folders of adapters fitted to other hosts, LoRAs that change their library, folders that are refused."""
 
 import json
+import random
+from collections import Counter
 
 import adapters
 import pytest
@@ -192,3 +194,45 @@ def test_a_damaged_or_hostile_folder_is_one_sentence(folder, make_host, harm, sa
     with pytest.raises(UserError, match=said) as error:
         port_folder(read_folder(folder), host, host)
     assert "\n" not in str(error.value)
+
+
+def _dictionaries(value):
+    """Those in a configuration that hold something, at any depth."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return ([value] if isinstance(value, dict) and value else []) + [
+        found for one in inside for found in _dictionaries(one)]
+
+
+@pytest.mark.parametrize("count", [pytest.param(100, marks=pytest.mark.system),
+                                   pytest.param(1000, marks=pytest.mark.full)])
+def test_no_folder_makes_it_fall_over(load, make_host, count, tmp_path):
+    """Bytes and settings changed at random: a port, or one sentence."""
+    folders = []
+    for name in ("adapter", "lora", "mam", "compacter"):
+        write_plain(tmp_path / name, load("bert"), name)
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        weights = (tmp_path / name / "pytorch_adapter.bin").read_bytes()
+        folders.append((tmp_path / name, weights, config))
+    draw, host, ends = random.Random(0), make_host("bert"), Counter()
+    for number in range(count):
+        folder, weights, config = draw.choice(folders)
+        damaged = bytearray(weights)
+        for _ in range(draw.choice([0, 0, 0, 1, 4])):
+            damaged[draw.randrange(draw.choice([40, 600, len(damaged)]))] = draw.randrange(256)
+        if draw.random() < 0.1:
+            damaged = damaged[:draw.randrange(len(damaged))]
+        values = json.loads(json.dumps(config))
+        for _ in range(draw.randrange(3)):
+            part = draw.choice(_dictionaries(values))
+            part[draw.choice(list(part))] = draw.choice(
+                [None, -1, 0, 1e308, "../../etc", [], {}, [[]], True, "x" * 1000, {"a": {"b": []}}, 2**70])
+        (folder / "pytorch_adapter.bin").write_bytes(bytes(damaged))
+        (folder / "adapter_config.json").write_text(json.dumps(values))
+        try:
+            done = port_folder(read_folder(folder), host, host)
+            done.write(tmp_path / f"out{number}", "base")
+            ends["ported"] += 1
+        except UserError as error:
+            assert len(str(error)) < 3000
+            ends["refused"] += 1
+    assert min(ends["ported"], ends["refused"]) > count // 20
