@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{out} is there already; name a new folder (--out)")
     for line in verdict(adapter, origin, receiving, options.origin):
         say(line)
+    for line in left_behind(adapter):
+        say(line)
     if options.via:
         from portability.porting.convert import to_lora
 
@@ -128,6 +130,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         found["out"] = str(out)
         say(f"written: {out}")
     return found
+
+
+def left_behind(adapter: AdapterFolder) -> list[str]:
+    """What stands in a folder beside the module and is not carried: a head, which adapters saves there."""
+    head = adapter.folder / "head_config.json"
+    return [f"{head.name}: the prediction head beside the module is left behind"] if head.is_file() else []
 
 
 def open_adapter(words: str) -> AdapterFolder:

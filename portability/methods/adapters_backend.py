@@ -85,11 +85,13 @@ class AdaptersMethod(AttachedMethod):
             self.host.model.add_adapter(NAME, config=self.config)
         except Exception as error:  # each method has its own
             self.detach()
-            said = str(error).split("\n")[0][:200] or type(error).__name__
-            raise UserError(f"method '{self.spec.name}': " + (
-                f"adapters has no {self.spec.config} for {self.host.family} hosts; use a method of peft, such as "
-                "lora_peft" if "is not supported by this model" in str(error) else
-                f"adapters refuses {self.spec.config} on host '{self.host.spec.name}': {said}")) from error
+            said, kind = str(error).split("\n")[0][:200] or type(error).__name__, self.spec.config
+            if "is not supported by this model" in str(error):
+                said = (f"adapters has no {kind} for {self.host.family} hosts; use a method of peft, such as "
+                        "lora_peft")
+            else:
+                said = f"adapters refuses {kind} on host '{self.host.spec.name}': {said}"
+            raise UserError(f"method '{self.spec.name}': {said}") from error
         self.host.model.train_adapter(NAME)
         self.host.model.eval()
 

@@ -49,8 +49,8 @@ def peft_settings(
         layer_map: a name in porting.layer_maps.LAYER_MAPS.
 
     Raises:
-        UserError: a pair without its A, layers that become one have unequal ranks or scales, or the receiving family has none of
-            the module's sites.
+        UserError: a pair without its A, layers that become one have unequal ranks or scales, or the
+            receiving family has none of the module's sites.
     """
     settings = {key: value for key, value in adapter.spec.settings.items() if key not in PLACES}
     have = {(slot.stack, slot.layer, slot.site) for slot in module.tensors if slot.site not in ("prompt",)}
