@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from portability.execution.worker_context import WorkerContext
 
 from portability.core.errors import UserError
 from portability.core.plugins import plugins
 from portability.core.specs import PortSpec
-from portability.execution.execute import execute
+from portability.execution.execute import WorkerContext, execute
 from portability.hosts.host import load_host
 from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
