@@ -13,7 +13,7 @@ from portability.hosts.host import Host, load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
 from portability.methods.base import AttachedMethod as AttachedMethod
-from portability.methods.files import AdapterFolder as AdapterFolder
+from portability.methods.folder import AdapterFolder as AdapterFolder
 from portability.methods.module import ModuleState
 from portability.porting.adapter import PortedAdapter as PortedAdapter
 from portability.porting.adapter import load_adapter as load_adapter

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from portability.analysis.answers import arms_of, write_answers
 from portability.core.errors import UserError
 from portability.core.specs import SCHEMA, HostSpec, RunSpec, from_dict
-from portability.hosts.host import load_host, load_skeleton
+from portability.hosts.host import load_skeleton
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
 from portability.methods.module import ModuleState
@@ -118,8 +120,8 @@ def export(store: Store, run: RunSpec, out: Path, host_folder: Path | None = Non
         raise UserError(f"run {run.run_id} subtracts its start from the host, which no library's folder "
                         "can say; write the whole host: portability merge")
     module, host = ModuleState.from_file(*store.tensors(run.run_id, "module")), host_of(run, host_folder)
-    load = load_skeleton if run.method.library == "peft" else load_host
-    attached = attach(load(host), run.method)
+    with torch.device("meta"):
+        attached = attach(load_skeleton(host), run.method)
     about = {"base_model_name_or_path": host.source if host.revision else None, "revision": host.revision}
     attached.save(attached.to_parameters(module), out, about)
 

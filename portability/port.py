@@ -1,7 +1,8 @@
 """The command `portability port ADAPTER --to HOST`: somebody's adapter fitted to another base model.
 
-ADAPTER is a folder of peft or a hub id, HOST a folder or a hub id. Nothing is trained, and no weights are
-read unless something that was asked for needs them. What is written is a folder that peft loads.
+ADAPTER is a folder of peft or of adapters, or a hub id, HOST a folder or a hub id. Nothing is trained, and no
+weights are read unless something that was asked for needs them. What is written is a folder that the library
+loads.
 """
 
 import argparse
@@ -18,8 +19,9 @@ from portability.core.specs import HostSpec
 from portability.hosts.host import load_tokenizer
 from portability.hosts.resolve import with_weights
 from portability.hosts.sources import folder_of, quantisation, read_config
-from portability.methods.files import AdapterFolder
+from portability.methods.folder import AdapterFolder
 from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter, port_adapter
+from portability.porting.formats import in_library
 from portability.porting.layer_maps import LAYER_MAPS
 
 MEANING = {  # of the report's words for a tensor
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="portability port", description=(__doc__ or "").partition("\n\n")[0], epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("adapter", help="a folder of peft, or a hub id")
+    add("adapter", help="a folder of peft or of adapters, or a hub id")
     add("--to", required=True, metavar="HOST", help="the receiving base model: a folder, or a hub "
         "id[@revision]")
     add("--from", dest="origin", metavar="HOST", help="the base that the adapter was trained on, where its "
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "conversion)")
     add("--rank", type=float, default=0.99, help="of --via lora: a rank, or the share of the squared "
         "singular values to keep (0.99)")
+    add("--format", choices=["same", "peft", "adapters"], default="same", help="library of the folder that "
+        "is written; a LoRA alone can change it (same)")
     add("--merge", action="store_true", help="write the whole host with the module in its weights instead")
     add("--dry-run", action="store_true", help="write nothing")
     add("--verify", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) to score bare "
@@ -100,12 +104,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{out} is there already; name a new folder (--out)")
     for line in verdict(adapter, origin, receiving, options.origin):
         say(line)
+    for line in left_behind(adapter):
+        say(line)
     if options.via:
         from portability.porting.convert import to_lora
 
         adapter, errors = to_lora(adapter, with_weights(origin), options.rank)
         say(f"turned into a LoRA of rank {adapter.config['r']} on its own base; relative error of its "
             f"matrices: median {errors['median']:.3g}, largest {errors['largest']:.3g}")
+    if options.format != "same":
+        adapter = in_library(adapter, origin.shape, options.format)
     done = port_adapter(adapter, receiving, origin, options.strategy, options.layer_map, options.partial,
                         options.seed)
     for line in report_lines(done):
@@ -119,11 +127,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         found["scores"] = verify(done, with_weights(receiving), options, native, say)
     if not options.dry_run:
         words = shlex.join(["portability", "port", Path(options.adapter).name, "--to", Path(options.to).name,
-                            "--strategy", options.strategy, "--layer-map", options.layer_map])
+                            "--strategy", options.strategy, "--layer-map", options.layer_map,
+                            *(["--format", options.format] if options.format != "same" else [])])
         done.save(out, options.merge, found.get("scores"), words)
         found["out"] = str(out)
         say(f"written: {out}")
     return found
+
+
+def left_behind(adapter: AdapterFolder) -> list[str]:
+    """What stands in a folder beside the module and is not carried: a head, which adapters saves there."""
+    head = adapter.folder / "head_config.json"
+    return [f"{head.name}: the prediction head beside the module is left behind"] if head.is_file() else []
 
 
 def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named: str | None) -> list[str]:

@@ -11,7 +11,7 @@ from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, wit
 from portability.planning.grid import Grid
 
 if TYPE_CHECKING:
-    from portability.methods.files import AdapterFolder
+    from portability.methods.folder import AdapterFolder
 
 OWN_BASE = "the module's base"  # as the name of an origin host
 KEPT = ("feedforward_modules", "layers_to_transform", "layers_pattern")  # name modules beside target_modules
@@ -26,12 +26,13 @@ def method_of(words: str, name: str) -> dict[str, Any]:
         name: of the method, for messages.
 
     Raises:
-        UserError: there is no such folder, or it holds no method of the installed peft.
+        UserError: there is no such folder, or it holds no method of an installed library.
     """
-    from portability.methods.files import CONFIG, AdapterFolder, read_config
+    from portability.methods import files
+    from portability.methods.folder import CONFIG
 
     folder, _ = find_folder(words, f"method.{name}.from:", [CONFIG])
-    spec = AdapterFolder(folder, read_config(folder / CONFIG), {}).spec
+    spec = files.method_of(folder)
     settings = dict(spec.settings)
     targets = settings.get("target_modules")
     sites = sites_of(targets) if isinstance(targets, list) else None

@@ -12,7 +12,8 @@ from portability.hosts.sources import HostSource, describe, folder_of, read_conf
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w.-]+)?")
 TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # everything but weights
 INSTEAD = "fetch it where there is a network, and give its folder"
-ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"]
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
+                 "adapter.safetensors", "pytorch_adapter.bin", "README.md"]
 
 
 def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str | None]:

@@ -3,24 +3,30 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.hashing import fingerprint
 from portability.core.specs import ExternalModule, HostSpec, MethodSpec, RunSpec
 from portability.hosts.host import load_skeleton
 from portability.methods import attach
-from portability.methods.files import ABOUT, CONFIG, PICKLE, PLACES, AdapterFolder, module_of, read_folder
+from portability.methods.adapters_backend import AdaptersMethod
+from portability.methods.adapters_places import parts_of
+from portability.methods.files import module_of, read_folder, weights_of
+from portability.methods.folder import CONFIG, AdapterFolder
 from portability.methods.module import ModuleState
-from portability.methods.peft_backend import NAME, WEIGHTS, PeftMethod
+from portability.methods.peft_backend import NAME, PeftMethod
+from portability.methods.peft_files import ABOUT, PLACES
 
 DRAWS = ("init_lora_weights", "init_weights", "init_ia3_weights")  # settings of a fresh module alone
+SIZES = ("reduction_factor",)  # which show in the tensors
 
 
 def described(adapter: AdapterFolder) -> ExternalModule:
     """A folder's name, place and digest, in which neither its path nor its base's name counts."""
-    files = [adapter.folder / name for name in (WEIGHTS, PICKLE)]
-    settings = {key: value for key, value in adapter.config.items() if key not in ABOUT}
-    mark = fingerprint([next(file for file in files if file.is_file())], {CONFIG: settings})
+    settings = {key: value for key, value in adapter.config.items() if key not in adapter.about}
+    mark = fingerprint([weights_of(adapter.folder, type(adapter))], {CONFIG: settings})
     return ExternalModule(adapter.folder.resolve().name, str(adapter.folder.resolve()), mark)
 
 
@@ -61,10 +67,13 @@ def check_external(adapter: AdapterFolder, host: HostSpec, method: MethodSpec) -
 
 def _settings(host: HostSpec, method: MethodSpec) -> tuple[dict[str, Any], dict[Slot, tuple[int, ...]]]:
     """What a method's numbers mean on a host, and its slots with their sizes."""
-    attached = attach(load_skeleton(host), method)
-    assert isinstance(attached, PeftMethod)
-    held = attached.config.to_dict()
-    found = {key: value for key, value in held.items() if key not in (*ABOUT, *PLACES, *DRAWS)}
+    with torch.device("meta"):
+        attached = attach(load_skeleton(host), method)
+    assert isinstance(attached, PeftMethod | AdaptersMethod)
+    found = {key if number == 0 else f"{key} of part {number + 1}": value
+             for number, config in enumerate(parts_of(attached.config))
+             for key, value in config.to_dict().items()
+             if key not in (*ABOUT, *PLACES, *DRAWS, *SIZES)}
     scaled = ((name, getattr(layer, "scaling", None)) for name, layer in attached.host.model.named_modules())
     found |= {f"scale of {name}": scale[NAME] for name, scale in scaled
               if isinstance(scale, dict) and NAME in scale}

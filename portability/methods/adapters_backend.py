@@ -9,7 +9,7 @@ No other module of the package, but for the benchmark, knows the library. It rep
 own when it is attached first, and these round a T5's attention otherwise: see `prepare`.
 """
 
-import re
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,44 +18,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES, LORA_AXES, Slot, parse_name, within_layer
 from portability.core.errors import UserError, choose
 from portability.core.specs import HostShape, MethodSpec
 from portability.core.versions import look_for
 from portability.hosts.host import Host
-from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
-from portability.methods.module import Axes
+from portability.methods.adapters_places import BOTTLENECKS, layout_of
+from portability.methods.base import AttachedMethod
 
 NAME = "module"  # the adapter's name inside the host
+CONFIG, WEIGHTS = "adapter_config.json", "adapter.safetensors"
 
-# ---- where the library puts its parts, and what their parameters are
-
-BOTTLENECKS = {  # stack -> path in a layer -> site
-    "t5": {"encoder": {"layer.0": "attention", "layer.1": "ffn"},
-           "decoder": {"layer.0": "attention", "layer.1": "cross_attention", "layer.2": "ffn"}},
-    "bert": {"encoder": {"attention.output": "attention", "output": "ffn"}},
-    "roberta": {"encoder": {"attention.output": "attention", "output": "ffn"}},
-    "gpt2": {"decoder": {"attention_adapters": "attention", "output_adapters": "ffn"}},
-    "llama": {"decoder": {"attention_adapters": "attention", "output_adapters": "ffn"}},
+PORTABLE: dict[str, tuple[Any, ...]] = {  # setting -> the values with which a module can be ported
+    "composition_mode": ("add", "scale"), "use_dora": (False,), "vera_d": (None,), "vera_b": (None,),
+    "dtype": (None,), "init_weights_seed": (None,), "inv_adapter": (None,), "stochastic_depth": (0.0,),
+    "shared_phm_rule": (True,), "factorized_phm_rule": (False,), "factorized_phm_W": (True,),
+    "shared_W_phm": (False,),
 }
-T5_PREFIXES = {  # name -> stack, site; the other families have self_prefix alone
-    "encoder_prefix": ("encoder", "self_prefix"), "self_prefix": ("decoder", "self_prefix"),
-    "cross_prefix": ("decoder", "cross_prefix"),
+REFUSED = {  # kind of method -> why
+    "reft": "ReFT changes the first and last states of a text, whose places the library reads off a mask of "
+            "(texts, tokens), which hosts are not given here, and LoReft's projection turns about a random "
+            "matrix that is not trained",
+    "prompt_tuning": "a prompt lengthens the texts, whose masks are ready-made; prefix changes no length",
+    "mtl_lora": "the modules of several tasks are one in it",
 }
-PARTS: dict[str, tuple[str, Axes]] = {  # ending of a name -> role, axes; "phm]" stands for phm_dim
-    "adapter_down.0.weight": ("down_weight", ("bottleneck", "hidden")),
-    "adapter_down.0.bias": ("down_bias", ("bottleneck",)),
-    "adapter_up.weight": ("up_weight", ("hidden", "bottleneck")),
-    "adapter_up.bias": ("up_bias", ("hidden",)),
-    "adapter_down.0.W_left": ("down_left", ("phm", "hidden/phm]", "rank")),
-    "adapter_down.0.W_right": ("down_right", ("phm", "rank", "bottleneck/phm]")),
-    "adapter_down.0.b": ("down_bias", ("bottleneck",)),
-    "adapter_up.W_left": ("up_left", ("phm", "bottleneck/phm]", "rank")),
-    "adapter_up.W_right": ("up_right", ("phm", "rank", "hidden/phm]")),
-    "adapter_up.b": ("up_bias", ("hidden",)),
-    "phm_rule": ("rule", ("phm", "phm", "phm")),
+NO_HOSTS = {
+    "modernbert": " (it gives their query, key and value layer a random bias, which changes the host)",
 }
-PORTABLE = {"composition_mode": "add", "use_dora": False, "vera_d": None, "use_gating": False}  # else no port
+REASONS = {
+    "use_dora": "DoRA is of library peft here (LoraConfig with use_dora)",
+    "vera_d": "VeRA is of library peft here (VeraConfig)",
+}
+UNIONS = {  # config class of several methods -> argument -> config class of each
+    "MAMConfig": {"prefix_tuning": "PrefixTuningConfig", "adapter": "ParBnConfig"},
+    "UniPELTConfig": {"prefix_tuning": "PrefixTuningConfig", "adapter": "SeqBnConfig", "lora": "LoRAConfig"},
+}
 
 
 class AdaptersBackend:
@@ -64,6 +60,9 @@ class AdaptersBackend:
     def attach(self, host: Host, spec: MethodSpec) -> "AdaptersMethod":
         """As `MethodBackend.attach`; the first call on a host changes its layers' classes for good."""
         look_for("adapters", f"method '{spec.name}'")
+        if host.family not in BOTTLENECKS:
+            raise UserError(f"method '{spec.name}': adapters has no {host.family} hosts"
+                            f"{NO_HOSTS.get(host.family, '')}; use a method of peft, such as lora_peft")
         config = config_of(spec, host.spec.shape)
         prepare(host)
         method = AdaptersMethod(host, spec, config)
@@ -84,7 +83,17 @@ class AdaptersMethod(AttachedMethod):
         self._add()
 
     def _add(self) -> None:
-        self.host.model.add_adapter(NAME, config=self.config)
+        try:
+            self.host.model.add_adapter(NAME, config=self.config)
+        except Exception as error:  # each method has its own
+            self.detach()
+            said, kind = str(error).split("\n")[0][:200] or type(error).__name__, self.spec.config
+            if "is not supported by this model" in str(error):
+                said = (f"adapters has no {kind} for {self.host.family} hosts; use a method of peft, such as "
+                        "lora_peft")
+            else:
+                said = f"adapters refuses {kind} on host '{self.host.spec.name}': {said}"
+            raise UserError(f"method '{self.spec.name}': {said}") from error
         self.host.model.train_adapter(NAME)
         self.host.model.eval()
 
@@ -95,10 +104,13 @@ class AdaptersMethod(AttachedMethod):
             UserError: a parameter whose place or meaning is not known.
         """
         trained = {name: tuple(p.shape) for name, p in self.host.model.named_parameters() if p.requires_grad}
-        self.layouts = [_layout(name, shape, self.spec, self.config, self.host.spec.shape)
+        self.layouts = [layout_of(name, shape, self.spec, self.config, self.host.spec.shape)
                         for name, shape in trained.items()]
         factor = getattr(self.config, "scaling", 1.0)
-        self.scale = self.config.alpha / self.config.r if hasattr(self.config, "alpha") else float(factor)
+        if hasattr(self.config, "alpha") and not self.config.use_gating:
+            self.scale = self.config.alpha / self.config.r
+        elif not isinstance(factor, str):  # else it is trained
+            self.scale = float(factor)
 
     def draw(self, seed: int) -> dict[str, Tensor]:
         """As the library initialises them, under torch's global generator."""
@@ -114,13 +126,28 @@ class AdaptersMethod(AttachedMethod):
         self.host.model.set_active_adapters(None)
         self.host.model.delete_adapter(NAME)
 
-    def save(self, parameters: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any]) -> None:
-        """As `AttachedMethod.save`, by the library itself: `load_adapter` reads the folder."""
-        there = dict(self.host.model.named_parameters())
-        with torch.no_grad():
-            for name, value in parameters.items():
-                there[name].copy_(value)
-        self.host.model.save_adapter(str(folder), NAME, use_safetensors=True)
+    def save(self, parameters: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any],
+             dtype: torch.dtype = torch.float32) -> None:
+        """As `AttachedMethod.save`: `load_adapter` reads the folder.
+
+        The file has each parameter once. The library's own `save_adapter` asks safetensors to write a prefix
+        once a layer, which it refuses, and leaves out what Compacter's layers share.
+
+        Args:
+            about: base_model_name_or_path, and perhaps the adapter's name.
+        """
+        from adapters.configuration.model_adapters_config import build_full_config
+        from safetensors.torch import save_file
+
+        model, name = self.host.model, about.get("name") or NAME
+        config = build_full_config(
+            self.config, model.config, model_name=about.get("base_model_name_or_path"), name=name,
+            model_class=type(model).__name__)
+        values = {key.replace(f".{NAME}.", f".{name}."): value.to(dtype).contiguous().clone()
+                  for key, value in parameters.items()}
+        folder.mkdir(parents=True)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        save_file(values, folder / WEIGHTS, {"format": "pt"})
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -137,8 +164,11 @@ def prepare(host: Host) -> Host:
 
     Whoever computes numbers that are stored calls it on a new host: without a method the layers compute the
     same function, but the last bits of a T5's attention differ, which must not depend on what was attached
-    before. Where the library is not installed no method of it can be attached, and hosts stay as they are.
+    before. Where the library is not installed, or knows no such hosts, no method of it can be attached, and
+    hosts stay as they are.
     """
+    if host.family not in BOTTLENECKS:
+        return host
     try:
         import adapters
     except ImportError:
@@ -148,95 +178,23 @@ def prepare(host: Host) -> Host:
         device = host.model.device
         adapters.init(host.model)
         host.model.requires_grad_(False).eval().to(device)
-        if host.family == "llama":
+        if host.family in ("llama", "mistral"):
             for layer in host.model.base_model.layers:
                 layer.register_forward_pre_hook(_former_name, with_kwargs=True)
     return host
 
 
 def _former_name(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The library's layer of a llama takes a cache by its former name alone, and ignores today's."""
+    """The library's layer of a llama or mistral takes a cache by its former name alone."""
     cache = kwargs.pop("past_key_values", None)
     return args, kwargs if cache is None else kwargs | {"past_key_value": cache}
-
-
-# ---- from a library's parameter to slots
-
-
-def _layout(
-    name: str, shape: tuple[int, ...], spec: MethodSpec, config: Any, host: HostShape
-) -> ParameterLayout:
-    """The slots of a parameter; sizes of the method's own are the config's, whoever set them."""
-    try:
-        stack, layer, site = _place(host.family, name)
-    except KeyError as error:
-        raise UserError(f"method '{spec.name}': {error.args[0]}") from error
-    if name.endswith("control_trans"):
-        return _prefix_layout(name, shape, config.prefix_length, host, stack, site)
-    if match := re.search(r"lora_([AB])$", name):
-        return _lora_layout(name, shape, config, host, Slot(stack, layer, site, match[1]))
-    for ending, (role, labels) in PARTS.items():
-        if name.endswith(ending):
-            axes = tuple(axis.replace("phm]", str(config.phm_dim)) for axis in labels)
-            return ParameterLayout(name, shape, (SlotLayout(Slot(stack, layer, site, role), axes, shape),))
-    raise UserError(f"method '{spec.name}': no meaning is known for parameter {name} "
-                    "(portability/methods/adapters_backend.py)")
-
-
-def _place(family: str, name: str) -> tuple[str, int, str]:
-    """Stack, layer and site of a parameter's name.
-
-    Raises:
-        KeyError: no place is known for it.
-    """
-    if "shared_parameters." in name:
-        return "shared", 0, "phm"
-    if name.endswith("_prefix.control_trans"):
-        prefix, only = name.split(".")[-2], next(iter(FAMILIES[family].stacks))
-        places = T5_PREFIXES if family == "t5" else {"self_prefix": (only, "self_prefix")}
-        if prefix in places:
-            stack, site = places[prefix]
-            return stack, 0, site
-    if ".adapters." in name and (inside := within_layer(family, name)):
-        stack, layer, rest = inside
-        if bottleneck := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0]):
-            return stack, layer, bottleneck
-    return parse_name(family, name)
-
-
-def _lora_layout(
-    name: str, shape: tuple[int, ...], config: Any, host: HostShape, slot: Slot
-) -> ParameterLayout:
-    """A pair's A (r, in) or B (out, r); beside a matrix of several sites, theirs one after the other."""
-    slots = []
-    for site in slot.site.split("+"):
-        if "+" in slot.site and site[0] not in config.attn_matrices:
-            continue
-        into, out = LORA_AXES[site.removeprefix("cross_")]
-        axes = ("rank", *into) if slot.role == "A" else (*out, "rank")
-        sizes = tuple(config.r if axis == "rank" else int(host.size(axis) or 0) for axis in axes)
-        slots.append(SlotLayout(slot._replace(site=site), axes, sizes))
-    return ParameterLayout(name, shape, tuple(slots))
-
-
-def _prefix_layout(
-    name: str, shape: tuple[int, ...], length: int, host: HostShape, stack: str, site: str
-) -> ParameterLayout:
-    """A flat prefix is one vector for all layers: (prefix, layer, key | value, heads, head_dim)."""
-    axes, sizes = ("prefix", "kv_heads", "head_dim"), (length, host.kv_heads, host.head_dim)
-    slots = tuple(SlotLayout(Slot(stack, layer, site, role), axes, sizes)
-                  for layer in range(host.layers[stack]) for role in ("prefix_key", "prefix_value"))
-    return ParameterLayout(name, shape, slots, axis=1)
 
 
 # ---- from a method's settings to the library's config
 
 
 def config_of(spec: MethodSpec, shape: HostShape) -> Any:
-    """A config object of the library.
-
-    `bottleneck` is a setting of our own: the library ties the bottleneck to the width through
-    `reduction_factor`, so the factor follows here and the module keeps its size on every host.
+    """A config object of the library; of a union each part has settings of its own.
 
     Raises:
         UserError: unknown config class or setting, a kind of method that cannot be ported, or a width that
@@ -244,32 +202,53 @@ def config_of(spec: MethodSpec, shape: HostShape) -> Any:
     """
     import adapters
 
+    if spec.config == "ConfigUnion":
+        parts = [(adapters.AdapterConfig._get_config_class(part).__name__,
+                  {key: value for key, value in part.items() if key != "architecture"})
+                 for part in spec.settings["configs"]]
+        try:
+            return adapters.ConfigUnion(*[_one_config(kind, part, spec, shape) for kind, part in parts])
+        except ValueError as error:
+            raise UserError(f"method '{spec.name}': {str(error)[:300]}") from error
+    if (kinds := UNIONS.get(spec.config)) is None:
+        return _one_config(spec.config, spec.settings, spec, shape)
+    for key in spec.settings:
+        choose(key, kinds, f"setting of method '{spec.name}'")
+    return getattr(adapters, spec.config)(**{
+        key: _one_config(kind, spec.settings.get(key, {}), spec, shape) for key, kind in kinds.items()})
+
+
+def _one_config(kind: str, given: Mapping[str, Any], spec: MethodSpec, shape: HostShape) -> Any:
+    """A config object of one method.
+
+    `bottleneck` is a setting of our own: the library ties the bottleneck to the width through
+    `reduction_factor`, so the factor follows here and the module keeps its size on every host.
+    """
+    import adapters
+
     classes = {name for name in dir(adapters) if name.endswith("Config")}
-    settings = dict(spec.settings)
+    settings = dict(given)
     if (bottleneck := settings.pop("bottleneck", None)) is not None:
         settings["reduction_factor"] = shape.hidden / (bottleneck + 0.5)  # the library rounds down
-    for key in ("dropout", "attention_dropout"):
-        if settings.get(key):
-            raise UserError(f"method '{spec.name}': {key}={settings[key]} is not supported, set it to 0")
     try:
-        config = getattr(adapters, choose(spec.config, classes, "config class of adapters"))(**settings)
-    except TypeError as error:
+        config = getattr(adapters, choose(kind, classes, "config class of adapters"))(**settings)
+    except (TypeError, ValueError) as error:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
-    _check_portable(config, spec)
+    if config.architecture not in (None, "lora", "prefix_tuning"):
+        raise UserError(f"method '{spec.name}': {kind} cannot be ported: {REFUSED[config.architecture]}")
+    for key in ("dropout", "attention_dropout"):
+        if value := getattr(config, key, None):
+            raise UserError(f"method '{spec.name}': {key}={value} is not supported, set it to 0")
+    for key, wanted in PORTABLE.items():
+        if (found := getattr(config, key, wanted[0])) not in wanted:
+            known = " or ".join(str(one) for one in wanted)
+            reason = f": {REASONS[key]}" if key in REASONS else (
+                "; choose another config class or setting (conf/method)")
+            raise UserError(f"method '{spec.name}': {kind} with {key}={found} cannot be ported, only with "
+                            f"{key}={known}{reason}")
     if parts := getattr(config, "phm_layer", False) and config.phm_dim:
         for what, size in (("width", shape.hidden), ("bottleneck", bottleneck)):
             if size is not None and size % parts:
                 raise UserError(f"method '{spec.name}': the {what} {size} must divide by phm_dim {parts}; a "
                                 f"{what} of {max(size - size % parts, parts)} would fit")
     return config
-
-
-def _check_portable(config: Any, spec: MethodSpec) -> None:
-    """Refuse methods that are no sum or not a single one: a port could not fit them to another host."""
-    if getattr(config, "architecture", None) == "union":
-        raise UserError(f"method '{spec.name}': {spec.config} is several methods in one, which cannot be "
-                        "ported; choose the config class of one of them (conf/method)")
-    for key, wanted in PORTABLE.items():
-        if (found := getattr(config, key, wanted)) != wanted:
-            raise UserError(f"method '{spec.name}': {spec.config} with {key}={found} cannot be ported, only "
-                            f"with {key}={wanted}; choose another config class or setting (conf/method)")

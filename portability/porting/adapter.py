@@ -11,16 +11,23 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec, MethodSpec, PortSpec
+from portability.core.specs import HostShape, HostSpec, MethodSpec, PortSpec
 from portability.hosts.host import Host, load_host, load_skeleton
 from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, with_weights
 from portability.methods import attach
-from portability.methods.files import AdapterFolder, module_of, read_folder
+from portability.methods.adapters_backend import AdaptersMethod
+from portability.methods.adapters_files import AdaptersFolder
+from portability.methods.base import AttachedMethod
+from portability.methods.files import module_of, read_folder
+from portability.methods.folder import AdapterFolder
+from portability.methods.module import ModuleState
 from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
+from portability.methods.peft_files import PeftFolder
+from portability.porting.adapters_settings import adapters_settings
 from portability.porting.axes import MULTIPLIES
 from portability.porting.base import Port, PortContext, PortReport
 from portability.porting.port import port
-from portability.porting.settings import receiving_settings
+from portability.porting.settings import peft_settings
 
 
 @dataclass
@@ -37,7 +44,7 @@ class PortedAdapter:
     adapter: AdapterFolder
     origin: HostSpec
     receiving: HostSpec
-    attached: PeftMethod
+    attached: AttachedMethod
     parameters: dict[str, Tensor]
     port: Port
     prefix: str = ""
@@ -48,6 +55,11 @@ class PortedAdapter:
         Args:
             base: the receiving host's name for base_model_name_or_path.
         """
+        if isinstance(self.attached, AdaptersMethod) and isinstance(self.adapter, AdaptersFolder):
+            named = {"base_model_name_or_path": base, "name": self.adapter.name}
+            self.attached.save(self.parameters, folder, named, self.adapter.dtype)
+            return
+        assert isinstance(self.attached, PeftMethod)
         about = {"base_model_name_or_path": base, "revision": revision,
                  "task_type": self.adapter.config.get("task_type")}
         beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in self.adapter.tensors.items()
@@ -186,9 +198,10 @@ def port_folder(
             method on the receiving host.
     """
     module = module_of(adapter, origin.shape)
-    settings = receiving_settings(adapter, module, origin.shape, receiving.shape, layer_map)
+    settings = _settings(adapter, module, origin.shape, receiving.shape, layer_map)
     spec = replace(adapter.spec, settings=settings)
-    attached = attach(load_skeleton(receiving), spec)
+    with torch.device("meta"):
+        attached = attach(load_skeleton(receiving), spec)
     fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
     context = PortContext(origin, receiving, fresh, PortSpec(strategy, strategy, layer_map, partial), load)
     done = port(module, context)
@@ -198,9 +211,17 @@ def port_folder(
         context = replace(context, fresh=there.init_parameters(seed))
         there.detach()
         done = port(module, context)
-    assert isinstance(attached, PeftMethod)
     return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
                          _prefix(adapter, origin, receiving))
+
+
+def _settings(adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape,
+              layer_map: str) -> dict[str, Any]:
+    """The method's settings on the receiving host, by the adapter's library."""
+    if isinstance(adapter, AdaptersFolder):
+        return adapters_settings(adapter, origin, receiving, layer_map)
+    assert isinstance(adapter, PeftFolder)
+    return peft_settings(adapter, module, origin, receiving, layer_map)
 
 
 def _prefix(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec) -> str:
@@ -209,6 +230,8 @@ def _prefix(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec) -> st
     def prefix(spec: HostSpec) -> str:
         return str(load_skeleton(spec).model.base_model_prefix)
 
+    if adapter.library != "peft":
+        return ""
     if origin.shape.layers.keys() != {"encoder"} or receiving.shape.layers.keys() != {"encoder"}:
         return ""
     inside = f"base_model.model.{prefix(origin)}."

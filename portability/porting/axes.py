@@ -16,7 +16,9 @@ from portability.methods.module import ModuleState, axis_size
 from portability.porting.base import Port, PortContext, PortReport, Strategy
 from portability.porting.layer_maps import LAYER_MAPS, average_layers
 
-INPUT_ROLES = ("A", "down_weight", "down_left")  # whose host axes are summed over in the forward pass
+INPUT_ROLES = (  # whose host axes are summed over in the forward pass
+    "A", "down_weight", "down_left", "mlp_in", "gate_weight")
+KEY_ROLES = ("prefix_key", "mlp_key", "mlp_key_bias")  # of what queries meet
 MULTIPLIES = ("magnitude", "ia3_l", "weight")  # what is not carried of them stays as the library begins it
 ChangeAxis = Callable[[Tensor, int, int, bool], Tensor]
 
@@ -24,7 +26,7 @@ ChangeAxis = Callable[[Tensor, int, int, bool], Tensor]
 def summed_over(role: str, axis: str) -> bool:
     """Whether the forward pass sums over this axis: a query meets a prefix's key along the head size
     alone."""
-    return role in INPUT_ROLES or (role == "prefix_key" and axis == "head_dim")
+    return role in INPUT_ROLES or (role in KEY_ROLES and axis == "head_dim")
 
 
 class AxisStrategy(Strategy):

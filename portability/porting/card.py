@@ -21,7 +21,7 @@ def card(done: PortedAdapter, found: dict[str, Any], command: str, base: str, me
     report = found["report"]
     front: dict[str, Any] = {"base_model": base, "tags": TAGS}
     if not merged:
-        front["library_name"] = "peft"
+        front["library_name"] = done.spec.library
     if licence := licence_of(done.adapter.folder):
         front["license"] = licence
     lines = [

@@ -12,8 +12,10 @@ from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.hosts.host import load_host, quiet
 from portability.methods import attach
-from portability.methods.files import AdapterFolder, module_of
+from portability.methods.files import module_of
+from portability.methods.folder import AdapterFolder
 from portability.methods.peft_backend import NAME, PROMPTS, PeftMethod
+from portability.methods.peft_files import PeftFolder
 from portability.porting.adapter import PortedAdapter
 
 NO_WEIGHTS = "what it learned stands before the text, and in no weight"
@@ -38,6 +40,9 @@ def to_lora(
     except ImportError as error:
         raise UserError("--via lora needs peft 0.19 or later: pip install -U peft") from error
 
+    if not isinstance(adapter, PeftFolder):
+        raise UserError(f"--via lora is peft's conversion, and {adapter.folder} is of library "
+                        f"{adapter.library}, whose {adapter.spec.config} peft does not know")
     if adapter.spec.config in PROMPTS:
         raise UserError(f"peft cannot turn {adapter.spec.config} into a LoRA: {NO_WEIGHTS}")
     method = _attached(adapter, origin)
@@ -55,7 +60,7 @@ def to_lora(
     about |= {"peft_type": "LORA", "base_model_name_or_path": adapter.base,
               "task_type": adapter.config.get("task_type")}
     tensors = {f"base_model.model.{key}": value for key, value in state.items()}
-    lora = AdapterFolder(adapter.folder, about, tensors, dict.fromkeys(tensors, adapter.dtype))
+    lora = PeftFolder(adapter.folder, about, tensors, dict.fromkeys(tensors, adapter.dtype))
     return lora, _errors(method, state)
 
 
@@ -103,6 +108,9 @@ def merged(done: PortedAdapter, receiving: HostSpec, folder: Path) -> None:
     Raises:
         UserError: the method cannot be merged.
     """
+    if done.spec.library != "peft":
+        raise UserError(f"a {done.spec.config} of library {done.spec.library} is not merged here; a LoRA can "
+                        "be turned into one of peft, which can (--format peft)")
     if done.spec.config in PROMPTS:
         raise UserError(f"peft cannot merge {done.spec.config} into a host: {NO_WEIGHTS}")
     method = attach(load_host(receiving), done.spec)

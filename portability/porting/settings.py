@@ -1,4 +1,5 @@
-"""A method's settings on another architecture: the same sites, ranks and scales under that host's names."""
+"""The settings of a method of peft on another architecture: the same sites, ranks and scales under that
+host's names."""
 
 import math
 from collections import defaultdict
@@ -8,9 +9,9 @@ from typing import Any, NamedTuple
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostShape
-from portability.methods.files import PLACES, AdapterFolder, parameter_name
 from portability.methods.module import ModuleState
 from portability.methods.peft_backend import NAMED, PROMPTS, endings, layout_of
+from portability.methods.peft_files import PLACES, PeftFolder, parameter_name
 from portability.porting.layer_maps import LAYER_MAPS
 
 Place = tuple[str, int, str]  # stack, layer, site
@@ -38,8 +39,8 @@ def stack_map(origin: HostShape, receiving: HostShape) -> dict[str, str]:
     return pairs | {"shared": "shared"}
 
 
-def receiving_settings(
-    adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape, layer_map: str
+def peft_settings(
+    adapter: PeftFolder, module: ModuleState, origin: HostShape, receiving: HostShape, layer_map: str
 ) -> dict[str, Any]:
     """Settings with which the library makes a module on the receiving host for what is carried to it.
 
@@ -48,22 +49,22 @@ def receiving_settings(
         layer_map: a name in porting.layer_maps.LAYER_MAPS.
 
     Raises:
-        UserError: layers that become one have unequal ranks or scales, or the receiving family has none of
-            the module's sites.
+        UserError: a pair without its A, layers that become one have unequal ranks or scales, or the
+            receiving family has none of the module's sites.
     """
     settings = {key: value for key, value in adapter.spec.settings.items() if key not in PLACES}
     if adapter.spec.config in PROMPTS:
         return settings
     have = {(slot.stack, slot.layer, slot.site) for slot in module.tensors if slot.site not in ("prompt",)}
     have = {place for place in have if place[2] != "vblora_vector_bank"}
-    low, inward = _ranks(adapter, origin), _inward(module)
+    low, inward = low_ranks(adapter, origin), _inward(module)
     paths: dict[Place, list[str]] = defaultdict(list)  # receiving place -> paths of its modules
     sources: dict[Place, list[Place]] = {}
     for stack, source in stack_map(origin, receiving).items():
         layers = ([[0]] if stack == "shared" else
                   LAYER_MAPS[layer_map](origin.layers[source], receiving.layers[stack]))
         for layer, origins in enumerate(layers):
-            for site, path in _sites(receiving.family, stack):
+            for site, path in sites_of(receiving.family, stack):
                 found = [(source, one, site) for one in origins]
                 if all(place in have for place in found):
                     paths[(stack, layer, site)].append(path)
@@ -84,7 +85,7 @@ def receiving_settings(
     return settings
 
 
-def _sites(family: str, stack: str) -> list[tuple[str, str]]:
+def sites_of(family: str, stack: str) -> list[tuple[str, str]]:
     """Site and path of each of a stack's modules, or of those outside the layers."""
     rows = FAMILIES[family]
     if stack == "shared":
@@ -92,7 +93,7 @@ def _sites(family: str, stack: str) -> list[tuple[str, str]]:
     return [(site, path) for path, site in {**rows.matrices[stack], **rows.norms[stack]}.items()]
 
 
-def _full(place: Place, path: str, family: str) -> str:
+def full_name(place: Place, path: str, family: str) -> str:
     """A module's name, from the model's own prefix on."""
     stack, layer, _ = place
     if stack == "shared":
@@ -108,7 +109,7 @@ def _targets(paths: Mapping[Place, list[str]], shape: HostShape) -> list[str] | 
             layers[stack, name].add(layer)
     stacks: dict[str, set[str]] = defaultdict(set)  # ending -> stacks that have it in some layer
     for stack in shape.layers:
-        for _, name in _sites(shape.family, stack):
+        for _, name in sites_of(shape.family, stack):
             stacks[name].add(stack)
     whole = {name for name, held in stacks.items()
              if all(len(layers.get((stack, name), ())) == shape.layers[stack] for stack in held)}
@@ -116,11 +117,11 @@ def _targets(paths: Mapping[Place, list[str]], shape: HostShape) -> list[str] | 
     if isinstance(short, str) and all(name in whole for stack, name in layers if stack != "shared"):
         return short
     clear = whole if isinstance(short, list) else set()
-    return sorted({name if name in clear or place[0] == "shared" else _full(place, name, shape.family)
+    return sorted({name if name in clear or place[0] == "shared" else full_name(place, name, shape.family)
                    for place, names in paths.items() for name in names})
 
 
-def _ranks(adapter: AdapterFolder, shape: HostShape) -> dict[Place, Low]:
+def low_ranks(adapter: PeftFolder, shape: HostShape) -> dict[Place, Low]:
     """Rank and alpha of each of a LoRA's pairs; empty for other methods."""
     from peft.utils.other import get_pattern_key
 
@@ -155,7 +156,7 @@ def _patterns(
 ) -> dict[str, Any]:
     """r and lora_alpha of most pairs, and patterns for the others."""
     usual = max(set(lows.values()), key=lambda low: (list(lows.values()).count(low), low))
-    others = {_full(place, name, shape.family): low for place, low in lows.items() if low != usual
+    others = {full_name(place, name, shape.family): low for place, low in lows.items() if low != usual
               for name in paths[place]}
     found: dict[str, Any] = {"r": usual.rank, "lora_alpha": _number(usual.alpha)}
     for key, field, same in (("rank_pattern", 0, usual.rank), ("alpha_pattern", 1, usual.alpha)):

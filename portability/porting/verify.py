@@ -17,7 +17,8 @@ from portability.core.specs import HostSpec, MethodSpec, TaskSpec
 from portability.data.tokenization import encode
 from portability.hosts.host import Host, load_host
 from portability.methods import attach
-from portability.methods.files import AdapterFolder, module_of
+from portability.methods.files import module_of
+from portability.methods.folder import AdapterFolder
 from portability.porting.adapter import PortedAdapter
 from portability.tasks.classification import Scorer
 

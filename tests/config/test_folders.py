@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from portability.api import cells
 from portability.core.errors import UserError
 from portability.inits.external import described
 from portability.methods.files import module_of, read_folder
@@ -15,6 +14,7 @@ from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
 from portability.run import asked_for, command
 from portability.store import Store
+from portability.studies import cells
 from support.peft_methods import write_plain
 from support.studies import study
 

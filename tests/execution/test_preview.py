@@ -63,11 +63,12 @@ def with_method(folder, library, config, settings):
 
 
 @pytest.mark.parametrize(("family", "library", "config", "settings", "says"), [
-    ("t5", "adapters", "IA3Config", {}, "IA3Config with composition_mode=scale cannot be ported"),
-    ("t5", "adapters", "UniPELTConfig", {}, "UniPELTConfig is several methods in one"),
+    ("t5", "adapters", "MTLLoRAConfig", {}, "MTLLoRAConfig cannot be ported: the modules of several tasks"),
+    ("qwen2", "adapters", "PrefixTuningConfig", {}, "adapters has no PrefixTuningConfig for qwen2 hosts"),
+    ("phi3", "adapters", "LoRAConfig", {}, "adapters has no phi3 hosts; use a method of peft"),
     ("t5", "adapters", "DoRAConfig", {}, "DoRAConfig with use_dora=True cannot be ported"),
     ("gpt2", "adapters", "LoRAConfig", {"use_dora": True}, "LoRAConfig with use_dora=True cannot be ported"),
-    ("t5", "adapters", "LoReftConfig", {}, "no place is known for parameter"),
+    ("t5", "adapters", "LoReftConfig", {}, "ReFT changes the first and last states of a text"),
     ("t5", "adapters", "LoRAConfig", {"selfattn_lora": False}, "adds no parameter to host"),
     ("t5", "adapters", "LoRAConfig", {"rnak": 3}, "unexpected keyword argument 'rnak'"),
     ("t5", "adapters", "CompacterConfig", {"bottleneck": 10, "phm_dim": 5}, "width 32 must divide by phm_dim "
@@ -83,9 +84,9 @@ def test_a_method_that_cannot_stand_on_a_host_is_named(said, make_host, tmp_path
 
 
 def test_what_a_library_itself_refuses_is_named(make_host, data_folders, tmp_path):
-    composed = with_method(tmp_path, "adapters", "PromptTuningConfig", {})
-    with pytest.raises(UserError, match="host 'nano-raw-base', method 'mine': ValueError: .* is not "
-                       "supported by this model"):
+    composed = with_method(tmp_path, "adapters", "BnConfig", {
+        "mh_adapter": True, "output_adapter": True, "non_linearity": "cosine", "reduction_factor": 2})
+    with pytest.raises(UserError, match="method 'mine': adapters refuses BnConfig on host 'nano-raw-base'"):
         command(composed(data_folders, make_host, f"host.nano-raw-base.path={make_host('gpt2').source}",
                          f"host.nano-tuned-base.path={make_host('gpt2').source}", *QUICK, "mode=plan"))
 

@@ -55,7 +55,9 @@ def test_a_backend_keeps_its_contract(load, spec, family):
     fresh = attached.init_parameters(5)
     torch.manual_seed(123)
     after = torch.random.get_rng_state()
-    assert equal(attached.init_parameters(5), fresh) and not equal(attached.init_parameters(6), fresh)
+    assert equal(attached.init_parameters(5), fresh)
+    begins_with_ones = spec.name == "ia3_adapters"
+    assert equal(attached.init_parameters(6), fresh) == begins_with_ones
     assert torch.equal(torch.random.get_rng_state(), after)
     module = noisy(attached, 1)
     parameters = attached.to_parameters(module)
@@ -69,7 +71,7 @@ def test_a_backend_keeps_its_contract(load, spec, family):
     with attached.disabled():
         assert torch.equal(scorer.logits(head, IDS, REAL), bare)
     assert torch.equal(scorer.logits(values, IDS, REAL), changed)
-    assert not torch.allclose(changed, bare, atol=1e-3)
+    assert not torch.allclose(changed, bare, atol=1e-4)
     attached.detach()
     left = bits(host)
     assert left.keys() == own.keys() and all(torch.equal(left[name], own[name]) for name in own)
@@ -134,7 +136,7 @@ OURS = MethodSpec("mine", "elsewhere", "LoRA", {"r": 2, "sites": ["attention"]},
 
 
 def test_a_library_of_another_package_is_found(load, offers):
-    with pytest.raises(UserError, match="PEFT library 'elsewhere'; choose one of: adapters, portability"):
+    with pytest.raises(UserError, match="PEFT library 'elsewhere'; choose one of: adapters, peft, portab"):
         attach(load(), OURS)
     offers("elsewhere")
     assert attach(load(), OURS).init_parameters(0).entries > 0
@@ -154,8 +156,8 @@ def test_a_library_that_is_not_installed_is_one_sentence(load, offers):
 
 def test_a_method_that_fails_leaves_the_host_free(load):
     host = load()
-    with pytest.raises(UserError, match="no place is known"):
-        attach(host, MethodSpec("mine", "adapters", "LoReftConfig", {}, 1e-3))
+    with pytest.raises(UserError, match="no meaning is known"):
+        attach(host, MethodSpec("mine", "adapters", "SeqBnConfig", {"ln_after": True}, 1e-3))
     with pytest.raises(UserError, match="adds no parameter"):
         attach(host, MethodSpec("mine", "adapters", "LoRAConfig", {"selfattn_lora": False}, 1e-3))
     assert attach(host, METHODS["lora"]).layouts
