@@ -169,8 +169,8 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
                      "models do not correspond, and what is carried may do nothing until it is trained "
                      "further")
     if packed := quantisation(read_config(folder_of(receiving) / "config.json")):
-        lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its shapes, "
-                     "and none of its weights is read")
+        lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its "
+                     "shapes, and none of its weights is read")
     shared = vocabulary_overlap(origin, receiving)
     if shared is None:
         lines.append("tokenizers: not compared (one of them is not there)")

@@ -1,4 +1,4 @@
-"""What an install without adapters can do, from the command to a table; another library's methods say what they
+"""What an install without adapters can do, from the command to a table; methods of adapters say what they
 need."""
 
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from portability.core.versions import installed
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(installed("adapters"), reason="adapters is installed: tests/second_environment.sh")
+pytestmark = pytest.mark.skipif(installed("adapters"), reason="tests/second_environment.sh is without")
 
 
 def run(module, *words, cwd):
@@ -28,7 +28,8 @@ def test_the_smoke_sweep_runs_to_a_table_with_a_method_of_peft(tmp_path):
 
 
 def test_a_method_of_adapters_says_what_to_install(tmp_path):
-    done = run("portability.run", "+sweep=smoke", "tracking.wandb=disabled", f"results={tmp_path}", cwd=tmp_path)
+    done = run("portability.run", "+sweep=smoke", "tracking.wandb=disabled", f"results={tmp_path}",
+               cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == (
         "portability: method 'adapter' needs the library adapters, which is not installed: pip install "
         "'peft-portability[adapters]'")
