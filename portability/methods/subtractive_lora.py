@@ -196,6 +196,10 @@ class SubtractiveLora(AttachedMethod):
         _check_sites(host, settings, have, spec.name)
         for name, (layer, places) in layers.items():
             if any(settings.wants(site) for _, _, site in places):
+                if len({self._width(site) for _, _, site in places}) > 1:
+                    raise UserError(f"method '{spec.name}': {name} of host '{host.spec.name}' holds matrices "
+                                    "of unequal widths in one, which library portability cannot part; use a "
+                                    "LoRA of peft (method=lora_peft)")
                 pairs = {place[2]: self._pair(f"{name}.loras.{place[2]}", layer, Slot(*place, ""))
                          for place in places if settings.wants(place[2])}
                 self.besides[name] = Beside(layer, places, pairs)
@@ -203,6 +207,11 @@ class SubtractiveLora(AttachedMethod):
             (parent, attribute, beside) for beside in self.besides.values() for parent in host.model.modules()
             for attribute, child in parent._modules.items() if child is beside.base]
         self._attach()
+
+    def _width(self, site: str) -> int:
+        """Of what comes out of a site's matrix; 0 for a vocabulary."""
+        axes = LORA_AXES[site.removeprefix("cross_")][1]
+        return math.prod(int(self.host.spec.shape.size(axis) or 0) for axis in axes)
 
     def _pair(self, name: str, layer: Layer, place: Slot) -> Pair:
         """A new pair of a place, whose tensors are entered in the layouts."""

@@ -7,6 +7,7 @@ token follows on the prompt's last real one, and padding is seen by nobody. One 
 `training.trainer`.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import takewhile
@@ -46,6 +47,9 @@ class Reader(nn.Module):
         self.model: Any = host.model
         self.device, self.precision, self.family = host.model.device, host.precision, host.family
         self.seq2seq, self.has_head = FAMILIES[host.family].seq2seq, host.scoring == "head"
+        # later versions of transformers 5 have a name of their own for it
+        named = "cache" in inspect.signature(self.model.forward).parameters
+        self.kept_as = "cache" if named else "past_key_values"
         self.each: MemberMap = vmap  # one_at_a_time where the method attached needs it
 
     def forward(self, method: str, *inputs: Any) -> Any:
@@ -107,7 +111,8 @@ class Reader(nn.Module):
         """Last states (B, T, d) of a decoder-only host."""
         places = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
         return body(self.model)(
-            input_ids=ids, attention_mask=added, position_ids=places, use_cache=False, past_key_values=cache,
+            input_ids=ids, attention_mask=added, position_ids=places, use_cache=False,
+            **{self.kept_as: cache},
         ).last_hidden_state
 
     def _guessed(self, states: Tensor, places: Tensor) -> Tensor:
@@ -123,7 +128,7 @@ class Reader(nn.Module):
         out = self.model(
             attention_mask=text_mask(self.family, mask), decoder_input_ids=tokens[:, None],
             decoder_attention_mask=padding_mask(mask.new_ones(len(mask), done + 1)),
-            past_key_values=cache, use_cache=True, **source,
+            use_cache=True, **{self.kept_as: cache}, **source,
         )
         kept = (*_kept(cache.self_attention_cache), *_kept(cache.cross_attention_cache))
         return out.logits[:, 0].float(), ((out.encoder_last_hidden_state,), *kept)

@@ -140,7 +140,7 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("engine.stack=0", "engine.stack must be at least 1"),
     ("eval.batch_size=0", "eval.batch_size must be at least 1"),
     ("grid.origin_updates=-5", "grid.origin_updates must be at least 1, got -5"),
-    ("method=[]", "no method is chosen; choose of: adapter, "),
+    ("method=[]", "no method is chosen; choose of: adalora, adapter, "),
     ("train.batch_size=many", "train.batch_size must be a whole number, got 'many'"),
     ("train.tail=0.6", "at most 0.5"),
     ("grid.pairs=[[nano-raw-base]]", "grid.pairs.0 has too few values"),

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel
 
 from portability.core.architectures import Slot
+from portability.core.errors import UserError
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.methods.module import ModuleState, equal
@@ -267,3 +268,8 @@ def test_fresh_pairs_are_drawn_as_peft_draws_them(load):
     assert equal(attached.init_parameters(9), fresh) and not equal(attached.init_parameters(8), fresh)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert fresh.tensors[Slot("decoder", 0, "query", "A")].abs().max() <= 1 / math.sqrt(32)
+
+
+def test_matrices_of_unequal_widths_in_one_layer_are_refused(load):
+    with pytest.raises(UserError, match="qkv_proj of host .* unequal widths in one.*method=lora_peft"):
+        attach(load("phi3"), method(sites=["attention"]))

@@ -1,5 +1,5 @@
-"""What an install without adapters can do, from the command to a table; another library's methods say what
-they need."""
+"""What an install without adapters can do, from the command to a table; methods of adapters say what they
+need."""
 
 import subprocess
 import sys
@@ -10,8 +10,7 @@ import pytest
 from portability.core.versions import installed
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(installed("adapters"), reason="adapters is installed: "
-                                "tests/second_environment.sh")
+pytestmark = pytest.mark.skipif(installed("adapters"), reason="tests/second_environment.sh is without")
 
 
 def run(module, *words, cwd):
