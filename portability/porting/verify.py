@@ -74,7 +74,8 @@ def _right(host: Host, task: TaskSpec, rows: list[tuple[str, int]], spec: Method
     scorer = Scorer(host, task)
     found = encode(rows, host.tokenizer, task, True)
     parameters = {f"model.{name}": value[None] for name, value in values.items()}
-    with tqdm(total=100, unit="%", desc="bare" if spec is None else spec.name, leave=False) as bar:
+    with tqdm(total=100, unit="%", desc="bare" if spec is None else spec.name, leave=False,
+              disable=None) as bar:  # None: unless there is a terminal
         margin = np.asarray(scorer.predict(
             parameters, found, 16, lambda part: bar.update(round(100 * part) - bar.n) and None).margin)[0]
     if method is not None:

@@ -121,14 +121,11 @@ def test_prompts_train_in_stacks_on_hosts_as_studies_have_them(load, kind, famil
     bare = Scorer(host, TASK)
     attached = attach(host, spec(kind))
     values, head = attached.to_parameters(noisy(attached, 1)), bare.fresh_head(0)
-    given = {f"model.{key}": value[None] for key, value in values.items()}
-    given |= {key: value[None] for key, value in head.items()}
-    rows = IDS[None], REAL[None], torch.zeros(1, 4, dtype=torch.int64)
-    _, reason = member_map(bare.loss, given, *rows)
+    one = {f"model.{key}": value for key, value in values.items()} | head
+    _, reason = member_map(bare, one, (IDS, REAL, torch.tensor(bare.label_ids * 2)))
     assert reason is None
     plain_host = load(family)
     there = attach(plain_host, spec(kind))
-    one = {key: value[0] for key, value in given.items()}
     assert torch.allclose(bare.logits(one, IDS, REAL), Scorer(plain_host, TASK).logits(one, IDS, REAL),
                           atol=1e-5)
     there.detach()
