@@ -2,7 +2,7 @@
 and ``adapter.safetensors``, or ``pytorch_adapter.bin``."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from packaging.version import InvalidVersion, Version
@@ -49,6 +49,26 @@ class AdaptersFolder(AdapterFolder):
         """As `AdapterFolder.spec`."""
         kind, settings = self._read(self.config["config"])
         return MethodSpec(self.folder.name, self.library, kind, settings, 0.0)
+
+    @property
+    def spec_of_sizes(self) -> MethodSpec:
+        """As `AdapterFolder.spec_of_sizes`: a bottleneck stays what it is on the base.
+
+        Raises:
+            UserError: the configuration does not say the base's width.
+        """
+        spec = self.spec
+        parts = [self._sized(part) for part in spec.settings.get("configs", [spec.settings])]
+        return replace(spec, settings={"configs": parts} if "configs" in spec.settings else parts[0])
+
+    def _sized(self, part: dict[str, Any]) -> dict[str, Any]:
+        if part.get("reduction_factor") is None:
+            return part
+        width = self.config.get("hidden_size")
+        if not isinstance(width, int):
+            raise UserError(f"{self.folder / CONFIG}: hidden_size, the base's width, must be a whole number")
+        kept = {key: value for key, value in part.items() if key != "reduction_factor"}
+        return kept | {"bottleneck": max(1, int(width // part["reduction_factor"]))}
 
     def _read(self, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Config class and settings of a method, or of each part of a union."""

@@ -25,13 +25,13 @@ FILES: dict[type[AdapterFolder], tuple[str, str]] = {  # class -> names of its w
 
 
 def method_of(folder: Path) -> MethodSpec:
-    """The method that a folder's configuration says; the weights need not be there.
+    """The method that a folder's configuration says, for hosts of any width; the weights need not be there.
 
     Raises:
         UserError: there is none, or none of an installed library.
     """
     config = read_config(folder / CONFIG)
-    return _kind(config)(folder, config, {}).spec
+    return _kind(config)(folder, config, {}).spec_of_sizes
 
 
 def weights_of(folder: Path, kind: type[AdapterFolder]) -> Path:

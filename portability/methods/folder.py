@@ -56,6 +56,11 @@ class AdapterFolder(ABC):
             UserError: the installed library has no such method or setting.
         """
 
+    @property
+    def spec_of_sizes(self) -> MethodSpec:
+        """`spec` for hosts of any width: what it gives as a share of the base's width is a size."""
+        return self.spec
+
     @abstractmethod
     def module(self, shape: HostShape) -> ModuleState:
         """The module of the folder, which was trained on a host of this shape.

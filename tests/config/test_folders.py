@@ -15,6 +15,7 @@ from portability.planning.plan import plan
 from portability.run import asked_for, command
 from portability.store import Store
 from portability.studies import cells
+from support import adapters_methods
 from support.peft_methods import write_plain
 from support.studies import study
 
@@ -125,6 +126,21 @@ def test_a_study_starts_from_somebodys_module_and_ends_in_a_table(adapter, small
     table = cells(store).groupby("init")["value"].agg(["count", "mean"])
     assert dict(table["count"]) == {"bare": 2, "ported": 4, "sampled": 4, "shuffled": 4, "scratch": 4}
     assert table["mean"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("name", ["adapter", "lora", "unipelt"])
+def test_a_folder_of_adapters_gives_a_method_and_its_module(load, small, tmp_path, name):
+    adapter = tmp_path / "my-module"
+    adapters_methods.write_plain(adapter, load("llama", 32, 2, 4), name)
+    asked = small(*folders(adapter), "origin=raw_base", "grid.inits=[ported,scratch]", "study=theirs")
+    (method,) = asked.grid.methods
+    assert (method.name, method.library) == ("mine", "adapters")
+    assert command(asked) == 0
+    (external,) = [run for run in plan(asked.grid).runs.values() if run.init.kind == "external"]
+    held = ModuleState.from_file(*Store(tmp_path / "results/theirs").tensors(external.run_id, "module"))
+    assert equal(held, module_of(read_folder(adapter), external.host.shape))
+    with pytest.raises(UserError, match="take the method from the folder itself"):
+        small(f"origin.module={adapter}", "origin=raw_base", "method=[compacter]")
 
 
 def test_runs_are_named_by_what_the_folder_holds_and_not_by_where_it_lies(adapter, small, tmp_path):
