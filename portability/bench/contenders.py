@@ -137,6 +137,18 @@ def plain_loop(ours: Ours, factor: float = 1.0) -> Callable[[int], Tensor]:
     return update
 
 
+class Labelled(nn.Module):
+    """A scorer as transformers' Trainer calls a model."""
+
+    def __init__(self, scorer: Scorer):
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (B, V) or (B, 2)."""
+        return self.scorer("label_logits", input_ids, attention_mask)
+
+
 class Library:
     """transformers' Trainer with one module by peft (LoRA) or adapters; it trains `size` numbers.
 
@@ -173,7 +185,7 @@ class Library:
             per_device_train_batch_size=run.train.batch_size, remove_unused_columns=False,
             **(faster if tuned else {}))
         own = (network, DataCollatorForSeq2Seq(host.tokenizer), None)
-        network, collator, loss = own if whole else (scorer, None, label_loss)
+        network, collator, loss = own if whole else (Labelled(scorer), None, label_loss)
         self.trainer = Trainer(network, arguments, collator, rows if tuned else Dataset.from_list(rows),
                                processing_class=host.tokenizer, compute_loss_func=loss)
         self.size = sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
