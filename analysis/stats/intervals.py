@@ -240,17 +240,21 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, better: float = 1.0) -
         >>> round(found.mean, 2), round(found.low, 2), round(found.high, 2)
         (0.5, 0.17, 0.95)
     """
-    if not len(numerator):
+    count = len(numerator)
+    if count == 0:
         return Ratio(note="no pair")
     below, top, bottom = estimate(denominator), float(numerator.mean()), float(denominator.mean())
-    count, quotient = len(numerator), np.divide(top, bottom)
-    notes = {f"native − scratch: {below.note}": np.isnan(below.low), NOISE: below.low <= 0 <= below.high,
-             WORSE: bottom * better < 0, "no spread between seeds: no interval":
-             np.var(numerator - quotient * denominator) < 1e-18}
     found = Ratio(numerator=top, denominator=bottom, denominator_low=below.low, denominator_high=below.high,
-                  blocks=count, note=next((note for note, holds in notes.items() if holds), ""))
-    if found.note:
-        return found
+                  blocks=count)
+    if np.isnan(below.low):
+        return replace(found, note=f"native − scratch: {below.note}")
+    if below.low <= 0 <= below.high:
+        return replace(found, note=NOISE)
+    if bottom * better < 0:
+        return replace(found, note=WORSE)
+    quotient = top / bottom
+    if np.var(numerator - quotient * denominator) < 1e-18:
+        return replace(found, note="no spread between seeds: no interval")
     (of_top, between), (_, of_bottom) = np.cov(numerator, denominator) / count
     t2 = float(special.stdtrit(count - 1.0, 0.5 + LEVEL / 2)) ** 2
     square, middle, rest = bottom**2 - t2 * of_bottom, top * bottom - t2 * between, top**2 - t2 * of_top
@@ -258,4 +262,4 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, better: float = 1.0) -
         return replace(found, note=NOISE)
     half = np.sqrt(max(0.0, middle**2 - square * rest))
     low, high = float((middle - half) / square), float((middle + half) / square)
-    return replace(found, mean=float(quotient), low=low, high=high, df=count - 1.0)
+    return replace(found, mean=quotient, low=low, high=high, df=count - 1.0)
