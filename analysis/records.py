@@ -197,11 +197,14 @@ def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.n
         if examples is None:
             examples = _questions(store, str(run_id), saved["score"].shape[1])
         if not np.array_equal(tested.setdefault(data, examples), examples):
-            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs")
+            raise UserError(f"run {run_id} was tested on other examples of {data} than other runs; runs on "
+                            "changed data belong in another study=NAME")
         places = {int(mark): i for i, mark in enumerate(saved["updates"])}
         for mark in map(int, marks.unique()):
             if mark not in places:
-                raise UserError(f"run {run_id} has no predictions at {mark} updates; run it again")
+                remedy = "fetch the published study again" if store.published else (
+                    f"remove {store.folder(str(run_id))} and repeat the command that ran it")
+                raise UserError(f"run {run_id} has no predictions at {mark} updates; {remedy}")
             at = places[mark]
             found[str(run_id), mark] = saved["score"][at] if "score" in saved else (
                 saved["margin"][at] > 0) == (examples == 1)

@@ -1,7 +1,7 @@
 """The command `python -m portability.analyze results/`: tables, charts and a report for every study below a
 folder.
 
-The path of a number: `main` -> `_analyse` -> analysis.report.sections.sections ->
+The path of a number: `main` -> `_analyse` -> analysis.report.findings.sections ->
 analysis.tables.registry.build_table -> the function that makes the table (analysis.measures), which
 registry.TABLES names.
 """

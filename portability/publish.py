@@ -298,6 +298,8 @@ def save(project: str, place: str, folder: Path) -> str:
         made = workspace(os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or "", project)
         made.save()
         url = made.url
+    except UserError:  # wandb-workspaces is missing
+        raise
     except Exception as error:  # whatever W&B may raise
         raise UserError(f"W&B did not take the dashboard of {project} ({error})") from error
     write_json(path, {**saved, place: {"version": VERSION, "url": url}})

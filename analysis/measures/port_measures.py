@@ -59,10 +59,10 @@ def recovered(context: StudyContext) -> pd.DataFrame:
     receiving host's own training at its largest mark.
 
     Returns:
-        By method and budget, and by direction (`level`): the fields of fieller.Ratio (`mean` is the ratio;
+        By method and budget, and by direction (`level`): the fields of intervals.Ratio (`mean` is the ratio;
         `numerator` and `denominator` in `unit_of_means`), `n`, `runs`, `expected`, faults, `status`,
-        `missing`, `mark`. `note` says why there is no ratio: SAME, fieller.NOISE, fieller.WORSE, or that
-        seeds are too few. Empty where no metric value is better.
+        `missing`, `mark`. `note` says why there is no ratio: SAME, intervals.NOISE, intervals.WORSE, or
+        that seeds are too few. Empty where no metric value is better.
 
     Source: Fieller, J. R. Stat. Soc. B 16, 1954 (stats.intervals); our choice (D-79).
     """

@@ -90,7 +90,7 @@ def predictors(context: StudyContext) -> pd.DataFrame:
         but a note with less than FEWEST units, where a predictor is not recorded, or where it is the same for
         all.
 
-    Source: correlation.correlate.
+    Source: stats.exchange.correlate.
     """
     points = gain_and_similarity(context)
     keys = [*context.strata, "budget", "baseline"]

@@ -195,7 +195,8 @@ QUESTIONS = (
     Question("Hosts", "What goes with a gain?", ("predictors",), (), why_no_correlation),
     Question("Checks", "Do other measures and other estimators say the same?",
              ("all_metrics", "win_rate_inits", "win_rate_methods", "ties", "interquartile", "mixed",
-              "published")), Question("Whole", "Is every cell there?", ("completeness",)),
+              "published")),
+    Question("Whole", "Is every cell there?", ("completeness",)),
 )
 
 

@@ -121,7 +121,8 @@ def _example(value: Any, where: str) -> Example:
     for text in texts:
         once.setdefault(text.strip(), text)
     if len(once) < 2:
-        raise UserError(f"{where}: 'choices' must list at least two answers, got {reprlib.repr(listed)}")
+        raise UserError(f"{where}: 'choices' must list two different answers or more, got "
+                        f"{reprlib.repr(listed)}")
     place = texts.index(answer) if answer in texts else answer
     if type(place) is not int or not 0 <= place < len(texts):
         last = len(texts) - 1
@@ -140,8 +141,8 @@ def _chat(messages: Any, where: str) -> Example:
         turns.append((message["role"], _text(message["content"], f"{where}: message {number}: 'content'")))
     roles = [role for role, _ in turns]
     if roles[-1:] != ["assistant"] or "user" not in roles:
-        raise UserError(f"{where}: 'messages' must hold one of the user and end with the assistant's, which "
-                        f"is the answer, got roles: {', '.join(roles) or 'none'}")
+        raise UserError(f"{where}: 'messages' must hold a message of the user and end with one of the "
+                        f"assistant, which is the answer, got roles: {', '.join(roles) or 'none'}")
     return Example(render(turns[:-1]), turns[-1][1], turns=tuple(turns[:-1]))
 
 

@@ -175,7 +175,7 @@ def key(text: str) -> str:
 
 def key_of(row: LabelledText | Example) -> str:
     """What two rows have in common when they count as the same: of a text `key`, of a prompt
-    `tasks.examples.question`."""
+    `examples.question`."""
     return question(row) if isinstance(row, Example) else key(row[0])
 
 

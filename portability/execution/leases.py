@@ -70,7 +70,7 @@ class Leases:
         try:
             yield set(self.mine)
         except Exception as error:
-            if not isinstance(error, OSError | GracefulStop):
+            if not isinstance(error, OSError | GracefulStop):  # claims stay, for whoever counts the death
                 self.mine = set()
             raise
         finally:

@@ -130,8 +130,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of unpicklers there are many
-        raise UserError(f"{path} is refused by torch's restricted loader, or damaged: "
-                        f"{str(error).splitlines()[0][:200]}; have it saved as safetensors") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]  # of a file cut short: nothing
+        raise UserError(f"{path} is refused by torch's restricted loader, or damaged: {said}; have it saved "
+                        "as safetensors") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) and isinstance(value, Tensor)
                                               for key, value in found.items()):
         raise UserError(f"{path} holds something else than tensors by name")

@@ -54,7 +54,7 @@ class Published(Store):
     @cached_property
     def _kept(self) -> dict[tuple[str, int], str]:
         """Records and failures as text, by run and attempt (0: the record), of a copy that is whole."""
-        assert self._places is not None  # reads them
+        _ = self._places  # is read, too
         return {(row["run_id"], row["attempt"]): row["record"]
                 for row in self._read("records", RECORDS.names).to_pylist()}
 
@@ -103,7 +103,7 @@ class Published(Store):
             UserError: none are there for this run.
         """
         if run_id not in self._places:
-            raise UserError(f"{self.root} has no predictions of run {run_id}")
+            raise UserError(f"{self.root} has no predictions of run {run_id}; {FETCH}")
         table = self._examples.slice(*self._places[run_id]).drop_columns("run_id")
         rows = {name: table[name].to_numpy() for name in table.column_names if not table[name].null_count}
         count = 1 + int(rows["example"].max())

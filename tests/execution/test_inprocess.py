@@ -9,6 +9,7 @@ import pytest
 
 from portability.core.errors import UserError
 from portability.execution.engines import ENGINES
+from portability.execution.engines.base import Engine
 from portability.execution.leases import Leases
 from portability.planning.plan import plan
 from portability.run import command
@@ -23,6 +24,10 @@ COMMON = ("tracking.wandb=disabled", "yes=true", "similarity=false", "grid.inits
 def test_every_engine_has_a_file_in_conf_and_is_whole():
     assert sorted(ENGINES) == sorted(path.stem for path in (CONF / "engine").glob("*.yaml"))
     assert not any(engine.__abstractmethods__ for engine in ENGINES.values())
+    for engine in ENGINES.values():  # workers one by one, or many at once
+        own = {name for name in ("launch", "over", "start", "look")
+               if getattr(engine, name) is not getattr(Engine, name)}
+        assert own in ({"launch", "over"}, {"start", "look"})
 
 
 @pytest.mark.system

@@ -11,7 +11,7 @@ from transformers import AutoModel
 from portability.data.sampling import Batch
 from portability.hosts import attention
 from portability.hosts import host as hosts
-from portability.hosts.attention import causal_mask, padding_mask
+from portability.hosts.attention import causal_mask, padding_mask, text_mask
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.porting import similarity
@@ -41,6 +41,18 @@ def test_the_least_number_is_finite_in_every_format_and_hides_a_token():
                for kind in (torch.bfloat16, torch.float32))
     scores = torch.full((4,), 1e4) + torch.tensor([0, attention.LEAST, 0, attention.LEAST])
     assert scores.softmax(0).tolist() == [0.5, 0, 0.5, 0]
+
+
+@every_family
+@pytest.mark.parametrize("ready", [False, True])
+def test_transformers_5_is_handed_ready_masks_alone(monkeypatch, family, ready):
+    monkeypatch.setattr(attention, "TAKES_READY", ready)
+    mask, causal = text_mask(family, REAL), family in ("gpt2", "llama")
+    assert mask.dtype == torch.float32
+    if causal or ready:
+        assert torch.equal(mask, causal_mask(REAL) if causal else padding_mask(REAL))
+    else:
+        assert torch.equal(mask, (REAL if family == "t5" else REAL[:, None]).float())
 
 
 class Noted(TorchFunctionMode):

@@ -206,6 +206,8 @@ def test_an_aligned_extraction_has_one_residual_cut(family, make_host):
      "only 32 x 31"),
     (("llama", 64, 2, 8), ("llama", 64, 2, 4), {"structure": "aligned"}, "16 head_dim and teacher .* only 8"),
     (("llama", 32, 2, 4), ("gpt2", 32, 2, 4), {}, "a llama host and student .* a gpt2 one"),
+    (("gpt2", 32, 2, 4), ("gpt2", 32, 2, 4), {"sites": ("ffn_gate",)}, "none of the sites ffn_gate"),
+    (("bert", 32, 2, 4), ("bert", 32, 2, 4), {"sites": ("head",)}, "none of the sites head"),
     (("llama", 32, 2, 4), ("llama", 32, 2, 4), {"rank": 33}, "rank 33 is larger than the smaller side"),
 ])
 def test_what_cannot_be_extracted_is_refused_with_its_sizes(teacher, student, options, message, make_host):

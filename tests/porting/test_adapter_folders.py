@@ -170,6 +170,8 @@ def _change(folder, **values):
     (lambda f: save_file({"x.y.lora_A.weight": torch.ones(2, 2)}, f / WEIGHTS), "no place is known"),
     (lambda f: ((f / WEIGHTS).unlink(), (f / "adapter_model.bin").write_bytes(pickle.dumps(Harm()))),
      "refused by torch's restricted loader"),
+    (lambda f: ((f / WEIGHTS).unlink(), (f / "adapter_model.bin").write_bytes(b"\x80\x02}q\x00")),
+     "restricted loader, or damaged: EOFError; have it saved as safetensors"),
 ])
 def test_a_damaged_or_hostile_folder_is_one_sentence(folder, make_host, harm, said, monkeypatch):
     monkeypatch.chdir(folder)

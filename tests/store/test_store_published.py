@@ -67,7 +67,7 @@ def test_predictions_of_the_copy_are_equal_bit_for_bit(original, copy):
         one, two = original.predictions(run_id), copy.predictions(run_id)
         assert set(one) == set(two) and all(one[name].dtype == two[name].dtype for name in one)
         assert all(np.array_equal(one[name].view(np.uint8), two[name].view(np.uint8)) for name in one)
-    with pytest.raises(UserError, match="no predictions of run ffff"):
+    with pytest.raises(UserError, match="no predictions of run f*; fetch the published study again"):
         copy.predictions("f" * 16)
 
 

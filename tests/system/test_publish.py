@@ -3,6 +3,7 @@ offline files."""
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -266,6 +267,16 @@ def test_a_workspace_is_saved_once_and_what_wandb_refuses_is_said(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"online: /mine": {"version": VERSION, "url": "https://somewhere"}}))
     assert save("mine", "online: /mine", tmp_path) == "https://somewhere"
+
+
+def test_a_dashboard_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_ENTITY", "somebody")
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    for name in ("reports", "reports.v2", "workspaces"):
+        monkeypatch.setitem(sys.modules, f"wandb_workspaces.{name}", None)
+    with pytest.raises(UserError, match="^a dashboard needs: pip install"):
+        save("mine", "online: /mine", tmp_path)
+    assert not (tmp_path / "wandb").exists()
 
 
 def test_a_study_can_be_moved_after_it_was_published(store, tmp_path):

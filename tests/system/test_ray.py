@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_a_cluster_that_does_not_answer_or_refuses_the_token_is_one_sentence(clu
     assert time.monotonic() - started < 25
 
 
-def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path, monkeypatch):
+def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -259,7 +260,30 @@ def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path, monkeypatch):
     made = path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600 and len(made) == 64 and len(list(path.parent.iterdir())) == 1
     ray_engine._make_token()
-    assert path.read_text() == made
+    assert path.read_text() == made and not caplog.text
+    path.chmod(0o644)  # as Ray makes it
+    ray_engine._make_token()
+    assert "chmod 600" in caplog.text and path.read_text() == made
+
+
+def test_a_process_that_is_connected_already_is_refused(monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with pytest.raises(UserError, match="connected to a Ray cluster already; call ray.shutdown"):
+        ray_engine.connect(ray_engine.Options(None, None, 1), None)
+
+
+def test_a_cluster_whose_last_node_is_lost_is_said_to_be_waited_for(caplog):
+    engine, node = object.__new__(ray_engine.Ray), {"Resources": {"CPU": 2.0}, "Alive": True}
+    engine.room, engine.conf = 0, SimpleNamespace(workers=None)
+    engine.begin = ray_engine.Start(None, 1, 0, None, None, None)
+    engine.ray = SimpleNamespace(nodes=lambda: [node])
+    assert engine.most() == 2 and not caplog.text
+    node["Alive"] = False
+    assert engine.most() == engine.most() == 0
+    assert caplog.text.count("waiting for another") == 1
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -104,6 +104,7 @@ class Ray(Engine):
         super().__init__(conf, setup)
         self.closing = contextlib.ExitStack()
         self.ray: Any = None
+        self.room = 0  # workers that the cluster had room for, as it was seen last
 
     @classmethod
     def check(cls, conf: EngineConf) -> None:
@@ -141,8 +142,11 @@ class Ray(Engine):
 
     def most(self) -> int:
         """See Engine.most."""
-        room = sum(self.begin.room(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
-        return min(self.conf.workers or room, room)
+        before, self.room = self.room, sum(
+            self.begin.room(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
+        if before and not self.room:
+            log.warning("the Ray cluster has lost its last node with room for a worker; waiting for another")
+        return min(self.conf.workers or self.room, self.room)
 
     def launch(self, name: str, jobs: Sequence[Job]) -> tuple[Any, Any]:
         """Start an actor; gives it back with what is there once its work has ended."""
@@ -208,13 +212,17 @@ def connect(options: Options, workers: int | None) -> Any:
     """Give the module `ray`, connected to the cluster of the options, or to one that is started here.
 
     Raises:
-        UserError: Ray cannot start here, or no cluster lets us in at the address.
+        UserError: Ray cannot start here, this process is connected already, or no cluster lets us in at the
+            address.
     """
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
         raise UserError("Ray was imported without its authentication; set RAY_AUTH_MODE=token before")
     os.environ.update(RAY_AUTH_MODE="token", RAY_USAGE_STATS_ENABLED="0")
     import ray
 
+    if ray.is_initialized():
+        raise UserError("this process is connected to a Ray cluster already; call ray.shutdown() before "
+                        "engine=ray")
     # pages of raylets' logs, on our stdout
     ray._private.worker.print_to_stdstream = lambda data, **_: log.debug("%s", data)
     before = signal.getsignal(signal.SIGTERM)
@@ -237,7 +245,13 @@ def _make_token() -> None:
     """Make the token where Ray looks for it, readable for its owner alone, unless there is one (Ray would let
     all read it)."""
     path = Path.home() / ".ray" / "auth_token"
-    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or path.exists()):
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    if path.exists():
+        if path.stat().st_mode & 0o077:
+            log.warning("others can read Ray's token %s, and with it run code in your name: chmod 600 it",
+                        path)
+    else:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             path.touch(0o600, exist_ok=False)

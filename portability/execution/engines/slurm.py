@@ -154,7 +154,8 @@ class Slurm(Engine):
         for task, state, reason in queue:
             if state == "PENDING" and reason not in TURN and reason not in self.said:
                 self.said.add(reason)
-                log.warning("Slurm keeps task %s waiting, perhaps for good: %s", task, reason)
+                log.warning("Slurm keeps task %s waiting, perhaps for good (%s): see whether engine.options "
+                            "suit the partition", task, reason)
         states = {task: state for task, state, _ in queue}
         alive = {task for task, state in states.items() if state not in OVER}
         ended = {task: self._end(task, states.get(task, "")) for task in self.alive - alive}
@@ -205,7 +206,8 @@ def read_queue(name: str) -> list[tuple[str, str, str]]:
     """
     said = _ask("squeue", "--me", f"--name={name}", "--noheader", "--array", "--states=all",
                 "--format=%i|%T|%r")
-    return [(*line.strip().split("|", 2),) for line in said.splitlines()]  # type: ignore[misc]
+    lines = [line.strip().split("|", 2) for line in said.splitlines()]
+    return [(task, state, reason) for task, state, reason in lines]
 
 
 def _ask(*command: str) -> str:

@@ -188,7 +188,7 @@ def _plain(key: str, prefix: str) -> str:
 
 def check_fit(teacher: Weights, student: Weights, options: ExtractionOptions) -> tuple[Sizes, Sizes]:
     """The matrices of both hosts, after refusing hosts of two families, and a student that is larger in depth
-    or in any matrix, or has other matrices.
+    or in any matrix, or has other matrices or none of those that are asked for.
 
     Raises:
         UserError: names both hosts, the place and both sizes.
@@ -210,6 +210,8 @@ def check_fit(teacher: Weights, student: Weights, options: ExtractionOptions) ->
         stack, site = odd[0]
         raise UserError(f"only one of {large} and {small} has {stack} {site}; leave {site} out of the "
                         "extraction's sites")
+    if not want:
+        raise UserError(f"{large} and {small} have none of the sites {', '.join(options.sites)}")
     for place, size in want.items():
         source = have[place]
         tall = size[0] > source[0] and place.site != "head"  # vocabularies may differ: tokens are matched

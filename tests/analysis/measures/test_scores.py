@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from portability.analysis.context import StudyContext, gather
@@ -77,6 +77,7 @@ def test_runs_with_other_numbers_of_answers_are_not_compared_over_examples(tmp_p
     answer(study, study.pick(init="pissa", seed=1)[0].run_id, "exact_match",
            {m: np.ones(7, np.float32) for m in (0, 50, 100)})
     assert gather(study.store).answers is None and "tested on other examples of sums" in caplog.text
+    assert "belong in another study=NAME" in caplog.text
 
 
 def test_runs_on_other_questions_are_not_compared_over_examples(tmp_path, caplog):
@@ -90,6 +91,15 @@ def test_runs_on_other_questions_are_not_compared_over_examples(tmp_path, caplog
             path.write_text(json.dumps(whole))
         assert (gather(study.store).answers is None) == (other == "another")
     assert "tested on other examples of sums" in caplog.text
+
+
+def test_a_mark_without_predictions_is_named_with_what_puts_it_right(tmp_path, caplog):
+    study = answered(tmp_path / "s", replace(CUT, data=("sums",)))
+    folder = study.store.folder(study.pick(init="pissa", seed=1)[0].run_id)
+    path = folder / "predictions.safetensors"
+    save_file({name: column[:-1] for name, column in load_file(path).items()}, path)
+    assert gather(study.store).answers is None
+    assert f"no predictions at 100 updates; remove {folder} and repeat the command" in caplog.text
 
 
 # ---- the papers
