@@ -47,6 +47,20 @@ def test_a_lora_fits_a_larger_host_and_peft_loads_it(ported, load, tmp_path):
     assert done.port.report.carried_fraction == 1.0 and done.port.report.filled_fraction == 0.5
 
 
+def test_of_an_embeddings_pair_what_comes_out_is_repeated_and_nothing_divided(ported, tmp_path):
+    done = ported(("llama", 32, 2, 4), ("llama", 64, 2, 8), options={"strategy": "repeat", "partial": True},
+                  sites=["embedding", "query"])
+    left = {name for name, action in done.port.report.tensors.items() if action == "dropped"}
+    assert left == {"shared.0.embedding.base_layer (origin)"}  # the table itself, which peft saves beside it
+    done.write(tmp_path / "out", "base")
+    before, after = (load_file(tmp_path / side / WEIGHTS) for side in ("in", "out"))
+    name = "base_model.model.model.embed_tokens.lora_embedding_{}"
+    assert torch.equal(after[name.format("A")], before[name.format("A")])
+    assert torch.equal(after[name.format("B")], before[name.format("B")].repeat(2, 1))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert torch.equal(after[name], before[name].repeat(1, 2) / 2)
+
+
 def test_ranks_and_scales_of_single_modules_go_along(ported):
     done = ported(("llama", 32, 2, 4), ("llama", 32, 4, 4), rank_pattern={"layers.1.mlp.up_proj": 2},
                   alpha_pattern={"layers.0.self_attn.q_proj": 32})
