@@ -68,6 +68,13 @@ def test_ranks_and_scales_of_single_modules_go_along(ported):
     assert done.spec.settings["alpha_pattern"] == {f"layers.{i}.self_attn.q_proj": 32 for i in (0, 1)}
 
 
+def test_numbers_and_scales_go_by_the_layer_map_that_was_asked_for(ported):
+    done = ported(("llama", 32, 6, 4), ("llama", 32, 3, 4), options={"layer_map": "skip"},
+                  alpha_pattern={"layers.4.mlp.up_proj": 32, "layers.5.mlp.up_proj": 64})
+    assert done.spec.settings["alpha_pattern"] == {"layers.2.mlp.up_proj": 32}
+    assert done.port.report.layer_map["decoder"] == [[0], [2], [4]]
+
+
 def test_layers_without_a_module_stay_without(ported):
     done = ported(("llama", 32, 4, 4), ("llama", 32, 4, 4), layers_to_transform=[1, 2])
     assert all(name.startswith(("layers.1.", "layers.2.")) for name in done.spec.settings["target_modules"])
