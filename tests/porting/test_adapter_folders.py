@@ -117,6 +117,7 @@ def test_numbers_keep_their_type(ported, tmp_path):
     again.write(tmp_path / "out", "base")
     written = load_file(tmp_path / "out" / WEIGHTS)
     assert written.keys() == half.keys() and all(torch.equal(written[key], half[key]) for key in half)
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}  # equal() looks at values alone
 
 
 @pytest.mark.parametrize(("origin", "receiving", "name", "said"), [
