@@ -9,6 +9,8 @@ import pytest
 import portability
 from portability import export
 from portability.hosts.resolve import find_host
+from portability.methods.files import module_of, read_folder
+from portability.methods.module import ModuleState, equal
 from support.peft_methods import write_plain
 from support.tiny import METHODS, noisy
 
@@ -52,6 +54,9 @@ def test_a_study_is_carried_out_and_read(tmp_path):
              str(tmp_path / "a.jsonl")]
     assert export.main(words) == 0 and (tmp_path / "out/adapter_config.json").is_file()
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == len(answers)
+    held = ModuleState.from_file(*study.store.tensors(one.run_id, "module"))
+    run = export.run_of(study.store, one.run_id)
+    assert equal(module_of(read_folder(tmp_path / "out"), run.host.shape), held)
     (tmp_path / "a.jsonl").unlink()
     assert export.main(words) == 2 and not (tmp_path / "a.jsonl").exists()  # nothing half written
 

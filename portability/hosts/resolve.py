@@ -29,7 +29,7 @@ def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str |
         UserError: there is no such folder and no such repository, or the hub cannot be reached.
     """
     folder = Path(words).expanduser()
-    if folder.is_dir():
+    if words and folder.is_dir():
         return folder, None
     if not HUB_ID.fullmatch(words):
         raise UserError(f"{what} '{words}': there is no such folder, and it is no hub id (owner/name)")

@@ -158,6 +158,16 @@ def test_runs_are_named_by_what_the_folder_holds_and_not_by_where_it_lies(adapte
     assert changed == {"external", "ported", "sampled"}
 
 
+@pytest.mark.parametrize(("key", "value", "same"), [
+    ("lora_alpha", 16, False), ("use_rslora", True, False), ("base_model_name_or_path", "x/y", True),
+    ("task_type", "CAUSAL_LM", True)])
+def test_a_modules_digest_is_of_its_weights_and_of_what_its_numbers_mean(adapter, key, value, same):
+    before = described(read_folder(adapter)).digest
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {key: value}))
+    assert (described(read_folder(adapter)).digest == before) == same
+
+
 def test_the_origin_is_the_folders_base_unless_one_is_named(adapter, small, make_host):
     pair = small(*folders(adapter)).grid.pairs[0]
     assert pair[0].fingerprint == make_host("llama", 32, 2, 4).fingerprint

@@ -99,6 +99,12 @@ def _logits(host, model):
     ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa cannot be ported, only with true or false or"),
     ({"bias": "all"}, "bias=all cannot be ported, only with none"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save=.* cannot be ported"),
+    *(({key: value}, f"{key}=.* cannot be ported, only with") for key, value in {
+        "layer_replication": [[0, 2]], "trainable_token_indices": [1], "lora_bias": True,
+        "target_parameters": ["mlp.up_proj.weight"], "alora_invocation_tokens": [1], "use_qalora": True,
+        "corda_config": {"use_float16_for_covariance": True}, "loftq_config": {"loftq_bits": 4},
+        "megatron_config": {"a": 1}, "arrow_config": {"router_temperature": 1.0}, "use_bdlora": {"a": 1},
+    }.items()),
     ({"rank": 3}, "unexpected keyword argument 'rank'"),
     ({"sites": ["atention"]}, "did you mean 'attention'"),
     ({"target_modules": ["nothing"]}, "peft refuses LoraConfig on host"),
@@ -111,6 +117,12 @@ def test_settings_that_cannot_be_kept_are_refused_by_name(load, setting, said):
         settings.pop("sites")
     with pytest.raises(UserError, match=said):
         attach(host, type(spec)("mine", "peft", "LoraConfig", settings, 1e-3))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "vblora", "loha"])
+def test_another_seed_draws_another_module(load, name):
+    attached = attach(load("llama"), method(name, load("llama").spec.shape))
+    assert not equal(attached.init_parameters(6), attached.init_parameters(5))
 
 
 FILES = [MethodSpec(name, **values) for path in sorted((CONF / "method").glob("*.yaml"))

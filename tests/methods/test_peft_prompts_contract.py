@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from portability.core.architectures import FAMILIES
+from portability.core.architectures import FAMILIES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import MethodSpec
 from portability.data.sampling import Batch
@@ -84,6 +84,16 @@ def test_a_folder_comes_in_and_goes_out_unchanged_and_means_what_it_means_to_pef
     assert torch.equal(one["prompt_embeddings"], other["prompt_embeddings"])
     again = PeftModel.from_pretrained(load(family).model, tmp_path / "out")
     assert torch.equal(peft_logits(host, again), theirs)
+
+
+def test_each_slot_of_a_prefix_is_what_peft_hands_that_layer(load, tmp_path):
+    plain(tmp_path / "in", load("llama"), "prefix")
+    module = module_of(read_folder(tmp_path / "in"), load("llama").spec.shape)
+    handed = PeftModel.from_pretrained(load("llama").model, tmp_path / "in").get_prompt(1)
+    for layer, kept in enumerate(handed.layers):
+        for role, theirs in (("prefix_key", kept.keys), ("prefix_value", kept.values)):
+            ours = module.tensors[Slot("decoder", layer, "self_prefix", role)]
+            assert torch.equal(ours.transpose(0, 1), theirs[0])  # (heads, prefix, head size)
 
 
 @pytest.mark.parametrize(("kind", "family"), EVERY)

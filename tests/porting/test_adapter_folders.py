@@ -47,11 +47,32 @@ def test_a_lora_fits_a_larger_host_and_peft_loads_it(ported, load, tmp_path):
     assert done.port.report.carried_fraction == 1.0 and done.port.report.filled_fraction == 0.5
 
 
+def test_of_an_embeddings_pair_what_comes_out_is_repeated_and_nothing_divided(ported, tmp_path):
+    done = ported(("llama", 32, 2, 4), ("llama", 64, 2, 8), options={"strategy": "repeat", "partial": True},
+                  sites=["embedding", "query"])
+    left = {name for name, action in done.port.report.tensors.items() if action == "dropped"}
+    assert left == {"shared.0.embedding.base_layer (origin)"}  # the table itself, which peft saves beside it
+    done.write(tmp_path / "out", "base")
+    before, after = (load_file(tmp_path / side / WEIGHTS) for side in ("in", "out"))
+    name = "base_model.model.model.embed_tokens.lora_embedding_{}"
+    assert torch.equal(after[name.format("A")], before[name.format("A")])
+    assert torch.equal(after[name.format("B")], before[name.format("B")].repeat(2, 1))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert torch.equal(after[name], before[name].repeat(1, 2) / 2)
+
+
 def test_ranks_and_scales_of_single_modules_go_along(ported):
     done = ported(("llama", 32, 2, 4), ("llama", 32, 4, 4), rank_pattern={"layers.1.mlp.up_proj": 2},
                   alpha_pattern={"layers.0.self_attn.q_proj": 32})
     assert done.spec.settings["rank_pattern"] == {f"layers.{i}.mlp.up_proj": 2 for i in (2, 3)}
     assert done.spec.settings["alpha_pattern"] == {f"layers.{i}.self_attn.q_proj": 32 for i in (0, 1)}
+
+
+def test_numbers_and_scales_go_by_the_layer_map_that_was_asked_for(ported):
+    done = ported(("llama", 32, 6, 4), ("llama", 32, 3, 4), options={"layer_map": "skip"},
+                  alpha_pattern={"layers.4.mlp.up_proj": 32, "layers.5.mlp.up_proj": 64})
+    assert done.spec.settings["alpha_pattern"] == {"layers.2.mlp.up_proj": 32}
+    assert done.port.report.layer_map["decoder"] == [[0], [2], [4]]
 
 
 def test_layers_without_a_module_stay_without(ported):
@@ -96,6 +117,7 @@ def test_numbers_keep_their_type(ported, tmp_path):
     again.write(tmp_path / "out", "base")
     written = load_file(tmp_path / "out" / WEIGHTS)
     assert written.keys() == half.keys() and all(torch.equal(written[key], half[key]) for key in half)
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}  # equal() looks at values alone
 
 
 @pytest.mark.parametrize(("origin", "receiving", "name", "said"), [
