@@ -5,6 +5,7 @@ What is read is data from elsewhere: sizes, types and names are checked, and no 
 """
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
@@ -68,6 +69,14 @@ class AdapterFolder(ABC):
         Raises:
             UserError: a tensor whose place or size is not that of such a host: it is of another base.
         """
+
+    @property
+    def called(self) -> str:
+        """The folder's name, or that of the repository which the hub's cache holds there."""
+        cached = self.folder.parent.parent.name
+        if self.folder.parent.name == "snapshots" and cached.startswith("models--"):
+            return cached.rsplit("--", 1)[-1]
+        return Path(os.path.abspath(self.folder)).name
 
     @property
     def dtype(self) -> torch.dtype:
