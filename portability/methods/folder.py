@@ -49,6 +49,14 @@ class AdapterFolder(ABC):
         """The base model's name as the configuration has it, or None where it names none."""
 
     @property
+    def base_words(self) -> str | None:
+        """The base as `hosts.resolve.find_host` takes it: with its revision where the configuration has one."""
+        revision = self.config.get("revision")
+        if not self.base or not isinstance(revision, str) or Path(self.base).expanduser().is_dir():
+            return self.base
+        return f"{self.base}@{revision}"
+
+    @property
     @abstractmethod
     def spec(self) -> MethodSpec:
         """The method, with dropout off, which acts in training alone.

@@ -154,7 +154,7 @@ def find_hosts(
     if not adapter.base:
         raise UserError(f"{adapter.folder} does not say what its base model is; name it: --from HOST")
     try:
-        origin = found(adapter.base)
+        origin = found(str(adapter.base_words))
     except UserError as error:
         raise UserError(f"the adapter's base: {error}; name it: --from HOST") from error
     return origin, found(to)

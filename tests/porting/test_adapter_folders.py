@@ -248,6 +248,14 @@ def test_an_empty_list_of_further_modules_is_none(folder, make_host):
     assert port_folder(read_folder(folder), host, host).report.carried_fraction == 1.0
 
 
+def test_the_bases_revision_is_part_of_its_name_on_the_hub(folder, make_host):
+    _change(folder, base_model_name_or_path="owner/base", revision="v2")
+    assert read_folder(folder).base_words == "owner/base@v2"
+    place = make_host("llama", 32, 2, 4).source
+    _change(folder, base_model_name_or_path=place)
+    assert read_folder(folder).base_words == place
+
+
 def test_the_hubs_cache_gives_an_adapter_its_repositorys_name(folder, tmp_path):
     place = tmp_path / "models--owner--my-lora/snapshots" / ("0" * 40)
     place.parent.mkdir(parents=True)
