@@ -17,7 +17,7 @@ from typing import Any
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.hosts.host import load_tokenizer
-from portability.hosts.resolve import with_weights
+from portability.hosts.resolve import public_name, with_weights
 from portability.hosts.sources import folder_of, quantisation, read_config
 from portability.methods.folder import AdapterFolder
 from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter, port_adapter
@@ -29,6 +29,7 @@ MEANING = {  # of the report's words for a tensor
     "padded": "zeros where the origin has nothing", "repeated": "repeated where the origin has nothing",
     "averaged": "several layers as one", "fresh": "the library's own start", "dropped": "left behind",
 }
+OF = {"verify": ("native", "template", "label_words", "max_length"), "via": ("rank",)}  # option -> its own
 EXAMPLES = """examples:
   portability port my-lora --to ../llama-64 --out my-lora-on-64
   portability port owner/adapter --to owner/larger-model --dry-run
@@ -97,9 +98,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     say: Callable[[str], None] = (lambda line: None) if options.json else (lambda line: print(line,
                                                                                               flush=True))
+    _check_together(options)
     adapter = load_adapter(options.adapter)
     origin, receiving = find_hosts(adapter, options.to, options.origin)
-    out = options.out or Path(f"{adapter.folder.name}-on-{receiving.name}")
+    out = options.out or Path(f"{adapter.called}-on-{receiving.name}")
     if not options.dry_run and out.exists():
         raise UserError(f"{out} is there already; name a new folder (--out)")
     for line in verdict(adapter, origin, receiving, options.origin):
@@ -118,7 +120,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                         options.seed)
     for line in report_lines(done):
         say(line)
-    found: dict[str, Any] = {"adapter": adapter.folder.name, "origin": origin.name,
+    found: dict[str, Any] = {"adapter": adapter.called, "origin": origin.name,
                              "receiving": receiving.name, "report": done.report.summary()}
     if options.verify:
         from portability.porting.verify import verify
@@ -126,13 +128,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         native = load_adapter(options.native) if options.native else None
         found["scores"] = verify(done, with_weights(receiving), options, native, say)
     if not options.dry_run:
-        words = shlex.join(["portability", "port", Path(options.adapter).name, "--to", Path(options.to).name,
-                            "--strategy", options.strategy, "--layer-map", options.layer_map,
-                            *(["--format", options.format] if options.format != "same" else [])])
-        done.save(out, options.merge, found.get("scores"), words)
+        done.save(out, options.merge, found.get("scores"), made_by(options))
         found["out"] = str(out)
         say(f"written: {out}")
     return found
+
+
+def _check_together(options: argparse.Namespace) -> None:
+    """Refuse an option without the one that it belongs to."""
+    parser = _parser()
+    for main_one, others in OF.items():
+        for name in others if not getattr(options, main_one) else ():
+            if getattr(options, name) != parser.get_default(name):
+                raise UserError(f"--{name.replace('_', '-')} is an option of --{main_one}, which is not "
+                                "given")
+
+
+def made_by(options: argparse.Namespace) -> str:
+    """The command that makes the port again, with names in place of folders' paths."""
+    words = ["portability", "port", public_name(options.adapter), "--to", public_name(options.to)]
+    if options.origin:
+        words += ["--from", public_name(options.origin)]
+    words += ["--strategy", options.strategy, "--layer-map", options.layer_map]
+    words += ["--via", options.via, "--rank", f"{options.rank:g}"] if options.via else []
+    words += ["--format", options.format] if options.format != "same" else []
+    words += ["--partial", "--seed", str(options.seed)] if options.partial else []
+    return shlex.join([*words, *(["--merge"] if options.merge else [])])
 
 
 def left_behind(adapter: AdapterFolder) -> list[str]:

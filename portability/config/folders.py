@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from portability.methods.folder import AdapterFolder
 
 OWN_BASE = "the module's base"  # as the name of an origin host
-KEPT = ("feedforward_modules", "layers_to_transform", "layers_pattern")  # name modules beside target_modules
+KEPT = ("exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
+        "alpha_pattern")  # name modules beside target_modules
 
 
 def method_of(words: str, name: str) -> dict[str, Any]:
@@ -81,9 +82,8 @@ def base_of(words: str, others: Sequence[HostSpec]) -> HostSpec:
     adapter, remedy = _read(words), "name the origin host: origin=HOST"
     if not adapter.base:
         raise UserError(f"origin.module={words} does not say what its base is; {remedy}")
-    revision = adapter.config.get("revision")
     try:
-        found = with_weights(find_host(f"{adapter.base}@{revision}" if revision else adapter.base))
+        found = with_weights(find_host(str(adapter.base_words)))
     except UserError as error:
         raise UserError(f"the base of origin.module={words}: {error}; {remedy}") from error
     for other in others:

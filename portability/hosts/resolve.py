@@ -16,6 +16,18 @@ ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_mo
                  "adapter.safetensors", "pytorch_adapter.bin", "README.md"]
 
 
+def public_name(words: str) -> str:
+    """A hub id as it is, and of a folder its name alone, for what may be shown to others.
+
+    Example:
+        >>> public_name("owner/model@v1"), public_name("/home/me/models/mine")
+        ('owner/model@v1', 'mine')
+    """
+    if HUB_ID.fullmatch(words) and not Path(words).is_dir():
+        return words
+    return Path(os.path.abspath(Path(words).expanduser())).name
+
+
 def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str | None]:
     """A local folder for what a user named, and the hub's revision where it was fetched; without the hub what
     was fetched before.
@@ -63,8 +75,8 @@ def find_host(words: str) -> HostSpec:
     if not (folder / "config.json").is_file():
         raise UserError(f"host '{words}': there is no config.json in {folder}")
     shape = shape_of(read_config(folder / "config.json"), words, folder)
-    name = Path(words.partition("@")[0]).name.removeprefix("embedded:")
-    return HostSpec(name, source, revision, "", shape)
+    name = Path(words.partition("@")[0] if revision else os.path.abspath(words)).name
+    return HostSpec(name.removeprefix("embedded:"), source, revision, "", shape)
 
 
 def with_weights(spec: HostSpec) -> HostSpec:

@@ -27,7 +27,7 @@ def described(adapter: AdapterFolder) -> ExternalModule:
     """A folder's name, place and digest, in which neither its path nor its base's name counts."""
     settings = {key: value for key, value in adapter.config.items() if key not in adapter.about}
     mark = fingerprint([weights_of(adapter.folder, type(adapter))], {CONFIG: settings})
-    return ExternalModule(adapter.folder.resolve().name, str(adapter.folder.resolve()), mark)
+    return ExternalModule(adapter.called, str(adapter.folder.resolve()), mark)
 
 
 def external_module(run: RunSpec) -> ModuleState:

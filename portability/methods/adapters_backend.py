@@ -114,12 +114,8 @@ class AdaptersMethod(AttachedMethod):
 
     def draw(self, seed: int) -> dict[str, Tensor]:
         """As the library initialises them, under torch's global generator."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.host.model.delete_adapter(NAME)
-            self._add()
-        values = dict(self.host.model.named_parameters())
-        return {layout.name: values[layout.name].detach().cpu() for layout in self.layouts}
+        self.host.model.delete_adapter(NAME)
+        return self._drawn(seed, self._add)
 
     def detach(self) -> None:
         """Delete the adapter."""

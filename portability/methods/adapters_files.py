@@ -48,7 +48,7 @@ class AdaptersFolder(AdapterFolder):
     def spec(self) -> MethodSpec:
         """As `AdapterFolder.spec`."""
         kind, settings = self._read(self.config["config"])
-        return MethodSpec(self.folder.name, self.library, kind, settings, 0.0)
+        return MethodSpec(self.called, self.library, kind, settings, 0.0)
 
     @property
     def spec_of_sizes(self) -> MethodSpec:

@@ -5,7 +5,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,15 @@ class AttachedMethod(ABC):
     @abstractmethod
     def draw(self, seed: int) -> dict[str, Tensor]:
         """Name -> the library's own initial values, from this seed and nothing else, in ordinary memory."""
+
+    def _drawn(self, seed: int, add: Callable[[], None]) -> dict[str, Tensor]:
+        """`draw` of a library that draws from torch's global generator, which is left as it was, when it puts
+        the method on the host (`add`)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add()
+        values = dict(self.host.model.named_parameters())
+        return {layout.name: values[layout.name].detach().cpu() for layout in self.layouts}
 
     @abstractmethod
     def detach(self) -> None:

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
 from portability.methods import adapters_backend, peft_backend
 from portability.methods.adapters_files import AdaptersFolder
+from portability.methods.base import AttachedMethod
 from portability.methods.folder import (
     CONFIG,
     AdapterFolder,
@@ -62,6 +65,21 @@ def read_folder(folder: Path) -> AdapterFolder:
     path = weights_of(folder, kind)
     found = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return kind(folder, config, *floating(folder, found))
+
+
+def parameters_of(adapter: AdapterFolder, attached: AttachedMethod) -> dict[str, Tensor]:
+    """The numbers of a folder by their names on its own host, where its method is attached.
+
+    Raises:
+        UserError: as `AdapterFolder.module`, or the file lacks a tensor that the configuration asks for, or
+            has one beyond them.
+    """
+    module = module_of(adapter, attached.host.spec.shape)
+    try:
+        return attached.to_parameters(module)
+    except ValueError as error:
+        raise UserError(f"the tensors in {adapter.folder} are not those that its {CONFIG} asks for: "
+                        f"{error}") from error
 
 
 def module_of(adapter: AdapterFolder, shape: HostShape) -> ModuleState:

@@ -5,6 +5,7 @@ What is read is data from elsewhere: sizes, types and names are checked, and no 
 """
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
@@ -48,6 +49,14 @@ class AdapterFolder(ABC):
         """The base model's name as the configuration has it, or None where it names none."""
 
     @property
+    def base_words(self) -> str | None:
+        """The base as `hosts.resolve.find_host` takes it: with its revision where the configuration has one."""
+        revision = self.config.get("revision")
+        if not self.base or not isinstance(revision, str) or Path(self.base).expanduser().is_dir():
+            return self.base
+        return f"{self.base}@{revision}"
+
+    @property
     @abstractmethod
     def spec(self) -> MethodSpec:
         """The method, with dropout off, which acts in training alone.
@@ -68,6 +77,14 @@ class AdapterFolder(ABC):
         Raises:
             UserError: a tensor whose place or size is not that of such a host: it is of another base.
         """
+
+    @property
+    def called(self) -> str:
+        """The folder's name, or that of the repository which the hub's cache holds there."""
+        cached = self.folder.parent.parent.name
+        if self.folder.parent.name == "snapshots" and cached.startswith("models--"):
+            return cached.rsplit("--", 1)[-1]
+        return Path(os.path.abspath(self.folder)).name
 
     @property
     def dtype(self) -> torch.dtype:

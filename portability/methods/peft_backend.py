@@ -146,11 +146,7 @@ class PeftMethod(AttachedMethod):
     def draw(self, seed: int) -> dict[str, Tensor]:
         """As the library initialises them, under torch's global generator."""
         self._remove()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self._add()
-        values = dict(self.host.model.named_parameters())
-        return {layout.name: values[layout.name].detach().cpu() for layout in self.layouts}
+        return self._drawn(seed, self._add)
 
     def _remove(self) -> None:
         """Put the host's own layers back, of a half-finished attachment too."""

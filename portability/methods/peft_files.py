@@ -3,8 +3,10 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from portability.core.architectures import Slot
@@ -55,7 +57,7 @@ class PeftFolder(AdapterFolder):
         known = kinds[kind].__dataclass_fields__
         settings = {}
         for key, value in self.config.items():
-            if key in (*ABOUT, *OF_HOST) or value is None or value == {}:
+            if key in (*ABOUT, *OF_HOST) or value in (None, {}, []):
                 continue
             if key not in known:
                 if value:
@@ -67,21 +69,48 @@ class PeftFolder(AdapterFolder):
             settings[key] = 0.0 if "dropout" in key else value
         if settings.get("prefix_projection"):  # the file holds what the projection gave
             settings["prefix_projection"] = False
-        return MethodSpec(self.folder.name, "peft", kinds[kind].__name__, settings, 0.0)
+        if kinds[kind].__name__ == "AdaLoraConfig":  # `module` gives the ranks back that it put out
+            settings.pop("rank_pattern", None)
+        return MethodSpec(self.called, "peft", kinds[kind].__name__, settings, 0.0)
 
     def module(self, shape: HostShape) -> ModuleState:
         """As `AdapterFolder.module`."""
         tensors: dict[Slot, Tensor] = {}
         axes: dict[Slot, Axes] = {}
+        spec = self.spec
         for key, tensor in self.tensors.items():
             if key.rsplit(".", 1)[-1] in PROJECTIONS:
                 continue
-            layout = _layout(key, tensor, self, shape)
-            tensors |= layout.decode(tensor)
+            if spec.config == "AdaLoraConfig":
+                tensor = self._of_first_rank(key, tensor)
+            layout = _layout(key, tensor, self.folder, spec, shape)
+            if twice := tensors.keys() & (found := layout.decode(tensor)).keys():
+                raise UserError(f"{self.folder}: {key} is a second tensor of {min(twice).key}, as of a "
+                                "model of two towers, and one alone can be carried")
+            tensors |= found
             axes |= {slot: labels for slot, labels, _ in layout.slots}
         if not tensors:
             raise UserError(f"{self.folder} holds nothing that can be carried")
         return ModuleState(tensors, axes)
+
+    def _of_first_rank(self, key: str, tensor: Tensor) -> Tensor:
+        """AdaLoRA's A (r, in), E (r, 1) or B (out, r) with zeros for the directions that training put out,
+        whose rows peft leaves out of the file.
+
+        Raises:
+            UserError: it has not as many directions as the configuration says.
+        """
+        place, _, part = key.removeprefix("base_model.model.").rpartition(".")
+        kept = (self.config.get("rank_pattern") or {}).get(f"{place}.lora_E")
+        axis = 1 if part == "lora_B" else 0
+        if not isinstance(kept, list) or tensor.shape[axis:][:1] == (len(kept),):
+            return tensor
+        picks = [place for place, one in enumerate(kept) if one]
+        if tensor.ndim != 2 or tensor.shape[axis] != len(picks):
+            raise UserError(f"{self.folder}: {key} has shape {tuple(tensor.shape)}, and rank_pattern keeps "
+                            f"{len(picks)} of {len(kept)} directions there")
+        sizes = [len(kept) if one == axis else size for one, size in enumerate(tensor.shape)]
+        return tensor.new_zeros(sizes).index_copy(axis, torch.tensor(picks, dtype=torch.long), tensor)
 
 
 # ---- names in a file, names in a host
@@ -105,15 +134,15 @@ def parameter_name(key: str) -> str:
     return f"{head}.{NAME}.{leaf}" if leaf in ("weight", "bias") else f"{name}.{NAME}"
 
 
-def _layout(key: str, tensor: Tensor, adapter: PeftFolder, shape: HostShape) -> ParameterLayout:
+def _layout(key: str, tensor: Tensor, folder: Path, spec: MethodSpec, shape: HostShape) -> ParameterLayout:
     if re.search(r"(embed_tokens|lm_head|embeddings|classifier|score|dense|out_proj|pre_classifier)"
                  r"\.(weight|bias)$", key):
-        raise UserError(f"{adapter.folder}: {key} is a whole matrix of the host beside the module "
+        raise UserError(f"{folder}: {key} is a whole matrix of the host beside the module "
                         "(modules_to_save, or a saved embedding), which cannot be carried")
     try:
-        return layout_of(parameter_name(key), tuple(tensor.shape), adapter.spec, shape)
+        return layout_of(parameter_name(key), tuple(tensor.shape), spec, shape)
     except UserError as error:
         if not isinstance(error.__cause__, KeyError):
             raise
-        raise UserError(f"{adapter.folder} does not belong to a {shape.family} host: it was made on another "
+        raise UserError(f"{folder} does not belong to a {shape.family} host: it was made on another "
                         f"base ({error})") from error

@@ -24,10 +24,12 @@ from portability.methods.module import ModuleState
 from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
 from portability.methods.peft_files import PeftFolder
 from portability.porting.adapters_settings import adapters_settings
-from portability.porting.axes import MULTIPLIES
+from portability.porting.axes import stays_as_begun
 from portability.porting.base import Port, PortContext, PortReport
 from portability.porting.port import port
 from portability.porting.settings import peft_settings
+
+PLACED = "base_model.model."  # begins the keys of what stands in a model
 
 
 @dataclass
@@ -39,6 +41,7 @@ class PortedAdapter:
         parameters: by their names on the receiving host.
         port: module, masks and report.
         prefix: of the receiving model inside the class that the folder is for.
+        body: beginning of the parameters' names that the class of the folder lacks, because it has no head.
     """
 
     adapter: AdapterFolder
@@ -48,6 +51,7 @@ class PortedAdapter:
     parameters: dict[str, Tensor]
     port: Port
     prefix: str = ""
+    body: str = ""
 
     def write(self, folder: Path, base: str, revision: str | None = None) -> None:
         """Write the folder, in the numbers' type of the one that came in.
@@ -64,7 +68,8 @@ class PortedAdapter:
                  "task_type": self.adapter.config.get("task_type")}
         beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in self.adapter.tensors.items()
                   if key.rsplit(".", 1)[-1] in PROJECTIONS}
-        self.attached.save(self.parameters, folder, about, Form(self.adapter.dtype, self.prefix, beside))
+        values = {name.removeprefix(self.body): value for name, value in self.parameters.items()}
+        self.attached.save(values, folder, about, Form(self.adapter.dtype, self.prefix, beside))
 
     def save(self, folder: str | Path, merge: bool = False, scores: dict[str, Any] | None = None,
              command: str | None = None) -> None:
@@ -149,7 +154,7 @@ def find_hosts(
     if not adapter.base:
         raise UserError(f"{adapter.folder} does not say what its base model is; name it: --from HOST")
     try:
-        origin = found(adapter.base)
+        origin = found(str(adapter.base_words))
     except UserError as error:
         raise UserError(f"the adapter's base: {error}; name it: --from HOST") from error
     return origin, found(to)
@@ -205,14 +210,14 @@ def port_folder(
     fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
     context = PortContext(origin, receiving, fresh, PortSpec(strategy, strategy, layer_map, partial), load)
     done = port(module, context)
-    if any(not mask.all() and (slot.role in MULTIPLIES or not mask.any())
+    if any(not mask.all() and (stays_as_begun(slot.role) or not mask.any())
            for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
         there = attach(load(receiving), spec)
         context = replace(context, fresh=there.init_parameters(seed))
         there.detach()
         done = port(module, context)
     return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
-                         _prefix(adapter, origin, receiving))
+                         *outer_names(adapter, load_skeleton(origin).model, attached.host.model))
 
 
 def _settings(adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape,
@@ -224,15 +229,27 @@ def _settings(adapter: AdapterFolder, module: ModuleState, origin: HostShape, re
     return peft_settings(adapter, module, origin, receiving, layer_map)
 
 
-def _prefix(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec) -> str:
-    """The name under which a class with a head of its own holds the receiving model, where the folder was
-    made on such a class, as of BertForSequenceClassification ("bert.")."""
-    def prefix(spec: HostSpec) -> str:
-        return str(load_skeleton(spec).model.base_model_prefix)
+def outer_names(adapter: AdapterFolder, origin: Any, receiving: Any) -> tuple[str, str]:
+    """What stands before the receiving model's names in a folder for a class like the one that the adapter
+    was made on, and what is left out of them: "bert." is put before those of a BertForSequenceClassification,
+    "model." is left out of a bare LlamaModel's.
 
-    if adapter.library != "peft":
-        return ""
-    if origin.shape.layers.keys() != {"encoder"} or receiving.shape.layers.keys() != {"encoder"}:
-        return ""
-    inside = f"base_model.model.{prefix(origin)}."
-    return f"{prefix(receiving)}." if all(key.startswith(inside) for key in adapter.tensors) else ""
+    Args:
+        origin, receiving: models of the hosts, as they are loaded here.
+    """
+    keys = [key.removeprefix(PLACED) for key in adapter.tensors if key.startswith(PLACED)]
+    if adapter.library != "peft" or not keys:
+        return "", ""
+    outer, here = (str(model.base_model_prefix) for model in (origin, receiving))
+    own, there = _body(origin), _body(receiving)
+    if not own and not there and all(key.startswith(f"{outer}.") for key in keys):
+        return ("" if receiving.config.is_encoder_decoder else f"{here}."), ""
+    bare = own and not any(key.startswith(own) for key in keys)
+    return "", there if bare else ""
+
+
+def _body(model: Any) -> str:
+    """Beginning of the names of what is below a model's head; none where the model has no head, or holds its
+    stacks itself, as T5."""
+    inner = model.base_model if model.base_model is not model else getattr(model, "model", model)
+    return next((f"{name}." for name, part in model.named_modules() if part is inner and name), "")

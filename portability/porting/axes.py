@@ -19,7 +19,8 @@ from portability.porting.layer_maps import LAYER_MAPS, average_layers
 INPUT_ROLES = (  # whose host axes are summed over in the forward pass
     "A", "down_weight", "down_left", "mlp_in", "gate_weight")
 KEY_ROLES = ("prefix_key", "mlp_key", "mlp_key_bias")  # of what queries meet
-MULTIPLIES = ("magnitude", "ia3_l", "weight")  # what is not carried of them stays as the library begins it
+MULTIPLIES = ("magnitude", "ia3_l")  # of several sites in one matrix a part each, such as magnitude_query
+OF_NORM = ("weight", "bias")  # a normalisation's own numbers
 ChangeAxis = Callable[[Tensor, int, int, bool], Tensor]
 
 
@@ -27,6 +28,17 @@ def summed_over(role: str, axis: str) -> bool:
     """Whether the forward pass sums over this axis: a query meets a prefix's key along the head size
     alone."""
     return role in INPUT_ROLES or (role in KEY_ROLES and axis == "head_dim")
+
+
+def stays_as_begun(role: str) -> bool:
+    """Whether what is not carried of a role stays as the library begins it, because a zero there would change
+    the host.
+
+    Example:
+        >>> stays_as_begun("magnitude_query"), stays_as_begun("bias"), stays_as_begun("B_query")
+        (True, True, False)
+    """
+    return role in OF_NORM or role.startswith(MULTIPLIES)
 
 
 class AxisStrategy(Strategy):
@@ -131,7 +143,7 @@ class _Filling:
         except UserError as error:
             raise UserError(f"cannot port {slot.key} from '{self.context.origin.name}' {sizes} to "
                             f"'{self.context.receiving.name}' {tuple(wanted)}: {error}") from error
-        if slot.role in MULTIPLIES:
+        if stays_as_begun(slot.role):
             tensor = torch.where(mask, tensor, self.context.fresh.tensors[slot])
         kept = tuple(slice(0, min(a, b)) for a, b in zip(sizes, wanted, strict=True))
         self.used |= {source: kept for source in sources}

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from portability.hosts.resolve import public_name
 from portability.porting.adapter import PortedAdapter
 
 TAGS = ["portability", "ported"]
@@ -16,17 +17,18 @@ def card(done: PortedAdapter, found: dict[str, Any], command: str, base: str, me
 
     Args:
         found: what the command reports: its "scores", where some were measured.
-        base: the receiving host's name.
+        base: the receiving host's name, or its folder, of which no path is told.
     """
-    report = found["report"]
+    report, base = found["report"], public_name(base)
+    trained_on = public_name(done.adapter.base) if done.adapter.base else done.origin.name
     front: dict[str, Any] = {"base_model": base, "tags": TAGS}
     if not merged:
         front["library_name"] = done.spec.library
     if licence := licence_of(done.adapter.folder):
         front["license"] = licence
     lines = [
-        f"# {done.adapter.folder.name} on {done.receiving.name}", "",
-        f"A {done.adapter.spec.config} trained on {done.adapter.base or done.origin.name}, ported to {base} "
+        f"# {done.adapter.called} on {done.receiving.name}", "",
+        f"A {done.adapter.spec.config} trained on {trained_on}, ported to {base} "
         f"without training, by the strategy `{report['strategy']}`"
         + (", and merged into its weights." if merged else "."), "",
         f"- carried of its numbers: {report['carried_entries_fraction']:.1%}",

@@ -12,11 +12,11 @@ from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.hosts.host import load_host, quiet
 from portability.methods import attach
-from portability.methods.files import module_of
+from portability.methods.files import parameters_of
 from portability.methods.folder import AdapterFolder
 from portability.methods.peft_backend import NAME, PROMPTS, PeftMethod
 from portability.methods.peft_files import PeftFolder
-from portability.porting.adapter import PortedAdapter
+from portability.porting.adapter import PLACED, PortedAdapter, outer_names
 
 NO_WEIGHTS = "what it learned stands before the text, and in no weight"
 
@@ -45,6 +45,8 @@ def to_lora(
                         f"{adapter.library}, whose {adapter.spec.config} peft does not know")
     if adapter.spec.config in PROMPTS:
         raise UserError(f"peft cannot turn {adapter.spec.config} into a LoRA: {NO_WEIGHTS}")
+    if not (0 < rank < 1 or rank >= 1 and float(rank).is_integer()):
+        raise UserError(f"--rank must be a whole number from 1 on, or a share between 0 and 1, got {rank:g}")
     method = _attached(adapter, origin)
     number: float = int(rank) if rank >= 1 else rank
     try:
@@ -59,7 +61,8 @@ def to_lora(
              for key, value in config.to_dict().items() if value is not None}
     about |= {"peft_type": "LORA", "base_model_name_or_path": adapter.base,
               "task_type": adapter.config.get("task_type")}
-    tensors = {f"base_model.model.{key}": value for key, value in state.items()}
+    before, without = outer_names(adapter, method.host.model, method.host.model)
+    tensors = {f"{PLACED}{before}{key.removeprefix(without)}": value for key, value in state.items()}
     lora = PeftFolder(adapter.folder, about, tensors, dict.fromkeys(tensors, adapter.dtype))
     return lora, _errors(method, state)
 
@@ -68,8 +71,7 @@ def _attached(adapter: AdapterFolder, origin: HostSpec) -> PeftMethod:
     """The adapter on its own base, with its own numbers."""
     method = attach(load_host(origin), adapter.spec)
     assert isinstance(method, PeftMethod)
-    values = method.to_parameters(module_of(adapter, origin.shape))
-    _fill(method, values)
+    _fill(method, parameters_of(adapter, method))
     return method
 
 

@@ -69,7 +69,9 @@ def _to_peft(adapter: AdapterFolder, module: ModuleState, shape: HostShape) -> P
     if adapter.spec.settings.get("use_gating"):
         raise UserError(f"--format peft: the LoRA in {adapter.folder} has gates, and peft has none")
     paths = _paths(module, shape)
-    tensors = {file_key(f"{name}.lora_{role}.{NAME}.weight"): tensor
+    outer = next((key.partition(name)[0] for key in adapter.tensors for name in paths.values()
+                  if f".{name}.loras." in f".{key}"), "")  # of the class that the folder was made on
+    tensors = {file_key(f"{outer}{name}.lora_{role}.{NAME}.weight"): tensor
                for (name, role), tensor in _named(module, paths).items()}
     settings = adapter.spec.settings
     config: dict[str, Any] = {

@@ -57,8 +57,9 @@ LAYER_MAPS: dict[str, LayerMap] = {"skip": skip, "stretch": stretch, "average": 
 def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """One layer's tensors from several layers' (role -> tensor of one site).
 
-    Low-rank pairs are averaged as products and split again by a truncated SVD, because the factors of two
-    layers have no common basis (averaging factors keeps a cosine of 0.74 with the averaged product);
+    Low-rank pairs (AdaLoRA's with E between them) are averaged as products and split again by a truncated
+    SVD, because the factors of two layers have no common basis (averaging factors keeps a cosine of 0.74 with
+    the averaged product);
     everything else is averaged entry by entry. A bottleneck's nonlinearity is left out of the product and its
     bias travels as one more input (our choice, D-07).
     """
@@ -66,8 +67,8 @@ def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {role: tensor.clone() for role, tensor in layers[0].items()}
     roles = set(layers[0])
     out = {role: torch.stack([layer[role] for layer in layers]).mean(0) for role in roles}
-    if {"A", "B"} <= roles:
-        out |= _average_pair(layers, "A", "B")
+    if outs := sorted(role for role in roles if "A" in roles and (role == "B" or role.startswith("B_"))):
+        out |= _average_low_rank(layers, outs)
     if {"down_weight", "up_weight"} <= roles:
         widened = [{**layer, "down_weight": torch.cat([layer["down_weight"], layer["down_bias"][:, None]], 1)}
                    for layer in layers]
@@ -81,6 +82,22 @@ def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
                      for i in range(len(layers[0][names[1]]))]
             out |= {name: torch.stack([pair[name] for pair in pairs]) for name in names}
     return out
+
+
+def _average_low_rank(layers: Sequence[Mapping[str, Tensor]], outs: Sequence[str]) -> dict[str, Tensor]:
+    """The mean product of a LoRA's A and its B, or the B of each site beside a matrix of several, one under
+    the other. AdaLoRA's E is taken into A, and is 1 afterwards."""
+    first, pairs = layers[0], []
+    rank = len(first["A"])
+    for layer in layers:
+        scale = layer["E"].reshape(rank, *[1] * (first["A"].ndim - 1)) if "E" in layer else 1
+        under = torch.cat([layer[out].reshape(-1, rank) for out in outs])
+        pairs.append({"A": layer["A"] * scale, "B": under})
+    pair = _average_pair(pairs, "A", "B")
+    parts = pair["B"].split([first[out].numel() // rank for out in outs])
+    found = {out: part.reshape(first[out].shape) for out, part in zip(outs, parts, strict=True)}
+    found["A"] = pair["A"]
+    return found | ({"E": torch.ones_like(first["E"])} if "E" in first else {})
 
 
 def _average_pair(layers: Sequence[Mapping[str, Tensor]], into: str, out: str) -> dict[str, Tensor]:

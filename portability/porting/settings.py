@@ -2,15 +2,18 @@
 host's names."""
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.core.specs import HostShape
+from portability.core.specs import HostShape, MethodSpec
 from portability.methods.module import ModuleState
-from portability.methods.peft_backend import NAMED, PROMPTS, endings, layout_of
+from portability.methods.peft_backend import NAMED, PROJECTIONS, PROMPTS, endings, layout_of
 from portability.methods.peft_files import PLACES, PeftFolder, parameter_name
 from portability.porting.layer_maps import LAYER_MAPS
 
@@ -76,6 +79,7 @@ def peft_settings(
     if inward:
         feeding = {place: names for place, names in paths.items() if sources[place][0] in inward}
         settings["feedforward_modules"] = _targets(feeding, receiving) if feeding else []
+    settings |= _other_patterns(adapter, origin, sources, paths, receiving)
     if low:
         if half := sorted({place for found in sources.values() for place in found} - low.keys()):
             raise UserError(f"{adapter.folder} has half of a pair at {'.'.join(map(str, half[0]))}: lora_B "
@@ -123,19 +127,64 @@ def _targets(paths: Mapping[Place, list[str]], shape: HostShape) -> list[str] | 
 
 def low_ranks(adapter: PeftFolder, shape: HostShape) -> dict[Place, Low]:
     """Rank and alpha of each of a LoRA's pairs; empty for other methods."""
-    from peft.utils.other import get_pattern_key
-
     spec, found = adapter.spec, {}
     if spec.config != "LoraConfig":
         return {}
-    alphas = spec.settings.get("alpha_pattern", {})
+    for place, name, part, tensor in _named(adapter, spec, shape):
+        if part in ("lora_A", "lora_embedding_A"):
+            alpha = _by_pattern(spec.settings.get("alpha_pattern", {}), name)
+            usual = spec.settings.get("lora_alpha", 8)
+            found[place] = Low(tensor.shape[0], float(usual if alpha is None else alpha))
+    return found
+
+
+def _named(
+    adapter: PeftFolder, spec: MethodSpec, shape: HostShape
+) -> Iterator[tuple[Place, str, str, Tensor]]:
+    """Place of each tensor, its module's name on the origin, its part of the method, and itself."""
     for key, tensor in adapter.tensors.items():
         name = NAMED.match(parameter_name(key))
-        if name and name["part"] in ("lora_A", "lora_embedding_A"):
+        if name and name["part"] not in PROJECTIONS:
             (slot, _, _), *_ = layout_of(parameter_name(key), tuple(tensor.shape), spec, shape).slots
-            usual = spec.settings.get("lora_alpha", 8)
-            alpha = alphas.get(get_pattern_key(alphas, name["place"]), usual)
-            found[slot.stack, slot.layer, slot.site] = Low(tensor.shape[0], float(alpha))
+            yield (slot.stack, slot.layer, slot.site), name["place"], name["part"], tensor
+
+
+def _by_pattern(pattern: Mapping[str, Any], name: str) -> Any:
+    """The number that a pattern of peft says for a module, or None.
+
+    Raises:
+        UserError: it is no regular expression, or says something else than a number.
+    """
+    from peft.utils.other import get_pattern_key
+
+    try:
+        value = pattern.get(get_pattern_key(pattern, name))
+    except re.error as error:
+        raise UserError(f"rank_pattern or alpha_pattern has a key that is no regular expression: "
+                        f"{error}") from error
+    if not isinstance(value, int | float | None):
+        raise UserError(f"rank_pattern or alpha_pattern says {str(value)[:80]!r} for {name}, which is no "
+                        "number")
+    return value
+
+
+def _other_patterns(adapter: PeftFolder, origin: HostShape, sources: Mapping[Place, list[Place]],
+                    paths: Mapping[Place, list[str]], receiving: HostShape) -> dict[str, Any]:
+    """Ranks and scales of single modules of other methods than LoRA, under the receiving host's names."""
+    spec, found = adapter.spec, {}
+    if spec.config == "LoraConfig":
+        return {}
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not (pattern := spec.settings.get(key)):
+            continue
+        said = {place: _by_pattern(pattern, name) for place, name, _, _ in _named(adapter, spec, origin)}
+        for place, ones in sources.items():
+            if len(values := {said[one] for one in ones}) > 1:
+                raise UserError(f"layers of unequal {key} would become one at {'.'.join(map(str, place))}; "
+                                "use --layer-map stretch")
+            if (value := values.pop()) is not None:
+                found.setdefault(key, {}).update(
+                    {full_name(place, path, receiving.family): value for path in paths[place]})
     return found
 
 

@@ -17,7 +17,7 @@ from portability.core.specs import HostSpec, MethodSpec, TaskSpec
 from portability.data.tokenization import encode
 from portability.hosts.host import Host, load_host
 from portability.methods import attach
-from portability.methods.files import module_of
+from portability.methods.files import parameters_of
 from portability.methods.folder import AdapterFolder
 from portability.porting.adapter import PortedAdapter
 from portability.tasks.classification import Scorer
@@ -44,6 +44,8 @@ def verify(
     Raises:
         UserError: examples that cannot be read, or a host without a language-model head.
     """
+    if "{text}" not in options.template:
+        raise UserError("--template must have {text} where the example's text is to stand")
     rows = read_rows(options.verify)
     host = load_host(receiving)
     if host.scoring == "head":
@@ -54,8 +56,10 @@ def verify(
     right["ported"] = _right(host, task, rows, done.spec, done.parameters)
     if native is not None:
         method = attach(host, native.spec)
-        values = method.to_parameters(module_of(native, host.spec.shape))
-        method.detach()
+        try:
+            values = parameters_of(native, method)
+        finally:
+            method.detach()
         right["native"] = _right(host, task, rows, native.spec, values)
     found: dict[str, Any] = {"examples": len(rows), "arms": {}}
     for arm, marks in right.items():
@@ -101,10 +105,16 @@ def read_rows(path: Path) -> list[tuple[str, int]]:
     if not path.is_file():
         raise UserError(f"--verify: there is no file {path}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            rows.append((str(row["text"]), {0: 0, 1: 1}[int(row["label"])]))
+            rows.append((str(row["text"]), {0: 0, 1: 1, "0": 0, "1": 1}[row["label"]]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: each line must be a JSON object with text and label (0 "
                             "or 1)") from error

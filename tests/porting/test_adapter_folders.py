@@ -9,11 +9,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from portability.core.errors import UserError
+from portability.hosts.sources import HostSource, describe
 from portability.methods.files import read_folder
+from portability.port import main
 from portability.porting.adapter import port_folder
 from portability.porting.convert import to_lora
+from portability.porting.verify import read_rows
 from support.peft_methods import write_plain
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -95,6 +99,69 @@ def test_a_magnitude_that_is_not_carried_is_the_norm_of_the_hosts_own_row(ported
     assert torch.allclose(done.parameters[name][64:], weight.norm(dim=1)[64:])
 
 
+@pytest.mark.parametrize("name", ["dora", "ia3"])
+def test_what_multiplies_stays_as_the_library_begins_it_in_a_matrix_of_several_sites(ported, name):
+    done = ported(("gpt2", 32, 2, 4), ("gpt2", 64, 2, 8), name)
+    joined = [value for key, value in done.parameters.items()
+              if "c_attn" in key and key.split(".")[-3 if name == "dora" else -2] in (
+                  "lora_magnitude_vector", "ia3_l")]
+    assert len(joined) == 2 and all(value.all() for value in joined)
+
+
+def test_a_normalisations_numbers_that_are_not_carried_are_the_hosts_own(load, make_host, tmp_path):
+    host = load("gpt2", 64, 2, 8)
+    with torch.no_grad():
+        for key, value in host.model.named_parameters():
+            if ".ln_1." in key:
+                value.fill_(0.75)
+    host.model.save_pretrained(tmp_path / "host")
+    host.tokenizer.save_pretrained(tmp_path / "host")
+    write_plain(tmp_path / "in", load("gpt2", 32, 2, 4), "ln")
+    done = port_folder(read_folder(tmp_path / "in"), make_host("gpt2", 32, 2, 4),
+                       describe(HostSource("host", path=str(tmp_path / "host"))))
+    found = [value for key, value in done.parameters.items() if ".ln_1." in key]
+    assert len(found) == 4 and all((value[32:] == 0.75).all() for value in found)
+
+
+@pytest.mark.parametrize("name", ["loha", "adalora"])
+def test_scales_of_single_modules_of_other_methods_go_along(ported, name):
+    done = ported(("llama", 32, 2, 4), ("llama", 64, 4, 8), name,
+                  alpha_pattern={"layers.0.self_attn.q_proj": 32})
+    assert done.spec.settings["alpha_pattern"] == {f"layers.{i}.self_attn.q_proj": 32 for i in (0, 1)}
+
+
+def test_ranks_that_an_adalora_put_out_come_back_as_zeros(ported, make_host, tmp_path):
+    whole = ported(("llama", 32, 2, 4), ("llama", 32, 2, 4), "adalora").parameters
+    place, kept = "model.layers.0.self_attn.q_proj", [True, False, False, True]
+    values = load_file(tmp_path / "in" / WEIGHTS)
+    for part in "AEB":
+        key = f"base_model.model.{place}.lora_{part}"
+        values[key] = (values[key][:, kept] if part == "B" else values[key][kept]).contiguous()
+    save_file(values, tmp_path / "in" / WEIGHTS)
+    _change(tmp_path / "in", rank_pattern={f"{place}.lora_E": kept})
+    host = make_host("llama", 32, 2, 4)
+    found = port_folder(read_folder(tmp_path / "in"), host, host).parameters
+    scale = found[f"{place}.lora_E.module"]
+    assert torch.equal(scale[kept], whole[f"{place}.lora_E.module"][kept]) and not scale[1:3].any()
+    assert found.keys() == whole.keys()
+    _change(tmp_path / "in", rank_pattern={f"{place}.lora_E": [True, True, True, False]})
+    with pytest.raises(UserError, match="rank_pattern keeps 3 of 4 directions there"):
+        port_folder(read_folder(tmp_path / "in"), host, host)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_an_adapter_of_a_model_without_a_head_stays_one(load, make_host, tmp_path, family):
+    host = load(family, 32, 2, 4)
+    host.model = host.model.base_model
+    write_plain(tmp_path / "in", host, "lora")
+    receiving = make_host(family, 64, 3, 8)
+    port_folder(read_folder(tmp_path / "in"), make_host(family, 32, 2, 4), receiving).write(
+        tmp_path / "out", "base")
+    loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(receiving.source), tmp_path / "out")
+    held, written = loaded.state_dict(), load_file(tmp_path / "out" / WEIGHTS)
+    assert all(torch.equal(held[key.replace(".weight", ".default.weight")], written[key]) for key in written)
+
+
 def test_encoders_keep_the_name_that_their_class_gives_them(ported, tmp_path, load, make_host):
     done = ported(("bert", 32, 2, 4), ("roberta", 48, 3, 6))
     done.write(tmp_path / "out", "base")
@@ -146,6 +213,78 @@ def test_what_peft_cannot_turn_into_a_lora_is_said_with_its_words(load, make_hos
         to_lora(read_folder(tmp_path / "in"), make_host("llama", 32, 2, 4), 0.99)
 
 
+@pytest.mark.parametrize("rank", [0, -1, 1.5, float("inf"), float("nan")])
+def test_a_rank_is_a_whole_number_or_a_share(folder, make_host, rank):
+    with pytest.raises(UserError, match="--rank must be a whole number from 1 on, or a share"):
+        to_lora(read_folder(folder), make_host("llama", 32, 2, 4), rank)
+
+
+def test_a_folder_that_lacks_a_pair_is_one_sentence(folder, make_host):
+    values = load_file(folder / WEIGHTS)
+    for key in [key for key in values if "layers.0.mlp.up_proj" in key]:
+        del values[key]
+    save_file(values, folder / WEIGHTS)
+    with pytest.raises(UserError, match="are not those that its adapter_config.json asks for"):
+        to_lora(read_folder(folder), make_host("llama", 32, 2, 4), 0.99)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--native", "x"], "--native is an option of --verify, which is not given"),
+    (["--label-words", "no", "yes"], "--label-words is an option of --verify, which is not given"),
+    (["--rank", "4"], "--rank is an option of --via, which is not given"),
+    (["--verify", "rows", "--template", "text"], "--template must have {text}"),
+    (["--verify", "rows"], "is not text in UTF-8"),
+])
+def test_an_option_that_would_do_nothing_is_one_sentence(
+        folder, make_host, tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").write_bytes(b'{"text": "\xff", "label": 1}\n')
+    host = make_host("llama", 32, 2, 4).source
+    assert main([str(folder), "--to", host, "--from", host, "--out", "out", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_lines_of_examples_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "rows").write_text('{"text": "a\u2028b", "label": 1}\n\n{"text": "c", "label": 0}\n')
+    assert read_rows(tmp_path / "rows") == [("a\u2028b", 1), ("c", 0)]
+    (tmp_path / "rows").write_text('{"text": "a", "label": 0.7}\n')
+    with pytest.raises(UserError, match="line 1: each line must be"):
+        read_rows(tmp_path / "rows")
+
+
+def test_a_card_tells_the_command_and_no_path(folder, make_host, tmp_path):
+    host = make_host("llama", 32, 2, 4)
+    _change(folder, base_model_name_or_path=host.source)
+    words = [str(folder), "--to", host.source, "--from", host.source, "--partial", "--seed", "7"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert (f"`portability port in --to {host.name} --from {host.name} --strategy pad --layer-map stretch "
+            "--partial --seed 7`") in card
+    assert f"base_model: {host.name}\n" in card and str(tmp_path.parent) not in card
+
+
+def test_an_empty_list_of_further_modules_is_none(folder, make_host):
+    _change(folder, modules_to_save=[])
+    host = make_host("llama", 32, 2, 4)
+    assert port_folder(read_folder(folder), host, host).report.carried_fraction == 1.0
+
+
+def test_the_bases_revision_is_part_of_its_name_on_the_hub(folder, make_host):
+    _change(folder, base_model_name_or_path="owner/base", revision="v2")
+    assert read_folder(folder).base_words == "owner/base@v2"
+    place = make_host("llama", 32, 2, 4).source
+    _change(folder, base_model_name_or_path=place)
+    assert read_folder(folder).base_words == place
+
+
+def test_the_hubs_cache_gives_an_adapter_its_repositorys_name(folder, tmp_path):
+    place = tmp_path / "models--owner--my-lora/snapshots" / ("0" * 40)
+    place.parent.mkdir(parents=True)
+    folder.rename(place)
+    assert read_folder(place).called == read_folder(place).spec.name == "my-lora"
+
+
 def test_an_adapter_of_another_base_is_seen(load, make_host, tmp_path):
     write_plain(tmp_path / "in", load("llama", 32, 2, 4), "lora")
     with pytest.raises(UserError, match="does not belong to a llama host of width 64: it was made on "
@@ -184,6 +323,11 @@ def _change(folder, **values):
     (lambda f: _change(f, peft_type="LORRA"), "unknown peft_type.*did you mean 'LORA'"),
     (lambda f: _change(f, peft_type=None), "unknown peft_type"),
     (lambda f: _change(f, base_model_name_or_path=["../.."]), "base_model_name_or_path must be text"),
+    (lambda f: _change(f, alpha_pattern={"(": 3}), "is no regular expression"),
+    (lambda f: _change(f, alpha_pattern={"q_proj": {}}), "says '{}' for .*, which is no number"),
+    (lambda f: save_file(load_file(f / WEIGHTS) | {
+        "base_model.model.vision.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 32)}, f / WEIGHTS),
+     "is a second tensor of decoder.0.query.A"),
     (lambda f: _change(f, use_magic=True), "knows no setting 'use_magic'"),
     (lambda f: _change(f, init_lora_weights="pissa"), "init_lora_weights=pissa cannot be ported"),
     (lambda f: save_file({"a": torch.ones(2, dtype=torch.int64)}, f / WEIGHTS), "floating"),

@@ -45,6 +45,24 @@ def test_low_rank_pairs_are_averaged_as_products():
                               atol=1e-2), "averaging factors would have done, so this shows nothing"
 
 
+def test_pairs_beside_one_matrix_of_several_sites_are_averaged_as_products():
+    torch.manual_seed(2)
+    u, v, turn = torch.randn(12, 4), torch.randn(4, 10), torch.linalg.qr(torch.randn(4, 4))[0]
+    layers = [{"A": a, "B_key": b[:4].reshape(2, 2, 4), "B_query": b[4:].reshape(4, 2, 4)}
+              for a, b in ((v, u), (turn @ v * 2, u @ turn.T * 0.5))]
+    got = average_layers(layers)
+    assert torch.allclose(got["B_key"].reshape(4, 4) @ got["A"], u[:4] @ v, atol=1e-5)
+    assert torch.allclose(got["B_query"].reshape(8, 4) @ got["A"], u[4:] @ v, atol=1e-5)
+
+
+def test_an_adaloras_singular_values_are_part_of_the_product():
+    torch.manual_seed(3)
+    u, v, e = torch.randn(6, 2), torch.randn(2, 5), torch.tensor([[3.0], [0.5]])
+    layers = [{"A": v, "B": u, "E": e}, {"A": v.flip(0), "B": u.flip(1), "E": e.flip(0)}]
+    got = average_layers(layers)
+    assert torch.allclose(got["B"] @ (got["A"] * got["E"]), u @ (v * e), atol=1e-5)
+
+
 def test_the_truncated_product_is_numpys_best_rank_r():
     import numpy as np
     torch.manual_seed(1)
