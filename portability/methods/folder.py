@@ -50,7 +50,8 @@ class AdapterFolder(ABC):
 
     @property
     def base_words(self) -> str | None:
-        """The base as `hosts.resolve.find_host` takes it: with its revision where the configuration has one."""
+        """The base as `hosts.resolve.find_host` takes it: with its revision where the configuration has
+        one."""
         revision = self.config.get("revision")
         if not self.base or not isinstance(revision, str) or Path(self.base).expanduser().is_dir():
             return self.base

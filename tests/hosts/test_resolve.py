@@ -17,8 +17,8 @@ def _no_hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("words", [
-    "/nothing/here", "./mine", "../mine", "~/nothing-of-mine", "a/b/c", "owner/name/", "two words", "", "a\nb",
-    "owner/name@", "owner/name@main/x", "C:\\hosts\\mine",
+    "/nothing/here", "./mine", "../mine", "~/nothing-of-mine", "a/b/c", "owner/name/", "two words", "",
+    "a\nb", "owner/name@", "owner/name@main/x", "C:\\hosts\\mine",
 ])
 def test_a_path_to_nothing_is_not_looked_for_on_the_hub(words):
     with pytest.raises(UserError, match="there is no such folder, and it is no hub id"):
