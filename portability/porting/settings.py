@@ -171,7 +171,8 @@ def _by_pattern(pattern: Mapping[str, Any], name: str) -> Any:
 def _other_patterns(adapter: PeftFolder, origin: HostShape, sources: Mapping[Place, list[Place]],
                     paths: Mapping[Place, list[str]], receiving: HostShape) -> dict[str, Any]:
     """Ranks and scales of single modules of other methods than LoRA, under the receiving host's names."""
-    spec, found = adapter.spec, {}
+    spec = adapter.spec
+    found: dict[str, Any] = {}
     if spec.config == "LoraConfig":
         return {}
     for key in ("rank_pattern", "alpha_pattern"):
