@@ -149,7 +149,7 @@ def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_fol
     assert list(parts) == sorted(parts) and parts[-1] == 1, "it went back, or ended before the end"
     assert len({part for part in parts if 0.05 < part < 0.95}) > 5, "it stood while much was scored"
     made = [part for part, text in Seen.shown if text.startswith(updates[-1].partition(" updates")[0])]
-    assert made[0] < 0.95 and len(set(made)) > 2, "all is trained, much is to be scored: the bar is full"
+    assert made[0] < 0.95, "all is trained, much is to be scored: the bar is full"
 
 
 def bar_of(book):
