@@ -114,7 +114,7 @@ def _grid(
                    for name, named in relations.items()},
         data=[sets[name] for name in received],
         inits=[_entry(conf, "init", name, specs.InitSpec) for name in grid.inits],
-        ports=[_entry(conf, "port", name, specs.PortSpec) for name in grid.ports],
+        ports=[_port(conf, name, data) for name in grid.ports],
         seeds=grid.seeds, rates=grid.rates, budgets=sorted(grid.budgets),
         origin_updates=grid.origin_updates or max(grid.budgets), origin_seeds=grid.origin_seeds,
         task=conf.task, answers={name: spec for name, spec in answers.items() if spec is not None},
@@ -122,6 +122,17 @@ def _grid(
         eval=evaluation, precision=conf.precision, head=conf.head,
         module=external(conf.origin.module) if conf.origin.module else None,
     )
+
+
+def _port(conf: Config, name: str, data: StudyData) -> specs.PortSpec:
+    """A port of the catalogue, whose calibration is named by its texts."""
+    found = _entry(conf, "port", name, specs.PortSpec)
+    if found.calibration is None:
+        return found
+    from portability.porting.calibration import digest_of, texts_of  # with torch
+
+    digest = digest_of(texts_of(found.calibration.texts, data))
+    return replace(found, calibration=replace(found.calibration, digest=digest))
 
 
 def _pairs(conf: Config) -> list[tuple[specs.HostSpec, specs.HostSpec]]:

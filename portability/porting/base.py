@@ -13,6 +13,8 @@ from portability.core.errors import UserError
 from portability.core.specs import HostSpec, PortSpec
 from portability.hosts.host import Host
 from portability.methods.module import ModuleState
+from portability.porting.calibration import Calibration
+from portability.porting.layer_maps import SUM, named_layers
 
 Need = Literal["origin_weights", "receiving_weights", "text", "labels", "forward_passes", "training"]
 
@@ -28,6 +30,8 @@ class PortContext:
     Attributes:
         fresh: a module of the same method on the receiving host, as its library initialises it.
         load: gives a host as it is on disk, without a method; called when a strategy asks for it.
+        texts: gives the texts that hosts are compared on.
+        seed: of what a strategy draws.
         needs: what the strategy declared; asking for anything else is an error.
     """
 
@@ -36,7 +40,40 @@ class PortContext:
     fresh: ModuleState
     spec: PortSpec
     load: Callable[[HostSpec], Host] = _no_host
+    texts: Callable[[], Calibration] | None = None
+    seed: int = 0
     needs: frozenset[Need] = frozenset()
+
+    def layers_of(self, stack: str, source: str) -> list[list[int]]:
+        """The origin layers of `source` behind each layer of the receiving stack.
+
+        Raises:
+            UserError: an unknown layer map, or one that does not fit the hosts' depths.
+        """
+        depths = self.origin.shape.layers.get(source, 1), self.receiving.shape.layers.get(stack, 1)
+        if self.spec.layer_map == "cka" and max(depths) > 1:
+            from portability.porting.layer_similarity import cka_layers
+
+            return cka_layers(self, stack, source)
+        return named_layers(self.spec.layer_map, *depths)
+
+    @property
+    def sums(self) -> bool:
+        """Whether layers that become one are added up, not averaged."""
+        return self.spec.layer_map == SUM
+
+    def calibration(self) -> Calibration:
+        """The texts that hosts are compared on.
+
+        Raises:
+            UserError: the strategy does not declare "text", or none are named.
+        """
+        self._check_declared("text")
+        if self.texts is None:
+            raise UserError(f"port strategy '{self.spec.strategy}' {self.pair} compares what both hosts make "
+                            "of texts, and none are named: name some (--calibrate FILE; in a study "
+                            f"port.{self.spec.name}.calibration.texts=SET, or a file)")
+        return self.texts()
 
     @property
     def pair(self) -> str:
@@ -60,10 +97,13 @@ class PortContext:
         return self._host(self.receiving, "receiving_weights")
 
     def _host(self, spec: HostSpec, need: Need) -> Host:
+        self._check_declared(need)
+        return self.load(spec)
+
+    def _check_declared(self, need: Need) -> None:
         if need not in self.needs:
             raise UserError(f"port strategy '{self.spec.strategy}' uses {need}, which it does not declare "
                             "(Strategy.needs)")
-        return self.load(spec)
 
 
 @dataclass
@@ -71,8 +111,9 @@ class PortReport:
     """What a port did. Fractions are of the origin module (carried) or of the receiving one (filled), in [0,
     1].
 
-    `tensors` maps each receiving slot to its action (carried, mapped, cut, padded, repeated, averaged, fresh)
-    and each unused origin slot to "dropped"; `layer_map` gives the origin layers behind each receiving layer.
+    `tensors` maps each receiving slot to its action (carried, mapped, transported, cut, padded, repeated,
+    averaged, fresh) and each unused origin slot to "dropped"; `layer_map` gives the origin layers behind each
+    receiving layer.
     """
 
     name: str
@@ -85,6 +126,8 @@ class PortReport:
     filled_fraction: float = 0.0  # receiving parameters that hold something of the origin
     seconds: float = 0.0
     calibration_examples: int = 0
+    calibration_tokens: int = 0
+    notes: list[str] = field(default_factory=list)  # what else a reader of the numbers should know
     effect_fraction: float | None = None  # logit change of a start scaled to the port's, over the port's
 
     def summary(self) -> dict[str, Any]:
@@ -121,12 +164,13 @@ class Strategy(ABC):
             UserError: the two hosts do not allow it; names both, the slot and the shapes.
         """
 
-    def fit_head(self, head: Mapping[str, Tensor], hidden: int) -> dict[str, Tensor]:
-        """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) in width `hidden`.
+    def fit_head(self, head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
+        """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) for the receiving host.
 
         Raises:
             UserError: the widths differ, and the strategy has no rule for it.
         """
+        hidden = context.receiving.shape.hidden
         if (width := head["head.weight"].shape[1]) != hidden:
             raise UserError(f"{type(self).__name__} has no rule that fits a head of width {width} to width "
                             f"{hidden}; use head=fresh")

@@ -15,7 +15,7 @@ from portability.core.specs import HostShape, MethodSpec
 from portability.methods.module import ModuleState
 from portability.methods.peft_backend import NAMED, PROJECTIONS, PROMPTS, endings, layout_of
 from portability.methods.peft_files import PLACES, PeftFolder, parameter_name
-from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.layer_maps import LayersOf
 
 Place = tuple[str, int, str]  # stack, layer, site
 
@@ -43,13 +43,13 @@ def stack_map(origin: HostShape, receiving: HostShape) -> dict[str, str]:
 
 
 def peft_settings(
-    adapter: PeftFolder, module: ModuleState, origin: HostShape, receiving: HostShape, layer_map: str
+    adapter: PeftFolder, module: ModuleState, origin: HostShape, receiving: HostShape, layers_of: LayersOf
 ) -> dict[str, Any]:
     """Settings with which the library makes a module on the receiving host for what is carried to it.
 
     Args:
         module: of the folder, on the origin.
-        layer_map: a name in porting.layer_maps.LAYER_MAPS.
+        layers_of: as `PortContext.layers_of`.
 
     Raises:
         UserError: a pair without its A, layers that become one have unequal ranks or scales, or the
@@ -65,7 +65,7 @@ def peft_settings(
     sources: dict[Place, list[Place]] = {}
     for stack, source in stack_map(origin, receiving).items():
         layers = ([[0]] if stack == "shared" else
-                  LAYER_MAPS[layer_map](origin.layers[source], receiving.layers[stack]))
+                  layers_of(stack, source))
         for layer, origins in enumerate(layers):
             for site, path in sites_of(receiving.family, stack):
                 found = [(source, one, site) for one in origins]

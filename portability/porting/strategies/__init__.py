@@ -6,11 +6,15 @@ from portability.core.errors import UserError, choose
 from portability.core.plugins import load, plugins
 from portability.porting.base import Need, Strategy
 from portability.porting.strategies.copy import COPY
+from portability.porting.strategies.corr import CORR
 from portability.porting.strategies.pad import PAD
+from portability.porting.strategies.procrustes import PROCRUSTES
 from portability.porting.strategies.repeat import REPEAT
 
 GROUP = "portability.strategies"
-STRATEGIES: dict[str, Strategy] = {"copy": COPY, "pad": PAD, "repeat": REPEAT}
+STRATEGIES: dict[str, Strategy] = {
+    "copy": COPY, "pad": PAD, "repeat": REPEAT, "procrustes": PROCRUSTES, "corr": CORR,
+}
 
 
 def find_strategy(name: str) -> Strategy:

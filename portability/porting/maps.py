@@ -1,0 +1,200 @@
+"""Strategies that map the spaces of one host onto those of another: a matrix for each space, by which a
+module's numbers are written in the receiving host's coordinates.
+
+Activations are rows, x_receiving = x_origin T with T (d_o, d_r). With f what `spaces.fold` gives, the pair of
+a LoRA becomes A' = A diag(1 / f_o) T diag(f_r) along what it reads and B' = diag(1 / f_r) T^T diag(f_o) B
+along what it writes (Theseus, arXiv 2602.12952, with the gains of RMSNorms folded in). Rank and scale stay.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from portability.core.architectures import FAMILIES, Slot
+from portability.core.errors import UserError
+from portability.core.specs import HostShape
+from portability.methods.module import ModuleState
+from portability.porting.activations import Pair
+from portability.porting.axes import Filling, LayerwiseStrategy, Placed
+from portability.porting.base import Port, PortContext
+from portability.porting.layer_maps import average_layers
+from portability.porting.spaces import LAST, STREAM, Run, Space, fold, runs, weight_of
+
+SIGNLESS = ("magnitude", "ia3_l", "weight", "scaling", "w2_a", "w2_b")  # a unit's number, whatever its sign
+BY_UNIT = (*SIGNLESS, "w1_a", "w1_b")  # roles of which a mixture of units keeps no meaning
+KEPT = 2  # pairs of hosts whose maps are kept in memory, for modules of other seeds
+_known: dict[tuple[object, ...], Mapping[Pair, Tensor]] = {}
+
+
+@dataclass
+class Transport:
+    """One port through maps.
+
+    Attributes:
+        maps: of each pair of spaces, (d_o, d_r) float64.
+        folds: of each space, what `spaces.fold` gives; of the origin's and the receiving host's.
+    """
+
+    context: PortContext
+    maps: Mapping[Pair, Tensor]
+    folds: Mapping[Pair, tuple[Tensor | None, Tensor | None]]
+    by_unit: bool
+
+    def tensor(self, value: Tensor, slot: Slot, here: Sequence[Run], there: Sequence[Run]) -> tuple[Tensor,
+                                                                                                    Tensor]:
+        """A tensor in the receiving host's coordinates, and where the maps gave something (broadcasts).
+
+        Args:
+            here, there: its axes that belong to spaces of the origin host, and of the receiving one.
+
+        Raises:
+            UserError: numbers a unit each under maps that mix units, or vocabularies that differ.
+        """
+        value, mask = value.double(), torch.ones(value.ndim * [1], dtype=torch.bool)
+        # axes before it keep their number
+        for one, other in zip(reversed(here), reversed(there), strict=True):
+            if one.space.kind == "vocab":
+                continue
+            if slot.role.startswith(BY_UNIT) and not self.by_unit:
+                raise UserError("its numbers belong to one unit each, and this strategy mixes units; use "
+                                "corr, or turn it into a LoRA first (--via lora)")
+            matrix = self._matrix(slot, (one.space, other.space))
+            sizes = _sizes(other.space, self.context.receiving.shape, other.last - other.first)
+            flat = value.flatten(one.first, one.last - 1).movedim(one.first, -1) @ matrix
+            value = flat.movedim(-1, one.first).unflatten(one.first, sizes)
+            given = (matrix != 0).any(0).reshape(*sizes, *[1] * (value.ndim - one.first - len(sizes)))
+            mask = mask & given
+        return value, mask
+
+    def _matrix(self, slot: Slot, pair: Pair) -> Tensor:
+        matrix = self.maps[pair]
+        if slot.role.startswith("magnitude"):  # in relation to the norm of the host's own row
+            norms = [weight_of(host, space).double().norm(dim=1) for host, space in zip(
+                (self.context.origin_host(), self.context.receiving_host()), pair, strict=True)]
+            return matrix.abs() / norms[0].clamp_min(1e-12)[:, None] * norms[1]
+        if slot.role.startswith(SIGNLESS):
+            return matrix.abs()
+        ahead, behind = self.folds[pair]
+        inward = pair[0].side == "in"
+        if ahead is not None:
+            matrix = matrix * (1 / ahead if inward else ahead)[:, None]
+        if behind is not None:
+            matrix = matrix * (behind if inward else 1 / behind)
+        return matrix
+
+
+def _sizes(space: Space, shape: HostShape, axes: int) -> tuple[int, ...]:
+    """The sizes of a space's axes in a module: its heads one by one, or the whole."""
+    size = space.size(shape)
+    if axes == 1:
+        return (size,)
+    group = (shape.group,) if axes == 3 else ()
+    return (shape.kv_heads, *group, shape.head_dim)
+
+
+class MapStrategy(LayerwiseStrategy):
+    """A strategy given by the maps of the spaces that a module is written in. Of several layers that become
+    one each is mapped first.
+
+    Attributes:
+        by_unit: whether its maps send units to units, up to sign, so that numbers that belong to one unit
+            each can be carried.
+    """
+
+    by_unit = False
+
+    @abstractmethod
+    def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
+        """The map T (d_o, d_r), float64, of each pair, in coordinates out of which RMSNorms' gains are
+        folded.
+
+        Raises:
+            UserError: a pair for which the strategy has no map; names it.
+        """
+
+    def fit(self, module: ModuleState, context: PortContext) -> Port:
+        """The module through the maps.
+
+        Raises:
+            UserError: as `Filling.port`, `spaces.runs` and `maps`.
+        """
+        work = Filling(self, module, context)
+        pairs = []
+        for _, found in work.places():
+            for one in found:
+                for slot, source in one.items():
+                    with work.refusing(slot, tuple(module.tensors[source].shape)):
+                        work.check_axes(slot, source)
+                        pairs += [pair for pair in _pairs(work, slot, source) if pair[0].kind != "vocab"]
+        self.transport = self._transport(context, list(dict.fromkeys(pairs)))
+        if "text" in context.needs:
+            work.report.calibration_tokens = context.calibration().tokens
+        return work.port()
+
+    def _transport(self, context: PortContext, pairs: Sequence[Pair]) -> Transport:
+        """The maps, or what they were for these hosts and spaces before."""
+        marks = context.calibration().mark if "text" in context.needs else ()
+        key = (context.spec.strategy, repr(dict(context.spec.options)), context.origin.fingerprint,
+               context.receiving.fingerprint, context.spec.layer_map, marks, tuple(pairs))
+        if key not in _known or not (context.origin.fingerprint and context.receiving.fingerprint):
+            found = self.maps(context, pairs)
+            wrong = next((pair for pair in pairs if not found[pair].isfinite().all()), None)
+            if wrong:
+                raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the map of "
+                                f"{wrong[0].words} is not finite")
+            while len(_known) >= KEPT:
+                _known.pop(next(iter(_known)))
+            _known[key] = found
+        hosts = context.origin_host(), context.receiving_host()
+        folds = {pair: (fold(hosts[0], pair[0]), fold(hosts[1], pair[1])) for pair in pairs}
+        return Transport(context, _known[key], folds, self.by_unit)
+
+    def place(self, work: Filling, found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
+        """See LayerwiseStrategy.place."""
+        layers: list[dict[str, Tensor]] = []
+        masks: dict[Slot, Tensor] = {}
+        for one in found:
+            layers.append({})
+            for slot, source in one.items():
+                tensor, wanted = work.module.tensors[source], work.context.fresh.tensors[slot]
+                with work.refusing(slot, tuple(tensor.shape)):
+                    here, there = runs(source, work.module.axes[source]), runs(slot,
+                                                                               work.context.fresh.axes[slot])
+                    value, mask = self.transport.tensor(tensor, slot, here, there)
+                    if value.shape != wanted.shape:
+                        raise UserError("the method's own axes, or the vocabularies, differ")
+                layers[-1][slot.role] = value.to(tensor.dtype)
+                masks[slot] = mask.expand(value.shape).clone()
+                before, after = float(tensor.double().square().sum()), float(value.square().sum())
+                work.used[source] = tensor.numel(), min(before, after)
+        values = average_layers(layers, work.context.sums)
+        return {slot: Placed(values[slot.role], mask, "transported") for slot, mask in masks.items()}
+
+    def fit_head(self, head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
+        """The head through the map of the last layers' residual streams."""
+        end = Space("", LAST, STREAM, "out")
+        matrix = self._transport(context, [(end, end)]).maps[end, end]
+        weight = (head["head.weight"].double() @ matrix).to(head["head.weight"].dtype)
+        return {"head.weight": weight, "head.bias": head["head.bias"].clone()}
+
+
+def _pairs(work: Filling, slot: Slot, source: Slot) -> list[Pair]:
+    here, there = runs(source, work.module.axes[source]), runs(slot, work.context.fresh.axes[slot])
+    return [(one.space, other.space) for one, other in zip(here, there, strict=True)]
+
+
+def rotary(context: PortContext) -> bool:
+    """Whether queries and keys turn with their position in either host.
+
+    Raises:
+        UserError: in one of them alone: what they mean has no counterpart.
+    """
+    turns = [FAMILIES[host.shape.family].rotary for host in (context.origin, context.receiving)]
+    if turns[0] != turns[1]:
+        raise UserError(f"port {context.pair}: the queries and keys of one of them turn with the position, "
+                        "those of the other do not: no map of them is defined; leave query and key out of "
+                        "the method's sites")
+    return turns[0]
