@@ -6,7 +6,7 @@ Texts are read by both hosts; of their tokens those count that end at the same c
 for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,6 +157,7 @@ class Reader:
         self.host = host
         self.places = {space: place_of(host, space) for space in dict.fromkeys(spaces)}
         self.folds = {space: fold(host, space) for space in self.places}
+        self.activation = activation_of(host)
 
     @torch.inference_mode()
     def read(self, ids: Tensor, mask: Tensor, picks: tuple[Tensor, Tensor]) -> dict[Space, Tensor]:
@@ -184,12 +185,24 @@ class Reader:
             if states.shape[1] > ids.shape[1]:  # of a decoder that began at its start token
                 states = states[:, 1:]
             part = states[picks[0], picks[1]][:, place.start:place.start + place.size]
+            if space.site == "ffn_gate":  # before the activation its coordinates do not fill the space
+                part = self.activation(part)
             scale = self.folds[space]
             found[space] = part if scale is None else part.double() * scale
             if not found[space].isfinite().all():
                 raise UserError(f"host '{self.host.spec.name}' gives numbers that are not finite at "
                                 f"{space.words}; it cannot be compared with another")
         return found
+
+
+def activation_of(host: Host) -> Callable[[Tensor], Tensor]:
+    """What stands between the matrices of a host's feed-forward network."""
+    from transformers.activations import ACT2FN
+
+    config = host.model.config
+    names = ("hidden_activation", "hidden_act", "dense_act_fn", "activation_function", "activation")
+    found: Callable[[Tensor], Tensor] = ACT2FN[next(name for one in names if (name := getattr(config, one, None)))]
+    return found
 
 
 def _hook(host: Host, name: str, side: str, caught: dict[tuple[str, str],

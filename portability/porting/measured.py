@@ -21,8 +21,9 @@ def by_moments(context: PortContext, pairs: Sequence[Pair], read: Callable[[Mome
         read: what of the moments is solved, (d_o, d_r).
         solve: of whole spaces, and of heads that may be mixed freely.
         turn: of heads that turn with their position.
-        alike: whether what stands between the matrices of a feed-forward network gets one map, from what
-            goes into the last of them: before the activation its coordinates do not fill the space.
+        alike: whether what comes out of a feed-forward network's first matrix gets the map of what goes into
+            its last one: before the activation its coordinates do not fill the space. A gate's is from what
+            its activation gives.
         whole: gives the map of a whole space in place of `solve`; moments then have the origin's `gram`.
 
     Raises:
@@ -52,7 +53,7 @@ def _read_at(pair: Pair, alike: bool) -> tuple[Pair, ...]:
     """The pairs of spaces whose moments say what the map of a pair is: itself, or queries, keys and values of
     its attention."""
     kind = pair[0].kind
-    if kind == "ffn" and alike:
+    if kind == "ffn" and alike and pair[0].site != "ffn_gate":
         one, other = (space._replace(site="ffn_down", side="in") for space in pair)
         return ((one, other),)
     if (base := kind.removeprefix("cross_")) not in HEADS:
