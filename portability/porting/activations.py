@@ -201,7 +201,8 @@ def activation_of(host: Host) -> Callable[[Tensor], Tensor]:
 
     config = host.model.config
     names = ("hidden_activation", "hidden_act", "dense_act_fn", "activation_function", "activation")
-    found: Callable[[Tensor], Tensor] = ACT2FN[next(name for one in names if (name := getattr(config, one, None)))]
+    name = next(value for one in names if (value := getattr(config, one, None)))
+    found: Callable[[Tensor], Tensor] = ACT2FN[name]
     return found
 
 

@@ -1,6 +1,5 @@
 """Somebody's adapter folder fitted to another host, out of which comes a folder of the same method."""
 
-import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -167,7 +166,7 @@ def find_hosts(
 
 def port_adapter(
     adapter: AdapterFolder | str | Path, to: str | Path | HostSpec,
-    from_: str | Path | HostSpec | None = None, strategy: str = "pad", layer_map: str = "stretch",
+    from_: str | Path | HostSpec | None = None, strategy: str = "auto", layer_map: str = "stretch",
     partial: bool = False, seed: int = 0, options: Mapping[str, Any] | None = None,
     texts: Calibration | None = None,
 ) -> PortedAdapter:
@@ -192,14 +191,14 @@ def port_adapter(
     held = adapter if isinstance(adapter, AdapterFolder) else load_adapter(adapter)
     origin, receiving = find_hosts(held, to, from_)
     spec = PortSpec(strategy, strategy, layer_map, partial, options or {})
-    if {"origin_weights", "receiving_weights"} & needs_of(find_strategy(strategy), layer_map):
-        origin, receiving = with_weights(origin), with_weights(receiving)
-    return port_folder(held, origin, receiving, spec, seed, _loading(), texts)
+    loaded: dict[str, Host] = {}
 
+    def load(host: HostSpec) -> Host:
+        if host.source not in loaded:
+            loaded[host.source] = load_host(with_weights(host))
+        return loaded[host.source]
 
-def _loading() -> Callable[[HostSpec], Host]:
-    """Loads each host once."""
-    return functools.cache(lambda spec: load_host(with_weights(spec)))
+    return port_folder(held, origin, receiving, spec, seed, load, texts)
 
 
 def port_folder(

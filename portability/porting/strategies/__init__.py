@@ -5,6 +5,7 @@ from typing import get_args
 from portability.core.errors import UserError, choose
 from portability.core.plugins import load, plugins
 from portability.porting.base import Need, Strategy
+from portability.porting.strategies.auto import AUTO
 from portability.porting.strategies.copy import COPY
 from portability.porting.strategies.corr import CORR
 from portability.porting.strategies.pad import PAD
@@ -13,7 +14,7 @@ from portability.porting.strategies.repeat import REPEAT
 
 GROUP = "portability.strategies"
 STRATEGIES: dict[str, Strategy] = {
-    "copy": COPY, "pad": PAD, "repeat": REPEAT, "procrustes": PROCRUSTES, "corr": CORR,
+    "auto": AUTO, "copy": COPY, "pad": PAD, "repeat": REPEAT, "procrustes": PROCRUSTES, "corr": CORR,
 }
 
 
