@@ -42,6 +42,8 @@ def prepare(folder: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "llama-32"}))
     rows = "".join(json.dumps(row) + "\n" for row in sentences(60, 3))
     (folder / "test.jsonl").write_text(rows)
+    texts = "".join(json.dumps({"text": row["text"]}) + "\n" for row in sentences(120, 4))
+    (folder / "texts.jsonl").write_text(texts)
 
 
 def filled(text: str) -> str:
