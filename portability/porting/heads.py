@@ -51,7 +51,7 @@ def attention_maps(cross: Cross, origin: HostShape, receiving: HostShape, solve:
         UserError: heads of unequal sizes under rotary positions.
 
     Source: matching of heads after LoRASuite (arXiv 2505.13515) and TransFusion (arXiv 2505.22697); that
-        queries and keys are solved together is our choice (D-131).
+        queries and keys are solved together is our choice (D-133).
     """
     sizes = origin.head_dim, receiving.head_dim
     if turn and sizes[0] != sizes[1]:

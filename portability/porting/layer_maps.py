@@ -106,7 +106,7 @@ def average_layers(layers: Sequence[Mapping[str, Tensor]], sums: bool = False) -
     SVD, because the factors of two layers have no common basis (averaging factors keeps a cosine of 0.74 with
     the averaged product);
     everything else is averaged entry by entry. With `sums` the products are added up: what the origin's
-    layers did one after the other, one layer does (our choice, D-131). A bottleneck's nonlinearity is left
+    layers did one after the other, one layer does (our choice, D-133). A bottleneck's nonlinearity is left
     out of the product and its bias travels as one more input (our choice, D-07).
     """
     if len(layers) == 1:

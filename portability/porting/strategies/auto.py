@@ -26,7 +26,7 @@ def choice(origin: HostSpec, receiving: HostSpec, found: Basis | None, texts: bo
     Args:
         texts: whether there are texts to calibrate on.
 
-    Source: our choice (D-131), on prototypes with real hosts; docs/porting.md has the rule.
+    Source: our choice (D-133), on prototypes with real hosts; docs/porting.md has the rule.
     """
     one, other = origin.shape, receiving.shape
     sizes = [(getattr(one, axis) == getattr(other, axis)) for axis in ("hidden", "ffn", "kv_heads", "group",

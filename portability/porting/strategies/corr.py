@@ -23,7 +23,7 @@ class Correlation(MapStrategy):
 
     Source: Klimaszewski et al. (2024), arXiv 2403.18804, section 3, whose correlation is signed and who use
         the input's permutation for what a LoRA writes, too; absolute values, and each space by itself, are
-        our choice (D-131).
+        our choice (D-133).
     """
 
     needs = frozenset({"origin_weights", "receiving_weights", "text", "forward_passes"})

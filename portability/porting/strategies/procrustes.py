@@ -25,7 +25,7 @@ class Procrustes(MapStrategy):
             origin's coordinates added to each square (none); heads keep their rotations.
 
     Source: Theseus (arXiv 2602.12952): maps of inputs and outputs from activations. Folding of RMSNorms'
-        gains, heads and rotary pairs are our choice (D-131).
+        gains, heads and rotary pairs are our choice (D-133).
     """
 
     needs = frozenset({"origin_weights", "receiving_weights", "text", "forward_passes"})
