@@ -32,7 +32,7 @@ class Embeddings(MapStrategy):
             ten times the tokens they are 1 to 1.2 times (.105 and .098). Both are exact without noise.
 
     Source: LoRASuite (arXiv 2505.13515): the stream, the matching of heads; the orthogonal map, one map for
-        whole heads, and the units are our choice (D-131).
+        whole heads, and the units are our choice (D-133).
     """
 
     needs = frozenset({"origin_weights", "receiving_weights"})

@@ -25,7 +25,7 @@ class Random(LayerwiseStrategy):
 
     The report's fractions say what the draws stand for: nothing of the origin's numbers is carried.
 
-    Source: our choice (D-131).
+    Source: our choice (D-133).
     """
 
     def fit(self, module: ModuleState, context: PortContext) -> Port:

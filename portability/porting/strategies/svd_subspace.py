@@ -34,7 +34,7 @@ class SingularSubspace(MapStrategy):
 
     Source: LoRA-X (arXiv 2501.16559) and ProLoRA (arXiv 2506.04244): the projectors; Cross-LoRA (arXiv
         2508.05232): unequal sizes. Which sign a singular vector has is no one's to say; here the largest
-        entry of each v is positive (our choice, D-131).
+        entry of each v is positive (our choice, D-133).
     """
 
     needs = frozenset({"origin_weights", "receiving_weights"})
