@@ -20,7 +20,7 @@ from portability.methods import attach
 from portability.methods.module import equal
 from portability.porting.base import PortContext
 from portability.porting.layer_maps import average_layers
-from portability.porting.port import port
+from portability.porting.port import fit_head, port
 from portability.porting.spaces import Space, weight_of
 from portability.porting.strategies.embed import EMBED, scales, units
 from portability.porting.strategies.random import NOTE
@@ -149,6 +149,17 @@ def test_embed_finds_a_hidden_basis(pair, name):
     assert hosts.error("embed") <= 1e-4
     assert hosts.error("embed", least_squares=True) <= 1e-4
     assert hosts.error("pad") > 0.3 and hosts.error("random") > 0.3
+
+
+@pytest.mark.parametrize("strategy", ["embed", "rebasin"])
+def test_a_head_goes_through_the_streams_map(pair, strategy):
+    hosts = pair(*PERMUTED["bert"])
+    head = {"head.weight": torch.randn(2, 16), "head.bias": torch.rand(2)}
+    context = PortContext(hosts.origin, hosts.receiving, None, PortSpec(strategy, strategy, "stretch"),
+                          load_host)
+    found = fit_head(head, context)
+    assert torch.allclose(found["head.weight"], (head["head.weight"].double() @ hosts.hidden.stream).float())
+    assert torch.equal(found["head.bias"], head["head.bias"])
 
 
 def test_rotation_stands_more_noise_than_least_squares(pair, tmp_path):
