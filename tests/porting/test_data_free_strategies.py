@@ -314,6 +314,18 @@ def test_rebasin_refuses_layers_that_move(pair):
         pair(*PERMUTED["bert"]).port("rebasin", starts=0)
 
 
+@pytest.mark.parametrize("family", ["bart", "phi3", "modernbert"])
+@pytest.mark.parametrize("strategy", ["embed", "rebasin"])
+def test_the_host_itself_needs_no_other_coordinates(tmp_path, family, strategy):
+    spec = lively(tmp_path / "host", family)
+    host = load_host(spec)
+    attached = attach(host, LORA)
+    module, plain = noisy(attached, 1), load_host(spec)
+    context = PortContext(spec, spec, attached.init_parameters(0), PortSpec(strategy, strategy, "stretch"),
+                          lambda _: plain)
+    assert distance(port(module, context).module, module) < 1e-5
+
+
 # ---- svd_subspace
 
 

@@ -27,9 +27,10 @@ class Embeddings(MapStrategy):
 
     Options:
         least_squares: the published map lstsq(E_o, E_r) in place of T (false). Measured on hosts in a hidden
-            basis with noise of .1 to 1 standard deviations on their weights, which keep 31 tokens for 16
+            basis, with noise of .1 to .6 standard deviations on their weights and 31 tokens for 16
             coordinates: the updates' relative errors are 1.5 to 2 times those of T (.36 and .18 at .3); with
-            ten times the tokens they are 1 to 1.2 times (.105 and .098). Both are exact without noise.
+            ten times the tokens, at .3 to 1, they are 1 to 1.2 times (.105 and .098 at .3). Both are exact
+            without noise.
 
     Source: LoRASuite (arXiv 2505.13515): the stream, the matching of heads; the orthogonal map, one map for
         whole heads, and the units are our choice (D-133).
