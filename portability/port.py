@@ -32,6 +32,7 @@ MEANING = {  # of the report's words for a tensor
     "mapped": "as it was, from another layer", "cut": "the entries that fit",
     "padded": "zeros where the origin has nothing", "repeated": "repeated where the origin has nothing",
     "averaged": "several layers as one", "fresh": "the library's own start", "dropped": "left behind",
+    "drawn": "noise of the norm of the origin's tensor",
 }
 OF = {"verify": ("native", "template", "label_words", "max_length"), "via": ("rank",),
       "calibrate": ("calibrate_tokens",)}  # option -> its own

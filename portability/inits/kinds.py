@@ -18,6 +18,7 @@ from portability.inits.extraction import ExtractionOptions, ExtractReport
 from portability.inits.extraction.extractor import in_slot
 from portability.inits.extraction.factors import low_rank
 from portability.inits.extraction.weights import Weights
+from portability.methods.drawn import drawn_pair
 from portability.methods.module import ModuleState, equal
 from portability.methods.subtractive_lora import lora_settings
 from portability.porting.base import Port
@@ -280,17 +281,9 @@ def noise(module: ModuleState, seed: int) -> ModuleState:
     for slot in [slot for slot in tensors if slot.role == "A"]:
         other = slot._replace(role="B")
         generator = stream(seed, "extraction", "noise", slot.key)
-        drawn = [torch.randn(tensors[one].shape, generator=generator) for one in (slot, other)]
-        drawn[0] *= tensors[slot].norm() / drawn[0].norm()
-        drawn[1] *= _product_norm(tensors[slot], tensors[other]) / _product_norm(*drawn)
-        tensors[slot], tensors[other] = drawn
+        tensors[slot], tensors[other] = drawn_pair(
+            tensors[slot], [tensors[other]], [tensors[one].shape for one in (slot, other)], generator)
     return module.map(tensors)
-
-
-def _product_norm(pair_a: Tensor, pair_b: Tensor) -> Tensor:
-    """Frobenius norm of B A, without making it: its square is tr(B^T B A A^T)."""
-    flat_a, flat_b = pair_a.flatten(1).double(), pair_b.flatten(0, -2).double()
-    return ((flat_b.T @ flat_b) * (flat_a @ flat_a.T)).sum().clamp_min(0).sqrt().float()
 
 
 _ALL = (scratch, external, ported, sampled, shuffled, extraction, extracted, extracted_shuffled,

@@ -112,8 +112,8 @@ class PortReport:
     1].
 
     `tensors` maps each receiving slot to its action (carried, mapped, transported, cut, padded, repeated,
-    averaged, fresh) and each unused origin slot to "dropped"; `layer_map` gives the origin layers behind each
-    receiving layer.
+    averaged, drawn, fresh) and each unused origin slot to "dropped"; `layer_map` gives the origin layers
+    behind each receiving layer.
     """
 
     name: str

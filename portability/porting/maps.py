@@ -102,9 +102,12 @@ class MapStrategy(LayerwiseStrategy):
     Attributes:
         by_unit: whether its maps send units to units, up to sign, so that numbers that belong to one unit
             each can be carried.
+        apart: whether its map of what a matrix reads is that matrix's own, and not that of all which read the
+            same.
     """
 
     by_unit = False
+    apart = False
 
     @abstractmethod
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
@@ -128,11 +131,19 @@ class MapStrategy(LayerwiseStrategy):
                 for slot, source in one.items():
                     with work.refusing(slot, tuple(module.tensors[source].shape)):
                         work.check_axes(slot, source)
-                        pairs += [pair for pair in _pairs(work, slot, source) if pair[0].kind != "vocab"]
+                        pairs += [pair for pair in self._pairs(work, slot, source) if pair[0].kind != "vocab"]
         self.transport = self._transport(context, list(dict.fromkeys(pairs)))
         if "text" in context.needs:
             work.report.calibration_tokens = context.calibration().tokens
         return work.port()
+
+    def _runs(self, work: Filling, slot: Slot, source: Slot) -> tuple[list[Run], list[Run]]:
+        return (runs(source, work.module.axes[source], self.apart),
+                runs(slot, work.context.fresh.axes[slot], self.apart))
+
+    def _pairs(self, work: Filling, slot: Slot, source: Slot) -> list[Pair]:
+        here, there = self._runs(work, slot, source)
+        return [(one.space, other.space) for one, other in zip(here, there, strict=True)]
 
     def _transport(self, context: PortContext, pairs: Sequence[Pair]) -> Transport:
         """The maps, or what they were for these hosts and spaces before."""
@@ -161,8 +172,7 @@ class MapStrategy(LayerwiseStrategy):
             for slot, source in one.items():
                 tensor, wanted = work.module.tensors[source], work.context.fresh.tensors[slot]
                 with work.refusing(slot, tuple(tensor.shape)):
-                    here, there = runs(source, work.module.axes[source]), runs(slot,
-                                                                               work.context.fresh.axes[slot])
+                    here, there = self._runs(work, slot, source)
                     value, mask = self.transport.tensor(tensor, slot, here, there)
                     if value.shape != wanted.shape:
                         raise UserError("the method's own axes, or the vocabularies, differ")
@@ -179,11 +189,6 @@ class MapStrategy(LayerwiseStrategy):
         matrix = self._transport(context, [(end, end)]).maps[end, end]
         weight = (head["head.weight"].double() @ matrix).to(head["head.weight"].dtype)
         return {"head.weight": weight, "head.bias": head["head.bias"].clone()}
-
-
-def _pairs(work: Filling, slot: Slot, source: Slot) -> list[Pair]:
-    here, there = runs(source, work.module.axes[source]), runs(slot, work.context.fresh.axes[slot])
-    return [(one.space, other.space) for one, other in zip(here, there, strict=True)]
 
 
 def rotary(context: PortContext) -> bool:

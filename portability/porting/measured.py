@@ -56,8 +56,14 @@ def _read_at(pair: Pair, alike: bool) -> tuple[Pair, ...]:
     if kind == "ffn" and alike and pair[0].site != "ffn_gate":
         one, other = (space._replace(site="ffn_down", side="in") for space in pair)
         return ((one, other),)
+    return attention_pairs(pair) or (pair,)
+
+
+def attention_pairs(pair: Pair) -> tuple[Pair, ...]:
+    """Queries, keys and values of the attention that a pair of spaces belongs to; nothing of another one."""
+    kind = pair[0].kind
     if (base := kind.removeprefix("cross_")) not in HEADS:
-        return (pair,)
+        return ()
     cross = kind.removesuffix(base)
     spaces = [[space._replace(site=f"{cross}{site}", side="out") for site in ("query", "key", "value")]
               for space in pair]

@@ -71,8 +71,11 @@ class Run(NamedTuple):
     space: Space
 
 
-def runs(slot: Slot, axes: Sequence[str]) -> list[Run]:
+def runs(slot: Slot, axes: Sequence[str], apart: bool = False) -> list[Run]:
     """The axes of a module's tensor that belong to spaces of its host, next to each other taken together.
+
+    Args:
+        apart: whether matrices that read the same each have a space of their own.
 
     Raises:
         UserError: an axis that is a part of a space (Compacter's blocks), or numbers that go with the host's
@@ -93,11 +96,11 @@ def runs(slot: Slot, axes: Sequence[str]) -> list[Run]:
         if found and found[-1].last == axis:
             found[-1] = found[-1]._replace(last=axis + 1)
         else:
-            found.append(Run(axis, axis + 1, _space(slot, axes)))
+            found.append(Run(axis, axis + 1, _space(slot, axes, apart)))
     return found
 
 
-def _space(slot: Slot, axes: Sequence[str]) -> Space:
+def _space(slot: Slot, axes: Sequence[str], apart: bool = False) -> Space:
     stack, layer, site, role = slot
     if site in NORM_AXES or stack == "shared" and site.endswith("_prefix"):
         raise UserError(f"no map of {slot.key} is defined: " + (
@@ -120,7 +123,7 @@ def _space(slot: Slot, axes: Sequence[str]) -> Space:
     if "+" in site:  # a matrix of several sites: each has its own B
         site = part if name in ("B", "magnitude") and part in site.split("+") else site.split("+")[0]
     if name in INTO or role in INTO or role.startswith("ia3_l") and axes[0] == "one":
-        return Space(stack, layer, SAME_INPUT.get(site, site), "in")
+        return Space(stack, layer, site if apart else SAME_INPUT.get(site, site), "in")
     return Space(stack, layer, site, "out")
 
 
@@ -196,7 +199,8 @@ def fold(host: Host, space: Space) -> Tensor | None:
     family = FAMILIES[host.family]
     if family.gain is None or space.site == STREAM:
         return None
-    wanted = (NORM_BEFORE if space.side == "in" else NORM_AFTER).get(space.site)
+    wanted = (NORM_BEFORE.get(SAME_INPUT.get(space.site, space.site)) if space.side == "in"
+              else NORM_AFTER.get(space.site))
     if wanted is None:
         return None
     weight = _norm(host, space, wanted)
