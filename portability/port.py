@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--calibrate", type=Path, metavar="FILE", help="texts without labels, on which both hosts are "
         "compared: JSONL with text, or a text a line")
     add("--calibrate-tokens", type=int, default=4096, metavar="N", help="so many tokens of them (4096)")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the strategy, VALUE as JSON "
+        "or a word; may be given several times")
     add("--labels", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) for strategies "
         "that learn from some")
     add("--layer-map", default="stretch", choices=sorted(LAYER_MAPS), help="which layers feed which "
@@ -138,7 +140,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.format != "same":
         adapter = in_library(adapter, origin.shape, options.format)
     done = port_adapter(adapter, receiving, origin, options.strategy, options.layer_map, options.partial,
-                        options.seed, texts=texts, task=task, labelled=labelled)
+                        options.seed, _options(options.option), texts, task, labelled)
     for line in report_lines(done):
         say(line)
     found: dict[str, Any] = {"adapter": adapter.called, "origin": origin.name,
@@ -171,6 +173,20 @@ def _check_together(options: argparse.Namespace) -> None:
                             "is given")
 
 
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE as options of a strategy."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise UserError(f"--option must be NAME=VALUE, got {word!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:  # a word
+            found[name] = value
+    return found
+
+
 def _needs(options: argparse.Namespace) -> frozenset[str]:
     return frozenset(needs_of(find_strategy(options.strategy), options.layer_map))
 
@@ -188,6 +204,7 @@ def made_by(options: argparse.Namespace) -> str:
     words += ["--strategy", options.strategy, "--layer-map", options.layer_map]
     if options.calibrate:
         words += ["--calibrate", options.calibrate.name, "--calibrate-tokens", str(options.calibrate_tokens)]
+    words += [word for option in options.option for word in ("--option", option)]
     words += ["--labels", options.labels.name] if options.labels else []
     if _learns(options):
         words += ["--template", options.template, "--label-words", *options.label_words, "--max-length",

@@ -27,6 +27,7 @@ from portability.tasks.members import one_at_a_time
 
 BETAS, EPS, CLIP, WARMUP = (0.9, 0.999), 1e-8, 1.0, 20  # as conf/config.yaml's train section
 BUCKET_BATCHES = 4  # the same
+SCORED = 32  # examples of a forward pass that is not trained through; does not change results beyond rounding
 DETACHABLE = ("peft", "portability")  # libraries that leave a host's layers as they found them
 Rows = tuple[Tensor, ...]
 
@@ -170,11 +171,10 @@ class Learner:
                                         for name, value in parameters.items()})
         return like.map({slot: found.tensors[slot].to(old.dtype) for slot, old in like.tensors.items()})
 
-    def margin(self, module: ModuleState, examples: Encoded, batch_size: int) -> Tensor:
+    def margin(self, module: ModuleState, examples: Encoded) -> Tensor:
         """Log-odds of positive against negative for each example, (N,) float64."""
         stacked = {name: value[None] for name, value in (self.parameters(module) | self.fixed).items()}
-        return torch.from_numpy(np.asarray(self.scorer.predict(stacked, examples, batch_size).margin)[
-            0]).double()
+        return torch.from_numpy(np.asarray(self.scorer.predict(stacked, examples, SCORED).margin)[0]).double()
 
 
 @contextmanager
@@ -218,7 +218,11 @@ def updated(
         UserError: a loss or gradient that is not finite.
     """
     sampler = BatchSampler(examples, options["batch_size"], BUCKET_BATCHES, "port")
-    rate = options["learning_rate"] or context.for_task().methods[1].learning_rate
+    method = context.for_task().methods[1]
+    if not (rate := options["learning_rate"] or method.learning_rate):
+        raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the adapter "
+                        f"'{method.name}' does not say with which learning rate it was trained; name one "
+                        "(--option learning_rate=0.001)")
 
     def of_step(theta: Parameters, step: int) -> Tensor:
         picks = sampler.examples(step, context.seed)

@@ -44,22 +44,21 @@ class Distill(ComposedStrategy):
         """
         options, task, texts = self.options(context), task_of(context), context.calibration()
         done, started = self.fit_of(module, context), time.perf_counter()
-        size = options["batch_size"]
         asked = [(text, 0) for text in texts.texts[: texts.tokens]]  # the label is not looked at
         count = 1 + int(np.searchsorted(
             encoded(context.receiving_host(), task, asked).lengths.cumsum(), texts.tokens))
         examples = encoded(context.receiving_host(), task, asked[:count])
         with learner(context, 0) as teacher:
-            margin = teacher.margin(module, encoded(teacher.host, task, asked[:count]), size)
+            margin = teacher.margin(module, encoded(teacher.host, task, asked[:count]))
         if not margin.isfinite().all():
             raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the origin with its "
                             "module gives answers that are not finite")
         wanted = torch.stack([F.logsigmoid(-margin), F.logsigmoid(margin)], 1)
         with learner(context, 1) as student:
-            before = student.margin(done.module, examples, size)
+            before = student.margin(done.module, examples)
             updated(done, context, student, examples, options, lambda theta, picks, batch: _divergence(
                 student, theta, batch, wanted[torch.from_numpy(picks)]))
-            after = student.margin(done.module, examples, size)
+            after = student.margin(done.module, examples)
         found = [float(F.kl_div(torch.stack([F.logsigmoid(-one), F.logsigmoid(one)], 1), wanted,
                                 reduction="batchmean", log_target=True)) for one in (before, after)]
         done.report.notes.append(
