@@ -28,6 +28,7 @@ from portability.porting.trained import BUCKET_BATCHES, drawn
 from portability.store import Store
 from portability.tasks.classification import Scorer
 from portability.training.trainer import Member, Trainer
+from support.peft_methods import method as peft_method
 from support.peft_methods import write_plain
 from support.studies import small
 from support.tiny import METHODS, TASK, noisy, sentences
@@ -385,6 +386,44 @@ def test_gradients_are_those_of_the_sites_own_rows(pair, family):
         assert np.allclose(after[place], best, atol=1e-5 * np.abs(best).max()), place
 
 
+def of_peft(name, load, family):
+    """As `pair`, of a method of peft on the origin itself."""
+    host = load(family, 32, 2, 4)
+    attached = attach(host, peft_method(name, host.spec.shape))
+    purpose = Purpose(TASK, (attached.spec,) * 2, lambda: ROWS)
+    return noisy(attached, 1), PortContext(
+        host.spec, host.spec, attached.init_parameters(2), PortSpec("mine", "gradmask", "stretch"), load_host,
+        purpose=purpose)
+
+
+@pytest.mark.parametrize("name", ["lora", "rslora"])
+def test_a_matrix_of_several_sites_is_split_as_one(load, name):
+    """Of peft beside a GPT-2's query, key and value, which have one A."""
+    module, context = of_peft(name, load, "gpt2")
+    done = port(module, context)
+    (into,) = {slot for slot in module.tensors if slot.role == "A" and "+" in slot.site and slot.layer == 1}
+
+    def change(state):
+        outs = [state.tensors[into._replace(role=f"B_{site}")].reshape(-1, 4)
+                for site in into.site.split("+")]
+        return (torch.cat(outs).double() @ state.tensors[into].double()).numpy()
+
+    reading = Reading(context.receiving)
+    weight = reading.host.model.transformer.h[1].attn.c_attn.weight.requires_grad_()
+    (slope,) = torch.autograd.grad(reading.loss(drawn(ROWS, 32, context.seed)), weight)
+    masked = np.where(change(module) * slope.T.double().numpy() < 0, change(module), 0)
+    left, sizes, right = np.linalg.svd(masked, full_matrices=False)
+    best = (left[:, :4] * sizes[:4]) @ right[:4]
+    assert np.allclose(change(done.module), best, atol=1e-5 * np.abs(best).max())
+
+
+@pytest.mark.parametrize(("name", "config"), [
+    ("dora", "LoraConfig"), ("adalora", "AdaLoraConfig"), ("loha", "LoHaConfig"), ("vera", "VeraConfig")])
+def test_gradmask_refuses_a_method_of_peft_that_is_no_plain_pair(load, name, config):
+    with pytest.raises(UserError, match=rf"and method '{name}' \({config}\) has decoder.0"):
+        port(*of_peft(name, load, "llama"))
+
+
 @pytest.mark.parametrize("method", ["adapter", "prefix", "compacter"])
 def test_gradmask_refuses_what_is_no_pair_by_name(pair, method):
     module, context = pair(method)
@@ -467,12 +506,12 @@ def test_the_command_trains_a_port(folder, make_host, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("words", "says"), [
-    (("--strategy", "warm"), "'warm' from .* learns from labelled examples, and none are named"),
+    (("--strategy", "warm"), "learns from labelled examples, and none are named: name some (--labels"),
     (("--strategy", "distill"), "what both hosts make of texts, and none are named"),
-    (("--strategy", "warm", "--labels", "rows.jsonl"), "does not say with which learning rate it was trained"),
+    (("--strategy", "warm", "--labels", "rows.jsonl"), "does not say with which learning rate it was"),
     (("--strategy", "pad", "--template", "{text} ?"), "--template is an option of --verify and"),
     (("--strategy", "warm", "--option", "updates"), "--option must be NAME=VALUE, got 'updates'"),
-    (("--strategy", "warm", "--labels", "rows.jsonl", "--template", "?"), "--template must have {text} where"),
+    (("--strategy", "warm", "--labels", "rows.jsonl", "--template", "?"), "--template must have {text}"),
 ])
 def test_what_the_command_lacks_is_one_sentence(folder, tmp_path, capsys, words, says):
     assert folder(*words) == 2
