@@ -25,6 +25,8 @@ from portability.porting.basis import basis
 from portability.porting.calibration import calibration, read_texts
 from portability.porting.formats import in_library
 from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.port import needs_of
+from portability.porting.strategies import find_strategy
 from portability.porting.strategies.auto import choice
 
 MEANING = {  # of the report's words for a tensor
@@ -34,8 +36,8 @@ MEANING = {  # of the report's words for a tensor
     "averaged": "several layers as one", "fresh": "the library's own start", "dropped": "left behind",
     "drawn": "noise of the norm of the origin's tensor",
 }
-OF = {"verify": ("native", "template", "label_words", "max_length"), "via": ("rank",),
-      "calibrate": ("calibrate_tokens",)}  # option -> its own
+OF = {"verify": ("native",), "via": ("rank",), "calibrate": ("calibrate_tokens",)}  # option -> its own
+ASKED = ("template", "label_words", "max_length")  # of --verify, --labels, and strategies that learn
 EXAMPLES = """examples:
   portability port my-lora --to ../llama-64 --out my-lora-on-64
   portability port owner/adapter --to owner/larger-model --dry-run
@@ -76,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--calibrate", type=Path, metavar="FILE", help="texts without labels, on which both hosts are "
         "compared: JSONL with text, or a text a line")
     add("--calibrate-tokens", type=int, default=4096, metavar="N", help="so many tokens of them (4096)")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the strategy, VALUE as JSON "
+        "or a word; may be given several times")
+    add("--labels", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) for strategies "
+        "that learn from some")
     add("--layer-map", default="stretch", choices=sorted(LAYER_MAPS), help="which layers feed which "
         "(stretch)")
     add("--partial", action="store_true", help="let what has no counterpart stay fresh, or be dropped")
@@ -91,10 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--verify", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) to score bare "
         "and ported host on")
     add("--native", metavar="ADAPTER", help="an adapter trained on the receiving host, scored beside them")
-    add("--template", default="{text}", help="of --verify: the question, with {text} ({text})")
+    add("--template", default="{text}", help="of --verify and --labels: the question, with {text} ({text})")
     add("--label-words", nargs=2, default=["negative", "positive"], metavar=("NEGATIVE", "POSITIVE"),
-        help="of --verify: words that the host answers with")
-    add("--max-length", type=int, default=256, help="of --verify: most tokens of a question (256)")
+        help="of --verify and --labels: words that the host answers with")
+    add("--max-length", type=int, default=256, help="of --verify and --labels: most tokens of a "
+        "question (256)")
     add("--json", action="store_true", help="print one JSON object instead of lines")
     return parser
 
@@ -110,6 +117,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     _check_together(options)
     texts = options.calibrate and calibration(options.calibrate.name, read_texts(options.calibrate),
                                               options.calibrate_tokens, options.seed)
+    task, labelled = None, None
+    if _learns(options):
+        from portability.porting.verify import asked, read_rows
+
+        task, labelled = asked(options), options.labels and read_rows(options.labels, "--labels")
     adapter = load_adapter(options.adapter)
     origin, receiving = find_hosts(adapter, options.to, options.origin)
     out = options.out or Path(f"{adapter.called}-on-{receiving.name}")
@@ -129,7 +141,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.format != "same":
         adapter = in_library(adapter, origin.shape, options.format)
     done = port_adapter(adapter, receiving, origin, options.strategy, options.layer_map, options.partial,
-                        options.seed, texts=texts)
+                        options.seed, _options(options.option), texts, task, labelled)
     for line in report_lines(done):
         say(line)
     found: dict[str, Any] = {"adapter": adapter.called, "origin": origin.name,
@@ -154,6 +166,35 @@ def _check_together(options: argparse.Namespace) -> None:
             if getattr(options, name) != parser.get_default(name):
                 raise UserError(f"--{name.replace('_', '-')} is an option of --{main_one}, which is not "
                                 "given")
+    if options.labels and "labels" not in _needs(options):
+        raise UserError(f"--labels: strategy '{options.strategy}' learns from no labels")
+    for name in ASKED if not options.verify and not _learns(options) else ():
+        if getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} is an option of --verify and --labels, and neither "
+                            "is given")
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE as options of a strategy."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise UserError(f"--option must be NAME=VALUE, got {word!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:  # a word
+            found[name] = value
+    return found
+
+
+def _needs(options: argparse.Namespace) -> frozenset[str]:
+    return frozenset(needs_of(find_strategy(options.strategy), options.layer_map))
+
+
+def _learns(options: argparse.Namespace) -> bool:
+    """Whether the strategy asks hosts about a task."""
+    return bool({"labels", "training"} & _needs(options))
 
 
 def made_by(options: argparse.Namespace) -> str:
@@ -164,6 +205,11 @@ def made_by(options: argparse.Namespace) -> str:
     words += ["--strategy", options.strategy, "--layer-map", options.layer_map]
     if options.calibrate:
         words += ["--calibrate", options.calibrate.name, "--calibrate-tokens", str(options.calibrate_tokens)]
+    words += [word for option in options.option for word in ("--option", option)]
+    words += ["--labels", options.labels.name] if options.labels else []
+    if _learns(options):
+        words += ["--template", options.template, "--label-words", *options.label_words, "--max-length",
+                  str(options.max_length)]
     words += ["--via", options.via, "--rank", f"{options.rank:g}"] if options.via else []
     words += ["--format", options.format] if options.format != "same" else []
     words += ["--partial"] if options.partial else []

@@ -13,14 +13,14 @@ from portability.core.errors import UserError
 from portability.core.seeds import stream_seed
 from portability.core.specs import EXTERNAL, HostSpec, RunSpec, from_dict
 from portability.data.sampling import Bucket
-from portability.data.splits import StudyData
+from portability.data.splits import StudyData, rows
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import check_unchanged
 from portability.inits.external import external_module
 from portability.inits.extraction import ExtractReport, extract
 from portability.inits.kinds import INITS, SEEDS, InitContext, extraction_options
 from portability.methods.module import ModuleState
-from portability.porting.base import Port, PortContext
+from portability.porting.base import Port, PortContext, Purpose
 from portability.porting.calibration import study_texts
 from portability.porting.port import fit_head, port
 from portability.store import Store
@@ -90,16 +90,22 @@ class StartBuilder:
         return ModuleState.from_file(*self.store.tensors(str(run.origin), "module"))
 
     def _port(self, run: RunSpec) -> Port:
-        """The origin's module fitted to the stack's host: one port for each origin, strategy and fresh
-        module."""
-        key = run.origin, repr(run.port), run.stream
+        """The origin's module fitted to the stack's host: one port for each origin, strategy, fresh module
+        and what a strategy may learn from."""
+        key = (run.origin, repr(run.port), run.stream, repr(run.method), repr(run.task), run.head,
+               run.data.train_digest, run.precision)
         if key not in self._ports:
             self._ports[key] = port(self._origin_module(run), self._context(run, self._fresh(run)))
         return self._ports[key]
 
     def _context(self, run: RunSpec, fresh: ModuleState) -> PortContext:
-        return port_context(run, run.origin_host or self._origin(run).host, fresh, self.data,
-                            lambda host: self._host(host, run.precision))
+        heads = (lambda: self.store.tensors(str(run.origin), "head")[0],
+                 lambda: start_head(run, self.bench.scorer, self.store, lambda: self._context(run, EMPTY)))
+        context = port_context(run, run.origin_host or self._origin(run).host, fresh, self.data,
+                               lambda host: self._host(host, run.precision))
+        return replace(context, purpose=Purpose(
+            run.task, (run.trained_method, run.trained_method),
+            lambda: rows(self.data, run.data.name, "train", 0), heads))
 
     def _host(self, spec: HostSpec, precision: str) -> Host:
         """A host as it is on disk; the stack's own one holds the method."""

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import UserError
-from portability.core.specs import HostShape, HostSpec, MethodSpec, PortSpec
+from portability.core.specs import HostShape, HostSpec, MethodSpec, PortSpec, TaskSpec
+from portability.data.examples import LabelledText
 from portability.hosts.host import Host, load_host, load_skeleton
 from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, with_weights
 from portability.methods import attach
@@ -25,7 +26,7 @@ from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
 from portability.methods.peft_files import PeftFolder
 from portability.porting.adapters_settings import adapters_settings
 from portability.porting.axes import stays_as_begun
-from portability.porting.base import Port, PortContext, PortReport
+from portability.porting.base import Port, PortContext, PortReport, Purpose
 from portability.porting.calibration import Calibration
 from portability.porting.layer_maps import LayersOf
 from portability.porting.port import needs_of, port
@@ -168,9 +169,11 @@ def port_adapter(
     adapter: AdapterFolder | str | Path, to: str | Path | HostSpec,
     from_: str | Path | HostSpec | None = None, strategy: str = "auto", layer_map: str = "stretch",
     partial: bool = False, seed: int = 0, options: Mapping[str, Any] | None = None,
-    texts: Calibration | None = None,
+    texts: Calibration | None = None, task: TaskSpec | None = None,
+    labelled: Sequence[LabelledText] | None = None,
 ) -> PortedAdapter:
-    """Somebody's adapter fitted to another base model, as ``portability port`` does. Nothing is trained.
+    """Somebody's adapter fitted to another base model, as ``portability port`` does. Nothing is trained,
+    unless the strategy says so.
 
     Args:
         adapter: what `load_adapter` reads, or has read.
@@ -184,6 +187,8 @@ def port_adapter(
         seed: of what stays fresh, or is drawn.
         options: of the strategy.
         texts: without labels, for strategies that compare what both hosts make of them (`calibration`).
+        task: how hosts with a language-model head are asked, for strategies that look at a task.
+        labelled: examples of it, for strategies that learn from some.
 
     Raises:
         UserError: as `load_adapter`, `find_hosts` and `port_folder`.
@@ -198,12 +203,13 @@ def port_adapter(
             loaded[host.source] = load_host(with_weights(host))
         return loaded[host.source]
 
-    return port_folder(held, origin, receiving, spec, seed, load, texts)
+    return port_folder(held, origin, receiving, spec, seed, load, texts, task, labelled)
 
 
 def port_folder(
     adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, how: PortSpec = PAD, seed: int = 0,
     load: Callable[[HostSpec], Host] = load_host, texts: Calibration | None = None,
+    task: TaskSpec | None = None, labelled: Sequence[LabelledText] | None = None,
 ) -> PortedAdapter:
     """An adapter fitted to another host. No host's weights are read, unless the strategy asks for them or a
     part of the module stays fresh.
@@ -224,7 +230,9 @@ def port_folder(
     with torch.device("meta"):
         attached = attach(load_skeleton(receiving), spec)
     fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
-    context = replace(context, fresh=fresh)
+    purpose = None if task is None else Purpose(task, (adapter.spec, spec),
+                                                None if labelled is None else lambda: labelled)
+    context = replace(context, fresh=fresh, purpose=purpose)
     done = port(module, context)
     if any(not mask.all() and (stays_as_begun(slot.role) or not mask.any())
            for slot, mask in done.carried.items()):  # what stays fresh has to be drawn

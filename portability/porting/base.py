@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec, PortSpec
+from portability.core.specs import AnswerSpec, HostSpec, MethodSpec, PortSpec, TaskSpec
+from portability.data.examples import LabelledText
 from portability.hosts.host import Host
 from portability.methods.module import ModuleState
 from portability.porting.calibration import Calibration
@@ -24,6 +25,23 @@ def _no_host(spec: HostSpec) -> Host:
 
 
 @dataclass(frozen=True)
+class Purpose:
+    """What a module is ported for, for strategies that look at the task.
+
+    Attributes:
+        methods: of the module on the origin, and on the receiving host.
+        labelled: gives labelled examples of the receiving host's task; None where there are none.
+        heads: give the classification heads of origin and receiving host, where these answer by one; None
+            where there are none.
+    """
+
+    task: TaskSpec | AnswerSpec
+    methods: tuple[MethodSpec, MethodSpec]
+    labelled: Callable[[], Sequence[LabelledText]] | None = None
+    heads: tuple[Callable[[], Mapping[str, Tensor]], Callable[[], Mapping[str, Tensor]]] | None = None
+
+
+@dataclass(frozen=True)
 class PortContext:
     """What a strategy may use.
 
@@ -33,6 +51,7 @@ class PortContext:
         texts: gives the texts that hosts are compared on.
         seed: of what a strategy draws.
         needs: what the strategy declared; asking for anything else is an error.
+        purpose: what the module is for, where that is known.
     """
 
     origin: HostSpec
@@ -43,6 +62,7 @@ class PortContext:
     texts: Callable[[], Calibration] | None = None
     seed: int = 0
     needs: frozenset[Need] = frozenset()
+    purpose: Purpose | None = None
 
     def layers_of(self, stack: str, source: str) -> list[list[int]]:
         """The origin layers of `source` behind each layer of the receiving stack.
@@ -74,6 +94,31 @@ class PortContext:
                             "of texts, and none are named: name some (--calibrate FILE; in a study "
                             f"port.{self.spec.name}.calibration.texts=SET, or a file)")
         return self.texts()
+
+    def for_task(self) -> Purpose:
+        """What the module is for.
+
+        Raises:
+            UserError: the strategy declares neither "labels" nor "training", or it is not known.
+        """
+        if "training" not in self.needs:
+            self._check_declared("labels")
+        if self.purpose is None:
+            raise UserError(f"port strategy '{self.spec.strategy}' {self.pair} looks at a task, and none is "
+                            "given: name it (portability.port_adapter(task=...))")
+        return self.purpose
+
+    def labelled(self) -> Sequence[LabelledText]:
+        """Labelled examples of the receiving host's task.
+
+        Raises:
+            UserError: the strategy does not declare "labels", or there are none.
+        """
+        self._check_declared("labels")
+        if (given := self.for_task().labelled) is None:
+            raise UserError(f"port strategy '{self.spec.strategy}' {self.pair} learns from labelled "
+                            "examples, and none are named: name some (--labels FILE)")
+        return given()
 
     @property
     def pair(self) -> str:
@@ -127,6 +172,7 @@ class PortReport:
     seconds: float = 0.0
     calibration_examples: int = 0
     calibration_tokens: int = 0
+    updates: int = 0  # of the module on the receiving host, beyond those that a study counts
     notes: list[str] = field(default_factory=list)  # what else a reader of the numbers should know
     effect_fraction: float | None = None  # logit change of a start scaled to the port's, over the port's
 

@@ -230,7 +230,9 @@ def test_a_folder_that_lacks_a_pair_is_one_sentence(folder, make_host):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--native", "x"], "--native is an option of --verify, which is not given"),
-    (["--label-words", "no", "yes"], "--label-words is an option of --verify, which is not given"),
+    (["--label-words", "no", "yes"], "--label-words is an option of --verify and --labels, and neither is"),
+    (["--labels", "rows"], "--labels: strategy 'auto' learns from no labels"),
+    (["--strategy", "warm", "--labels", "none"], "--labels: there is no file none"),
     (["--rank", "4"], "--rank is an option of --via, which is not given"),
     (["--verify", "rows", "--template", "text"], "--template must have {text}"),
     (["--verify", "rows"], "is not text in UTF-8"),

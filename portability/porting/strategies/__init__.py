@@ -8,18 +8,22 @@ from portability.porting.base import Need, Strategy
 from portability.porting.strategies.auto import AUTO
 from portability.porting.strategies.copy import COPY
 from portability.porting.strategies.corr import CORR
+from portability.porting.strategies.distill import DISTILL
 from portability.porting.strategies.embed import EMBED
+from portability.porting.strategies.gradmask import GRADMASK
 from portability.porting.strategies.pad import PAD
 from portability.porting.strategies.procrustes import PROCRUSTES
 from portability.porting.strategies.random import RANDOM
 from portability.porting.strategies.rebasin import REBASIN
 from portability.porting.strategies.repeat import REPEAT
 from portability.porting.strategies.svd_subspace import SVD_SUBSPACE
+from portability.porting.strategies.warm import WARM
 
 GROUP = "portability.strategies"
 STRATEGIES: dict[str, Strategy] = {
     "auto": AUTO, "copy": COPY, "pad": PAD, "repeat": REPEAT, "procrustes": PROCRUSTES, "corr": CORR,
     "embed": EMBED, "rebasin": REBASIN, "svd_subspace": SVD_SUBSPACE, "random": RANDOM,
+    "gradmask": GRADMASK, "warm": WARM, "distill": DISTILL,
 }
 
 
