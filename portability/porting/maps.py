@@ -16,12 +16,13 @@ from torch import Tensor
 from portability.core.architectures import FAMILIES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import HostShape
+from portability.hosts.host import Host
 from portability.methods.module import ModuleState
 from portability.porting.activations import Pair
-from portability.porting.axes import Filling, LayerwiseStrategy, Placed
+from portability.porting.axes import Filling, LayerwiseStrategy, Placed, stays_as_begun
 from portability.porting.base import Port, PortContext
 from portability.porting.layer_maps import average_layers
-from portability.porting.spaces import LAST, STREAM, Run, Space, fold, runs, weight_of
+from portability.porting.spaces import LAST, STREAM, Run, Space, fold, gain_of, runs, weight_of
 
 SIGNLESS = ("magnitude", "ia3_l", "weight", "scaling", "w2_a", "w2_b")  # a unit's number, whatever its sign
 BY_UNIT = (*SIGNLESS, "w1_a", "w1_b")  # roles of which a mixture of units keeps no meaning
@@ -34,49 +35,54 @@ class Transport:
     """One port through maps.
 
     Attributes:
+        hosts: origin and receiving.
         maps: of each pair of spaces, (d_o, d_r) float64.
         folds: of each space, what `spaces.fold` gives; of the origin's and the receiving host's.
+        by_unit: as of MapStrategy.
     """
 
-    context: PortContext
+    hosts: tuple[Host, Host]
     maps: Mapping[Pair, Tensor]
     folds: Mapping[Pair, tuple[Tensor | None, Tensor | None]]
     by_unit: bool
 
-    def tensor(self, value: Tensor, slot: Slot, here: Sequence[Run], there: Sequence[Run]) -> tuple[Tensor,
-                                                                                                    Tensor]:
+    def tensor(self, value: Tensor, slots: tuple[Slot, Slot], here: Sequence[Run],
+               there: Sequence[Run]) -> tuple[Tensor, Tensor]:
         """A tensor in the receiving host's coordinates, and where the maps gave something (broadcasts).
 
         Args:
+            slots: its place in the origin's module, and in the receiving one.
             here, there: its axes that belong to spaces of the origin host, and of the receiving one.
 
         Raises:
             UserError: numbers a unit each under maps that mix units, or vocabularies that differ.
         """
-        value, mask = value.double(), torch.ones(value.ndim * [1], dtype=torch.bool)
+        mask, role = torch.ones(value.ndim * [1], dtype=torch.bool), slots[1].role
+        added = [FAMILIES[host.family].gain or 0.0 if role == "weight" else 0.0 for host in self.hosts]
+        value = value.double() + added[0]
         # axes before it keep their number
         for one, other in zip(reversed(here), reversed(there), strict=True):
             if one.space.kind == "vocab":
                 continue
-            if slot.role.startswith(BY_UNIT) and not self.by_unit:
+            if role.startswith(BY_UNIT) and not self.by_unit:
                 raise UserError("its numbers belong to one unit each, and this strategy mixes units; use "
-                                "corr, or turn it into a LoRA first (--via lora)")
-            matrix = self._matrix(slot, (one.space, other.space))
-            sizes = _sizes(other.space, self.context.receiving.shape, other.last - other.first)
+                                "corr, or turn it into a LoRA first where that can be done (--via lora)")
+            matrix = self._matrix(slots, (one.space, other.space))
+            sizes = _sizes(other.space, self.hosts[1].spec.shape, other.last - other.first)
             flat = value.flatten(one.first, one.last - 1).movedim(one.first, -1) @ matrix
             value = flat.movedim(-1, one.first).unflatten(one.first, sizes)
             given = (matrix != 0).any(0).reshape(*sizes, *[1] * (value.ndim - one.first - len(sizes)))
             mask = mask & given
-        return value, mask
+        return value - added[1], mask
 
-    def _matrix(self, slot: Slot, pair: Pair) -> Tensor:
+    def _matrix(self, slots: tuple[Slot, Slot], pair: Pair) -> Tensor:
         matrix = self.maps[pair]
-        if slot.role.startswith("magnitude"):  # in relation to the norm of the host's own row
-            norms = [weight_of(host, space).double().norm(dim=1) for host, space in zip(
-                (self.context.origin_host(), self.context.receiving_host()), pair, strict=True)]
-            return matrix.abs() / norms[0].clamp_min(1e-12)[:, None] * norms[1]
-        if slot.role.startswith(SIGNLESS):
-            return matrix.abs()
+        if slots[1].role.startswith(SIGNLESS):
+            ours, theirs = (self._own(host, slot, space)
+                            for host, slot, space in zip(self.hosts, slots, pair, strict=True))
+            if ours is None or theirs is None:
+                return matrix.abs()
+            return matrix.abs() / ours[:, None] * theirs
         ahead, behind = self.folds[pair]
         inward = pair[0].side == "in"
         if ahead is not None:
@@ -84,6 +90,20 @@ class Transport:
         if behind is not None:
             matrix = matrix * (behind if inward else 1 / behind)
         return matrix
+
+    @staticmethod
+    def _own(host: Host, slot: Slot, space: Space) -> Tensor | None:
+        """The host's numbers that a module's stand in relation to, (d,): the norms of its rows to DoRA's
+        magnitudes, the gains of its RMSNorm to those in its place."""
+        if slot.role.startswith("magnitude"):
+            return weight_of(host, space).double().norm(dim=1).clamp_min(1e-12)
+        return gain_of(host, slot) if slot.role == "weight" else None
+
+
+class Carrying(Filling):
+    """A port's state, with its maps."""
+
+    transport: Transport
 
 
 def _sizes(space: Space, shape: HostShape, axes: int) -> tuple[int, ...]:
@@ -124,7 +144,7 @@ class MapStrategy(LayerwiseStrategy):
         Raises:
             UserError: as `Filling.port`, `spaces.runs` and `maps`.
         """
-        work = Filling(self, module, context)
+        work = Carrying(self, module, context)
         pairs = []
         for _, found in work.places():
             for one in found:
@@ -132,7 +152,7 @@ class MapStrategy(LayerwiseStrategy):
                     with work.refusing(slot, tuple(module.tensors[source].shape)):
                         work.check_axes(slot, source)
                         pairs += [pair for pair in self._pairs(work, slot, source) if pair[0].kind != "vocab"]
-        self.transport = self._transport(context, list(dict.fromkeys(pairs)))
+        work.transport = self._transport(context, list(dict.fromkeys(pairs)))
         if "text" in context.needs:
             work.report.calibration_tokens = context.calibration().tokens
         return work.port()
@@ -161,23 +181,26 @@ class MapStrategy(LayerwiseStrategy):
             _known[key] = found
         hosts = context.origin_host(), context.receiving_host()
         folds = {pair: (fold(hosts[0], pair[0]), fold(hosts[1], pair[1])) for pair in pairs}
-        return Transport(context, _known[key], folds, self.by_unit)
+        return Transport(hosts, _known[key], folds, self.by_unit)
 
     def place(self, work: Filling, found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
         """See LayerwiseStrategy.place."""
+        assert isinstance(work, Carrying)
         layers: list[dict[str, Tensor]] = []
         masks: dict[Slot, Tensor] = {}
         for one in found:
             layers.append({})
             for slot, source in one.items():
-                tensor, wanted = work.module.tensors[source], work.context.fresh.tensors[slot]
+                tensor, fresh = work.module.tensors[source], work.context.fresh
                 with work.refusing(slot, tuple(tensor.shape)):
                     here, there = self._runs(work, slot, source)
-                    value, mask = self.transport.tensor(tensor, slot, here, there)
-                    if value.shape != wanted.shape:
+                    value, mask = work.transport.tensor(tensor, (source, slot), here, there)
+                    if value.shape != fresh.tensors[slot].shape:
                         raise UserError("the method's own axes, or the vocabularies, differ")
+                if stays_as_begun(slot.role):
+                    value = value.where(mask, fresh.tensors[slot].double())
                 layers[-1][slot.role] = value.to(tensor.dtype)
-                masks[slot] = mask.expand(value.shape).clone()
+                masks[slot] = masks.get(slot, torch.zeros_like(value, dtype=torch.bool)) | mask
                 before, after = float(tensor.double().square().sum()), float(value.square().sum())
                 work.used[source] = tensor.numel(), min(before, after)
         values = average_layers(layers, work.context.sums)

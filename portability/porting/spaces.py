@@ -22,10 +22,9 @@ NORM_BEFORE = {  # site -> the normalisation whose output it reads, where the fa
     "query": "attention_norm", "ffn_up": "ffn_norm", "cross_query": "cross_attention_norm",
     "cross_key": "encoder_norm", "head": "final_norm",
 }
+END_NORMS = ("final_norm", "decoder_norm")  # of the stack that answers, by family
 NORM_AFTER = {"attention_out": "attention_out_norm", "ffn_down": "ffn_out_norm"}  # Gemma's
 INTO = ("A", "w1_b", "w2_b", "u", "gate_weight")  # roles beside a matrix that meet what goes into it
-BY_UNIT = ("magnitude", "ia3_l", "weight", "scaling", "w1_a", "w1_b", "w2_a", "w2_b")  # a number a unit, or
-# products of numbers unit by unit: no mixture of units keeps what they mean
 
 
 class Space(NamedTuple):
@@ -89,8 +88,8 @@ def runs(slot: Slot, axes: Sequence[str], apart: bool = False) -> list[Run]:
     for axis, label in enumerate(axes):
         if "/" in label or " at " in label:
             raise UserError("the method's numbers are not written in the host's coordinates one by one: no "
-                            "map of them is defined; turn it into a LoRA first (--via lora), or use copy or "
-                            "pad")
+                            "map of them is defined; use copy or pad" + (
+                                ", or turn it into a LoRA first (--via lora)" if " at " in label else ""))
         if label not in (*HOST_AXES, "vocab"):
             continue
         if found and found[-1].last == axis:
@@ -107,7 +106,7 @@ def _space(slot: Slot, axes: Sequence[str], apart: bool = False) -> Space:
             "it stands beside the normalisation of a head" if site in NORM_AXES else
             "the network that makes a prefix has coordinates of its own; train the prefix flat"))
     if site in ("self_prefix", "cross_prefix"):
-        part = "value" if role.endswith("value") or "value" in role else "key"
+        part = "value" if "value" in role else "key"
         if role == "gate_weight":
             return Space(stack, layer, "query" if site == "self_prefix" else "cross_query", "in")
         return Space(stack, layer, part if site == "self_prefix" else f"cross_{part}", "out")
@@ -119,10 +118,10 @@ def _space(slot: Slot, axes: Sequence[str], apart: bool = False) -> Space:
         if stack == "shared":  # at the end of a stack
             return Space("encoder" if site == "encoder_norm" else "", LAST, STREAM, "out")
         return Space(stack, layer, STREAM, "out")
-    name, _, part = role.partition("_")
-    if "+" in site:  # a matrix of several sites: each has its own B
-        site = part if name in ("B", "magnitude") and part in site.split("+") else site.split("+")[0]
-    if name in INTO or role in INTO or role.startswith("ia3_l") and axes[0] == "one":
+    if "+" in site:  # a matrix of several sites: what comes out is a tensor each
+        sites = site.split("+")
+        site = next((one for one in sites if role.endswith(f"_{one}")), sites[0])
+    if role in INTO or role.startswith("ia3_l") and axes[0] == "one":
         return Space(stack, layer, site if apart else SAME_INPUT.get(site, site), "in")
     return Space(stack, layer, site, "out")
 
@@ -181,7 +180,7 @@ def weight_of(host: Host, space: Space) -> Tensor:
     place = place_of(host, space)
     module = host.model.get_submodule(place.module)
     weight: Tensor = module.weight.detach()
-    if type(module).__name__ == "Conv1D":  # GPT-2 keeps it transposed
+    if type(module).__name__ in ("Conv1D", "Embedding"):  # GPT-2, and tables, keep it transposed
         weight = weight.T
     if space.side == "out" and place.size:
         weight = weight[place.start:place.start + place.size]
@@ -199,21 +198,30 @@ def fold(host: Host, space: Space) -> Tensor | None:
     family = FAMILIES[host.family]
     if family.gain is None or space.site == STREAM:
         return None
-    wanted = (NORM_BEFORE.get(SAME_INPUT.get(space.site, space.site)) if space.side == "in"
-              else NORM_AFTER.get(space.site))
-    if wanted is None:
-        return None
-    weight = _norm(host, space, wanted)
+    wanted = (NORM_BEFORE if space.side == "in" else NORM_AFTER).get(SAME_INPUT.get(space.site, space.site))
+    names = END_NORMS if wanted in END_NORMS else () if wanted is None else (wanted,)
+    weight = next((one for name in names if (one := norm_of(host, space, name)) is not None), None)
     if weight is None:
         return None
     gain = weight.detach().double() + family.gain
-    if space.side == "out":
-        return gain
+    return gain if space.side == "out" else 1 / _away(gain)
+
+
+def gain_of(host: Host, slot: Slot) -> Tensor | None:
+    """What a host's RMSNorm at a slot multiplies by, (d,) float64, kept away from 0 as in `fold`; None of a
+    LayerNorm, and where there is none."""
+    offset, weight = FAMILIES[host.family].gain, norm_of(host, slot, slot.site)
+    return None if offset is None or weight is None else _away(weight.detach().double() + offset)
+
+
+def _away(gain: Tensor) -> Tensor:
     least = gain.abs().max() / 1000
-    return 1 / gain.where(gain.abs() >= least, least.copysign(gain))
+    return gain.where(gain.abs() >= least, least.copysign(gain))
 
 
-def _norm(host: Host, space: Space, site: str) -> Tensor | None:
+def norm_of(host: Host, space: Space | Slot, site: str) -> Tensor | None:
+    """The weight of the host's normalisation `site` in a space's or slot's layer, or outside the layers;
+    None where it has none."""
     family = FAMILIES[host.family]
     own = next((path for path, name in family.norms.get(space.stack, {}).items() if name == site), None)
     shared = next((path for path, name in family.shared.items() if name == site), None)

@@ -94,3 +94,16 @@ def test_compacters_blocks_are_averaged_as_products():
     got = average_layers([one, two])
     assert torch.allclose(got["down_left"] @ got["down_right"], one["down_left"] @ one["down_right"],
                           atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_layers_that_are_alike_average_to_one_of_them_and_sum_to_as_many(number):
+    torch.manual_seed(4)
+    a, b = torch.randn(3, 8), torch.randn(2, 5, 3)
+    layers = [{"A": a, "B": b}, {"A": 2 * a.flip(0), "B": b.flip(2) / 2}, {"A": -a, "B": -b}][:number]
+    product = b.reshape(10, 3) @ a
+    for sums, times in ((False, 1), (True, number)):
+        got = average_layers(layers, sums)
+        found = got["B"].reshape(10, 3) @ got["A"]
+        assert (found - times * product).norm() <= 1e-5 * product.norm()
+        assert torch.linalg.matrix_rank(found) <= 3
