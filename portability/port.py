@@ -22,7 +22,7 @@ from portability.hosts.sources import folder_of, quantisation, read_config
 from portability.methods.folder import AdapterFolder
 from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter, port_adapter
 from portability.porting.formats import in_library
-from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
 
 MEANING = {  # of the report's words for a tensor
     "carried": "as it was", "mapped": "as it was, from another layer", "cut": "the entries that fit",
@@ -67,8 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         "configuration does not name it, or names what is not there")
     add("--out", type=Path, metavar="DIR", help="new folder (ADAPTER-on-HOST unless it is given)")
     add("--strategy", default="pad", help="how sizes are fitted (pad)")
-    add("--layer-map", default="stretch", choices=sorted(LAYER_MAPS), help="which layers feed which "
-        "(stretch)")
+    add("--layer-map", default="stretch", metavar="MAP", help="which layers feed which: "
+        f"{', '.join(sorted({*LAYER_MAPS, MEASURED}))}, or the origin layers behind each receiving one, as "
+        "0,2,4+5 (stretch)")
     add("--partial", action="store_true", help="let what has no counterpart stay fresh, or be dropped")
     add("--seed", type=int, default=0, help="of what stays fresh (0)")
     add("--via", choices=["lora"], help="turn the module into a LoRA on its own base first (peft's "
@@ -99,6 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     say: Callable[[str], None] = (lambda line: None) if options.json else (lambda line: print(line,
                                                                                               flush=True))
     _check_together(options)
+    check_layer_map(options.layer_map)
     adapter = load_adapter(options.adapter)
     origin, receiving = find_hosts(adapter, options.to, options.origin)
     out = options.out or Path(f"{adapter.called}-on-{receiving.name}")
@@ -224,7 +226,7 @@ def report_lines(done: PortedAdapter) -> list[str]:
                  f"{report.carried_entries_fraction:.1%} of its numbers, {report.carried_norm_fraction:.1%} "
                  "of its squared norm")
     lines.append(f"filled of the receiving module: {report.filled_fraction:.1%} of its numbers")
-    return lines
+    return lines + report.notes
 
 
 if __name__ == "__main__":
