@@ -10,6 +10,7 @@ from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.specs import HostShape
 from portability.methods.module import Axes, ModuleState
+from portability.porting.layer_maps import stack_map
 
 Place = tuple[str, int, str]  # stack, layer, site
 
@@ -34,14 +35,14 @@ def by_roles(module: ModuleState, fresh: ModuleState, origin: HostShape) -> tupl
 
     Source: our choice (D-131).
     """
-    wanted = {slot.site for slot in fresh.tensors}
+    wanted, stacks = {slot.site for slot in fresh.tensors}, set(stack_map(module, fresh).values())
     into = {site: whole for whole in sorted(wanted) if "+" in whole for site in whole.split("+")}
     tensors: dict[Slot, Tensor] = {}
     axes: dict[Slot, Axes] = {}
     separate: dict[Place, dict[str, dict[str, Slot]]] = defaultdict(lambda: defaultdict(dict))
     for slot, tensor in module.tensors.items():
         sites, labels = slot.site.split("+"), module.axes[slot]
-        if slot.site not in wanted and not any(" at " in label for label in labels):
+        if slot.stack in stacks and slot.site not in wanted and not any(" at " in label for label in labels):
             if slot.site in into:
                 separate[slot.stack, slot.layer, into[slot.site]][slot.site][slot.role] = slot
                 continue

