@@ -109,8 +109,8 @@ def alike_in_states(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Ca
 
 def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tensor:
     """How alike the matrices of each origin layer and each receiving layer are, (layers_o, layers_r): the
-    mean over the sites that both have of |cosine|, where their shapes agree, plus the likeness of their
-    spectra, in [0, 2].
+    mean over the sites that both have of the squared cosine, where their shapes agree, plus the likeness of
+    their spectra, in [0, 2].
 
     The likeness of two spectra a and b is 1 - |a - b| / (|a| + |b|), with the singular values at `POINTS`
     places from the largest to the smallest, each host's divided by their root mean square over its layers.
@@ -122,9 +122,11 @@ def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tenso
 
     Source: our choice (D-131).
     """
-    sites = [[site for joined in FAMILIES[host.family].matrices[stack].values() for site in joined.split("+")]
-             for host, stack in zip(hosts, stacks, strict=True)]
-    common = [site for site in dict.fromkeys(sites[0]) if site in sites[1]]
+    sites = [_sites(host, stack) for host, stack in zip(hosts, stacks, strict=True)]
+    common = [site for site in sites[0] if site in sites[1]]
+    if not common:
+        raise UserError(f"the layers of hosts '{hosts[0].spec.name}' and '{hosts[1].spec.name}' have no "
+                        "matrix of one role: they cannot be compared; use another layer map")
     depths = [host.spec.shape.layers[stack] for host, stack in zip(hosts, stacks, strict=True)]
     total = torch.zeros(*depths, dtype=torch.float64)
     for site in common:
@@ -136,17 +138,24 @@ def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tenso
         if own[0][0].shape == own[1][0].shape:
             left, right = (torch.stack([one.flatten() / one.norm().clamp_min(1e-30) for one in matrices])
                            for matrices in own)
-            total += (left @ right.T).abs() / len(common)
-    if not common or not total.isfinite().all():
-        raise UserError(f"the layers of hosts '{hosts[0].spec.name}' and '{hosts[1].spec.name}' have no "
-                        "matrix of one role, or weights that are not finite: they cannot be compared; use "
-                        "another layer map")
+            total += (left @ right.T).square() / len(common)
     return total
+
+
+def _sites(host: Host, stack: str) -> list[str]:
+    """The sites of a stack's matrices, as far as the host has them (T5's network has a gate in some)."""
+    names = [name for name, _ in host.model.named_modules()]
+    return list(dict.fromkeys(
+        site for path, joined in FAMILIES[host.family].matrices[stack].items() for site in joined.split("+")
+        if any(name.endswith(f".{path}") for name in names)))
 
 
 def _folded(host: Host, space: Space) -> Tensor:
     """A site's matrix (out, in) with the gain of the normalisation before it."""
     weight = weight_of(host, space).double().cpu()
+    if not weight.isfinite().all():
+        raise UserError(f"host '{host.spec.name}' has weights that are not finite at {space.stack}."
+                        f"{space.layer}.{space.site}; it cannot be compared with another")
     inverse = fold(host, space._replace(side="in"))
     return weight if inverse is None else weight / inverse.cpu()
 
