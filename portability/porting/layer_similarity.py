@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import accumulate
 
 import torch
@@ -21,6 +22,7 @@ TEXTS, TOKENS = 256, 512  # that layers are compared on at most (our choice)
 ADDED = ("attention_out", "ffn_down")  # sites whose outputs a layer adds to the residual stream
 POINTS = 64  # of a spectrum
 KEPT = 64  # layer maps that are kept in memory
+Scored = tuple[int, int, list[int]]  # how alike, how even, and the map
 _known: dict[tuple[object, ...], list[list[int]]] = {}
 
 
@@ -60,13 +62,17 @@ def best_map(alike: Tensor) -> list[int]:
     worth = [[(round(float(alike[i, j]) * 1e9),
                -(i * (width - 1) - j * (depth - 1))**2 if width > 1 else -(depth - 1 - i)**2)
               for i in range(depth)] for j in range(width)]
-    best: list[tuple[int, int, list[int]]] = [(0, 0, []) for _ in range(depth)]
+    best: list[Scored] = [(0, 0, []) for _ in range(depth)]
     for row in worth:
         # the best map of the layers before that ends at this layer or an earlier one
-        ahead = accumulate(best, lambda one, other: max(one, other, key=lambda found: found[:2]))
+        ahead = accumulate(best, _better)
         best = [(total + score, off + even, [*layers, i])
                 for i, ((total, off, layers), (score, even)) in enumerate(zip(ahead, row, strict=True))]
-    return max(best, key=lambda found: found[:2])[2]
+    return reduce(_better, best)[2]
+
+
+def _better(one: Scored, other: Scored) -> Scored:
+    return other if other[:2] > one[:2] else one
 
 
 def alike_in_states(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Calibration) -> Tensor:

@@ -89,9 +89,12 @@ def peft_settings(
         if half := sorted({place for found in sources.values() for place in found} - low.keys()):
             raise UserError(f"{adapter.folder} has half of a pair at {'.'.join(map(str, half[0]))}: lora_B "
                             "without lora_A")
-        rooted = bool(settings.get("use_rslora"))
-        settings |= _patterns({place: _one([_joined(low, module, list(places), rooted) for _, places in groupby(
-            found, lambda one: one[1])], place) for place, found in sources.items()}, paths, receiving)
+        joined = {}
+        for place, found in sources.items():
+            by_layer = [list(ones) for _, ones in groupby(found, lambda one: one[1])]
+            joined[place] = _one([_joined(low, module, ones, bool(settings.get("use_rslora")))
+                                  for ones in by_layer], place)
+        settings |= _patterns(joined, paths, receiving)
     return settings
 
 
@@ -103,8 +106,8 @@ def _counterparts(have: Set[Place], place: Place) -> list[Place]:
 
 
 def _joined(low: Mapping[Place, Low], module: ModuleState, places: list[Place], rooted: bool) -> Low:
-    """Rank and alpha of one layer's pairs together: beside a matrix of several sites the ranks of the origin's
-    separate pairs add up, as far as their A differ, so that nothing is lost; the scale stays.
+    """Rank and alpha of one layer's pairs together: beside a matrix of several sites the ranks of the
+    origin's separate pairs add up, as far as their A differ, so that nothing is lost; the scale stays.
 
     Args:
         rooted: whether the scale is alpha over the rank's root, not over the rank.

@@ -127,9 +127,10 @@ def test_sums_are_as_many_averages_as_there_are_layers(pair):
         layers = [{"A": torch.randn(2, 9), "B": torch.randn(7, 2)} for _ in range(3)]
         products = [lambda one: one["B"] @ one["A"]]
     elif "up_weight" in pair:
-        layers = [{"down_weight": torch.randn(4, 6), "down_bias": torch.randn(4), "up_weight": torch.randn(6, 4),
-                   "up_bias": torch.randn(6)} for _ in range(3)]
-        products = [lambda one: one["up_weight"] @ one["down_weight"], lambda one: one["up_weight"] @ one["down_bias"]]
+        layers = [{"down_weight": torch.randn(4, 6), "down_bias": torch.randn(4),
+                   "up_weight": torch.randn(6, 4), "up_bias": torch.randn(6)} for _ in range(3)]
+        products = [lambda one: one["up_weight"] @ one["down_weight"],
+                    lambda one: one["up_weight"] @ one["down_bias"]]
     else:
         layers = [{"down_left": torch.randn(4, 8, 1), "down_right": torch.randn(4, 1, 2),
                    "up_left": torch.randn(4, 2, 1), "up_right": torch.randn(4, 1, 8)} for _ in range(3)]

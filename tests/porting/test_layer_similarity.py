@@ -1,10 +1,12 @@
 """Layer map "cka": which layers two hosts share, by their states and by their weights."""
 
+import json
 from dataclasses import replace
 from itertools import combinations_with_replacement
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from portability.core.errors import UserError
 from portability.core.specs import MethodSpec, PortSpec
@@ -12,6 +14,7 @@ from portability.hosts.host import load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
 from portability.methods.module import ModuleState
+from portability.port import main
 from portability.porting import layer_similarity
 from portability.porting.base import PortContext
 from portability.porting.calibration import calibration
@@ -19,6 +22,7 @@ from portability.porting.layer_similarity import alike_in_states, alike_in_weigh
 from portability.porting.port import LOOKED_AT, port
 from portability.porting.similarity import cka, gram
 from support.hidden import Basis, hide
+from support.peft_methods import write_plain
 from support.tiny import model, noisy, sentences, tokenizer
 
 TEXTS = calibration("texts", [row["text"] for row in sentences(200, 3)])
@@ -110,8 +114,8 @@ def test_a_hosts_layers_are_its_own(family, texts, make_host):
 def test_layers_are_found_in_another_basis(texts, thinned, tmp_path):
     """Where no number of the weights is the same; RMSNorms' gains are folded in, units and heads moved."""
     kept = (0, 1, 2, 6, 7)
-    spec, _ = hide(thinned("llama", kept), Basis("turned", folded=True, values=True, meetings=True, heads=True),
-                   tmp_path / "hidden")
+    basis = Basis("turned", folded=True, values=True, meetings=True, heads=True)
+    spec, _ = hide(thinned("llama", kept), basis, tmp_path / "hidden")
     hosts = load_host(thinned("llama", kept)), load_host(spec)
     both = ("decoder", "decoder")
     found = best_map(alike_in_states(hosts, both, texts) if texts else alike_in_weights(hosts, both))
@@ -125,7 +129,8 @@ def test_a_network_without_a_gate_is_compared_by_what_it_has(tmp_path, make_host
     gated.model.config.feed_forward_proj = "relu"
     plain = load_host(written(type(gated.model)(gated.model.config), tmp_path / "plain"))
     alike = alike_in_weights((plain, plain), ("encoder", "decoder"))
-    assert alike.shape == (3, 3) and best_map(alike_in_weights((plain, plain), ("decoder", "decoder"))) == [0, 1, 2]
+    assert alike.shape == (3, 3)
+    assert best_map(alike_in_weights((plain, plain), ("decoder", "decoder"))) == [0, 1, 2]
     assert alike_in_weights((plain, gated), ("encoder", "encoder")).isfinite().all()
 
 
@@ -222,8 +227,54 @@ def test_a_port_goes_by_the_layers_that_were_found(deep, thinned):
     kept = (0, 1, 4, 7)
     source, target = attach(load_host(deep("llama")), spec), attach(load_host(thinned("llama", kept)), spec)
     module = noisy(source, 1)
-    how = replace(context(deep("llama"), thinned("llama", kept)), fresh=target.init_parameters(0), needs=frozenset())
-    done = port(module, how)
+    how = context(deep("llama"), thinned("llama", kept))
+    done = port(module, replace(how, fresh=target.init_parameters(0), needs=frozenset()))
     assert done.report.layer_map["decoder"] == [[layer] for layer in kept]
     for slot, tensor in done.module.tensors.items():
         assert torch.equal(tensor, module.tensors[slot._replace(layer=kept[slot.layer])])
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def folder(deep, tmp_path_factory):
+    """An adapter of the deep Llama."""
+    out = tmp_path_factory.mktemp("adapter") / "in"
+    write_plain(out, load_host(deep("llama")), "lora")
+    return out
+
+
+@pytest.mark.parametrize(("words", "layers"), [
+    ("cka", [[0], [1], [4], [7]]), ("1,3,4+5,7", [[1], [3], [4, 5], [7]]),
+    ("sum", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+])
+def test_the_command_takes_layer_maps_by_words(words, layers, folder, deep, thinned, tmp_path, capsys):
+    origin, receiving = deep("llama").source, thinned("llama", (0, 1, 4, 7)).source
+    arguments = [str(folder), "--from", origin, "--to", receiving, "--layer-map", words, "--json"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads(capsys.readouterr().out)["report"]["layer_map"] == {"decoder": layers}
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (folder, tmp_path / "out"))
+    name = "base_model.model.model.layers.{}.mlp.down_proj.lora_{}.weight"
+    for layer, origins in enumerate(layers):
+        b, a = (after[name.format(layer, part)] for part in "BA")
+        parts = [before[name.format(one, "B")] @ before[name.format(one, "A")] for one in origins]
+        if len(parts) == 1:
+            assert torch.equal(b @ a, parts[0])
+        else:  # the mean or the sum, of the rank that there is
+            left, scale, right = torch.linalg.svd(sum(parts) / (1 if words == "sum" else len(parts)))
+            assert torch.allclose(b @ a, left[:, :4] * scale[:4] @ right[:4], atol=1e-4)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("0,2", "layer map 0,2: the receiving stack has 4 layers, the origin's layers are 0 to 7"),
+    ("0,1,2,8", "layer map 0,1,2,8: the receiving stack has 4 layers"), ("0;1", "unknown layer map '0;1'"),
+    ("cca", "did you mean 'cka'"),
+])
+def test_the_command_refuses_bad_layer_maps_in_one_sentence(words, said, folder, deep, thinned, tmp_path,
+                                                            capsys):
+    receiving = thinned("llama", (0, 1, 4, 7)).source
+    assert main([str(folder), "--from", deep("llama").source, "--to", receiving, "--layer-map", words,
+                 "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
