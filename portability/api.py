@@ -48,7 +48,7 @@ def port_module(
         method: with which the module was made; the receiving host gets the same one for as long as this
             takes.
         strategy: a name in porting.strategies.STRATEGIES, or of an installed package.
-        layer_map: a name in porting.layer_maps.LAYER_MAPS.
+        layer_map: a name in porting.layer_maps.LAYER_MAPS, "cka", or a list of origin layers ("0,2,4+5").
         partial: whether what has no counterpart may stay fresh.
         seed: of the fresh module, whose values stay only where the port is partial, and of what a strategy
             draws.

@@ -24,7 +24,7 @@ from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter,
 from portability.porting.basis import basis
 from portability.porting.calibration import calibration, read_texts
 from portability.porting.formats import in_library
-from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
 from portability.porting.port import needs_of
 from portability.porting.strategies import find_strategy
 from portability.porting.strategies.auto import choice
@@ -82,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         "or a word; may be given several times")
     add("--labels", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) for strategies "
         "that learn from some")
-    add("--layer-map", default="stretch", choices=sorted(LAYER_MAPS), help="which layers feed which "
-        "(stretch)")
+    add("--layer-map", default="stretch", metavar="MAP", help="which layers feed which: "
+        f"{', '.join(sorted({*LAYER_MAPS, MEASURED}))}, or the origin layers behind each receiving one, as "
+        "0,2,4+5 (stretch)")
     add("--partial", action="store_true", help="let what has no counterpart stay fresh, or be dropped")
     add("--seed", type=int, default=0, help="of what stays fresh (0)")
     add("--via", choices=["lora"], help="turn the module into a LoRA on its own base first (peft's "
@@ -115,6 +116,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     say: Callable[[str], None] = (lambda line: None) if options.json else (lambda line: print(line,
                                                                                               flush=True))
     _check_together(options)
+    check_layer_map(options.layer_map)
     texts = options.calibrate and calibration(options.calibrate.name, read_texts(options.calibrate),
                                               options.calibrate_tokens, options.seed)
     task, labelled = None, None

@@ -89,7 +89,7 @@ def moments(origin: Host, receiving: Host, pairs: Sequence[Pair], texts: Calibra
     pairs = list(dict.fromkeys(pairs))
     sizes = {pair: (pair[0].size(origin.spec.shape), pair[1].size(receiving.spec.shape)) for pair in pairs}
     widest = max(max(size) for size in sizes.values())
-    batches = list(_batches(origin, receiving, texts))
+    batches = list(aligned_batches(origin, receiving, texts))
     tokens = sum(aligned.tokens for aligned in batches)
     if tokens < min(texts.tokens, 2 * widest):
         raise UserError(f"calibration texts '{texts.name}' give {tokens} tokens that both hosts have, and "
@@ -119,7 +119,7 @@ def _within(pairs: Sequence[Pair], sizes: dict[Pair, tuple[int, int]], room: int
     yield part
 
 
-def _batches(origin: Host, receiving: Host, texts: Calibration) -> Iterator[Aligned]:
+def aligned_batches(origin: Host, receiving: Host, texts: Calibration) -> Iterator[Aligned]:
     """Texts in the order of the calibration, until it has its tokens."""
     seen = 0
     limit = min(_length(origin), _length(receiving))

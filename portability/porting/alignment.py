@@ -28,7 +28,11 @@ class Aligned:
 
 
 def align(origin: Any, receiving: Any, texts: Sequence[str], length: int) -> Aligned:
-    """Texts as both tokenizers read them, with the tokens that end at the same character.
+    """Texts as both tokenizers read them, with the tokens that end at the same character, in the order of the
+    text; where both read the same tokens, all of them.
+
+    Of several tokens that end at one character, as the bytes of a letter, the last one counts. Special tokens
+    end nowhere, and neither does the last token of a text that was cut, whose letter may be half read.
 
     Args:
         origin, receiving: tokenizers.
@@ -37,39 +41,45 @@ def align(origin: Any, receiving: Any, texts: Sequence[str], length: int) -> Ali
     Raises:
         UserError: tokenizers that differ, and one of them does not say where its tokens end.
     """
-    same = origin.get_vocab() == receiving.get_vocab()
-    found = [_encoded(tokenizer, texts, length, same) for tokenizer in (origin, receiving)]
-    rows: list[int] = []
-    columns: tuple[list[int], list[int]] = [], []
-    for row, (one, other) in enumerate(zip(found[0][2], found[1][2], strict=True)):
-        for end in one.keys() & other.keys() if not same else one.keys():
-            rows.append(row)
-            columns[0].append(one[end])
-            columns[1].append(other[end])
-    picks = [(torch.tensor(rows, dtype=torch.long), torch.tensor(side, dtype=torch.long)) for side in columns]
-    return Aligned((*found[0][:2], picks[0]), (*found[1][:2], picks[1]))
+    found = [_encoded(tokenizer, texts, length) for tokenizer in (origin, receiving)]
+    if origin.get_vocab() == receiving.get_vocab() and found[0] == found[1]:
+        ends = [[{place: place for place in range(len(row))} for row in ids] for ids in found]
+    else:
+        ends = [_ends(tokenizer, texts, length) for tokenizer in (origin, receiving)]
+    picks = [(row, one[end], other[end]) for row, (one, other) in enumerate(zip(*ends, strict=True))
+             for end in sorted(one.keys() & other.keys())]
+    rows, *columns = torch.tensor(picks, dtype=torch.long).reshape(-1, 3).T
+    first, second = (_padded(ids, tokenizer.pad_token_id or 0) for ids, tokenizer in zip(
+        found, (origin, receiving), strict=True))
+    return Aligned((*first, (rows, columns[0])), (*second, (rows, columns[1])))
 
 
-def _encoded(tokenizer: Any, texts: Sequence[str], length: int,
-             same: bool) -> tuple[Tensor, Tensor, list[dict[int, int]]]:
-    """Ids and mask (B, T), padded on the right, and of each text the place of the token that ends at a
-    character; of equal tokenizers the place of each token."""
-    if not same and not tokenizer.is_fast:
+def _encoded(tokenizer: Any, texts: Sequence[str], length: int, **options: bool) -> Any:
+    """Ids of each text, or with `options` all that the tokenizer says."""
+    found = tokenizer(list(texts), truncation=True, max_length=length, verbose=False, **options)
+    return found if options else found["input_ids"]
+
+
+def _ends(tokenizer: Any, texts: Sequence[str], length: int) -> list[dict[int, int]]:
+    """Of each text the place of the last token that ends at a character."""
+    if not tokenizer.is_fast:
         raise UserError(f"the tokenizers differ, and {type(tokenizer).__name__} does not say at which "
                         "characters its tokens end, so that they cannot be aligned; save it as a fast "
                         "tokenizer (tokenizer.json)")
-    options = {} if same else {"return_offsets_mapping": True}
-    encoded = tokenizer(list(texts), truncation=True, max_length=length, verbose=False, **options)
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    ids = torch.full((len(texts), max(1, max(lengths))), tokenizer.pad_token_id or 0, dtype=torch.long)
+    found = []
+    for spans in _encoded(tokenizer, texts, length, return_offsets_mapping=True)["offset_mapping"]:
+        ends = {end: place for place, (start, end) in enumerate(spans) if end > start}
+        if len(spans) >= length and ends:
+            del ends[max(ends)]
+        found.append(ends)
+    return found
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T), padded on the right."""
+    ids = torch.full((len(rows), max(1, *map(len, rows))), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    ends: list[dict[int, int]] = []
-    for row, own in enumerate(encoded["input_ids"]):
+    for row, own in enumerate(rows):
         ids[row, :len(own)] = torch.tensor(own, dtype=torch.long)
         mask[row, :len(own)] = 1
-        if same:
-            ends.append({place: place for place in range(len(own))})
-        else:
-            spans = encoded["offset_mapping"][row]
-            ends.append({end: place for place, (start, end) in enumerate(spans) if end > start})
-    return ids, mask, ends
+    return ids, mask

@@ -65,7 +65,11 @@ EXPLICIT = re.compile(r"\d+(\+\d+)*(,\d+(\+\d+)*)*")
 def check_layer_map(words: str) -> None:
     """Refuse a layer map that is no name and no list of layers."""
     if not EXPLICIT.fullmatch(words):
-        choose(words, {*LAYER_MAPS, MEASURED}, "layer map (or a list of origin layers, as 0,2,4+5)")
+        try:
+            choose(words, {*LAYER_MAPS, MEASURED}, "layer map")
+        except UserError as error:
+            raise UserError(f"{error} (or list the origin layers behind each receiving one, as "
+                            "0,2,4+5)") from error
 
 
 def named_layers(words: str, origin: int, receiving: int) -> list[list[int]]:

@@ -11,6 +11,7 @@ from portability.core.errors import UserError
 from portability.methods.module import ModuleState, equal
 from portability.porting.base import Need, Port, PortContext, Strategy
 from portability.porting.layer_maps import MEASURED, check_layer_map
+from portability.porting.roles import by_roles
 from portability.porting.strategies import find_strategy
 
 LOOKED_AT: frozenset[Need] = frozenset({"origin_weights", "receiving_weights"})  # by layer map "cka"
@@ -26,8 +27,10 @@ def port(module: ModuleState, context: PortContext) -> Port:
     started = time.perf_counter()
     strategy = find_strategy(context.spec.strategy)
     check_layer_map(context.spec.layer_map)
+    module, notes = by_roles(module, context.fresh, context.origin.shape)
     done = strategy.fit(module, replace(context, needs=needs_of(strategy, context.spec.layer_map)))
     _check(done, module, context)
+    done.report.notes[:0] = notes
     filled = sum(int(mask.sum()) for mask in done.carried.values())
     done.report.filled_fraction = filled / context.fresh.entries
     done.report.seconds = time.perf_counter() - started
