@@ -34,7 +34,7 @@ def cka_layers(context: PortContext, stack: str, source: str) -> list[list[int]]
     Raises:
         UserError: as `alike_in_states` and `alike_in_weights`.
 
-    Source: CKA of layers after Kornblith et al. (ICML 2019); the map of largest sum is our choice (D-131).
+    Source: CKA of layers after Kornblith et al. (ICML 2019); the map of largest sum is our choice (D-133).
     """
     texts = context.texts() if context.texts is not None else None
     marks = context.origin.fingerprint, context.receiving.fingerprint
@@ -126,7 +126,7 @@ def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tenso
     Raises:
         UserError: the hosts have no site in common, or a weight is not finite.
 
-    Source: our choice (D-131).
+    Source: our choice (D-133).
     """
     sites = [_sites(host, stack) for host, stack in zip(hosts, stacks, strict=True)]
     common = [site for site in sites[0] if site in sites[1]]

@@ -33,7 +33,7 @@ def by_roles(module: ModuleState, fresh: ModuleState, origin: HostShape) -> tupl
         UserError: other numbers than a low-rank pair's that meet what goes into separate matrices, and
             differ.
 
-    Source: our choice (D-131).
+    Source: our choice (D-133).
     """
     wanted, stacks = {slot.site for slot in fresh.tensors}, set(stack_map(module, fresh).values())
     into = {site: whole for whole in sorted(wanted) if "+" in whole for site in whole.split("+")}

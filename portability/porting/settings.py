@@ -90,8 +90,8 @@ def peft_settings(
             raise UserError(f"{adapter.folder} has half of a pair at {'.'.join(map(str, half[0]))}: lora_B "
                             "without lora_A")
         joined = {}
-        for place, found in sources.items():
-            by_layer = [list(ones) for _, ones in groupby(found, lambda one: one[1])]
+        for place, many in sources.items():
+            by_layer = [list(ones) for _, ones in groupby(many, lambda one: one[1])]
             joined[place] = _one([_joined(low, module, ones, bool(settings.get("use_rslora")))
                                   for ones in by_layer], place)
         settings |= _patterns(joined, paths, receiving)

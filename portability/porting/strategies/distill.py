@@ -29,7 +29,7 @@ class Distill(ComposedStrategy):
 
     Source: Trans-LoRA (arXiv 2405.17258), section 3, for training the receiving module on what the origin
         answers; it takes generated texts and their answers as labels. Given texts and whole distributions are
-        our choice (D-131).
+        our choice (D-133).
     """
 
     needs = frozenset({"origin_weights", "receiving_weights", "text", "forward_passes", "training"})

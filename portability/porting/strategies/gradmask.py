@@ -32,7 +32,7 @@ class GradMask(ComposedStrategy):
             entry without a majority is zero.
 
     Source: GradFix (arXiv 2510.09658), whose variant for few examples is the majority. The split into a pair
-        of the same rank is our choice (D-131).
+        of the same rank is our choice (D-133).
     """
 
     needs = frozenset({"receiving_weights", "labels", "forward_passes"})

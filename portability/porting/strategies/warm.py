@@ -17,7 +17,7 @@ class Warm(ComposedStrategy):
             and come again where there are too few.
         learning_rate: the method's own unless it is given.
 
-    Source: our choice (D-131): what a port is worth is what it spares of these updates.
+    Source: our choice (D-133): what a port is worth is what it spares of these updates.
     """
 
     needs = frozenset({"receiving_weights", "labels", "training"})
