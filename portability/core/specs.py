@@ -46,7 +46,7 @@ class HostShape:
     """
 
     family: str
-    layers: Mapping[str, int]
+    layers: Mapping[str, int] = field(hash=False)
     hidden: int
     ffn: int
     heads: int

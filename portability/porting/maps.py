@@ -4,6 +4,7 @@ module's numbers are written in the receiving host's coordinates.
 Activations are rows, x_receiving = x_origin T with T (d_o, d_r). With f what `spaces.fold` gives, the pair of
 a LoRA becomes A' = A diag(1 / f_o) T diag(f_r) along what it reads and B' = diag(1 / f_r) T^T diag(f_o) B
 along what it writes (Theseus, arXiv 2602.12952, with the gains of RMSNorms folded in). Rank and scale stay.
+HRA's reflections keep what they see, and of hosts whose gains differ only nearly what they do to it.
 """
 
 from abc import abstractmethod

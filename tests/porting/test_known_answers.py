@@ -8,17 +8,17 @@ import scipy.linalg
 import torch
 
 from portability.core.errors import UserError
-from portability.core.specs import MethodSpec
+from portability.core.specs import HostShape, MethodSpec
 from portability.porting import maps as porting_maps
 from portability.porting.activations import _batches, _pass
 from portability.porting.heads import Cross, attention_maps, flipped, polar, signed_permutations, turned
-from portability.porting.layer_maps import average_layers
 from portability.porting.measured import by_moments
 from portability.porting.strategies.corr import CORR
 from portability.porting.strategies.procrustes import PROCRUSTES
 from support.hidden import READ, Basis, Mapped, Scene, answers, identity, noise, rotation, shuffled
+from support.peft_methods import KINDS
 
-LORA = MethodSpec("lora", "peft", "LoraConfig", {"r": 4, "lora_alpha": 8, "sites": ["attention", "ffn"]}, 1e-3)
+LORA = MethodSpec("lora", "peft", *KINDS["lora"], 1e-3)
 WHOLE = {"values": True, "meetings": True, "heads": True}
 BASES = {  # family, what is hidden
     "llama, turned, folded": ("llama", Basis("turned", folded=True, flipped=True, **WHOLE)),
@@ -73,7 +73,8 @@ def test_procrustes_finds_every_orthogonal_basis(scene, name):
     assert scene(name).error(LORA, "procrustes") <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["llama, the same", "llama, permuted", "llama, permuted, signed", "bert, permuted"])
+@pytest.mark.parametrize("name", ["llama, the same", "llama, permuted", "llama, permuted, signed",
+                                  "bert, permuted", "t5, permuted"])
 def test_corr_finds_every_signed_permutation_and_nothing_else(scene, name):
     here = scene(name)
     assert here.error(LORA, "corr", texts=READ[:20], tokens=128) <= 1e-5
@@ -100,7 +101,6 @@ def test_maps_of_zeros_carry_nothing(scene, strategy):
 
 
 def test_gains_that_are_not_folded_miss_the_answer(scene, monkeypatch):
-    """A later test finds the right maps again: what is kept in memory is of another strategy's name."""
     here = scene("llama, turned, folded")
     monkeypatch.setattr(porting_maps, "fold", lambda host, space: None)
     assert here.error(LORA, here.true()) > .1
@@ -137,15 +137,16 @@ def test_too_few_tokens_are_refused_and_would_miss_the_answer(scene):
             return PROCRUSTES.maps(context, pairs)
 
     here = scene("bert, heads turned")
-    with pytest.raises(UserError, match="tokens are too few to compare spaces of 64 coordinates: at least 128"):
+    with pytest.raises(UserError, match="tokens are too few to compare spaces of 64 coordinates: at least"):
         here.port(LORA, "procrustes", tokens=60, texts=READ)
-    with pytest.raises(UserError, match="calibration texts 'sentences' give .* tokens .* at least 128 are needed"):
+    with pytest.raises(UserError, match="texts 'sentences' give .* tokens .* at least 128 are needed"):
         here.port(LORA, "procrustes", texts=READ[:4])
     few = Mapped(forced, needs=PROCRUSTES.needs)
     assert here.error(LORA, few, texts=READ[:4]) > .3
 
 
-@pytest.mark.parametrize(("strategy", "name"), [("procrustes", "llama, turned, folded"), ("corr", "t5, permuted")])
+@pytest.mark.parametrize(("strategy", "name"), [("procrustes", "llama, turned, folded"),
+                                                ("corr", "t5, permuted")])
 def test_ranks_do_not_grow(scene, strategy, name):
     done, _ = scene(name).port(LORA, strategy)
     for slot, tensor in done.module.tensors.items():
@@ -154,9 +155,8 @@ def test_ranks_do_not_grow(scene, strategy, name):
             assert torch.linalg.matrix_rank(product) <= 4
 
 
-@pytest.mark.parametrize("name", ["bert, heads turned"])
-def test_a_classification_head_reads_the_same(scene, name):
-    here = scene(name)
+def test_a_classification_head_reads_the_same(scene):
+    here = scene("bert, heads turned")
     head = {"head.weight": torch.randn(2, 32), "head.bias": torch.randn(2)}
     found = here.head(head, "procrustes")
     scores = [answers(here.load(spec)).float() @ one["head.weight"].T + one["head.bias"]
@@ -212,3 +212,56 @@ def test_signed_permutations_are_the_best_of_all(sizes):
         wanted[i, j] = wide[i, j].sign()
     assert torch.equal(found[0], wanted if sizes[0] <= sizes[1] else wanted.T)
     assert float(score[0]) == pytest.approx(sum(float(wide[i, j].abs()) for i, j in enumerate(best)))
+
+
+@pytest.mark.parametrize("heads", [3, 2])
+@pytest.mark.parametrize("rotary", [False, True])
+def test_heads_are_matched_as_the_best_of_all(heads, rotary):
+    """3 key-value heads of 2 query heads each, of size 4, to as many or one fewer."""
+    origin, receiving = (HostShape("llama", {"decoder": 1}, 8, 8, 2 * kv, kv, 4) for kv in (3, heads))
+    cross = Cross(crossed(24, 8 * heads), crossed(12, 4 * heads) * 3, crossed(12, 4 * heads).flip(0) * 5)
+    meet = turned if rotary else polar
+    found = attention_maps(cross, origin, receiving, polar, turned if rotary else None)
+
+    def gained(part, solve=polar):
+        return float((solve(part[None])[0][0] * part).sum())
+
+    def block(matrix, a, b):
+        return matrix[4 * a:4 * a + 4, 4 * b:4 * b + 4]
+
+    def asking(a, b):
+        return max(sum(gained(block(cross.query, 2 * a + i, 2 * b + j), meet) for i, j in enumerate(order))
+                   for order in ((0, 1), (1, 0)))
+
+    places = list(product(range(3), range(heads)))
+    scores = [{(a, b): asking(a, b) for a, b in places},
+              {(a, b): gained(block(cross.key, a, b), meet) for a, b in places},
+              {(a, b): gained(block(cross.value, a, b)) for a, b in places}]
+    best = max(permutations(range(3), heads), key=lambda order: sum(
+        one[a, b] / sum(one.values()) for one in scores for b, a in enumerate(order)))
+    kept = torch.zeros(3, heads)
+    for b, a in enumerate(best):
+        kept[a, b] = 1
+        assert torch.allclose(block(found.value, a, b),
+                              torch.from_numpy(scipy.linalg.polar(block(cross.value, a, b).numpy())[0]))
+        order = max(((0, 1), (1, 0)), key=lambda order: sum(
+            gained(block(cross.query, 2 * a + i, 2 * b + j), meet) for i, j in enumerate(order)))
+        asked = sum(block(cross.query, 2 * a + i, 2 * b + j) for i, j in enumerate(order))
+        both = block(cross.key, a, b) / block(cross.key, a, b).norm() + asked / asked.norm()
+        assert torch.allclose(block(found.key, a, b), meet(both[None])[0][0])
+        for i, j in product((0, 1), repeat=2):
+            here = (2 * a + i, 2 * b + j)
+            assert torch.equal(block(found.query, *here), block(found.key, a, b) * (order[i] == j))
+            assert torch.equal(block(found.mixed, *here), block(found.value, a, b) * (order[i] == j))
+    for matrix in (found.key, found.value):  # nothing goes from one head to another
+        assert torch.equal(matrix * (1 - kept.repeat_interleave(4, 0).repeat_interleave(4, 1)),
+                           torch.zeros_like(matrix))
+
+
+def test_rotary_heads_of_other_sizes_are_refused():
+    origin, receiving = (HostShape("llama", {"decoder": 1}, 8, 8, 2, 2, size) for size in (4, 6))
+    cross = Cross(crossed(8, 12), crossed(8, 12), crossed(8, 12))
+    with pytest.raises(UserError, match="heads of sizes 4 and 6 turn with the position at unequal speeds"):
+        attention_maps(cross, origin, receiving, polar, turned)
+    value = attention_maps(cross, origin, receiving, polar).value
+    assert torch.allclose(value @ value.T, torch.eye(8, dtype=torch.float64), atol=1e-9)

@@ -208,11 +208,13 @@ def test_queries_keep_their_key_value_heads_between_groupings(mounted, mount, st
 
 
 def test_heads_are_fitted_by_the_same_strategy(make_host):
-    host, head = make_host("bert"), {"head.weight": torch.arange(8.0).reshape(2, 4), "head.bias": torch.ones(2)}
+    host = make_host("bert")
+    head = {"head.weight": torch.arange(8.0).reshape(2, 4), "head.bias": torch.ones(2)}
 
     def fitted(width, strategy="pad"):
         receiving = replace(host, shape=replace(host.shape, hidden=width))
-        return fit_head(head, PortContext(host, receiving, ModuleState({}, {}), spec(strategy)))["head.weight"]
+        context = PortContext(host, receiving, ModuleState({}, {}), spec(strategy))
+        return fit_head(head, context)["head.weight"]
 
     assert fitted(3).tolist() == [[0, 1, 2], [4, 5, 6]]
     assert fitted(6)[:, 4:].abs().sum() == 0 and torch.equal(fitted(4, "copy"), head["head.weight"])

@@ -1,5 +1,6 @@
 """What every porting strategy promises, and strategies of installed packages."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -42,14 +43,7 @@ def mounted(mount):
 @pytest.fixture(scope="module")
 def loaded():
     """Loads each host once."""
-    made = {}
-
-    def get(spec):
-        if spec.name not in made:
-            made[spec.name] = load_host(spec)
-        return made[spec.name]
-
-    return get
+    return functools.cache(load_host)
 
 
 @over(strategy=STRATEGIES, method=METHODS, shape=SHAPES, layer_map=LAYER_MAPS)

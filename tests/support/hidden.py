@@ -7,6 +7,7 @@
 The error of a port is |ported - known| / |known - bare| in what the hosts answer to texts.
 """
 
+import functools
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,8 @@ from portability.porting.spaces import NORM_BEFORE, Space, norm_of, place_of
 from portability.porting.strategies import STRATEGIES
 from support.tiny import model, noisy, sentences, tokenizer
 
-TEXTS = tuple(text for row in sentences(99, 3) if len((text := row["text"]).split()) == 7)[:8]  # of one length,
-# without padding, over which gates of adapters average: hosts are compared on none
+# what hosts answer is of one length: adapters' gates average over padding, too, on which none are compared
+TEXTS = tuple(row["text"] for row in sentences(99, 3) if len(row["text"].split()) == 7)[:8]
 NUMBERS = itertools.count()  # names of tests' strategies: maps are kept in memory by name
 READ = tuple(row["text"] for row in sentences(200, 5))  # that hosts are compared on
 
@@ -213,8 +214,8 @@ class Hidden:
                 own = own * gain
             new = self.map(out).T @ own @ self.map(into)
             weight[rows] = new.to(weight.dtype)
-            if getattr(module, "bias", None) is not None:
-                module.bias.data[rows] = (module.bias.data[rows].double() @ self.map(out)).to(module.bias.dtype)
+            if (bias := getattr(module, "bias", None)) is not None:
+                bias.data[rows] = (bias.data[rows].double() @ self.map(out)).to(bias.dtype)
 
     def _gain(self, space: Space) -> Tensor | None:
         """The gain to fold into what reads a space."""
@@ -327,14 +328,8 @@ class Scene:
         folder.mkdir()
         self.origin = strong_host(folder / "origin", family, hidden, layers, heads, gains)
         self.receiving, self.made = hide(self.origin, basis, folder / "hidden")
-        self.loaded: dict[str, Host] = {}
+        self.load = functools.cache(load_host)  # hosts without a method
         self.learned: dict[str, tuple[ModuleState, Tensor, Tensor]] = {}
-
-    def load(self, spec: HostSpec) -> Host:
-        """A host without a method, loaded once."""
-        if spec.name not in self.loaded:
-            self.loaded[spec.name] = load_host(spec)
-        return self.loaded[spec.name]
 
     def true(self, spoil: Callable[[Tensor], Tensor] = lambda matrix: matrix) -> Mapped:
         """The strategy that knows the hidden basis."""
