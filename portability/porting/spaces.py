@@ -116,9 +116,10 @@ def _space(slot: Slot, axes: Sequence[str]) -> Space:
         if stack == "shared":  # at the end of a stack
             return Space("encoder" if site == "encoder_norm" else "", LAST, STREAM, "out")
         return Space(stack, layer, STREAM, "out")
-    name, _, part = role.partition("_")
-    if "+" in site:  # a matrix of several sites: each has its own B
-        site = part if name in ("B", "magnitude") and part in site.split("+") else site.split("+")[0]
+    name = role.partition("_")[0]
+    if "+" in site:  # a matrix of several sites: what comes out of each has a role of its own
+        sites = site.split("+")
+        site = next((one for one in sites if role.endswith(f"_{one}")), sites[0])
     if name in INTO or role in INTO or role.startswith("ia3_l") and axes[0] == "one":
         return Space(stack, layer, SAME_INPUT.get(site, site), "in")
     return Space(stack, layer, site, "out")
