@@ -73,10 +73,10 @@ def peft_settings(
                   layers_of(stack, source))
         for layer, origins in enumerate(layers):
             for site, path in sites_of(receiving.family, stack):
-                found = [_counterparts(have, (source, one, site)) for one in origins]
-                if all(found):
+                behind = [_counterparts(have, (source, one, site)) for one in origins]
+                if all(behind):
                     paths[(stack, layer, site)].append(path)
-                    sources[(stack, layer, site)] = [place for places in found for place in places]
+                    sources[(stack, layer, site)] = [place for places in behind for place in places]
     if not paths:
         raise UserError(f"a {receiving.family} host has none of the module's sites "
                         f"{', '.join(sorted({site for _, _, site in have}))}")

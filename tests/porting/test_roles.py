@@ -22,6 +22,7 @@ from portability.porting.base import PortContext
 from portability.porting.calibration import calibration
 from portability.porting.port import port
 from portability.porting.roles import by_roles
+from portability.porting.spaces import runs
 from support.peft_methods import write_plain
 from support.tiny import model, noisy, sentences, tokenizer
 
@@ -398,3 +399,11 @@ def run(attached, module):
         tok = attached.host.tokenizer(TEXTS[:8], padding=True, return_tensors="pt")
         made = attached.host.model(input_ids=tok["input_ids"], attention_mask=tok["attention_mask"]).logits
     return made[tok["attention_mask"].bool()].clone()
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_what_comes_out_of_each_site_of_one_matrix_is_a_space_of_its_own(site):
+    for role in ("B", "magnitude", "ia3_l", "w1_a"):
+        run, = runs(Slot("decoder", 0, JOINED, f"{role}_{site}"), ("kv_heads", "head_dim", "one"))
+        assert run.space == ("decoder", 0, site, "out")
+    assert runs(Slot("decoder", 0, JOINED, "A"), ("rank", "hidden"))[0].space == ("decoder", 0, "query", "in")
