@@ -11,7 +11,8 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
 from portability.porting import maps as porting_maps
-from portability.porting.activations import _batches, _pass
+from portability.porting.activations import Moments, Reader
+from portability.porting.alignment import align
 from portability.porting.heads import Cross, attention_maps, flipped, polar, signed_permutations, turned
 from portability.porting.measured import by_moments
 from portability.porting.strategies.corr import CORR
@@ -135,14 +136,18 @@ def test_a_map_from_before_the_activation_misses_the_answer(scene):
 def test_too_few_tokens_are_refused_and_would_miss_the_answer(scene):
     """Of a width of 64."""
     def forced(context, pairs):
-        hosts, texts = (context.origin_host(), context.receiving_host()), context.calibration()
-        batches = list(_batches(*hosts, texts))
-        assert sum(batch.tokens for batch in batches) < 32
+        hosts = context.origin_host(), context.receiving_host()
+        read = align(*(host.tokenizer for host in hosts), context.calibration().texts, 64)
+        assert read.tokens < 32
 
         def moments(origin, receiving, pairs, texts, grams):
-            sizes = {pair: tuple(one.size(host.spec.shape) for one, host in zip(pair, hosts, strict=True))
-                     for pair in pairs}
-            return _pass(origin, receiving, pairs, batches, sizes, grams)
+            x = Reader(origin, [one for one, _ in pairs]).read(*read.origin)
+            y = Reader(receiving, [other for _, other in pairs]).read(*read.receiving)
+            found = {}
+            for one, other in pairs:
+                found[one, other] = Moments.of(x[one].shape[1], y[other].shape[1])
+                found[one, other].add(x[one], y[other])
+            return found
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("portability.porting.measured.moments", moments)
