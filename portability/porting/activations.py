@@ -182,6 +182,8 @@ class Reader:
         found = {}
         for space, place in self.places.items():
             states = caught[place.module, place.side]
+            if states.ndim == 2:  # OPT's feed-forward networks read the tokens of all texts as one
+                states = states.unflatten(0, (len(ids), -1))
             if states.shape[1] > ids.shape[1]:  # of a decoder that began at its start token
                 states = states[:, 1:]
             part = states[picks[0], picks[1]][:, place.start:place.start + place.size]
@@ -233,4 +235,5 @@ def _forward(host: Host, ids: Tensor, mask: Tensor) -> None:
     elif FAMILIES[host.family].scoring == "head":
         model(input_ids=ids, attention_mask=seen)
     else:
-        body(model)(input_ids=ids, attention_mask=seen, use_cache=False)
+        places = torch.arange(ids.shape[1])[None]  # OPT would count them by the mask, which is ready-made
+        body(model)(input_ids=ids, attention_mask=seen, position_ids=places, use_cache=False)

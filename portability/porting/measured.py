@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from portability.core.architectures import FAMILIES
 from portability.porting.activations import Moments, Pair, moments
 from portability.porting.base import PortContext
 from portability.porting.heads import AttentionMaps, Cross, Solver, attention_maps
@@ -32,6 +33,7 @@ def by_moments(context: PortContext, pairs: Sequence[Pair], read: Callable[[Mome
     own = {pair: _read_at(pair, alike) for pair in pairs}
     found = moments(context.origin_host(), context.receiving_host(),
                     [one for many in own.values() for one in many], context.calibration(), whole is not None)
+    meeting = {places for pair, places in own.items() if pair[0].kind.endswith(("query", "key"))}
     solved: dict[tuple[Pair, ...], Tensor | AttentionMaps] = {}
     for places in dict.fromkeys(own.values()):
         if whole and len(places) == 1:
@@ -40,13 +42,21 @@ def by_moments(context: PortContext, pairs: Sequence[Pair], read: Callable[[Mome
         cross = [read(found[one]) for one in places]
         solved[places] = solve(cross[0][None])[0][0] if len(places) == 1 else attention_maps(
             Cross(*cross), context.origin.shape, context.receiving.shape, solve,
-            turn if rotary(context) else None)
+            turn if _turns(context, places in meeting) else None)
     maps = {}
     for pair, places in own.items():
         one = solved[places]
         maps[pair] = getattr(one, pair[0].kind.removeprefix("cross_")) if isinstance(one,
                                                                                      AttentionMaps) else one
     return maps
+
+
+def _turns(context: PortContext, asked: bool) -> bool:
+    """Whether heads are matched as those that turn with their position. Where no map of queries and keys is
+    asked for, heads that turn otherwise are matched as if none did."""
+    shapes = context.origin.shape, context.receiving.shape
+    alike = len({(FAMILIES[shape.family].rotary, shape.head_dim) for shape in shapes}) == 1
+    return (alike or asked) and rotary(context)
 
 
 def _read_at(pair: Pair, alike: bool) -> tuple[Pair, ...]:

@@ -7,15 +7,18 @@ import pytest
 import scipy.linalg
 import torch
 
+from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
 from portability.porting import maps as porting_maps
-from portability.porting.activations import _batches, _pass
+from portability.porting.activations import Moments, Reader
+from portability.porting.alignment import align
 from portability.porting.heads import Cross, attention_maps, flipped, polar, signed_permutations, turned
 from portability.porting.measured import by_moments
 from portability.porting.strategies.corr import CORR
 from portability.porting.strategies.procrustes import PROCRUSTES
 from support.hidden import READ, Basis, Mapped, Scene, answers, identity, noise, rotation, shuffled
+from support.pairs import representatives
 from support.peft_methods import KINDS
 
 LORA = MethodSpec("lora", "peft", *KINDS["lora"], 1e-3)
@@ -29,6 +32,7 @@ BASES = {  # family, what is hidden
     "gemma2, heads turned": ("gemma2", Basis("permuted", flipped=True, **WHOLE)),
     "bert, permuted": ("bert", Basis("permuted")),
     "bert, heads turned": ("bert", Basis("permuted", **WHOLE)),
+    "opt, heads turned": ("opt", Basis("permuted", **WHOLE)),
     "gpt2, heads turned": ("gpt2", Basis("permuted", **WHOLE)),
     "t5, permuted": ("t5", Basis("permuted", flipped=True, heads=True)),
     "t5, turned, folded": ("t5", Basis("turned", folded=True, flipped=True, **WHOLE)),
@@ -83,6 +87,15 @@ def test_corr_finds_every_signed_permutation_and_nothing_else(scene, name):
         assert here.error(LORA, "corr", signed=True) > .1
 
 
+@pytest.mark.parametrize("family", representatives(
+    [name for name in FAMILIES if name != "deberta-v2"], "distilbert", "qwen3", "bart", "phi3"))
+def test_every_familys_spaces_are_found(family, tmp_path):
+    """Of DeBERTa no host in a hidden basis is made."""
+    here = Scene(tmp_path / "scene", family, Basis("permuted", heads=True), layers=1)
+    assert here.error(LORA, "procrustes") <= 1e-5 and here.error(LORA, "corr") <= 1e-5
+    assert here.error(LORA, "copy") > .3
+
+
 @pytest.mark.parametrize("name", TURNED)
 def test_corr_finds_no_rotation(scene, name):
     assert scene(name).error(LORA, "corr") > .3
@@ -103,7 +116,7 @@ def test_maps_of_zeros_carry_nothing(scene, strategy):
 def test_gains_that_are_not_folded_miss_the_answer(scene, monkeypatch):
     here = scene("llama, turned, folded")
     monkeypatch.setattr(porting_maps, "fold", lambda host, space: None)
-    assert here.error(LORA, here.true()) > .1
+    assert here.error(LORA, here.true()) > .2
 
 
 def test_procrustes_fails_where_units_are_stretched(scene):
@@ -123,14 +136,18 @@ def test_a_map_from_before_the_activation_misses_the_answer(scene):
 def test_too_few_tokens_are_refused_and_would_miss_the_answer(scene):
     """Of a width of 64."""
     def forced(context, pairs):
-        hosts, texts = (context.origin_host(), context.receiving_host()), context.calibration()
-        batches = list(_batches(*hosts, texts))
-        assert sum(batch.tokens for batch in batches) < 32
+        hosts = context.origin_host(), context.receiving_host()
+        read = align(*(host.tokenizer for host in hosts), context.calibration().texts, 64)
+        assert read.tokens < 32
 
         def moments(origin, receiving, pairs, texts, grams):
-            sizes = {pair: tuple(one.size(host.spec.shape) for one, host in zip(pair, hosts, strict=True))
-                     for pair in pairs}
-            return _pass(origin, receiving, pairs, batches, sizes, grams)
+            x = Reader(origin, [one for one, _ in pairs]).read(*read.origin)
+            y = Reader(receiving, [other for _, other in pairs]).read(*read.receiving)
+            found = {}
+            for one, other in pairs:
+                found[one, other] = Moments.of(x[one].shape[1], y[other].shape[1])
+                found[one, other].add(x[one], y[other])
+            return found
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("portability.porting.measured.moments", moments)

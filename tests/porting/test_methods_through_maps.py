@@ -1,13 +1,21 @@
 """Every method through maps of spaces: what it does in a hidden basis is known where the mathematics allows
 it, and refused where it does not."""
 
+import functools
+
 import pytest
 
 from portability.core.errors import UserError
-from portability.core.specs import MethodSpec
+from portability.core.specs import MethodSpec, PortSpec
+from portability.hosts.host import load_host
+from portability.methods import attach
 from portability.methods.peft_backend import PREFIX
+from portability.porting.base import PortContext
+from portability.porting.calibration import calibration
+from portability.porting.port import port
 from support import adapters_methods, peft_methods
-from support.hidden import Basis, Scene, identity, shuffled
+from support.hidden import READ, Basis, Scene, identity, shuffled
+from support.tiny import noisy
 
 WHOLE = {"values": True, "meetings": True, "heads": True}
 SCENES = {
@@ -118,6 +126,36 @@ def test_what_is_not_written_in_the_hosts_coordinates_is_refused(scene, name, st
 def test_blocks_and_networks_of_a_methods_own_are_refused(scene, name, said):
     with pytest.raises(UserError, match=said):
         scene("t5, permuted").port(method(name), "corr")
+
+
+@pytest.mark.parametrize("strategy", ["procrustes", "corr"])
+@pytest.mark.parametrize(("origin", "receiving", "said"), [
+    (("llama", 32, 1, 4), ("opt", 32, 1, 4), "the queries and keys of one of them turn with the position"),
+    (("llama", 32, 1, 4), ("llama", 48, 1, 4), "heads of sizes 8 and 12 turn with the position"),
+    (("llama", 32, 1, 4), ("mistral", 48, 1, 6), None), (("opt", 32, 1, 4), ("opt", 48, 1, 4), None),
+])
+def test_values_are_mapped_where_queries_and_keys_cannot_be(load, origin, receiving, said, strategy):
+    hosts = load(*origin), load(*receiving)
+    texts = calibration("sentences", READ, 200)
+
+    def ported(*sites):
+        spec = MethodSpec("lora", "peft", "LoraConfig", {"r": 2, "sites": list(sites)}, 1e-3)
+        source, target = (attach(host, spec) for host in hosts)
+        try:
+            return port(noisy(source, 1), PortContext(
+                *(host.spec for host in hosts), target.init_parameters(0), PortSpec("a", strategy, "stretch"),
+                functools.cache(load_host), lambda: texts))
+        finally:
+            source.detach()
+            target.detach()
+
+    done = ported("value", "attention_out")
+    assert done.report.carried_fraction == 1 and set(done.report.tensors.values()) == {"transported"}
+    if said is None:
+        assert ported("query", "key").report.carried_fraction == 1
+    else:
+        with pytest.raises(UserError, match=f"{said}.* leave query and key out of the method's sites"):
+            ported("query")
 
 
 def test_units_that_nothing_is_sent_to_stay_as_the_library_begins_them(scene):

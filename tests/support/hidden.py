@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES
+from portability.core.architectures import FAMILIES, Family
 from portability.core.specs import HostSpec, MethodSpec, PortSpec
 from portability.hosts.attention import body, lm_logits, text_mask
 from portability.hosts.host import Host, load_host
@@ -182,23 +182,24 @@ class Hidden:
         model, family = self.host.model, FAMILIES[self.host.family]
         tied = model.get_output_embeddings() is not None and (
             model.get_output_embeddings().weight is model.get_input_embeddings().weight)
-        if tied:
+        if tied and self.basis.folded and family.gain is not None:
+            tied = False
             model.get_output_embeddings().weight = torch.nn.Parameter(
                 model.get_output_embeddings().weight.detach().clone())
             model.config.tie_word_embeddings = False
             if self.host.family in ("t5", "mt5"):  # which scales the states below a tied head
                 model.get_output_embeddings().weight.data *= self.shape.hidden**-0.5
         with torch.no_grad():
-            self._matrices(family)
+            self._matrices(family, tied)
             self._rest(family)
         model.save_pretrained(folder)
         return describe(HostSource(folder.name, path=str(folder)))
 
-    def _matrices(self, family) -> None:
+    def _matrices(self, family: Family, tied: bool) -> None:
         model = self.host.model
         places = [(stack, layer, site) for stack, depth in self.shape.layers.items() for layer in range(depth)
                   for joined in family.matrices[stack].values() for site in joined.split("+")]
-        if "head" in family.shared.values() and model.get_output_embeddings() is not None:
+        if "head" in family.shared.values() and model.get_output_embeddings() is not None and not tied:
             places.append(("shared", 0, "head"))
         for stack, layer, site in dict.fromkeys(places):
             into, out = Space(stack, layer, site, "in"), Space(stack, layer, site, "out")
@@ -228,7 +229,7 @@ class Hidden:
         norm = next((one for name in names if (one := norm_of(self.host, space, name)) is not None), None)
         return None if norm is None else norm.detach().double() + family.gain
 
-    def _rest(self, family) -> None:
+    def _rest(self, family: Family) -> None:
         """Embeddings, positions and normalisations."""
         width = self.shape.hidden
         for name, parameter in self.host.model.named_parameters():
@@ -285,7 +286,8 @@ def answers(host: Host, texts: Sequence[str] = TEXTS) -> Tensor:
         out = host.model(input_ids=ids, attention_mask=seen).last_hidden_state
     else:
         out = lm_logits(host.model, body(host.model)(
-            input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state)
+            input_ids=ids, attention_mask=seen, position_ids=torch.arange(ids.shape[1])[None],
+            use_cache=False).last_hidden_state)
     return out[mask.bool()].double()
 
 
