@@ -262,7 +262,7 @@ def test_a_card_tells_the_command_and_no_path(folder, make_host, tmp_path):
     words = [str(folder), "--to", host.source, "--from", host.source, "--partial", "--seed", "7"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out/README.md").read_text()
-    assert (f"`portability port in --to {host.name} --from {host.name} --strategy pad --layer-map stretch "
+    assert (f"`portability port in --to {host.name} --from {host.name} --strategy auto --layer-map stretch "
             "--partial --seed 7`") in card
     assert f"base_model: {host.name}\n" in card and str(tmp_path.parent) not in card
 
