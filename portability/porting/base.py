@@ -18,6 +18,7 @@ from portability.porting.calibration import Calibration
 from portability.porting.layer_maps import SUM, named_layers
 
 Need = Literal["origin_weights", "receiving_weights", "text", "labels", "forward_passes", "training"]
+LOOKED_AT: frozenset[Need] = frozenset({"origin_weights", "receiving_weights"})  # by layer map "cka"
 
 
 def _no_host(spec: HostSpec) -> Host:

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from portability.core.errors import UserError
 from portability.methods.module import ModuleState, equal
-from portability.porting.base import Need, Port, PortContext, Strategy
+from portability.porting.base import LOOKED_AT, Need, Port, PortContext, Strategy
 from portability.porting.layer_maps import MEASURED, check_layer_map
 from portability.porting.roles import by_roles
 from portability.porting.strategies import find_strategy
-
-LOOKED_AT: frozenset[Need] = frozenset({"origin_weights", "receiving_weights"})  # by layer map "cka"
 
 
 def port(module: ModuleState, context: PortContext) -> Port:

@@ -1,10 +1,14 @@
 """Strategy "auto": one of the others, chosen by what can be seen of the two hosts before any work."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
+
+from torch import Tensor
 
 from portability.core.specs import HostSpec
 from portability.methods.module import ModuleState
-from portability.porting.base import Port, PortContext, Strategy
+from portability.porting.base import LOOKED_AT, Port, PortContext, Strategy
 from portability.porting.basis import Basis, basis
 
 
@@ -49,13 +53,23 @@ class Auto(Strategy):
 
     def fit(self, module: ModuleState, context: PortContext) -> Port:
         """See Strategy.fit; the report's notes say what was chosen, and why."""
+        found, strategy, inner = self._chosen(context)
+        done = strategy.fit(module, inner)
+        done.report.notes.append(f"auto chose {found.strategy}: {found.why}")
+        return done
+
+    def fit_head(self, head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
+        """The head, by the strategy that fits the module."""
+        _, strategy, inner = self._chosen(context)
+        return strategy.fit_head(head, inner)
+
+    def _chosen(self, context: PortContext) -> tuple[Choice, Strategy, PortContext]:
         from portability.porting.strategies import find_strategy
 
         found = choice(context.origin, context.receiving, basis(context.origin, context.receiving),
                        context.texts is not None)
-        done = find_strategy(found.strategy).fit(module, context)
-        done.report.notes.append(f"auto chose {found.strategy}: {found.why}")
-        return done
+        strategy = find_strategy(found.strategy)
+        return found, strategy, replace(context, needs=strategy.needs | LOOKED_AT)
 
 
 AUTO = Auto()
