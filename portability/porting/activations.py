@@ -175,7 +175,7 @@ class Reader:
         for name, side in {(place.module, place.side) for place in self.places.values()}:
             hooks.append(_hook(self.host, name, side, caught))
         try:
-            _forward(self.host, ids, mask)
+            _forward(self.host, ids, mask, any(space.site == "head" for space in self.places))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -222,7 +222,7 @@ def _hook(host: Host, name: str, side: str, caught: dict[tuple[str, str],
     return module.register_forward_hook(lambda module, given, out: keep(out))
 
 
-def _forward(host: Host, ids: Tensor, mask: Tensor) -> None:
+def _forward(host: Host, ids: Tensor, mask: Tensor, head: bool) -> None:
     """The texts through the whole host; an encoder-decoder writes them behind its start token, so that its
     decoder has read as much of a text at a token as a decoder alone has."""
     seen = text_mask(host.family, mask)
@@ -236,4 +236,5 @@ def _forward(host: Host, ids: Tensor, mask: Tensor) -> None:
         model(input_ids=ids, attention_mask=seen)
     else:
         places = torch.arange(ids.shape[1])[None]  # OPT would count them by the mask, which is ready-made
-        body(model)(input_ids=ids, attention_mask=seen, position_ids=places, use_cache=False)
+        (model if head else body(model))(input_ids=ids, attention_mask=seen, position_ids=places,
+                                         use_cache=False)

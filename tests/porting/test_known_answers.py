@@ -87,6 +87,15 @@ def test_corr_finds_every_signed_permutation_and_nothing_else(scene, name):
         assert here.error(LORA, "corr", signed=True) > .1
 
 
+def test_embedding_and_head_are_carried_too(tmp_path):
+    """With more tokens than coordinates: outside of what they span a map of the embedding is free."""
+    here = Scene(tmp_path / "scene", "llama", Basis("turned", folded=True, flipped=True), hidden=16)
+    ends = MethodSpec("ends", "portability", "LoRA", {
+        "r": 4, "alpha": 8, "sites": ["embedding", "head", "attention"], "subtract": "product"}, 1e-3)
+    assert here.error(ends, "procrustes") <= 1e-4
+    assert here.error(ends, spoilt(PROCRUSTES, identity)) > .3
+
+
 @pytest.mark.parametrize("family", representatives(
     [name for name in FAMILIES if name != "deberta-v2"], "distilbert", "qwen3", "bart", "phi3"))
 def test_every_familys_spaces_are_found(family, tmp_path):
