@@ -21,6 +21,7 @@ from portability.porting.spaces import Space, fold, weight_of
 TEXTS, TOKENS = 256, 512  # that layers are compared on at most (our choice)
 ADDED = ("attention_out", "ffn_down")  # sites whose outputs a layer adds to the residual stream
 POINTS = 64  # of a spectrum
+INHERITED = 0.25  # mean squared cosine from which on layers count as the same ones (our choice)
 KEPT = 64  # layer maps that are kept in memory
 Scored = tuple[int, int, list[int]]  # how alike, how even, and the map
 _known: dict[tuple[object, ...], list[list[int]]] = {}
@@ -28,8 +29,11 @@ _known: dict[tuple[object, ...], list[list[int]]] = {}
 
 def cka_layers(context: PortContext, stack: str, source: str) -> list[list[int]]:
     """The origin layer of `source` behind each layer of the receiving stack, as lists of one: the map that
-    goes back nowhere and whose layers are most alike in sum (`best_map`), by what they make of the
-    calibration texts (`alike_in_states`), or without texts by their weights (`alike_in_weights`).
+    goes back nowhere and whose layers are most alike in sum (`best_map`).
+
+    Alike by their weights where these are still the same (`same_weights`): a host that was thinned and not
+    healed makes nothing sensible of texts. Else by what they make of the calibration texts
+    (`alike_in_states`), or without texts by what weights tell in any basis (`alike_in_weights`).
 
     Raises:
         UserError: as `alike_in_states` and `alike_in_weights`.
@@ -41,7 +45,10 @@ def cka_layers(context: PortContext, stack: str, source: str) -> list[list[int]]
     key = (*marks, stack, source, texts.mark if texts else None)
     if key not in _known or not all(marks):
         hosts, stacks = (context.origin_host(), context.receiving_host()), (source, stack)
-        alike = alike_in_states(hosts, stacks, texts) if texts else alike_in_weights(hosts, stacks)
+        alike = same_weights(hosts, stacks)
+        if sum(float(alike[layer, place]) for place, layer in enumerate(best_map(alike))) < (
+                INHERITED * alike.shape[1]):  # the layers do not stem from one another
+            alike = alike_in_states(hosts, stacks, texts) if texts else alike_in_weights(hosts, stacks)
         while len(_known) >= KEPT:
             _known.pop(next(iter(_known)))
         _known[key] = [[layer] for layer in best_map(alike)]
@@ -113,6 +120,27 @@ def alike_in_states(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Ca
     return torch.tensor([[cka(one, other) for other in grams[1]] for one in grams[0]], dtype=torch.float64)
 
 
+def same_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tensor:
+    """Mean over the sites of the squared cosine of the matrices of each origin layer and each receiving
+    layer, (layers_o, layers_r), in [0, 1]; a site counts 0 where shapes differ. Gains of RMSNorms are folded
+    in.
+
+    Raises:
+        UserError: as `alike_in_weights`.
+
+    Source: our choice (D-133).
+    """
+    common, depths = _common(hosts, stacks)
+    total = torch.zeros(*depths, dtype=torch.float64)
+    for site in common:
+        own = _matrices(hosts, stacks, depths, site)
+        if own[0][0].shape == own[1][0].shape:
+            left, right = (torch.stack([one.flatten() / one.norm().clamp_min(1e-30) for one in matrices])
+                           for matrices in own)
+            total += (left @ right.T).square() / len(common)
+    return total
+
+
 def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tensor:
     """How alike the matrices of each origin layer and each receiving layer are, (layers_o, layers_r): the
     mean over the sites that both have of the squared cosine, where their shapes agree, plus the likeness of
@@ -128,24 +156,29 @@ def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tenso
 
     Source: our choice (D-133).
     """
+    common, depths = _common(hosts, stacks)
+    total = same_weights(hosts, stacks)
+    for site in common:
+        one, other = (_spectra(matrices) for matrices in _matrices(hosts, stacks, depths, site))
+        apart = (one[:, None] - other).norm(dim=2) / (one.norm(dim=1)[:, None] + other.norm(dim=1))
+        total += (1 - apart) / len(common)
+    return total
+
+
+def _common(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> tuple[list[str], list[int]]:
+    """The sites that both hosts' stacks have, and their depths."""
     sites = [_sites(host, stack) for host, stack in zip(hosts, stacks, strict=True)]
     common = [site for site in sites[0] if site in sites[1]]
     if not common:
         raise UserError(f"the layers of hosts '{hosts[0].spec.name}' and '{hosts[1].spec.name}' have no "
                         "matrix of one role: they cannot be compared; use another layer map")
-    depths = [host.spec.shape.layers[stack] for host, stack in zip(hosts, stacks, strict=True)]
-    total = torch.zeros(*depths, dtype=torch.float64)
-    for site in common:
-        own = [[_folded(host, Space(stack, layer, site, "out")) for layer in range(depth)]
-               for host, stack, depth in zip(hosts, stacks, depths, strict=True)]
-        one, other = (_spectra(matrices) for matrices in own)
-        apart = (one[:, None] - other).norm(dim=2) / (one.norm(dim=1)[:, None] + other.norm(dim=1))
-        total += (1 - apart) / len(common)
-        if own[0][0].shape == own[1][0].shape:
-            left, right = (torch.stack([one.flatten() / one.norm().clamp_min(1e-30) for one in matrices])
-                           for matrices in own)
-            total += (left @ right.T).square() / len(common)
-    return total
+    return common, [host.spec.shape.layers[stack] for host, stack in zip(hosts, stacks, strict=True)]
+
+
+def _matrices(hosts: tuple[Host, Host], stacks: tuple[str, str], depths: Sequence[int],
+              site: str) -> list[list[Tensor]]:
+    return [[_folded(host, Space(stack, layer, site, "out")) for layer in range(depth)]
+            for host, stack, depth in zip(hosts, stacks, depths, strict=True)]
 
 
 def _sites(host: Host, stack: str) -> list[str]:

@@ -18,7 +18,13 @@ from portability.port import main
 from portability.porting import layer_similarity
 from portability.porting.base import PortContext
 from portability.porting.calibration import calibration
-from portability.porting.layer_similarity import alike_in_states, alike_in_weights, best_map, cka_layers
+from portability.porting.layer_similarity import (
+    alike_in_states,
+    alike_in_weights,
+    best_map,
+    cka_layers,
+    same_weights,
+)
 from portability.porting.port import LOOKED_AT, port
 from portability.porting.similarity import cka, gram
 from support.hidden import Basis, hide
@@ -78,12 +84,18 @@ def context(origin, receiving, texts=None):
                        None if texts is None else lambda: texts, needs=LOOKED_AT)
 
 
-@pytest.mark.parametrize("texts", [TEXTS, None], ids=["texts", "weights"])
+@pytest.mark.parametrize("by", ["the map", "states", "spectra"])
 @pytest.mark.parametrize("family", STACKS)
-def test_the_kept_layers_of_a_thinned_host_are_found(family, texts, deep, thinned):
+def test_the_kept_layers_of_a_thinned_host_are_found(family, by, deep, thinned):
     stack = STACKS[family][0]
     for kept in KEPT:
-        found = cka_layers(context(deep(family), thinned(family, kept), texts), stack, stack)
+        hosts = load_host(deep(family)), load_host(thinned(family, kept))
+        if by == "the map":
+            found = cka_layers(context(hosts[0].spec, hosts[1].spec, TEXTS), stack, stack)
+        else:
+            alike = (alike_in_states(hosts, (stack, stack), TEXTS) if by == "states"
+                     else alike_in_weights(hosts, (stack, stack)))
+            found = [[one] for one in best_map(alike)]
         assert all(len(one) == 1 for one in found) and found == sorted(found)
         right = sum(one == [layer] for one, layer in zip(found, kept, strict=True))
         assert right >= 0.8 * len(kept), (kept, found)
@@ -194,8 +206,8 @@ def test_the_best_map_is_that_of_all_maps_that_do_not_go_back(depths, levels):
 def test_a_hosts_layers_are_looked_at_once(deep, thinned, monkeypatch):
     calls = []
     monkeypatch.setattr(layer_similarity, "_known", {})
-    monkeypatch.setattr(layer_similarity, "alike_in_weights",
-                        lambda hosts, stacks: calls.append(stacks) or alike_in_weights(hosts, stacks))
+    monkeypatch.setattr(layer_similarity, "same_weights",
+                        lambda hosts, stacks: calls.append(stacks) or same_weights(hosts, stacks))
     for _ in range(2):
         found = cka_layers(context(deep("llama"), thinned("llama", KEPT[0])), "decoder", "decoder")
         found[0].append(9)  # nobody else's
