@@ -37,10 +37,10 @@ def cka_layers(context: PortContext, stack: str, source: str) -> list[list[int]]
     Source: CKA of layers after Kornblith et al. (ICML 2019); the map of largest sum is our choice (D-133).
     """
     texts = context.texts() if context.texts is not None else None
+    hosts, stacks = (context.origin_host(), context.receiving_host()), (source, stack)
     marks = context.origin.fingerprint, context.receiving.fingerprint
-    key = (*marks, stack, source, texts.mark if texts else None)
+    key = (*marks, *(host.precision for host in hosts), stack, source, texts.mark if texts else None)
     if key not in _known or not all(marks):
-        hosts, stacks = (context.origin_host(), context.receiving_host()), (source, stack)
         alike = alike_in_states(hosts, stacks, texts) if texts else alike_in_weights(hosts, stacks)
         while len(_known) >= KEPT:
             _known.pop(next(iter(_known)))
@@ -139,7 +139,8 @@ def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tenso
         own = [[_folded(host, Space(stack, layer, site, "out")) for layer in range(depth)]
                for host, stack, depth in zip(hosts, stacks, depths, strict=True)]
         one, other = (_spectra(matrices) for matrices in own)
-        apart = (one[:, None] - other).norm(dim=2) / (one.norm(dim=1)[:, None] + other.norm(dim=1))
+        apart = (one[:, None] - other).norm(dim=2) / (
+            one.norm(dim=1)[:, None] + other.norm(dim=1)).clamp_min(1e-30)
         total += (1 - apart) / len(common)
         if own[0][0].shape == own[1][0].shape:
             left, right = (torch.stack([one.flatten() / one.norm().clamp_min(1e-30) for one in matrices])
@@ -158,12 +159,9 @@ def _sites(host: Host, stack: str) -> list[str]:
 
 def _folded(host: Host, space: Space) -> Tensor:
     """A site's matrix (out, in) with the gain of the normalisation before it."""
-    weight = weight_of(host, space).double().cpu()
-    if not weight.isfinite().all():
-        raise UserError(f"host '{host.spec.name}' has weights that are not finite at {space.stack}."
-                        f"{space.layer}.{space.site}; it cannot be compared with another")
+    weight = weight_of(host, space).double()
     inverse = fold(host, space._replace(side="in"))
-    return weight if inverse is None else weight / inverse.cpu()
+    return weight if inverse is None else weight / inverse
 
 
 def _spectra(matrices: Sequence[Tensor]) -> Tensor:
