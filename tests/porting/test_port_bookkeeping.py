@@ -2,27 +2,30 @@
 
 import functools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec, MethodSpec, PortSpec
+from portability.core.specs import CalibrationSpec, HostSpec, MethodSpec, PortSpec
 from portability.execution.execute import _heads_port
 from portability.hosts.host import load_host
 from portability.methods import attach
 from portability.methods.drawn import drawn_pair
 from portability.methods.module import ModuleState, equal
+from portability.planning.plan import plan
 from portability.port import main
 from portability.porting import adapter, maps
 from portability.porting.activations import aligned_batches
 from portability.porting.base import PortContext
-from portability.porting.calibration import calibration, read_texts
+from portability.porting.calibration import calibration, read_texts, study_texts
 from portability.porting.layer_similarity import alike_in_weights
 from portability.porting.port import port
+from portability.training.run_output import _without_paths
 from support.peft_methods import write_plain
+from support.studies import small
 from support.tiny import noisy, sentences
 
 TEXTS = [row["text"] for row in sentences(60, 3)]
@@ -77,6 +80,13 @@ def test_the_report_counts_the_tokens_that_were_compared(pair, tokens):
     read = sum(one.tokens for one in aligned_batches(asked.load(pair[1]), asked.load(pair[2]), asked.texts()))
     assert port(pair[0], asked).report.calibration_tokens == read
     assert len(TEXTS) < read < 60 * 128
+
+
+def test_the_squared_norm_that_is_carried_is_what_is_left_of_it(pair):
+    done = port(pair[0], context(pair, "svd_subspace", energy=0.3))
+    left = sum(float(tensor.double().square().sum()) for tensor in done.module.tensors.values())
+    whole = sum(float(tensor.double().square().sum()) for tensor in pair[0].tensors.values())
+    assert left < 0.9 * whole and done.report.carried_norm_fraction == pytest.approx(left / whole, rel=1e-5)
 
 
 def test_of_a_module_without_a_counterpart_no_map_is_asked_for(pair):
@@ -181,3 +191,67 @@ def test_what_a_strategy_goes_on_from_may_have_its_labels_and_texts(command, cap
     assert "reads no texts" in capsys.readouterr().err
     assert command("--strategy", "warm", "--calibrate", "rows.jsonl", "--labels", "rows.jsonl", *learn,
                    "--option", "of=procrustes") == 0, capsys.readouterr().err
+
+
+# ---- studies
+
+OLD = {"strategy": "pad", "layer_map": "stretch", "partial": False}
+HOW = CalibrationSpec("texts.jsonl", 400, 0, "0123")
+
+
+def test_a_port_without_options_and_texts_has_the_name_that_it_always_had():
+    assert PortSpec("pad", "pad", "stretch").identity() == OLD
+    assert PortSpec("another", "pad", "stretch", options={}).identity() == OLD
+
+
+@pytest.mark.parametrize("change", [
+    {"options": {"ridge": 1}}, {"options": {"ridge": 2}}, {"strategy": "corr"}, {"layer_map": "cka"},
+    {"partial": True}, {"calibration": HOW}, {"calibration": replace(HOW, digest="4567")},
+    {"calibration": replace(HOW, tokens=401)}, {"calibration": replace(HOW, seed=1)},
+], ids=str)
+def test_what_can_change_a_number_changes_a_ports_name(change):
+    whole = PortSpec("mine", "procrustes", "stretch", False, {"centred": True}, replace(HOW, digest="89"))
+    assert replace(whole, **change).identity() != whole.identity()
+
+
+def test_where_the_texts_lie_is_in_no_name():
+    spec = PortSpec("mine", "corr", "stretch", calibration=HOW)
+    moved = replace(spec, name="other", calibration=replace(HOW, texts="/elsewhere/copy.jsonl"))
+    assert moved.identity() == spec.identity()
+    assert spec.identity()["calibration"] == {"tokens": 400, "seed": 0, "digest": "0123"}
+
+
+@pytest.fixture
+def studied(data_folders, make_host, tmp_path):
+    """Lines of a file of texts -> a study that compares hosts on them."""
+    def get(*lines):
+        (tmp_path / "own.txt").write_text("".join(f"{line}\n" for line in lines))
+        return small(data_folders, make_host, "method=lora", "grid.ports=[corr]", "grid.inits=[ported]",
+                     f"port.corr.calibration={{texts:{tmp_path / 'own.txt'},tokens:50}}")
+
+    return get
+
+
+def test_a_study_knows_its_texts_whatever_their_order(studied):
+    first = studied("one text", "another").grid.ports[0].calibration
+    assert first.digest and first == studied("another", " one text ", "one text").grid.ports[0].calibration
+    got = studied("one text", "a third")
+    assert got.grid.ports[0].calibration.digest != first.digest
+    with pytest.raises(UserError, match="calibration texts 'own.txt' changed since the study was planned"):
+        study_texts(first, got.data)
+    with pytest.raises(UserError, match="calibration texts 'own.txt': there is no text in it"):
+        studied("", " ")
+
+
+def test_a_record_has_the_texts_name_and_not_their_place(studied):
+    run = next(run for run in plan(studied("one text").grid).runs.values() if run.port is not None)
+    record = _without_paths(asdict(run))
+    assert record["port"]["calibration"]["texts"] == "own.txt"
+    assert asdict(run)["port"]["calibration"]["texts"] != "own.txt"
+
+
+def test_texts_are_read_in_an_order_of_their_seed():
+    orders = [calibration("sentences", texts, 400, seed) for seed in (0, 1) for texts in (TEXTS, TEXTS[::-1])]
+    assert orders[0] == orders[1] != orders[2] == orders[3]
+    assert sorted(orders[0].texts) == sorted(orders[2].texts) == sorted(set(TEXTS))
+    assert orders[0].digest == orders[2].digest and orders[0].mark != orders[2].mark
