@@ -22,7 +22,9 @@ from portability.porting.activations import aligned_batches
 from portability.porting.base import PortContext
 from portability.porting.calibration import calibration, read_texts, study_texts
 from portability.porting.layer_similarity import alike_in_weights
+from portability.porting.maps import MapStrategy
 from portability.porting.port import port
+from portability.porting.strategies import STRATEGIES
 from portability.training.run_output import _without_paths
 from support.peft_methods import write_plain
 from support.studies import small
@@ -45,6 +47,24 @@ def context(pair, strategy, precision="fp32", tokens=400, layer_map="stretch", *
                        lambda: calibration("sentences", TEXTS, tokens))
 
 
+class Halves(MapStrategy):
+    """Of even layers the first half of the coordinates is kept, of odd ones the second."""
+
+    needs = frozenset({"origin_weights", "receiving_weights"})
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def maps(self, context, pairs):
+        self.seen.append(pairs)
+        found = {}
+        for pair in pairs:
+            size = pair[0].size(context.origin.shape)
+            kept = (torch.arange(size) < size // 2) == (pair[0].layer % 2 == 0)
+            found[pair] = torch.diag(kept.double())
+        return found
+
+
 @pytest.mark.parametrize("strategy", ["procrustes", "corr", "rebasin", "svd_subspace"])
 def test_hosts_in_bf16_are_read_and_their_maps_kept_apart(pair, strategy, monkeypatch):
     monkeypatch.setattr(maps, "_known", {})
@@ -54,6 +74,31 @@ def test_hosts_in_bf16_are_read_and_their_maps_kept_apart(pair, strategy, monkey
     alone = port(pair[0], context(pair, strategy, "bf16")).module
     assert equal(after, alone), "a port does not hang on what was ported before it"
     assert strategy in ("corr", "rebasin") or not equal(plain, after)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 200}, {"ridge": 0.5}, {"layer_map": "0,0"}], ids=str)
+def test_maps_are_those_of_the_port_whatever_was_ported_before(pair, change, monkeypatch):
+    monkeypatch.setattr(maps, "_known", {})
+    first = port(pair[0], context(pair, "procrustes")).module
+    after = port(pair[0], context(pair, "procrustes", **change)).module
+    monkeypatch.setattr(maps, "_known", {})
+    assert equal(after, port(pair[0], context(pair, "procrustes", **change)).module)
+    assert not equal(after, first)
+
+
+def test_maps_of_the_same_hosts_are_found_once_and_of_nameless_ones_each_time(pair, monkeypatch):
+    monkeypatch.setattr(maps, "_known", {})
+    seen = []
+    monkeypatch.setitem(STRATEGIES, "halves", Halves(seen))
+    given = context(pair, "halves")
+    for _ in range(2):
+        port(pair[0], given)
+    assert len(seen) == 1
+    nameless = replace(given.receiving, fingerprint="")
+    for _ in range(2):
+        port(pair[0], replace(given, receiving=nameless,
+                              load=lambda host: given.load(pair[1] if host == pair[1] else pair[2])))
+    assert len(seen) == 3
 
 
 def test_a_bare_hosts_head_is_fitted_in_the_precision_of_the_run(pair):
@@ -87,6 +132,16 @@ def test_the_squared_norm_that_is_carried_is_what_is_left_of_it(pair):
     left = sum(float(tensor.double().square().sum()) for tensor in done.module.tensors.values())
     whole = sum(float(tensor.double().square().sum()) for tensor in pair[0].tensors.values())
     assert left < 0.9 * whole and done.report.carried_norm_fraction == pytest.approx(left / whole, rel=1e-5)
+
+
+def test_of_layers_that_become_one_all_that_any_gives_is_carried(pair, mount, monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "halves", Halves([]))
+    receiving = mount("lora", "llama", 16, 1, 4)
+    shallow = pair[0], pair[1], receiving.host.spec, receiving.init_parameters(0)
+    done = port(pair[0], context(shallow, "halves", layer_map="average"))
+    assert all(mask.all() for mask in done.carried.values()) and done.report.filled_fraction == 1
+    done = port(pair[0], context(shallow, "halves", layer_map="0"))
+    assert 0 < done.report.filled_fraction < 1
 
 
 def test_of_a_module_without_a_counterpart_no_map_is_asked_for(pair):
