@@ -18,12 +18,13 @@ from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
 from portability.port import main
 from portability.porting import adapter, maps
-from portability.porting.activations import aligned_batches
+from portability.porting.activations import Reader, aligned_batches
 from portability.porting.base import PortContext
 from portability.porting.calibration import calibration, read_texts, study_texts
 from portability.porting.layer_similarity import alike_in_weights
 from portability.porting.maps import MapStrategy
 from portability.porting.port import port
+from portability.porting.spaces import Space
 from portability.porting.strategies import STRATEGIES
 from portability.training.run_output import _without_paths
 from support.peft_methods import write_plain
@@ -45,6 +46,16 @@ def context(pair, strategy, precision="fp32", tokens=400, layer_map="stretch", *
     load = functools.cache(lambda host: load_host(host, precision=precision))
     return PortContext(origin, receiving, fresh, PortSpec("mine", strategy, layer_map, options=options), load,
                        lambda: calibration("sentences", TEXTS, tokens))
+
+
+@pytest.mark.parametrize(("family", "stack"), [("t5", "decoder"), ("t5", "encoder"), ("llama", "decoder"),
+                                               ("opt", "decoder"), ("bart", "decoder")])
+def test_a_host_is_read_where_it_has_just_seen_the_token(load, family, stack):
+    """A first layer's query depends on its own token, and perhaps on its place."""
+    space = Space(stack, 0, "query", "out")
+    ids, picks = torch.tensor([[5, 6], [5, 7]]), (torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
+    found = Reader(load(family, 16, 2, 4), [space]).read(ids, torch.ones_like(ids), picks)[space]
+    assert torch.allclose(found[0], found[2]) and not torch.allclose(found[1], found[3])
 
 
 class Halves(MapStrategy):
