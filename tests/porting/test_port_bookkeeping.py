@@ -26,6 +26,7 @@ from portability.porting.maps import MapStrategy
 from portability.porting.port import port
 from portability.porting.spaces import Space
 from portability.porting.strategies import STRATEGIES
+from portability.porting.verify import read_rows
 from portability.training.run_output import _without_paths
 from support.peft_methods import write_plain
 from support.studies import small
@@ -230,6 +231,13 @@ def test_a_line_without_text_is_named(tmp_path, line):
     path.write_text(f'{{"text": "whole"}}\n{line}\n')
     with pytest.raises(UserError, match="texts.jsonl, line 2: each line must be a JSON object with text"):
         read_texts(path)
+
+
+def test_half_a_character_is_no_example(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "half \\ud800", "label": 1}')
+    with pytest.raises(UserError, match="rows.jsonl, line 1: each line must be a JSON object with text and"):
+        read_rows(path, "--labels")
 
 
 @pytest.fixture
