@@ -12,6 +12,7 @@ from portability.core.errors import UserError
 from portability.core.specs import CalibrationSpec, HostSpec, MethodSpec, PortSpec
 from portability.execution.execute import _heads_port
 from portability.hosts.host import load_host
+from portability.inits.start import port_context
 from portability.methods import attach
 from portability.methods.drawn import drawn_pair
 from portability.methods.module import ModuleState, equal
@@ -119,6 +120,16 @@ def test_a_bare_hosts_head_is_fitted_in_the_precision_of_the_run(pair):
     worker = SimpleNamespace(place=SimpleNamespace(device="cpu"), store=None, data=None)
     load = _heads_port(run, worker).load
     assert load(pair[1]).precision == "bf16" and load(pair[1]) is load(pair[1])
+
+
+def test_a_port_draws_by_its_runs_stream(pair):
+    def seed(*stream):
+        run = SimpleNamespace(host=pair[2], port=PortSpec("mine", "random", "stretch"), stream=stream)
+        return port_context(run, pair[1], pair[3], None, load_host).seed
+
+    assert seed(0, "receiving", "m", "o") == seed(0, "receiving", "m", "o")
+    assert len({seed(0, "receiving", "m", "o"), seed(1, "receiving", "m", "o"),
+                seed(0, "receiving", "m", "p")}) == 3
 
 
 def test_two_revisions_of_a_host_are_two_hosts(pair, monkeypatch):
