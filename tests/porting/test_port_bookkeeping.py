@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
 from portability.port import main
 from portability.porting import adapter, maps
-from portability.porting.activations import Reader, aligned_batches
+from portability.porting.activations import Moments, Reader, aligned_batches
 from portability.porting.base import PortContext
 from portability.porting.calibration import calibration, read_texts, study_texts
 from portability.porting.layer_similarity import alike_in_weights
@@ -48,6 +49,18 @@ def context(pair, strategy, precision="fp32", tokens=400, layer_map="stretch", *
     load = functools.cache(lambda host: load_host(host, precision=precision))
     return PortContext(origin, receiving, fresh, PortSpec("mine", strategy, layer_map, options=options), load,
                        lambda: calibration("sentences", TEXTS, tokens))
+
+
+def test_correlations_are_numpys_whatever_the_means():
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(50, size, generator=draw, dtype=torch.float64) + 3 for size in (3, 4))
+    y[:, 0] -= 2 * x[:, 1]
+    x[:, 2] = 5  # never changes
+    found = Moments.of(3, 4)
+    for part in (slice(0, 20), slice(20, 50)):
+        found.add(x[part], y[part])
+    wanted = np.corrcoef(x[:, :2].T.numpy(), y.T.numpy())[:2, 2:]
+    assert np.allclose(found.correlation[:2].numpy(), wanted) and not found.correlation[2].any()
 
 
 @pytest.mark.parametrize(("family", "stack"), [("t5", "decoder"), ("t5", "encoder"), ("llama", "decoder"),
