@@ -28,6 +28,7 @@ from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
 from portability.porting.port import needs_of
 from portability.porting.strategies import find_strategy
 from portability.porting.strategies.auto import choice
+from portability.porting.trained import ComposedStrategy
 
 MEANING = {  # of the report's words for a tensor
     "carried": "as it was", "transported": "in the receiving host's coordinates",
@@ -170,6 +171,9 @@ def _check_together(options: argparse.Namespace) -> None:
                                 "given")
     if options.labels and "labels" not in _needs(options):
         raise UserError(f"--labels: strategy '{options.strategy}' learns from no labels")
+    if options.calibrate and "text" not in _needs(options) and options.layer_map != MEASURED:
+        raise UserError(f"--calibrate: strategy '{options.strategy}' with layer map '{options.layer_map}' "
+                        "reads no texts")
     for name in ASKED if not options.verify and not _learns(options) else ():
         if getattr(options, name) != parser.get_default(name):
             raise UserError(f"--{name.replace('_', '-')} is an option of --verify and --labels, and neither "
@@ -191,7 +195,14 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _needs(options: argparse.Namespace) -> frozenset[str]:
-    return frozenset(needs_of(find_strategy(options.strategy), options.layer_map))
+    """What a port uses, and where its strategy goes on from another one what that uses."""
+    needs, name, given = frozenset[str](), options.strategy, _options(options.option)
+    while isinstance(strategy := find_strategy(name), ComposedStrategy):
+        needs |= strategy.needs
+        name, given = str(given.get("of", "pad")), given.get("of_options", {})
+        if not isinstance(given, dict):  # the strategy says what is wrong with it
+            break
+    return needs | find_strategy(name).needs | needs_of(strategy, options.layer_map)
 
 
 def _learns(options: argparse.Namespace) -> bool:

@@ -127,12 +127,12 @@ def _grid(
 def _port(conf: Config, name: str, data: StudyData) -> specs.PortSpec:
     """A port of the catalogue, whose calibration is named by its texts."""
     found = _entry(conf, "port", name, specs.PortSpec)
-    if found.calibration is None:
+    if (how := found.calibration) is None:
         return found
-    from portability.porting.calibration import digest_of, texts_of  # with torch
+    from portability.porting.calibration import calibration, texts_of  # with torch
 
-    digest = digest_of(texts_of(found.calibration.texts, data))
-    return replace(found, calibration=replace(found.calibration, digest=digest))
+    texts = calibration(Path(how.texts).name, texts_of(how.texts, data), how.tokens, how.seed)
+    return replace(found, calibration=replace(how, digest=texts.digest))
 
 
 def _pairs(conf: Config) -> list[tuple[specs.HostSpec, specs.HostSpec]]:

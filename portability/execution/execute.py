@@ -231,7 +231,8 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: St
 def _heads_port(run: RunSpec, context: WorkerContext) -> PortContext:
     """By what the head of a bare host is fitted to it."""
     origin = run.origin_host or origin_run(run, context.store).host
-    return port_context(run, origin, EMPTY, context.data, functools.cache(load_host))
+    load = functools.partial(load_host, device=context.place.device, precision=run.precision)
+    return port_context(run, origin, EMPTY, context.data, functools.cache(load))
 
 
 def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContext) -> RunOutput:

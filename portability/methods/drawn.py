@@ -21,6 +21,8 @@ def drawn_pair(into: Tensor, outs: Sequence[Tensor], shapes: Sequence[Size],
     """
     noise = [torch.randn(shape, generator=generator) for shape in shapes]
     noise[0] *= into.norm() / noise[0].norm()
+    if not into.any():  # noise of no size, whatever stands beside it
+        return [noise[0], *(torch.zeros(shape) for shape in shapes[1:])]
     ratio = _product_norm(into, outs) / _product_norm(noise[0], noise[1:])
     return [noise[0], *(one * ratio for one in noise[1:])]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.hosts.attention import body, causal_mask, text_mask
+from portability.hosts.attention import body, causal_mask, computing, text_mask
 from portability.hosts.host import Host
 from portability.porting.alignment import Aligned, align
 from portability.porting.calibration import Calibration
@@ -174,14 +174,17 @@ class Reader:
         hooks = []
         for name, side in {(place.module, place.side) for place in self.places.values()}:
             hooks.append(_hook(self.host, name, side, caught))
+        device = next(self.host.model.parameters()).device
         try:
-            _forward(self.host, ids, mask, any(space.site == "head" for space in self.places))
+            with computing(device, self.host.precision):
+                _forward(self.host, ids.to(device), mask.to(device),
+                         any(space.site == "head" for space in self.places))
         finally:
             for hook in hooks:
                 hook.remove()
         found = {}
         for space, place in self.places.items():
-            states = caught[place.module, place.side]
+            states = caught[place.module, place.side].cpu().float()
             if states.ndim == 2:  # OPT's feed-forward networks read the tokens of all texts as one
                 states = states.unflatten(0, (len(ids), -1))
             if states.shape[1] > ids.shape[1]:  # of a decoder that began at its start token
@@ -235,6 +238,7 @@ def _forward(host: Host, ids: Tensor, mask: Tensor, head: bool) -> None:
     elif FAMILIES[host.family].scoring == "head":
         model(input_ids=ids, attention_mask=seen)
     else:
-        places = torch.arange(ids.shape[1])[None]  # OPT would count them by the mask, which is ready-made
+        # OPT would count them by the mask, which is ready-made
+        places = torch.arange(ids.shape[1], device=ids.device)[None]
         (model if head else body(model))(input_ids=ids, attention_mask=seen, position_ids=places,
                                          use_cache=False)

@@ -196,12 +196,13 @@ def port_adapter(
     held = adapter if isinstance(adapter, AdapterFolder) else load_adapter(adapter)
     origin, receiving = find_hosts(held, to, from_)
     spec = PortSpec(strategy, strategy, layer_map, partial, options or {})
-    loaded: dict[str, Host] = {}
+    loaded: dict[tuple[str, str | None], Host] = {}
 
     def load(host: HostSpec) -> Host:
-        if host.source not in loaded:
-            loaded[host.source] = load_host(with_weights(host))
-        return loaded[host.source]
+        key = host.source, host.revision  # two revisions are two hosts
+        if key not in loaded:
+            loaded[key] = load_host(with_weights(host))
+        return loaded[key]
 
     return port_folder(held, origin, receiving, spec, seed, load, texts, task, labelled)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.methods.module import ModuleState, axis_size
-from portability.porting.base import Port, PortContext, PortReport, Strategy
+from portability.porting.base import Port, PortContext, PortReport, Strategy, no_options
 from portability.porting.layer_maps import average_layers, stack_map
 
 INPUT_ROLES = (  # whose host axes are summed over in the forward pass
@@ -99,6 +99,11 @@ class AxisStrategy(LayerwiseStrategy):
 
     def __init__(self, change: ChangeAxis, grown: str, same_depth: bool = False):
         self.change, self.grown, self.same_depth = change, grown, same_depth
+
+    def fit(self, module: ModuleState, context: PortContext) -> Port:
+        """See LayerwiseStrategy.fit; there are no options."""
+        no_options(context.spec)
+        return super().fit(module, context)
 
     def place(self, work: "Filling", found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
         """See LayerwiseStrategy.place."""

@@ -25,6 +25,28 @@ def _no_host(spec: HostSpec) -> Host:
     raise UserError(f"the weights of host '{spec.name}' are not available here")
 
 
+def no_options(spec: PortSpec) -> None:
+    """Refuse options of a strategy that has none.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name in spec.options:
+        raise UserError(f"port '{spec.name}' ({spec.strategy}) has no options, got '{name}'")
+
+
+def yes_or_no(spec: PortSpec, name: str) -> bool:
+    """An option that is true or false; false where it is not given.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = spec.options.get(name, False)
+    if not isinstance(value, bool):
+        raise UserError(f"port.{spec.name}.options.{name} must be true or false, got {value!r}")
+    return value
+
+
 @dataclass(frozen=True)
 class Purpose:
     """What a module is ported for, for strategies that look at the task.
@@ -71,6 +93,8 @@ class PortContext:
         Raises:
             UserError: an unknown layer map, or one that does not fit the hosts' depths.
         """
+        if stack == "shared":  # what stands outside the layers
+            return [[0]]
         depths = self.origin.shape.layers.get(source, 1), self.receiving.shape.layers.get(stack, 1)
         if self.spec.layer_map == "cka" and max(depths) > 1:
             from portability.porting.layer_similarity import cka_layers

@@ -40,8 +40,10 @@ def calibration(name: str, texts: Sequence[str], tokens: int = 4096, seed: int =
     """Distinct texts in an order drawn by the seed.
 
     Raises:
-        UserError: none of them has a character.
+        UserError: none of them has a character, or not even one token is asked for.
     """
+    if tokens < 1:
+        raise UserError(f"calibration texts '{name}': the number of tokens must be 1 or more, got {tokens}")
     own = sorted({text.strip() for text in texts} - {""})
     if not own:
         raise UserError(f"calibration texts '{name}': there is no text in it")
@@ -78,7 +80,8 @@ def read_texts(path: Path) -> list[str]:
     """The texts of a file: of a .jsonl the field `text` of each line, of any other each line.
 
     Raises:
-        UserError: there is no such file, it is not UTF-8, or a line of a .jsonl has no text.
+        UserError: there is no such file, it is not UTF-8, or a line of a .jsonl has no text, or half a
+            character in it.
     """
     if not path.is_file():
         raise UserError(f"calibration texts: there is no file {path}")
@@ -91,8 +94,10 @@ def read_texts(path: Path) -> list[str]:
     texts = []
     for number, line in enumerate(lines, 1):
         try:
-            texts.append(str(json.loads(line)["text"]))
-        except (ValueError, KeyError, TypeError) as error:
+            text = json.loads(line)["text"]
+            text.encode()  # half of a pair of surrogates is no text
+            texts.append(text)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"calibration texts: {path}, line {number}: each line must be a JSON object with "
                             "text") from error
     return texts

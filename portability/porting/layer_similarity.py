@@ -41,10 +41,10 @@ def cka_layers(context: PortContext, stack: str, source: str) -> list[list[int]]
     Source: CKA of layers after Kornblith et al. (ICML 2019); the map of largest sum is our choice (D-133).
     """
     texts = context.texts() if context.texts is not None else None
+    hosts, stacks = (context.origin_host(), context.receiving_host()), (source, stack)
     marks = context.origin.fingerprint, context.receiving.fingerprint
-    key = (*marks, stack, source, texts.mark if texts else None)
+    key = (*marks, *(host.precision for host in hosts), stack, source, texts.mark if texts else None)
     if key not in _known or not all(marks):
-        hosts, stacks = (context.origin_host(), context.receiving_host()), (source, stack)
         alike = same_weights(hosts, stacks)
         if sum(float(alike[layer, place]) for place, layer in enumerate(best_map(alike))) < (
                 INHERITED * alike.shape[1]):  # the layers do not stem from one another
@@ -160,7 +160,8 @@ def alike_in_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tenso
     total = same_weights(hosts, stacks)
     for site in common:
         one, other = (_spectra(matrices) for matrices in _matrices(hosts, stacks, depths, site))
-        apart = (one[:, None] - other).norm(dim=2) / (one.norm(dim=1)[:, None] + other.norm(dim=1))
+        apart = (one[:, None] - other).norm(dim=2) / (
+            one.norm(dim=1)[:, None] + other.norm(dim=1)).clamp_min(1e-30)
         total += (1 - apart) / len(common)
     return total
 
@@ -191,12 +192,9 @@ def _sites(host: Host, stack: str) -> list[str]:
 
 def _folded(host: Host, space: Space) -> Tensor:
     """A site's matrix (out, in) with the gain of the normalisation before it."""
-    weight = weight_of(host, space).double().cpu()
-    if not weight.isfinite().all():
-        raise UserError(f"host '{host.spec.name}' has weights that are not finite at {space.stack}."
-                        f"{space.layer}.{space.site}; it cannot be compared with another")
+    weight = weight_of(host, space).double()
     inverse = fold(host, space._replace(side="in"))
-    return weight if inverse is None else weight / inverse.cpu()
+    return weight if inverse is None else weight / inverse
 
 
 def _spectra(matrices: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from portability.core.errors import UserError
 from portability.core.specs import HostShape
 from portability.hosts.host import Host
 from portability.methods.module import ModuleState
-from portability.porting.activations import Pair
+from portability.porting.activations import Pair, aligned_batches
 from portability.porting.axes import Filling, LayerwiseStrategy, Placed, stays_as_begun
 from portability.porting.base import Port, PortContext
 from portability.porting.layer_maps import average_layers
@@ -133,7 +133,8 @@ class MapStrategy(LayerwiseStrategy):
     @abstractmethod
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
         """The map T (d_o, d_r), float64, of each pair, in coordinates out of which RMSNorms' gains are
-        folded.
+        folded. It follows from the hosts, the texts and the options alone, and from no seed: it is kept for
+        other modules.
 
         Raises:
             UserError: a pair for which the strategy has no map; names it.
@@ -155,7 +156,8 @@ class MapStrategy(LayerwiseStrategy):
                         pairs += [pair for pair in self._pairs(work, slot, source) if pair[0].kind != "vocab"]
         work.transport = self._transport(context, list(dict.fromkeys(pairs)))
         if "text" in context.needs:
-            work.report.calibration_tokens = context.calibration().tokens
+            work.report.calibration_tokens = sum(aligned.tokens for aligned in aligned_batches(
+                context.origin_host(), context.receiving_host(), context.calibration()))
         return work.port()
 
     def _runs(self, work: Filling, slot: Slot, source: Slot) -> tuple[list[Run], list[Run]]:
@@ -169,10 +171,12 @@ class MapStrategy(LayerwiseStrategy):
     def _transport(self, context: PortContext, pairs: Sequence[Pair]) -> Transport:
         """The maps, or what they were for these hosts and spaces before."""
         marks = context.calibration().mark if "text" in context.needs else ()
-        key = (context.spec.strategy, repr(dict(context.spec.options)), context.origin.fingerprint,
-               context.receiving.fingerprint, context.spec.layer_map, marks, tuple(pairs))
-        if key not in _known or not (context.origin.fingerprint and context.receiving.fingerprint):
-            found = self.maps(context, pairs)
+        hosts = context.origin_host(), context.receiving_host()
+        prints = context.origin.fingerprint, context.receiving.fingerprint
+        key = (context.spec.strategy, repr(dict(context.spec.options)), prints,
+               tuple(host.precision for host in hosts), context.spec.layer_map, marks, tuple(pairs))
+        if key not in _known or not all(prints):
+            found = self.maps(context, pairs) if pairs else {}
             wrong = next((pair for pair in pairs if not found[pair].isfinite().all()), None)
             if wrong:
                 raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the map of "
@@ -180,7 +184,6 @@ class MapStrategy(LayerwiseStrategy):
             while len(_known) >= KEPT:
                 _known.pop(next(iter(_known)))
             _known[key] = found
-        hosts = context.origin_host(), context.receiving_host()
         folds = {pair: (fold(hosts[0], pair[0]), fold(hosts[1], pair[1])) for pair in pairs}
         return Transport(hosts, _known[key], folds, self.by_unit)
 

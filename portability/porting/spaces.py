@@ -172,18 +172,21 @@ def place_of(host: Host, space: Space) -> Place:
 
 def weight_of(host: Host, space: Space) -> Tensor:
     """The matrix (out, in) whose input or output the space is, as y = x W^T, of a matrix of several sites the
-    site's own rows.
+    site's own rows; in ordinary memory, wherever the host is.
 
     Raises:
-        UserError: as `place_of`.
+        UserError: as `place_of`, or it is not finite.
     """
     place = place_of(host, space)
     module = host.model.get_submodule(place.module)
-    weight: Tensor = module.weight.detach()
+    weight: Tensor = module.weight.detach().cpu()
     if type(module).__name__ in ("Conv1D", "Embedding"):  # GPT-2, and tables, keep it transposed
         weight = weight.T
     if space.side == "out" and place.size:
         weight = weight[place.start:place.start + place.size]
+    if not weight.isfinite().all():
+        raise UserError(f"host '{host.spec.name}' has weights that are not finite at {space.stack}."
+                        f"{space.layer}.{space.site}; it cannot be compared with another")
     return weight
 
 
@@ -203,7 +206,7 @@ def fold(host: Host, space: Space) -> Tensor | None:
     weight = next((one for name in names if (one := norm_of(host, space, name)) is not None), None)
     if weight is None:
         return None
-    gain = weight.detach().double() + family.gain
+    gain = weight.double() + family.gain
     return gain if space.side == "out" else 1 / _away(gain)
 
 
@@ -211,7 +214,7 @@ def gain_of(host: Host, slot: Slot) -> Tensor | None:
     """What a host's RMSNorm at a slot multiplies by, (d,) float64, kept away from 0 as in `fold`; None of a
     LayerNorm, and where there is none."""
     offset, weight = FAMILIES[host.family].gain, norm_of(host, slot, slot.site)
-    return None if offset is None or weight is None else _away(weight.detach().double() + offset)
+    return None if offset is None or weight is None else _away(weight.double() + offset)
 
 
 def _away(gain: Tensor) -> Tensor:
@@ -220,15 +223,15 @@ def _away(gain: Tensor) -> Tensor:
 
 
 def norm_of(host: Host, space: Space | Slot, site: str) -> Tensor | None:
-    """The weight of the host's normalisation `site` in a space's or slot's layer, or outside the layers;
-    None where it has none."""
+    """The weight of the host's normalisation `site` in a space's or slot's layer, or outside the layers, in
+    ordinary memory; None where it has none."""
     family = FAMILIES[host.family]
     own = next((path for path, name in family.norms.get(space.stack, {}).items() if name == site), None)
     shared = next((path for path, name in family.shared.items() if name == site), None)
     for name, parameter in host.model.named_parameters():
         inside = within_layer(host.family, name)
         if own and inside == (space.stack, space.layer, f"{own}.weight"):
-            return parameter
+            return parameter.detach().cpu()
         if shared and inside is None and f".{name}".endswith(f".{shared}.weight"):
-            return parameter
+            return parameter.detach().cpu()
     return None

@@ -123,6 +123,7 @@ def read_rows(path: Path, option: str = "--verify") -> list[tuple[str, int]]:
             continue
         try:
             row = json.loads(line)
+            str(row["text"]).encode()  # half of a pair of surrogates is no text
             rows.append((str(row["text"]), {0: 0, 1: 1, "0": 0, "1": 1}[row["label"]]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: each line must be a JSON object with text and label (0 "

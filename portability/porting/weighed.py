@@ -13,7 +13,7 @@ def folded_weight(host: Host, stack: str, layer: int, site: str) -> Tensor:
     """A matrix (out, in), float64, between the folded coordinates of what it reads and writes.
 
     Raises:
-        UserError: as `place_of`.
+        UserError: as `weight_of`.
     """
     weight = weight_of(host, Space(stack, layer, site, "out")).double()
     into = fold(host, Space(stack, layer, SAME_INPUT.get(site, site), "in"))
@@ -36,14 +36,17 @@ def shared_embeddings(origin: Host, receiving: Host) -> tuple[Tensor, Tensor]:
     """Rows (N, d_o) and (N, d_r), float64, of the tokens that are the same string in both vocabularies.
 
     Raises:
-        UserError: a host whose embeddings are not as wide as its residual stream.
+        UserError: a host whose embeddings are not as wide as its residual stream, or not finite.
     """
     tables = []
     for host in (origin, receiving):
-        table = host.model.get_input_embeddings().weight.detach()
+        table = host.model.get_input_embeddings().weight.detach().cpu()
         if (width := table.shape[1]) != host.spec.shape.hidden:
             raise UserError(f"the embeddings of host '{host.spec.name}' have {width} coordinates, its "
                             f"residual stream has {host.spec.shape.hidden}: they say nothing of each other")
+        if not table.isfinite().all():
+            raise UserError(f"host '{host.spec.name}' has embeddings that are not finite; it cannot be "
+                            "compared with another")
         tables.append(table)
     words = [host.tokenizer.get_vocab() for host in (origin, receiving)]
     rows = shared_tokens(*words, *map(len, tables))

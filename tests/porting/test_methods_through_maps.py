@@ -23,6 +23,7 @@ SCENES = {
     "llama, narrow, no gains": ("llama", Basis("turned", folded=True, **WHOLE), 16, 2, 2, False),
     "llama, permuted": ("llama", Basis("permuted", flipped=True, heads=True, signed=True)),
     "llama, permuted, folded": ("llama", Basis("permuted", folded=True, heads=True)),
+    "gemma2, permuted": ("gemma2", Basis("permuted", heads=True)),
     "llama, narrow": ("llama", Basis("turned", folded=True, **WHOLE), 16, 2, 2),
     "t5, turned, folded": ("t5", Basis("turned", folded=True, flipped=True, **WHOLE)),
     "t5, permuted": ("t5", Basis("permuted", flipped=True, heads=True, signed=True)),
@@ -73,7 +74,7 @@ TURNED = {  # where -> methods
 }
 PERMUTED = {
     "llama, permuted": ["rslora", "dora", "ia3", "loha", "hra", "adalora", "ln", "flat"],
-    "llama, permuted, folded": ["ln", "loha", "ia3"],
+    "llama, permuted, folded": ["ln", "loha", "ia3"], "gemma2, permuted": ["ln"],
     "t5, permuted": ["a:adapter", "a:ia3", "a:channel", "a:unipelt"],
     "gpt2, permuted": ["dora", "ia3"], "bert, permuted": ["ln"],
     "modernbert, permuted": ["loha", "dora", "hra"],

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from portability.core.errors import choose
 from portability.porting.activations import Moments, Pair
-from portability.porting.base import PortContext
+from portability.porting.base import PortContext, yes_or_no
 from portability.porting.heads import flipped, signed_permutations
 from portability.porting.maps import MapStrategy
 from portability.porting.measured import by_moments
@@ -33,7 +33,7 @@ class Correlation(MapStrategy):
         """See MapStrategy.maps."""
         for name in context.spec.options:
             choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (corr)")
-        signed = bool(context.spec.options.get("signed", False))
+        signed = yes_or_no(context.spec, "signed")
 
         def read(found: Moments) -> Tensor:
             return found.correlation.clamp_min(0) if signed else found.correlation

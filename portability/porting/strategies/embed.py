@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from portability.core.errors import UserError, choose
 from portability.hosts.host import Host
 from portability.porting.activations import Pair, activation_of
-from portability.porting.base import PortContext
+from portability.porting.base import PortContext, yes_or_no
 from portability.porting.heads import AttentionMaps, Cross, attention_maps, polar, turned
 from portability.porting.maps import MapStrategy, rotary
 from portability.porting.measured import attention_pairs
@@ -44,10 +44,9 @@ class Embeddings(MapStrategy):
         Raises:
             UserError: fewer shared tokens than the wider host's width.
         """
-        options = context.spec.options
-        for name in options:
+        for name in context.spec.options:
             choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (embed)")
-        work = _Work(context, bool(options.get("least_squares", False)))
+        work = _Work(context, yes_or_no(context.spec, "least_squares"))
         return {pair: work.map(pair) for pair in pairs}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from portability.core.errors import UserError, choose
 from portability.porting.activations import Moments, Pair
-from portability.porting.base import PortContext
+from portability.porting.base import PortContext, yes_or_no
 from portability.porting.heads import polar, turned
 from portability.porting.maps import MapStrategy
 from portability.porting.measured import by_moments
@@ -35,8 +35,8 @@ class Procrustes(MapStrategy):
         options = context.spec.options
         for name in options:
             choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (procrustes)")
-        centred, ridge = bool(options.get("centred", False)), options.get("ridge")
-        if ridge is not None and not (isinstance(ridge, int | float) and ridge > 0):
+        centred, ridge = yes_or_no(context.spec, "centred"), options.get("ridge")
+        if ridge is not None and not (type(ridge) in (int, float) and 0 < ridge < float("inf")):
             raise UserError(f"port.{context.spec.name}.options.ridge must be a number above 0, got {ridge!r}")
 
         def read(found: Moments) -> Tensor:

@@ -11,7 +11,7 @@ from portability.core.seeds import stream
 from portability.methods.drawn import drawn_like, drawn_pair
 from portability.methods.module import ModuleState
 from portability.porting.axes import Filling, LayerwiseStrategy, Placed, stays_as_begun
-from portability.porting.base import Port, PortContext
+from portability.porting.base import Port, PortContext, no_options
 from portability.porting.layer_maps import average_layers
 
 NOTE = "random: the numbers are drawn, and nothing of the origin is in them but how large its tensors are"
@@ -29,7 +29,8 @@ class Random(LayerwiseStrategy):
     """
 
     def fit(self, module: ModuleState, context: PortContext) -> Port:
-        """See LayerwiseStrategy.fit."""
+        """See LayerwiseStrategy.fit; there are no options."""
+        no_options(context.spec)
         done = super().fit(module, context)
         done.report.notes.append(NOTE)
         return done

@@ -60,7 +60,7 @@ class SingularSubspace(MapStrategy):
         for name in options:
             choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (svd_subspace)")
         energy = options.get("energy", ENERGY)
-        if not (isinstance(energy, int | float) and 0 < energy <= 1):
+        if not (type(energy) in (int, float) and 0 < energy <= 1):
             raise UserError(f"port.{context.spec.name}.options.energy must be a share in (0, 1], got "
                             f"{energy!r}")
         hosts = context.origin_host(), context.receiving_host()
