@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from portability.core.architectures import Slot
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.seeds import stream
 from portability.core.specs import HostSpec, InitSpec, MethodSpec
 from portability.inits.extraction import ExtractionOptions, ExtractReport
@@ -133,7 +133,8 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
         UserError: unknown law or match.
     """
     done = context.port()
-    law = choose(str(options.get("law")), DISTRIBUTIONS, "law of sampling (init.sampled.options.law)")
+    law = validate_choice(str(options.get("law")), DISTRIBUTIONS, "law of sampling "
+                          "(init.sampled.options.law)")
     generator = stream(*context.stream, "sample")
     tensors = {}
     for slot, tensor in done.module.tensors.items():
@@ -144,7 +145,7 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     module = done.module.map(tensors)
     if (match := options.get("match")) is None:
         return InitialState(module, report=done.report)
-    choose(str(match), ("function_norm",), "match of sampling")
+    validate_choice(str(match), ("function_norm",), "match of sampling")
     target = context.change(done.module)
     module = match_change(module, target, context.change)
     fraction = context.change(module) / target if target else 1.0
@@ -207,7 +208,7 @@ def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
                         f"'{method.name}' of library {method.library} cannot do; use one of library "
                         "portability (method=lora_all)")
     for name in init.options:
-        choose(str(name), OPTIONS, f"option of init '{init.name}'")
+        validate_choice(str(name), OPTIONS, f"option of init '{init.name}'")
     settings = lora_settings(method.settings, method.name)
     blocks, count = settings.subtract == "block", init.options.get("seeds", SEEDS)
     if type(count) is not int or count < 1:

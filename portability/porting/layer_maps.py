@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.wording import counted
 from portability.methods.module import ModuleState
 
@@ -66,7 +66,7 @@ def check_layer_map(words: str) -> None:
     """Refuse a layer map that is no name and no list of layers."""
     if not EXPLICIT.fullmatch(words):
         try:
-            choose(words, {*LAYER_MAPS, MEASURED}, "layer map")
+            validate_choice(words, {*LAYER_MAPS, MEASURED}, "layer map")
         except UserError as error:
             raise UserError(f"{error} (or list the origin layers behind each receiving one, as "
                             "0,2,4+5)") from error

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.seeds import stream_seed
 from portability.core.specs import TaskSpec
 from portability.data.examples import LabelledText
@@ -53,13 +53,14 @@ class ComposedStrategy(Strategy):
         given, where = context.spec.options, f"port.{context.spec.name}.options"
         known = {"of": "pad", "of_options": {}, **self.own}
         for name in given:
-            choose(str(name), known, f"option of port '{context.spec.name}' ({context.spec.strategy})")
+            validate_choice(str(name), known, f"option of port '{context.spec.name}' "
+                            f"({context.spec.strategy})")
         found = {name: default[0] if isinstance(default, tuple) else default
                  for name, default in known.items()} | dict(given)
         for name, default in known.items():
             value = found[name]
             if isinstance(default, tuple):
-                choose(str(value), default, f"{where}.{name}")
+                validate_choice(str(value), default, f"{where}.{name}")
             elif isinstance(default, int) and (type(value) is not int or value < 1):
                 raise UserError(f"{where}.{name} must be a whole number from 1 on, got {value!r}")
         rate = found.get("learning_rate")

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.plugins import load, plugins
 from portability.porting.base import Need, Strategy
 from portability.porting.strategies.auto import AUTO
@@ -34,7 +34,7 @@ def find_strategy(name: str) -> Strategy:
         UserError: unknown name, or a package's entry point that is no Strategy or declares unknown needs.
     """
     outside = plugins(GROUP, tuple(STRATEGIES))
-    if choose(name, {*STRATEGIES, *outside}, "port strategy") in STRATEGIES:
+    if validate_choice(name, {*STRATEGIES, *outside}, "port strategy") in STRATEGIES:
         return STRATEGIES[name]
     found = load(outside[name])
     strategy = found() if isinstance(found, type) else found
@@ -42,5 +42,5 @@ def find_strategy(name: str) -> Strategy:
         raise UserError(f"port strategy '{name}' ({outside[name].value}) is no "
                         "portability.porting.base.Strategy")
     for need in strategy.needs:
-        choose(need, get_args(Need), f"need of port strategy '{name}'")
+        validate_choice(need, get_args(Need), f"need of port strategy '{name}'")
     return strategy

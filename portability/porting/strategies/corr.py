@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from portability.core.errors import choose
+from portability.core.errors import validate_choice
 from portability.porting.activations import Moments, Pair
 from portability.porting.base import PortContext, yes_or_no
 from portability.porting.heads import flipped, signed_permutations
@@ -32,7 +32,7 @@ class Correlation(MapStrategy):
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
         """See MapStrategy.maps."""
         for name in context.spec.options:
-            choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (corr)")
+            validate_choice(str(name), OPTIONS, f"option of port '{context.spec.name}' (corr)")
         signed = yes_or_no(context.spec, "signed")
 
         def read(found: Moments) -> Tensor:

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.hosts.host import Host
 from portability.porting.activations import Pair, activation_of
 from portability.porting.base import PortContext, yes_or_no
@@ -45,7 +45,7 @@ class Embeddings(MapStrategy):
             UserError: fewer shared tokens than the wider host's width.
         """
         for name in context.spec.options:
-            choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (embed)")
+            validate_choice(str(name), OPTIONS, f"option of port '{context.spec.name}' (embed)")
         work = _Work(context, yes_or_no(context.spec, "least_squares"))
         return {pair: work.map(pair) for pair in pairs}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.porting.activations import Moments, Pair
 from portability.porting.base import PortContext, yes_or_no
 from portability.porting.heads import polar, turned
@@ -34,7 +34,7 @@ class Procrustes(MapStrategy):
         """See MapStrategy.maps."""
         options = context.spec.options
         for name in options:
-            choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (procrustes)")
+            validate_choice(str(name), OPTIONS, f"option of port '{context.spec.name}' (procrustes)")
         centred, ridge = yes_or_no(context.spec, "centred"), options.get("ridge")
         if ridge is not None and not (type(ridge) in (int, float) and 0 < ridge < float("inf")):
             raise UserError(f"port.{context.spec.name}.options.ridge must be a number above 0, got {ridge!r}")

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from portability.core.architectures import FAMILIES
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.seeds import stream
 from portability.core.specs import HOST_AXES, HostSpec
 from portability.hosts.host import Host
@@ -55,7 +55,7 @@ class Rebasin(MapStrategy):
         """
         options = context.spec.options
         for name in options:
-            choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (rebasin)")
+            validate_choice(str(name), OPTIONS, f"option of port '{context.spec.name}' (rebasin)")
         starts = options.get("starts", STARTS)
         if type(starts) is not int or starts < 1:
             raise UserError(f"port.{context.spec.name}.options.starts must be a whole number from 1 on, got "

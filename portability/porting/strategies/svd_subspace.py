@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from portability.core.architectures import LORA_AXES
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.hosts.host import Host
 from portability.methods.module import ModuleState
 from portability.porting.activations import Pair
@@ -58,7 +58,7 @@ class SingularSubspace(MapStrategy):
         """See MapStrategy.maps."""
         options = context.spec.options
         for name in options:
-            choose(str(name), OPTIONS, f"option of port '{context.spec.name}' (svd_subspace)")
+            validate_choice(str(name), OPTIONS, f"option of port '{context.spec.name}' (svd_subspace)")
         energy = options.get("energy", ENERGY)
         if not (type(energy) in (int, float) and 0 < energy <= 1):
             raise UserError(f"port.{context.spec.name}.options.energy must be a share in (0, 1], got "
