@@ -9,7 +9,7 @@ import pandas as pd
 from portability.analysis.metrics import OF_LABELS, PARTS, SCORE
 from portability.analysis.records import Protocol, Runs, read_runs
 from portability.analysis.stats.pairing import ARMS, COLUMNS, COORDINATES, STATUSES
-from portability.core.errors import choose
+from portability.core.errors import validate_choice
 from portability.core.wording import counted
 from portability.store import Store
 
@@ -90,7 +90,7 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
     manifests = store.manifests()
     runs = read_runs(store, metric)
     if metric is not None:
-        choose(metric, runs.names, "metric")
+        validate_choice(metric, runs.names, "metric")
     asked = _union(manifests)
     metric = _metric(asked, runs) if metric is None else metric
     cells = _resolve(asked, runs, metric)

@@ -6,7 +6,9 @@
     ported.save("my-lora-on-larger")
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from portability.core.specs import HostSpec, MethodSpec, PortSpec
 from portability.hosts.host import Host, load_host
@@ -20,6 +22,8 @@ from portability.porting.adapter import load_adapter as load_adapter
 from portability.porting.adapter import port_adapter as port_adapter
 from portability.porting.base import Port, PortContext
 from portability.porting.base import PortReport as PortReport
+from portability.porting.calibration import Calibration as Calibration
+from portability.porting.calibration import calibration as calibration
 from portability.porting.port import port
 
 
@@ -35,6 +39,7 @@ def load(place: str | Path) -> Host:
 def port_module(
     module: ModuleState, origin: HostSpec, receiving: Host, method: MethodSpec, strategy: str = "pad",
     layer_map: str = "stretch", partial: bool = False, seed: int = 0,
+    options: Mapping[str, Any] | None = None, texts: Calibration | None = None,
 ) -> Port:
     """A module of a study that was trained on `origin`, fitted to another host, with a report of what was
     carried.
@@ -43,9 +48,12 @@ def port_module(
         method: with which the module was made; the receiving host gets the same one for as long as this
             takes.
         strategy: a name in porting.strategies.STRATEGIES, or of an installed package.
-        layer_map: a name in porting.layer_maps.LAYER_MAPS.
+        layer_map: a name in porting.layer_maps.LAYER_MAPS, "cka", or a list of origin layers ("0,2,4+5").
         partial: whether what has no counterpart may stay fresh.
-        seed: of the fresh module, whose values stay only where the port is partial.
+        seed: of the fresh module, whose values stay only where the port is partial, and of what a strategy
+            draws.
+        options: of the strategy.
+        texts: without labels, for strategies that compare what both hosts make of them.
 
     Raises:
         UserError: what the strategy refuses; names both hosts, the slot and the shapes.
@@ -55,5 +63,6 @@ def port_module(
         fresh = attached.init_parameters(seed)
     finally:
         attached.detach()
-    spec = PortSpec(strategy, strategy, layer_map, partial)
-    return port(module, PortContext(origin, receiving.spec, fresh, spec, load_host))
+    spec = PortSpec(strategy, strategy, layer_map, partial, options or {})
+    return port(module, PortContext(origin, receiving.spec, fresh, spec, load_host,
+                                    None if texts is None else lambda: texts, seed))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import yaml
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.paths import bundled
 
 
@@ -100,7 +100,8 @@ def listed(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: no such group.
     """
-    group = choose(words[0] if len(words) == 1 else " ".join(words), {*FOLDERS, "strategies"}, "list")
+    group = validate_choice(words[0] if len(words) == 1 else " ".join(words), {*FOLDERS, "strategies"},
+                            "list")
     if group == "strategies":
         from portability.porting.strategies import GROUP, STRATEGIES, plugins
 
@@ -123,7 +124,7 @@ def main() -> int | None:
         sys.stdout.write("\n".join(["usage: portability COMMAND ...", "", *lines, "", EXAMPLES]))
         return 0 if words else 2
     try:
-        command = COMMANDS[choose(words[0], COMMANDS, "command")]
+        command = COMMANDS[validate_choice(words[0], COMMANDS, "command")]
     except UserError as error:
         sys.stderr.write(f"portability: {error}\n")
         return 2

@@ -1,8 +1,8 @@
 """The command `portability port ADAPTER --to HOST`: somebody's adapter fitted to another base model.
 
-ADAPTER is a folder of peft or of adapters, or a hub id, HOST a folder or a hub id. Nothing is trained, and no
-weights are read unless something that was asked for needs them. What is written is a folder that the library
-loads.
+ADAPTER is a folder of peft or of adapters, or a hub id, HOST a folder or a hub id. No weights are read,
+beside the embeddings, unless something that was asked for needs them. What is written is a folder that the
+library loads.
 """
 
 import argparse
@@ -21,15 +21,24 @@ from portability.hosts.resolve import public_name, with_weights
 from portability.hosts.sources import folder_of, quantisation, read_config
 from portability.methods.folder import AdapterFolder
 from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter, port_adapter
+from portability.porting.basis import basis
+from portability.porting.calibration import calibration, read_texts
 from portability.porting.formats import in_library
-from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
+from portability.porting.port import needs_of
+from portability.porting.strategies import find_strategy
+from portability.porting.strategies.auto import choice
+from portability.porting.trained import ComposedStrategy
 
 MEANING = {  # of the report's words for a tensor
-    "carried": "as it was", "mapped": "as it was, from another layer", "cut": "the entries that fit",
+    "carried": "as it was", "transported": "in the receiving host's coordinates",
+    "mapped": "as it was, from another layer", "cut": "the entries that fit",
     "padded": "zeros where the origin has nothing", "repeated": "repeated where the origin has nothing",
     "averaged": "several layers as one", "fresh": "the library's own start", "dropped": "left behind",
+    "drawn": "noise of the norm of the origin's tensor",
 }
-OF = {"verify": ("native", "template", "label_words", "max_length"), "via": ("rank",)}  # option -> its own
+OF = {"verify": ("native",), "via": ("rank",), "calibrate": ("calibrate_tokens",)}  # option -> its own
+ASKED = ("template", "label_words", "max_length")  # of --verify, --labels, and strategies that learn
 EXAMPLES = """examples:
   portability port my-lora --to ../llama-64 --out my-lora-on-64
   portability port owner/adapter --to owner/larger-model --dry-run
@@ -66,9 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--from", dest="origin", metavar="HOST", help="the base that the adapter was trained on, where its "
         "configuration does not name it, or names what is not there")
     add("--out", type=Path, metavar="DIR", help="new folder (ADAPTER-on-HOST unless it is given)")
-    add("--strategy", default="pad", help="how sizes are fitted (pad)")
-    add("--layer-map", default="stretch", choices=sorted(LAYER_MAPS), help="which layers feed which "
-        "(stretch)")
+    add("--strategy", default="auto", help="how the module is fitted (auto: as the hosts ask for)")
+    add("--calibrate", type=Path, metavar="FILE", help="texts without labels, on which both hosts are "
+        "compared: JSONL with text, or a text a line")
+    add("--calibrate-tokens", type=int, default=4096, metavar="N", help="so many tokens of them (4096)")
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the strategy, VALUE as JSON "
+        "or a word; may be given several times")
+    add("--labels", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) for strategies "
+        "that learn from some")
+    add("--layer-map", default="stretch", metavar="MAP", help="which layers feed which: "
+        f"{', '.join(sorted({*LAYER_MAPS, MEASURED}))}, or the origin layers behind each receiving one, as "
+        "0,2,4+5 (stretch)")
     add("--partial", action="store_true", help="let what has no counterpart stay fresh, or be dropped")
     add("--seed", type=int, default=0, help="of what stays fresh (0)")
     add("--via", choices=["lora"], help="turn the module into a LoRA on its own base first (peft's "
@@ -82,10 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--verify", type=Path, metavar="JSONL", help="examples with text and label (0 or 1) to score bare "
         "and ported host on")
     add("--native", metavar="ADAPTER", help="an adapter trained on the receiving host, scored beside them")
-    add("--template", default="{text}", help="of --verify: the question, with {text} ({text})")
+    add("--template", default="{text}", help="of --verify and --labels: the question, with {text} ({text})")
     add("--label-words", nargs=2, default=["negative", "positive"], metavar=("NEGATIVE", "POSITIVE"),
-        help="of --verify: words that the host answers with")
-    add("--max-length", type=int, default=256, help="of --verify: most tokens of a question (256)")
+        help="of --verify and --labels: words that the host answers with")
+    add("--max-length", type=int, default=256, help="of --verify and --labels: most tokens of a "
+        "question (256)")
     add("--json", action="store_true", help="print one JSON object instead of lines")
     return parser
 
@@ -99,12 +117,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     say: Callable[[str], None] = (lambda line: None) if options.json else (lambda line: print(line,
                                                                                               flush=True))
     _check_together(options)
+    check_layer_map(options.layer_map)
+    texts = options.calibrate and calibration(options.calibrate.name, read_texts(options.calibrate),
+                                              options.calibrate_tokens, options.seed)
+    task, labelled = None, None
+    if _learns(options):
+        from portability.porting.verify import asked, read_rows
+
+        task, labelled = asked(options), options.labels and read_rows(options.labels, "--labels")
     adapter = load_adapter(options.adapter)
     origin, receiving = find_hosts(adapter, options.to, options.origin)
     out = options.out or Path(f"{adapter.called}-on-{receiving.name}")
     if not options.dry_run and out.exists():
         raise UserError(f"{out} is there already; name a new folder (--out)")
-    for line in verdict(adapter, origin, receiving, options.origin):
+    for line in [*verdict(adapter, origin, receiving, options.origin),
+                 *outlook(origin, receiving, options.strategy, texts is not None)]:
         say(line)
     for line in left_behind(adapter):
         say(line)
@@ -117,7 +144,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.format != "same":
         adapter = in_library(adapter, origin.shape, options.format)
     done = port_adapter(adapter, receiving, origin, options.strategy, options.layer_map, options.partial,
-                        options.seed)
+                        options.seed, _options(options.option), texts, task, labelled)
     for line in report_lines(done):
         say(line)
     found: dict[str, Any] = {"adapter": adapter.called, "origin": origin.name,
@@ -142,6 +169,45 @@ def _check_together(options: argparse.Namespace) -> None:
             if getattr(options, name) != parser.get_default(name):
                 raise UserError(f"--{name.replace('_', '-')} is an option of --{main_one}, which is not "
                                 "given")
+    if options.labels and "labels" not in _needs(options):
+        raise UserError(f"--labels: strategy '{options.strategy}' learns from no labels")
+    if options.calibrate and "text" not in _needs(options) and options.layer_map != MEASURED:
+        raise UserError(f"--calibrate: strategy '{options.strategy}' with layer map '{options.layer_map}' "
+                        "reads no texts")
+    for name in ASKED if not options.verify and not _learns(options) else ():
+        if getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} is an option of --verify and --labels, and neither "
+                            "is given")
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE as options of a strategy."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise UserError(f"--option must be NAME=VALUE, got {word!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:  # a word
+            found[name] = value
+    return found
+
+
+def _needs(options: argparse.Namespace) -> frozenset[str]:
+    """What a port uses, and where its strategy goes on from another one what that uses."""
+    needs, name, given = frozenset[str](), options.strategy, _options(options.option)
+    while isinstance(strategy := find_strategy(name), ComposedStrategy):
+        needs |= strategy.needs
+        name, given = str(given.get("of", "pad")), given.get("of_options", {})
+        if not isinstance(given, dict):  # the strategy says what is wrong with it
+            break
+    return needs | find_strategy(name).needs | needs_of(strategy, options.layer_map)
+
+
+def _learns(options: argparse.Namespace) -> bool:
+    """Whether the strategy asks hosts about a task."""
+    return bool({"labels", "training"} & _needs(options))
 
 
 def made_by(options: argparse.Namespace) -> str:
@@ -150,9 +216,17 @@ def made_by(options: argparse.Namespace) -> str:
     if options.origin:
         words += ["--from", public_name(options.origin)]
     words += ["--strategy", options.strategy, "--layer-map", options.layer_map]
+    if options.calibrate:
+        words += ["--calibrate", options.calibrate.name, "--calibrate-tokens", str(options.calibrate_tokens)]
+    words += [word for option in options.option for word in ("--option", option)]
+    words += ["--labels", options.labels.name] if options.labels else []
+    if _learns(options):
+        words += ["--template", options.template, "--label-words", *options.label_words, "--max-length",
+                  str(options.max_length)]
     words += ["--via", options.via, "--rank", f"{options.rank:g}"] if options.via else []
     words += ["--format", options.format] if options.format != "same" else []
-    words += ["--partial", "--seed", str(options.seed)] if options.partial else []
+    words += ["--partial"] if options.partial else []
+    words += ["--seed", str(options.seed)] if options.seed or options.partial else []
     return shlex.join([*words, *(["--merge"] if options.merge else [])])
 
 
@@ -173,9 +247,8 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
         lines.append(f"warning: the families differ ({one.family}, {other.family}); only sites of the same "
                      "role are carried")
     if one.hidden != other.hidden:
-        lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden}): coordinates of unrelated "
-                     "models do not correspond, and what is carried may do nothing until it is trained "
-                     "further")
+        lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden}): no study saw more than a "
+                     "small gain before the module is trained further")
     if packed := quantisation(read_config(folder_of(receiving) / "config.json")):
         lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its "
                      "shapes, and none of its weights is read")
@@ -185,6 +258,17 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
     else:
         lines.append(f"tokenizers: {shared:.1%} of the receiving vocabulary has the same number in both"
                      + ("" if shared > 0.99 else "; a module reads other tokens than it was trained on"))
+    return lines
+
+
+def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool) -> list[str]:
+    """How the hosts' coordinates lie to each other, and what `auto` makes of it."""
+    found = basis(origin, receiving)
+    lines = ["coordinates: "
+             f"{found.words if found else 'not compared (an embedding or tokenizer is not there)'}"]
+    if strategy == "auto":
+        picked = choice(origin, receiving, found, texts)
+        lines.append(f"strategy: {picked.strategy}, because {picked.why}")
     return lines
 
 
@@ -224,7 +308,7 @@ def report_lines(done: PortedAdapter) -> list[str]:
                  f"{report.carried_entries_fraction:.1%} of its numbers, {report.carried_norm_fraction:.1%} "
                  "of its squared norm")
     lines.append(f"filled of the receiving module: {report.filled_fraction:.1%} of its numbers")
-    return lines
+    return lines + report.notes
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 import portability
 from portability.config.schema import KEYS
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.paths import bundled
 
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
@@ -183,7 +183,7 @@ def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
         raise UserError(f"'{word}' is written {plain if group in ALWAYS else '+' + plain}")
     value = found.value()
     for name in value if isinstance(value, list) else [value]:
-        choose(str(name), groups[group], group)
+        validate_choice(str(name), groups[group], group)
     return found
 
 
@@ -223,7 +223,7 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
     parent, _, last = key.rpartition(".")
     added = word.is_add() or word.is_force_add()
     if added:
-        choose(key.partition(".")[0], {*KEYS, *groups}, "key")
+        validate_choice(key.partition(".")[0], {*KEYS, *groups}, "key")
     elif parent != "grid.relations" or word.is_delete():
         _check_key(cfg, key, groups)
     try:
@@ -255,5 +255,6 @@ def _check_key(cfg: DictConfig, key: str, groups: Iterable[str] = ()) -> None:
             return
         if not isinstance(known, dict):
             raise UserError(f"{above} holds {known!r} and no keys, so there is no '{key}'")
-        choose(part, {*map(str, known), *others} - {"known_methods"}, f"key in {above}" if above else "key")
+        validate_choice(part, {*map(str, known), *others} - {"known_methods"},
+                        f"key in {above}" if above else "key")
         known, others, above = known[part], set(), f"{above}.{part}".strip(".")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PositiveFloat
 
-from portability.core.errors import choose
+from portability.core.errors import validate_choice
 from portability.core.schema import Axis, Count, Name
 from portability.core.specs import Cell, EvalSpec, Protocol, TaskSpec
 from portability.planning.study import EngineConf, TrackingConf
@@ -27,7 +27,7 @@ def _only(value: Any) -> dict[str, list[Any]]:
     if not isinstance(value, Mapping | None):
         raise ValueError("must map columns of a cell to values, as in 'only={method: lora, seed: [0, 1]}'")
     wanted = (value or {}).items()
-    return {choose(str(key), COLUMNS, "column in only"): _listed(names) for key, names in wanted}
+    return {validate_choice(str(key), COLUMNS, "column in only"): _listed(names) for key, names in wanted}
 
 
 def _shard(value: Any) -> tuple[int, int]:

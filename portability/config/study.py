@@ -15,7 +15,7 @@ from portability.config.schema import Config
 from portability.core import specs
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.measures import metric_names, name_of
 from portability.core.schema import build
@@ -46,14 +46,14 @@ def to_study(cfg: DictConfig) -> Study:
     assert isinstance(raw, dict)
     _check_finite({key: value for key, value in raw.items() if key != "study"}, "")  # "nan" is a name there
     conf = build(Config, raw, "")
-    choose(conf.engine.kind, ENGINES, "engine.kind")
+    validate_choice(conf.engine.kind, ENGINES, "engine.kind")
     received, relations = _sets(conf)
     used = dict.fromkeys([*received, *(name for own in relations.values() for name in own.values())])
     names = conf.grid.study_data or dict.fromkeys([*conf.host_set.study_data, *used])
     sources = [_entry(conf, "data", name, DataSource) for name in names]
     data = study_data(sources, conf.grid.overlap)
     for name in used:
-        choose(name, data.sources, "data set of grid.study_data")
+        validate_choice(name, data.sources, "data set of grid.study_data")
     grid = _grid(conf, data, received, relations, used)
     _check(grid, relations)
     if conf.origin.module:
@@ -97,7 +97,7 @@ def _sets(conf: Config) -> tuple[list[str], Relations]:
 def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
     """An entry of a catalogue, by its name."""
     catalogue = getattr(conf, group)
-    choose(name, catalogue, group)
+    validate_choice(name, catalogue, group)
     return build(cls, {"name": name} | (catalogue[name] or {}), f"{group}.{name}")
 
 
@@ -114,7 +114,7 @@ def _grid(
                    for name, named in relations.items()},
         data=[sets[name] for name in received],
         inits=[_entry(conf, "init", name, specs.InitSpec) for name in grid.inits],
-        ports=[_entry(conf, "port", name, specs.PortSpec) for name in grid.ports],
+        ports=[_port(conf, name, data) for name in grid.ports],
         seeds=grid.seeds, rates=grid.rates, budgets=sorted(grid.budgets),
         origin_updates=grid.origin_updates or max(grid.budgets), origin_seeds=grid.origin_seeds,
         task=conf.task, answers={name: spec for name, spec in answers.items() if spec is not None},
@@ -122,6 +122,17 @@ def _grid(
         eval=evaluation, precision=conf.precision, head=conf.head,
         module=external(conf.origin.module) if conf.origin.module else None,
     )
+
+
+def _port(conf: Config, name: str, data: StudyData) -> specs.PortSpec:
+    """A port of the catalogue, whose calibration is named by its texts."""
+    found = _entry(conf, "port", name, specs.PortSpec)
+    if (how := found.calibration) is None:
+        return found
+    from portability.porting.calibration import calibration, texts_of  # with torch
+
+    texts = calibration(Path(how.texts).name, texts_of(how.texts, data), how.tokens, how.seed)
+    return replace(found, calibration=replace(how, digest=texts.digest))
 
 
 def _pairs(conf: Config) -> list[tuple[specs.HostSpec, specs.HostSpec]]:
@@ -152,7 +163,7 @@ def _methods(conf: Config) -> list[specs.MethodSpec]:
     passed over.
     """
     for name in conf.method:
-        choose(name, conf.known_methods, "method")
+        validate_choice(name, conf.known_methods, "method")
         if conf.method[name].get("learning_rate", 0) is None:
             raise UserError(f"method.{name}.learning_rate is missing: an adapter's folder does not say it; "
                             f"give it, as in method.{name}.learning_rate=3e-3")
@@ -171,7 +182,7 @@ def _check(grid: Grid, relations: Relations) -> None:
     """Refuse axes that do not go together."""
     offered = [kind for kind, traits in INIT_KINDS.items() if traits.offered]
     for init in grid.inits:
-        choose(init.kind, offered, f"kind of init '{init.name}'")
+        validate_choice(init.kind, offered, f"kind of init '{init.name}'")
     received = [data.name for data in grid.data]
     encoders = [host.name for host in chain(*grid.pairs) if FAMILIES[host.shape.family].scoring == "head"]
     if encoders and grid.answers:

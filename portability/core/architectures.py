@@ -45,6 +45,10 @@ class Family:
         sdpa: whether transformers has scaled-dot-product attention for it (used on a GPU, with ready-made
             masks).
         tied: whether a config.json that does not say so ties head and embedding (`tie_word_embeddings`).
+        gain: what a normalisation's weight is added to, where it divides by the root of the mean square
+            alone (RMSNorm: 0; Gemma's: 1), so that its gain can be folded into the next matrix; None of a
+            LayerNorm.
+        rotary: whether queries and keys are rotated by their position, pair by pair (i, i + head_dim / 2).
         unused: beginnings of the weights' names of parts on top of the last states, which are never used
             here: a file may lack them or have them all the same.
     """
@@ -58,6 +62,8 @@ class Family:
     norms: Mapping[str, Mapping[str, str]]
     sdpa: bool = False
     tied: bool = True
+    gain: float | None = None
+    rotary: bool = False
     unused: tuple[str, ...] = ()
 
     @property
@@ -98,6 +104,7 @@ _T5 = Family(
     },
     shared={"shared": "embedding", "lm_head": "head", "encoder.final_layer_norm": "encoder_norm",
             "decoder.final_layer_norm": "decoder_norm"},
+    gain=0.0,
 )
 _BERT = Family(
     scoring="head",
@@ -123,6 +130,8 @@ _LLAMA = Family(
     shared={"embed_tokens": "embedding", "lm_head": "head", "norm": "final_norm"},
     sdpa=True,
     tied=False,
+    gain=0.0,
+    rotary=True,
 )
 
 FAMILIES: dict[str, Family] = {  # by the model_type of config.json
@@ -161,6 +170,7 @@ FAMILIES: dict[str, Family] = {  # by the model_type of config.json
         norms={"encoder": {"attn_norm": "attention_norm", "mlp_norm": "ffn_norm"}},
         shared={"embeddings.tok_embeddings": "embedding", "embeddings.norm": "embedding_norm",
                 "final_norm": "final_norm"},
+        rotary=True,
         unused=("head.", "decoder.", "classifier."),
     ),
     "gpt2": Family(
@@ -189,8 +199,9 @@ FAMILIES: dict[str, Family] = {  # by the model_type of config.json
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": replace(_LLAMA, norms={"decoder": _LLAMA_NORMS | _HEAD_NORMS}),
-    "gemma2": replace(_LLAMA, norms={"decoder": _GEMMA_NORMS}, sdpa=False, tied=True),
-    "gemma3_text": replace(_LLAMA, norms={"decoder": _GEMMA_NORMS | _HEAD_NORMS}, sdpa=False, tied=True),
+    "gemma2": replace(_LLAMA, norms={"decoder": _GEMMA_NORMS}, sdpa=False, tied=True, gain=1.0),
+    "gemma3_text": replace(_LLAMA, norms={"decoder": _GEMMA_NORMS | _HEAD_NORMS}, sdpa=False, tied=True,
+                           gain=1.0),
     "phi3": replace(_LLAMA, matrices={"decoder": {
         "self_attn.qkv_proj": "query+key+value", "self_attn.o_proj": "attention_out",
         "mlp.gate_up_proj": "ffn_gate+ffn_up", "mlp.down_proj": "ffn_down",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.schema import build
 from portability.core.specs import BARE, HostSpec
 
@@ -86,8 +86,8 @@ def declared(
         name, where = contrast.name, f"primary '{contrast.name}'"
         if not name or name in found:
             raise UserError(f"primary[{i}].name must be a name that no other contrast has, got {name!r}")
-        choose(contrast.arm, budgets.keys() - {BARE}, f"arm of {where}")
-        choose(contrast.baseline, budgets.keys() - {contrast.arm}, f"baseline of {where}")
+        validate_choice(contrast.arm, budgets.keys() - {BARE}, f"arm of {where}")
+        validate_choice(contrast.baseline, budgets.keys() - {contrast.arm}, f"baseline of {where}")
         for init in (contrast.arm, contrast.baseline):
             if contrast.budget not in budgets[init]:
                 raise UserError(f"{where} asks for {init} after {contrast.budget} updates, and the grid has "
@@ -105,12 +105,12 @@ def _narrowed(
     """One side: each coordinate to a list of names that cells of the grid have together."""
     found = {}
     for key, names in value.items():
-        choose(str(key), places[0], f"coordinate in {where}")
+        validate_choice(str(key), places[0], f"coordinate in {where}")
         found[key] = [str(name) for name in (names if isinstance(names, list) else [names])]
         if key in ("origin", "receiving"):
             found[key] = [hosts.get(name) or name for name in found[key]]
         for name in found[key]:
-            choose(name, {place[key] for place in places}, f"{key} of {where}")
+            validate_choice(name, {place[key] for place in places}, f"{key} of {where}")
     if not any(selects(found, place) for place in places):
         words = ", ".join(f"{key} {' or '.join(names)}" for key, names in found.items())
         raise UserError(f"{where} has no cell: nothing in the grid is {words}")

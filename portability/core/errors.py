@@ -13,7 +13,7 @@ class GracefulStop(Exception):
     """A worker was stopped, kept its checkpoints, and ends."""
 
 
-def choose(name: str, choices: Iterable[object], what: str) -> str:
+def validate_choice(name: str, choices: Iterable[object], what: str) -> str:
     """Give back `name` if it is one of `choices`, else raise an error that lists them, and the one probably
     meant.
 
@@ -21,7 +21,7 @@ def choose(name: str, choices: Iterable[object], what: str) -> str:
         UserError: `name` is unknown.
 
     Example:
-        >>> choose("lora", {"lora": 1, "prefix": 2}, "method")
+        >>> validate_choice("lora", {"lora": 1, "prefix": 2}, "method")
         'lora'
     """
     known = sorted(str(choice) for choice in choices)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
@@ -58,9 +58,9 @@ def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
     place, kind, cause = f"{level}.{last}".strip("."), error["type"], error.get("ctx", {}).get("error")
     try:
         if kind == UNKNOWN:
-            choose(str(last), get_type_hints(cls), f"key in {level}" if level else "key")
+            validate_choice(str(last), get_type_hints(cls), f"key in {level}" if level else "key")
         if kind == "literal_error":
-            choose(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), place)
+            validate_choice(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), place)
     except UserError as unknown:
         return str(unknown)
     if isinstance(cause, UserError):

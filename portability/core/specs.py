@@ -46,7 +46,7 @@ class HostShape:
     """
 
     family: str
-    layers: Mapping[str, int]
+    layers: Mapping[str, int] = field(hash=False)
     hidden: int
     ffn: int
     heads: int
@@ -114,14 +114,36 @@ class ExternalModule:
 
 
 @dataclass(frozen=True)
+class CalibrationSpec:
+    """Texts without labels on which two hosts are compared: a data set of the study, or a file; how many
+    tokens of them, drawn by the seed. The digest is of the texts; a file's place is in no record."""
+
+    texts: str
+    tokens: Count = 4096
+    seed: NonNegativeInt = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True)
 class PortSpec:
-    """How a module is fitted to another shape: width strategy, layer map, and whether a partial carry is
-    allowed."""
+    """How a module is fitted to another host: strategy with its options, layer map, whether a partial carry
+    is allowed, and what it is calibrated on."""
 
     name: str
     strategy: str
     layer_map: str
     partial: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: CalibrationSpec | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What can change a number; what is not set is left out, so that older runs keep their names."""
+        found = {"strategy": self.strategy, "layer_map": self.layer_map, "partial": self.partial}
+        if self.options:
+            found["options"] = dict(self.options)
+        if self.calibration:
+            found["calibration"] = _without(self.calibration, "texts")
+        return found
 
 
 @dataclass(frozen=True)
@@ -281,7 +303,7 @@ class RunSpec:
             "task": asdict(self.task),
             "method": _without(self.method, "name"),
             "init": _without(self.init, "name"),
-            "port": _without(self.port, "name"),
+            "port": self.port.identity() if self.port else None,
             "origin": self.origin,
             "head": self.head,
             "seed": self.seed,

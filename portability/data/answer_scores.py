@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 
 SQUAD = "Rajpurkar et al., EMNLP 2016 (arXiv 1606.05250), normalize_answer of the official evaluation script"
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.(?!\d)|(?<=\d))")
@@ -122,7 +122,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[str],
         >>> exact_match(["The 1,234.0", "six"], ["1234", "6"]).tolist()
         [1.0, 0.0]
     """
-    normalise = NORMALISERS[choose(normaliser, NORMALISERS, "normaliser")]
+    normalise = NORMALISERS[validate_choice(normaliser, NORMALISERS, "normaliser")]
     wanted = [normalise(text) for text in references]
     if "" in wanted:
         place = wanted.index("")
@@ -179,7 +179,8 @@ def margins(
         >>> margins(np.array([-4.0, -3.0, -1.0, -1.0]), np.array([4, 1, 1, 1]), *rows, "mean").tolist()
         [2.0, 0.0]
     """
-    values = LIKELIHOODS[choose(likelihood, LIKELIHOODS, "likelihood")](np.asarray(sums, np.float64), lengths)
+    values = LIKELIHOODS[validate_choice(likelihood, LIKELIHOODS, "likelihood")](np.asarray(sums, np.float64),
+                                                                                 lengths)
     if not np.isfinite(values).all():
         raise ValueError(f"not finite for {int((~np.isfinite(values)).sum())} of {values.size} likelihoods")
     count = int(group.max()) + 1

@@ -90,7 +90,7 @@ def _permutation(size: int, *names: object) -> np.ndarray:
     return np.random.default_rng(stream_seed(*names)).permutation(size)
 
 
-def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
+def pad_rows(picks: np.ndarray, multiple: int) -> np.ndarray:
     """Picks (..., B) with the first one repeated until B divides by `multiple`; what comes of the repeats is
     not used.
 
@@ -98,7 +98,7 @@ def fill(picks: np.ndarray, multiple: int) -> np.ndarray:
     result would show how many members were stacked (measured, DECISIONS D-42).
 
     Example:
-        >>> fill(np.array([[7, 8, 9]]), 4).tolist(), fill(np.array([1, 2]), 2).tolist()
+        >>> pad_rows(np.array([[7, 8, 9]]), 4).tolist(), pad_rows(np.array([1, 2]), 2).tolist()
         ([[7, 8, 9, 7]], [1, 2])
     """
     return np.concatenate([picks, np.repeat(picks[..., :1], -picks.shape[-1] % multiple, axis=-1)], axis=-1)

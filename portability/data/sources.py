@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
 from portability.core.specs import SCORINGS, TOO_LONG, AnswerSpec
@@ -58,7 +58,7 @@ def check(source: DataSource) -> dict[str, str]:
             twice.
     """
     for split in source.splits:
-        choose(str(split), SPLITS, f"split of data set '{source.name}'")
+        validate_choice(str(split), SPLITS, f"split of data set '{source.name}'")
     used = {split: str(source.splits[split]) for split in SPLITS if source.splits.get(split)}
     hub, given = source.hub, dict(source.splits)
     named, pinned = r"[\w.-]+/[\w.-]+", r"[0-9a-f]{40}"
@@ -90,14 +90,15 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     if source.answers is None:
         return None
     where = f"data.{source.name}.answers"
-    scoring = choose(str(source.answers.get("scoring")), SCORINGS, f"{where}.scoring (the type of task)")
+    scoring = validate_choice(str(source.answers.get("scoring")), SCORINGS, f"{where}.scoring (the type of "
+                              "task)")
     found = {"scoring": scoring, "max_length": max_length, **ANSWERS[scoring]}
     for key in source.answers:
-        choose(str(key), found, f"key in {where}, scored by {scoring},")
+        validate_choice(str(key), found, f"key in {where}, scored by {scoring},")
     found |= source.answers
     for key, value in found.items():
         if key in KNOWN:
-            choose(str(value), KNOWN[key], f"{where}.{key}")
+            validate_choice(str(value), KNOWN[key], f"{where}.{key}")
         elif key != "scoring" and (type(value) is not int or value < 1):
             raise UserError(f"{where}.{key} must be a whole number of tokens from 1 on, got {value!r}")
     spec = AnswerSpec(**{"normaliser": None, "likelihood": None, "new_tokens": None, **found})
@@ -181,8 +182,8 @@ def _hub_rows(
         why = remedy(error, f"datasets/{source.hub}")
         raise UserError(f"data set '{source.name}': cannot fetch {source.hub}@{str(source.revision)[:8]}: "
                         f"{why}, or a local folder (path in conf/data)") from error
-    part = found[choose(split, found, f"split of {source.hub}")]
+    part = found[validate_choice(split, found, f"split of {source.hub}")]
     for column in columns.values():
-        choose(column, part.column_names, f"column of {source.hub}")
+        validate_choice(column, part.column_names, f"column of {source.hub}")
     for number, row in enumerate(part.select_columns(list(columns.values()) or part.column_names), start=1):
         yield f"{where} row {number}", row

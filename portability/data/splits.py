@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.hashing import remember, remembered
 from portability.core.seeds import stream_seed
 from portability.core.specs import DataSpec, EvalSpec, digest
@@ -60,7 +60,7 @@ def study_data(sources: Sequence[DataSource], overlap: str) -> StudyData:
     Raises:
         UserError: a source is bad, two have one name, or the guard leaves less than two classes to train on.
     """
-    choose(overlap, OVERLAPS, "overlap")
+    validate_choice(overlap, OVERLAPS, "overlap")
     by_name = {source.name: source for source in sources}
     if not sources or len(by_name) < len(sources):
         raise UserError(f"a study needs distinct data sets, got {[source.name for source in sources]}")
@@ -107,8 +107,8 @@ def data_spec(study: StudyData, name: str, eval_spec: EvalSpec) -> DataSpec:
     Raises:
         UserError: no such set, or it lacks the split that is to be evaluated.
     """
-    source = study.sources[choose(name, study.sources, "data set")]
-    split, limit = choose(eval_spec.split, EVAL_SPLITS, "eval.split"), eval_spec.limit
+    source = study.sources[validate_choice(name, study.sources, "data set")]
+    split, limit = validate_choice(eval_spec.split, EVAL_SPLITS, "eval.split"), eval_spec.limit
     counts, digests = study.counts[name], study.digests[name]
     if limit < 0:
         raise UserError(f"eval.limit must be 0 (all) or a number of examples, got {limit}")
@@ -139,7 +139,7 @@ def rows(study: StudyData, name: str, split: str, limit: int) -> Rows:
     Raises:
         UserError: no such set or split, or its content is no longer what the study was planned with.
     """
-    found = read_split(study.sources[choose(name, study.sources, "data set")], split)
+    found = read_split(study.sources[validate_choice(name, study.sources, "data set")], split)
     if split == "train":
         found = kept(found, study.dropped[name])
     if rows_digest(found) != study.digests[name][split]:

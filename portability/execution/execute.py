@@ -4,6 +4,7 @@
     scorer.predict at each mark -> desk.commit -> store.commit
 """
 
+import functools
 import gc
 import logging
 import threading
@@ -24,9 +25,10 @@ from portability.data.sampling import Bucket
 from portability.data.splits import StudyData
 from portability.hosts.devices import Place
 from portability.hosts.host import Host, load_host
-from portability.inits.start import StartBuilder, on_device, start_head
+from portability.inits.start import EMPTY, StartBuilder, on_device, origin_run, port_context, start_head
 from portability.methods import attach
 from portability.methods.adapters_backend import prepare
+from portability.porting.base import PortContext
 from portability.store import Store
 from portability.tasks.base import EvalSet, Task, TaskScorer, Training
 from portability.tasks.registry import task_of
@@ -226,10 +228,17 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: St
     return max_stack_size(context.member_bytes[key], context.device, context.place.share)
 
 
+def _heads_port(run: RunSpec, context: WorkerContext) -> PortContext:
+    """By what the head of a bare host is fitted to it."""
+    origin = run.origin_host or origin_run(run, context.store).host
+    load = functools.partial(load_host, device=context.place.device, precision=run.precision)
+    return port_context(run, origin, EMPTY, context.data, functools.cache(load))
+
+
 def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContext) -> RunOutput:
     """The host as it is, on the test set."""
     started = time.perf_counter()
-    head = start_head(run, scorer, context.store)
+    head = start_head(run, scorer, context.store, lambda: _heads_port(run, context))
     stacked = {name: value[None] for name, value in on_device(head, scorer).items()}
     stage = Stage([run.run_id], SCORING)
     context.report(stage)

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import RUN_ERRORS, UserError
-from portability.core.specs import HostSpec, MethodSpec, RunSpec
+from portability.core.specs import HostSpec, MethodSpec, PortSpec, RunSpec
 from portability.execution.execute import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class
 from portability.hosts.sources import folder_of
 from portability.inits.extraction import check_extraction
 from portability.inits.extraction.weights import Weights
 from portability.inits.kinds import INITS, InitContext, extraction_options
-from portability.inits.start import seed_examples
+from portability.inits.start import EMPTY, seed_examples
 from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.porting.base import PortContext
-from portability.porting.port import fit_head, port
+from portability.porting.port import fit_head, needs_of, port
 from portability.porting.strategies import find_strategy
 from portability.tasks.base import HEAD, SHOWN
 from portability.tasks.registry import task_of
@@ -57,9 +57,9 @@ class Rehearsal:
         """
         with _said(f"host '{run.host.name}'", f"data set '{run.data.name}'"):
             asked = self._asked(run)
-        if run.head == "shared" and origin is not None and run.port is not None:
+        if run.head == "shared" and origin is not None and run.port is not None and not _sees(run.port):
             with _said(f"port '{run.port.name}' from '{origin.host.name}' to '{run.host.name}'"):
-                fit_head(_head(origin.host), run.host.shape.hidden, run.port)
+                fit_head(_head(origin.host), PortContext(origin.host, run.host, EMPTY, run.port))
         if run.method is not None:
             fresh = self._module(run.host, run.method)
             pair = [f"from '{origin.host.name}' to '{run.host.name}'"] if origin else []
@@ -71,7 +71,7 @@ class Rehearsal:
         """The module that a run starts from, where it comes from another host."""
         # what a strategy makes of weights, the run itself shows
         if ("port" in run.init.traits.needs and origin is not None and run.port is not None
-                and not find_strategy(run.port.strategy).needs & GIVEN):
+                and not _sees(run.port)):
             module = self._module(origin.host, method)
             known = PortContext(origin.host, run.host, fresh, run.port)
             INITS[run.init.kind](InitContext(
@@ -121,6 +121,11 @@ class Rehearsal:
         said = f" -> {shown}\n  tokens: {' or '.join(tokens)}{scored}" if answers else (
             ", answered by a head of two classes")
         return {"example": f"{text!r}{said}", "too_long": task.too_long(training, test)}
+
+
+def _sees(port: PortSpec) -> bool:
+    """Whether a port uses what no rehearsal has."""
+    return bool(needs_of(find_strategy(port.strategy), port.layer_map) & GIVEN)
 
 
 def skeleton(spec: HostSpec) -> Host:

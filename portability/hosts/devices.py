@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 
 DEVICES = ("auto", "cpu", "cuda")
 STACKS = {"cpu": 16, "cuda": 32}  # most modules of a stack where the configuration names no number (D-34)
@@ -34,7 +34,7 @@ def places(wanted: str, workers: int | None) -> list[Place]:
         >>> [place.share for place in places("cpu", 2)]
         [0.5, 0.5]
     """
-    choose(wanted, DEVICES, "engine.device")
+    validate_choice(wanted, DEVICES, "engine.device")
     gpus = 0 if wanted == "cpu" else count_gpus()
     if wanted == "cuda" and not gpus:
         raise UserError("engine.device is cuda, but torch finds no GPU here; use engine.device=auto or cpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.architectures import FAMILIES
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.hashing import fingerprint
 from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
@@ -134,7 +134,7 @@ def host_shape(config: Mapping[str, Any]) -> HostShape:
         UserError: the architecture is none of the known families, or a size is missing or no size.
     """
     try:
-        name = choose(str(config.get("model_type")), FAMILIES, "host family (model_type)")
+        name = validate_choice(str(config.get("model_type")), FAMILIES, "host family (model_type)")
     except UserError as error:
         raise UserError(
             f"{error}; a new one is a row of FAMILIES in portability/core/architectures.py") from error

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from portability.core.architectures import Slot
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.seeds import stream
 from portability.core.specs import HostSpec, InitSpec, MethodSpec
 from portability.inits.extraction import ExtractionOptions, ExtractReport
 from portability.inits.extraction.extractor import in_slot
 from portability.inits.extraction.factors import low_rank
 from portability.inits.extraction.weights import Weights
+from portability.methods.drawn import drawn_pair
 from portability.methods.module import ModuleState, equal
 from portability.methods.subtractive_lora import lora_settings
 from portability.porting.base import Port
@@ -132,7 +133,8 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
         UserError: unknown law or match.
     """
     done = context.port()
-    law = choose(str(options.get("law")), DISTRIBUTIONS, "law of sampling (init.sampled.options.law)")
+    law = validate_choice(str(options.get("law")), DISTRIBUTIONS, "law of sampling "
+                          "(init.sampled.options.law)")
     generator = stream(*context.stream, "sample")
     tensors = {}
     for slot, tensor in done.module.tensors.items():
@@ -143,7 +145,7 @@ def sampled(context: InitContext, options: Mapping[str, Any]) -> InitialState:
     module = done.module.map(tensors)
     if (match := options.get("match")) is None:
         return InitialState(module, report=done.report)
-    choose(str(match), ("function_norm",), "match of sampling")
+    validate_choice(str(match), ("function_norm",), "match of sampling")
     target = context.change(done.module)
     module = match_change(module, target, context.change)
     fraction = context.change(module) / target if target else 1.0
@@ -206,7 +208,7 @@ def extraction_options(method: MethodSpec, init: InitSpec) -> ExtractionOptions:
                         f"'{method.name}' of library {method.library} cannot do; use one of library "
                         "portability (method=lora_all)")
     for name in init.options:
-        choose(str(name), OPTIONS, f"option of init '{init.name}'")
+        validate_choice(str(name), OPTIONS, f"option of init '{init.name}'")
     settings = lora_settings(method.settings, method.name)
     blocks, count = settings.subtract == "block", init.options.get("seeds", SEEDS)
     if type(count) is not int or count < 1:
@@ -280,17 +282,9 @@ def noise(module: ModuleState, seed: int) -> ModuleState:
     for slot in [slot for slot in tensors if slot.role == "A"]:
         other = slot._replace(role="B")
         generator = stream(seed, "extraction", "noise", slot.key)
-        drawn = [torch.randn(tensors[one].shape, generator=generator) for one in (slot, other)]
-        drawn[0] *= tensors[slot].norm() / drawn[0].norm()
-        drawn[1] *= _product_norm(tensors[slot], tensors[other]) / _product_norm(*drawn)
-        tensors[slot], tensors[other] = drawn
+        tensors[slot], tensors[other] = drawn_pair(
+            tensors[slot], [tensors[other]], [tensors[one].shape for one in (slot, other)], generator)
     return module.map(tensors)
-
-
-def _product_norm(pair_a: Tensor, pair_b: Tensor) -> Tensor:
-    """Frobenius norm of B A, without making it: its square is tr(B^T B A A^T)."""
-    flat_a, flat_b = pair_a.flatten(1).double(), pair_b.flatten(0, -2).double()
-    return ((flat_b.T @ flat_b) * (flat_a @ flat_a.T)).sum().clamp_min(0).sqrt().float()
 
 
 _ALL = (scratch, external, ported, sampled, shuffled, extraction, extracted, extracted_shuffled,

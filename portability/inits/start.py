@@ -13,14 +13,15 @@ from portability.core.errors import UserError
 from portability.core.seeds import stream_seed
 from portability.core.specs import EXTERNAL, HostSpec, RunSpec, from_dict
 from portability.data.sampling import Bucket
-from portability.data.splits import StudyData
+from portability.data.splits import StudyData, rows
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import check_unchanged
 from portability.inits.external import external_module
 from portability.inits.extraction import ExtractReport, extract
 from portability.inits.kinds import INITS, SEEDS, InitContext, extraction_options
 from portability.methods.module import ModuleState
-from portability.porting.base import Port, PortContext
+from portability.porting.base import Port, PortContext, Purpose
+from portability.porting.calibration import study_texts
 from portability.porting.port import fit_head, port
 from portability.store import Store
 from portability.tasks.base import Answered, TaskScorer
@@ -28,6 +29,7 @@ from portability.tasks.registry import task_of
 from portability.training.run_output import InitialState
 from portability.training.stack import StackContext
 
+EMPTY = ModuleState({}, {})
 CALIBRATION = 64  # training inputs on which a module's logit change is measured
 
 
@@ -56,7 +58,7 @@ class StartBuilder:
             UserError: the run that it starts from is not in the store, or what its port or extraction
                 refuses.
         """
-        head = start_head(run, self.bench.scorer, self.store)
+        head = start_head(run, self.bench.scorer, self.store, lambda: self._context(run, EMPTY))
         providers = {"port": self._port, "extraction": self._extraction, "teacher": self._teacher,
                      "external": external_module}
         given: dict[str, Any] = {need: partial(provider, run) for need, provider in providers.items()
@@ -73,12 +75,7 @@ class StartBuilder:
         return self.bench.attached.init_parameters(stream_seed(*run.stream, "module"))
 
     def _origin(self, run: RunSpec) -> RunSpec:
-        """The run that a run starts from."""
-        record = self.store.read(str(run.origin))
-        if record is None:
-            raise UserError(f"run {run.run_id} needs the module of run {run.origin}, which is not in the "
-                            "store")
-        return from_dict(RunSpec, record["spec"])
+        return origin_run(run, self.store)
 
     def _names(self, run: RunSpec) -> dict[str, str] | None:
         """Host and data behind a start, for its record; of a module from elsewhere its own name is known."""
@@ -93,15 +90,22 @@ class StartBuilder:
         return ModuleState.from_file(*self.store.tensors(str(run.origin), "module"))
 
     def _port(self, run: RunSpec) -> Port:
-        """The origin's module fitted to the stack's host: one port for each origin, strategy and fresh
-        module."""
-        assert run.port is not None
-        key = run.origin, run.port, run.stream
+        """The origin's module fitted to the stack's host: one port for each origin, strategy, fresh module
+        and what a strategy may learn from."""
+        key = (run.origin, repr(run.port), run.stream, repr(run.method), repr(run.task), run.head,
+               run.data.train_digest, run.precision)
         if key not in self._ports:
-            context = PortContext(run.origin_host or self._origin(run).host, run.host, self._fresh(run),
-                                  run.port, load=lambda host: self._host(host, run.precision))
-            self._ports[key] = port(self._origin_module(run), context)
+            self._ports[key] = port(self._origin_module(run), self._context(run, self._fresh(run)))
         return self._ports[key]
+
+    def _context(self, run: RunSpec, fresh: ModuleState) -> PortContext:
+        heads = (lambda: self.store.tensors(str(run.origin), "head")[0],
+                 lambda: start_head(run, self.bench.scorer, self.store, lambda: self._context(run, EMPTY)))
+        context = port_context(run, run.origin_host or self._origin(run).host, fresh, self.data,
+                               lambda host: self._host(host, run.precision))
+        return replace(context, purpose=Purpose(
+            run.task, (run.trained_method, run.trained_method),
+            lambda: rows(self.data, run.data.name, "train", 0), heads))
 
     def _host(self, spec: HostSpec, precision: str) -> Host:
         """A host as it is on disk; the stack's own one holds the method."""
@@ -130,15 +134,38 @@ class StartBuilder:
                        self.free)
 
 
-def start_head(run: RunSpec, scorer: TaskScorer, store: Store) -> dict[str, Tensor]:
+def origin_run(run: RunSpec, store: Store) -> RunSpec:
+    """The run that a run starts from.
+
+    Raises:
+        UserError: it is not in the store.
+    """
+    record = store.read(str(run.origin))
+    if record is None:
+        raise UserError(f"run {run.run_id} needs the module of run {run.origin}, which is not in the store")
+    return from_dict(RunSpec, record["spec"])
+
+
+def port_context(run: RunSpec, origin: HostSpec, fresh: ModuleState, data: StudyData,
+                 load: Callable[[HostSpec], Host]) -> PortContext:
+    """What the port of a run may use."""
+    assert run.port is not None
+    how = run.port.calibration
+    return PortContext(origin, run.host, fresh, run.port, load,
+                       None if how is None else lambda: study_texts(how, data),
+                       stream_seed(*run.stream, "port"))
+
+
+def start_head(
+    run: RunSpec, scorer: TaskScorer, store: Store, context: Callable[[], PortContext]
+) -> dict[str, Tensor]:
     """The classification head a run starts with: none, a fresh one, or the origin's fitted to this host's
     width.
 
     All arms of a cell start from the same head, so that no arm has an advantage (design: head shared).
     """
     if run.head == "shared":
-        assert run.port is not None
-        return fit_head(store.tensors(str(run.origin), "head")[0], run.host.shape.hidden, run.port)
+        return fit_head(store.tensors(str(run.origin), "head")[0], context())
     return scorer.fresh_head(stream_seed(run.seed, "head"))
 
 

@@ -1,7 +1,7 @@
 """PEFT methods on a host. A library is one backend: a file here and a line in BACKENDS, or an installed
 package with an entry point in the group ``portability.methods`` that names its `MethodBackend` class."""
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.plugins import load, plugins
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
@@ -23,7 +23,7 @@ def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
             `MethodBackend.attach`.
     """
     outside = plugins(GROUP, tuple(BACKENDS))
-    name = choose(spec.library, {*BACKENDS, *outside}, "PEFT library")
+    name = validate_choice(spec.library, {*BACKENDS, *outside}, "PEFT library")
     try:
         backend = BACKENDS[name] if name in BACKENDS else load(outside[name])
         attached = backend().attach(host, spec)

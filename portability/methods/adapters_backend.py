@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.specs import HostShape, MethodSpec
 from portability.core.versions import look_for
 from portability.hosts.host import Host
@@ -209,7 +209,7 @@ def config_of(spec: MethodSpec, shape: HostShape) -> Any:
     if (kinds := UNIONS.get(spec.config)) is None:
         return _one_config(spec.config, spec.settings, spec, shape)
     for key in spec.settings:
-        choose(key, kinds, f"setting of method '{spec.name}'")
+        validate_choice(key, kinds, f"setting of method '{spec.name}'")
     return getattr(adapters, spec.config)(**{
         key: _one_config(kind, spec.settings.get(key, {}), spec, shape) for key, kind in kinds.items()})
 
@@ -227,7 +227,7 @@ def _one_config(kind: str, given: Mapping[str, Any], spec: MethodSpec, shape: Ho
     if (bottleneck := settings.pop("bottleneck", None)) is not None:
         settings["reduction_factor"] = shape.hidden / (bottleneck + 0.5)  # the library rounds down
     try:
-        config = getattr(adapters, choose(kind, classes, "config class of adapters"))(**settings)
+        config = getattr(adapters, validate_choice(kind, classes, "config class of adapters"))(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
     if config.architecture not in (None, "lora", "prefix_tuning"):

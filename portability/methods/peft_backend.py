@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from portability.core.architectures import FAMILIES, LORA_AXES, NORM_AXES, SITE_GROUPS, Slot, parse_name
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.specs import HOST_AXES, HostShape, MethodSpec
 from portability.hosts.host import Host
 from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
@@ -297,7 +297,7 @@ def config_of(spec: MethodSpec, host: Host) -> Any:
             raise UserError(f"method '{spec.name}': {spec.config} with {key}={value} cannot be ported, only "
                             f"with {known} (conf/method/{spec.name}.yaml)")
     try:
-        return classes[choose(spec.config, classes, "config class of peft")](**settings)
+        return classes[validate_choice(spec.config, classes, "config class of peft")](**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
 
@@ -311,7 +311,7 @@ def modules_at(sites: list[str], host: HostShape, method: str) -> list[str] | st
     family, found = FAMILIES[host.family], set()
     for site in sites:
         known = {*SITE_GROUPS, *LORA_AXES, NORMS}
-        wanted = SITE_GROUPS.get(choose(site, known, f"site of method '{method}'"), (site,))
+        wanted = SITE_GROUPS.get(validate_choice(site, known, f"site of method '{method}'"), (site,))
         if site == NORMS:
             found |= {path for stack in family.norms.values() for path in stack}
             continue

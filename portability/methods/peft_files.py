@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from portability.core.architectures import Slot
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.specs import HostShape, MethodSpec
 from portability.methods.base import ParameterLayout
 from portability.methods.folder import CONFIG, AdapterFolder, check_type
@@ -53,7 +53,8 @@ class PeftFolder(AdapterFolder):
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING as CLASSES
 
         kinds = {kind.value: cls for kind, cls in CLASSES.items()}
-        kind = choose(str(self.config.get("peft_type")).upper(), kinds, f"peft_type of {self.folder}")
+        kind = validate_choice(str(self.config.get("peft_type")).upper(), kinds, "peft_type of "
+                               f"{self.folder}")
         known = kinds[kind].__dataclass_fields__
         settings = {}
         for key, value in self.config.items():

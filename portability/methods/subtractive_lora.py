@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from portability.core.architectures import LORA_AXES, SITE_GROUPS, Slot, parse_name
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
 from portability.methods.base import AttachedMethod, ParameterLayout, SlotLayout
@@ -66,7 +66,7 @@ def lora_settings(values: Mapping[str, Any], method: str) -> LoraSettings:
     """
     where = f"method '{method}'"
     for name in values:
-        choose(name, LoraSettings.__dataclass_fields__, f"setting of {where}")
+        validate_choice(name, LoraSettings.__dataclass_fields__, f"setting of {where}")
     if lacking := [name for name in ("r", "sites") if name not in values]:
         raise UserError(f"{where} lacks the setting {lacking[0]} (conf/method/{method}.yaml)")
     sites = values["sites"]
@@ -74,7 +74,7 @@ def lora_settings(values: Mapping[str, Any], method: str) -> LoraSettings:
         raise UserError(f"{where}: sites must be a list such as [attention, ffn, embedding, head], got "
                         f"{sites!r}")
     for site in sites:
-        choose(site, {*SITE_GROUPS, *LORA_AXES}, f"site of {where}")
+        validate_choice(site, {*SITE_GROUPS, *LORA_AXES}, f"site of {where}")
     for name in ("r", "alpha"):
         value = values.get(name)
         if value is None and name == "alpha":
@@ -82,7 +82,7 @@ def lora_settings(values: Mapping[str, Any], method: str) -> LoraSettings:
         kinds, kind = (int, "whole number") if name == "r" else (int | float, "number")
         if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
             raise UserError(f"{where}: {name} must be a {kind} above 0, got {value!r}")
-    choose(str(values.get("subtract", "product")), FROZEN, f"subtract of {where}")
+    validate_choice(str(values.get("subtract", "product")), FROZEN, f"subtract of {where}")
     return LoraSettings(**{**values, "sites": tuple(sites)})
 
 
@@ -171,7 +171,7 @@ class LoraBackend:
 
     def attach(self, host: Host, spec: MethodSpec) -> "SubtractiveLora":
         """As `MethodBackend.attach`."""
-        choose(spec.config, ("LoRA",), "config class of portability")
+        validate_choice(spec.config, ("LoRA",), "config class of portability")
         return SubtractiveLora(host, spec, lora_settings(spec.settings, spec.name))
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import UserError
-from portability.core.specs import HostShape, HostSpec, MethodSpec, PortSpec
+from portability.core.specs import HostShape, HostSpec, MethodSpec, PortSpec, TaskSpec
+from portability.data.examples import LabelledText
 from portability.hosts.host import Host, load_host, load_skeleton
 from portability.hosts.resolve import ADAPTER_FILES, find_folder, find_host, with_weights
 from portability.methods import attach
@@ -25,10 +26,14 @@ from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
 from portability.methods.peft_files import PeftFolder
 from portability.porting.adapters_settings import adapters_settings
 from portability.porting.axes import stays_as_begun
-from portability.porting.base import Port, PortContext, PortReport
-from portability.porting.port import port
+from portability.porting.base import Port, PortContext, PortReport, Purpose
+from portability.porting.calibration import Calibration
+from portability.porting.layer_maps import LayersOf
+from portability.porting.port import needs_of, port
 from portability.porting.settings import peft_settings
+from portability.porting.strategies import find_strategy
 
+PAD = PortSpec("pad", "pad", "stretch")
 PLACED = "base_model.model."  # begins the keys of what stands in a model
 
 
@@ -162,10 +167,13 @@ def find_hosts(
 
 def port_adapter(
     adapter: AdapterFolder | str | Path, to: str | Path | HostSpec,
-    from_: str | Path | HostSpec | None = None, strategy: str = "pad", layer_map: str = "stretch",
-    partial: bool = False, seed: int = 0,
+    from_: str | Path | HostSpec | None = None, strategy: str = "auto", layer_map: str = "stretch",
+    partial: bool = False, seed: int = 0, options: Mapping[str, Any] | None = None,
+    texts: Calibration | None = None, task: TaskSpec | None = None,
+    labelled: Sequence[LabelledText] | None = None,
 ) -> PortedAdapter:
-    """Somebody's adapter fitted to another base model, as ``portability port`` does. Nothing is trained.
+    """Somebody's adapter fitted to another base model, as ``portability port`` does. Nothing is trained,
+    unless the strategy says so.
 
     Args:
         adapter: what `load_adapter` reads, or has read.
@@ -173,42 +181,59 @@ def port_adapter(
         from_: the base that the adapter was trained on, where its configuration does not name it, or names
             what is not there.
         strategy: how sizes are fitted: a name in porting.strategies.STRATEGIES, or of an installed package.
-        layer_map: which layers feed which: a name in porting.layer_maps.LAYER_MAPS.
+        layer_map: which layers feed which: a name in porting.layer_maps.LAYER_MAPS, "cka", or a list of
+            origin layers ("0,2,4+5").
         partial: whether what has no counterpart may stay fresh, or be dropped.
-        seed: of what stays fresh.
+        seed: of what stays fresh, or is drawn.
+        options: of the strategy.
+        texts: without labels, for strategies that compare what both hosts make of them (`calibration`).
+        task: how hosts with a language-model head are asked, for strategies that look at a task.
+        labelled: examples of it, for strategies that learn from some.
 
     Raises:
         UserError: as `load_adapter`, `find_hosts` and `port_folder`.
     """
     held = adapter if isinstance(adapter, AdapterFolder) else load_adapter(adapter)
     origin, receiving = find_hosts(held, to, from_)
-    return port_folder(held, origin, receiving, strategy, layer_map, partial, seed,
-                       lambda spec: load_host(with_weights(spec)))
+    spec = PortSpec(strategy, strategy, layer_map, partial, options or {})
+    loaded: dict[tuple[str, str | None], Host] = {}
+
+    def load(host: HostSpec) -> Host:
+        key = host.source, host.revision  # two revisions are two hosts
+        if key not in loaded:
+            loaded[key] = load_host(with_weights(host))
+        return loaded[key]
+
+    return port_folder(held, origin, receiving, spec, seed, load, texts, task, labelled)
 
 
 def port_folder(
-    adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, strategy: str = "pad",
-    layer_map: str = "stretch", partial: bool = False, seed: int = 0,
-    load: Callable[[HostSpec], Host] = load_host,
+    adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, how: PortSpec = PAD, seed: int = 0,
+    load: Callable[[HostSpec], Host] = load_host, texts: Calibration | None = None,
+    task: TaskSpec | None = None, labelled: Sequence[LabelledText] | None = None,
 ) -> PortedAdapter:
     """An adapter fitted to another host. No host's weights are read, unless the strategy asks for them or a
     part of the module stays fresh.
 
     Args:
-        partial: whether what has no counterpart may stay fresh, or be dropped.
-        seed: of fresh parts.
+        seed: of fresh parts, and of what a strategy draws.
 
     Raises:
         UserError: the adapter is of another base, the hosts do not go together, or the library refuses the
             method on the receiving host.
     """
     module = module_of(adapter, origin.shape)
-    settings = _settings(adapter, module, origin.shape, receiving.shape, layer_map)
+    context = PortContext(origin, receiving, ModuleState({}, {}), how, load,
+                          None if texts is None else lambda: texts, seed,
+                          needs_of(find_strategy(how.strategy), how.layer_map))
+    settings = _settings(adapter, module, origin.shape, receiving.shape, context.layers_of)
     spec = replace(adapter.spec, settings=settings)
     with torch.device("meta"):
         attached = attach(load_skeleton(receiving), spec)
     fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
-    context = PortContext(origin, receiving, fresh, PortSpec(strategy, strategy, layer_map, partial), load)
+    purpose = None if task is None else Purpose(task, (adapter.spec, spec),
+                                                None if labelled is None else lambda: labelled)
+    context = replace(context, fresh=fresh, purpose=purpose)
     done = port(module, context)
     if any(not mask.all() and (stays_as_begun(slot.role) or not mask.any())
            for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
@@ -221,12 +246,12 @@ def port_folder(
 
 
 def _settings(adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape,
-              layer_map: str) -> dict[str, Any]:
+              layers_of: LayersOf) -> dict[str, Any]:
     """The method's settings on the receiving host, by the adapter's library."""
     if isinstance(adapter, AdaptersFolder):
-        return adapters_settings(adapter, origin, receiving, layer_map)
+        return adapters_settings(adapter, origin, receiving, layers_of)
     assert isinstance(adapter, PeftFolder)
-    return peft_settings(adapter, module, origin, receiving, layer_map)
+    return peft_settings(adapter, module, origin, receiving, layers_of)
 
 
 def outer_names(adapter: AdapterFolder, origin: Any, receiving: Any) -> tuple[str, str]:

@@ -7,29 +7,29 @@ from portability.core.errors import UserError
 from portability.core.specs import HostShape
 from portability.methods.adapters_files import AdaptersFolder
 from portability.methods.adapters_places import LORA_FLAGS, SWAPPED
-from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.layer_maps import LayersOf
 from portability.porting.settings import stack_map
 
 
 def adapters_settings(
-    adapter: AdaptersFolder, origin: HostShape, receiving: HostShape, layer_map: str
+    adapter: AdaptersFolder, origin: HostShape, receiving: HostShape, layers_of: LayersOf
 ) -> dict[str, Any]:
     """Settings with which the library makes a module on the receiving host for what is carried to it.
 
     Args:
-        layer_map: a name in porting.layer_maps.LAYER_MAPS.
+        layers_of: as `PortContext.layers_of`.
 
     Raises:
         UserError: a prefix in some layers only, or every receiving layer would be left out.
     """
     settings = dict(adapter.spec.settings)
     if "configs" in settings:
-        return {"configs": [_one(part, origin, receiving, layer_map) for part in settings["configs"]]}
-    return _one(settings, origin, receiving, layer_map)
+        return {"configs": [_one(part, origin, receiving, layers_of) for part in settings["configs"]]}
+    return _one(settings, origin, receiving, layers_of)
 
 
 def _one(part: dict[str, Any], origin: HostShape, receiving: HostShape,
-         layer_map: str) -> dict[str, Any]:
+         layers_of: LayersOf) -> dict[str, Any]:
     """Of one method: a bottleneck keeps its size, a LoRA its matrices, layers without one stay without."""
     part = dict(part)
     if (factor := part.get("reduction_factor")) is not None:
@@ -43,7 +43,7 @@ def _one(part: dict[str, Any], origin: HostShape, receiving: HostShape,
     if part.get("leave_out"):
         if "prefix_length" in part:
             raise UserError("a prefix in some layers only (leave_out) cannot be ported")
-        part["leave_out"] = left_out(_layers(part["leave_out"], origin), origin, receiving, layer_map)
+        part["leave_out"] = left_out(_layers(part["leave_out"], origin), origin, receiving, layers_of)
     return part
 
 
@@ -67,7 +67,7 @@ def _layers(left: list[int], shape: HostShape) -> set[tuple[str, int]]:
 
 
 def left_out(left: set[tuple[str, int]], origin: HostShape, receiving: HostShape,
-             layer_map: str) -> list[int]:
+             layers_of: LayersOf) -> list[int]:
     """The library's numbers of the receiving layers without a module: one of their origin layers has none.
 
     Raises:
@@ -76,8 +76,7 @@ def left_out(left: set[tuple[str, int]], origin: HostShape, receiving: HostShape
     stacks, found, number = stack_map(origin, receiving), [], 0
     for stack in FAMILIES[receiving.family].stacks:
         source = stacks.get(stack)
-        layers = LAYER_MAPS[layer_map](origin.layers[source], receiving.layers[stack]) if source else (
-            [[]] * receiving.layers[stack])
+        layers = layers_of(stack, source) if source else [[]] * receiving.layers[stack]
         for origins in layers:
             if any((source, one) in left for one in origins):
                 found.append(number)

@@ -1,11 +1,16 @@
-"""Strategies that work tensor by tensor: layers by a layer map, then every axis of the host by one function.
+"""Strategies that work layer by layer and tensor by tensor: which layers feed which is the layer map's to
+say, what becomes of a tensor the strategy's. Here: those that give every axis of the host its size by one
+function.
 
 The libraries' own loaders are not used: they carry nothing from BERT to RoBERTa and half of a module to a
 deeper host without a word. A fresh module of the receiving host is filled slot by slot, and both lists of
 names are checked.
 """
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +18,8 @@ from torch import Tensor
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.methods.module import ModuleState, axis_size
-from portability.porting.base import Port, PortContext, PortReport, Strategy
-from portability.porting.layer_maps import LAYER_MAPS, average_layers
+from portability.porting.base import Port, PortContext, PortReport, Strategy, no_options
+from portability.porting.layer_maps import average_layers, stack_map
 
 INPUT_ROLES = (  # whose host axes are summed over in the forward pass
     "A", "down_weight", "down_left", "mlp_in", "gate_weight")
@@ -41,8 +46,46 @@ def stays_as_begun(role: str) -> bool:
     return role in OF_NORM or role.startswith(MULTIPLIES)
 
 
-class AxisStrategy(Strategy):
-    """A strategy given by what it does to one axis.
+class Placed(NamedTuple):
+    """A tensor of the receiving module, where it holds something of the origin (bool, its shape), and the
+    report's word for what was done."""
+
+    tensor: Tensor
+    carried: Tensor
+    action: str
+
+
+class LayerwiseStrategy(Strategy):
+    """A strategy that makes each site of a layer out of the same site of one or several origin layers.
+
+    Attributes:
+        same_depth: whether it refuses hosts of unequal depths.
+    """
+
+    same_depth = False
+
+    @abstractmethod
+    def place(self, work: "Filling", found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
+        """The tensors of one (stack, layer, site).
+
+        Args:
+            found: of each origin layer behind it: receiving slot -> origin slot.
+
+        Raises:
+            UserError: shapes or numbers for which the strategy has no rule.
+        """
+
+    def fit(self, module: ModuleState, context: PortContext) -> Port:
+        """The module slot by slot.
+
+        Raises:
+            UserError: as `Filling.port` and `place`.
+        """
+        return Filling(self, module, context).port()
+
+
+class AxisStrategy(LayerwiseStrategy):
+    """A strategy given by what it does to one axis; several layers that become one are averaged before.
 
     Args:
         change: (tensor, axis, wanted size, whether the forward pass sums over the axis) -> tensor of that
@@ -58,23 +101,44 @@ class AxisStrategy(Strategy):
         self.change, self.grown, self.same_depth = change, grown, same_depth
 
     def fit(self, module: ModuleState, context: PortContext) -> Port:
-        """The module slot by slot.
+        """See LayerwiseStrategy.fit; there are no options."""
+        no_options(context.spec)
+        return super().fit(module, context)
 
-        Raises:
-            UserError: shapes that cannot be mapped, a partial carry that was not asked for, or nothing
-                carried.
-        """
-        work, fresh = _Filling(self, module, context), context.fresh
-        found: dict[Slot, tuple[Tensor, Tensor]] = {}
-        for place in dict.fromkeys(slot[:3] for slot in fresh.tensors):
-            found |= work.fill([slot for slot in fresh.tensors if slot[:3] == place])
-        work.finish()
-        return Port(fresh.map({slot: tensor for slot, (tensor, _) in found.items()}),
-                    {slot: mask for slot, (_, mask) in found.items()}, work.report)
+    def place(self, work: "Filling", found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
+        """See LayerwiseStrategy.place."""
+        have = work.module.tensors
+        values = average_layers([{s.role: have[own] for s, own in one.items()} for one in found],
+                                work.context.sums)
+        return {slot: self._fit(work, slot, values[slot.role], [one[slot] for one in found])
+                for slot in found[0]}
 
-    def fit_head(self, head: Mapping[str, Tensor], hidden: int) -> dict[str, Tensor]:
+    def _fit(self, work: "Filling", slot: Slot, tensor: Tensor, sources: list[Slot]) -> Placed:
+        """One tensor in the receiving shape."""
+        fresh, shape = work.context.fresh, work.context.receiving.shape
+        axes, wanted = fresh.axes[slot], fresh.tensors[slot].shape
+        sizes, mask, action = tuple(tensor.shape), torch.ones_like(tensor, dtype=torch.bool), ""
+        with work.refusing(slot, sizes):
+            work.check_axes(slot, sources[0])
+            for axis, (label, size) in enumerate(zip(axes, wanted, strict=True)):
+                if tensor.shape[axis] == size:
+                    continue
+                if label == "vocab":
+                    raise UserError("the vocabularies differ, and rows of different tokens are not "
+                                    "exchanged: leave embedding and head out of the method's sites")
+                if axis_size(label, shape) is None:
+                    raise UserError(f"the method's own axis '{label}' differs: same hyper-parameters needed")
+                action = "cut" if size < tensor.shape[axis] else self.grown
+                tensor = self.change(tensor, axis, size, summed_over(slot.role, label))
+                mask = self.change(mask, axis, size, False)
+        kept = tuple(slice(0, min(a, b)) for a, b in zip(sizes, wanted, strict=True))
+        for source in sources:
+            work.use(source, work.module.tensors[source][kept])
+        return Placed(tensor.clone(), mask, action)
+
+    def fit_head(self, head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
         """The head with the width changed as an axis that is summed over."""
-        weight = head["head.weight"]
+        weight, hidden = head["head.weight"], context.receiving.shape.hidden
         if (width := weight.shape[1]) != hidden:
             try:
                 weight = self.change(weight, 1, hidden, True)
@@ -83,81 +147,105 @@ class AxisStrategy(Strategy):
         return {"head.weight": weight.clone(), "head.bias": head["head.bias"].clone()}
 
 
-class _Filling:
-    """The state of one port while its slots are filled."""
+class Filling:
+    """The state of one port while its slots are filled.
 
-    def __init__(self, strategy: AxisStrategy, module: ModuleState, context: PortContext):
+    Attributes:
+        used: of each origin slot that was carried, the number of its entries that were, and their squares.
+    """
+
+    def __init__(self, strategy: LayerwiseStrategy, module: ModuleState, context: PortContext):
         self.strategy, self.module, self.context = strategy, module, context
         self.report = PortReport(context.spec.name, context.spec.strategy)
-        self.used: dict[Slot, tuple[slice, ...]] = {}  # origin slot -> the part of it that was carried
-        self.stacks = _stack_map(module, context.fresh)
+        self.used: dict[Slot, tuple[int, float]] = {}
+        self.stacks = stack_map(module, context.fresh)
         for stack, source in self.stacks.items():
             depths = context.origin.shape.layers.get(source, 1), context.receiving.shape.layers.get(stack, 1)
             if strategy.same_depth and depths[0] != depths[1]:
                 raise UserError(f"cannot {context.spec.strategy} {context.pair}: {source} has {depths[0]} "
                                 f"layers and {stack} has {depths[1]}; use port=pad or port=repeat")
-            self.report.layer_map[stack] = LAYER_MAPS[context.spec.layer_map](*depths)
+            self.report.layer_map[stack] = context.layers_of(stack, source)
 
-    def fill(self, slots: list[Slot]) -> dict[Slot, tuple[Tensor, Tensor]]:
-        """Tensors and masks for the receiving slots of one (stack, layer, site)."""
-        (stack, layer, *_), source, have = slots[0], self.stacks.get(slots[0].stack), self.module.tensors
-        # of each origin layer, its slots by the receiving ones
-        found = [{s: s._replace(stack=source, layer=one) for s in slots}
-                 for one in self.report.layer_map[stack][layer]] if source else []
-        present = [s for s in slots if found and all(one[s] in have for one in found)]
-        missing = [s for s in slots if s not in present]
-        if missing and not self.context.spec.partial:
-            raise UserError(f"port {self.context.pair}: {missing[0].key} has no counterpart in the module; "
-                            "a partial carry must be asked for (--partial; in a study "
-                            f"port.{self.context.spec.name}.partial=true)")
-        values = average_layers([{s.role: have[one[s]] for s in present} for one in found]) if present else {}
-        out = {s: self._fit(s, values[s.role], [one[s] for one in found]) for s in present}
-        for slot in missing:
-            self.report.tensors[slot.key] = "fresh"
-            fresh = self.context.fresh.tensors[slot].clone()
-            out[slot] = (fresh, torch.zeros_like(fresh, dtype=torch.bool))
-        return {slot: out[slot] for slot in slots}
+    def places(self) -> Iterator[tuple[list[Slot], list[dict[Slot, Slot]]]]:
+        """The receiving slots of each (stack, layer, site), and of each origin layer behind it those of them
+        that it has, with its own slots.
 
-    def _fit(self, slot: Slot, tensor: Tensor, sources: list[Slot]) -> tuple[Tensor, Tensor]:
-        """One tensor in the receiving shape, and where it holds something of the origin."""
-        axes, wanted = self.context.fresh.axes[slot], self.context.fresh.tensors[slot].shape
-        sizes, mask = tuple(tensor.shape), torch.ones_like(tensor, dtype=torch.bool)
-        action = "averaged" if len(sources) > 1 else "carried" if sources[0].layer == slot.layer else "mapped"
+        Raises:
+            UserError: slots without a counterpart, where a partial carry was not asked for.
+        """
+        fresh, have = self.context.fresh.tensors, self.module.tensors
+        for place in dict.fromkeys(slot[:3] for slot in fresh):
+            slots = [slot for slot in fresh if slot[:3] == place]
+            (stack, layer, *_), source = slots[0], self.stacks.get(slots[0].stack)
+            found = [{s: s._replace(stack=source, layer=one) for s in slots}
+                     for one in self.report.layer_map[stack][layer]] if source else []
+            present = [s for s in slots if found and all(one[s] in have for one in found)]
+            missing = [s for s in slots if s not in present]
+            if missing and not self.context.spec.partial:
+                raise UserError(f"port {self.context.pair}: {missing[0].key} has no counterpart in the "
+                                "module; a partial carry must be asked for (--partial; in a study "
+                                f"port.{self.context.spec.name}.partial=true)")
+            yield slots, [{s: one[s] for s in present} for one in found]
+
+    def port(self) -> Port:
+        """Every slot of the fresh module, filled.
+
+        Raises:
+            UserError: shapes that cannot be mapped, a partial carry that was not asked for, or nothing
+                carried.
+        """
+        fresh, out, masks = self.context.fresh, dict[Slot, Tensor](), dict[Slot, Tensor]()
+        for slots, found in self.places():
+            placed = self.strategy.place(self, found) if found and found[0] else {}
+            for slot in slots:
+                if slot in placed:
+                    tensor, mask, action = placed[slot]
+                    if stays_as_begun(slot.role):
+                        tensor = torch.where(mask, tensor, fresh.tensors[slot])
+                    moved = "averaged" if len(found) > 1 else (
+                        "carried" if found[0][slot].layer == slot.layer else "mapped")
+                    self.report.tensors[slot.key] = action or moved
+                else:
+                    tensor, self.report.tensors[slot.key] = fresh.tensors[slot].clone(), "fresh"
+                    mask = torch.zeros_like(tensor, dtype=torch.bool)
+                out[slot], masks[slot] = tensor, mask
+        self._finish()
+        return Port(fresh.map({slot: out[slot] for slot in fresh.tensors}),
+                    {slot: masks[slot] for slot in fresh.tensors}, self.report)
+
+    @contextmanager
+    def refusing(self, slot: Slot, sizes: tuple[int, ...]) -> Iterator[None]:
+        """Within it a refusal names the slot, both hosts and both sizes."""
         try:
-            if self.module.axes[sources[0]] != axes:
-                own = any(" at " in label for label in axes)
-                raise UserError("the method's numbers go with the origin's widths alone: turn it into a LoRA "
-                                "first (--via lora)" if own
-                                else f"axes {self.module.axes[sources[0]]} and {axes}")
-            for axis, (label, size) in enumerate(zip(axes, wanted, strict=True)):
-                if tensor.shape[axis] == size:
-                    continue
-                if label == "vocab":
-                    raise UserError("the vocabularies differ, and rows of different tokens are not "
-                                    "exchanged: leave embedding and head out of the method's sites")
-                if axis_size(label, self.context.receiving.shape) is None:
-                    raise UserError(f"the method's own axis '{label}' differs: same hyper-parameters needed")
-                action = "cut" if size < tensor.shape[axis] else self.strategy.grown
-                tensor = self.strategy.change(tensor, axis, size, summed_over(slot.role, label))
-                mask = self.strategy.change(mask, axis, size, False)
+            yield
         except UserError as error:
+            wanted = tuple(self.context.fresh.tensors[slot].shape)
             raise UserError(f"cannot port {slot.key} from '{self.context.origin.name}' {sizes} to "
-                            f"'{self.context.receiving.name}' {tuple(wanted)}: {error}") from error
-        if stays_as_begun(slot.role):
-            tensor = torch.where(mask, tensor, self.context.fresh.tensors[slot])
-        kept = tuple(slice(0, min(a, b)) for a, b in zip(sizes, wanted, strict=True))
-        self.used |= {source: kept for source in sources}
-        self.report.tensors[slot.key] = action
-        return tensor.clone(), mask
+                            f"'{self.context.receiving.name}' {wanted}: {error}") from error
 
-    def finish(self) -> None:
+    def use(self, source: Slot, part: Tensor) -> None:
+        """Note what was carried of an origin slot."""
+        self.used[source] = part.numel(), float(part.double().square().sum())
+
+    def check_axes(self, slot: Slot, source: Slot) -> None:
+        """Refuse an origin slot whose axes mean something else.
+
+        Raises:
+            UserError: says which.
+        """
+        have, axes = self.module.axes[source], self.context.fresh.axes[slot]
+        if have != axes:
+            raise UserError("the method's numbers go with the origin's widths alone: turn it into a LoRA "
+                            "first (--via lora)" if any(" at " in label for label in axes)
+                            else f"axes {have} and {axes}")
+
+    def _finish(self) -> None:
         """Check both lists of names and fill in what was carried."""
         report, context, total = self.report, self.context, self.module.tensors
-        parts = [total[slot][kept] for slot, kept in self.used.items()]
-        whole, carried = (sum(float(part.double().square().sum()) for part in some)
-                          for some in (total.values(), parts))
+        whole = sum(float(tensor.double().square().sum()) for tensor in total.values())
+        carried = sum(squares for _, squares in self.used.values())
         report.carried_fraction = len(self.used) / len(total)
-        report.carried_entries_fraction = sum(part.numel() for part in parts) / self.module.entries
+        report.carried_entries_fraction = sum(count for count, _ in self.used.values()) / self.module.entries
         report.carried_norm_fraction = carried / whole if whole else 0.0
         dropped = [slot for slot in total if slot not in self.used]
         report.tensors |= {f"{slot.key} (origin)": "dropped" for slot in dropped}
@@ -170,14 +258,3 @@ class _Filling:
             raise UserError(f"port {context.pair} would lose {lost[0].key} {tuple(total[lost[0]].shape)}: "
                             "the receiving module has no such place; ask for a partial carry "
                             f"(--partial; in a study port.{context.spec.name}.partial=true)")
-
-
-def _stack_map(module: ModuleState, fresh: ModuleState) -> dict[str, str]:
-    """Receiving stack -> origin stack: the same name, or the only one where each side has just one."""
-    have = {slot.stack for slot in module.tensors}
-    want = {slot.stack for slot in fresh.tensors}
-    pairs = {stack: stack for stack in sorted(want & have)}
-    single = [stacks - {"shared"} for stacks in (want, have)]
-    if all(len(stacks) == 1 for stacks in single) and single[0] != single[1]:
-        pairs[single[0].pop()] = single[1].pop()
-    return pairs

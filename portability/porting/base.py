@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -10,15 +10,58 @@ from torch import Tensor
 
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec, PortSpec
+from portability.core.specs import AnswerSpec, HostSpec, MethodSpec, PortSpec, TaskSpec
+from portability.data.examples import LabelledText
 from portability.hosts.host import Host
 from portability.methods.module import ModuleState
+from portability.porting.calibration import Calibration
+from portability.porting.layer_maps import SUM, named_layers
 
 Need = Literal["origin_weights", "receiving_weights", "text", "labels", "forward_passes", "training"]
+LOOKED_AT: frozenset[Need] = frozenset({"origin_weights", "receiving_weights"})  # by layer map "cka"
 
 
 def _no_host(spec: HostSpec) -> Host:
     raise UserError(f"the weights of host '{spec.name}' are not available here")
+
+
+def no_options(spec: PortSpec) -> None:
+    """Refuse options of a strategy that has none.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name in spec.options:
+        raise UserError(f"port '{spec.name}' ({spec.strategy}) has no options, got '{name}'")
+
+
+def yes_or_no(spec: PortSpec, name: str) -> bool:
+    """An option that is true or false; false where it is not given.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = spec.options.get(name, False)
+    if not isinstance(value, bool):
+        raise UserError(f"port.{spec.name}.options.{name} must be true or false, got {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a module is ported for, for strategies that look at the task.
+
+    Attributes:
+        methods: of the module on the origin, and on the receiving host.
+        labelled: gives labelled examples of the receiving host's task; None where there are none.
+        heads: give the classification heads of origin and receiving host, where these answer by one; None
+            where there are none.
+    """
+
+    task: TaskSpec | AnswerSpec
+    methods: tuple[MethodSpec, MethodSpec]
+    labelled: Callable[[], Sequence[LabelledText]] | None = None
+    heads: tuple[Callable[[], Mapping[str, Tensor]], Callable[[], Mapping[str, Tensor]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +71,10 @@ class PortContext:
     Attributes:
         fresh: a module of the same method on the receiving host, as its library initialises it.
         load: gives a host as it is on disk, without a method; called when a strategy asks for it.
+        texts: gives the texts that hosts are compared on.
+        seed: of what a strategy draws.
         needs: what the strategy declared; asking for anything else is an error.
+        purpose: what the module is for, where that is known.
     """
 
     origin: HostSpec
@@ -36,7 +82,68 @@ class PortContext:
     fresh: ModuleState
     spec: PortSpec
     load: Callable[[HostSpec], Host] = _no_host
+    texts: Callable[[], Calibration] | None = None
+    seed: int = 0
     needs: frozenset[Need] = frozenset()
+    purpose: Purpose | None = None
+
+    def layers_of(self, stack: str, source: str) -> list[list[int]]:
+        """The origin layers of `source` behind each layer of the receiving stack.
+
+        Raises:
+            UserError: an unknown layer map, or one that does not fit the hosts' depths.
+        """
+        if stack == "shared":  # what stands outside the layers
+            return [[0]]
+        depths = self.origin.shape.layers.get(source, 1), self.receiving.shape.layers.get(stack, 1)
+        if self.spec.layer_map == "cka" and max(depths) > 1:
+            from portability.porting.layer_similarity import cka_layers
+
+            return cka_layers(self, stack, source)
+        return named_layers(self.spec.layer_map, *depths)
+
+    @property
+    def sums(self) -> bool:
+        """Whether layers that become one are added up, not averaged."""
+        return self.spec.layer_map == SUM
+
+    def calibration(self) -> Calibration:
+        """The texts that hosts are compared on.
+
+        Raises:
+            UserError: the strategy does not declare "text", or none are named.
+        """
+        self._check_declared("text")
+        if self.texts is None:
+            raise UserError(f"port strategy '{self.spec.strategy}' {self.pair} compares what both hosts make "
+                            "of texts, and none are named: name some (--calibrate FILE; in a study "
+                            f"port.{self.spec.name}.calibration.texts=SET, or a file)")
+        return self.texts()
+
+    def for_task(self) -> Purpose:
+        """What the module is for.
+
+        Raises:
+            UserError: the strategy declares neither "labels" nor "training", or it is not known.
+        """
+        if "training" not in self.needs:
+            self._check_declared("labels")
+        if self.purpose is None:
+            raise UserError(f"port strategy '{self.spec.strategy}' {self.pair} looks at a task, and none is "
+                            "given: name it (portability.port_adapter(task=...))")
+        return self.purpose
+
+    def labelled(self) -> Sequence[LabelledText]:
+        """Labelled examples of the receiving host's task.
+
+        Raises:
+            UserError: the strategy does not declare "labels", or there are none.
+        """
+        self._check_declared("labels")
+        if (given := self.for_task().labelled) is None:
+            raise UserError(f"port strategy '{self.spec.strategy}' {self.pair} learns from labelled "
+                            "examples, and none are named: name some (--labels FILE)")
+        return given()
 
     @property
     def pair(self) -> str:
@@ -60,10 +167,13 @@ class PortContext:
         return self._host(self.receiving, "receiving_weights")
 
     def _host(self, spec: HostSpec, need: Need) -> Host:
+        self._check_declared(need)
+        return self.load(spec)
+
+    def _check_declared(self, need: Need) -> None:
         if need not in self.needs:
             raise UserError(f"port strategy '{self.spec.strategy}' uses {need}, which it does not declare "
                             "(Strategy.needs)")
-        return self.load(spec)
 
 
 @dataclass
@@ -71,8 +181,9 @@ class PortReport:
     """What a port did. Fractions are of the origin module (carried) or of the receiving one (filled), in [0,
     1].
 
-    `tensors` maps each receiving slot to its action (carried, mapped, cut, padded, repeated, averaged, fresh)
-    and each unused origin slot to "dropped"; `layer_map` gives the origin layers behind each receiving layer.
+    `tensors` maps each receiving slot to its action (carried, mapped, transported, cut, padded, repeated,
+    averaged, drawn, fresh) and each unused origin slot to "dropped"; `layer_map` gives the origin layers
+    behind each receiving layer.
     """
 
     name: str
@@ -85,6 +196,9 @@ class PortReport:
     filled_fraction: float = 0.0  # receiving parameters that hold something of the origin
     seconds: float = 0.0
     calibration_examples: int = 0
+    calibration_tokens: int = 0
+    updates: int = 0  # of the module on the receiving host, beyond those that a study counts
+    notes: list[str] = field(default_factory=list)  # what else a reader of the numbers should know
     effect_fraction: float | None = None  # logit change of a start scaled to the port's, over the port's
 
     def summary(self) -> dict[str, Any]:
@@ -121,12 +235,13 @@ class Strategy(ABC):
             UserError: the two hosts do not allow it; names both, the slot and the shapes.
         """
 
-    def fit_head(self, head: Mapping[str, Tensor], hidden: int) -> dict[str, Tensor]:
-        """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) in width `hidden`.
+    def fit_head(self, head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
+        """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) for the receiving host.
 
         Raises:
             UserError: the widths differ, and the strategy has no rule for it.
         """
+        hidden = context.receiving.shape.hidden
         if (width := head["head.weight"].shape[1]) != hidden:
             raise UserError(f"{type(self).__name__} has no rule that fits a head of width {width} to width "
                             f"{hidden}; use head=fresh")

@@ -1,13 +1,18 @@
 """Layer maps: which origin layers feed each receiving layer, and how several become one."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from portability.core.errors import UserError
+from portability.core.errors import UserError, validate_choice
+from portability.core.wording import counted
+from portability.methods.module import ModuleState
 
 LayerMap = Callable[[int, int], list[list[int]]]
+# receiving stack, origin stack -> origin layers of each layer
+LayersOf = Callable[[str, str], list[list[int]]]
 
 
 def skip(origin: int, receiving: int) -> list[list[int]]:
@@ -51,36 +56,85 @@ def average(origin: int, receiving: int) -> list[list[int]]:
     return [list(range(first, max(last, first + 1))) for first, last in zip(starts, starts[1:], strict=False)]
 
 
-LAYER_MAPS: dict[str, LayerMap] = {"skip": skip, "stretch": stretch, "average": average}
+SUM = "sum"
+LAYER_MAPS: dict[str, LayerMap] = {"skip": skip, "stretch": stretch, "average": average, SUM: average}
+MEASURED = "cka"  # the layer map that hosts are looked at for (porting/layer_similarity.py)
+EXPLICIT = re.compile(r"\d+(\+\d+)*(,\d+(\+\d+)*)*")
 
 
-def average_layers(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def check_layer_map(words: str) -> None:
+    """Refuse a layer map that is no name and no list of layers."""
+    if not EXPLICIT.fullmatch(words):
+        try:
+            validate_choice(words, {*LAYER_MAPS, MEASURED}, "layer map")
+        except UserError as error:
+            raise UserError(f"{error} (or list the origin layers behind each receiving one, as "
+                            "0,2,4+5)") from error
+
+
+def named_layers(words: str, origin: int, receiving: int) -> list[list[int]]:
+    """A layer map by its name, or as a list of the origin layers behind each receiving one.
+
+    Raises:
+        UserError: no such name, or a list that does not go with these depths.
+
+    Example:
+        >>> named_layers("0,2+3", 4, 2), named_layers("stretch", 4, 2)
+        ([[0], [2, 3]], [[0], [3]])
+    """
+    check_layer_map(words)
+    if not EXPLICIT.fullmatch(words):
+        return LAYER_MAPS["stretch" if words == MEASURED else words](origin, receiving)
+    layers = [[int(one) for one in part.split("+")] for part in words.split(",")]
+    if len(layers) != receiving or max(map(max, layers)) >= origin:
+        raise UserError(f"layer map {words}: the receiving stack has {counted(receiving, 'layer')}, the "
+                        f"origin's layers are 0 to {origin - 1}")
+    return layers
+
+
+def stack_map(module: ModuleState, fresh: ModuleState) -> dict[str, str]:
+    """Receiving stack -> origin stack: the same name, or the only one where each side has just one."""
+    have = {slot.stack for slot in module.tensors}
+    want = {slot.stack for slot in fresh.tensors}
+    pairs = {stack: stack for stack in sorted(want & have)}
+    single = [stacks - {"shared"} for stacks in (want, have)]
+    if all(len(stacks) == 1 for stacks in single) and single[0] != single[1]:
+        pairs[single[0].pop()] = single[1].pop()
+    return pairs
+
+
+def average_layers(layers: Sequence[Mapping[str, Tensor]], sums: bool = False) -> dict[str, Tensor]:
     """One layer's tensors from several layers' (role -> tensor of one site).
 
     Low-rank pairs (AdaLoRA's with E between them) are averaged as products and split again by a truncated
     SVD, because the factors of two layers have no common basis (averaging factors keeps a cosine of 0.74 with
     the averaged product);
-    everything else is averaged entry by entry. A bottleneck's nonlinearity is left out of the product and its
-    bias travels as one more input (our choice, D-07).
+    everything else is averaged entry by entry. With `sums` the products are added up: what the origin's
+    layers did one after the other, one layer does (our choice, D-133). A bottleneck's nonlinearity is left
+    out of the product and its bias travels as one more input (our choice, D-07).
     """
     if len(layers) == 1:
         return {role: tensor.clone() for role, tensor in layers[0].items()}
     roles = set(layers[0])
     out = {role: torch.stack([layer[role] for layer in layers]).mean(0) for role in roles}
+    times = len(layers) if sums else 1
     if outs := sorted(role for role in roles if "A" in roles and (role == "B" or role.startswith("B_"))):
-        out |= _average_low_rank(layers, outs)
+        out |= {role: value * (times if role in outs else 1)
+                for role, value in _average_low_rank(layers, outs).items()}
     if {"down_weight", "up_weight"} <= roles:
         widened = [{**layer, "down_weight": torch.cat([layer["down_weight"], layer["down_bias"][:, None]], 1)}
                    for layer in layers]
         pair = _average_pair(widened, "down_weight", "up_weight")
         out |= {"down_weight": pair["down_weight"][:, :-1], "down_bias": pair["down_weight"][:, -1]}
-        out["up_weight"] = pair["up_weight"]
+        out["up_weight"] = pair["up_weight"] * times
     for side in ("down", "up"):  # Compacter's low-rank blocks: left (width, rank) times right (rank, width)
         if f"{side}_left" in roles:
             names = f"{side}_right", f"{side}_left"
             pairs = [_average_pair([{name: layer[name][i] for name in names} for layer in layers], *names)
                      for i in range(len(layers[0][names[1]]))]
             out |= {name: torch.stack([pair[name] for pair in pairs]) for name in names}
+            if side == "up":
+                out["up_left"] = out["up_left"] * times
     return out
 
 

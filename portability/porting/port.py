@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from portability.core.errors import UserError, choose
-from portability.core.specs import PortSpec
+from portability.core.errors import UserError
 from portability.methods.module import ModuleState, equal
-from portability.porting.base import Port, PortContext
-from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.base import LOOKED_AT, Need, Port, PortContext, Strategy
+from portability.porting.layer_maps import MEASURED, check_layer_map
+from portability.porting.roles import by_roles
 from portability.porting.strategies import find_strategy
 
 
@@ -24,9 +24,11 @@ def port(module: ModuleState, context: PortContext) -> Port:
     """
     started = time.perf_counter()
     strategy = find_strategy(context.spec.strategy)
-    choose(context.spec.layer_map, LAYER_MAPS, "layer map")
-    done = strategy.fit(module, replace(context, needs=strategy.needs))
+    check_layer_map(context.spec.layer_map)
+    module, notes = by_roles(module, context.fresh, context.origin.shape)
+    done = strategy.fit(module, replace(context, needs=needs_of(strategy, context.spec.layer_map)))
     _check(done, module, context)
+    done.report.notes[:0] = notes
     filled = sum(int(mask.sum()) for mask in done.carried.values())
     done.report.filled_fraction = filled / context.fresh.entries
     done.report.seconds = time.perf_counter() - started
@@ -52,11 +54,17 @@ def _check(done: Port, module: ModuleState, context: PortContext) -> None:
         raise UserError(f"{strategy} carries nothing: its module is the fresh one of the receiving host")
 
 
-def fit_head(head: Mapping[str, Tensor], hidden: int, spec: PortSpec) -> dict[str, Tensor]:
-    """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) in width `hidden`, by a
-    port's strategy.
+def needs_of(strategy: Strategy, layer_map: str) -> frozenset[Need]:
+    """What a port uses: the strategy, and the layer map where that is measured."""
+    return strategy.needs | (LOOKED_AT if layer_map == MEASURED else frozenset())
+
+
+def fit_head(head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
+    """The origin's classification head ("head.weight" (C, d_o), "head.bias" (C,)) for the receiving host, by
+    a port's strategy.
 
     Raises:
         UserError: the strategy has no rule for these widths.
     """
-    return find_strategy(spec.strategy).fit_head(head, hidden)
+    strategy = find_strategy(context.spec.strategy)
+    return strategy.fit_head(head, replace(context, needs=needs_of(strategy, context.spec.layer_map)))

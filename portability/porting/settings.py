@@ -4,18 +4,21 @@ host's names."""
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES
+from portability.core.architectures import FAMILIES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
 from portability.methods.module import ModuleState
 from portability.methods.peft_backend import NAMED, PROJECTIONS, PROMPTS, endings, layout_of
 from portability.methods.peft_files import PLACES, PeftFolder, parameter_name
-from portability.porting.layer_maps import LAYER_MAPS
+from portability.porting.layer_maps import LayersOf
+from portability.porting.roles import different
 
 Place = tuple[str, int, str]  # stack, layer, site
 
@@ -43,13 +46,13 @@ def stack_map(origin: HostShape, receiving: HostShape) -> dict[str, str]:
 
 
 def peft_settings(
-    adapter: PeftFolder, module: ModuleState, origin: HostShape, receiving: HostShape, layer_map: str
+    adapter: PeftFolder, module: ModuleState, origin: HostShape, receiving: HostShape, layers_of: LayersOf
 ) -> dict[str, Any]:
     """Settings with which the library makes a module on the receiving host for what is carried to it.
 
     Args:
         module: of the folder, on the origin.
-        layer_map: a name in porting.layer_maps.LAYER_MAPS.
+        layers_of: as `PortContext.layers_of`.
 
     Raises:
         UserError: a pair without its A, layers that become one have unequal ranks or scales, or the
@@ -60,18 +63,20 @@ def peft_settings(
         return settings
     have = {(slot.stack, slot.layer, slot.site) for slot in module.tensors if slot.site not in ("prompt",)}
     have = {place for place in have if place[2] != "vblora_vector_bank"}
+    own = replace(origin, layers={stack: depth for stack, depth in origin.layers.items()
+                                  if stack in {place[0] for place in have}})
     low, inward = low_ranks(adapter, origin), _inward(module)
     paths: dict[Place, list[str]] = defaultdict(list)  # receiving place -> paths of its modules
     sources: dict[Place, list[Place]] = {}
-    for stack, source in stack_map(origin, receiving).items():
+    for stack, source in stack_map(own, receiving).items():
         layers = ([[0]] if stack == "shared" else
-                  LAYER_MAPS[layer_map](origin.layers[source], receiving.layers[stack]))
+                  layers_of(stack, source))
         for layer, origins in enumerate(layers):
             for site, path in sites_of(receiving.family, stack):
-                found = [(source, one, site) for one in origins]
-                if all(place in have for place in found):
+                behind = [_counterparts(have, (source, one, site)) for one in origins]
+                if all(behind):
                     paths[(stack, layer, site)].append(path)
-                    sources[(stack, layer, site)] = found
+                    sources[(stack, layer, site)] = [place for places in behind for place in places]
     if not paths:
         raise UserError(f"a {receiving.family} host has none of the module's sites "
                         f"{', '.join(sorted({site for _, _, site in have}))}")
@@ -84,9 +89,37 @@ def peft_settings(
         if half := sorted({place for found in sources.values() for place in found} - low.keys()):
             raise UserError(f"{adapter.folder} has half of a pair at {'.'.join(map(str, half[0]))}: lora_B "
                             "without lora_A")
-        settings |= _patterns({place: _one([low[one] for one in found], place)
-                               for place, found in sources.items()}, paths, receiving)
+        joined = {}
+        for place, many in sources.items():
+            by_layer = [list(ones) for _, ones in groupby(many, lambda one: one[1])]
+            joined[place] = _one([_joined(low, module, ones, bool(settings.get("use_rslora")))
+                                  for ones in by_layer], place)
+        settings |= _patterns(joined, paths, receiving)
     return settings
+
+
+def _counterparts(have: Set[Place], place: Place) -> list[Place]:
+    """The module's places of one layer that share a site with a place, perhaps of several sites in one
+    matrix."""
+    sites = set(place[2].split("+"))
+    return sorted(one for one in have if one[:2] == place[:2] and sites & set(one[2].split("+")))
+
+
+def _joined(low: Mapping[Place, Low], module: ModuleState, places: list[Place], rooted: bool) -> Low:
+    """Rank and alpha of one layer's pairs together: beside a matrix of several sites the ranks of the
+    origin's separate pairs add up, as far as their A differ, so that nothing is lost; the scale stays.
+
+    Args:
+        rooted: whether the scale is alpha over the rank's root, not over the rank.
+    """
+    first, power = low[places[0]], 0.5 if rooted else 1.0
+    scales = {round(low[one].alpha / low[one].rank**power, 9) for one in places}
+    if len(scales) > 1:
+        raise UserError(f"pairs of unequal scale (lora_alpha over the rank) would become one, those of "
+                        f"{', '.join('.'.join(map(str, one)) for one in places)}: the receiving host has one "
+                        "matrix for them")
+    rank = sum(map(len, different([module.tensors[Slot(*one, "A")] for one in places])[0]))
+    return first if rank == first.rank else Low(rank, first.alpha * (rank / first.rank)**power)
 
 
 def sites_of(family: str, stack: str) -> list[tuple[str, str]]:

@@ -44,14 +44,12 @@ def verify(
     Raises:
         UserError: examples that cannot be read, or a host without a language-model head.
     """
-    if "{text}" not in options.template:
-        raise UserError("--template must have {text} where the example's text is to stand")
+    task = asked(options)
     rows = read_rows(options.verify)
     host = load_host(receiving)
     if host.scoring == "head":
         raise UserError(f"--verify scores label words, and host '{host.spec.name}' ({host.family}) has no "
                         "language-model head")
-    task = TaskSpec(options.template, tuple(options.label_words), options.max_length)
     right = {"bare": _right(host, task, rows, None, {})}
     right["ported"] = _right(host, task, rows, done.spec, done.parameters)
     if native is not None:
@@ -70,6 +68,17 @@ def verify(
     say(f"ported minus bare: {100 * gain['mean']:+.1f} points ({100 * gain['low']:+.1f} to "
         f"{100 * gain['high']:+.1f})")
     return found
+
+
+def asked(options: argparse.Namespace) -> TaskSpec:
+    """How hosts are asked.
+
+    Raises:
+        UserError: a template without a place for the text.
+    """
+    if "{text}" not in options.template:
+        raise UserError("--template must have {text} where the example's text is to stand")
+    return TaskSpec(options.template, tuple(options.label_words), options.max_length)
 
 
 def _right(host: Host, task: TaskSpec, rows: list[tuple[str, int]], spec: MethodSpec | None,
@@ -96,14 +105,14 @@ def _difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     return {"mean": float(gains.mean()), "low": float(found.low), "high": float(found.high)}
 
 
-def read_rows(path: Path) -> list[tuple[str, int]]:
+def read_rows(path: Path, option: str = "--verify") -> list[tuple[str, int]]:
     """Text and label of each example of a JSONL file.
 
     Raises:
         UserError: no such file, or a line that is no example.
     """
     if not path.is_file():
-        raise UserError(f"--verify: there is no file {path}")
+        raise UserError(f"{option}: there is no file {path}")
     rows = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
@@ -114,6 +123,7 @@ def read_rows(path: Path) -> list[tuple[str, int]]:
             continue
         try:
             row = json.loads(line)
+            str(row["text"]).encode()  # half of a pair of surrogates is no text
             rows.append((str(row["text"]), {0: 0, 1: 1, "0": 0, "1": 1}[row["label"]]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: each line must be a JSON object with text and label (0 "

@@ -18,7 +18,7 @@ from portability.hosts.host import Host
 from portability.tasks.members import MemberMap
 
 HEAD = ("head.weight", "head.bias")
-SCORE_ROWS = 16  # scored batches are filled up to a multiple of so many examples (sampling.fill)
+SCORE_ROWS = 16  # scored batches are filled up to a multiple of so many examples (sampling.pad_rows)
 SHOWN = 80  # characters of an example that is shown
 Parameters = Mapping[str, Tensor]
 Training = Encoded | Sequences  # each task has its own kind of token ids

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from portability.core.architectures import FAMILIES
 from portability.core.specs import HostSpec, TaskSpec
-from portability.data.sampling import Batch, Bucket, fill, pad
+from portability.data.sampling import Batch, Bucket, pad, pad_rows
 from portability.data.splits import StudyData, rows
 from portability.data.tokenization import Encoded, encode, joined
 from portability.hosts.attention import text_mask
@@ -159,7 +159,7 @@ class Scorer(Reader):
         negative, positive = self.label_ids
         targets, out = torch.tensor(self.label_ids)[torch.from_numpy(encoded.labels)], []
         for picks in in_parts(encoded.lengths, batch_size, on_part):
-            batch = pad(encoded, fill(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
+            batch = pad(encoded, pad_rows(picks, SCORE_ROWS), int(encoded.lengths[picks].max()))
             logits = self.stacked_logits(parameters, *(part.to(self.device) for part in batch))
             scores = logits[:, : len(picks)].float().log_softmax(-1)
             target = targets[picks].to(self.device).expand(len(scores), -1)

@@ -16,7 +16,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.specs import AnswerSpec, HostSpec
 from portability.data.answer_scores import choice, exact_match, margins, rouge_l
 from portability.data.examples import Example
-from portability.data.sampling import Batch, Bucket, batch, fill
+from portability.data.sampling import Batch, Bucket, batch, pad_rows
 from portability.data.splits import StudyData, rows
 from portability.data.tokenization import Sequences, encode_answers, encode_choices, encode_prompts, shown
 from portability.hosts.host import Host, load_tokenizer
@@ -219,8 +219,8 @@ class AnswerScorer(Reader):
         return in_order(found, rows.lengths).double().numpy()
 
     def _parts(self, rows: Sequences, batch_size: int, on_part: Told) -> Iterator[tuple[Batch, int]]:
-        """Batches on the device, filled up (sampling.fill), each with its number of rows."""
+        """Batches on the device, filled up (sampling.pad_rows), each with its number of rows."""
         for picks in in_parts(rows.lengths, batch_size, on_part):
             longest = int(rows.lengths[picks].max()), max(1, int(rows.answer_lengths[picks].max()))
-            whole = batch(rows, fill(picks, SCORE_ROWS), *longest)
+            whole = batch(rows, pad_rows(picks, SCORE_ROWS), *longest)
             yield Batch(*(part.to(self.device) for part in whole)), len(picks)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from portability.core.errors import choose
+from portability.core.errors import validate_choice
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.specs import digest
 from portability.store.atomic import write_json
@@ -76,11 +76,11 @@ def resolve_mode(wanted: str) -> str:
     Raises:
         UserError: an unknown mode.
     """
-    mode = choose(wanted, MODES, "tracking.wandb")
+    mode = validate_choice(wanted, MODES, "tracking.wandb")
     if mode != "auto":
         return mode
     if named := os.environ.get("WANDB_MODE"):
-        return choose(named, MODES[1:], "WANDB_MODE")
+        return validate_choice(named, MODES[1:], "WANDB_MODE")
     return "online" if has_key() else "offline"
 
 

@@ -140,6 +140,8 @@ def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
     del spec["eval"]["metrics"]  # the record's numbers show them
     del spec["origin_host"]  # the origin's record has it
     del spec["folder"]
+    if how := (spec["port"] or {}).get("calibration"):
+        how["texts"] = Path(how["texts"]).name
     for part in (spec["host"], spec["data"], *([spec["teacher"]] if spec["teacher"] else [])):
         source = part["source"] or ""
         if part["revision"] is None and not source.startswith("embedded:"):

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from portability.core.specs import TrainSpec
-from portability.data.sampling import BatchSampler, fill
+from portability.data.sampling import BatchSampler, pad_rows
 from portability.tasks.base import HEAD, Parameters, TaskScorer, Training
 from portability.training.cuda_graphs import CudaGraphRunner
 
 LOSS_EVERY = 10  # updates between two points of the stored training loss
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (sampling.fill)
+TRAIN_ROWS = 4  # training batches are filled up to a multiple of so many examples (sampling.pad_rows)
 
 
 @dataclass
@@ -159,7 +159,7 @@ class Trainer:
         """The scorer's rows, (K, B, ...) each, on the device (or on their way to it)."""
         picks = np.stack([schedule.examples(step, member.seed) for member in self.members])
         size, bucket = picks.shape[1], schedule.buckets[schedule.bucket(step)[0]]
-        rows = self.scorer.rows(encoded, fill(picks, TRAIN_ROWS), size, bucket)
+        rows = self.scorer.rows(encoded, pad_rows(picks, TRAIN_ROWS), size, bucket)
         mask = rows[1][:, :size]
         self.tokens += np.stack([mask.sum((1, 2)).numpy(), np.full(len(picks), mask[0].numel())])
         if self.device.type != "cuda":

@@ -24,6 +24,8 @@ from support.answers import of_data, tasks
 from support.lora import KINDS
 from support.tiny import GOOD
 
+pytestmark = pytest.mark.system  # takes long
+
 FAMILIES = ("gpt2", "llama", "t5")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from portability.core.errors import UserError
 from portability.data.examples import Example
-from portability.data.sampling import Bucket, fill
+from portability.data.sampling import Bucket
 from portability.data.sources import DataSource, answer_spec, read_split
 from portability.data.splits import rows
 from portability.data.tokenization import encode_answers
@@ -110,7 +110,7 @@ def test_what_fills_a_batch_up_has_no_loss(sets, make_host):
         scorer, training = AnswerScorer(host, run.task), context.training(host, run)
         bucket, picks = Bucket(np.arange(len(training)), int(training.lengths.max())), np.array([3, 1, 2])
         plain, filled = (scorer.loss({}, *scorer.rows(training, part, 3, bucket))
-                         for part in (picks, fill(picks, 4)))
+                         for part in (picks, pad_rows(picks, 4)))
         each = [scorer.loss({}, *scorer.rows(training, picks[i : i + 1], 1, bucket)) for i in range(3)]
         assert float(plain) == pytest.approx(float(filled), abs=1e-6) == pytest.approx(float(sum(each)) / 3,
                                                                                        abs=1e-6)

@@ -22,6 +22,8 @@ from support.extracted import INITS, LORA, QUICK, hosts, inits
 from support.studies import small
 from support.studies import study as composed
 
+pytestmark = pytest.mark.system  # takes long
+
 
 def of_kind(planned, kind):
     return [run for run in planned.runs.values() if run.init.kind == kind]

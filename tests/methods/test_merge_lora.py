@@ -17,6 +17,8 @@ from support import store_parts
 from support.extracted import QUICK, hosts, inits
 from support.studies import small
 
+pytestmark = pytest.mark.system  # takes long
+
 RATE = "method.lora_all.learning_rate=0.02"
 
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from portability.core.errors import UserError
+from portability.core.specs import PortSpec
 from portability.hosts.sources import HostSource, describe
 from portability.methods.files import read_folder
 from portability.port import main
-from portability.porting.adapter import port_folder
+from portability.porting.adapter import PAD, port_folder
 from portability.porting.convert import to_lora
 from portability.porting.verify import read_rows
 from support.peft_methods import write_plain
@@ -27,10 +28,10 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture
 def ported(load, make_host, tmp_path):
     """Origin, receiving (as of `make_host`), method -> the adapter that peft wrote, ported."""
-    def port(origin, receiving, name="lora", options=None, **settings):
+    def port(origin, receiving, name="lora", how=PAD, **settings):
         write_plain(tmp_path / "in", load(*origin), name, **settings)
         return port_folder(read_folder(tmp_path / "in"), make_host(*origin), make_host(*receiving),
-                           **(options or {}))
+                           how)
 
     return port
 
@@ -52,7 +53,7 @@ def test_a_lora_fits_a_larger_host_and_peft_loads_it(ported, load, tmp_path):
 
 
 def test_of_an_embeddings_pair_what_comes_out_is_repeated_and_nothing_divided(ported, tmp_path):
-    done = ported(("llama", 32, 2, 4), ("llama", 64, 2, 8), options={"strategy": "repeat", "partial": True},
+    done = ported(("llama", 32, 2, 4), ("llama", 64, 2, 8), "lora", PortSpec("r", "repeat", "stretch", True),
                   sites=["embedding", "query"])
     left = {name for name, action in done.port.report.tensors.items() if action == "dropped"}
     assert left == {"shared.0.embedding.base_layer (origin)"}  # the table itself, which peft saves beside it
@@ -73,7 +74,7 @@ def test_ranks_and_scales_of_single_modules_go_along(ported):
 
 
 def test_numbers_and_scales_go_by_the_layer_map_that_was_asked_for(ported):
-    done = ported(("llama", 32, 6, 4), ("llama", 32, 3, 4), options={"layer_map": "skip"},
+    done = ported(("llama", 32, 6, 4), ("llama", 32, 3, 4), "lora", PortSpec("p", "pad", "skip"),
                   alpha_pattern={"layers.4.mlp.up_proj": 32, "layers.5.mlp.up_proj": 64})
     assert done.spec.settings["alpha_pattern"] == {"layers.2.mlp.up_proj": 32}
     assert done.port.report.layer_map["decoder"] == [[0], [2], [4]]
@@ -230,7 +231,9 @@ def test_a_folder_that_lacks_a_pair_is_one_sentence(folder, make_host):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--native", "x"], "--native is an option of --verify, which is not given"),
-    (["--label-words", "no", "yes"], "--label-words is an option of --verify, which is not given"),
+    (["--label-words", "no", "yes"], "--label-words is an option of --verify and --labels, and neither is"),
+    (["--labels", "rows"], "--labels: strategy 'auto' learns from no labels"),
+    (["--strategy", "warm", "--labels", "none"], "--labels: there is no file none"),
     (["--rank", "4"], "--rank is an option of --via, which is not given"),
     (["--verify", "rows", "--template", "text"], "--template must have {text}"),
     (["--verify", "rows"], "is not text in UTF-8"),
@@ -259,7 +262,7 @@ def test_a_card_tells_the_command_and_no_path(folder, make_host, tmp_path):
     words = [str(folder), "--to", host.source, "--from", host.source, "--partial", "--seed", "7"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out/README.md").read_text()
-    assert (f"`portability port in --to {host.name} --from {host.name} --strategy pad --layer-map stretch "
+    assert (f"`portability port in --to {host.name} --from {host.name} --strategy auto --layer-map stretch "
             "--partial --seed 7`") in card
     assert f"base_model: {host.name}\n" in card and str(tmp_path.parent) not in card
 

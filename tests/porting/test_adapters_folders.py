@@ -135,7 +135,7 @@ def test_a_module_of_adapters_that_is_no_lora_stays_there(load, make_host, tmp_p
 def test_the_command_ports_a_folder_of_adapters_and_changes_its_library(load, make_host, tmp_path, capsys):
     spec, wide = make_host("llama", 32, 2, 4), make_host("llama", 64, 3, 8)
     write_plain(tmp_path / "in", load("llama", 32, 2, 4), "lora")
-    words = [str(tmp_path / "in"), "--from", spec.source, "--to", wide.source]
+    words = [str(tmp_path / "in"), "--from", spec.source, "--to", wide.source, "--strategy", "pad"]
     assert main([*words, "--out", str(tmp_path / "same")]) == 0
     assert main([*words, "--out", str(tmp_path / "other"), "--format", "peft"]) == 0
     assert (tmp_path / "same/adapter.safetensors").is_file()

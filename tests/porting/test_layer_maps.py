@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from portability.core.errors import UserError
-from portability.porting.layer_maps import LAYER_MAPS, average_layers
+from portability.porting.layer_maps import LAYER_MAPS, average_layers, named_layers
 
 
 @pytest.mark.parametrize("name", LAYER_MAPS)
@@ -94,3 +94,64 @@ def test_compacters_blocks_are_averaged_as_products():
     got = average_layers([one, two])
     assert torch.allclose(got["down_left"] @ got["down_right"], one["down_left"] @ one["down_right"],
                           atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_layers_that_are_alike_average_to_one_of_them_and_sum_to_as_many(number):
+    torch.manual_seed(4)
+    a, b = torch.randn(3, 8), torch.randn(2, 5, 3)
+    layers = [{"A": a, "B": b}, {"A": 2 * a.flip(0), "B": b.flip(2) / 2}, {"A": -a, "B": -b}][:number]
+    product = b.reshape(10, 3) @ a
+    for sums, times in ((False, 1), (True, number)):
+        got = average_layers(layers, sums)
+        found = got["B"].reshape(10, 3) @ got["A"]
+        assert (found - times * product).norm() <= 1e-5 * product.norm()
+        assert torch.linalg.matrix_rank(found) <= 3
+
+
+# ---- by words
+
+
+@pytest.mark.parametrize(("words", "depths", "layers"), [
+    ("0,2,4+5", (6, 3), [[0], [2], [4, 5]]), ("1", (3, 1), [[1]]), ("2,1,0,0", (3, 4), [[2], [1], [0], [0]]),
+    ("stretch", (6, 3), [[0], [2], [5]]), ("sum", (6, 3), [[0, 1], [2, 3], [4, 5]]),
+])
+def test_layer_maps_by_words(words, depths, layers):
+    assert named_layers(words, *depths) == layers
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("0,2", "layer map 0,2: the receiving stack has 3 layers, the origin's layers are 0 to 5"),
+    ("0,2,6", "layer map 0,2,6: the receiving stack has 3 layers, the origin's layers are 0 to 5"),
+    ("0,,2", "unknown layer map"), ("0+,1,2", "unknown layer map"), ("-1,0,1", "unknown layer map"),
+    ("0, 1, 2", "unknown layer map"), ("", "unknown layer map"), ("strech", "did you mean 'stretch'"),
+])
+def test_bad_layer_maps_are_one_sentence(words, said):
+    with pytest.raises(UserError, match=said) as error:
+        named_layers(words, 6, 3)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pair", [("A", "B"), ("down_weight", "up_weight"), ("down_left", "up_left")])
+def test_sums_are_as_many_averages_as_there_are_layers(pair):
+    """In products: of a low-rank pair, of a bottleneck, of Compacter's blocks."""
+    torch.manual_seed(4)
+    if pair == ("A", "B"):
+        layers = [{"A": torch.randn(2, 9), "B": torch.randn(7, 2)} for _ in range(3)]
+        products = [lambda one: one["B"] @ one["A"]]
+    elif "up_weight" in pair:
+        layers = [{"down_weight": torch.randn(4, 6), "down_bias": torch.randn(4),
+                   "up_weight": torch.randn(6, 4), "up_bias": torch.randn(6)} for _ in range(3)]
+        products = [lambda one: one["up_weight"] @ one["down_weight"],
+                    lambda one: one["up_weight"] @ one["down_bias"]]
+    else:
+        layers = [{"down_left": torch.randn(4, 8, 1), "down_right": torch.randn(4, 1, 2),
+                   "up_left": torch.randn(4, 2, 1), "up_right": torch.randn(4, 1, 8)} for _ in range(3)]
+        products = [lambda one: (one["up_left"] @ one["up_right"]).transpose(1, 2)
+                    @ (one["down_left"] @ one["down_right"]).transpose(1, 2)]
+    mean, total = average_layers(layers), average_layers(layers, sums=True)
+    for product in products:
+        assert torch.allclose(product(total), 3 * product(mean), atol=1e-4)
+        assert product(mean).abs().max() > 0.05
+    one = average_layers(layers[:1], sums=True)
+    assert all(torch.equal(one[role], tensor) for role, tensor in layers[0].items())

@@ -27,10 +27,11 @@ from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
 from portability.methods.files import read_folder
 from portability.methods.module import ModuleState
+from portability.porting.calibration import calibration
 from portability.porting.convert import to_lora
 from portability.tasks.classification import Scorer
 from portability.tasks.members import member_map
-from support.tiny import CONF, TASK, model, noisy, tokenizer
+from support.tiny import CONF, TASK, model, noisy, sentences, tokenizer
 
 DRAWN = 0  # seed of hosts and modules
 WIDTHS = "between widths"
@@ -71,10 +72,13 @@ One row for each file of [conf/method](../conf/method), on a Llama of 2 layers.
   reason that `vmap` gives.
 - *ports*: to a Llama twice as wide and deep, or only to one twice as deep; *by way of LoRA* means that
   `portability port --via lora` turns it into a LoRA on its own base first ([porting.md](porting.md)).
+- *maps*: strategies that write a module in the other host's coordinates take it ([porting.md](porting.md)):
+  all of them, or those alone that send units to units (`corr`, `rebasin`), because its numbers belong to one
+  unit each.
 - *folder*: `portability export` writes what the library loads.
 
-| method | library | config | trains | stacks | ports | folder |
-|---|---|---|---|---|---|---|
+| method | library | config | trains | stacks | ports | maps | folder |
+|---|---|---|---|---|---|---|---|
 """
 FAMILY_HEAD = """
 ## Families
@@ -139,7 +143,8 @@ def method_row(spec: MethodSpec, hosts: Hosts) -> str:
     ports = _ports(spec, module, host.spec, hosts)
     if spec.library == "peft" and ports != WIDTHS:
         ports += _by_way_of_lora(folder, host.spec)
-    cells = (f"`{spec.name}`", spec.library, spec.config, trains, stacks, ports, saved)
+    maps = _maps(spec, module, host.spec, hosts)
+    cells = (f"`{spec.name}`", spec.library, spec.config, trains, stacks, ports, maps, saved)
     return f"| {' | '.join(cells)} |"
 
 
@@ -167,6 +172,18 @@ def _ports(spec: MethodSpec, module: ModuleState, origin: HostSpec, hosts: Hosts
         except UserError as error:
             why = said(error)
     return f"no: {why}"
+
+
+def _maps(spec: MethodSpec, module: ModuleState, origin: HostSpec, hosts: Hosts) -> str:
+    """Whether a module is written in the coordinates of a wider host."""
+    texts = calibration("sentences", [row["text"] for row in sentences(80, DRAWN)], 256)
+    for strategy, which in (("procrustes", "all"), ("corr", "units to units")):
+        try:
+            port_module(module, origin, hosts("llama", 48, 2, 6), spec, strategy, texts=texts)
+            return which
+        except UserError:
+            continue
+    return "none"
 
 
 def _by_way_of_lora(folder: Path, origin: HostSpec) -> str:

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from portability.hosts.host import load_host
 from portability.hosts.sources import HostSource, describe
@@ -33,7 +34,11 @@ def prepare(folder: Path) -> None:
     with torch.random.fork_rng():
         for name, sizes in HOSTS.items():
             torch.manual_seed(0)
-            model(*sizes).save_pretrained(folder / name)
+            host = model(*sizes)
+            if name == "mistral-32":  # as if it had been trained on from llama-32
+                base = AutoModelForCausalLM.from_pretrained(folder / "llama-32")
+                host.set_input_embeddings(base.get_input_embeddings())
+            host.save_pretrained(folder / name)
             tokenizer().save_pretrained(folder / name)
     base = describe(HostSource("llama-32", path=str(folder / "llama-32")))
     for name, kind in ADAPTERS.items():
@@ -42,6 +47,8 @@ def prepare(folder: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "llama-32"}))
     rows = "".join(json.dumps(row) + "\n" for row in sentences(60, 3))
     (folder / "test.jsonl").write_text(rows)
+    texts = "".join(json.dumps({"text": row["text"]}) + "\n" for row in sentences(120, 4))
+    (folder / "texts.jsonl").write_text(texts)
 
 
 def filled(text: str) -> str:

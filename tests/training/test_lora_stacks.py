@@ -28,6 +28,8 @@ from support.studies import small
 from support.tiny import FAMILIES, noisy
 from support.training import SPEC, Bench, batch, plain_loop
 
+pytestmark = pytest.mark.system  # takes long
+
 SHORT = replace(SPEC, updates=6)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from portability.core.errors import UserError, choose
+from portability.core.errors import UserError, validate_choice
 from portability.core.paths import EMBEDDED
 
 POSITIONS = 512  # most tokens of a text
@@ -152,7 +152,7 @@ def command(
             make_student(teacher, student, settings)
             return
         for name in args.only or ():
-            choose(name, settings["hosts"], f"host of {args.conf.name}")
+            validate_choice(name, settings["hosts"], f"host of {args.conf.name}")
         make_sets(settings, args.out)
         for name in settings["hosts"]:
             if args.only is None or name in args.only:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from portability.core.errors import choose
+from portability.core.errors import validate_choice
 from portability.methods.module import ModuleState
 from portability.methods.subtractive_lora import LoraSettings
 
@@ -60,7 +60,7 @@ class ExtractionOptions:
 
     def __post_init__(self) -> None:
         for name, known in NAMES.items():
-            choose(getattr(self, name), known, f"extraction option {name}")
+            validate_choice(getattr(self, name), known, f"extraction option {name}")
 
     def wanted(self, site: str) -> bool:
         """Whether a site, ``cross_query`` for one, is to be extracted."""

@@ -1,0 +1,103 @@
+"""Texts without labels on which two hosts are compared."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from portability.core.errors import UserError
+from portability.core.seeds import stream_seed
+from portability.core.specs import CalibrationSpec
+from portability.data.examples import Example
+from portability.data.splits import StudyData, rows
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Texts in the order in which they are read, until `tokens` tokens were seen by both hosts.
+
+    Attributes:
+        name: of the set or file.
+        digest: of the texts, whatever their order.
+    """
+
+    name: str
+    texts: Sequence[str]
+    tokens: int
+    seed: int
+    digest: str
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """What its activations depend on."""
+        return self.digest, self.tokens, self.seed
+
+
+def calibration(name: str, texts: Sequence[str], tokens: int = 4096, seed: int = 0) -> Calibration:
+    """Distinct texts in an order drawn by the seed.
+
+    Raises:
+        UserError: none of them has a character, or not even one token is asked for.
+    """
+    if tokens < 1:
+        raise UserError(f"calibration texts '{name}': the number of tokens must be 1 or more, got {tokens}")
+    own = sorted({text.strip() for text in texts} - {""})
+    if not own:
+        raise UserError(f"calibration texts '{name}': there is no text in it")
+    order = np.random.default_rng(stream_seed(seed, "calibration")).permutation(len(own))
+    return Calibration(name, [own[place] for place in order], tokens, seed, digest_of(own))
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    """First 16 hex digits of the SHA-256 of the distinct texts."""
+    joined = json.dumps(sorted({text.strip() for text in texts} - {""}), ensure_ascii=False)
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+def study_texts(how: CalibrationSpec, data: StudyData) -> Calibration:
+    """The texts of a study's port: the training texts of one of its sets, or a file.
+
+    Raises:
+        UserError: they cannot be read, or are no longer those that the study was planned with.
+    """
+    found = calibration(Path(how.texts).name, texts_of(how.texts, data), how.tokens, how.seed)
+    if how.digest and found.digest != how.digest:
+        raise UserError(f"calibration texts '{found.name}' changed since the study was planned; rerun")
+    return found
+
+
+def texts_of(words: str, data: StudyData) -> list[str]:
+    """The training texts of a set of the study (prompts, of examples), or of the file of this name."""
+    if words not in data.sources:
+        return read_texts(Path(words).expanduser())
+    return [row.prompt if isinstance(row, Example) else row[0] for row in rows(data, words, "train", 0)]
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file: of a .jsonl the field `text` of each line, of any other each line.
+
+    Raises:
+        UserError: there is no such file, it is not UTF-8, or a line of a .jsonl has no text, or half a
+            character in it.
+    """
+    if not path.is_file():
+        raise UserError(f"calibration texts: there is no file {path}")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"calibration texts: {path} is not text in UTF-8: {error}") from error
+    if path.suffix != ".jsonl":
+        return lines
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = json.loads(line)["text"]
+            text.encode()  # half of a pair of surrogates is no text
+            texts.append(text)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"calibration texts: {path}, line {number}: each line must be a JSON object with "
+                            "text") from error
+    return texts

@@ -1,0 +1,232 @@
+"""Strategies that map the spaces of one host onto those of another: a matrix for each space, by which a
+module's numbers are written in the receiving host's coordinates.
+
+Activations are rows, x_receiving = x_origin T with T (d_o, d_r). With f what `spaces.fold` gives, the pair of
+a LoRA becomes A' = A diag(1 / f_o) T diag(f_r) along what it reads and B' = diag(1 / f_r) T^T diag(f_o) B
+along what it writes (Theseus, arXiv 2602.12952, with the gains of RMSNorms folded in). Rank and scale stay.
+HRA's reflections keep what they see, and of hosts whose gains differ only nearly what they do to it.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from portability.core.architectures import FAMILIES, Slot
+from portability.core.errors import UserError
+from portability.core.specs import HostShape
+from portability.hosts.host import Host
+from portability.methods.module import ModuleState
+from portability.porting.activations import Pair, aligned_batches
+from portability.porting.axes import Filling, LayerwiseStrategy, Placed, stays_as_begun
+from portability.porting.base import Port, PortContext
+from portability.porting.layer_maps import average_layers
+from portability.porting.spaces import LAST, STREAM, Run, Space, fold, gain_of, runs, weight_of
+
+SIGNLESS = ("magnitude", "ia3_l", "weight", "scaling", "w2_a", "w2_b")  # a unit's number, whatever its sign
+BY_UNIT = (*SIGNLESS, "w1_a", "w1_b")  # roles of which a mixture of units keeps no meaning
+KEPT = 2  # pairs of hosts whose maps are kept in memory, for modules of other seeds
+_known: dict[tuple[object, ...], Mapping[Pair, Tensor]] = {}
+
+
+@dataclass
+class Transport:
+    """One port through maps.
+
+    Attributes:
+        hosts: origin and receiving.
+        maps: of each pair of spaces, (d_o, d_r) float64.
+        folds: of each space, what `spaces.fold` gives; of the origin's and the receiving host's.
+        by_unit: as of MapStrategy.
+    """
+
+    hosts: tuple[Host, Host]
+    maps: Mapping[Pair, Tensor]
+    folds: Mapping[Pair, tuple[Tensor | None, Tensor | None]]
+    by_unit: bool
+
+    def tensor(self, value: Tensor, slots: tuple[Slot, Slot], here: Sequence[Run],
+               there: Sequence[Run]) -> tuple[Tensor, Tensor]:
+        """A tensor in the receiving host's coordinates, and where the maps gave something (broadcasts).
+
+        Args:
+            slots: its place in the origin's module, and in the receiving one.
+            here, there: its axes that belong to spaces of the origin host, and of the receiving one.
+
+        Raises:
+            UserError: numbers a unit each under maps that mix units, or vocabularies that differ.
+        """
+        mask, role = torch.ones(value.ndim * [1], dtype=torch.bool), slots[1].role
+        added = [FAMILIES[host.family].gain or 0.0 if role == "weight" else 0.0 for host in self.hosts]
+        value = value.double() + added[0]
+        # axes before it keep their number
+        for one, other in zip(reversed(here), reversed(there), strict=True):
+            if one.space.kind == "vocab":
+                continue
+            if role.startswith(BY_UNIT) and not self.by_unit:
+                raise UserError("its numbers belong to one unit each, and this strategy mixes units; use "
+                                "corr, or turn it into a LoRA first where that can be done (--via lora)")
+            matrix = self._matrix(slots, (one.space, other.space))
+            sizes = _sizes(other.space, self.hosts[1].spec.shape, other.last - other.first)
+            flat = value.flatten(one.first, one.last - 1).movedim(one.first, -1) @ matrix
+            value = flat.movedim(-1, one.first).unflatten(one.first, sizes)
+            given = (matrix != 0).any(0).reshape(*sizes, *[1] * (value.ndim - one.first - len(sizes)))
+            mask = mask & given
+        return value - added[1], mask
+
+    def _matrix(self, slots: tuple[Slot, Slot], pair: Pair) -> Tensor:
+        matrix = self.maps[pair]
+        if slots[1].role.startswith(SIGNLESS):
+            ours, theirs = (self._own(host, slot, space)
+                            for host, slot, space in zip(self.hosts, slots, pair, strict=True))
+            if ours is None or theirs is None:
+                return matrix.abs()
+            return matrix.abs() / ours[:, None] * theirs
+        ahead, behind = self.folds[pair]
+        inward = pair[0].side == "in"
+        if ahead is not None:
+            matrix = matrix * (1 / ahead if inward else ahead)[:, None]
+        if behind is not None:
+            matrix = matrix * (behind if inward else 1 / behind)
+        return matrix
+
+    @staticmethod
+    def _own(host: Host, slot: Slot, space: Space) -> Tensor | None:
+        """The host's numbers that a module's stand in relation to, (d,): the norms of its rows to DoRA's
+        magnitudes, the gains of its RMSNorm to those in its place."""
+        if slot.role.startswith("magnitude"):
+            return weight_of(host, space).double().norm(dim=1).clamp_min(1e-12)
+        return gain_of(host, slot) if slot.role == "weight" else None
+
+
+class Carrying(Filling):
+    """A port's state, with its maps."""
+
+    transport: Transport
+
+
+def _sizes(space: Space, shape: HostShape, axes: int) -> tuple[int, ...]:
+    """The sizes of a space's axes in a module: its heads one by one, or the whole."""
+    size = space.size(shape)
+    if axes == 1:
+        return (size,)
+    group = (shape.group,) if axes == 3 else ()
+    return (shape.kv_heads, *group, shape.head_dim)
+
+
+class MapStrategy(LayerwiseStrategy):
+    """A strategy given by the maps of the spaces that a module is written in. Of several layers that become
+    one each is mapped first.
+
+    Attributes:
+        by_unit: whether its maps send units to units, up to sign, so that numbers that belong to one unit
+            each can be carried.
+        apart: whether its map of what a matrix reads is that matrix's own, and not that of all which read the
+            same.
+    """
+
+    by_unit = False
+    apart = False
+
+    @abstractmethod
+    def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
+        """The map T (d_o, d_r), float64, of each pair, in coordinates out of which RMSNorms' gains are
+        folded. It follows from the hosts, the texts and the options alone, and from no seed: it is kept for
+        other modules.
+
+        Raises:
+            UserError: a pair for which the strategy has no map; names it.
+        """
+
+    def fit(self, module: ModuleState, context: PortContext) -> Port:
+        """The module through the maps.
+
+        Raises:
+            UserError: as `Filling.port`, `spaces.runs` and `maps`.
+        """
+        work = Carrying(self, module, context)
+        pairs = []
+        for _, found in work.places():
+            for one in found:
+                for slot, source in one.items():
+                    with work.refusing(slot, tuple(module.tensors[source].shape)):
+                        work.check_axes(slot, source)
+                        pairs += [pair for pair in self._pairs(work, slot, source) if pair[0].kind != "vocab"]
+        work.transport = self._transport(context, list(dict.fromkeys(pairs)))
+        if "text" in context.needs:
+            work.report.calibration_tokens = sum(aligned.tokens for aligned in aligned_batches(
+                context.origin_host(), context.receiving_host(), context.calibration()))
+        return work.port()
+
+    def _runs(self, work: Filling, slot: Slot, source: Slot) -> tuple[list[Run], list[Run]]:
+        return (runs(source, work.module.axes[source], self.apart),
+                runs(slot, work.context.fresh.axes[slot], self.apart))
+
+    def _pairs(self, work: Filling, slot: Slot, source: Slot) -> list[Pair]:
+        here, there = self._runs(work, slot, source)
+        return [(one.space, other.space) for one, other in zip(here, there, strict=True)]
+
+    def _transport(self, context: PortContext, pairs: Sequence[Pair]) -> Transport:
+        """The maps, or what they were for these hosts and spaces before."""
+        marks = context.calibration().mark if "text" in context.needs else ()
+        hosts = context.origin_host(), context.receiving_host()
+        prints = context.origin.fingerprint, context.receiving.fingerprint
+        key = (context.spec.strategy, repr(dict(context.spec.options)), prints,
+               tuple(host.precision for host in hosts), context.spec.layer_map, marks, tuple(pairs))
+        if key not in _known or not all(prints):
+            found = self.maps(context, pairs) if pairs else {}
+            wrong = next((pair for pair in pairs if not found[pair].isfinite().all()), None)
+            if wrong:
+                raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the map of "
+                                f"{wrong[0].words} is not finite")
+            while len(_known) >= KEPT:
+                _known.pop(next(iter(_known)))
+            _known[key] = found
+        folds = {pair: (fold(hosts[0], pair[0]), fold(hosts[1], pair[1])) for pair in pairs}
+        return Transport(hosts, _known[key], folds, self.by_unit)
+
+    def place(self, work: Filling, found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
+        """See LayerwiseStrategy.place."""
+        assert isinstance(work, Carrying)
+        layers: list[dict[str, Tensor]] = []
+        masks: dict[Slot, Tensor] = {}
+        for one in found:
+            layers.append({})
+            for slot, source in one.items():
+                tensor, fresh = work.module.tensors[source], work.context.fresh
+                with work.refusing(slot, tuple(tensor.shape)):
+                    here, there = self._runs(work, slot, source)
+                    value, mask = work.transport.tensor(tensor, (source, slot), here, there)
+                    if value.shape != fresh.tensors[slot].shape:
+                        raise UserError("the method's own axes, or the vocabularies, differ")
+                if stays_as_begun(slot.role):
+                    value = value.where(mask, fresh.tensors[slot].double())
+                layers[-1][slot.role] = value.to(tensor.dtype)
+                masks[slot] = masks.get(slot, torch.zeros_like(value, dtype=torch.bool)) | mask
+                before, after = float(tensor.double().square().sum()), float(value.square().sum())
+                work.used[source] = tensor.numel(), min(before, after)
+        values = average_layers(layers, work.context.sums)
+        return {slot: Placed(values[slot.role], mask, "transported") for slot, mask in masks.items()}
+
+    def fit_head(self, head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
+        """The head through the map of the last layers' residual streams."""
+        end = Space("", LAST, STREAM, "out")
+        matrix = self._transport(context, [(end, end)]).maps[end, end]
+        weight = (head["head.weight"].double() @ matrix).to(head["head.weight"].dtype)
+        return {"head.weight": weight, "head.bias": head["head.bias"].clone()}
+
+
+def rotary(context: PortContext) -> bool:
+    """Whether queries and keys turn with their position in either host.
+
+    Raises:
+        UserError: in one of them alone: what they mean has no counterpart.
+    """
+    turns = [FAMILIES[host.shape.family].rotary for host in (context.origin, context.receiving)]
+    if turns[0] != turns[1]:
+        raise UserError(f"port {context.pair}: the queries and keys of one of them turn with the position, "
+                        "those of the other do not: no map of them is defined; leave query and key out of "
+                        "the method's sites")
+    return turns[0]
