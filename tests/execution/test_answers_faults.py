@@ -9,7 +9,7 @@ import torch
 
 from portability.core.errors import UserError
 from portability.data.examples import Example
-from portability.data.sampling import Bucket
+from portability.data.sampling import Bucket, pad_rows
 from portability.data.sources import DataSource, answer_spec, read_split
 from portability.data.splits import rows
 from portability.data.tokenization import encode_answers
