@@ -176,7 +176,12 @@ class MapStrategy(LayerwiseStrategy):
         key = (context.spec.strategy, repr(dict(context.spec.options)), prints,
                tuple(host.precision for host in hosts), context.spec.layer_map, marks, tuple(pairs))
         if key not in _known or not all(prints):
-            found = self.maps(context, pairs) if pairs else {}
+            try:
+                found = self.maps(context, pairs) if pairs else {}
+            except UserError as error:
+                if context.origin.name in str(error):
+                    raise
+                raise UserError(f"port {context.pair}: {error}") from error
             wrong = next((pair for pair in pairs if not found[pair].isfinite().all()), None)
             if wrong:
                 raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the map of "

@@ -297,7 +297,7 @@ def test_rebasin_carries_a_number_a_unit(pair, tmp_path):
 
 
 @pytest.mark.parametrize(("hidden", "layers", "says"), [
-    (24, 2, "their hidden differ .16 and 24."), (16, 3, "their encoder layers differ .2 and 3.")])
+    (24, 2, "differ in hidden .16 and 24."), (16, 3, "differ in encoder layers .2 and 3.")])
 def test_rebasin_refuses_other_shapes(pair, tmp_path, hidden, layers, says):
     hosts = pair(*PERMUTED["bert"])
     other = lively(tmp_path / "other", "bert", hidden, layers)

@@ -71,8 +71,8 @@ def check_alike(context: PortContext, pairs: Sequence[Pair]) -> None:
     one, other = (_numbers(host) for host in (context.origin, context.receiving))
     if one != other:
         axis = next(name for name in one | other if one.get(name) != other.get(name))
-        raise UserError(f"port strategy 'rebasin' {context.pair}: it matches hosts of one shape, and their "
-                        f"{axis} differ ({one.get(axis)} and {other.get(axis)}); use embed, or procrustes "
+        raise UserError(f"port strategy 'rebasin' {context.pair}: it matches hosts of one shape, and these "
+                        f"differ in {axis} ({one.get(axis)} and {other.get(axis)}); use embed, or procrustes "
                         "with texts")
     moved = next((pair for pair in pairs if pair[0][:3] != pair[1][:3]), None)
     if moved:
