@@ -37,6 +37,10 @@ MEANING = {  # of the report's words for a tensor
     "averaged": "several layers as one", "fresh": "the library's own start", "dropped": "left behind",
     "drawn": "noise of the norm of the origin's tensor",
 }
+STUDIES = {  # whether two hosts write in the same coordinates -> what docs/results says of such pairs
+    True: "ported modules led those from scratch far, and no other strategy led copying",
+    False: "without training no strategy carried much of a task; distill did (docs/results/strategies.md)",
+}
 OF = {"verify": ("native",), "via": ("rank",), "calibrate": ("calibrate_tokens",)}  # option -> its own
 ASKED = ("template", "label_words", "max_length")  # of --verify, --labels, and strategies that learn
 EXAMPLES = """examples:
@@ -247,8 +251,7 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
         lines.append(f"warning: the families differ ({one.family}, {other.family}); only sites of the same "
                      "role are carried")
     if one.hidden != other.hidden:
-        lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden}): no study saw more than a "
-                     "small gain before the module is trained further")
+        lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden})")
     if packed := quantisation(read_config(folder_of(receiving) / "config.json")):
         lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its "
                      "shapes, and none of its weights is read")
@@ -266,6 +269,8 @@ def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool) -
     found = basis(origin, receiving)
     lines = ["coordinates: "
              f"{found.words if found else 'not compared (an embedding or tokenizer is not there)'}"]
+    if found:
+        lines.append(f"studies of such pairs: {STUDIES[found.inherited]}")
     if strategy == "auto":
         picked = choice(origin, receiving, found, texts)
         lines.append(f"strategy: {picked.strategy}, because {picked.why}")
