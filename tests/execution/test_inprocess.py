@@ -66,6 +66,7 @@ def test_an_interruption_keeps_checkpoints_and_the_next_command_goes_on(data_fol
     assert store.has(run_id) and store.checkpoint(run_id) is None
 
 
+@pytest.mark.system
 def test_a_run_that_takes_too_long_has_failed_and_a_full_disk_ends_the_command(
         data_folders, make_host, tmp_path, monkeypatch):
     words = (f"results={tmp_path}", "method=lora", "grid.budgets=[20000]", *COMMON, "engine=inprocess",

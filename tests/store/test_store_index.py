@@ -99,6 +99,7 @@ def test_a_broken_run_never_enters_the_index(store):
     assert broken(store) == [run_id] and "own digest" in dict((i, f) for i, _, f in store.entries())[run_id]
 
 
+@pytest.mark.system
 def test_ten_thousand_records_are_read_in_seconds(tmp_path):
     """100,000 were measured by hand; the limits here are wide, they catch what grows with the square."""
     source = Store(FIXTURES / "format2" / "study")

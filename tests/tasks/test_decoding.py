@@ -17,6 +17,8 @@ from portability.tasks.readers import Reader, _each, answer_loss, answer_scores,
 from support.decoding import ALL, STOP, Bench
 from support.tiny import tokenizer
 
+pytestmark = pytest.mark.system  # takes long
+
 FAMILIES = ("gpt2", "llama", "t5")
 
 
