@@ -10,7 +10,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: what the user must change.
     """
-    say: Callable[[str], None] = (lambda line: None) if options.json else (lambda line: print(line,
-                                                                                              flush=True))
+    def say(line: str) -> None:
+        if not options.json:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+
     _check_together(options)
     check_layer_map(options.layer_map)
     texts = options.calibrate and calibration(options.calibrate.name, read_texts(options.calibrate),
