@@ -205,7 +205,7 @@ def _problems(cells: pd.DataFrame, runs: Runs, metric: str) -> list[Problem]:
 def _reference_problems(cells: pd.DataFrame, name: str, runs: Runs, metric: str) -> Iterator[Problem]:
     """Native or bare runs that are not done and that no cell reads as its own result."""
     ids, status = cells[f"{name}_id"], cells[f"{name}_status"]
-    rows = cells[(status != "done") & ~ids.isin(cells["run_id"])]
+    rows = cells[(status != "done") & (ids != "") & ~ids.isin(cells["run_id"])]
     for (run_id, state), group in rows.groupby([ids, status], sort=False, dropna=False):
         where, message = f"{name} run {run_id}", runs.reason.get(str(run_id), "not run yet")
         if runs.state.get(str(run_id)) == "done":

@@ -35,6 +35,12 @@ def _port() -> int | None:
     return main()
 
 
+def _derive() -> int | None:
+    from portability.derive import main
+
+    return main()
+
+
 def _export() -> int | None:
     from portability.export import main
 
@@ -79,6 +85,7 @@ COMMANDS = {
     "run": Command("carry out a study, or plan it: +sweep=NAME key=value ...", _run),
     "analyze": Command("tables, charts and the report of a study's results", _analyze),
     "port": Command("fit somebody's adapter to another base model", _port),
+    "derive": Command("make a host out of another: trained further, thinned, narrowed, noised, ...", _derive),
     "export": Command("a module of a study as a folder that its library loads", _export),
     "merge": Command("a host with a run's LoRA in its weights", _merge),
     "list": Command("hosts, data, methods, strategies or sweeps that there are", _list),

@@ -11,6 +11,7 @@ import torch
 
 from portability.analysis.answers import arms_of, write_answers
 from portability.core.errors import UserError
+from portability.core.paths import PORTABLE
 from portability.core.specs import SCHEMA, HostSpec, RunSpec, from_dict
 from portability.hosts.host import load_skeleton
 from portability.hosts.sources import HostSource, describe
@@ -97,7 +98,7 @@ def host_of(run: RunSpec, folder: Path | None) -> HostSpec:
     Raises:
         UserError: it is not there, or is another one than the run was made on.
     """
-    if folder is None and run.host.revision is None and not run.host.source.startswith("embedded:"):
+    if folder is None and run.host.revision is None and not run.host.source.startswith(PORTABLE):
         raise UserError(f"run {run.run_id} was made on host '{run.host.name}' in a local folder; say where "
                         "it is: --host FOLDER")
     if folder is None:

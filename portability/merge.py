@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from portability.core.errors import UserError
+from portability.core.paths import PORTABLE
 from portability.core.specs import SCHEMA, RunSpec, from_dict
 from portability.hosts.host import load_host, quiet
 from portability.hosts.sources import HostSource, describe
@@ -58,7 +59,7 @@ def merge(store: Store, run_id: str, folder: Path, host_folder: Path | None = No
         raise UserError(f"run {run_id} has no LoRA of library portability, and no other can be merged")
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
-    if host_folder is None and run.host.revision is None and not run.host.source.startswith("embedded:"):
+    if host_folder is None and run.host.revision is None and not run.host.source.startswith(PORTABLE):
         raise UserError(f"run {run_id} was made on a host in a local folder; say where it is: --host FOLDER")
     found = describe(HostSource(run.host.name, path=str(host_folder))) if host_folder else run.host
     if found.fingerprint != run.host.fingerprint:

@@ -57,7 +57,8 @@ def details(store: Store, context: StudyContext, most: int = 3000) -> Details:
     cells = context.cells
     entries = {run_id: (record, fault) for run_id, record, fault in store.entries()}
     failures, wanted = store.failures(), protocol(record for record, _ in entries.values())
-    named = {run_id for name in ("run_id", "native_id", "bare_id") for run_id in cells[name].dropna()}
+    named = {run_id for name in ("run_id", "native_id", "bare_id")
+             for run_id in cells[name].dropna() if run_id}
     ids = sorted({*named, *entries, *failures})
     if len(ids) > most:
         return Details({}, [], len(ids))
@@ -257,7 +258,7 @@ def _only(row: dict[str, Any], column: str) -> str:
     """The choice of this cell's run; ids stand in quotes, because one of digits alone would be a number.
     Cells of a bare host have many natives, and all of them would come along, so one is named."""
     alone = column == "run_id" and row["run_id"] != row["bare_id"]
-    keys = ("run_id",) if alone else ("run_id", "native_id")
+    keys = ("run_id",) if alone or not row["native_id"] else ("run_id", "native_id")
     return "only={" + ", ".join(f'{key}: "{row[key]}"' for key in keys) + "}"
 
 

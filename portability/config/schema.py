@@ -15,6 +15,7 @@ from portability.planning.study import EngineConf, TrackingConf
 
 Catalogue = dict[str, dict[str, Any] | None]  # name to what a file of the group says
 COLUMNS = [column.name for column in fields(Cell)]
+PLACE = [name for name in COLUMNS if name not in ("run_id", "mark", "native_id", "bare_id", "origin_data")]
 
 
 def _folder_name(name: str) -> str:
@@ -28,6 +29,14 @@ def _only(value: Any) -> dict[str, list[Any]]:
         raise ValueError("must map columns of a cell to values, as in 'only={method: lora, seed: [0, 1]}'")
     wanted = (value or {}).items()
     return {validate_choice(str(key), COLUMNS, "column in only"): _listed(names) for key, names in wanted}
+
+
+def _exclude(value: Any) -> dict[str, list[str]]:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError("must map columns of a cell to values, as in "
+                         "'grid.exclude=[{port: random, budget: [50, 200]}]'")
+    return {validate_choice(str(key), PLACE, "column in grid.exclude"): [str(one) for one in _listed(names)]
+            for key, names in value.items()}
 
 
 def _shard(value: Any) -> tuple[int, int]:
@@ -77,6 +86,7 @@ class GridConf:
     origin_updates: Count | None
     rates: Axis[PositiveFloat]
     origin_seeds: Literal["same", "other"]
+    exclude: list[Annotated[dict[str, list], BeforeValidator(_exclude)]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

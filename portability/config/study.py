@@ -1,7 +1,7 @@
 """From the composed configuration to a study: hosts and data are described, nothing is loaded (no torch)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
@@ -22,6 +22,7 @@ from portability.core.schema import build
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
+from portability.hosts.recipes import Recipe, made, read_recipe
 from portability.hosts.sources import HostSource, describe
 from portability.planning.grid import SELF, Grid, check_relations, origins, rated
 from portability.planning.selection import Part
@@ -33,11 +34,11 @@ Kinds = list[tuple[str, str, str]]  # origin, receiving host, and what relates t
 SIZES = ("r", "bottleneck", "prefix_length", "phm_dim")  # settings of methods that are sizes
 
 
-def to_study(cfg: DictConfig) -> Study:
-    """Check the composed configuration and describe hosts and data.
+def checked(cfg: DictConfig) -> Config:
+    """The composed configuration by its keys, types and ranges.
 
     Raises:
-        UserError: anything in the configuration that a user can put right.
+        UserError: a value that is missing or wrong.
     """
     try:
         raw = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -45,7 +46,16 @@ def to_study(cfg: DictConfig) -> Study:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
     assert isinstance(raw, dict)
     _check_finite({key: value for key, value in raw.items() if key != "study"}, "")  # "nan" is a name there
-    conf = build(Config, raw, "")
+    return build(Config, raw, "")
+
+
+def to_study(cfg: DictConfig) -> Study:
+    """Check the composed configuration and describe hosts and data.
+
+    Raises:
+        UserError: anything in the configuration that a user can put right.
+    """
+    conf = checked(cfg)
     validate_choice(conf.engine.kind, ENGINES, "engine.kind")
     received, relations = _sets(conf)
     used = dict.fromkeys([*received, *(name for own in relations.values() for name in own.values())])
@@ -55,6 +65,7 @@ def to_study(cfg: DictConfig) -> Study:
     for name in used:
         validate_choice(name, data.sources, "data set of grid.study_data")
     grid = _grid(conf, data, received, relations, used)
+    grid = replace(grid, exclude=_excluded(conf, grid))
     _check(grid, relations)
     if conf.origin.module:
         check_external(grid, conf.origin.module)
@@ -124,6 +135,30 @@ def _grid(
     )
 
 
+def _excluded(conf: Config, grid: Grid) -> list[dict[str, list[str]]]:
+    """What is left out of the grid, every name held against it; hosts may be named by their roles.
+
+    Raises:
+        UserError: the grid lacks a name, or nothing is left of it.
+    """
+    known = {
+        "method": [rated(method, rate).name for method, rate in product(grid.methods, grid.rates)],
+        "origin": [origin.name for origin, _ in grid.pairs], "relation": [*grid.relations],
+        "receiving": [receiving.name for _, receiving in grid.pairs],
+        "data": [data.name for data in grid.data], "init": [init.name for init in grid.inits],
+        "port": [port.name for port in grid.ports], "seed": [*map(str, grid.seeds)],
+        "budget": [*map(str, (0, *grid.budgets))],
+    }
+    found = []
+    for number, place in enumerate(conf.grid.exclude):
+        found.append({key: [conf.host_set.roles.get(name) or name if key in ("origin", "receiving") else name
+                            for name in names] for key, names in place.items()})
+        for key, names in found[-1].items():
+            for name in names:
+                validate_choice(name, known[key], f"{key} of grid.exclude[{number}]")
+    return found
+
+
 def _port(conf: Config, name: str, data: StudyData) -> specs.PortSpec:
     """A port of the catalogue, whose calibration is named by its texts."""
     found = _entry(conf, "port", name, specs.PortSpec)
@@ -141,11 +176,28 @@ def _pairs(conf: Config) -> list[tuple[specs.HostSpec, specs.HostSpec]]:
     if given is None:
         given = [(conf.origin.host or (OWN_BASE if module else "raw_base"), conf.receiving)]
     pairs = [tuple(_role(conf, name) for name in pair) for pair in given]
-    hosts = {name: describe(_entry(conf, "host", name, HostSource))
-             for name in dict.fromkeys(chain(*pairs)) if name != OWN_BASE}
+    hosts = {name: find_host(conf, name) for name in dict.fromkeys(chain(*pairs)) if name != OWN_BASE}
     if OWN_BASE in chain(*pairs):
         hosts[OWN_BASE] = base_of(str(module), list(hosts.values()))
     return [(hosts[origin], hosts[receiving]) for origin, receiving in pairs]
+
+
+def find_host(
+    conf: Config, name: str, make: Callable[[Recipe, Callable[[str], specs.HostSpec]], Path] = made
+) -> specs.HostSpec:
+    """A host of the catalogue.
+
+    Args:
+        make: gives the folder of a derived host.
+
+    Raises:
+        UserError: there is no such host, it cannot be described, or as `make`: it was not made yet.
+    """
+    source = _entry(conf, "host", name, HostSource)
+    if source.derive is None:
+        return describe(source)
+    folder = make(read_recipe(name, source.derive), lambda other: find_host(conf, other, make))
+    return describe(HostSource(name, path=str(folder)))
 
 
 def _role(conf: Config, name: str) -> str:

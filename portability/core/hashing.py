@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ def file_digest(path: Path) -> str:
     return found
 
 
-def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+def fingerprint(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """SHA-256, 64 hex digits, of a host: of its files' names and SHA-256 and of its settings, as canonical
     JSON; folders do not count. A hub knows the files' SHA-256 without a download."""
-    content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
+    content = {"files": files, "settings": settings}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 EMBEDDED = PACKAGE / "embedded"  # hosts/ and data/ shipped with the project
+PORTABLE = ("embedded:", "package:")  # beginnings of a host's source that other machines have, too
 
 
 def bundled(name: str) -> Path:

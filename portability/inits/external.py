@@ -7,7 +7,7 @@ import torch
 
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
-from portability.core.hashing import fingerprint
+from portability.core.hashing import file_digest, fingerprint
 from portability.core.specs import ExternalModule, HostSpec, MethodSpec, RunSpec
 from portability.hosts.host import load_skeleton
 from portability.methods import attach
@@ -26,7 +26,8 @@ SIZES = ("reduction_factor",)  # which show in the tensors
 def described(adapter: AdapterFolder) -> ExternalModule:
     """A folder's name, place and digest, in which neither its path nor its base's name counts."""
     settings = {key: value for key, value in adapter.config.items() if key not in adapter.about}
-    mark = fingerprint([weights_of(adapter.folder, type(adapter))], {CONFIG: settings})
+    weights = weights_of(adapter.folder, type(adapter))
+    mark = fingerprint({weights.name: file_digest(weights)}, {CONFIG: settings})
     return ExternalModule(adapter.called, str(adapter.folder.resolve()), mark)
 
 

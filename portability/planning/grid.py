@@ -41,6 +41,7 @@ class Grid:
     rates: Sequence[float] = (1.0,)
     origin_seeds: str = "same"
     module: specs.ExternalModule | None = None
+    exclude: Sequence[Mapping[str, list[str]]] = ()  # places whose cells are not planned
 
     def task_of(self, data: specs.DataSpec) -> specs.TaskSpec | specs.AnswerSpec:
         """How a set's texts or prompts are asked and scored."""

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 from portability.core import specs
 from portability.core.architectures import FAMILIES
+from portability.core.contrasts import selects
 from portability.planning.grid import Grid, rated
 
 SCRATCH = specs.InitSpec("scratch", "scratch")
@@ -73,22 +75,40 @@ class _Arm:
     def cells(self, out: Plan) -> Iterator[specs.Cell]:
         grid = self.grid
         origin_id = out.add(self._origin, self._origin.train.updates) if self._trains_origin else None
-        native_id = out.add(self._trained(self.receiving, self.data), grid.origin_updates)
-        seen = grid.module.name if grid.module else self.origin_data.name
-        place = partial(specs.Cell, rated(self.method, self.rate).name, self.origin.name, self.receiving.name,
-                        self.relation, seen, self.data.name, seed=self.seed, native_id=native_id)
+        native_id = ""
+        if any(self._budgets(init, port)[-1:] > [0] for init in grid.inits for port in grid.ports):
+            native_id = out.add(self._trained(self.receiving, self.data), grid.origin_updates)
+        place = partial(specs.Cell, **self._place, seed=self.seed, native_id=native_id)
         for port in grid.ports:
             bare_id = out.add(self._bare(origin_id, port), 0)
             cell = partial(place, port=port.name, bare_id=bare_id)
             yield cell(init=specs.BARE, budget=0, run_id=bare_id, mark=0)
             for init in grid.inits:
+                budgets = self._budgets(init, port)
+                if not budgets:
+                    continue
                 extracts = "extraction" in init.traits.needs
                 source = out.add(self._extraction(init, port, origin_id), 0) if extracts else origin_id
                 ahead = grid.origin_updates if init.traits.trains_extra else 0
-                budgets = grid.budgets if ahead else (0, *grid.budgets)
-                run_id = out.add(self._run(init, port, source), *(ahead + budget for budget in budgets))
+                run = self._run(init, port, source).with_updates(ahead + budgets[-1])
+                run_id = out.add(run, *(ahead + budget for budget in budgets))
                 for budget in budgets:
                     yield cell(init=init.name, budget=budget, run_id=run_id, mark=ahead + budget)
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        grid = self.grid
+        return {"method": rated(self.method, self.rate).name, "origin": self.origin.name,
+                "receiving": self.receiving.name, "relation": self.relation, "data": self.data.name,
+                "origin_data": grid.module.name if grid.module else self.origin_data.name}
+
+    def _budgets(self, init: specs.InitSpec, port: specs.PortSpec) -> list[int]:
+        """The budgets of an init's cells, ascending, 0 for before any update; those left out are not among
+        them."""
+        grid, place = self.grid, {**self._place, "seed": str(self.seed), "init": init.name, "port": port.name}
+        budgets = grid.budgets if init.traits.trains_extra else (0, *grid.budgets)
+        return [budget for budget in budgets
+                if not any(selects(left_out, {**place, "budget": str(budget)}) for left_out in grid.exclude)]
 
     def _trained(self, host: specs.HostSpec, data: specs.DataSpec) -> specs.RunSpec:
         """A module trained from scratch, with a head of its own where the host needs one: an origin, or a

@@ -47,7 +47,7 @@ def _of_cells(planned: Plan, only: Mapping[str, Sequence[Any]]) -> set[str]:
         cells = [cell for cell in cells if str(getattr(cell, column)) in values]
     if not cells:
         raise UserError(f"only matches no cell of this grid: no cell has all of {', '.join(wanted)} as asked")
-    ids = {run_id for cell in cells for run_id in (cell.run_id, cell.native_id, cell.bare_id)}
+    ids = {run_id for cell in cells for run_id in (cell.run_id, cell.native_id, cell.bare_id) if run_id}
     return ids | {str(planned.runs[run_id].origin) for run_id in ids if planned.runs[run_id].origin}
 
 

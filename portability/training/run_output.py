@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from portability.core.errors import redact_paths
-from portability.core.paths import PACKAGE
+from portability.core.paths import PACKAGE, PORTABLE
 from portability.core.specs import SCHEMA, RunSpec
 from portability.core.versions import packages
 from portability.inits.extraction import ExtractReport
@@ -144,7 +144,7 @@ def _without_paths(spec: dict[str, Any]) -> dict[str, Any]:
         how["texts"] = Path(how["texts"]).name
     for part in (spec["host"], spec["data"], *([spec["teacher"]] if spec["teacher"] else [])):
         source = part["source"] or ""
-        if part["revision"] is None and not source.startswith("embedded:"):
+        if part["revision"] is None and not source.startswith(PORTABLE):
             part["source"] = Path(source).name
     return spec
 

@@ -180,3 +180,33 @@ def test_stacks_hold_only_what_may_train_together_and_lose_nothing():
         assert all((r.host, r.method, r.data, r.train) == (first.host, first.method, first.data, first.train)
                    for r in runs)
         assert len({r.method is None for r in runs}) == 1
+
+
+def test_excluded_cells_are_not_planned_and_runs_train_for_what_is_left():
+    whole = plan(grid())
+    less = plan(grid(exclude=[{"receiving": ["raw-large"], "budget": ["50", "100", "200"]},
+                              {"init": ["sampled"], "method": ["lora"]},
+                              {"receiving": ["tuned-base"], "init": ["ported"], "budget": ["200"]}]))
+
+    def place(cell):
+        return (cell.method, cell.origin, cell.receiving, cell.relation, cell.init, cell.seed, cell.budget)
+
+    left_out = {place(cell): cell for cell in whole.cells if cell.init != "bare" and (
+        cell.receiving == "raw-large" and cell.budget > 0 or cell.init == "sampled" and cell.method == "lora"
+        or cell.receiving == "tuned-base" and cell.init == "ported" and cell.budget == 200)}
+    assert [place(cell) for cell in less.cells] == [place(cell) for cell in whole.cells
+                                                    if place(cell) not in left_out]
+    for cell in less.cells:
+        run = less.runs[cell.run_id]
+        assert run.train.updates >= cell.mark and cell.mark in less.marks[cell.run_id]
+        if cell.receiving == "raw-large":
+            assert run.train.updates == 0 and cell.native_id == ""
+        elif cell.init != "bare":
+            ported = cell.receiving == "tuned-base" and cell.init == "ported"
+            assert run.train.updates == (100 if ported else 200) and cell.native_id in less.runs
+    natives = [run for run in less.runs.values() if run.init.kind == "scratch" and run.train.updates]
+    assert "raw-large" in {run.host.name for run in natives}  # as an origin only
+
+
+def test_a_grid_from_which_nothing_is_left_out_plans_the_same_runs():
+    assert plan(grid(exclude=[])).runs.keys() == plan(grid()).runs.keys()

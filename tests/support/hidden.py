@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES, Family
+from portability.core.architectures import FAMILIES
 from portability.core.specs import HostSpec, MethodSpec, PortSpec
+from portability.derivation.basis import untie, write_matrices, write_rest
 from portability.hosts.attention import body, lm_logits, text_mask
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import HostSource, describe
@@ -30,7 +31,7 @@ from portability.porting.base import Port, PortContext, Strategy
 from portability.porting.calibration import Calibration, calibration
 from portability.porting.maps import MapStrategy
 from portability.porting.port import fit_head, port
-from portability.porting.spaces import NORM_BEFORE, Space, norm_of, place_of
+from portability.porting.spaces import Space
 from portability.porting.strategies import STRATEGIES
 from support.tiny import model, noisy, sentences, tokenizer
 
@@ -180,70 +181,17 @@ class Hidden:
         source = Path(self.host.spec.source)
         shutil.copytree(source, folder)
         model, family = self.host.model, FAMILIES[self.host.family]
-        tied = model.get_output_embeddings() is not None and (
-            model.get_output_embeddings().weight is model.get_input_embeddings().weight)
-        if tied and self.basis.folded and family.gain is not None:
-            tied = False
-            model.get_output_embeddings().weight = torch.nn.Parameter(
-                model.get_output_embeddings().weight.detach().clone())
-            model.config.tie_word_embeddings = False
-            if self.host.family in ("t5", "mt5"):  # which scales the states below a tied head
-                model.get_output_embeddings().weight.data *= self.shape.hidden**-0.5
+        folded = self.basis.folded and family.gain is not None
         with torch.no_grad():
-            self._matrices(family, tied)
-            self._rest(family)
+            if folded:
+                untie(self.host)
+            write_matrices(self.host, self.map, folded)
+            write_rest(self.host, self.stream, folded)
+            for name, parameter in model.named_parameters():
+                if "relative_attention_bias" in name:  # T5's, which belong to heads
+                    parameter.data[:, self._order(name.partition(".")[0])] = parameter.data.clone()
         model.save_pretrained(folder)
         return describe(HostSource(folder.name, path=str(folder)))
-
-    def _matrices(self, family: Family, tied: bool) -> None:
-        model = self.host.model
-        places = [(stack, layer, site) for stack, depth in self.shape.layers.items() for layer in range(depth)
-                  for joined in family.matrices[stack].values() for site in joined.split("+")]
-        if "head" in family.shared.values() and model.get_output_embeddings() is not None and not tied:
-            places.append(("shared", 0, "head"))
-        for stack, layer, site in dict.fromkeys(places):
-            into, out = Space(stack, layer, site, "in"), Space(stack, layer, site, "out")
-            module = model.get_submodule(place_of(self.host, out).module)
-            place = place_of(self.host, out)
-            weight = module.weight.data
-            if type(module).__name__ == "Conv1D":
-                weight = weight.T
-            rows = slice(place.start, place.start + place.size if place.size else None)
-            own = weight[rows].double()
-            gain = self._gain(into)
-            if gain is not None:
-                own = own * gain
-            new = self.map(out).T @ own @ self.map(into)
-            weight[rows] = new.to(weight.dtype)
-            if (bias := getattr(module, "bias", None)) is not None:
-                bias.data[rows] = (bias.data[rows].double() @ self.map(out)).to(bias.dtype)
-
-    def _gain(self, space: Space) -> Tensor | None:
-        """The gain to fold into what reads a space."""
-        family = FAMILIES[self.host.family]
-        site = {"key": "query", "value": "query", "ffn_gate": "ffn_up", "cross_value": "cross_key"}.get(
-            space.site, space.site)
-        if family.gain is None or not self.basis.folded or site not in NORM_BEFORE:
-            return None
-        names = [NORM_BEFORE[site]] if site != "head" else ["final_norm", "decoder_norm"]
-        norm = next((one for name in names if (one := norm_of(self.host, space, name)) is not None), None)
-        return None if norm is None else norm.detach().double() + family.gain
-
-    def _rest(self, family: Family) -> None:
-        """Embeddings, positions and normalisations."""
-        width = self.shape.hidden
-        for name, parameter in self.host.model.named_parameters():
-            module = self.host.model.get_submodule(name.rpartition(".")[0])
-            if "relative_attention_bias" in name:  # T5's, which belong to heads
-                parameter.data[:, self._order(name.partition(".")[0])] = parameter.data.clone()
-            elif isinstance(module, torch.nn.Embedding) and parameter.shape[1] == width:
-                parameter.data = (parameter.data.double() @ self.stream).to(parameter.dtype)
-            elif parameter.shape == (width,) and ("norm" in name.lower() or "ln_" in name):
-                if family.gain is not None and self.basis.folded:
-                    parameter.data.fill_(1 - family.gain)
-                else:
-                    turned = self.stream if family.gain is None else self.stream.abs()
-                    parameter.data = (parameter.data.double() @ turned).to(parameter.dtype)
 
 
 def hide(origin: HostSpec, basis: Basis, folder: Path, seed: int = 0) -> tuple[HostSpec, Hidden]:
