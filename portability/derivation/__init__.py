@@ -10,14 +10,14 @@ from typing import Any
 
 from portability.core.specs import HostSpec
 from portability.core.versions import packages
-from portability.derivation import basis, continued, shapes, weights
+from portability.derivation import basis, shapes, trained, weights
 from portability.hosts.host import load_plain, load_tokenizer
 from portability.hosts.recipes import Recipe, place_of
 from portability.hosts.sources import folder_of
 
 Make = Callable[[Any, Any, Any, Callable[[str], HostSpec]], tuple[Any, Mapping[str, Any]]]
 MADE: Mapping[str, Make] = {  # by the name of the change: model, tokenizer, change -> model, what to record
-    "Continued": continued.continued, "Thinned": shapes.thinned, "Narrowed": shapes.narrowed,
+    "Continued": trained.continued, "Distilled": trained.distilled, "Thinned": shapes.thinned, "Narrowed": shapes.narrowed,
     "Noised": weights.noised, "Quantised": weights.quantised, "Hidden": basis.hidden,
 }
 RECORD = "derived.json"

@@ -32,6 +32,25 @@ class Continued:
 
 
 @dataclass(frozen=True)
+class Distilled:
+    """All weights trained so that the last states of texts are those of another host, by AdamW.
+
+    Attributes:
+        like: the host whose states are met, of the same width and vocabulary.
+        texts: as of `Continued`; an update reads `batch` of them, each cut to `length` tokens.
+        learning_rate: constant.
+    """
+
+    like: str
+    texts: str
+    updates: Count
+    learning_rate: float = 1e-4
+    batch: Count = 16
+    length: Count = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Thinned:
     """So many layers of each stack are kept, evenly spaced, the first and the last among them."""
 
@@ -78,9 +97,9 @@ class Hidden:
     seed: int = 0
 
 
-Change = Continued | Thinned | Narrowed | Noised | Quantised | Hidden
-CHANGES: Mapping[str, type] = {"continued": Continued, "thinned": Thinned, "narrowed": Narrowed,
-                               "noised": Noised, "quantised": Quantised, "hidden": Hidden}
+Change = Continued | Distilled | Thinned | Narrowed | Noised | Quantised | Hidden
+CHANGES: Mapping[str, type] = {"continued": Continued, "distilled": Distilled, "thinned": Thinned,
+                               "narrowed": Narrowed, "noised": Noised, "quantised": Quantised, "hidden": Hidden}
 
 
 @dataclass(frozen=True)
@@ -120,16 +139,15 @@ def place_of(recipe: Recipe, find: Callable[[str], HostSpec]) -> Path:
     Raises:
         UserError: there is no such text, or as `find`.
     """
-    settings = asdict(recipe.change)
-    if isinstance(recipe.change, Continued):
+    settings, kind = asdict(recipe.change), type(recipe.change).__name__.lower()
+    if isinstance(recipe.change, Continued | Distilled):
         texts = Path(recipe.change.texts).expanduser()
         if not texts.is_file():
             raise UserError(f"host '{recipe.name}' is trained on texts, and there is no file {texts}; "
-                            f"host.{recipe.name}.derive.continued.texts=FILE")
+                            f"host.{recipe.name}.derive.{kind}.texts=FILE")
         settings["texts"] = file_digest(texts)
-    if isinstance(recipe.change, Noised) and recipe.change.like:
+    if isinstance(recipe.change, Noised | Distilled) and recipe.change.like:
         settings["like"] = find(recipe.change.like).fingerprint
-    kind = type(recipe.change).__name__.lower()
     mark = digest([kind, settings, find(recipe.parent).fingerprint])[:16]
     return cache_folder() / "hosts" / f"{re.sub(r'[^A-Za-z0-9._-]', '-', recipe.name)}-{mark}"
 

@@ -221,3 +221,40 @@ def test_what_cannot_be_done_is_said_in_one_sentence(family, change, said, tmp_p
     with pytest.raises(UserError, match=said) as error:
         derived(parent, **change)
     assert "\n" not in str(error.value) and not (tmp_path / "cache" / "hosts").exists()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_thinned_host_is_healed_towards_its_parents_states(family, tmp_path):
+    parent, texts = strong_host(tmp_path / "parent", family, layers=4), text_file(tmp_path)
+    thin = derived(parent, "thin", thinned={"layers": 3})
+    hosts = {"parent": parent, "thin": thin}
+
+    def healed(updates):
+        how = {"like": "parent", "texts": str(texts), "updates": updates, "learning_rate": 1e-2}
+        folder = derive(read_recipe("healed", {"from": "thin", "distilled": how}), hosts.__getitem__)
+        return json.loads((folder / RECORD).read_text()), describe(HostSource("healed", path=str(folder)))
+
+    told, found = healed(30)
+    assert told["last_loss"] < 0.5 * told["first_loss"]
+
+    def far(spec):
+        wanted = states(load_host(parent))
+        return float((states(load_host(spec)) - wanted).square().sum() / wanted.square().sum())
+
+    assert far(found) < 0.8 * far(thin)
+
+
+def states(host):
+    read = host.tokenizer([row["text"] for row in sentences(20, 9)], padding=True, return_tensors="pt")
+    whole = host.model if host.scoring == "head" else host.model.model
+    out = whole(input_ids=read["input_ids"], attention_mask=read["attention_mask"]).last_hidden_state
+    return out[read["attention_mask"].bool()].detach()
+
+
+def test_a_host_is_not_trained_towards_one_of_another_width(tmp_path):
+    parent, texts = strong_host(tmp_path / "parent", "bert"), text_file(tmp_path)
+    wide = strong_host(tmp_path / "wide", "bert", hidden=48)
+    recipe = read_recipe("no", {"from": "parent", "distilled": {"like": "wide", "texts": str(texts),
+                                                                "updates": 1}})
+    with pytest.raises(UserError, match="its hidden_size is 48, and this one's 32"):
+        derive(recipe, {"parent": parent, "wide": wide}.__getitem__)
