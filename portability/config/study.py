@@ -67,6 +67,9 @@ def to_study(cfg: DictConfig) -> Study:
     grid = _grid(conf, data, received, relations, used)
     grid = replace(grid, exclude=_excluded(conf, grid))
     _check(grid, relations)
+    if conf.train.schedule == "linear" and len(grid.budgets) > 1:
+        raise UserError(f"train.schedule=linear falls to 0 after the last update, so the budgets "
+                        f"{', '.join(map(str, grid.budgets))} would not nest; leave one (grid.budgets)")
     if conf.origin.module:
         check_external(grid, conf.origin.module)
     roles = conf.host_set.roles

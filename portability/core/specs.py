@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt
 
@@ -245,6 +245,16 @@ class Protocol:
     # never its first ones (our choice); 0: the last iterate alone
     bucket_batches: Count  # at least so many batches share a length bucket
     head_learning_rate: NonNegativeFloat  # of a classification head, where the host needs one
+    # after warm-up; linear falls to 0 after the last update
+    schedule: Literal["constant", "linear"] = field(default="constant", kw_only=True)
+    # of answers: the mean over each one's tokens and then over examples, or over all tokens of a batch
+    loss: Literal["example", "token"] = field(default="example", kw_only=True)
+
+    def identity(self) -> dict[str, Any]:
+        """All settings; those that came later are left out at what they were before, so that older runs keep
+        their names."""
+        later = {"schedule": "constant", "loss": "example"}
+        return {key: value for key, value in asdict(self).items() if later.get(key) != value}
 
 
 @dataclass(frozen=True)
@@ -307,7 +317,7 @@ class RunSpec:
             "origin": self.origin,
             "head": self.head,
             "seed": self.seed,
-            "train": asdict(self.train),
+            "train": self.train.identity(),
             "eval": {"split": self.eval.split, "limit": self.eval.limit},
             "precision": self.precision,
             "teacher": self.teacher.fingerprint if self.teacher else None,

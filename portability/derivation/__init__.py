@@ -17,8 +17,9 @@ from portability.hosts.sources import folder_of
 
 Make = Callable[[Any, Any, Any, Callable[[str], HostSpec]], tuple[Any, Mapping[str, Any]]]
 MADE: Mapping[str, Make] = {  # by the name of the change: model, tokenizer, change -> model, what to record
-    "Continued": trained.continued, "Distilled": trained.distilled, "Thinned": shapes.thinned, "Narrowed": shapes.narrowed,
-    "Noised": weights.noised, "Quantised": weights.quantised, "Hidden": basis.hidden,
+    "Continued": trained.continued, "Distilled": trained.distilled, "Thinned": shapes.thinned,
+    "Narrowed": shapes.narrowed, "Noised": weights.noised, "Quantised": weights.quantised,
+    "Hidden": basis.hidden,
 }
 RECORD = "derived.json"
 

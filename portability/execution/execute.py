@@ -32,7 +32,8 @@ from portability.porting.base import PortContext
 from portability.store import Store
 from portability.tasks.base import EvalSet, Task, TaskScorer, Training
 from portability.tasks.registry import task_of
-from portability.training.memory import free_bytes, max_stack_size, member_bytes
+from portability.training import trainer
+from portability.training.memory import free_bytes, member_bytes, stack_size
 from portability.training.run_output import InitialState, RunOutput, build_result
 from portability.training.stack import Stack, StackContext, count_parameters, split_resumable
 
@@ -197,10 +198,10 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
             except UserError as error:  # a run whose port is impossible fails alone
                 context.fail(run, error)
         runs = [run for run in runs if run.run_id in starts]
-        size = _most(runs, starts, bench, context) if len(runs) > 1 else 1
+        size, passes = _fitting(runs, starts, bench, context) if runs else (1, 1)
         overhead = (time.perf_counter() - started) / max(1, len(runs))
         for part in split_resumable(runs, marks, context.store, size):
-            stack = Stack(part, [starts[run.run_id] for run in part], bench, marks)
+            stack = Stack(part, [starts[run.run_id] for run in part], bench, marks, passes)
             stack.resume(context.store)
             context.report(stack.stage())  # the bar counts what this spares
             stack.train(context)
@@ -210,22 +211,41 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
         attached.detach()
 
 
-def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
-          context: WorkerContext) -> int:
-    """The largest stack that fits into the memory that is free now."""
+def _fitting(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
+             context: WorkerContext) -> tuple[int, int]:
+    """The largest stack that fits into the memory that is free now; and, where not even one member does, into
+    how many parts its batches are cut."""
+    train = runs[0].train
+    passes, smallest = 1, trainer.TRAIN_ROWS
+    while True:
+        rows = trainer.parts_of(train.batch_size, passes, train.batch_size)[0][1]
+        most = stack_size(_member_bytes(runs, starts, bench, context, rows), context.device,
+                          context.place.share)
+        if most or rows <= smallest:
+            break
+        passes *= 2
+    if passes > 1:
+        log.info("a batch of %d does not fit into memory at once: %d examples at a time", train.batch_size,
+                 rows)
+    return max(1, most), passes
+
+
+def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
+                  context: WorkerContext, rows: int) -> int:
+    """Bytes that a member needs which reads so many examples at once, measured once a worker."""
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)
-    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest,
-           run.train.batch_size, subtracts, run.precision)
+    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest, rows, subtracts,
+           run.precision)
     if key not in context.member_bytes:
-        picks = np.argsort(lengths, kind="stable")[-run.train.batch_size :]
+        picks = np.argsort(lengths, kind="stable")[-rows:]
         longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
-        rows = bench.scorer.rows(bench.training, picks, len(picks), longest)
+        batch = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
-        training = member_bytes(bench.scorer, bench.parameters(start.module, start.head), rows, frozen)
+        training = member_bytes(bench.scorer, bench.parameters(start.module, start.head), batch, frozen)
         context.member_bytes[key] = max(training, bench.scorer.scoring_bytes(bench.test, run.eval.batch_size))
-    return max_stack_size(context.member_bytes[key], context.device, context.place.share)
+    return context.member_bytes[key]
 
 
 def _heads_port(run: RunSpec, context: WorkerContext) -> PortContext:

@@ -99,7 +99,8 @@ class Hidden:
 
 Change = Continued | Distilled | Thinned | Narrowed | Noised | Quantised | Hidden
 CHANGES: Mapping[str, type] = {"continued": Continued, "distilled": Distilled, "thinned": Thinned,
-                               "narrowed": Narrowed, "noised": Noised, "quantised": Quantised, "hidden": Hidden}
+                               "narrowed": Narrowed, "noised": Noised, "quantised": Quantised,
+                               "hidden": Hidden}
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,15 @@ class TaskScorer(Protocol):
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Logits of one member, (B, V), or (B, A, V) for the A tokens of an answer."""
 
-    def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
-        """Mean loss of one member's batch, nats."""
+    def loss(self, parameters: Parameters, *rows: Tensor, by_token: bool = False) -> Tensor:
+        """Mean loss of one member's batch, nats.
+
+        Args:
+            by_token: the mean is over all answers' tokens, and not over each answer's and then over examples.
+        """
+
+    def weight(self, *rows: Tensor, by_token: bool = False) -> Tensor:
+        """Of how many examples, or tokens, `loss` is the mean."""
 
     def predict(self, parameters: Parameters, test: Any, batch_size: int,
                 on_part: Told = lambda part: None) -> Predictions:

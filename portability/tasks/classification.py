@@ -130,9 +130,13 @@ class Scorer(Reader):
         layers under several names, and swapping all of them leaves a dead tensor behind."""
         return functional_call(self, dict(parameters), ("label_logits", *rows[:2]), tie_weights=False)
 
-    def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
-        """Mean loss of one member's batch, in nats."""
+    def loss(self, parameters: Parameters, *rows: Tensor, by_token: bool = False) -> Tensor:
+        """Mean loss of one member's batch, in nats; an answer has one token."""
         return F.cross_entropy(self.logits(parameters, *rows), rows[2])
+
+    def weight(self, *rows: Tensor, by_token: bool = False) -> Tensor:
+        """Number of examples that have a loss."""
+        return (rows[2] >= 0).sum()
 
     def stacked_logits(self, parameters: Parameters, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (K, B, V) of all members on the same batch."""

@@ -156,9 +156,14 @@ class AnswerScorer(Reader):
         logits: Tensor = functional_call(self, dict(parameters), ("answer_logits", found), tie_weights=False)
         return logits * found.answer_mask[..., None]
 
-    def loss(self, parameters: Parameters, *rows: Tensor) -> Tensor:
+    def loss(self, parameters: Parameters, *rows: Tensor, by_token: bool = False) -> Tensor:
         """Mean loss of one member's batch, in nats (see readers.answer_loss)."""
-        return answer_loss(self, parameters, Batch(*rows))
+        return answer_loss(self, parameters, Batch(*rows), by_token)
+
+    def weight(self, *rows: Tensor, by_token: bool = False) -> Tensor:
+        """Number of examples that have a loss, or of their answers' tokens."""
+        real = Batch(*rows).answer_mask
+        return real.sum() if by_token else (real.sum(1) > 0).sum()
 
     def scoring_bytes(self, test: PromptSet, batch_size: int) -> int:
         """Bytes that scoring one member takes at most: logits of a batch's answers and as much again for

@@ -154,15 +154,18 @@ def in_order(parts: Sequence[Tensor], lengths: np.ndarray) -> Tensor:
     return torch.cat(list(parts), 1).cpu()[:, torch.from_numpy(back)]
 
 
-def answer_loss(of: Reader, parameters: Parameters, rows: Batch) -> Tensor:
+def answer_loss(of: Reader, parameters: Parameters, rows: Batch, by_token: bool = False) -> Tensor:
     """Loss of one member's batch, nats: the mean over an answer's tokens, then over examples, so that a long
-    answer counts no more than a short one (our choice; Trainer takes the mean over all of a batch's tokens).
+    answer counts no more than a short one (our choice); or the mean over all of a batch's tokens, as
+    transformers' Trainer has it.
 
     Args:
         rows: tensors without leading axes; examples without an answer token do not count, and at least one
             has some.
     """
     nll = _nll(functional_call(of, dict(parameters), ("answer_logits", rows), tie_weights=False), rows)
+    if by_token:
+        return nll.sum() / rows.answer_mask.sum()
     lengths = rows.answer_mask.sum(1)
     return (nll.sum(1) / lengths.clamp(min=1)).sum() / (lengths > 0).sum()
 

@@ -89,6 +89,7 @@ def _available() -> int:
     return free if limit is None or used is None else min(free, limit[0] - used[0])
 
 
-def max_stack_size(one: int, device: torch.device, share: float) -> int:
-    """The largest stack of members of `one` bytes each, at least 1: a fifth of what is free stays free."""
-    return max(1, int(0.8 * free_bytes(device, share)) // one)
+def stack_size(one: int, device: torch.device, share: float) -> int:
+    """The largest stack of members of `one` bytes each, 0 where not even one fits: a fifth of what is free
+    stays free."""
+    return int(0.8 * free_bytes(device, share)) // one

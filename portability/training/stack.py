@@ -128,7 +128,7 @@ class Stack:
     """Runs in training together, and their predictions at the marks."""
 
     def __init__(self, runs: Sequence[RunSpec], starts: Sequence[InitialState], bench: StackContext,
-                 marks: Mapping[str, Sequence[int]]):
+                 marks: Mapping[str, Sequence[int]], passes: int = 1):
         self.runs, self.starts, self.bench, self.marks = runs, starts, bench, marks
         members, subtracts = [], any(start.frozen is not None for start in starts)
         for run, start in zip(runs, starts, strict=True):
@@ -137,7 +137,7 @@ class Stack:
             # zeros change no bit of a neighbour without a start
             frozen = bench.frozen(start.frozen) if subtracts else {}
             members.append(trainer.Member(parameters, run.seed, run.trained_method.learning_rate, frozen))
-        self.trainer = trainer.Trainer(bench.scorer, members, runs[0].train)
+        self.trainer = trainer.Trainer(bench.scorer, members, runs[0].train, passes)
         self.predictions: dict[str, dict[int, Predictions]] = {iterate: {} for iterate in ITERATES}
         # each member's share of the training time, of earlier attempts too
         self.seconds = np.zeros(len(runs))

@@ -9,6 +9,7 @@ device: what happens to a member (its losses, the update at which it went wrong)
 it is asked for.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -83,10 +84,13 @@ class Trainer:
         scorer: host and head, on the device on which to train.
         members: equal in the names and shapes of their parameters and of their frozen tensors; the head,
             where there is one, comes last.
+        passes: into so many parts a batch is cut, whose gradients are added up, where memory asks for it;
+            equal to one pass but for rounding.
     """
 
-    def __init__(self, scorer: TaskScorer, members: Sequence[Member], spec: TrainSpec):
+    def __init__(self, scorer: TaskScorer, members: Sequence[Member], spec: TrainSpec, passes: int = 1):
         self.scorer, self.members, self.spec, self.done = scorer, list(members), spec, 0
+        self.passes = passes
         self.device = scorer.device
         self.bank = ParameterBank([member.start for member in members], self.device)
         self.averages = self.bank.theta.detach().clone()
@@ -135,9 +139,9 @@ class Trainer:
     def update(self, step: int, schedule: BatchSampler, encoded: Training) -> None:
         """One optimiser update of every member, on its own batch from the step's bucket."""
         batch = self._batch(step, schedule, encoded)
-        warm = min(1.0, (step + 1) / max(1, self.spec.warmup))
+        share = rate_share(step, self.spec)
         for group in self.optimizer.param_groups:
-            rate = group["rate"] * warm
+            rate = group["rate"] * share
             group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         self._replayer(self._step, *batch)
         self.done = step + 1
@@ -169,10 +173,8 @@ class Trainer:
     def _step(self, *rows: Tensor) -> None:
         """The update itself, on the device alone. A member that went wrong goes on as numbers that are not
         finite, in its own rows: each operation here works on every row by itself."""
-        each = self.scorer.each(lambda *member: self.scorer.loss(*member))
-        losses = each(self.bank.views(self.bank.theta) | self.frozen, *rows)
-        (gradient,) = torch.autograd.grad(losses.sum(), self.bank.theta)
-        norms, losses = torch.linalg.vector_norm(gradient, dim=1), losses.detach()
+        losses, gradient = self._losses(rows)
+        norms = torch.linalg.vector_norm(gradient, dim=1)
         gradient = gradient * torch.clamp(self.spec.clip / (norms + 1e-6), max=1.0)[:, None]
         for group, block in zip(self.optimizer.param_groups, self.blocks, strict=True):
             group["params"][0].grad = gradient[block]
@@ -182,6 +184,28 @@ class Trainer:
         self.losses.index_copy_(0, self.clock, losses[None])
         self.clock += 1
         self.failed_at.copy_(torch.where(wrong, self.clock, self.failed_at))
+
+    def _losses(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Each member's loss of its batch, (K,), and its gradient, (K, P)."""
+        by_token = self.spec.loss == "token"
+        loss = self.scorer.each(lambda *member: self.scorer.loss(*member, by_token=by_token))
+        weigh = self.scorer.each(lambda *member: self.scorer.weight(*member, by_token=by_token))
+        parts = [rows] if self.passes == 1 else [
+            [row[:, begin:end] for row in rows] for begin, end in parts_of(self.spec.batch_size, self.passes,
+                                                                           rows[0].shape[1])]
+        shares = [torch.ones((), device=self.device)]
+        if len(parts) > 1:
+            weights = [weigh(*part) for part in parts]
+            shares = [weight / torch.stack(weights).sum(0) for weight in weights]
+        losses, gradient = [], []
+        for part, share in zip(parts, shares, strict=True):
+            own = loss(self.bank.views(self.bank.theta) | self.frozen, *part)
+            own = own if len(parts) == 1 else own * share
+            gradient.append(torch.autograd.grad(own.sum(), self.bank.theta)[0])
+            losses.append(own.detach())
+        if len(parts) == 1:
+            return losses[0], gradient[0]
+        return torch.stack(losses).sum(0), functools.reduce(torch.add, gradient)
 
     # ---- what is needed to go on after a kill
 
@@ -213,6 +237,37 @@ class Trainer:
             step = torch.tensor(float(self.done), device=self.device if isinstance(group["lr"], Tensor)
                                 else None)
             self.optimizer.state[group["params"][0]] = {"step": step, **moments}
+
+
+def parts_of(size: int, passes: int, filled: int) -> list[tuple[int, int]]:
+    """Where a batch of `size` examples, filled up to `filled` rows, is cut into at most so many parts, each
+    of a multiple of TRAIN_ROWS rows and with an example.
+
+    Example:
+        >>> parts_of(16, 4, 16), parts_of(9, 2, 12), parts_of(3, 8, 4)
+        ([(0, 4), (4, 8), (8, 12), (12, 16)], [(0, 8), (8, 12)], [(0, 4)])
+    """
+    step = TRAIN_ROWS * ceil(size / passes / TRAIN_ROWS)
+    starts = range(0, size, step)
+    return [(start, min(start + step, filled)) for start in starts]
+
+
+def rate_share(step: int, spec: TrainSpec) -> float:
+    """What the learning rate of an update (from 0) is multiplied by: it grows over the warm-up, and then
+    stays, or falls to 0 after the last update.
+
+    Source: linear: transformers' get_linear_schedule_with_warmup, a step later in the warm-up, which begins
+        at 0 there (D-135).
+
+    Example:
+        >>> protocol = TrainSpec(8, 2, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.0, 4, 1e-3, 6, schedule="linear")
+        >>> [round(rate_share(step, protocol), 2) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    warm = min(1.0, (step + 1) / max(1, spec.warmup))
+    if spec.schedule == "constant":
+        return warm
+    return warm * min(1.0, (spec.updates - step) / max(1, spec.updates - spec.warmup))
 
 
 def window(mark: int, tail: float) -> int:

@@ -530,3 +530,14 @@ def test_the_command_prints_one_sentence_and_fails(tmp_path):
     done = command("origin=nobody", cwd=tmp_path)
     assert done.returncode != 0 and done.stderr.startswith("portability: unknown host 'nobody'")
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_falls_to_nothing_has_one_budget():
+    got = study("method=lora", "grid.budgets=[50]", "train.schedule=linear", "train.loss=token")
+    assert got.grid.train.schedule == "linear"
+    plain = plan(study("method=lora", "grid.budgets=[50]").grid).runs
+    assert not plan(got.grid).runs.keys() & {run_id for run_id, run in plain.items() if run.method}
+    with pytest.raises(UserError, match=r"so the budgets 50, 200 would not nest; leave one \(grid.budgets\)"):
+        study("method=lora", "grid.budgets=[50,200]", "train.schedule=linear")
+    with pytest.raises(UserError, match=r"train.schedule must be 'constant' or 'linear', got 'cosine'|unknown"):
+        study("method=lora", "train.schedule=cosine")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from portability.training import memory
-from portability.training.memory import STATE, kept_bytes, max_stack_size, member_bytes
+from portability.training.memory import STATE, kept_bytes, member_bytes, stack_size
 from support.tiny import METHODS
 from support.training import Bench, batch
 
@@ -39,8 +39,8 @@ def test_activations_count_by_the_batch_and_the_hosts_weights_do_not_count(mount
 def test_a_fifth_of_what_is_free_stays_free_and_one_member_is_always_tried(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device, share: int(1000 * share))
     cpu = torch.device("cpu")
-    assert max_stack_size(100, cpu, 1.0) == 8 and max_stack_size(100, cpu, 0.5) == 4
-    assert max_stack_size(10**6, cpu, 1.0) == 1
+    assert stack_size(100, cpu, 1.0) == 8 and stack_size(100, cpu, 0.5) == 4
+    assert stack_size(10**6, cpu, 1.0) == 0
 
 
 def test_the_machine_tells_what_is_free():

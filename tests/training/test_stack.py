@@ -32,16 +32,17 @@ def bits(store, runs):
 @pytest.fixture
 def counted(monkeypatch):
     """Members of every update that was made, and every stack that was begun."""
-    seen = {"updates": [], "stacks": []}
+    seen = {"updates": [], "stacks": [], "passes": []}
     update, start = engine.Trainer.update, engine.Trainer.__init__
 
     def counting(self, step, *rest):
         seen["updates"].append(len(self.members))
         update(self, step, *rest)
 
-    def starting(self, scorer, members, spec):
+    def starting(self, scorer, members, spec, passes=1):
         seen["stacks"].append(len(members))
-        start(self, scorer, members, spec)
+        seen["passes"].append(passes)
+        start(self, scorer, members, spec, passes)
 
     monkeypatch.setattr(engine.Trainer, "update", counting)
     monkeypatch.setattr(engine.Trainer, "__init__", starting)
@@ -59,11 +60,23 @@ def whole(data_folders, make_host, tmp_path_factory):
 
 def test_a_stack_is_cut_to_what_fits(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, wanted = whole
-    monkeypatch.setattr(execute, "max_stack_size", lambda one, device, share: 2)
+    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: 2)
     store = Store(tmp_path)
     execute.execute(runs, marks, WorkerContext(store, study.data))
     assert counted["stacks"] == [1, 2, 2] and all(np.array_equal(a, b)
                                                   for a, b in zip(bits(store, runs), wanted, strict=True))
+
+
+def test_a_batch_that_does_not_fit_is_read_in_parts(whole, tmp_path, monkeypatch, counted, caplog):
+    study, runs, marks, wanted = whole
+    fits = iter([0, 2])
+    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: next(fits))
+    store = Store(tmp_path)
+    with caplog.at_level("INFO"):
+        execute.execute(runs, marks, WorkerContext(store, study.data))
+    assert counted["stacks"] == [1, 2, 2] and counted["passes"] == [2, 2, 2]
+    assert "a batch of 16 does not fit into memory at once: 8 examples at a time" in caplog.text
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(bits(store, runs), wanted, strict=True))
 
 
 def test_out_of_memory_halves_the_stack_and_loses_nobody(whole, tmp_path, monkeypatch, counted):
@@ -84,7 +97,7 @@ def test_out_of_memory_halves_the_stack_and_loses_nobody(whole, tmp_path, monkey
 
 def test_what_was_finished_before_memory_ran_out_is_not_trained_again(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, _ = whole
-    monkeypatch.setattr(execute, "max_stack_size", lambda one, device, share: 2)
+    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: 2)
     update, broken = engine.Trainer.update, []
 
     def short(self, step, *rest):
