@@ -10,8 +10,8 @@ stack for a second one, where they may lie outside of the text.
 LoReft's R has orthonormal rows. The library makes them so out of any matrix that it is given, by a QR
 decomposition; then it trains turns about the result, and keeps a basis of the whole space (hidden, hidden) in
 its folders. Here the matrix itself is trained and is the module's, and the same decomposition makes R of it
-in every pass, so that a module is R and nothing that is drawn (our choice, D-134). A folder gets R as the beginning
-of a basis, with no turn.
+in every pass, so that a module is R and nothing that is drawn (our choice, D-134). A folder gets R as the
+beginning of a basis, with no turn.
 """
 
 from collections.abc import Mapping
