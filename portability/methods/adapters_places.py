@@ -77,7 +77,7 @@ def layout_of(name: str, shape: tuple[int, ...], spec: MethodSpec, config: Any,
     elif match := re.search(r"\.loras\.module\.(.+)$", name):
         slots = _lora_slots(match[1], part["lora"], host, place, name, spec)
     elif ".refts.module." in name:
-        slots = reft_slots(name, part["reft"], host, place)
+        slots = reft_slots(name, part.get("reft"), host, place)
     else:
         slots = _own_slots(name, shape, part.get(None), host, place, spec)
     if sum(math.prod(slot.sizes) for slot in slots) != math.prod(shape):

@@ -14,6 +14,7 @@ in every pass, so that a module is R and nothing that is drawn (our choice, D-13
 beginning of a basis, with no turn.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -142,13 +143,18 @@ def check_reft(config: Any, kind: str, host: HostShape) -> None:
 def reft_slots(name: str, config: Any, host: HostShape, place: tuple[str, int, str]) -> list[SlotLayout]:
     """The slot of a unit's parameter.
 
+    Args:
+        config: the library's; None where the method has no ReFT.
+
     Raises:
-        KeyError: it has no such part.
+        UserError: there is no such part.
     """
     stack, layer, _ = place
-    unit, _, part = name.partition(".units.")[2].partition(".")
-    role, axes = PARTS[part]
-    site = "states" if config.tied_weights else SITES[int(unit)]
+    found = re.search(r"\.units\.([01])\.(.+)$", name)
+    if config is None or found is None or found[2] not in PARTS:
+        raise UserError(f"no meaning is known for parameter {name} (portability/methods/adapters_reft.py)")
+    role, axes = PARTS[found[2]]
+    site = "states" if config.tied_weights else SITES[int(found[1])]
     return [SlotLayout(Slot(stack, layer, site, role), axes,
                        tuple(config.r if axis == "rank" else host.hidden for axis in axes))]
 
@@ -171,7 +177,7 @@ def from_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                             "(hidden, hidden) of one projection")
         if key.endswith(TURN):
             found[key] = rows = (base @ _turned(turn).mT).mT
-            if float((rows @ rows.mT - torch.eye(len(rows))).abs().max()) > ROUNDED:
+            if not float((rows @ rows.mT - torch.eye(len(rows))).abs().max()) <= ROUNDED:
                 raise UserError(f"{key}: the rows of the projection are not orthonormal, which LoReft's are; "
                                 "weight decay in training puts them out")
     return found

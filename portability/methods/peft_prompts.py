@@ -135,7 +135,7 @@ class PromptMethod(PeftMethod):
 
     def _beside(self, module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple, dict]:
         """What the decoder is given, with the prompt's states among those of the encoder."""
-        mask = given["encoder_attention_mask"]
+        mask = given.get("encoder_attention_mask")
         if self.prefixes or mask is None:
             return args, given
         longer = _longer_mask(mask, self.config.num_virtual_tokens, False)

@@ -73,8 +73,9 @@ class PortedAdapter:
             return
         assert isinstance(self.attached, PeftMethod)
         about = {"base_model_name_or_path": base, "revision": revision,
-                 "task_type": self.adapter.config.get("task_type"),
-                 "modules_to_save": sorted({key.split(".")[2] for key in self.head}) or None}
+                 "task_type": self.adapter.config.get("task_type")}
+        if self.head:
+            about["modules_to_save"] = sorted({key.split(".")[2] for key in self.head})
         beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in {
             **self.adapter.tensors, **self.head}.items()
             if key in self.head or key.rsplit(".", 1)[-1] in PROJECTIONS}

@@ -222,6 +222,10 @@ def test_what_cannot_be_carried_is_said(load, make_host, tmp_path):
         save_file(tensors | changed, tmp_path / "in/adapter.safetensors")
         with pytest.raises(UserError, match=words):
             module_of(read_folder(tmp_path / "in"), hosts[0].shape)
+    save_file({one.replace("units.0.learned", "units.9.learned"): value for one, value in tensors.items()},
+              tmp_path / "in/adapter.safetensors")
+    with pytest.raises(UserError, match="no meaning is known for parameter .*units.9"):
+        module_of(read_folder(tmp_path / "in"), hosts[0].shape)
     save_file({one: value for one, value in tensors.items() if not one.endswith("base")},
               tmp_path / "in/adapter.safetensors")
     with pytest.raises(UserError, match="basis"):
