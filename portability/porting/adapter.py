@@ -72,8 +72,8 @@ class PortedAdapter:
             self.attached.save(self.parameters, folder, named, self.adapter.dtype)
             return
         assert isinstance(self.attached, PeftMethod)
-        about = {"base_model_name_or_path": base, "revision": revision,
-                 "task_type": self.adapter.config.get("task_type")}
+        about: dict[str, Any] = {"base_model_name_or_path": base, "revision": revision,
+                                 "task_type": self.adapter.config.get("task_type")}
         if self.head:
             about["modules_to_save"] = sorted({key.split(".")[2] for key in self.head})
         beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in {
