@@ -4,6 +4,7 @@ Masks are made here and nowhere else. Those that transformers makes inside a mod
 (`.all()`), which neither `vmap` nor a CUDA graph allows.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,20 @@ def text_mask(family: str, real: Tensor) -> Tensor:
 def body(model: "PreTrainedModel") -> Any:
     """What gives a decoder-only host's last states, below its head."""
     return model.model if model.base_model is model else model.base_model  # Gemma 3 says that it is its own
+
+
+def stacks(model: "PreTrainedModel", family: str) -> dict[str, Any]:
+    """Stack -> what reads token ids there, given a mask."""
+    row = FAMILIES[family]
+    if row.seq2seq:
+        return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}
+    return dict.fromkeys(row.stacks, model if row.scoring == "head" else body(model))
+
+
+def kept_as(module: Any) -> str:
+    """What a module calls the keys and values that it is given of earlier tokens; later versions of
+    transformers 5 have a name of their own for it."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def lm_logits(model: "PreTrainedModel", states: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
     compacter (Mahabadi et al. 2021)    the same, D and U sums of Kronecker products of shared rules with L R
     lora      (Hu et al. 2021)          W x + alpha / r  B A x, A (r, in), B (out, r)
     prefix    (Li & Liang 2021)         vectors (prefix, heads, head size) before each layer's keys and values
+    loreft    (Wu et al. 2024)          states of a text's first and last tokens edited (adapters_reft.py)
 
 No other module of the package, but for the benchmark, knows the library. It replaces layers of a host by its
 own when it is attached first, and these round a T5's attention otherwise: see `prepare`.
@@ -17,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from portability.core.errors import UserError, validate_choice
 from portability.core.specs import HostShape, MethodSpec
 from portability.core.versions import look_for
 from portability.hosts.host import Host
-from portability.methods.adapters_places import BOTTLENECKS, layout_of
+from portability.methods.adapters_places import BOTTLENECKS, layout_of, parts_of
+from portability.methods.adapters_reft import check_reft, mount, to_file
 from portability.methods.base import AttachedMethod
 
 NAME = "module"  # the adapter's name inside the host
@@ -35,9 +38,6 @@ PORTABLE: dict[str, tuple[Any, ...]] = {  # setting -> the values with which a m
     "shared_W_phm": (False,),
 }
 REFUSED = {  # kind of method -> why
-    "reft": "ReFT changes the first and last states of a text, whose places the library reads off a mask of "
-            "(texts, tokens), which hosts are not given here, and LoReft's projection turns about a random "
-            "matrix that is not trained",
     "prompt_tuning": "a prompt lengthens the texts, whose masks are ready-made; prefix changes no length",
     "mtl_lora": "the modules of several tasks are one in it",
 }
@@ -80,6 +80,7 @@ class AdaptersMethod(AttachedMethod):
     def __init__(self, host: Host, spec: MethodSpec, config: Any):
         super().__init__(host, spec)
         self.config = config
+        self.hooks: list[RemovableHandle] = []
         self._add()
 
     def _add(self) -> None:
@@ -96,6 +97,8 @@ class AdaptersMethod(AttachedMethod):
             raise UserError(f"method '{self.spec.name}': {said}") from error
         self.host.model.train_adapter(NAME)
         self.host.model.eval()
+        if any(part.architecture == "reft" for part in parts_of(self.config)):
+            self.hooks = mount(self.host, NAME)
 
     def read_layouts(self) -> None:
         """Set the layouts, of the parameters that the library wants to train, and the scale.
@@ -114,13 +117,18 @@ class AdaptersMethod(AttachedMethod):
 
     def draw(self, seed: int) -> dict[str, Tensor]:
         """As the library initialises them, under torch's global generator."""
-        self.host.model.delete_adapter(NAME)
+        self._remove()
         return self._drawn(seed, self._add)
+
+    def _remove(self) -> None:
+        self.host.model.delete_adapter(NAME)
+        for hook in self.hooks:
+            hook.remove()
 
     def detach(self) -> None:
         """Delete the adapter."""
         self.host.model.set_active_adapters(None)
-        self.host.model.delete_adapter(NAME)
+        self._remove()
 
     def save(self, parameters: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any],
              dtype: torch.dtype = torch.float32) -> None:
@@ -139,8 +147,8 @@ class AdaptersMethod(AttachedMethod):
         config = build_full_config(
             self.config, model.config, model_name=about.get("base_model_name_or_path"), name=name,
             model_class=type(model).__name__)
-        values = {key.replace(f".{NAME}.", f".{name}."): value.to(dtype).contiguous().clone()
-                  for key, value in parameters.items()}
+        values = {key.replace(f".{NAME}.", f".{name}."): tensor for parameter, value in parameters.items()
+                  for key, tensor in to_file(parameter, value, dtype).items()}
         folder.mkdir(parents=True)
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         save_file(values, folder / WEIGHTS, {"format": "pt"})
@@ -230,8 +238,13 @@ def _one_config(kind: str, given: Mapping[str, Any], spec: MethodSpec, shape: Ho
         config = getattr(adapters, validate_choice(kind, classes, "config class of adapters"))(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
-    if config.architecture not in (None, "lora", "prefix_tuning"):
+    if config.architecture in REFUSED:
         raise UserError(f"method '{spec.name}': {kind} cannot be ported: {REFUSED[config.architecture]}")
+    if config.architecture == "reft":
+        try:
+            check_reft(config, kind, shape)
+        except UserError as error:
+            raise UserError(f"method '{spec.name}': {error} (conf/method/{spec.name}.yaml)") from error
     for key in ("dropout", "attention_dropout"):
         if value := getattr(config, key, None):
             raise UserError(f"method '{spec.name}': {key}={value} is not supported, set it to 0")

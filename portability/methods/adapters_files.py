@@ -13,6 +13,7 @@ from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
 from portability.methods.adapters_backend import NAME, config_of
 from portability.methods.adapters_places import layout_of, parts_of
+from portability.methods.adapters_reft import from_file
 from portability.methods.folder import CONFIG, AdapterFolder, check_type
 from portability.methods.module import Axes, ModuleState
 
@@ -132,7 +133,11 @@ class AdaptersFolder(AdapterFolder):
         config = config_of(spec, shape)
         tensors: dict[Slot, Tensor] = {}
         axes: dict[Slot, Axes] = {}
-        for key, tensor in self.tensors.items():
+        try:
+            given = from_file(self.tensors)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+        for key, tensor in given.items():
             layout = layout_of(self._parameter(key), tuple(tensor.shape), spec, config, shape)
             for slot, part in layout.decode(tensor).items():
                 if not equal(tensors.setdefault(slot, part), part):

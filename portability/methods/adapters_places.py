@@ -7,6 +7,7 @@ from typing import Any
 from portability.core.architectures import FAMILIES, LORA_AXES, Slot, parse_name, within_layer
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
+from portability.methods.adapters_reft import reft_slots
 from portability.methods.base import ParameterLayout, SlotLayout
 from portability.methods.module import Axes
 
@@ -75,6 +76,8 @@ def layout_of(name: str, shape: tuple[int, ...], spec: MethodSpec, config: Any,
         slots = _prefix_slots(match[1], shape, part["prefix_tuning"].prefix_length, host, place)
     elif match := re.search(r"\.loras\.module\.(.+)$", name):
         slots = _lora_slots(match[1], part["lora"], host, place, name, spec)
+    elif ".refts.module." in name:
+        slots = reft_slots(name, part.get("reft"), host, place)
     else:
         slots = _own_slots(name, shape, part.get(None), host, place, spec)
     if sum(math.prod(slot.sizes) for slot in slots) != math.prod(shape):
@@ -101,6 +104,8 @@ def _place(family: str, name: str) -> tuple[str, int, str]:
             return stack, 0, site
     elif inside := within_layer(family, name):
         stack, layer, rest = inside
+        if ".refts." in name:
+            return stack, layer, "states"
         if ".prefix_gates." in name:
             return stack, layer, "cross_prefix" if any(one in rest for one in CROSS) else "self_prefix"
         if bottleneck := BOTTLENECKS[family][stack].get(rest.partition(".adapters.")[0]):

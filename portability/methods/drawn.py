@@ -1,9 +1,16 @@
-"""Noise as large as what it stands for."""
+"""Noise as large as what it stands for, and matrices with orthonormal rows."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Size, Tensor
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """A matrix (r, d), r at most d, with its rows made orthonormal one after the other: Q^T of the QR
+    decomposition of its transpose whose R has a positive diagonal."""
+    basis, factor = torch.linalg.qr(matrix.mT)
+    return (basis * factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).mT
 
 
 def drawn_like(tensor: Tensor, shape: Size, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from portability.core.architectures import Slot
 from portability.core.specs import HostShape
 
 Axes = tuple[str, ...]
+ROTATION = "rotation"  # role of a matrix (rank, hidden) that acts through its orthonormalised rows alone
 
 
 def axis_size(axis: str, shape: HostShape) -> int | None:

@@ -240,8 +240,10 @@ def _prompt_layout(name: str, shape: tuple[int, ...], spec: MethodSpec, host: Ho
     slots = [SlotLayout(Slot("shared", 0, "prompt", "prompt"), ("prefix", "hidden"), (count, host.hidden))]
     if spec.config == PREFIX:
         axes, sizes = ("prefix", "kv_heads", "head_dim"), (count, host.kv_heads, host.head_dim)
-        slots = [SlotLayout(Slot(stack, layer, "self_prefix", role), axes, sizes)
-                 for layer in range(host.layers[stack]) for role in ("prefix_key", "prefix_value")]
+        places = [(stack, layer, "self_prefix") if len(host.layers) == 1 else ("shared", 0, f"{layer}_prefix")
+                  for layer in range(host.layers[stack])]  # of a decoder a pair may be several layers'
+        slots = [SlotLayout(Slot(*place, role), axes, sizes)
+                 for place in places for role in ("prefix_key", "prefix_value")]
     if (count, sum(math.prod(slot.sizes[1:]) for slot in slots)) != shape:
         raise UserError(f"method '{spec.name}': {name} has shape {shape}, which does not belong to a "
                         f"{host.family} host of width {host.hidden}: it was made on another base")

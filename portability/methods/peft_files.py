@@ -2,7 +2,7 @@
 ``.bin``."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +25,8 @@ PLACES = (  # settings that name modules of the origin's architecture
     "rank_pattern", "alpha_pattern")
 OF_HOST = (  # sizes of the host that peft writes down beside a prompt
     "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules", "encoder_hidden_size")
+HEADS = ("classifier", "pre_classifier", "score", "qa_outputs")  # modules on top of a host's last states
+IN_MODEL = "base_model.model."  # begins the keys of what stands in a model
 
 
 @dataclass
@@ -74,6 +76,24 @@ class PeftFolder(AdapterFolder):
             settings.pop("rank_pattern", None)
         return MethodSpec(self.called, "peft", kinds[kind].__name__, settings, 0.0)
 
+    def without_head(self) -> tuple["PeftFolder", dict[str, Tensor]]:
+        """The folder without the trained head that peft keeps beside the module (`modules_to_save`), and the
+        head's tensors by key; the folder itself where it has none, or keeps other modules, too.
+
+        Raises:
+            UserError: it says that it has a head, and holds none.
+        """
+        names = self.config.get("modules_to_save")
+        if not isinstance(names, list) or not names or not all(name in HEADS for name in names):
+            return self, {}
+        head = {key: tensor for key, tensor in self.tensors.items()
+                if key.startswith(IN_MODEL) and key.removeprefix(IN_MODEL).partition(".")[0] in names}
+        if not head:
+            raise UserError(f"{self.folder} holds none of the modules that its {CONFIG} says it saves "
+                            f"({', '.join(names)})")
+        rest = {key: tensor for key, tensor in self.tensors.items() if key not in head}
+        return replace(self, config={**self.config, "modules_to_save": None}, tensors=rest), head
+
     def module(self, shape: HostShape) -> ModuleState:
         """As `AdapterFolder.module`."""
         tensors: dict[Slot, Tensor] = {}
@@ -101,7 +121,7 @@ class PeftFolder(AdapterFolder):
         Raises:
             UserError: it has not as many directions as the configuration says.
         """
-        place, _, part = key.removeprefix("base_model.model.").rpartition(".")
+        place, _, part = key.removeprefix(IN_MODEL).rpartition(".")
         kept = (self.config.get("rank_pattern") or {}).get(f"{place}.lora_E")
         axis = 1 if part == "lora_B" else 0
         if not isinstance(kept, list) or tensor.shape[axis:][:1] == (len(kept),):

@@ -2,10 +2,16 @@
 or of every layer's keys and values (prefix tuning, Li & Liang 2021).
 
 The parameter and its file are peft's: `prompt_embeddings`, (virtual tokens, hidden), or for a prefix (virtual
-tokens, layers * 2 * kv_heads * head_dim). The forward pass is hooks on the host's body and not peft's model
+tokens, layers * 2 * kv_heads * head_dim). The forward pass is hooks on the host's stack and not peft's model
 class, because readers (tasks.readers) go below a host's own forward pass and hand ready-made masks: the
 prompt's vectors are put before the embeddings, or its keys and values into the cache, and mask and positions
 are made longer; what a host makes of the prompt's own positions is dropped again.
+
+Of an encoder and a decoder, a prompt stands before the encoder's text, and the decoder reads its states, too;
+peft's table has as many rows again, for a prompt of the decoder, which it never reads. A prefix stands before
+the keys and values of the decoder's own attention. peft cuts the table by four there, for the other stack's
+states, too, and uses the first two of them: layer l has the pair (2 l mod layers), so that of an even number
+of layers two share each, and every other pair is never read.
 """
 
 import copy
@@ -16,11 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.hosts.attention import LEAST, body
+from portability.hosts.attention import LEAST, kept_as, stacks
 from portability.hosts.sources import folder_of
 from portability.methods.peft_backend import PLAIN, PREFIX, PROMPT, PROMPTS, Form, PeftMethod
 from portability.tasks.base import check_length
@@ -29,25 +35,28 @@ WITHOUT_CACHE = ("distilbert", "deberta-v2", "modernbert")  # take no keys and v
 
 
 class PromptMethod(PeftMethod):
-    """A prompt or a prefix before the texts of a host that has one stack."""
+    """A prompt or a prefix before the texts of a host.
+
+    Attributes:
+        body: the stack that it stands before: the only one, else the encoder, or of a prefix the decoder.
+    """
 
     def _add(self) -> None:
         host, name = self.host, f"method '{self.spec.name}'"
         if self.spec.config not in PROMPTS:
             raise UserError(f"{name}: of peft's prompts, {' and '.join(PROMPTS)} can be used, and not "
                             f"{self.spec.config}")
-        if FAMILIES[host.family].seq2seq:
-            raise UserError(f"{name}: {self.spec.config} cannot be put on host '{host.spec.name}': encoder "
-                            "and decoder would need a prompt each, which is not supported")
-        self.body = host.model if host.scoring == "head" else body(host.model)
-        self.prefixes = self.spec.config == PREFIX
+        self.prefixes, self.seq2seq = self.spec.config == PREFIX, FAMILIES[host.family].seq2seq
+        found = list(stacks(host.model, host.family).values())
+        self.body, self.decoder = found[-1 if self.prefixes else 0], found[-1]
         if self.prefixes and host.family in WITHOUT_CACHE:
             raise UserError(f"{name}: {self.spec.config} needs a host that takes keys and values from before "
                             f"the text, which a {host.family} host does not")
         self._complete()
-        shape = self.config.num_virtual_tokens, self.config.token_dim
+        count, width = self.config.num_virtual_tokens, self.config.token_dim
+        shape = count * self.config.num_transformer_submodules, width
         if self.prefixes:
-            shape = shape[0], 2 * self.config.num_layers * shape[1]
+            shape = count, 2 * self.config.num_layers * width
         self.body.register_parameter(PROMPT, torch.nn.Parameter(
             torch.zeros(shape, device=host.model.device)))
         self._hook()
@@ -58,9 +67,14 @@ class PromptMethod(PeftMethod):
         if not config.num_virtual_tokens or config.num_virtual_tokens < 1:
             raise UserError(f"method '{self.spec.name}': num_virtual_tokens must be a whole number from 1 on "
                             f"(conf/method/{self.spec.name}.yaml)")
+        depths = list(shape.layers.values())
+        if self.prefixes and len(set(depths)) > 1:
+            raise UserError(f"method '{self.spec.name}': {PREFIX} takes the depth of the encoder of host "
+                            f"'{self.host.spec.name}' ({depths[0]}) for the decoder's, too, which is "
+                            f"{depths[1]}; use a host with equally deep stacks, or prefix of adapters")
         known = {"token_dim": shape.kv_heads * shape.head_dim if self.prefixes else shape.hidden,
                  "num_attention_heads": shape.kv_heads if self.prefixes else shape.heads,
-                 "num_layers": sum(shape.layers.values()), "num_transformer_submodules": 1}
+                 "num_layers": depths[0], "num_transformer_submodules": len(depths)}
         for key, value in known.items():
             if getattr(config, key) not in (None, value):
                 raise UserError(f"method '{self.spec.name}': {key} is {value} on host "
@@ -69,7 +83,8 @@ class PromptMethod(PeftMethod):
 
     def _hook(self) -> None:
         before = self.body.register_forward_pre_hook(self._longer, with_kwargs=True)
-        after = self.body.register_forward_hook(self._shorter, with_kwargs=True)
+        after = self.body.register_forward_hook(self._shorter, with_kwargs=True) if not self.seq2seq else (
+            self.decoder.register_forward_pre_hook(self._beside, with_kwargs=True))
         self.hooks = [before, after]
 
     def _longer(self, module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple, dict]:
@@ -77,7 +92,8 @@ class PromptMethod(PeftMethod):
         and positions are longer."""
         count, mask, positions = self.config.num_virtual_tokens, given["attention_mask"], given.get(
             "position_ids")
-        ids, cache = given["input_ids"], given.get("past_key_values")
+        ids, kept = given["input_ids"], kept_as(module)
+        cache = given.get(kept)
         begins = cache is None or cache.get_seq_length() == 0
         if begins:
             self._check_room(count + ids.shape[1])
@@ -91,10 +107,10 @@ class PromptMethod(PeftMethod):
         prompt = getattr(module, PROMPT)
         if embeds:
             vectors = module.get_input_embeddings()(ids)
-            before = prompt.to(vectors.dtype).expand(len(ids), -1, -1)
+            before = prompt[:count].to(vectors.dtype).expand(len(ids), -1, -1)
             more |= {"input_ids": None, "inputs_embeds": torch.cat([before, vectors], 1)}
         elif begins:
-            more["past_key_values"] = self._filled(cache, prompt, len(ids))
+            more[kept] = self._filled(cache, prompt, len(ids))
         return args, given | more
 
     def _check_room(self, length: int) -> None:
@@ -104,16 +120,26 @@ class PromptMethod(PeftMethod):
             raise UserError(f"method '{self.spec.name}': a text with its prompt of "
                             f"{self.config.num_virtual_tokens} tokens is too long for it: {error}") from error
 
-    def _filled(self, cache: DynamicCache | None, prompt: Tensor, size: int) -> DynamicCache:
+    def _filled(self, cache: Any, prompt: Tensor, size: int) -> Any:
         """A cache that holds the prefix for `size` texts: keys and values (size, kv_heads, prefix, head_dim)
         of each layer."""
-        cache = DynamicCache() if cache is None else cache
-        shape = self.host.spec.shape
-        parts = prompt.view(len(prompt), -1, shape.kv_heads, shape.head_dim).permute(1, 2, 0, 3)
-        for layer in range(len(parts) // 2):
-            key, value = (part.expand(size, -1, -1, -1) for part in parts[2 * layer : 2 * layer + 2])
-            cache.update(key, value, layer)
+        if cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache()) if self.seq2seq else DynamicCache()
+        own = cache.self_attention_cache if self.seq2seq else cache
+        shape, depth = self.host.spec.shape, self.config.num_layers
+        parts = prompt.view(len(prompt), depth, 2, shape.kv_heads, shape.head_dim).permute(1, 2, 3, 0, 4)
+        for layer in range(depth):
+            key, value = parts[2 * layer % depth if self.seq2seq else layer]
+            own.update(*(part.expand(size, -1, -1, -1) for part in (key, value)), layer)
         return cache
+
+    def _beside(self, module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple, dict]:
+        """What the decoder is given, with the prompt's states among those of the encoder."""
+        mask = given.get("encoder_attention_mask")
+        if self.prefixes or mask is None:
+            return args, given
+        longer = _longer_mask(mask, self.config.num_virtual_tokens, False)
+        return args, given | {"encoder_attention_mask": longer}
 
     def _shorter(self, module: Any, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> Any:
         """The last states of the text alone."""
@@ -141,7 +167,8 @@ class PromptMethod(PeftMethod):
              form: Form = PLAIN) -> None:
         """As `PeftMethod.save`, for the class of models that peft has for the host's scoring, if none is
         named: without one it passes over a prompt."""
-        usual = "FEATURE_EXTRACTION" if self.host.scoring == "head" else "CAUSAL_LM"
+        usual = "FEATURE_EXTRACTION" if self.host.scoring == "head" else (
+            "SEQ_2_SEQ_LM" if self.seq2seq else "CAUSAL_LM")
         super().save(parameters, folder, {**about, "task_type": about.get("task_type") or usual}, form)
 
     def _remove(self) -> None:

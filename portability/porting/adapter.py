@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from portability.methods.files import module_of, read_folder
 from portability.methods.folder import AdapterFolder
 from portability.methods.module import ModuleState
 from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
-from portability.methods.peft_files import PeftFolder
+from portability.methods.peft_files import IN_MODEL, PeftFolder
 from portability.porting.adapters_settings import adapters_settings
 from portability.porting.axes import stays_as_begun
 from portability.porting.base import Port, PortContext, PortReport, Purpose
@@ -34,7 +34,8 @@ from portability.porting.settings import peft_settings
 from portability.porting.strategies import find_strategy
 
 PAD = PortSpec("pad", "pad", "stretch")
-PLACED = "base_model.model."  # begins the keys of what stands in a model
+# actions after which a module is written in the coordinates that it was in
+STAYS = {"carried", "mapped", "averaged", "cut", "padded", "repeated", "fresh", "dropped"}
 
 
 @dataclass
@@ -47,6 +48,7 @@ class PortedAdapter:
         port: module, masks and report.
         prefix: of the receiving model inside the class that the folder is for.
         body: beginning of the parameters' names that the class of the folder lacks, because it has no head.
+        head: what peft keeps of a trained head beside the module, by key.
     """
 
     adapter: AdapterFolder
@@ -57,6 +59,7 @@ class PortedAdapter:
     port: Port
     prefix: str = ""
     body: str = ""
+    head: dict[str, Tensor] = field(default_factory=dict)
 
     def write(self, folder: Path, base: str, revision: str | None = None) -> None:
         """Write the folder, in the numbers' type of the one that came in.
@@ -69,10 +72,13 @@ class PortedAdapter:
             self.attached.save(self.parameters, folder, named, self.adapter.dtype)
             return
         assert isinstance(self.attached, PeftMethod)
-        about = {"base_model_name_or_path": base, "revision": revision,
-                 "task_type": self.adapter.config.get("task_type")}
-        beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in self.adapter.tensors.items()
-                  if key.rsplit(".", 1)[-1] in PROJECTIONS}
+        about: dict[str, Any] = {"base_model_name_or_path": base, "revision": revision,
+                                 "task_type": self.adapter.config.get("task_type")}
+        if self.head:
+            about["modules_to_save"] = sorted({key.split(".")[2] for key in self.head})
+        beside = {key: tensor.to(self.adapter.dtypes[key]) for key, tensor in {
+            **self.adapter.tensors, **self.head}.items()
+            if key in self.head or key.rsplit(".", 1)[-1] in PROJECTIONS}
         values = {name.removeprefix(self.body): value for name, value in self.parameters.items()}
         self.attached.save(values, folder, about, Form(self.adapter.dtype, self.prefix, beside))
 
@@ -213,7 +219,8 @@ def port_folder(
     task: TaskSpec | None = None, labelled: Sequence[LabelledText] | None = None,
 ) -> PortedAdapter:
     """An adapter fitted to another host. No host's weights are read, unless the strategy asks for them or a
-    part of the module stays fresh.
+    part of the module stays fresh. A head that peft keeps beside the module goes along where both hosts'
+    coordinates are the same.
 
     Args:
         seed: of fresh parts, and of what a strategy draws.
@@ -222,6 +229,9 @@ def port_folder(
         UserError: the adapter is of another base, the hosts do not go together, or the library refuses the
             method on the receiving host.
     """
+    head: dict[str, Tensor] = {}
+    if isinstance(adapter, PeftFolder):
+        adapter, head = adapter.without_head()
     module = module_of(adapter, origin.shape)
     context = PortContext(origin, receiving, ModuleState({}, {}), how, load,
                           None if texts is None else lambda: texts, seed,
@@ -241,8 +251,32 @@ def port_folder(
         context = replace(context, fresh=there.init_parameters(seed))
         there.detach()
         done = port(module, context)
+    names = outer_names(adapter, load_skeleton(origin).model, attached.host.model)
     return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
-                         *outer_names(adapter, load_skeleton(origin).model, attached.host.model))
+                         *names, _carried_head(head, context, done.report))
+
+
+def _carried_head(head: dict[str, Tensor], context: PortContext, report: PortReport) -> dict[str, Tensor]:
+    """A head for the receiving host: as it is, or none; the report says which.
+
+    Raises:
+        UserError: it reads other coordinates than the receiving host has, and may not be left out.
+    """
+    if not head:
+        return {}
+    one, other = context.origin.shape, context.receiving.shape
+    stays = set(report.tensors.values()) <= STAYS
+    named = ", ".join(sorted(key.removeprefix(IN_MODEL) for key in head))
+    if (one.family, one.hidden) == (other.family, other.hidden) and stays:
+        report.notes.append(f"the head that was trained beside the module is carried as it is: {named}")
+        return head
+    if not context.spec.partial:
+        raise UserError(f"port {context.pair}: the head that was trained beside the module ({named}) reads "
+                        "the coordinates of its own base; leave it out (--partial) and train one on the "
+                        "receiving host, or, between hosts of one family and width, use a strategy that "
+                        "keeps coordinates, such as pad")
+    report.notes.append(f"the head that was trained beside the module is left out: {named}")
+    return {}
 
 
 def _settings(adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape,
@@ -262,7 +296,7 @@ def outer_names(adapter: AdapterFolder, origin: Any, receiving: Any) -> tuple[st
     Args:
         origin, receiving: models of the hosts, as they are loaded here.
     """
-    keys = [key.removeprefix(PLACED) for key in adapter.tensors if key.startswith(PLACED)]
+    keys = [key.removeprefix(IN_MODEL) for key in adapter.tensors if key.startswith(IN_MODEL)]
     if adapter.library != "peft" or not keys:
         return "", ""
     outer, here = (str(model.base_model_prefix) for model in (origin, receiving))

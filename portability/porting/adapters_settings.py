@@ -44,6 +44,10 @@ def _one(part: dict[str, Any], origin: HostShape, receiving: HostShape,
         if "prefix_length" in part:
             raise UserError("a prefix in some layers only (leave_out) cannot be ported")
         part["leave_out"] = left_out(_layers(part["leave_out"], origin), origin, receiving, layers_of)
+    if isinstance(part.get("layers"), list):  # of a ReFT those that have one
+        without = sorted(set(range(sum(origin.layers.values()))) - set(part["layers"]))
+        left = left_out(_layers(without, origin), origin, receiving, layers_of)
+        part["layers"] = [one for one in range(sum(receiving.layers.values())) if one not in left]
     return part
 
 

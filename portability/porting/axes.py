@@ -22,7 +22,7 @@ from portability.porting.base import Port, PortContext, PortReport, Strategy, no
 from portability.porting.layer_maps import average_layers, stack_map
 
 INPUT_ROLES = (  # whose host axes are summed over in the forward pass
-    "A", "down_weight", "down_left", "mlp_in", "gate_weight")
+    "A", "down_weight", "down_left", "mlp_in", "gate_weight", "source_weight")
 KEY_ROLES = ("prefix_key", "mlp_key", "mlp_key_bias")  # of what queries meet
 MULTIPLIES = ("magnitude", "ia3_l")  # of several sites in one matrix a part each, such as magnitude_query
 OF_NORM = ("weight", "bias")  # a normalisation's own numbers

@@ -15,8 +15,8 @@ from portability.methods import attach
 from portability.methods.files import parameters_of
 from portability.methods.folder import AdapterFolder
 from portability.methods.peft_backend import NAME, PROMPTS, PeftMethod
-from portability.methods.peft_files import PeftFolder
-from portability.porting.adapter import PLACED, PortedAdapter, outer_names
+from portability.methods.peft_files import IN_MODEL, PeftFolder
+from portability.porting.adapter import PortedAdapter, outer_names
 
 NO_WEIGHTS = "what it learned stands before the text, and in no weight"
 
@@ -62,7 +62,7 @@ def to_lora(
     about |= {"peft_type": "LORA", "base_model_name_or_path": adapter.base,
               "task_type": adapter.config.get("task_type")}
     before, without = outer_names(adapter, method.host.model, method.host.model)
-    tensors = {f"{PLACED}{before}{key.removeprefix(without)}": value for key, value in state.items()}
+    tensors = {f"{IN_MODEL}{before}{key.removeprefix(without)}": value for key, value in state.items()}
     lora = PeftFolder(adapter.folder, about, tensors, dict.fromkeys(tensors, adapter.dtype))
     return lora, _errors(method, state)
 
@@ -115,6 +115,9 @@ def merged(done: PortedAdapter, receiving: HostSpec, folder: Path) -> None:
                         "be turned into one of peft, which can (--format peft)")
     if done.spec.config in PROMPTS:
         raise UserError(f"peft cannot merge {done.spec.config} into a host: {NO_WEIGHTS}")
+    if done.head:
+        raise UserError("a merged host is written without a head, and the adapter has one that was trained "
+                        "beside it; leave --merge out")
     method = attach(load_host(receiving), done.spec)
     assert isinstance(method, PeftMethod)
     _fill(method, done.parameters)

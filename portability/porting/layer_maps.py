@@ -8,7 +8,7 @@ from torch import Tensor
 
 from portability.core.errors import UserError, validate_choice
 from portability.core.wording import counted
-from portability.methods.module import ModuleState
+from portability.methods.module import ROTATION, ModuleState
 
 LayerMap = Callable[[int, int], list[list[int]]]
 # receiving stack, origin stack -> origin layers of each layer
@@ -109,13 +109,20 @@ def average_layers(layers: Sequence[Mapping[str, Tensor]], sums: bool = False) -
     Low-rank pairs (AdaLoRA's with E between them) are averaged as products and split again by a truncated
     SVD, because the factors of two layers have no common basis (averaging factors keeps a cosine of 0.74 with
     the averaged product);
-    everything else is averaged entry by entry. With `sums` the products are added up: what the origin's
-    layers did one after the other, one layer does (our choice, D-133). A bottleneck's nonlinearity is left
+    everything else is averaged entry by entry, but for ReFT's projections, which are refused. With `sums` the
+    products are added up: what the origin's layers did one after the other, one layer does (our choice,
+    D-133). A bottleneck's nonlinearity is left
     out of the product and its bias travels as one more input (our choice, D-07).
+
+    Raises:
+        UserError: parts of a method of which no mean is defined.
     """
     if len(layers) == 1:
         return {role: tensor.clone() for role, tensor in layers[0].items()}
     roles = set(layers[0])
+    if roles & {ROTATION, "projection"}:
+        raise UserError("a ReFT edits states by a projection, and no mean of several layers' is defined; use "
+                        "a layer map of single layers, such as --layer-map stretch")
     out = {role: torch.stack([layer[role] for layer in layers]).mean(0) for role in roles}
     times = len(layers) if sums else 1
     if outs := sorted(role for role in roles if "A" in roles and (role == "B" or role.startswith("B_"))):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import UserError
-from portability.methods.module import ModuleState, equal
+from portability.methods.drawn import orthonormal
+from portability.methods.module import ROTATION, ModuleState, equal
 from portability.porting.base import LOOKED_AT, Need, Port, PortContext, Strategy
 from portability.porting.layer_maps import MEASURED, check_layer_map
 from portability.porting.roles import by_roles
@@ -26,13 +27,38 @@ def port(module: ModuleState, context: PortContext) -> Port:
     strategy = find_strategy(context.spec.strategy)
     check_layer_map(context.spec.layer_map)
     module, notes = by_roles(module, context.fresh, context.origin.shape)
+    module, _ = with_orthonormal_rows(module)
     done = strategy.fit(module, replace(context, needs=needs_of(strategy, context.spec.layer_map)))
     _check(done, module, context)
-    done.report.notes[:0] = notes
+    done.module, note = with_orthonormal_rows(done.module)
+    done.report.notes[:0] = notes + note
     filled = sum(int(mask.sum()) for mask in done.carried.values())
     done.report.filled_fraction = filled / context.fresh.entries
     done.report.seconds = time.perf_counter() - started
     return done
+
+
+def with_orthonormal_rows(module: ModuleState) -> tuple[ModuleState, list[str]]:
+    """A module whose matrices that act through orthonormal rows (ReFT's) have such, and what a report is to
+    say of them. Rows stay so where entries are filled up with zeros, and through orthogonal maps.
+
+    Raises:
+        UserError: rows that depend on each other.
+    """
+    tensors, turned = dict(module.tensors), 0
+    found = {slot: tensor for slot, tensor in tensors.items() if slot.role == ROTATION and tensor.any()}
+    for slot, tensor in found.items():
+        if (tensor @ tensor.mT - torch.eye(len(tensor))).abs().max() < 1e-5:
+            continue
+        values = torch.linalg.svdvals(tensor)
+        if values.min() < 1e-4 * values.max():
+            raise UserError(f"{slot.key}: the rows of a projection, which must be orthonormal, depend on "
+                            f"each other on the receiving host: its rank {len(tensor)} is too high for what "
+                            "is left of them")
+        tensors[slot], turned = orthonormal(tensor), turned + 1
+    note = [f"{turned} of {len(found)} projections have been given orthonormal rows again, which cutting, "
+            "repeating, or maps that are not orthogonal, took from them"] if turned else []
+    return module.map(tensors), note
 
 
 def _check(done: Port, module: ModuleState, context: PortContext) -> None:

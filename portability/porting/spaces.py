@@ -104,6 +104,7 @@ def _space(slot: Slot, axes: Sequence[str], apart: bool = False) -> Space:
     if site in NORM_AXES or stack == "shared" and site.endswith("_prefix"):
         raise UserError(f"no map of {slot.key} is defined: " + (
             "it stands beside the normalisation of a head" if site in NORM_AXES else
+            "several layers share it" if role in ("prefix_key", "prefix_value") else
             "the network that makes a prefix has coordinates of its own; train the prefix flat"))
     if site in ("self_prefix", "cross_prefix"):
         part = "value" if "value" in role else "key"

@@ -7,7 +7,6 @@ token follows on the prompt's last real one, and padding is seen by nobody. One 
 `training.trainer`.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import takewhile
@@ -23,7 +22,15 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from portability.core.architectures import FAMILIES
 from portability.data.sampling import Batch, by_length
-from portability.hosts.attention import body, causal_mask, computing, lm_logits, padding_mask, text_mask
+from portability.hosts.attention import (
+    body,
+    causal_mask,
+    computing,
+    kept_as,
+    lm_logits,
+    padding_mask,
+    text_mask,
+)
 from portability.hosts.host import Host
 from portability.tasks.base import Parameters, Told, check_length
 from portability.tasks.members import MemberMap
@@ -47,9 +54,7 @@ class Reader(nn.Module):
         self.model: Any = host.model
         self.device, self.precision, self.family = host.model.device, host.precision, host.family
         self.seq2seq, self.has_head = FAMILIES[host.family].seq2seq, host.scoring == "head"
-        # later versions of transformers 5 have a name of their own for it
-        named = "cache" in inspect.signature(self.model.forward).parameters
-        self.kept_as = "cache" if named else "past_key_values"
+        self.kept_as = kept_as(self.model)
         self.each: MemberMap = vmap  # one_at_a_time where the method attached needs it
 
     def forward(self, method: str, *inputs: Any) -> Any:

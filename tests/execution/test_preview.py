@@ -68,7 +68,7 @@ def with_method(folder, library, config, settings):
     ("phi3", "adapters", "LoRAConfig", {}, "adapters has no phi3 hosts; use a method of peft"),
     ("t5", "adapters", "DoRAConfig", {}, "DoRAConfig with use_dora=True cannot be ported"),
     ("gpt2", "adapters", "LoRAConfig", {"use_dora": True}, "LoRAConfig with use_dora=True cannot be ported"),
-    ("t5", "adapters", "LoReftConfig", {}, "ReFT changes the first and last states of a text"),
+    ("t5", "adapters", "DiReftConfig", {"dropout": 0.0}, "DiReftConfig cannot be ported: adapters writes"),
     ("t5", "adapters", "LoRAConfig", {"selfattn_lora": False}, "adds no parameter to host"),
     ("t5", "adapters", "LoRAConfig", {"rnak": 3}, "unexpected keyword argument 'rnak'"),
     ("t5", "adapters", "CompacterConfig", {"bottleneck": 10, "phm_dim": 5}, "width 32 must divide by phm_dim "

@@ -1,6 +1,7 @@
 """What peft's prompts owe on every family: the library's own numbers, in folders and in stacks."""
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -28,10 +29,10 @@ IDS = torch.randint(3, 20, (4, 7), generator=torch.Generator().manual_seed(0))
 REAL = torch.ones_like(IDS)
 REAL[1, 5:] = 0
 CONFIGS = {"prompt": "PromptTuningConfig", "prefix": "PrefixTuningConfig"}
-ONE_STACK = [name for name, family in FAMILIES.items() if not family.seq2seq]
-EVERY = [(kind, family) for kind in CONFIGS for family in ONE_STACK
+EVERY = [(kind, family) for kind in CONFIGS for family in FAMILIES
          if kind == "prompt" or family not in WITHOUT_CACHE]
-FEW = [(kind, family) for kind in CONFIGS for family in ("llama", "gpt2", "qwen3", "bert")]
+FEW = [(kind, family) for kind in CONFIGS for family in ("llama", "gpt2", "qwen3", "bert", "t5", "bart")]
+ANSWERS = torch.randint(3, 20, (4, 4), generator=torch.Generator().manual_seed(1))
 
 
 def spec(kind, **settings):
@@ -41,6 +42,7 @@ def spec(kind, **settings):
 def plain(folder, host, kind):
     """A folder that peft alone wrote."""
     task = "FEATURE_EXTRACTION" if host.scoring == "head" else "CAUSAL_LM"
+    task = "SEQ_2_SEQ_LM" if FAMILIES[host.family].seq2seq else task
     unread = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 4}  # by peft of a distilbert
     sizes = unread if host.family == "distilbert" else {}
     with torch.random.fork_rng():
@@ -55,6 +57,8 @@ def plain(folder, host, kind):
 def peft_logits(host, model):
     """What peft's own class of model says of the texts."""
     scorer = Scorer(host, TASK)
+    if FAMILIES[host.family].seq2seq:
+        return peft_answers(host, model, ANSWERS[:, :1])[:, 0]
     with torch.no_grad():
         out = model(input_ids=IDS, attention_mask=REAL)
         if host.scoring == "label":
@@ -62,6 +66,37 @@ def peft_logits(host, model):
         states = out.last_hidden_state[:, -IDS.shape[1]:] * REAL[..., None]
         head = scorer.fresh_head(0)
         return states.sum(1) / REAL.sum(1, keepdim=True) @ head["head.weight"].T
+
+
+def peft_answers(host, model, answers):
+    """Logits that peft's own class of model guesses each token of an answer from."""
+    start = torch.full_like(answers[:, :1], host.model.config.decoder_start_token_id)
+    with torch.no_grad():
+        return model(input_ids=IDS, attention_mask=REAL,
+                     decoder_input_ids=torch.cat([start, answers[:, :-1]], 1)).logits
+
+
+def our_answers(host, values, ids, real, answers):
+    """The same by the path of studies."""
+    rows = Batch(ids, torch.ones_like(ids) if real is None else real, torch.full((len(ids),), 7), answers,
+                 torch.ones_like(answers))
+    with torch.no_grad():
+        return torch.func.functional_call(Scorer(host, TASK), values, ("answer_logits", rows),
+                                          tie_weights=False)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 4])
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_decoder_reads_what_peft_gives_it(load, tmp_path, kind, family, layers):
+    """Of any depth, over several tokens."""
+    size = family, 32, layers, 4
+    plain(tmp_path / "in", load(*size), kind)
+    theirs = peft_answers(load(*size), PeftModel.from_pretrained(load(*size).model, tmp_path / "in"), ANSWERS)
+    found, host = read_folder(tmp_path / "in"), load(*size)
+    values = attach(host, found.spec).to_parameters(module_of(found, host.spec.shape))
+    ours = our_answers(host, {f"model.{key}": value for key, value in values.items()}, IDS, REAL, ANSWERS)
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "family"), EVERY)
@@ -82,6 +117,9 @@ def test_a_folder_comes_in_and_goes_out_unchanged_and_means_what_it_means_to_pef
     one, other = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("in", "out"))
     assert one.keys() == other.keys() == {"prompt_embeddings"}
     assert torch.equal(one["prompt_embeddings"], other["prompt_embeddings"])
+    one, other = (json.loads((tmp_path / side / "adapter_config.json").read_text()) for side in ("in", "out"))
+    differs = {key for key in one if one[key] != other[key]}
+    assert differs <= {"base_model_name_or_path", "encoder_hidden_size"}
     again = PeftModel.from_pretrained(load(family).model, tmp_path / "out")
     assert torch.equal(peft_logits(host, again), theirs)
 
@@ -150,12 +188,17 @@ def test_answers_are_written_with_the_prompt_before_them(load, kind, family):
     written = greedy(scorer, given, IDS, REAL, 4, [-1])[0]
     for row, real in zip(range(4), REAL.sum(1).tolist(), strict=True):
         text = IDS[row, :real]
+        if FAMILIES[family].seq2seq:
+            one = {key: value[0] for key, value in given.items()}
+            read = our_answers(host, one, text[None], None, written[row : row + 1])
+            assert torch.equal(read.argmax(-1)[0], written[row])
+            continue
         for token in written[row]:
             likeliest = scorer.stacked_logits(given, text[None], torch.ones_like(text)[None])[0, 0].argmax()
             assert likeliest == token
             text = torch.cat([text, token[None]])
-    rows = Batch(torch.cat([IDS, written], 1), torch.ones(4, 11, dtype=torch.int64), torch.full((4,), 7),
-                 written, torch.ones_like(written))
+    ids = IDS if FAMILIES[family].seq2seq else torch.cat([IDS, written], 1)
+    rows = Batch(ids, torch.ones_like(ids), torch.full((4,), 7), written, torch.ones_like(written))
     assert answer_scores(scorer, given, rows).shape == (1, 4)
 
 
@@ -182,8 +225,6 @@ def test_a_prompt_fits_another_host(load, make_host, tmp_path):
     ({"num_virtual_tokens": 60}, "gpt2", "a text with its prompt of 60 tokens is too long for it"),
     ({"token_dim": 7}, "llama", "token_dim is 16 on host .*, and not 7; leave it out"),
     ({"prefix_projection": True}, "llama", "prefix_projection=True cannot be ported, only with false"),
-    ({}, "t5", "would need a prompt each, which is not supported"),
-    ({}, "bart", "would need a prompt each, which is not supported"),
     ({}, "distilbert", "which a distilbert host does not"),
 ])
 def test_what_cannot_be_done_is_said(load, settings, family, said):
@@ -192,6 +233,26 @@ def test_what_cannot_be_done_is_said(load, settings, family, said):
     with pytest.raises(UserError, match=said):
         drawn = attach(host, given).draw(0)
         Scorer(host, TASK).logits({f"model.{key}": value for key, value in drawn.items()}, IDS, REAL)
+
+
+def test_a_prefix_needs_stacks_of_one_depth_as_peft_takes_it(load):
+    host = load("t5")
+    shape = replace(host.spec.shape, layers={"encoder": 2, "decoder": 3})
+    with pytest.raises(UserError, match=r"takes the depth of the encoder of host .* \(2\) for .* which is 3"):
+        attach(replace(host, spec=replace(host.spec, shape=shape)), spec("prefix"))
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_prompts_of_two_stacks_are_ported_between_widths(load, make_host, tmp_path, family):
+    hosts = make_host(family, 32, 2, 4), make_host(family, 48, 2, 4)
+    for kind in CONFIGS:
+        plain(tmp_path / kind, load(family, 32, 2, 4), kind)
+        done = port_folder(read_folder(tmp_path / kind), *hosts)
+        assert done.port.report.carried_fraction == 1.0
+        done.write(tmp_path / f"{kind}-out", "me/larger")
+        PeftModel.from_pretrained(load(family, 48, 2, 4).model, tmp_path / f"{kind}-out")
+    with pytest.raises(UserError, match="shared.0.2_prefix.prefix_key has no counterpart"):
+        port_folder(read_folder(tmp_path / "prefix"), hosts[0], make_host(family, 32, 4, 4))
 
 
 def test_a_text_as_start_is_read_by_the_hosts_own_tokenizer(load):

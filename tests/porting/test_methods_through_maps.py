@@ -66,16 +66,16 @@ def method(name):
 
 
 TURNED = {  # where -> methods
-    "llama, turned, folded": ["rslora", "adalora", "flat", "a:unipelt"],
-    "llama, narrow, no gains": ["hra"], "llama, narrow": ["prompt"],
+    "llama, turned, folded": ["rslora", "adalora", "flat", "a:unipelt", "a:loreft"],
+    "llama, narrow, no gains": ["hra"], "llama, narrow": ["prompt", "a:loreft_ends"],
     "t5, turned, folded": ["a:adapter", "a:parallel", "a:scaled_parallel", "a:gated", "a:lora",
-                           "a:gated_lora", "a:prefix", "a:mam", "a:unipelt"],
+                           "a:gated_lora", "a:prefix", "a:mam", "a:unipelt", "a:loreft_ends", "a:noreft"],
     "bert, heads turned": ["a:mam"], "gpt2, heads turned": ["a:lora", "a:unipelt"],
 }
 PERMUTED = {
     "llama, permuted": ["rslora", "dora", "ia3", "loha", "hra", "adalora", "ln", "flat"],
     "llama, permuted, folded": ["ln", "loha", "ia3"], "gemma2, permuted": ["ln"],
-    "t5, permuted": ["a:adapter", "a:ia3", "a:channel", "a:unipelt"],
+    "t5, permuted": ["a:adapter", "a:ia3", "a:channel", "a:unipelt", "a:loreft"],
     "gpt2, permuted": ["dora", "ia3"], "bert, permuted": ["ln"],
     "modernbert, permuted": ["loha", "dora", "hra"],
 }

@@ -24,7 +24,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {name: (spec.config, dict(spec.se
     "mam": ("MAMConfig", {"prefix_tuning": {"flat": True, "prefix_length": 5}, "adapter": {"bottleneck": 8}}),
     "unipelt": ("UniPELTConfig", {"prefix_tuning": {"flat": True, "prefix_length": 5},
                                   "adapter": {"bottleneck": 8}, "lora": {"r": 4, "alpha": 2}}),
+    "loreft": ("LoReftConfig", {"r": 4, "dropout": 0.0, "tied_weights": True}),
+    "loreft_ends": ("LoReftConfig", {"r": 4, "prefix_positions": 2, "suffix_positions": 1, "dropout": 0.0}),
+    "noreft": ("NoReftConfig", {"r": 4, "dropout": 0.0, "non_linearity": "relu"}),
 }
+REFT = ("loreft", "loreft_ends", "noreft")  # whose places the library reads off plain masks alone
 PREFIXED = ("prefix", "prefix_mlp", "mam", "unipelt")
 NO_PREFIX = ("qwen2", "qwen3", "gemma2", "gemma3_text")  # families for which the library has none
 SAMPLE = {(name, family) for place, family in enumerate(BOTTLENECKS)
@@ -59,9 +63,11 @@ def write_plain(folder: Path, host: Host, name: str, seed: int = 0, pickle: bool
         config = config_of(method(name), host.spec.shape).to_dict()
         model.add_adapter("mine", config=AdapterConfig.load(config))
         model.train_adapter("mine")
-        for parameter in model.parameters():
+        for path, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.data += 0.1 * torch.randn_like(parameter)
+                noise = 0.1 * torch.randn_like(parameter)
+                # of a turn the entries beyond the diagonal, which torch takes the whole part of
+                parameter.data += noise.triu(1) if path.endswith(".original") else noise
     model.eval().save_adapter(str(folder), "mine", use_safetensors=not pickle)
     weights = torch.load(folder / "pytorch_adapter.bin", weights_only=True) if pickle else {}
     if "shared_parameters.mine.phm_rule" in dict(model.named_parameters()):  # the library leaves it out

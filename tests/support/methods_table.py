@@ -35,13 +35,11 @@ from support.tiny import CONF, TASK, model, noisy, sentences, tokenizer
 
 DRAWN = 0  # seed of hosts and modules
 WIDTHS = "between widths"
-PROMPTS = "virtual tokens, which the library's own model class puts before the input; not called here"
+PROMPTS = "of virtual tokens, PROMPT_TUNING and flat PREFIX_TUNING alone are put before a text here"
 NOT_YET = "attaches by a file of conf/method, but was tried on a Llama alone; no port between widths"
 UNREAD = "parameters whose place is not read yet (a list, or a module of several, beside each layer)"
 NOT_COVERED = {  # types of peft without a file in conf/method -> why
-    "PROMPT_TUNING": PROMPTS, "MULTITASK_PROMPT_TUNING": PROMPTS, "P_TUNING": PROMPTS,
-    "PREFIX_TUNING": f"{PROMPTS}; `prefix` is the same method by adapters", "CPT": PROMPTS,
-    "CARTRIDGE": PROMPTS,
+    "MULTITASK_PROMPT_TUNING": PROMPTS, "P_TUNING": PROMPTS, "CPT": PROMPTS, "CARTRIDGE": PROMPTS,
     "ADAPTION_PROMPT": "prompts inside the attention of Llama alone, with a class of its own around it",
     "ADAMSS": "needs scikit-learn beside peft, and chooses subspaces by clustering a host's weights",
     "POLY": "routes by a task number given with each batch, and a study has one task a run",
