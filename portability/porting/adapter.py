@@ -170,7 +170,7 @@ def port_adapter(
     from_: str | Path | HostSpec | None = None, strategy: str = "auto", layer_map: str = "stretch",
     partial: bool = False, seed: int = 0, options: Mapping[str, Any] | None = None,
     texts: Calibration | None = None, task: TaskSpec | None = None,
-    labelled: Sequence[LabelledText] | None = None,
+    labelled: Sequence[LabelledText] | None = None, load: Callable[[HostSpec], Host] | None = None,
 ) -> PortedAdapter:
     """Somebody's adapter fitted to another base model, as ``portability port`` does. Nothing is trained,
     unless the strategy says so.
@@ -189,6 +189,7 @@ def port_adapter(
         texts: without labels, for strategies that compare what both hosts make of them (`calibration`).
         task: how hosts with a language-model head are asked, for strategies that look at a task.
         labelled: examples of it, for strategies that learn from some.
+        load: gives hosts with their weights, where some are at hand (`caching`).
 
     Raises:
         UserError: as `load_adapter`, `find_hosts` and `port_folder`.
@@ -196,6 +197,11 @@ def port_adapter(
     held = adapter if isinstance(adapter, AdapterFolder) else load_adapter(adapter)
     origin, receiving = find_hosts(held, to, from_)
     spec = PortSpec(strategy, strategy, layer_map, partial, options or {})
+    return port_folder(held, origin, receiving, spec, seed, load or caching(), texts, task, labelled)
+
+
+def caching() -> Callable[[HostSpec], Host]:
+    """What loads hosts with their weights, each once."""
     loaded: dict[tuple[str, str | None], Host] = {}
 
     def load(host: HostSpec) -> Host:
@@ -204,7 +210,7 @@ def port_adapter(
             loaded[key] = load_host(with_weights(host))
         return loaded[key]
 
-    return port_folder(held, origin, receiving, spec, seed, load, texts, task, labelled)
+    return load
 
 
 def port_folder(

@@ -15,7 +15,7 @@ from portability.hosts.host import Host
 from portability.porting.activations import Reader, aligned_batches
 from portability.porting.base import PortContext
 from portability.porting.calibration import Calibration
-from portability.porting.similarity import FEWEST, cka, gram
+from portability.porting.similarity import FEWEST, cka, gram, match
 from portability.porting.spaces import Space, fold, weight_of
 
 TEXTS, TOKENS = 256, 512  # that layers are compared on at most (our choice)
@@ -118,6 +118,17 @@ def alike_in_states(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Ca
             raise UserError(f"layer {flat[0]} of host '{host.spec.name}' adds the same to all tokens of "
                             f"calibration texts '{texts.name}'; name other texts, or another layer map")
     return torch.tensor([[cka(one, other) for other in grams[1]] for one in grams[0]], dtype=torch.float64)
+
+
+def matched_layers(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Calibration) -> list[float]:
+    """Of `alike_in_states` that of each layer of the shallower stack with the one of the deeper at the same
+    relative depth (`similarity.match`).
+
+    Raises:
+        UserError: as `alike_in_states`.
+    """
+    alike = alike_in_states(hosts, stacks, texts)
+    return [float(alike[pair]) for pair in match(*alike.shape)]
 
 
 def same_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tensor:
