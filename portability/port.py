@@ -20,9 +20,7 @@ from portability.porting.adapter import PortedAdapter, caching, find_hosts, load
 from portability.porting.calibration import calibration, read_texts
 from portability.porting.formats import in_library
 from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
-from portability.porting.port import needs_of
-from portability.porting.strategies import find_strategy
-from portability.porting.trained import ComposedStrategy
+from portability.porting.port import needs_of, strategies_of
 from portability.porting.verdict import layers_line, left_behind, outlook, verdict
 
 MEANING = {  # of the report's words for a tensor
@@ -195,13 +193,8 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 def _needs(options: argparse.Namespace) -> frozenset[str]:
     """What a port uses, and where its strategy goes on from another one what that uses."""
-    needs, name, given = frozenset[str](), options.strategy, _options(options.option)
-    while isinstance(strategy := find_strategy(name), ComposedStrategy):
-        needs |= strategy.needs
-        name, given = str(given.get("of", "pad")), given.get("of_options", {})
-        if not isinstance(given, dict):  # the strategy says what is wrong with it
-            break
-    return needs | find_strategy(name).needs | needs_of(strategy, options.layer_map)
+    return frozenset[str]().union(*(needs_of(one, options.layer_map) for one in strategies_of(
+        options.strategy, _options(options.option))))
 
 
 def _learns(options: argparse.Namespace) -> bool:
