@@ -237,7 +237,7 @@ def test_what_fits_is_looked_at_once_and_without_weights(make_host, data_folders
     # seeds, updates and budgets make no difference
     assert len(kinds) == len(seen) < len(plan(got.grid).runs) / 2
     assert command(got) == 0 and len(seen) == len(kinds)
-    monkeypatch.setattr(preview, "_ours", lambda: "other code")
+    monkeypatch.setattr(preview, "own_code", lambda: "other code")
     assert command(got) == 0 and len(seen) == 2 * len(kinds)
 
 

@@ -223,8 +223,9 @@ def test_the_best_map_is_that_of_all_maps_that_do_not_go_back(depths, levels):
         assert (worth(alike, found), -unevenness(found, depths[0])) == best
 
 
-def test_a_hosts_layers_are_looked_at_once(deep, thinned, monkeypatch):
+def test_a_hosts_layers_are_looked_at_once(deep, thinned, monkeypatch, tmp_path):
     calls = []
+    monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path))
     monkeypatch.setattr(layer_similarity, "_known", {})
     monkeypatch.setattr(layer_similarity, "same_weights",
                         lambda hosts, stacks: calls.append(stacks) or same_weights(hosts, stacks))
@@ -232,6 +233,9 @@ def test_a_hosts_layers_are_looked_at_once(deep, thinned, monkeypatch):
         found = cka_layers(context(deep("llama"), thinned("llama", KEPT[0])), "decoder", "decoder")
         found[0].append(9)  # nobody else's
     assert len(calls) == 1 and found[0] == [0, 9]
+    monkeypatch.setattr(layer_similarity, "_known", {})  # as in another process
+    again = cka_layers(context(deep("llama"), thinned("llama", KEPT[0])), "decoder", "decoder")
+    assert len(calls) == 1 and again == [[0], *found[1:]]
     nameless = replace(deep("llama"), fingerprint="")
     for _ in range(2):
         monkeypatch.setattr(PortContext, "origin_host", lambda self: load_host(deep("llama")))

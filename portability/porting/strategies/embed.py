@@ -37,6 +37,7 @@ class Embeddings(MapStrategy):
     """
 
     needs = frozenset({"origin_weights", "receiving_weights"})
+    lasting = True
 
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
         """See MapStrategy.maps.

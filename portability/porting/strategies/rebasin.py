@@ -45,6 +45,7 @@ class Rebasin(MapStrategy):
     """
 
     needs = frozenset({"origin_weights", "receiving_weights"})
+    lasting = True
     by_unit = True
 
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
