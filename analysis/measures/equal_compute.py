@@ -96,9 +96,8 @@ def _twins(context: StudyContext, port: str, budget: int, more: int) -> tuple[pd
     both = low.merge(high[[*POINT, "run_id", "mark", "value", "status"]], on=POINT, how="left",
                      suffixes=("", "_above"))
     share = 0.0 if places[0] == places[1] else (budget + more - places[0]) / (places[1] - places[0])
-    answers = {}
-    known = context.answers if share else None
-    for _, row in both.iterrows() if known else ():
+    answers, known = {}, context.answers or {}
+    for _, row in both.iterrows() if share else ():
         ends = (row["run_id"], int(row["mark"])), (row["run_id_above"], row["mark_above"])
         if all(end in known for end in ends):
             answers[row["run_id"], budget + more] = (1 - share) * known[ends[0]] + share * known[ends[1]]

@@ -26,12 +26,13 @@ from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
 from portability.methods.peft_files import PeftFolder
 from portability.porting.adapters_settings import adapters_settings
 from portability.porting.axes import stays_as_begun
-from portability.porting.base import Port, PortContext, PortReport, Purpose
+from portability.porting.base import Need, Port, PortContext, PortReport, Purpose, no_texts
 from portability.porting.calibration import Calibration
 from portability.porting.layer_maps import LayersOf
-from portability.porting.port import needs_of, port
+from portability.porting.port import needs_of, port, strategies_of
 from portability.porting.settings import peft_settings
 from portability.porting.strategies import find_strategy
+from portability.porting.trained import to_change
 
 PAD = PortSpec("pad", "pad", "stretch")
 PLACED = "base_model.model."  # begins the keys of what stands in a model
@@ -240,15 +241,38 @@ def port_folder(
     purpose = None if task is None else Purpose(task, (adapter.spec, spec),
                                                 None if labelled is None else lambda: labelled)
     context = replace(context, fresh=fresh, purpose=purpose)
+    if trains := "training" in _given(context):  # the host is loaded anyway; nothing is to be trained twice
+        context = replace(context, fresh=_drawn(load(receiving), spec, seed))
     done = port(module, context)
-    if any(not mask.all() and (stays_as_begun(slot.role) or not mask.any())
-           for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
-        there = attach(load(receiving), spec)
-        context = replace(context, fresh=there.init_parameters(seed))
-        there.detach()
-        done = port(module, context)
+    if not trains and any(not mask.all() and (stays_as_begun(slot.role) or not mask.any())
+                          for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
+        done = port(module, replace(context, fresh=_drawn(load(receiving), spec, seed)))
     return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
                          *outer_names(adapter, load_skeleton(origin).model, attached.host.model))
+
+
+def _given(context: PortContext) -> frozenset[Need]:
+    """What a port uses, with the strategies that it goes on from, all of it there.
+
+    Raises:
+        UserError: texts or labelled examples are not.
+    """
+    how, needs = context.spec, frozenset[Need]()
+    for strategy in strategies_of(how.strategy, how.options):
+        needs |= strategy.needs - strategy.optional
+    if "text" in needs and context.texts is None:
+        raise no_texts(how, context.pair)
+    if "labels" in needs:
+        replace(context, needs=needs).labelled()
+    return needs
+
+
+def _drawn(host: Host, method: MethodSpec, seed: int) -> ModuleState:
+    """A fresh module of a host, which is left as it is."""
+    attached = attach(to_change(host, method), method)
+    found = attached.init_parameters(seed)
+    attached.detach()
+    return found
 
 
 def _settings(adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape,
