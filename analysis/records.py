@@ -26,6 +26,8 @@ FACTS = {  # a run's facts, and where its record has them; seconds and tokens ar
     "calibration_examples": ("port_info", "calibration_examples"),
     "carried": ("port_info", "carried_fraction"), "carried_norm": ("port_info", "carried_norm_fraction"),
     "effect": ("port_info", "effect_fraction"), "origin": ("spec", "origin"),
+    "port_updates": ("port_info", "updates"), "port_batch": ("spec", "port", "options", "batch_size"),
+    "batch": ("spec", "train", "batch_size"),
 }
 
 

@@ -15,20 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec
-from portability.hosts.host import load_tokenizer
 from portability.hosts.resolve import public_name, with_weights
-from portability.hosts.sources import folder_of, quantisation, read_config
-from portability.methods.folder import AdapterFolder
-from portability.porting.adapter import PortedAdapter, find_hosts, load_adapter, port_adapter
-from portability.porting.basis import basis
+from portability.porting.adapter import PortedAdapter, caching, find_hosts, load_adapter, port_adapter
 from portability.porting.calibration import calibration, read_texts
 from portability.porting.formats import in_library
 from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
-from portability.porting.port import needs_of
-from portability.porting.strategies import find_strategy
-from portability.porting.strategies.auto import choice
-from portability.porting.trained import ComposedStrategy
+from portability.porting.port import needs_of, strategies_of
+from portability.porting.verdict import layers_line, left_behind, outlook, verdict
 
 MEANING = {  # of the report's words for a tensor
     "carried": "as it was", "transported": "in the receiving host's coordinates",
@@ -36,10 +29,6 @@ MEANING = {  # of the report's words for a tensor
     "padded": "zeros where the origin has nothing", "repeated": "repeated where the origin has nothing",
     "averaged": "several layers as one", "fresh": "the library's own start", "dropped": "left behind",
     "drawn": "noise of the norm of the origin's tensor",
-}
-STUDIES = {  # whether two hosts write in the same coordinates -> what docs/results says of such pairs
-    True: "ported modules led those from scratch far, and no other strategy led copying",
-    False: "without training no strategy carried much of a task; distill did (docs/results/strategies.md)",
 }
 OF = {"verify": ("native",), "via": ("rank",), "calibrate": ("calibrate_tokens",)}  # option -> its own
 ASKED = ("template", "label_words", "max_length")  # of --verify, --labels, and strategies that learn
@@ -138,10 +127,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not options.dry_run and out.exists():
         raise UserError(f"{out} is there already; name a new folder (--out)")
     for line in [*verdict(adapter, origin, receiving, options.origin),
-                 *outlook(origin, receiving, options.strategy, texts is not None)]:
+                 *outlook(origin, receiving, options.strategy, texts is not None), *left_behind(adapter)]:
         say(line)
-    for line in left_behind(adapter):
-        say(line)
+    load = caching()
+    if texts and not options.json:
+        say(layers_line(origin, receiving, load, texts))
     if options.via:
         from portability.porting.convert import to_lora
 
@@ -151,7 +141,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.format != "same":
         adapter = in_library(adapter, origin.shape, options.format)
     done = port_adapter(adapter, receiving, origin, options.strategy, options.layer_map, options.partial,
-                        options.seed, _options(options.option), texts, task, labelled)
+                        options.seed, _options(options.option), texts, task, labelled, load)
     for line in report_lines(done):
         say(line)
     found: dict[str, Any] = {"adapter": adapter.called, "origin": origin.name,
@@ -203,13 +193,8 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
 
 def _needs(options: argparse.Namespace) -> frozenset[str]:
     """What a port uses, and where its strategy goes on from another one what that uses."""
-    needs, name, given = frozenset[str](), options.strategy, _options(options.option)
-    while isinstance(strategy := find_strategy(name), ComposedStrategy):
-        needs |= strategy.needs
-        name, given = str(given.get("of", "pad")), given.get("of_options", {})
-        if not isinstance(given, dict):  # the strategy says what is wrong with it
-            break
-    return needs | find_strategy(name).needs | needs_of(strategy, options.layer_map)
+    return frozenset[str]().union(*(needs_of(one, options.layer_map) for one in strategies_of(
+        options.strategy, _options(options.option))))
 
 
 def _learns(options: argparse.Namespace) -> bool:
@@ -235,66 +220,6 @@ def made_by(options: argparse.Namespace) -> str:
     words += ["--partial"] if options.partial else []
     words += ["--seed", str(options.seed)] if options.seed or options.partial else []
     return shlex.join([*words, *(["--merge"] if options.merge else [])])
-
-
-def left_behind(adapter: AdapterFolder) -> list[str]:
-    """What stands in a folder beside the module and is not carried: a head, which adapters saves there."""
-    head = adapter.folder / "head_config.json"
-    return [f"{head.name}: the prediction head beside the module is left behind"] if head.is_file() else []
-
-
-def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named: str | None) -> list[str]:
-    """What can be said before any work, from configurations and tokenizers alone."""
-    one, other = origin.shape, receiving.shape
-    lines = [f"adapter: {adapter.spec.config} of {adapter.base or 'an unnamed base'}",
-             f"from {_shape(origin)}", f"to   {_shape(receiving)}"]
-    if named and adapter.base and Path(adapter.base).name != Path(named).name:
-        lines.append(f"warning: the adapter says that its base is {adapter.base}, and --from names {named}")
-    if one.family != other.family:
-        lines.append(f"warning: the families differ ({one.family}, {other.family}); only sites of the same "
-                     "role are carried")
-    if one.hidden != other.hidden:
-        lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden})")
-    if packed := quantisation(read_config(folder_of(receiving) / "config.json")):
-        lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its "
-                     "shapes, and none of its weights is read")
-    shared = vocabulary_overlap(origin, receiving)
-    if shared is None:
-        lines.append("tokenizers: not compared (one of them is not there)")
-    else:
-        lines.append(f"tokenizers: {shared:.1%} of the receiving vocabulary has the same number in both"
-                     + ("" if shared > 0.99 else "; a module reads other tokens than it was trained on"))
-    return lines
-
-
-def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool) -> list[str]:
-    """How the hosts' coordinates lie to each other, and what `auto` makes of it."""
-    found = basis(origin, receiving)
-    lines = ["coordinates: "
-             f"{found.words if found else 'not compared (an embedding or tokenizer is not there)'}"]
-    if found:
-        lines.append(f"studies of such pairs: {STUDIES[found.inherited]}")
-    if strategy == "auto":
-        picked = choice(origin, receiving, found, texts)
-        lines.append(f"strategy: {picked.strategy}, because {picked.why}")
-    return lines
-
-
-def _shape(host: HostSpec) -> str:
-    shape = host.shape
-    layers = "+".join(str(count) for count in shape.layers.values())
-    return (f"{host.name}: {shape.family}, {layers} layers, width {shape.hidden}, feed-forward {shape.ffn}, "
-            f"{shape.heads} heads ({shape.kv_heads} for keys and values) of {shape.head_dim}")
-
-
-def vocabulary_overlap(origin: HostSpec, receiving: HostSpec) -> float | None:
-    """Share of the receiving tokens that have the same number in both vocabularies, in [0, 1]; None where a
-    tokenizer is not there."""
-    try:
-        one, other = (load_tokenizer(spec).get_vocab() for spec in (origin, receiving))
-    except UserError:
-        return None
-    return sum(one.get(token) == number for token, number in other.items()) / max(1, len(other))
 
 
 def report_lines(done: PortedAdapter) -> list[str]:

@@ -190,6 +190,8 @@ QUESTIONS = (
     Question("First steps", "What does a module do before any update?", ("lift", "zero_shot")),
     Question("Costs", "What does {start} save, and what does it cost on each host?",
              ("updates_to_match", "break_even", "recovered", "cost")),
+    Question("Equal compute", "Is a port that trains ahead of scratch with as many updates more?",
+             ("equal_compute",)),
     Question("Extraction", "Is what was cut out knowledge of the task?", ("extraction",)),
     Question("Rates", "Would other learning rates change the comparison?", ("rates",)),
     Question("Hosts", "What goes with a gain?", ("predictors",), (), why_no_correlation),

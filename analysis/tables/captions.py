@@ -11,6 +11,7 @@ import pandas as pd
 from portability.analysis.context import StudyContext
 from portability.analysis.contrast_arm import say
 from portability.analysis.formatting import NOTHING, mean_entry
+from portability.analysis.measures.equal_compute import spent
 from portability.analysis.measures.primary_contrasts import has_iterates, iterates
 from portability.analysis.measures.special_studies import CONTRAST
 from portability.analysis.metrics import UNITS, Metric
@@ -240,6 +241,15 @@ def _published(behind: Behind) -> str:
             f"{'' if able else NOT_PUBLISHED} {after}")
 
 
+def _batches(behind: Behind) -> str:
+    """Of how many examples the updates of ports and runs are."""
+    sizes = [f"{int(row['port_batch'])} for {port}" for port, row in spent(behind.context).iterrows()
+             if row["port_batch"] > 0]
+    own = spent(behind.context)["batch"].max()
+    return "" if not sizes or pd.isna(own) else (
+        f"Examples of an update: {', '.join(sizes)}, {int(own)} in a run, so scratch is given no less.")
+
+
 def _scores(behind: Behind) -> str:
     most = [f"{int(behind.frame[name].max())} {name}" for name in ("tasks", "seeds") if len(behind.frame)]
     return " and ".join(most) or "none"
@@ -254,7 +264,7 @@ SENTENCES: dict[str, str | Callable[[Behind], object]] = {
     "behind": "{replicates} {faults} {ahead}",
     "stars": STARS, "covers": _covers, "gains": _gains, "levels": _levels, "replicates": _replicates,
     "faults": _faults, "ahead": _ahead, "rates": _rates, "gone": _gone, "task": _task, "scores": _scores,
-    "published": _published,
+    "published": _published, "batches": _batches,
     "examples": lambda behind: behind.context.examples,
     "symbol": lambda behind: UNITS[behind.context.metric.unit].symbol,
     "points": lambda behind: UNITS[behind.context.metric.difference].symbol,

@@ -10,6 +10,7 @@ from portability.analysis.measures import (
     comparisons,
     costs,
     curves,
+    equal_compute,
     paper_values,
     port_measures,
     predictors,
@@ -157,6 +158,17 @@ TABLES: dict[str, TableSpec] = {
             "Ratio of means over seeds with Fieller's interval. {all_seeds} No ratio where native − "
             "scratch is within noise (its own interval holds 0), or where native is the scratch run "
             "itself at that mark. {behind}")),
+    "equal_compute": TableSpec(
+        equal_compute.equal_compute, "Equal compute",
+        "{label} of {starts} that train, minus scratch with as many updates more.",
+        view=views.equal_compute, cells="arms", keys=("method", "budget"), notes=(
+            "After b updates {arm} stands against scratch after b and the port's own. Scratch is read at "
+            "that mark, or linearly between the two marks around it, where the upper is at most three times "
+            "the lower; a curve that flattens lies above such a line, which then favours {arm}. Where "
+            "scratch has no such marks there is no pair. {batches} What else a port costs stands in the "
+            "table of costs. In square brackets: 95 % of new seeds{examples}. {stars} for the {family} "
+            "differences of this table. {lacking_pairs}"),
+        applies=equal_compute.has_trained),
     "cost": TableSpec(
         costs.cost, "Cost", "What runs cost on each receiving host: medians over distinct runs.",
         view=views.cost, cells="arms", keys=OVER_BUDGETS, notes=(

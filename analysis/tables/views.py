@@ -136,6 +136,23 @@ updates_to_match = partial(view, keys=("method", "init"), where=_of_methods, col
     "95 %": _where("low", lambda row: interval(row["low"], row["high"], COUNT)), "pairs": _counts})
 
 
+def _scratch_at(row: pd.Series) -> str:
+    """After how many updates scratch is read, and between which marks."""
+    if pd.isna(row["below"]):
+        return f"no mark near {row['at']:.0f}"
+    between = "" if row["below"] == row["above"] else f", between {row['below']:.0f} and {row['above']:.0f}"
+    return f"{row['at']:.0f}{between}"
+
+
+equal_compute = partial(view, keys=("method",), columns={
+    "hosts": "pairs", "updates": "budget", "port's own": lambda row: plain(row["more"]),
+    "scratch at": _scratch_at,
+    "{arm}": lambda row: NOTHING if pd.isna(row["own"]) else number(row["own"], UNITS[row["unit_of_means"]]),
+    "scratch": lambda row: NOTHING if pd.isna(row["own"]) else number(
+        row["scratch"], UNITS[row["unit_of_means"]]),
+    **TESTED, "pairs": done_of, "seeds": "blocks"})
+
+
 def take_off(frame: pd.DataFrame) -> pd.DataFrame:
     """Inits down, budgets across."""
 

@@ -48,6 +48,7 @@ class Family:
         gain: what a normalisation's weight is added to, where it divides by the root of the mean square
             alone (RMSNorm: 0; Gemma's: 1), so that its gain can be folded into the next matrix; None of a
             LayerNorm.
+        scaled: whether what a head reads that is the embedding is multiplied by hidden ** -0.5 (T5's).
         rotary: whether queries and keys are rotated by their position, pair by pair (i, i + head_dim / 2).
         unused: beginnings of the weights' names of parts on top of the last states, which are never used
             here: a file may lack them or have them all the same.
@@ -63,6 +64,7 @@ class Family:
     sdpa: bool = False
     tied: bool = True
     gain: float | None = None
+    scaled: bool = False
     rotary: bool = False
     unused: tuple[str, ...] = ()
 
@@ -105,6 +107,7 @@ _T5 = Family(
     shared={"shared": "embedding", "lm_head": "head", "encoder.final_layer_norm": "encoder_norm",
             "decoder.final_layer_norm": "decoder_norm"},
     gain=0.0,
+    scaled=True,
 )
 _BERT = Family(
     scoring="head",

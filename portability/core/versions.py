@@ -6,10 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from portability.core.errors import UserError
+from portability.core.hashing import file_digest
+from portability.core.paths import PACKAGE
 from portability.core.plugins import plugin_versions
+from portability.core.specs import digest
 
 PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy",
             "safetensors")
+LIBRARIES = ("torch", "transformers", "adapters", "peft", "tokenizers")
 EXTRAS = ("adapters",)  # packages that an extra of the same name brings
 MISSING = "not installed"
 DISTRIBUTIONS = {"portability": "peft-portability"}  # those of another name than their package
@@ -19,6 +23,15 @@ DISTRIBUTIONS = {"portability": "peft-portability"}  # those of another name tha
 def packages() -> dict[str, str]:
     """Package -> version, MISSING where it is not; those of plug-ins among them."""
     return {name: version_of(name) for name in PACKAGES} | plugin_versions()
+
+
+@functools.cache
+def own_code() -> str:
+    """Digest of what decides how something follows from its content: versions of `LIBRARIES` and of plug-ins,
+    and this package's own code."""
+    versions = [version_of(name) for name in LIBRARIES]
+    code = [file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))]
+    return digest([code, versions, plugin_versions()])
 
 
 def version_of(name: str) -> str:

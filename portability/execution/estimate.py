@@ -20,7 +20,7 @@ from portability.execution.processes import in_child
 from portability.execution.status import duration
 from portability.execution.worker import Job, Setup, Worker
 from portability.hosts.devices import Place
-from portability.planning.cost import cost, cost_units
+from portability.planning.cost import cost, cost_units, port_updates
 from portability.planning.plan import SCRATCH, Plan
 from portability.store import Store
 
@@ -86,7 +86,8 @@ def estimate(planned: Plan, todo: Mapping[str, RunSpec], store: Store, workers: 
     if known > sum(units.values()) / 2:
         seconds = _seconds({host: taken / made for host, (taken, made) in sums.items()}, todo, units)
         return Estimate(len(todo), seconds / workers, workers, "from the study's finished runs")
-    bound = sum(max(WORST[0] * units[run_id], WORST[1] * run.train.updates) for run_id, run in todo.items())
+    bound = sum(max(WORST[0] * units[run_id], WORST[1] * (run.train.updates + sum(
+        size for size, _ in port_updates(run)))) for run_id, run in todo.items())
     if bound / workers >= ASK_SECONDS:
         return None
     return Estimate(len(todo), bound / workers, workers, "a bound; nothing was measured yet", "less than")

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from portability.core.errors import UserError
-from portability.core.hashing import file_digest, remember, remembered
-from portability.core.paths import PACKAGE
-from portability.core.plugins import plugin_versions
+from portability.core.hashing import remember, remembered
 from portability.core.specs import RunSpec, digest, too_long_words
-from portability.core.versions import look_for, version_of
+from portability.core.versions import look_for, own_code
 from portability.core.wording import counted
 from portability.data.splits import study_data
 from portability.execution.processes import ChildDied, in_child
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from portability.execution.execute import WorkerContext
 
 log = logging.getLogger(__name__)
-LIBRARIES = ("torch", "transformers", "adapters", "peft", "tokenizers")  # a rehearsal depends on them
 Question = tuple[RunSpec, RunSpec | None]  # a run, and the one that it starts from
 Facts = dict[str, Any]  # what a rehearsal gives: see rehearse.Rehearsal.of
 
@@ -43,7 +40,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
     for method in {run.method.name: run.method for run in todo.values() if run.method}.values():
         look_for(method.library, f"method '{method.name}'")
     questions = {run_id: (run, planned.runs.get(str(run.origin))) for run_id, run in todo.items()}
-    ours = _ours() if todo else ""
+    ours = own_code() if todo else ""
     names = {run_id: _name(ours, *question) for run_id, question in questions.items()}
     known = {name: remembered("preview", name) for name in set(names.values())}
     new = {name: questions[run_id] for run_id, name in names.items() if known[name] is None}
@@ -53,14 +50,6 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
         remember("preview", name, facts)
         known[name] = facts
     return {run_id: known[name] for run_id, name in names.items()}
-
-
-def _ours() -> str:
-    """What a rehearsal depends on besides the run: the libraries, the plug-ins and this package's own
-    code."""
-    versions = [version_of(name) for name in LIBRARIES]
-    code = [file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))]
-    return digest([code, versions, plugin_versions()])
 
 
 def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:

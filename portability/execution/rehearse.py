@@ -24,7 +24,7 @@ from portability.inits.start import EMPTY, seed_examples
 from portability.methods import attach
 from portability.methods.module import ModuleState
 from portability.porting.base import PortContext
-from portability.porting.port import fit_head, needs_of, port
+from portability.porting.port import check_texts, fit_head, needs_of, port
 from portability.porting.strategies import find_strategy
 from portability.tasks.base import HEAD, SHOWN
 from portability.tasks.registry import task_of
@@ -55,6 +55,8 @@ class Rehearsal:
         Raises:
             UserError: names the host, the method or the data set that does not fit, and why.
         """
+        if run.port is not None and origin is not None:
+            check_texts(run.port, f"from '{origin.host.name}' to '{run.host.name}'")
         with _said(f"host '{run.host.name}'", f"data set '{run.data.name}'"):
             asked = self._asked(run)
         if run.head == "shared" and origin is not None and run.port is not None and not _sees(run.port):

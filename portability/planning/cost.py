@@ -1,7 +1,7 @@
 """What runs cost, which of them can train together, and how a group of them is cut. No torch here."""
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from portability.core.specs import RunSpec, digest
 from portability.planning.plan import Plan
@@ -59,7 +59,22 @@ def _weight(run: RunSpec) -> int:
 
 
 def cost_units(run: RunSpec, updates: int, marks: float) -> float:
-    """Units of work in so many updates and evaluations: examples times the parameters they pass; an evaluated
-    example is a third of a trained one in each of its task's passes, because it has no backward pass."""
+    """Units of work in so many updates and evaluations, behind those of a port's own updates: examples times
+    the parameters they pass; an evaluated example is a third of a trained one in each of its task's passes,
+    because it has no backward pass."""
     return _weight(run) * (updates * run.train.batch_size + marks * run.data.counts["eval"] * run.task.passes
-                           / 3)
+                           / 3 + sum(size * batch for size, batch in port_updates(run)))
+
+
+def port_updates(run: RunSpec) -> list[tuple[int, int]]:
+    """Updates that the port of a run makes of its own, and the examples of each, as the options of it and of
+    the port that it goes on from say."""
+    found: list[tuple[int, int]] = []
+    ported = run.port is not None and run.method is not None and "port" in run.init.traits.needs
+    options: Any = run.port.options if ported and run.port else None
+    while isinstance(options, Mapping):
+        size, batch = options.get("updates"), options.get("batch_size", run.train.batch_size)
+        if type(size) is int and type(batch) is int:  # what is no number the strategy refuses
+            found.append((size, batch))
+        options = options.get("of_options")
+    return found

@@ -26,12 +26,13 @@ from portability.methods.peft_backend import PROJECTIONS, Form, PeftMethod
 from portability.methods.peft_files import IN_MODEL, PeftFolder
 from portability.porting.adapters_settings import adapters_settings
 from portability.porting.axes import stays_as_begun
-from portability.porting.base import Port, PortContext, PortReport, Purpose
+from portability.porting.base import Need, Port, PortContext, PortReport, Purpose, no_texts
 from portability.porting.calibration import Calibration
 from portability.porting.layer_maps import LayersOf
-from portability.porting.port import needs_of, port
+from portability.porting.port import needs_of, port, strategies_of
 from portability.porting.settings import peft_settings
 from portability.porting.strategies import find_strategy
+from portability.porting.trained import to_change
 
 PAD = PortSpec("pad", "pad", "stretch")
 # actions after which a module is written in the coordinates that it was in
@@ -176,7 +177,7 @@ def port_adapter(
     from_: str | Path | HostSpec | None = None, strategy: str = "auto", layer_map: str = "stretch",
     partial: bool = False, seed: int = 0, options: Mapping[str, Any] | None = None,
     texts: Calibration | None = None, task: TaskSpec | None = None,
-    labelled: Sequence[LabelledText] | None = None,
+    labelled: Sequence[LabelledText] | None = None, load: Callable[[HostSpec], Host] | None = None,
 ) -> PortedAdapter:
     """Somebody's adapter fitted to another base model, as ``portability port`` does. Nothing is trained,
     unless the strategy says so.
@@ -195,6 +196,7 @@ def port_adapter(
         texts: without labels, for strategies that compare what both hosts make of them (`calibration`).
         task: how hosts with a language-model head are asked, for strategies that look at a task.
         labelled: examples of it, for strategies that learn from some.
+        load: gives hosts with their weights, where some are at hand (`caching`).
 
     Raises:
         UserError: as `load_adapter`, `find_hosts` and `port_folder`.
@@ -202,6 +204,11 @@ def port_adapter(
     held = adapter if isinstance(adapter, AdapterFolder) else load_adapter(adapter)
     origin, receiving = find_hosts(held, to, from_)
     spec = PortSpec(strategy, strategy, layer_map, partial, options or {})
+    return port_folder(held, origin, receiving, spec, seed, load or caching(), texts, task, labelled)
+
+
+def caching() -> Callable[[HostSpec], Host]:
+    """What loads hosts with their weights, each once."""
     loaded: dict[tuple[str, str | None], Host] = {}
 
     def load(host: HostSpec) -> Host:
@@ -210,7 +217,7 @@ def port_adapter(
             loaded[key] = load_host(with_weights(host))
         return loaded[key]
 
-    return port_folder(held, origin, receiving, spec, seed, load, texts, task, labelled)
+    return load
 
 
 def port_folder(
@@ -244,13 +251,12 @@ def port_folder(
     purpose = None if task is None else Purpose(task, (adapter.spec, spec),
                                                 None if labelled is None else lambda: labelled)
     context = replace(context, fresh=fresh, purpose=purpose)
+    if trains := "training" in _given(context):  # the host is loaded anyway; nothing is to be trained twice
+        context = replace(context, fresh=_drawn(load(receiving), spec, seed))
     done = port(module, context)
-    if any(not mask.all() and (stays_as_begun(slot.role) or not mask.any())
-           for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
-        there = attach(load(receiving), spec)
-        context = replace(context, fresh=there.init_parameters(seed))
-        there.detach()
-        done = port(module, context)
+    if not trains and any(not mask.all() and (stays_as_begun(slot.role) or not mask.any())
+                          for slot, mask in done.carried.items()):  # what stays fresh has to be drawn
+        done = port(module, replace(context, fresh=_drawn(load(receiving), spec, seed)))
     names = outer_names(adapter, load_skeleton(origin).model, attached.host.model)
     return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
                          *names, _carried_head(head, context, done.report))
@@ -277,6 +283,30 @@ def _carried_head(head: dict[str, Tensor], context: PortContext, report: PortRep
                         "keeps coordinates, such as pad")
     report.notes.append(f"the head that was trained beside the module is left out: {named}")
     return {}
+
+
+def _given(context: PortContext) -> frozenset[Need]:
+    """What a port uses, with the strategies that it goes on from, all of it there.
+
+    Raises:
+        UserError: texts or labelled examples are not.
+    """
+    how, needs = context.spec, frozenset[Need]()
+    for strategy in strategies_of(how.strategy, how.options):
+        needs |= strategy.needs - strategy.optional
+    if "text" in needs and context.texts is None:
+        raise no_texts(how, context.pair)
+    if "labels" in needs:
+        replace(context, needs=needs).labelled()
+    return needs
+
+
+def _drawn(host: Host, method: MethodSpec, seed: int) -> ModuleState:
+    """A fresh module of a host, which is left as it is."""
+    attached = attach(to_change(host, method), method)
+    found = attached.init_parameters(seed)
+    attached.detach()
+    return found
 
 
 def _settings(adapter: AdapterFolder, module: ModuleState, origin: HostShape, receiving: HostShape,

@@ -35,6 +35,13 @@ def no_options(spec: PortSpec) -> None:
         raise UserError(f"port '{spec.name}' ({spec.strategy}) has no options, got '{name}'")
 
 
+def no_texts(spec: PortSpec, pair: str) -> UserError:
+    """Says that a strategy reads texts, and that none are named."""
+    return UserError(f"port strategy '{spec.strategy}' {pair} compares what both hosts make of texts, and "
+                     "none are named: name some (--calibrate FILE; in a study "
+                     f"'port.{spec.name}.calibration={{texts: SET}}', or a file)")
+
+
 def yes_or_no(spec: PortSpec, name: str) -> bool:
     """An option that is true or false; false where it is not given.
 
@@ -115,9 +122,7 @@ class PortContext:
         """
         self._check_declared("text")
         if self.texts is None:
-            raise UserError(f"port strategy '{self.spec.strategy}' {self.pair} compares what both hosts make "
-                            "of texts, and none are named: name some (--calibrate FILE; in a study "
-                            f"port.{self.spec.name}.calibration.texts=SET, or a file)")
+            raise no_texts(self.spec, self.pair)
         return self.texts()
 
     def for_task(self) -> Purpose:
@@ -223,9 +228,11 @@ class Strategy(ABC):
     Attributes:
         needs: what it uses besides the two modules and the hosts' shapes. Weights and texts are handed out
             only where they are declared; "forward_passes" and "training" say what a port costs.
+        optional: what of these it does without where there is none.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    optional: ClassVar[frozenset[Need]] = frozenset()
 
     @abstractmethod
     def fit(self, module: ModuleState, context: PortContext) -> Port:

@@ -11,11 +11,14 @@ from torch.nn.functional import interpolate
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
+from portability.core.hashing import remember, remembered
+from portability.core.specs import digest
+from portability.core.versions import own_code
 from portability.hosts.host import Host
 from portability.porting.activations import Reader, aligned_batches
 from portability.porting.base import PortContext
 from portability.porting.calibration import Calibration
-from portability.porting.similarity import FEWEST, cka, gram
+from portability.porting.similarity import FEWEST, cka, gram, match
 from portability.porting.spaces import Space, fold, weight_of
 
 TEXTS, TOKENS = 256, 512  # that layers are compared on at most (our choice)
@@ -45,14 +48,25 @@ def cka_layers(context: PortContext, stack: str, source: str) -> list[list[int]]
     marks = context.origin.fingerprint, context.receiving.fingerprint
     key = (*marks, *(host.precision for host in hosts), stack, source, texts.mark if texts else None)
     if key not in _known or not all(marks):
-        alike = same_weights(hosts, stacks)
-        if sum(float(alike[layer, place]) for place, layer in enumerate(best_map(alike))) < (
-                INHERITED * alike.shape[1]):  # the layers do not stem from one another
-            alike = alike_in_states(hosts, stacks, texts) if texts else alike_in_weights(hosts, stacks)
+        entry = digest([own_code(), torch.get_num_threads(), *key])
+        found = remembered("layer_maps", entry) if all(marks) else None
+        if found is None:
+            found = _found(hosts, stacks, texts)
+            if all(marks):
+                remember("layer_maps", entry, found)
         while len(_known) >= KEPT:
             _known.pop(next(iter(_known)))
-        _known[key] = [[layer] for layer in best_map(alike)]
+        _known[key] = [[layer] for layer in found]
     return [list(layers) for layers in _known[key]]
+
+
+def _found(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Calibration | None) -> list[int]:
+    """The origin layer behind each receiving layer, by looking."""
+    alike = same_weights(hosts, stacks)
+    if sum(float(alike[layer, place]) for place, layer in enumerate(best_map(alike))) < (
+            INHERITED * alike.shape[1]):  # the layers do not stem from one another
+        alike = alike_in_states(hosts, stacks, texts) if texts else alike_in_weights(hosts, stacks)
+    return best_map(alike)
 
 
 def best_map(alike: Tensor) -> list[int]:
@@ -118,6 +132,17 @@ def alike_in_states(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Ca
             raise UserError(f"layer {flat[0]} of host '{host.spec.name}' adds the same to all tokens of "
                             f"calibration texts '{texts.name}'; name other texts, or another layer map")
     return torch.tensor([[cka(one, other) for other in grams[1]] for one in grams[0]], dtype=torch.float64)
+
+
+def matched_layers(hosts: tuple[Host, Host], stacks: tuple[str, str], texts: Calibration) -> list[float]:
+    """Of `alike_in_states` that of each layer of the shallower stack with the one of the deeper at the same
+    relative depth (`similarity.match`).
+
+    Raises:
+        UserError: as `alike_in_states`.
+    """
+    alike = alike_in_states(hosts, stacks, texts)
+    return [float(alike[pair]) for pair in match(*alike.shape)]
 
 
 def same_weights(hosts: tuple[Host, Host], stacks: tuple[str, str]) -> Tensor:

@@ -10,6 +10,7 @@ HRA's reflections keep what they see, and of hosts whose gains differ only nearl
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,14 @@ from portability.methods.module import ModuleState
 from portability.porting.activations import Pair, aligned_batches
 from portability.porting.axes import Filling, LayerwiseStrategy, Placed, stays_as_begun
 from portability.porting.base import Port, PortContext
+from portability.porting.kept_maps import Fitted, keep, kept, place_of_maps
 from portability.porting.layer_maps import average_layers
 from portability.porting.spaces import LAST, STREAM, Run, Space, fold, gain_of, runs, weight_of
 
 SIGNLESS = ("magnitude", "ia3_l", "weight", "scaling", "w2_a", "w2_b")  # a unit's number, whatever its sign
 BY_UNIT = (*SIGNLESS, "w1_a", "w1_b")  # roles of which a mixture of units keeps no meaning
 KEPT = 2  # pairs of hosts whose maps are kept in memory, for modules of other seeds
-_known: dict[tuple[object, ...], Mapping[Pair, Tensor]] = {}
+_known: dict[tuple[Any, ...], Fitted] = {}
 
 
 @dataclass
@@ -40,12 +42,14 @@ class Transport:
         maps: of each pair of spaces, (d_o, d_r) float64.
         folds: of each space, what `spaces.fold` gives; of the origin's and the receiving host's.
         by_unit: as of MapStrategy.
+        tokens: of the texts that they were made of.
     """
 
     hosts: tuple[Host, Host]
     maps: Mapping[Pair, Tensor]
     folds: Mapping[Pair, tuple[Tensor | None, Tensor | None]]
     by_unit: bool
+    tokens: int = 0
 
     def tensor(self, value: Tensor, slots: tuple[Slot, Slot], here: Sequence[Run],
                there: Sequence[Run]) -> tuple[Tensor, Tensor]:
@@ -125,10 +129,13 @@ class MapStrategy(LayerwiseStrategy):
             each can be carried.
         apart: whether its map of what a matrix reads is that matrix's own, and not that of all which read the
             same.
+        lasting: whether its maps are kept on disk, for other processes (kept_maps.py). Of a package of your
+            own they are made anew with each of its versions.
     """
 
     by_unit = False
     apart = False
+    lasting = False
 
     @abstractmethod
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
@@ -155,9 +162,7 @@ class MapStrategy(LayerwiseStrategy):
                         work.check_axes(slot, source)
                         pairs += [pair for pair in self._pairs(work, slot, source) if pair[0].kind != "vocab"]
         work.transport = self._transport(context, list(dict.fromkeys(pairs)))
-        if "text" in context.needs:
-            work.report.calibration_tokens = sum(aligned.tokens for aligned in aligned_batches(
-                context.origin_host(), context.receiving_host(), context.calibration()))
+        work.report.calibration_tokens = work.transport.tokens
         return work.port()
 
     def _runs(self, work: Filling, slot: Slot, source: Slot) -> tuple[list[Run], list[Run]]:
@@ -176,21 +181,35 @@ class MapStrategy(LayerwiseStrategy):
         key = (context.spec.strategy, repr(dict(context.spec.options)), prints,
                tuple(host.precision for host in hosts), context.spec.layer_map, marks, tuple(pairs))
         if key not in _known or not all(prints):
-            try:
-                found = self.maps(context, pairs) if pairs else {}
-            except UserError as error:
-                if context.origin.name in str(error):
-                    raise
-                raise UserError(f"port {context.pair}: {error}") from error
-            wrong = next((pair for pair in pairs if not found[pair].isfinite().all()), None)
-            if wrong:
-                raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the map of "
-                                f"{wrong[0].words} is not finite")
+            path = None
+            if self.lasting and pairs and all(prints):
+                path = place_of_maps([*key, next(hosts[0].model.parameters()).device.type])
+            found = kept(path, pairs) if path else None
+            if found is None:
+                found = self._fitted(context, pairs)
+                if path:
+                    keep(path, pairs, found)
             while len(_known) >= KEPT:
                 _known.pop(next(iter(_known)))
             _known[key] = found
         folds = {pair: (fold(hosts[0], pair[0]), fold(hosts[1], pair[1])) for pair in pairs}
-        return Transport(hosts, _known[key], folds, self.by_unit)
+        return Transport(hosts, _known[key].maps, folds, self.by_unit, _known[key].tokens)
+
+    def _fitted(self, context: PortContext, pairs: Sequence[Pair]) -> Fitted:
+        """The maps, made and checked."""
+        try:
+            found = self.maps(context, pairs) if pairs else {}
+        except UserError as error:
+            if context.origin.name in str(error):
+                raise
+            raise UserError(f"port {context.pair}: {error}") from error
+        wrong = next((pair for pair in pairs if not found[pair].isfinite().all()), None)
+        if wrong:
+            raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the map of "
+                            f"{wrong[0].words} is not finite")
+        tokens = 0 if "text" not in context.needs else sum(aligned.tokens for aligned in aligned_batches(
+            context.origin_host(), context.receiving_host(), context.calibration()))
+        return Fitted(found, tokens)
 
     def place(self, work: Filling, found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
         """See LayerwiseStrategy.place."""

@@ -1,19 +1,22 @@
 """Fit a module to another host by a strategy, with a report of what was really carried."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from portability.core.errors import UserError
+from portability.core.specs import PortSpec
 from portability.methods.drawn import orthonormal
 from portability.methods.module import ROTATION, ModuleState, equal
-from portability.porting.base import LOOKED_AT, Need, Port, PortContext, Strategy
+from portability.porting.base import LOOKED_AT, Need, Port, PortContext, Strategy, no_texts
 from portability.porting.layer_maps import MEASURED, check_layer_map
 from portability.porting.roles import by_roles
 from portability.porting.strategies import find_strategy
+from portability.porting.trained import ComposedStrategy
 
 
 def port(module: ModuleState, context: PortContext) -> Port:
@@ -83,6 +86,33 @@ def _check(done: Port, module: ModuleState, context: PortContext) -> None:
 def needs_of(strategy: Strategy, layer_map: str) -> frozenset[Need]:
     """What a port uses: the strategy, and the layer map where that is measured."""
     return strategy.needs | (LOOKED_AT if layer_map == MEASURED else frozenset())
+
+
+def strategies_of(name: str, options: Mapping[str, Any]) -> Iterator[Strategy]:
+    """A strategy by its name and options, the one that it goes on from, and so on.
+
+    Raises:
+        UserError: as `find_strategy`.
+    """
+    while True:
+        yield (strategy := find_strategy(name))
+        if not (isinstance(strategy, ComposedStrategy) and isinstance(options, Mapping)):
+            return  # of options that are none the strategy says so
+        name, options = str(options.get("of", "pad")), options.get("of_options", {})
+
+
+def check_texts(spec: PortSpec, pair: str) -> None:
+    """Refuse a port that cannot do without texts and has none.
+
+    Args:
+        pair: both hosts' names, as `PortContext.pair`.
+
+    Raises:
+        UserError: it is such a port, or a strategy is unknown.
+    """
+    strategies = strategies_of(spec.strategy, spec.options)
+    if spec.calibration is None and any("text" in one.needs - one.optional for one in strategies):
+        raise no_texts(spec, pair)
 
 
 def fit_head(head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:

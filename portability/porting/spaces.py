@@ -194,7 +194,7 @@ def weight_of(host: Host, space: Space) -> Tensor:
 def fold(host: Host, space: Space) -> Tensor | None:
     """What a space's coordinates are multiplied by so that a normalisation's gain is out of them, (d,)
     float64: 1 / gain of what a matrix reads behind an RMSNorm, the gain of what goes through one; None where
-    there is nothing to fold.
+    there is nothing to fold. What a T5 multiplies the states below a tied head by is folded out with it.
 
     A gain below a thousandth of the largest one is taken as that (our choice: 1 / gain after mixing would
     otherwise blow a module up).
@@ -208,6 +208,10 @@ def fold(host: Host, space: Space) -> Tensor | None:
     if weight is None:
         return None
     gain = weight.double() + family.gain
+    config = host.model.config
+    if family.scaled and space.site == "head" and getattr(
+            config, "scale_decoder_outputs", config.tie_word_embeddings):  # the first by transformers 5
+        gain = gain * host.spec.shape.hidden**-0.5
     return gain if space.side == "out" else 1 / _away(gain)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from portability.core.errors import UserError, validate_choice
 from portability.core.seeds import stream_seed
-from portability.core.specs import TaskSpec
+from portability.core.specs import MethodSpec, TaskSpec
 from portability.data.examples import LabelledText
 from portability.data.sampling import BatchSampler
 from portability.data.tokenization import Encoded, encode
@@ -178,6 +178,12 @@ class Learner:
         return torch.from_numpy(np.asarray(self.scorer.predict(stacked, examples, SCORED).margin)[0]).double()
 
 
+def to_change(host: Host, method: MethodSpec) -> Host:
+    """The host to put a method on: itself, or a copy where the library would leave its layers changed, which
+    others that share the loaded host would read."""
+    return host if method.library in DETACHABLE else replace(host, model=copy.deepcopy(host.model))
+
+
 @contextmanager
 def learner(context: PortContext, side: int) -> Iterator[Learner]:
     """A host with the port's method attached as long as the context lasts.
@@ -189,9 +195,8 @@ def learner(context: PortContext, side: int) -> Iterator[Learner]:
         UserError: as `task_of` and `bare`, or the method does not fit the host.
     """
     task_of(context)
-    host, method = (context.origin_host, context.receiving_host)[side](), context.for_task().methods[side]
-    if method.library not in DETACHABLE:  # others that share the loaded host would read changed layers
-        host = replace(host, model=copy.deepcopy(host.model))
+    method = context.for_task().methods[side]
+    host = to_change((context.origin_host, context.receiving_host)[side](), method)
     scorer, head = bare(context, side, host)
     attached = attach(host, method)
     try:

@@ -1,6 +1,8 @@
 """What two hosts' weights alone say of their spaces: embeddings of the tokens that both have, and matrices
 out of which RMSNorms' gains are folded."""
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from portability.core.errors import UserError
@@ -9,18 +11,31 @@ from portability.porting.basis import shared_tokens
 from portability.porting.spaces import SAME_INPUT, Space, fold, place_of, weight_of
 
 
-def folded_weight(host: Host, stack: str, layer: int, site: str) -> Tensor:
-    """A matrix (out, in), float64, between the folded coordinates of what it reads and writes.
+class Folded(NamedTuple):
+    """A matrix (out, in) as the host has it, without a copy where the host is in ordinary memory, and what
+    `fold` gives of what it reads and writes."""
+
+    weight: Tensor
+    into: Tensor | None
+    out: Tensor | None
+
+    def matrix(self) -> Tensor:
+        """The matrix (out, in), float64, between the folded coordinates."""
+        weight = self.weight.double()
+        if self.into is not None:
+            weight = weight / self.into
+        return weight if self.out is None else weight * self.out[:, None]
+
+
+def folded(host: Host, stack: str, layer: int, site: str) -> Folded:
+    """A host's matrix at a site.
 
     Raises:
         UserError: as `weight_of`.
     """
-    weight = weight_of(host, Space(stack, layer, site, "out")).double()
-    into = fold(host, Space(stack, layer, SAME_INPUT.get(site, site), "in"))
-    out = fold(host, Space(stack, layer, site, "out"))
-    if into is not None:
-        weight = weight / into
-    return weight if out is None else weight * out[:, None]
+    return Folded(weight_of(host, Space(stack, layer, site, "out")),
+                  fold(host, Space(stack, layer, SAME_INPUT.get(site, site), "in")),
+                  fold(host, Space(stack, layer, site, "out")))
 
 
 def has_site(host: Host, stack: str, layer: int, site: str) -> bool:

@@ -11,7 +11,7 @@ from portability.core.specs import AnswerSpec
 from portability.execution import estimate as module
 from portability.execution.estimate import Estimate, confirm, estimate
 from portability.execution.scheduler import run_plan
-from portability.planning.cost import cost_units
+from portability.planning.cost import cost_units, port_updates
 from portability.planning.plan import plan
 from portability.run import command
 from portability.store import Result, Store
@@ -36,6 +36,29 @@ def test_finished_runs_tell_how_long_the_others_take(tmp_path):
     exact = sum(whole(run, marks) for run in todo.values()) / 1e9 / 2
     assert found.seconds == pytest.approx(exact) and found.about == "about" and found.runs == len(todo)
     assert "finished runs" in str(found)
+
+
+def test_updates_of_a_port_itself_are_work_too(tmp_path):
+    runs = [run for run in plan(grid()).runs.values() if run.port and run.init.kind == "ported"]
+    inner = {"of": "warm", "of_options": {"updates": 7, "batch_size": 4}}
+    for options, own in (({"of": "pad"}, []), ({"updates": 50, "batch_size": 8}, [(50, 8)]),
+                         ({"updates": 50, "batch_size": 8, **inner}, [(50, 8), (7, 4)]),
+                         ({"updates": 5}, [(5, runs[0].train.batch_size)]), ({"updates": "many"}, [])):
+        run = replace(runs[0], port=replace(runs[0].port, options=options))
+        assert port_updates(run) == own
+        examples = sum(size * batch for size, batch in own)
+        for updates, marks in ((0, 0), (100, 3)):
+            more = cost_units(run, updates, marks) - cost_units(runs[0], updates, marks)
+            assert more == pytest.approx(examples / run.train.batch_size * cost_units(runs[0], 1, 0))
+    bare = replace(run, method=None)
+    assert port_updates(bare) == [] == port_updates(replace(run, port=None))
+    trained = plan(grid())
+    few = {run.run_id: run for run in runs}
+    trained.marks.update({run_id: {100} for run_id in few})
+    long = {run_id: replace(run, port=replace(run.port, options={"updates": 10_000, "batch_size": 8}))
+            for run_id, run in few.items()}
+    found = [estimate(trained, todo, Store(tmp_path), workers=1) for todo in (few, long)]
+    assert found[0] and (found[1] is None or found[1].seconds > 10 * found[0].seconds)
 
 
 def test_what_no_run_is_known_of_is_bounded_or_left_open(tmp_path):

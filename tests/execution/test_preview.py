@@ -83,6 +83,30 @@ def test_a_method_that_cannot_stand_on_a_host_is_named(said, make_host, tmp_path
     assert says in sentence and "'mine'" in sentence and "'nano-raw-base'" in sentence
 
 
+@pytest.mark.parametrize(("port", "more"), [
+    ("procrustes", ["port.procrustes.calibration=null"]), ("distill", ["port.distill.calibration=null"]),
+    ("warm", ["port.warm.options.of=corr"]),
+    ("gradmask", ["port.gradmask.options={of: warm, of_options: {of: procrustes}}"]),
+])
+def test_a_port_without_the_texts_that_it_reads_is_refused_before_work(said, make_host, port, more):
+    host = make_host("t5")
+    sentence = said(host, host, "method=[lora]", f"grid.ports=[{port}]", "grid.inits=[ported]", *more)
+    assert sentence.endswith(f"compares what both hosts make of texts, and none are named: name some "
+                             f"(--calibrate FILE; in a study 'port.{port}.calibration={{texts: SET}}', or a "
+                             "file)")
+    assert "from 'nano-" in sentence and "to 'nano-" in sentence
+
+
+@pytest.mark.parametrize("more", [
+    ["grid.ports=[auto]", "port.auto.calibration=null"], ["grid.ports=[warm]"],
+    ["grid.ports=[warm]", "port.warm.options.of=corr", "port.warm.calibration={texts: nano_films}"],
+])
+def test_a_port_that_has_its_texts_or_needs_none_is_planned(data_folders, make_host, tmp_path, more):
+    got = small(data_folders, make_host, f"results={tmp_path}/results", *QUICK, "method=[lora]", "mode=plan",
+                "grid.inits=[ported]", *more)
+    assert command(got) == 0
+
+
 def test_what_a_library_itself_refuses_is_named(make_host, data_folders, tmp_path):
     composed = with_method(tmp_path, "adapters", "BnConfig", {
         "mh_adapter": True, "output_adapter": True, "non_linearity": "cosine", "reduction_factor": 2})
@@ -213,7 +237,7 @@ def test_what_fits_is_looked_at_once_and_without_weights(make_host, data_folders
     # seeds, updates and budgets make no difference
     assert len(kinds) == len(seen) < len(plan(got.grid).runs) / 2
     assert command(got) == 0 and len(seen) == len(kinds)
-    monkeypatch.setattr(preview, "_ours", lambda: "other code")
+    monkeypatch.setattr(preview, "own_code", lambda: "other code")
     assert command(got) == 0 and len(seen) == 2 * len(kinds)
 
 

@@ -25,7 +25,7 @@ from portability.porting.spaces import Space, weight_of
 from portability.porting.strategies.embed import EMBED, scales, units
 from portability.porting.strategies.random import NOTE
 from portability.porting.strategies.rebasin import REBASIN, Matching, permutation
-from portability.porting.weighed import folded_weight
+from portability.porting.weighed import folded
 from support.hidden import Basis, hide
 from support.peft_methods import KINDS
 from support.tiny import METHODS, model, noisy, sentences, tokenizer
@@ -266,10 +266,24 @@ def test_rebasins_objective_is_the_sum_of_inner_products(pair):
             return permutation(found[kind if kind == "stream" else f"decoder.{layer}.{kind}"])
 
         for site, kind in kinds.items():
-            ours, theirs = (folded_weight(host, "decoder", layer, site) for host in (one, other))
+            ours, theirs = (folded(host, "decoder", layer, site).matrix() for host in (one, other))
             moved = named(kind).T @ ours @ named(reads.get(site, "stream"))
             total += float((moved * theirs).sum())
     assert work.objective(found) == pytest.approx(total)
+
+
+def test_rebasin_holds_no_matrix_beside_the_hosts_own(pair):
+    hosts = pair(*PERMUTED["llama"])
+    loaded = {spec.name: load_host(spec) for spec in (hosts.origin, hosts.receiving)}
+    spec = PortSpec("rebasin", "rebasin", "stretch")
+    work = Matching(PortContext(hosts.origin, hosts.receiving, None, spec, lambda host: loaded[host.name],
+                                needs=REBASIN.needs))
+    own = [{one.untyped_storage().data_ptr() for one in host.model.parameters()} for host in loaded.values()]
+    assert len(work.edges) == 14
+    for edge in work.edges:
+        for side, there in zip(edge.hosts, own, strict=True):
+            assert side.weight.untyped_storage().data_ptr() in there
+            assert side.weight.dtype == torch.float32 and side.matrix().dtype == torch.float64
 
 
 def test_random_starts_find_it_where_no_token_is_shared(pair):

@@ -17,7 +17,7 @@ from portability.porting.heads import Cross, attention_maps, flipped, polar, sig
 from portability.porting.measured import by_moments
 from portability.porting.strategies.corr import CORR
 from portability.porting.strategies.procrustes import PROCRUSTES
-from support.hidden import READ, Basis, Mapped, Scene, answers, identity, noise, rotation, shuffled
+from support.hidden import READ, Basis, Mapped, Scene, answers, identity, noise, rotation, scenes, shuffled
 from support.pairs import representatives
 from support.peft_methods import KINDS
 
@@ -42,14 +42,7 @@ TURNED = [name for name in BASES if "turned" in name]
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = Scene(tmp_path_factory.mktemp("hidden") / "scene", *BASES[name])
-        return made[name]
-
-    return get
+    return scenes(tmp_path_factory, BASES)
 
 
 def spoilt(strategy, spoil):
@@ -87,9 +80,13 @@ def test_corr_finds_every_signed_permutation_and_nothing_else(scene, name):
         assert here.error(LORA, "corr", signed=True) > .1
 
 
-def test_embedding_and_head_are_carried_too(tmp_path):
-    """With more tokens than coordinates: outside of what they span a map of the embedding is free."""
-    here = Scene(tmp_path / "scene", "llama", Basis("turned", folded=True, flipped=True), hidden=16)
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_embedding_and_head_are_carried_too(tmp_path, family):
+    """With more tokens than coordinates: outside of what they span a map of the embedding is free. The T5's
+    head is its embedding, with states scaled by the root of the width below it, the hidden one's is not."""
+    here = Scene(tmp_path / "scene", family, Basis("turned", folded=True, flipped=True), hidden=16)
+    ties = [here.load(spec).model.config.tie_word_embeddings for spec in (here.origin, here.receiving)]
+    assert family != "t5" or ties == [True, False]
     ends = MethodSpec("ends", "portability", "LoRA", {
         "r": 4, "alpha": 8, "sites": ["embedding", "head", "attention"], "subtract": "product"}, 1e-3)
     assert here.error(ends, "procrustes") <= 1e-4

@@ -23,6 +23,7 @@ from portability.porting.layer_similarity import (
     alike_in_weights,
     best_map,
     cka_layers,
+    matched_layers,
     same_weights,
 )
 from portability.porting.port import LOOKED_AT, port
@@ -179,6 +180,25 @@ def test_states_are_compared_by_cka_of_what_layers_add(deep):
     assert torch.allclose(alike.diagonal(), torch.ones(8).double())
 
 
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_matched_layers_are_alike_whatever_the_order_of_neurons_and_unlike_elsewhere(family, deep, make_host,
+                                                                                    tmp_path):
+    stacks = (STACKS[family][0],) * 2
+    host = load_host(deep(family))
+    permuted = load_host(hide(deep(family), Basis("permuted", heads=True), tmp_path / "hidden")[0])
+    unrelated = load_host(make_host(family, 32, 8, 4, 5))
+    for other in (host, permuted):
+        assert matched_layers((host, other), stacks, TEXTS) == pytest.approx([1] * 8, abs=1e-5)
+    assert max(matched_layers((host, unrelated), stacks, TEXTS)) < .5
+
+
+def test_layers_of_unequal_depths_are_matched_at_the_same_depth(deep, make_host):
+    hosts = load_host(deep("llama")), load_host(make_host("llama", 64, 3, 4))
+    alike = alike_in_states(hosts, ("decoder", "decoder"), TEXTS)
+    wanted = [float(alike[place]) for place in ((0, 0), (4, 1), (7, 2))]
+    assert matched_layers(hosts, ("decoder", "decoder"), TEXTS) == wanted
+
+
 def worth(alike, layers):
     return round(sum(float(alike[layer, place]) for place, layer in enumerate(layers)), 9)
 
@@ -203,8 +223,9 @@ def test_the_best_map_is_that_of_all_maps_that_do_not_go_back(depths, levels):
         assert (worth(alike, found), -unevenness(found, depths[0])) == best
 
 
-def test_a_hosts_layers_are_looked_at_once(deep, thinned, monkeypatch):
+def test_a_hosts_layers_are_looked_at_once(deep, thinned, monkeypatch, tmp_path):
     calls = []
+    monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path))
     monkeypatch.setattr(layer_similarity, "_known", {})
     monkeypatch.setattr(layer_similarity, "same_weights",
                         lambda hosts, stacks: calls.append(stacks) or same_weights(hosts, stacks))
@@ -212,6 +233,9 @@ def test_a_hosts_layers_are_looked_at_once(deep, thinned, monkeypatch):
         found = cka_layers(context(deep("llama"), thinned("llama", KEPT[0])), "decoder", "decoder")
         found[0].append(9)  # nobody else's
     assert len(calls) == 1 and found[0] == [0, 9]
+    monkeypatch.setattr(layer_similarity, "_known", {})  # as in another process
+    again = cka_layers(context(deep("llama"), thinned("llama", KEPT[0])), "decoder", "decoder")
+    assert len(calls) == 1 and again == [[0], *found[1:]]
     nameless = replace(deep("llama"), fingerprint="")
     for _ in range(2):
         monkeypatch.setattr(PortContext, "origin_host", lambda self: load_host(deep("llama")))
@@ -290,3 +314,16 @@ def test_the_command_refuses_bad_layer_maps_in_one_sentence(words, said, folder,
                  "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_command_says_how_alike_the_layers_are_where_there_are_texts(folder, deep, tmp_path, capsys):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS.texts))
+    words = [str(folder), "--from", deep("llama").source, "--to", deep("llama").source, "--dry-run"]
+    assert main([*words, "--strategy", "auto", "--calibrate", str(texts)]) == 0
+    said = "layers: CKA of what 8 matched ones make of the texts: lowest 1.00, median 1.00 (1: the same but "
+    assert said in capsys.readouterr().out
+    assert main(words) == 0 and "CKA" not in capsys.readouterr().out
+    texts.write_text("film")
+    assert main([*words, "--calibrate", str(texts)]) == 0
+    assert "layers: not compared (calibration texts 'texts.txt' give 1 tokens" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from portability.porting.base import PortContext
 from portability.porting.calibration import calibration
 from portability.porting.port import port
 from support import adapters_methods, peft_methods
-from support.hidden import READ, Basis, Scene, identity, shuffled
+from support.hidden import READ, Basis, identity, scenes, shuffled
 from support.tiny import noisy
 
 WHOLE = {"values": True, "meetings": True, "heads": True}
@@ -45,14 +45,7 @@ BOTTLENECKS = {  # further settings of the library's bottlenecks
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = Scene(tmp_path_factory.mktemp("hidden") / "scene", *SCENES[name])
-        return made[name]
-
-    return get
+    return scenes(tmp_path_factory, SCENES)
 
 
 def method(name):

@@ -1,6 +1,7 @@
 """What ports keep for one another, what they count, and input that they refuse in a sentence."""
 
 import functools
+import itertools
 import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -35,6 +36,18 @@ from support.studies import small
 from support.tiny import noisy, sentences
 
 TEXTS = [row["text"] for row in sentences(60, 3)]
+
+
+@pytest.fixture
+def forget(monkeypatch, tmp_path):
+    """As in a new process, on a machine that has seen nothing."""
+    def forget():
+        monkeypatch.setattr(maps, "_known", {})
+        monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / f"cache-{next(numbers)}"))
+
+    numbers = itertools.count()
+    forget()
+    return forget
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +105,20 @@ class Halves(MapStrategy):
 
 
 @pytest.mark.parametrize("strategy", ["procrustes", "corr", "rebasin", "svd_subspace"])
-def test_hosts_in_bf16_are_read_and_their_maps_kept_apart(pair, strategy, monkeypatch):
-    monkeypatch.setattr(maps, "_known", {})
+def test_hosts_in_bf16_are_read_and_their_maps_kept_apart(pair, strategy, forget):
     plain = port(pair[0], context(pair, strategy)).module
     after = port(pair[0], context(pair, strategy, "bf16")).module
-    monkeypatch.setattr(maps, "_known", {})
+    forget()
     alone = port(pair[0], context(pair, strategy, "bf16")).module
     assert equal(after, alone), "a port does not hang on what was ported before it"
     assert strategy in ("corr", "rebasin") or not equal(plain, after)
 
 
 @pytest.mark.parametrize("change", [{"tokens": 200}, {"ridge": 0.5}, {"layer_map": "0,0"}], ids=str)
-def test_maps_are_those_of_the_port_whatever_was_ported_before(pair, change, monkeypatch):
-    monkeypatch.setattr(maps, "_known", {})
+def test_maps_are_those_of_the_port_whatever_was_ported_before(pair, change, forget):
     first = port(pair[0], context(pair, "procrustes")).module
     after = port(pair[0], context(pair, "procrustes", **change)).module
-    monkeypatch.setattr(maps, "_known", {})
+    forget()
     assert equal(after, port(pair[0], context(pair, "procrustes", **change)).module)
     assert not equal(after, first)
 
@@ -212,8 +223,7 @@ def test_options_are_what_they_say(pair, strategy, options, says):
     ("rebasin", "embed_tokens", "embeddings that are not finite"),
     ("embed", "embed_tokens", "embeddings that are not finite"),
 ])
-def test_weights_that_are_not_finite_are_one_sentence(pair, strategy, place, where, monkeypatch):
-    monkeypatch.setattr(maps, "_known", {})
+def test_weights_that_are_not_finite_are_one_sentence(pair, strategy, place, where, forget):
     given = context(pair, strategy)
     given.load(pair[2]).model.get_submodule(f"model.{place}").weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=f"{where}.*; it cannot be compared with another"):

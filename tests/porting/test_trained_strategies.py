@@ -20,11 +20,12 @@ from portability.methods.files import method_of, parameters_of, read_folder
 from portability.methods.module import equal
 from portability.planning.plan import plan
 from portability.port import main
+from portability.porting import trained
 from portability.porting.base import PortContext, Purpose
 from portability.porting.calibration import calibration
 from portability.porting.port import fit_head, port
 from portability.porting.strategies import gradmask
-from portability.porting.trained import BUCKET_BATCHES, drawn
+from portability.porting.trained import BUCKET_BATCHES, descend, drawn
 from portability.store import Store
 from portability.tasks.classification import Scorer
 from portability.training.trainer import Member, Trainer
@@ -518,6 +519,30 @@ def test_what_the_command_lacks_is_one_sentence(folder, tmp_path, capsys, words,
     error = capsys.readouterr().err
     assert all(part in error for part in says.split(".*")) and error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_a_port_of_which_parts_stay_fresh_trains_once_from_the_librarys_numbers(
+        folder, load, make_host, tmp_path, strategy, monkeypatch, capsys):
+    """A wider host's magnitudes of DoRA, of which the origin has some, are the norms of its own rows."""
+    write_plain(tmp_path / "dora", load("llama", 32, 2, 4), "dora")
+    starts = []
+
+    def counted(start, *more):
+        starts.append({name: value.clone() for name, value in start.items()})
+        return descend(start, *more)
+
+    monkeypatch.setattr(trained, "descend", counted)
+    words = ["dora", "--from", make_host("llama", 32, 2, 4).source, "--to",
+             make_host("llama", 48, 2, 4, 3).source, "--out", "whole", "--template", TASK.template,
+             "--option", "learning_rate=0.02", "--option", "updates=2", "--strategy", strategy]
+    given = {"warm": ("--labels", "rows.jsonl"), "distill": ("--calibrate", "rows.jsonl")}[strategy]
+    assert main([*words, *given]) == 0, capsys.readouterr().err
+    assert len(starts) == 1
+    host = load_host(make_host("llama", 48, 2, 4, 3))
+    row = host.model.model.layers[0].self_attn.q_proj.weight[-1].norm()
+    (own,) = [value for name, value in starts[0].items() if "magnitude" in name and ".0.self_attn.q" in name]
+    assert own[-1] == pytest.approx(float(row), rel=1e-5) and own[-1] > 0
 
 
 def test_the_command_distils_a_port(folder, capsys):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -329,6 +330,11 @@ class Scene:
         _, known, bare = self.known(method)
         got = self.here(answers(self.port(method, strategy, **how)[1]))
         return float((got - known).norm() / (known - bare).norm())
+
+
+def scenes(folders: pytest.TempPathFactory, table: Mapping[str, Sequence[Any]]) -> Callable[[str], Scene]:
+    """A name of the table -> the scene of its arguments, made once."""
+    return functools.cache(lambda name: Scene(folders.mktemp("hidden") / "scene", *table[name]))
 
 
 def put(host: Host, values: Mapping[str, Tensor]) -> None:

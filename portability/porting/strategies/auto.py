@@ -50,6 +50,7 @@ class Auto(Strategy):
     """Fits by the strategy that `choice` names."""
 
     needs = frozenset({"origin_weights", "receiving_weights", "text", "forward_passes"})
+    optional = frozenset({"text"})
 
     def fit(self, module: ModuleState, context: PortContext) -> Port:
         """See Strategy.fit; the report's notes say what was chosen, and why."""

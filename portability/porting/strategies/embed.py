@@ -15,7 +15,7 @@ from portability.porting.heads import AttentionMaps, Cross, attention_maps, pola
 from portability.porting.maps import MapStrategy, rotary
 from portability.porting.measured import attention_pairs
 from portability.porting.spaces import Space
-from portability.porting.weighed import folded_weight, has_site, shared_embeddings
+from portability.porting.weighed import folded, has_site, shared_embeddings
 
 OPTIONS = ("least_squares",)
 
@@ -37,6 +37,7 @@ class Embeddings(MapStrategy):
     """
 
     needs = frozenset({"origin_weights", "receiving_weights"})
+    lasting = True
 
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
         """See MapStrategy.maps.
@@ -89,7 +90,8 @@ class _Work:
 
     def _rows(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Rows of both hosts' matrices, (n_o, d_r) and (n_r, d_r), in the receiving stream's coordinates."""
-        one, other = (folded_weight(host, *space[:3]) for host, space in zip(self.hosts, pair, strict=True))
+        one, other = (folded(host, *space[:3]).matrix()
+                      for host, space in zip(self.hosts, pair, strict=True))
         return one @ self.stream, other
 
     def _network(self, ups: Pair) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,6 +29,7 @@ class Procrustes(MapStrategy):
     """
 
     needs = frozenset({"origin_weights", "receiving_weights", "text", "forward_passes"})
+    lasting = True
 
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
         """See MapStrategy.maps."""

@@ -18,7 +18,7 @@ from portability.porting.base import PortContext
 from portability.porting.heads import Cross, attention_maps
 from portability.porting.maps import MapStrategy, rotary
 from portability.porting.spaces import Space
-from portability.porting.weighed import folded_weight, has_site, shared_embeddings
+from portability.porting.weighed import Folded, folded, has_site, shared_embeddings
 
 OPTIONS = ("starts",)
 STARTS = 4
@@ -45,6 +45,7 @@ class Rebasin(MapStrategy):
     """
 
     needs = frozenset({"origin_weights", "receiving_weights"})
+    lasting = True
     by_unit = True
 
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
@@ -121,12 +122,22 @@ def kept(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Edge:
-    """A matrix of both hosts, (out, in), and the groups of what it reads and writes."""
+    """A matrix of both hosts, and the groups of what it reads and writes. Doubles are made of one matrix at a
+    time: those of all would take twice to four times the hosts' own memory."""
 
-    one: Tensor
-    other: Tensor
+    hosts: tuple[Folded, Folded]
     into: str
     out: str
+
+    @property
+    def one(self) -> Tensor:
+        """The origin's, (out, in), float64."""
+        return self.hosts[0].matrix()
+
+    @property
+    def other(self) -> Tensor:
+        """The receiving host's."""
+        return self.hosts[1].matrix()
 
 
 class Matching:
@@ -138,8 +149,9 @@ class Matching:
         self.tables = shared_embeddings(*hosts)
         self.edges = list(_edges(hosts))
         names = [name for edge in self.edges for name in (edge.into, edge.out)]
-        self.sizes = {edge.out: len(edge.one) for edge in self.edges} | {
-            edge.into: edge.one.shape[1] for edge in self.edges}
+        shapes = [edge.hosts[0].weight.shape for edge in self.edges]
+        self.sizes = {edge.out: shape[0] for edge, shape in zip(self.edges, shapes, strict=True)} | {
+            edge.into: shape[1] for edge, shape in zip(self.edges, shapes, strict=True)}
         self.blocks = list(dict.fromkeys(_block(name) for name in names))
 
     def objective(self, found: Groups) -> float:
@@ -211,9 +223,9 @@ def _edges(hosts: tuple[Host, Host]) -> Iterator[Edge]:
     for stack, depth in shape.layers.items():
         for layer, site in product(range(depth), _sites(shape.family)):
             if any(has_site(host, stack, layer, site) for host in hosts):
-                one, other = (folded_weight(host, stack, layer, site) for host in hosts)
+                one, other = (folded(host, stack, layer, site) for host in hosts)
                 into, out = (group_of(Space(stack, layer, site, side)) for side in ("in", "out"))
-                yield Edge(one, other, into, out)
+                yield Edge((one, other), into, out)
 
 
 REBASIN = Rebasin()

@@ -17,7 +17,8 @@ from portability.analysis.tables.render import FORMS, csv, escape, grid, latex, 
 from support.pairs import representatives
 from support.synthetic import FACTS, Axes, Synthetic, accuracy, build
 
-OF_SOME = ("primary", "iterates", "rates", "predictors")  # tables that only some studies have
+# tables that only some studies have
+OF_SOME = ("primary", "iterates", "rates", "predictors", "equal_compute")
 ALWAYS = [name for name in TABLES if name not in OF_SOME]
 
 
