@@ -15,8 +15,11 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where derived data may be kept: $PORTABILITY_CACHE, else ~/.cache/portability."""
-    return Path(os.environ.get("PORTABILITY_CACHE") or Path.home() / ".cache" / "portability")
+    """Where derived data may be kept: $PORTABILITY_CACHE, else "portability" in $XDG_CACHE_HOME, which is
+    ~/.cache where it is not set."""
+    if own := os.environ.get("PORTABILITY_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "portability"
 
 
 def file_digest(path: Path) -> str:
@@ -31,10 +34,15 @@ def file_digest(path: Path) -> str:
     return found
 
 
-def fingerprint(files: Iterable[Path], settings: Mapping[str, Any]) -> str:
+def fingerprint(files: Iterable[Path], settings: Mapping[str, Any], known: Mapping[str, str] = {}) -> str:
     """SHA-256, 64 hex digits, of a host: of its files' names and SHA-256 and of its settings, as canonical
-    JSON; folders do not count. A hub knows the files' SHA-256 without a download."""
-    content = {"files": {path.name: file_digest(path) for path in files}, "settings": settings}
+    JSON; folders do not count.
+
+    Args:
+        known: name -> SHA-256 of further files, which need not be here: a hub knows them without a download.
+    """
+    digests = {path.name: file_digest(path) for path in files} | dict(known)
+    content = {"files": digests, "settings": settings}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

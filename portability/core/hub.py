@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 SECONDS = 5.0
+TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository, what is not weights
 INSTEAD = "without the hub use the embedded hosts and data: host_set=nano"
 
 
