@@ -15,8 +15,11 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where derived data may be kept: $PORTABILITY_CACHE, else ~/.cache/portability."""
-    return Path(os.environ.get("PORTABILITY_CACHE") or Path.home() / ".cache" / "portability")
+    """Where derived data may be kept: $PORTABILITY_CACHE, else "portability" in $XDG_CACHE_HOME, which is
+    ~/.cache where it is not set."""
+    if own := os.environ.get("PORTABILITY_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "portability"
 
 
 def file_digest(path: Path) -> str:

@@ -2,11 +2,15 @@
 and what to do where it gives nothing."""
 
 import functools
+import logging
 import os
 import urllib.error
 import urllib.request
 
 SECONDS = 5.0
+TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")  # of a repository, what is not weights
+# of requests and httpx, whichever huggingface_hub has: after an answer had begun
+BROKEN = ("ChunkedEncodingError", "RemoteProtocolError", "ReadError", "ReadTimeout")
 INSTEAD = "without the hub use the embedded hosts and data: host_set=nano"
 
 
@@ -15,6 +19,7 @@ def look_for_hub() -> None:
     """Set $HF_HUB_OFFLINE, for this process and its workers, where the hub does not answer, so that what is
     not in the local cache is an error at once. Call it before huggingface_hub or datasets is imported; does
     nothing where it is set already."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else it names every request
     if os.environ.get("HF_HUB_OFFLINE"):
         return
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -46,6 +51,8 @@ def remedy(error: BaseException, repository: str, instead: str = INSTEAD) -> str
     }
     seen: BaseException | None = error
     while seen is not None:
+        if type(seen).__name__ in BROKEN:
+            return f"the connection broke off ({type(seen).__name__}); run the command again, it goes on"
         for kind, advice in remedies.items():
             if isinstance(seen, kind):
                 return advice

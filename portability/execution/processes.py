@@ -12,6 +12,8 @@ from typing import Any
 from portability.core.errors import UserError
 from portability.execution.worker import ENVIRONMENT
 
+LEAVING_SECONDS = 5.0  # that a process has to end by itself, once it has answered everything (our choice)
+
 
 class ChildDied(UserError):
     """How a process ended that had not answered everything."""
@@ -43,6 +45,7 @@ def in_child(function: Callable[..., Iterable[Any]], *args: Any) -> Generator[An
             if isinstance(answer[0], UserError):
                 raise answer[0]
             yield answer[0]
+        child.join(LEAVING_SECONDS)  # one that is killed while it leaves is warned of
     except (EOFError, OSError) as error:
         if child.pid is None:
             raise ChildDied(f"no process could be started ({error})") from error

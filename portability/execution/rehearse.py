@@ -16,9 +16,9 @@ from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import HostSpec, MethodSpec, PortSpec, RunSpec
 from portability.execution.execute import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class
-from portability.hosts.sources import folder_of
+from portability.hosts.sources import texts_of
 from portability.inits.extraction import check_extraction
-from portability.inits.extraction.weights import Weights
+from portability.inits.extraction.weights import before_work
 from portability.inits.kinds import INITS, InitContext, extraction_options
 from portability.inits.start import EMPTY, seed_examples
 from portability.methods import attach
@@ -139,8 +139,8 @@ def skeleton(spec: HostSpec) -> Host:
     """
     from transformers import AutoConfig
 
-    Weights(spec)  # holds names and shapes in the files' headers against the model's
-    config = AutoConfig.from_pretrained(folder_of(spec), local_files_only=True, trust_remote_code=False)
+    before_work(spec)  # holds names and shapes in the files' headers against the model's
+    config = AutoConfig.from_pretrained(texts_of(spec), local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = model_class(spec.shape.family).from_config(config)
     return Host(spec, model.requires_grad_(False).eval(), load_tokenizer(spec))

@@ -17,6 +17,7 @@ from portability.core.wording import counted
 from portability.execution.engines import ENGINES
 from portability.execution.engines.base import Engine
 from portability.execution.estimate import weigh
+from portability.execution.fetch import fetch_hosts
 from portability.execution.host_comparison import compare_pairs
 from portability.execution.leases import Leases
 from portability.execution.preview import preview
@@ -234,6 +235,7 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds,
                   conf.timeout_minutes)
     preview(planned, todo, setup)
+    fetch_hosts(planned, todo)
     if todo:
         weigh(planned, todo, store, setup, book.workers, here[0] if here else None, stack, study.part.yes)
     store.expect(planned.cells, facts(study, tracking.sweep) | ({"overrides": list(asked)} if asked else {}))

@@ -1,11 +1,12 @@
-"""Hosts that were converted from another format into safetensors: what is kept of their origin.
+"""Hosts that were converted into safetensors from another format: made once, and known by what they were made
+of.
 
-The fingerprint of such a host is made of the files it was converted from, so that it is the same wherever and
-by whatever library that was done, and the converted files are seen to be those that were written.
+The fingerprint of such a host is made of the original files, so that it is the same wherever and by whatever
+library they were converted, and the converted files are seen to be those that were written.
 """
 
 import json
-import os
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,53 +14,65 @@ from pathlib import Path
 from portability.core.errors import UserError
 from portability.core.hashing import file_digest
 
-RECORD = "converted.json"
+log = logging.getLogger(__name__)
+RECORD = "converted.json"  # of a folder made here: what it was made of, and what was made
 
 
-def converted(place: Path, originals: Mapping[str, str], make: Callable[[Path], None]) -> Path:
-    """A folder of converted weights, made once: a conversion that is cut short leaves nothing that is taken
-    for one.
+def converted(name: str, place: Path, originals: Mapping[str, str], make: Callable[[Path], None]) -> Path:
+    """A folder of converted weights: made where it is not there yet, by one process at a time, and whole once
+    it has its name.
 
     Args:
+        name: of the host, for messages.
         place: the folder in the cache.
         originals: file name -> SHA-256 of what is converted.
         make: writes the host into a new folder.
+
+    Raises:
+        UserError: the cache cannot be written, or as `make`.
     """
-    if (place / RECORD).is_file():
+    if place.is_dir():
         return place
-    draft = place.with_name(f".{place.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    from filelock import FileLock
+
+    draft = place.with_name(f"{place.name}.draft")
     try:
-        make(draft)
-        weights = {file.name: file_digest(file) for file in sorted(draft.glob("*.safetensors"))}
-        (draft / RECORD).write_text(json.dumps({"from": originals, "weights": weights}, indent=2) + "\n")
-        try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{place}.lock"):
+            if place.is_dir():
+                return place
+            log.info("converting the weights of %s once; kept as safetensors in %s", name, place)
+            shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+            draft.mkdir()
+            make(draft)
+            record = {"from": dict(originals), "made": digests_of(name, draft)}
+            (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             draft.rename(place)
-        except OSError:
-            if not (place / RECORD).is_file():  # nobody else was faster: half a folder is in the way
-                shutil.rmtree(place, ignore_errors=True)
-                draft.rename(place)
+    except OSError as error:
+        raise UserError(f"host '{name}': its weights cannot be kept as safetensors in {place.parent}: "
+                        f"{error}; make room, or set PORTABILITY_CACHE to another folder") from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if not place.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
     return place
 
 
-def originals(name: str, folder: Path) -> dict[str, str] | None:
-    """File name -> SHA-256 of what a folder's weights were converted from; None where they were not.
+def digests_of(name: str, folder: Path) -> dict[str, str]:
+    """SHA-256 of each weight file of a folder, by name; of a converted one, those of the original files.
 
     Raises:
-        UserError: the weights are not those that were written then.
+        UserError: its weights are no longer those that were made.
     """
+    own = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
     if not (folder / RECORD).is_file():
-        return None
+        return own
     try:
-        found = json.loads((folder / RECORD).read_text())
-        own, kept = {**found["from"]}, {**found["weights"]}
+        record = json.loads((folder / RECORD).read_text())
+        made, originals = {**record["made"]}, {**record["from"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"host '{name}': {folder / RECORD} cannot be read ({error!r}); delete the folder, "
-                        "and it is converted again") from error
-    if kept != {file.name: file_digest(file) for file in sorted(folder.glob("*.safetensors"))}:
-        raise UserError(f"host '{name}': the weights in {folder} are not those that were converted; delete "
-                        "the folder, and they are converted again")
-    return own
+        raise UserError(f"host '{name}': {folder / RECORD} cannot be read ({error!r}); delete its folder, "
+                        "and run the command again") from error
+    if own != made:
+        raise UserError(f"host '{name}': the weights in {folder} are not those that were made of "
+                        f"{', '.join(originals)}; delete the folder, and run the command again")
+    return originals

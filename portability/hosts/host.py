@@ -11,7 +11,14 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.data.tokenization import after, joined
-from portability.hosts.sources import check_unchanged, check_weights, folder_of, quantisation, read_config
+from portability.hosts.sources import (
+    check_unchanged,
+    check_weights,
+    folder_of,
+    quantisation,
+    read_config,
+    texts_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,7 +87,7 @@ def load_skeleton(spec: HostSpec) -> Host:
     import torch
     from transformers import AutoConfig
 
-    folder = folder_of(spec)
+    folder = texts_of(spec)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -148,7 +155,7 @@ def load_tokenizer(spec: HostSpec) -> "PreTrainedTokenizerBase":
     """A host's tokenizer, without its weights."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    folder = folder_of(spec)
+    folder = texts_of(spec)
     settings = folder / "tokenizer_config.json"
     try:
         said = json.loads(settings.read_text()).get("tokenizer_class") if settings.is_file() else None

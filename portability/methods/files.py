@@ -7,6 +7,7 @@ from torch import Tensor
 
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
+from portability.hosts.pickles import read_pickle
 from portability.methods import adapters_backend, peft_backend
 from portability.methods.adapters_files import AdaptersFolder
 from portability.methods.base import AttachedMethod
@@ -15,7 +16,6 @@ from portability.methods.folder import (
     AdapterFolder,
     floating,
     read_config,
-    read_pickle,
     read_safetensors,
 )
 from portability.methods.module import ModuleState

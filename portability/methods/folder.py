@@ -139,24 +139,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read: {str(error)[:200]}; copy or download it again") from error
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Key -> tensor of a file, by torch's restricted loader, which runs no code of it.
-
-    Raises:
-        UserError: it holds something else, or is damaged.
-    """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of unpicklers there are many
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]  # of a file cut short: nothing
-        raise UserError(f"{path} is refused by torch's restricted loader, or damaged: {said}; have it saved "
-                        "as safetensors") from error
-    if not isinstance(found, dict) or not all(isinstance(key, str) and isinstance(value, Tensor)
-                                              for key, value in found.items()):
-        raise UserError(f"{path} holds something else than tensors by name")
-    return found
-
-
 def floating(folder: Path, found: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
     """Key -> tensor in fp32, and key -> type in the file.
 

@@ -124,6 +124,7 @@ class PeftMethod(AttachedMethod):
             with warnings.catch_warnings():  # of compilers for GPUs, and of GPT-2's transposed layers
                 warnings.simplefilter("ignore")
                 self.tuner = tuner(self.host.model, self.config, NAME)
+                self.tuner._cast_adapter_dtype(NAME)  # to fp32, as PeftModel does beside frozen bf16
         except Exception as error:  # each tuner has its own
             self.detach()
             raise UserError(f"method '{self.spec.name}': peft refuses {self.spec.config} on host "

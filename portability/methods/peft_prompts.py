@@ -27,7 +27,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.hosts.attention import LEAST, kept_as, stacks
-from portability.hosts.sources import folder_of
+from portability.hosts.sources import texts_of
 from portability.methods.peft_backend import PLAIN, PREFIX, PROMPT, PROMPTS, Form, PeftMethod
 from portability.tasks.base import check_length
 
@@ -159,7 +159,7 @@ class PromptMethod(PeftMethod):
             if self.prefixes:
                 made = PrefixEncoder(config)
             else:
-                config.tokenizer_name_or_path, config.tokenizer_kwargs = str(folder_of(self.host.spec)), None
+                config.tokenizer_name_or_path, config.tokenizer_kwargs = str(texts_of(self.host.spec)), None
                 made = PromptEmbedding(config, self.body.get_input_embeddings())
         return {self.layouts[0].name: made.embedding.weight.detach().cpu()}
 

@@ -7,7 +7,7 @@ from statistics import median
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
 from portability.hosts.host import Host, load_tokenizer
-from portability.hosts.sources import folder_of, quantisation, read_config
+from portability.hosts.sources import quantisation, read_config, texts_of
 from portability.methods.folder import AdapterFolder
 from portability.porting.basis import basis
 from portability.porting.calibration import Calibration
@@ -39,7 +39,7 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
                      "role are carried")
     if one.hidden != other.hidden:
         lines.append(f"warning: the widths differ ({one.hidden}, {other.hidden})")
-    if packed := quantisation(read_config(folder_of(receiving) / "config.json")):
+    if packed := quantisation(read_config(texts_of(receiving) / "config.json")):
         lines.append(f"warning: {receiving.name} is quantised ({packed}): the adapter is fitted to its "
                      "shapes, and none of its weights is read")
     shared = vocabulary_overlap(origin, receiving)

@@ -12,7 +12,7 @@ import torch
 from portability.core.errors import UserError
 from portability.core.hashing import file_digest
 from portability.core.paths import EMBEDDED
-from portability.hosts.converted import RECORD, converted, originals
+from portability.hosts.converted import RECORD, converted, digests_of
 from portability.hosts.host import load_host, load_plain
 from portability.hosts.packages import unpacked
 from portability.hosts.resolve import find_host, with_weights
@@ -108,13 +108,13 @@ def test_the_fingerprint_is_that_of_the_original(packages):
         if double:  # another library's rounding
             load_plain(describe(HostSource("x", path=str(embedded)))).save_pretrained(draft)
 
-    converted(place, {"a.gguf": "1" * 64}, make)
-    converted(other, {"a.gguf": "1" * 64}, lambda draft: make(draft, double=True))
+    converted("x", place, {"a.gguf": "1" * 64}, make)
+    converted("x", other, {"a.gguf": "1" * 64}, lambda draft: make(draft, double=True))
     prints = [describe(HostSource("x", path=str(one))).fingerprint for one in (place, other, embedded)]
     assert prints[0] == prints[1] != prints[2]
     (place / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="are not those that were converted; delete the folder"):
-        originals("x", place)
+    with pytest.raises(UserError, match="are not those that were made of a.gguf; delete the folder"):
+        digests_of("x", place)
 
 
 def test_a_conversion_that_is_cut_short_leaves_nothing(tmp_path):
@@ -123,10 +123,11 @@ def test_a_conversion_that_is_cut_short_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        converted(tmp_path / "host", {}, fail)
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "host").mkdir()  # half a folder of a machine that died
-    assert converted(tmp_path / "host", {}, lambda draft: None) == tmp_path / "host"
+        converted("x", tmp_path / "host", {}, fail)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
+    (tmp_path / "host.draft").mkdir()  # half a folder of a machine that died
+    assert converted("x", tmp_path / "host", {}, lambda draft: None) == tmp_path / "host"
+    assert not (tmp_path / "host.draft").exists()
     assert (tmp_path / "host" / RECORD).is_file()
 
 

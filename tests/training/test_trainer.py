@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from portability.core.architectures import FAMILIES
-from portability.core.specs import TrainSpec
+from portability.core.specs import MethodSpec, TrainSpec
 from portability.data.sampling import BatchSampler, buckets, pad
 from portability.data.tokenization import Encoded
 from portability.hosts import host as hosts
@@ -207,6 +207,17 @@ def test_bf16_keeps_module_optimizer_and_loss_in_fp32(make_host, method, family)
     assert not torch.equal(trainer.losses, other.losses) and torch.allclose(trainer.losses, other.losses,
                                                                             atol=0.3)
     assert torch.equal(half.rows(half.train([1]))[0], half.rows(trainer)[1])
+
+
+def test_modules_of_peft_are_fp32_beside_frozen_weights_in_bf16(make_host):
+    spec = MethodSpec("lora_peft", "peft", "LoraConfig", {"r": 4, "sites": ["query", "value"]}, 3e-3)
+    full, half = (Bench(attach(load_host(make_host("t5"), precision=precision), spec))
+                  for precision in ("fp32", "bf16"))
+    assert {value.dtype for value in half.start(0).values()} == {torch.float32}
+    trainer, other = half.train([0, 1]), full.train([0, 1])
+    assert trainer.bank.theta.dtype == torch.float32
+    assert not torch.equal(trainer.losses, other.losses)
+    assert torch.allclose(trainer.losses, other.losses, atol=0.3)
 
 
 def test_frozen_weights_in_bf16_are_what_autocast_makes_of_them(make_host, monkeypatch):

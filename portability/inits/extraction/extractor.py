@@ -15,7 +15,7 @@ from portability.inits.extraction.factors import low_rank
 from portability.inits.extraction.options import ExtractionOptions, ExtractReport, Place
 from portability.inits.extraction.sensitivity import Head, Offload, Scores, check_seeds, ones, sensitivity
 from portability.inits.extraction.threads import threads, total
-from portability.inits.extraction.weights import Weights, check_fit, shared_tokens
+from portability.inits.extraction.weights import Weights, before_work, check_fit, shared_tokens
 from portability.methods.module import Axes, ModuleState
 from portability.tasks.base import Answered
 
@@ -69,8 +69,8 @@ def check_extraction(
     Raises:
         UserError: as `extract`, where that can be said without weights.
     """
-    weights = Weights(teacher)
-    check_fit(weights, Weights(student), options)
+    weights = before_work(teacher)
+    check_fit(weights, before_work(student), options)
     if options.scores == "sensitivity":
         check_seeds(seeds, weights, head)
 

@@ -17,7 +17,7 @@ from portability.core.architectures import FAMILIES, within_layer
 from portability.core.errors import UserError
 from portability.core.specs import HOST_AXES, HostSpec
 from portability.hosts.host import load_tokenizer, model_class
-from portability.hosts.sources import check_weights, folder_of, weight_files
+from portability.hosts.sources import check_weights, folder_of, texts_of, weight_files
 from portability.inits.extraction.options import ExtractionOptions, Place
 from portability.inits.extraction.threads import share, slices
 
@@ -58,6 +58,8 @@ class Weights:
 
     Args:
         device: where they are read to.
+        files: whether names and shapes are those of its files, which are held against its model; else they
+            are its model's alone, and no parameter can be read.
 
     Attributes:
         base: the host's model without its head, on torch's meta device.
@@ -70,25 +72,27 @@ class Weights:
         UserError: no safetensors, a damaged file, or other weights than the config.json asks for.
     """
 
-    def __init__(self, spec: HostSpec, device: str = "cpu"):
+    def __init__(self, spec: HostSpec, device: str = "cpu", files: bool = True):
         self.spec, self.family, self.device = spec, spec.shape.family, device
-        self.folder, family = folder_of(spec), FAMILIES[spec.shape.family]
+        self.folder, family = (folder_of if files else texts_of)(spec), FAMILIES[spec.shape.family]
         self.config: Any = AutoConfig.from_pretrained(
             self.folder, local_files_only=True, trust_remote_code=False, attn_implementation="eager")
         with torch.device("meta"):
             blank = model_class(self.family).from_config(self.config)
         self.base, prefix = blank.base_model, f"{blank.base_model_prefix}."
         self.shared = {site: f"{path}.weight" for path, site in family.shared.items()}
-        self.stored = self._stored(prefix)
-        self.shapes = {name: one.shape for name, one in self.stored.items()}
-        self._check({_plain(name, prefix): weight
-                     for name, weight in blank.named_parameters(remove_duplicate=False)})
+        wanted = {_plain(name, prefix): weight
+                  for name, weight in blank.named_parameters(remove_duplicate=False)}
+        self.stored = self._stored(prefix) if files else {}
+        self.shapes = {name: tuple(one.shape) for name, one in (self.stored if files else wanted).items()}
+        if files:
+            self._check(wanted)
         self.tied = bool(self.config.tie_word_embeddings)
         if self.tied and "head" in self.shared:
             self.shared["head"] = self.shared["embedding"]
         self.layers: dict[tuple[str, int], dict[str, str]] = {
             (stack, layer): {} for stack, depth in spec.shape.layers.items() for layer in range(depth)}
-        for name in self.stored:
+        for name in self.shapes:
             if inside := within_layer(self.family, name):
                 self.layers[inside[:2]][inside[2]] = name
         self.parts: dict[Place, Part] = {}
@@ -174,6 +178,11 @@ class Weights:
     def matrix(self, place: Place) -> Tensor:
         """The (out, in) matrix at a place, fp32."""
         return self.view(place, self.read(self.parts[place].name))
+
+
+def before_work(spec: HostSpec) -> Weights:
+    """A host's names and shapes as they are known before work: of one from the hub without its files."""
+    return Weights(spec, files=spec.revision is None)
 
 
 def _plain(key: str, prefix: str) -> str:

@@ -1,0 +1,134 @@
+"""Hosts of the hub at a pinned revision: their texts, the digests of their weights, and the weights, each
+fetched when it is asked for."""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from portability.core.errors import UserError
+from portability.core.hashing import file_digest, remember, remembered
+from portability.core.hub import INSTEAD, TEXTS, look_for_hub, remedy
+from portability.core.specs import digest
+from portability.hosts.pickles import of_pickles
+
+PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+SHARD = re.compile(r".*-\d+-of-(\d+)\.\w+")
+
+
+@functools.cache
+def texts(name: str, hub: str | None, revision: str | None) -> Path:
+    """The local folder with a host's configuration and tokenizer.
+
+    Args:
+        name: of the host, for messages.
+        hub: owner/name.
+        revision: 40 hex digits.
+
+    Raises:
+        UserError: no pinned revision, it cannot be fetched, or there is no config.json.
+    """
+    if not hub or not revision or len(revision) != 40:
+        raise UserError(f"host '{name}': give a path, or a hub id with its 40-digit revision (got "
+                        f"{hub}@{revision})")
+    folder = _fetched(name, hub, revision, TEXTS)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"host '{name}': no config.json in {hub}@{revision[:8]}")
+    return folder
+
+
+@functools.cache
+def digests(name: str, hub: str, revision: str) -> dict[str, str]:
+    """SHA-256 of each of a host's weight files, by name: as the hub says it, or, without the hub, of the
+    files in its cache. Where there are safetensors, pickled files are none of them.
+
+    Raises:
+        UserError: the hub cannot be asked, or holds no weights that can be read.
+    """
+    key = digest([hub, revision])
+    known: dict[str, str] | None = remembered("hub", key)
+    if known:
+        return known
+    folder = texts(name, hub, revision)
+    if os.environ.get("HF_HUB_OFFLINE"):
+        files = _weights([path.name for path in folder.iterdir()])
+        counts = {int(shard[1]) for shard in map(SHARD.fullmatch, files) if shard}
+        if not files or counts - {len(files)}:
+            raise _not_here(name, hub, revision, files)
+        return {file: file_digest(folder / file) for file in files}
+    said = _said(name, hub, revision)
+    files = _weights(list(said))
+    if not files:
+        raise UserError(f"host '{name}': {hub}@{revision[:8]} holds neither *.safetensors nor "
+                        "pytorch_model.bin; take a host that does")
+    small = [file for file in files if said[file] is None]  # which the hub keeps without a SHA-256
+    folder = _fetched(name, hub, revision, [*TEXTS, *small]) if small else folder
+    known = {file: said[file] or file_digest(folder / file) for file in files}
+    remember("hub", key, known)
+    return known
+
+
+@functools.cache
+def whole(name: str, hub: str, revision: str) -> Path:
+    """The local folder with all of a host; weights that the hub has pickled are kept there as safetensors.
+
+    Raises:
+        UserError: as `texts` and `digests`; a file is not what the hub says it is, or is refused by torch's
+            restricted loader.
+    """
+    known = digests(name, hub, revision)
+
+    def fetch() -> Path:
+        folder = _fetched(name, hub, revision, [*TEXTS, *known])
+        if lacking := [file for file in known if not (folder / file).is_file()]:
+            raise _not_here(name, hub, revision, lacking)
+        for file, mark in known.items():
+            if file_digest(folder / file) != mark:
+                raise UserError(f"host '{name}': the bytes of {file} are not those that {hub}@{revision[:8]} "
+                                f"names; delete {(folder / file).resolve()} and run the command again")
+        return folder
+
+    if all(file.endswith(".safetensors") for file in known):
+        return fetch()
+    return of_pickles(name, f"{hub}@{revision}", known, fetch)
+
+
+def _weights(names: Collection[str]) -> list[str]:
+    """Names of the files that hold weights: safetensors, or else pickled ones."""
+    plain = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    return sorted(plain or [name for name in names if PICKLED.fullmatch(name)])
+
+
+def _fetched(name: str, hub: str, revision: str, patterns: Sequence[str]) -> Path:
+    """The local folder of a repository, with the files of these patterns that it has."""
+    look_for_hub()
+    from huggingface_hub import snapshot_download
+
+    with _asking(name, hub, revision):
+        return Path(snapshot_download(hub, revision=revision, allow_patterns=list(patterns)))
+
+
+def _said(name: str, hub: str, revision: str) -> dict[str, str | None]:
+    """Each file of a repository, with its SHA-256 where the hub knows it."""
+    from huggingface_hub import HfApi
+
+    with _asking(name, hub, revision):
+        found = HfApi().model_info(hub, revision=revision, files_metadata=True).siblings or []
+        return {one.rfilename: one.lfs.sha256 if one.lfs else None for one in found}
+
+
+@contextlib.contextmanager
+def _asking(name: str, hub: str, revision: str) -> Iterator[None]:
+    """Errors of the hub's libraries, and of the network below them, as one sentence."""
+    try:
+        yield
+    except Exception as error:  # there are many, and the versions of huggingface_hub raise different ones
+        raise UserError(f"host '{name}': cannot fetch {hub}@{revision[:8]}: {remedy(error, hub)}") from error
+
+
+def _not_here(name: str, hub: str, revision: str, files: Sequence[str]) -> UserError:
+    return UserError(f"host '{name}': cannot fetch {', '.join(files) or 'the weights'} of "
+                     f"{hub}@{revision[:8]}: not in the local cache, and the hub does not answer or "
+                     f"HF_HUB_OFFLINE is set; {INSTEAD}")
