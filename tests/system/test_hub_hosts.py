@@ -91,13 +91,13 @@ def test_a_download_that_breaks_off_goes_on_where_it_ended(tmp_path):
 
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub, tmp_path):
     answers(PLAN, home=tmp_path, hub=hub)
-    for path in (hub.root / "models/them").glob("*/*"):  # another file of the same size, under the same name
-        if path.suffix in (".bin", ".safetensors"):
-            data = bytearray(path.read_bytes())
-            data[-1000] ^= 1
-            path.write_bytes(data)
-    for said, file in zip(answers(LOAD, *NAMES, home=tmp_path, hub=hub),
-                          ("pytorch_model.bin", "model.safetensors"), strict=True):
+    files = "pytorch_model.bin", "model.safetensors"
+    for name, file in zip(NAMES, files, strict=True):  # another one of the same size, under the same name
+        path = hub.root / "models" / name / file
+        data = bytearray(path.read_bytes())
+        data[-1000] ^= 1
+        path.write_bytes(data)
+    for said, file in zip(answers(LOAD, *NAMES, home=tmp_path, hub=hub), files, strict=True):
         assert f"the bytes of {file} are not those that them/" in said and "delete" in said
 
 
