@@ -22,7 +22,7 @@ from portability.core.schema import build
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
-from portability.hosts.recipes import Recipe, made, read_recipe
+from portability.hosts.recipes import NotMade, Recipe, made, read_recipe
 from portability.hosts.sources import HostSource, describe
 from portability.planning.grid import SELF, Grid, check_relations, origins, rated
 from portability.planning.selection import Part
@@ -179,7 +179,17 @@ def _pairs(conf: Config) -> list[tuple[specs.HostSpec, specs.HostSpec]]:
     if given is None:
         given = [(conf.origin.host or (OWN_BASE if module else "raw_base"), conf.receiving)]
     pairs = [tuple(_role(conf, name) for name in pair) for pair in given]
-    hosts = {name: find_host(conf, name) for name in dict.fromkeys(chain(*pairs)) if name != OWN_BASE}
+    hosts, lacking = dict[str, specs.HostSpec](), dict[str, NotMade]()
+    for name in dict.fromkeys(chain(*pairs)):
+        try:
+            hosts |= {name: find_host(conf, name)} if name != OWN_BASE else {}
+        except NotMade as error:
+            lacking[name] = error
+    if len(lacking) > 1:
+        raise UserError(f"hosts {', '.join(lacking)} are derived from others and were not made here yet; "
+                        f"make them once: portability derive {' '.join(lacking)}")
+    if lacking:
+        raise next(iter(lacking.values()))
     if OWN_BASE in chain(*pairs):
         hosts[OWN_BASE] = base_of(str(module), list(hosts.values()))
     return [(hosts[origin], hosts[receiving]) for origin, receiving in pairs]

@@ -153,13 +153,18 @@ def place_of(recipe: Recipe, find: Callable[[str], HostSpec]) -> Path:
     return cache_folder() / "hosts" / f"{re.sub(r'[^A-Za-z0-9._-]', '-', recipe.name)}-{mark}"
 
 
+class NotMade(UserError):
+    """A derived host is not there yet."""
+
+
 def made(recipe: Recipe, find: Callable[[str], HostSpec]) -> Path:
     """As `place_of`, of a host that was made.
 
     Raises:
-        UserError: it was not made yet, or as `place_of`.
+        NotMade: it was not made yet.
+        UserError: as `place_of`.
     """
     if not (place := place_of(recipe, find)).is_dir():
-        raise UserError(f"host '{recipe.name}' is derived from '{recipe.parent}' and was not made here yet; "
+        raise NotMade(f"host '{recipe.name}' is derived from '{recipe.parent}' and was not made here yet; "
                         f"make it once: portability derive {recipe.name}")
     return place

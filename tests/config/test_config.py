@@ -541,3 +541,14 @@ def test_a_rate_that_falls_to_nothing_has_one_budget():
         study("method=lora", "grid.budgets=[50,200]", "train.schedule=linear")
     with pytest.raises(UserError, match=r"unknown train.schedule 'cosine'; choose one of: constant, linear"):
         study("method=lora", "train.schedule=cosine")
+
+
+def test_derived_hosts_that_were_not_made_are_named_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path))
+    hosts = [f"host.{name}={{derive: {{from: tasks-large, thinned: {{layers: {layers}}}}}, path: null}}"
+             for name, layers in (("nano-raw-base", 2), ("nano-tuned-base", 3))]
+    with pytest.raises(UserError, match=r"portability derive nano-raw-base nano-tuned-base$"):
+        study("method=lora", *hosts)
+    with pytest.raises(UserError, match=r"host 'nano-tuned-base' is derived from 'tasks-large' and was not "
+                                        r"made here yet; make it once: portability derive nano-tuned-base$"):
+        study("method=lora", hosts[1])
