@@ -257,7 +257,7 @@ def rate_share(step: int, spec: TrainSpec) -> float:
     stays, or falls to 0 after the last update.
 
     Source: linear: transformers' get_linear_schedule_with_warmup, a step later in the warm-up, which begins
-        at 0 there (D-135).
+        at 0 there (D-137).
 
     Example:
         >>> protocol = TrainSpec(8, 2, 0.0, (0.9, 0.999), 1e-8, 1.0, 0.0, 4, 1e-3, 6, schedule="linear")
