@@ -58,7 +58,7 @@ def basis(origin: HostSpec, receiving: HostSpec) -> Basis | None:
     """What the embeddings of shared tokens tell; None where a host's cannot be read as plain numbers, or a
     tokenizer is not there.
 
-    Source: our choice (D-133), after the checks of /strategies that recover a known basis.
+    Source: our choice (D-133).
     """
     try:
         tables = [embedding(spec) for spec in (origin, receiving)]

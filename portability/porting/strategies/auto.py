@@ -23,9 +23,8 @@ def choice(origin: HostSpec, receiving: HostSpec, found: Basis | None, texts: bo
     """Which strategy for such a pair.
 
     In the same coordinates nothing is mapped: copying was unbeaten there. In others the spaces are rotated
-    onto
-    each other: by texts where there are some, else by the embeddings of shared tokens. Nothing is cut off or
-    padded in either case.
+    onto each other: by texts where there are some, else by the embeddings of shared tokens. Nothing is cut
+    off or padded in either case.
 
     Args:
         texts: whether there are texts to calibrate on.
