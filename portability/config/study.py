@@ -25,6 +25,7 @@ from portability.execution.engines import ENGINES
 from portability.hosts.recipes import NotMade, Recipe, made, read_recipe
 from portability.hosts.sources import HostSource, describe
 from portability.planning.grid import SELF, Grid, check_relations, origins, rated
+from portability.planning.plan import plan
 from portability.planning.selection import Part
 from portability.planning.study import Study
 
@@ -67,6 +68,8 @@ def to_study(cfg: DictConfig) -> Study:
     grid = _grid(conf, data, received, relations, used)
     grid = replace(grid, exclude=_excluded(conf, grid))
     _check(grid, relations)
+    if grid.exclude and not plan(grid).cells:
+        raise UserError("grid.exclude leaves out every cell of the grid; leave fewer out")
     if conf.train.schedule == "linear" and len(grid.budgets) > 1:
         raise UserError(f"train.schedule=linear falls to 0 after the last update, so the budgets "
                         f"{', '.join(map(str, grid.budgets))} would not nest; leave one (grid.budgets)")
@@ -142,7 +145,7 @@ def _excluded(conf: Config, grid: Grid) -> list[dict[str, list[str]]]:
     """What is left out of the grid, every name held against it; hosts may be named by their roles.
 
     Raises:
-        UserError: the grid lacks a name, or nothing is left of it.
+        UserError: the grid lacks a name.
     """
     known = {
         "method": [rated(method, rate).name for method, rate in product(grid.methods, grid.rates)],
@@ -258,6 +261,9 @@ def _check(grid: Grid, relations: Relations) -> None:
         raise UserError(f"eval.metrics ({', '.join(map(name_of, grid.eval.metrics))}) are of texts with "
                         "labels, and no set of grid.data has them: answers to prompts are measured as "
                         f"data.{received[0]}.answers.scoring says; leave eval.metrics out")
+    if grid.train.loss == "token" and not grid.answers:
+        raise UserError("train.loss=token is of answers to prompts, and no data set of the grid has them: "
+                        "the answers of texts with labels have one token; leave train.loss out")
     if any("extraction" in init.traits.needs for init in grid.inits):
         check_relations(relations, received)
     if extracted := [init for init in grid.inits if init.traits.subtracts_start]:

@@ -219,8 +219,11 @@ def _fitting(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench:
     passes, smallest = 1, trainer.TRAIN_ROWS
     while True:
         rows = trainer.parts_of(train.batch_size, passes, train.batch_size)[0][1]
-        most = stack_size(_member_bytes(runs, starts, bench, context, rows), context.device,
-                          context.place.share)
+        try:
+            most = stack_size(_member_bytes(runs, starts, bench, context, rows), context.device,
+                              context.place.share)
+        except torch.OutOfMemoryError:  # not even to be measured
+            most = 0
         if most or rows <= smallest:
             break
         passes *= 2

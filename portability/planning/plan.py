@@ -74,9 +74,12 @@ class _Arm:
 
     def cells(self, out: Plan) -> Iterator[specs.Cell]:
         grid = self.grid
+        left = [budget for init in grid.inits for port in grid.ports for budget in self._budgets(init, port)]
+        if grid.exclude and not left:
+            return  # nothing is trained, nor a bare host read, for cells that are all left out
         origin_id = out.add(self._origin, self._origin.train.updates) if self._trains_origin else None
         native_id = ""
-        if any(self._budgets(init, port)[-1:] > [0] for init in grid.inits for port in grid.ports):
+        if any(left):  # some are trained
             native_id = out.add(self._trained(self.receiving, self.data), grid.origin_updates)
         place = partial(specs.Cell, **self._place, seed=self.seed, native_id=native_id)
         for port in grid.ports:

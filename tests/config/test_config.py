@@ -533,7 +533,7 @@ def test_the_command_prints_one_sentence_and_fails(tmp_path):
 
 
 def test_a_rate_that_falls_to_nothing_has_one_budget():
-    got = study("method=lora", "grid.budgets=[50]", "train.schedule=linear", "train.loss=token")
+    got = study("method=lora", "grid.budgets=[50]", "train.schedule=linear")
     assert got.grid.train.schedule == "linear"
     plain = plan(study("method=lora", "grid.budgets=[50]").grid).runs
     assert not plan(got.grid).runs.keys() & {run_id for run_id, run in plain.items() if run.method}
@@ -552,3 +552,16 @@ def test_derived_hosts_that_were_not_made_are_named_all_at_once(tmp_path, monkey
     with pytest.raises(UserError, match=r"host 'nano-tuned-base' is derived from 'tasks-large' and was not "
                                         r"made here yet; make it once: portability derive nano-tuned-base$"):
         study("method=lora", hosts[1])
+def test_a_loss_by_tokens_is_of_answers_to_prompts():
+    with pytest.raises(UserError, match=r"train.loss=token is of answers to prompts, and no data set of the"):
+        study("method=lora", "train.loss=token")
+
+
+def test_a_grid_keeps_some_of_its_cells():
+    with pytest.raises(UserError, match=r"grid.exclude leaves out every cell of the grid; leave fewer out"):
+        study("+sweep=smoke", "grid.exclude=[{receiving: tuned_base}]")
+    with pytest.raises(UserError, match=r"unknown seed of grid.exclude\[1\] '7'; choose one of: 0, 1"):
+        study("+sweep=smoke", "grid.exclude=[{budget: 10}, {seed: [0, 7]}]")
+    got = study("+sweep=smoke", "grid.exclude=[{receiving: tuned_base, method: lora}]")
+    assert got.grid.exclude == [{"receiving": ["nano-tuned-base"], "method": ["lora"]}]
+    assert {cell.method for cell in plan(got.grid).cells} == {"adapter"}

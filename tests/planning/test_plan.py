@@ -208,5 +208,14 @@ def test_excluded_cells_are_not_planned_and_runs_train_for_what_is_left():
     assert "raw-large" in {run.host.name for run in natives}  # as an origin only
 
 
+def test_nothing_is_trained_or_read_for_a_pair_whose_cells_are_all_left_out():
+    pairs = grid().pairs
+    for head in ("shared", "fresh"):
+        less = plan(grid(pairs=pairs[1:], head=head, exclude=[{"origin": ["raw-large"]}]))
+        alone = plan(grid(pairs=pairs[1:3], head=head))
+        assert less.cells == alone.cells and less.runs == alone.runs and less.marks == alone.marks
+    assert plan(grid(exclude=[{"seed": ["0", "1", "2", "3", "4"]}])).runs == {}
+
+
 def test_a_grid_from_which_nothing_is_left_out_plans_the_same_runs():
     assert plan(grid(exclude=[])).runs.keys() == plan(grid()).runs.keys()

@@ -79,6 +79,22 @@ def test_a_batch_that_does_not_fit_is_read_in_parts(whole, tmp_path, monkeypatch
     assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(bits(store, runs), wanted, strict=True))
 
 
+def test_a_batch_that_cannot_even_be_measured_is_read_in_parts(whole, tmp_path, monkeypatch, counted):
+    study, runs, marks, wanted = whole
+    measure = execute.member_bytes
+
+    def short(scorer, start, rows, frozen):
+        if len(rows[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(scorer, start, rows, frozen)
+
+    monkeypatch.setattr(execute, "member_bytes", short)
+    store = Store(tmp_path)
+    execute.execute(runs[:1], marks, WorkerContext(store, study.data))
+    assert counted["passes"] == [4] and not store.failures()
+    assert np.allclose(bits(store, runs[:1])[0], wanted[0], atol=1e-4)
+
+
 def test_out_of_memory_halves_the_stack_and_loses_nobody(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, wanted = whole
     update = engine.Trainer.update
