@@ -552,6 +552,8 @@ def test_derived_hosts_that_were_not_made_are_named_all_at_once(tmp_path, monkey
     with pytest.raises(UserError, match=r"host 'nano-tuned-base' is derived from 'tasks-large' and was not "
                                         r"made here yet; make it once: portability derive nano-tuned-base$"):
         study("method=lora", hosts[1])
+
+
 def test_a_loss_by_tokens_is_of_answers_to_prompts():
     with pytest.raises(UserError, match=r"train.loss=token is of answers to prompts, and no data set of the"):
         study("method=lora", "train.loss=token")
