@@ -57,15 +57,22 @@ def interactions(context: StudyContext) -> pd.DataFrame:
             own = pairs[one | other].assign(one=one[one | other], other=other[one | other])
             parts.append(own.assign(axis=axis, item=item, against=against, baseline=baseline))
     keys = [*context.strata, "axis", "item", "against", "baseline", "budget"]
-    if not parts:
+    pairs = _two_sided(pd.concat(parts, ignore_index=True), keys) if parts else pd.DataFrame()
+    if pairs.empty:
         empty = pd.DataFrame(columns=[*keys, "n", "expected", "failed", "missing", "mark"])
         return joined([labelled(empty, "", "pp")])
-    pairs = pd.concat(parts, ignore_index=True)
-    tasks = pairs.drop_duplicates([*keys, "task"]).groupby(keys, sort=False, dropna=False, observed=True)
-    pairs = pairs.join(tasks[["one", "other"]].sum().add_suffix("_size"), on=keys)
     weight = pairs["one"] / pairs["one_size"] - pairs["other"] / pairs["other_size"]
     frame = blocks.estimate_groups(pairs.assign(weight=weight), keys, context.answers, context.metric.scale)
     return labelled(blocks.correct_family(frame), "difference of gains", context.metric.difference)
+
+
+def _two_sided(pairs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The pairs of groups in which both sides have cells of their own, with how many (`one_size`,
+    `other_size`): a grid may leave all of one side out at a budget."""
+    tasks = pairs.drop_duplicates([*keys, "task"]).groupby(keys, sort=False, dropna=False, observed=True)
+    pairs = pairs.join(tasks[["one", "other"]].sum().add_suffix("_size"), on=keys)
+    apart = (pairs["against"] != OTHERS) | (pairs["one_size"] < pairs["other_size"])
+    return pairs[(pairs["one_size"] > 0) & (pairs["other_size"] > 0) & apart]
 
 
 def _splits(columns: dict[str, pd.Series]) -> Iterator[tuple[str, str, str, pd.Series, pd.Series]]:

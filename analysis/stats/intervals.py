@@ -108,7 +108,10 @@ class Spread:
         return (short + long) / 2
 
     def p(self, mean: float) -> float:
-        """The `alpha` whose interval around a mean just ends at 0, of one mean."""
+        """The `alpha` whose interval around a mean just ends at 0, of one mean; NaN of none."""
+        if math.isnan(mean):
+            return math.nan
+
         def beyond(log: float) -> float:
             return float(self.half(np.exp(log))) - abs(mean)
 

@@ -161,6 +161,17 @@ def test_a_missing_bare_run_leaves_no_lift_and_is_named(study):
     assert [p.where for p in problems(study.store)] == [f"bare run {bare}"]
 
 
+def test_cells_without_a_native_have_no_native_number_and_are_no_problem(tmp_path: Path):
+    study = build(tmp_path / "whole", Axes(seeds=(0,)))
+    cells = [replace(cell, native_id="") if cell.receiving == "base" else cell for cell in study.cells]
+    study.store.root.joinpath("manifests").rename(tmp_path / "aside")
+    study.store.expect(cells, FACTS)
+    found = tidy(study.store)
+    assert found[found["receiving"] == "base"]["native"].isna().all() and set(found["status"]) == {"done"}
+    assert found[found["receiving"] != "base"]["native"].notna().all()
+    assert problems(study.store) == []
+
+
 def test_a_failed_origin_training_is_named_although_no_cell_reads_it(study):
     study.store.fail("0123456789abcdef", {"error": "out of memory"})
     (problem,) = problems(study.store)

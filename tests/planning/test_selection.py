@@ -29,6 +29,13 @@ def test_only_takes_the_cells_runs_with_their_origins_and_references():
     assert {PLANNED.runs[i].seed for i in ids} == {1, None}
 
 
+def test_only_takes_cells_without_a_native_too():
+    planned = plan(grid(exclude=[{"budget": ["50", "100", "200"]}]))
+    ids = select_runs(planned, part(only={"method": ["lora"], "init": ["ported"], "seed": [1]}))
+    cells = [c for c in planned.cells if c.method == "lora" and c.init == "ported" and c.seed == 1]
+    assert {c.native_id for c in cells} == {""} and {c.run_id for c in cells} <= ids <= set(planned.runs)
+
+
 def test_only_can_name_a_run():
     cell = next(c for c in PLANNED.cells if c.init == "ported")
     assert cell.run_id in select_runs(PLANNED, part(only={"run_id": [cell.run_id]}))

@@ -45,11 +45,11 @@ def pair(mount):
     return noisy(origin, 1), origin.host.spec, receiving.host.spec, receiving.init_parameters(2)
 
 
-def ported(pair, strategy, options, texts=TEXTS, tokens=400):
+def ported(pair, strategy, options, texts=TEXTS, tokens=400, seed=0, layer_map="stretch"):
     module, origin, receiving, fresh = pair
-    return port(module, PortContext(origin, receiving, fresh, PortSpec("p", strategy, "stretch",
-                                                                       options=options),
-                                    functools.cache(load_host), lambda: calibration("t", texts, tokens)))
+    how = PortSpec("p", strategy, layer_map, options=options)
+    return port(module, PortContext(origin, receiving, fresh, how, functools.cache(load_host),
+                                    lambda: calibration("t", texts, tokens, seed)))
 
 
 @pytest.fixture
@@ -78,10 +78,26 @@ def test_another_worker_reads_no_text_and_has_the_same_bits(pair, strategy, opti
 
 
 @pytest.mark.parametrize("change", [{"tokens": 200}, {"texts": TEXTS[:50]}, {"options": {"centred": True}},
-                                    {"strategy": "corr"}], ids=str)
+                                    {"strategy": "corr"}, {"seed": 1}, {"layer_map": "skip"}], ids=str)
 def test_what_maps_follow_from_names_them(pair, change, folder):
     ported(pair, "procrustes", {})
     ported(pair, **{"strategy": "procrustes", "options": {}, **change})
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "precision"])
+@pytest.mark.parametrize("side", ["origin", "receiving"])
+def test_what_hosts_are_and_compute_in_names_maps(pair, side, change, folder, monkeypatch):
+    ported(pair, "procrustes", {})
+    module, *specs, fresh = pair
+    place = ("origin", "receiving").index(side)
+    real = load_host(specs[place])
+    if change == "fingerprint":
+        specs[place] = replace(specs[place], fingerprint="other")
+    else:
+        real.precision = "bf16"
+    monkeypatch.setattr(PortContext, f"{side}_host", lambda self: real)
+    ported((module, *specs, fresh), "procrustes", {})
     assert len(list(folder.iterdir())) == 2
 
 
@@ -125,7 +141,7 @@ def test_a_damaged_file_is_made_again(pair, harm, folder, monkeypatch, caplog):
 
 def test_many_at_once_leave_one_whole_file(folder):
     path = folder / "one.safetensors"
-    many = [Fitted({PAIR: torch.full((50, 50), float(one)).double()}, one) for one in range(8)]
+    many = [Fitted({PAIR: torch.full((50, 50), 7.0).double()}, 7) for _ in range(8)]  # one key: the same bits
     seen = []
 
     def work(fitted):
@@ -139,6 +155,25 @@ def test_many_at_once_leave_one_whole_file(folder):
             getattr(thread, step)()
     assert len(seen) == 40 and all((one.maps[PAIR] == one.tokens).all() for one in seen)
     assert [one.name for one in folder.iterdir()] == [path.name]
+
+
+def test_a_write_that_breaks_off_leaves_what_was_there(folder, monkeypatch, caplog):
+    first, second = (Fitted({PAIR: torch.full((5, 5), value).double()}, 7) for value in (1.0, 2.0))
+    keep(folder / "x", [PAIR], first)
+
+    def half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept_maps, "save_file", half)
+    keep(folder / "x", [PAIR], second)
+    assert torch.equal(kept(folder / "x", [PAIR]).maps[PAIR], first.maps[PAIR])
+    assert "No space left on device" in caplog.text and len(list(folder.iterdir())) == 1
+
+
+def test_a_matrix_with_one_number_in_several_places_is_not_kept(folder):
+    keep(folder / "x", [PAIR], Fitted({PAIR: torch.ones(3, 1).double().expand(3, 4)}, 1))
+    assert not folder.exists()
 
 
 def test_what_was_not_used_for_longest_makes_room(folder, monkeypatch):

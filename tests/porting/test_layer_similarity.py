@@ -28,6 +28,7 @@ from portability.porting.layer_similarity import (
 )
 from portability.porting.port import LOOKED_AT, port
 from portability.porting.similarity import cka, gram
+from portability.porting.verdict import layers_line
 from support.hidden import Basis, hide
 from support.peft_methods import write_plain
 from support.tiny import model, noisy, sentences, tokenizer
@@ -314,6 +315,12 @@ def test_the_command_refuses_bad_layer_maps_in_one_sentence(words, said, folder,
                  "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_layers_of_hosts_whose_stacks_have_other_names_are_compared(make_host):
+    one, other = make_host("bert"), make_host("gpt2")
+    for pair in ((one, other), (other, one)):
+        assert layers_line(*pair, load_host, TEXTS).startswith("layers: CKA of what 2 matched ones make of")
 
 
 def test_the_command_says_how_alike_the_layers_are_where_there_are_texts(folder, deep, tmp_path, capsys):

@@ -42,6 +42,7 @@ def test_a_task_trains_scores_and_measures(asked):
     with torch.no_grad():
         loss = scorer.loss(head, *rows)
         assert loss.ndim == 0 and bool(loss.isfinite()) and scorer.logits(head, *rows).shape[0] == 4
+    assert int(scorer.weight(*rows)) == 3  # the fourth fills up
     told = []
     found = scorer.predict({name: value[None] for name, value in head.items()}, test, 2, told.append).of(0)
     assert found.nll.shape == found.invalid.shape == (3,) and told == sorted(told) and told[-1] == 1.0

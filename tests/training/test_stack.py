@@ -69,12 +69,13 @@ def test_a_stack_is_cut_to_what_fits(whole, tmp_path, monkeypatch, counted):
 
 def test_a_batch_that_does_not_fit_is_read_in_parts(whole, tmp_path, monkeypatch, counted, caplog):
     study, runs, marks, wanted = whole
-    fits = iter([0, 2])
-    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: next(fits))
+    fits, needed = iter([0, 2]), []
+    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: needed.append(one) or next(fits))
     store = Store(tmp_path)
     with caplog.at_level("INFO"):
         execute.execute(runs, marks, WorkerContext(store, study.data))
     assert counted["stacks"] == [1, 2, 2] and counted["passes"] == [2, 2, 2]
+    assert needed[1] < needed[0]  # each part is measured
     assert "a batch of 16 does not fit into memory at once: 8 examples at a time" in caplog.text
     assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(bits(store, runs), wanted, strict=True))
 

@@ -56,6 +56,23 @@ def test_all_differences_are_one_family_and_methods_add_up_to_nothing(found):
     assert len(table.shown) == len(frame) and "of one lineage" in table.notes
 
 
+def test_a_side_that_a_grid_leaves_out_at_a_budget_is_compared_with_nothing(tmp_path: Path):
+    study = build(tmp_path / "s", Axes(budgets=(0, 100), seeds=(0, 1)))
+    study.store.root.joinpath("manifests").rename(tmp_path / "aside")
+    study.store.expect([cell for cell in study.cells if cell.budget == 0 or cell.method == "lora" and (
+        cell.relation == "same")], FACTS)
+    found = gather(study.store)
+    frame = interactions(found)
+    assert set(frame.loc[frame["budget"] == 0, "axis"]) == {"direction", "method", "relation"}
+    assert set(frame.loc[frame["budget"] == 100, "axis"]) == {"direction"}  # one method, one relation
+    assert frame["mean"].notna().all()
+    study.store.root.joinpath("manifests").rename(tmp_path / "more")
+    study.store.expect([cell for cell in study.cells if cell.method == "lora" and cell.relation == "same" and
+                        cell.origin == "base" or cell.init == "scratch"], FACTS)
+    few = gather(study.store)
+    assert interactions(few).empty and build_tables(few, ["interactions"])[0].notes
+
+
 def test_without_kinds_of_hosts_in_the_manifests_these_are_not_compared(tmp_path: Path):
     frame = interactions(gather(build(tmp_path / "s", Axes(budgets=(100,), seeds=(0, 1))).store))
     assert set(frame["axis"]) == {"direction", "method", "relation"}

@@ -327,9 +327,12 @@ def test_a_command_is_quoted_for_the_shell_and_for_hydra(tmp_path):
     study = build(tmp_path / "toy", SMALL, {**FACTS, "sweep": None, "study": "toy"})
     digits = "0012345678901234"
     facts = {**FACTS, "overrides": ["grid.seeds=[7, 8]", "study=toy"], "study": "toy"}
-    study.store.expect([replace(study.cells[0], seed=7, run_id=digits)], facts)
+    bare = "b" * 16
+    study.store.expect([replace(study.cells[0], seed=7, run_id=digits),
+                        replace(study.cells[0], seed=8, run_id=bare, bare_id=bare, native_id="")], facts)
     runs = details(study.store, gather(study.store, "eval_accuracy")).runs
     words = shlex.split(runs[digits]["command"])[3:]
     assert words == ["grid.seeds=[7, 8]", "study=toy", f'only={{run_id: "{digits}"}}']
     assert compose(words[1:]).part.only == {"run_id": [digits]}
+    assert "" not in runs and shlex.split(runs[bare]["command"])[-1] == f'only={{run_id: "{bare}"}}'
     assert shlex.split(runs[study.cells[0].run_id]["command"])[3] == "study=toy"

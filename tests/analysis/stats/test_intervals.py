@@ -86,6 +86,13 @@ def test_p_is_at_most_5_percent_exactly_where_the_interval_leaves_0_out():
         assert half == pytest.approx(abs(found.mean), rel=1e-6)
 
 
+def test_what_is_no_number_is_not_significant():
+    each = crossed(np.random.default_rng(6), 3, 20, 1.0)
+    each[0, 0] = np.nan
+    found = estimate(each.mean(axis=1), [each])
+    assert np.isnan(found.mean) and np.isnan(found.p)
+
+
 def test_the_detectable_difference_is_that_of_statsmodels():
     for alpha in (ALPHA, ALPHA / 8):
         for df in (2.0, 4.0, 5.7, 9.0, 17.3, 59.0):
