@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     names = [word for word in asked.words if "=" not in word]
+    if not names:
+        parser.error("name a host to make")
     settings = [word for word in asked.words if "=" in word]
     for folder in asked.config_dir:
         settings += ["--config-dir", folder]

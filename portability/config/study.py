@@ -23,7 +23,7 @@ from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
 from portability.hosts.recipes import NotMade, Recipe, made, read_recipe
-from portability.hosts.sources import HostSource, describe
+from portability.hosts.sources import HostSource, check_place, describe
 from portability.planning.grid import SELF, Grid, check_relations, origins, rated
 from portability.planning.plan import plan
 from portability.planning.selection import Part
@@ -199,20 +199,28 @@ def _pairs(conf: Config) -> list[tuple[specs.HostSpec, specs.HostSpec]]:
 
 
 def find_host(
-    conf: Config, name: str, make: Callable[[Recipe, Callable[[str], specs.HostSpec]], Path] = made
+    conf: Config, name: str, make: Callable[[Recipe, Callable[[str], specs.HostSpec]], Path] = made,
+    above: tuple[str, ...] = (),
 ) -> specs.HostSpec:
     """A host of the catalogue.
 
     Args:
         make: gives the folder of a derived host.
+        above: hosts that are derived from it, the last one directly.
 
     Raises:
-        UserError: there is no such host, it cannot be described, or as `make`: it was not made yet.
+        UserError: there is no such host, it cannot be described, it is derived from itself, or as `make`: it
+            was not made yet.
     """
+    if name in above:
+        raise UserError(f"host '{name}' is derived from itself ({' from '.join([*above, name])}): name "
+                        f"another parent (host.{above[-1]}.derive)")
     source = _entry(conf, "host", name, HostSource)
     if source.derive is None:
         return describe(source)
-    folder = make(read_recipe(name, source.derive), lambda other: find_host(conf, other, make))
+    check_place(source)
+    folder = make(read_recipe(name, source.derive),
+                  lambda other: find_host(conf, other, make, (*above, name)))
     return describe(HostSource(name, path=str(folder)))
 
 

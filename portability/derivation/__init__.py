@@ -2,8 +2,6 @@
 means), and the folder that is kept."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from portability.core.specs import HostSpec
 from portability.core.versions import packages
 from portability.derivation import basis, shapes, trained, weights
+from portability.hosts.converted import once
 from portability.hosts.host import load_plain, load_tokenizer
 from portability.hosts.recipes import Recipe, place_of
 from portability.hosts.sources import folder_of
@@ -25,8 +24,9 @@ RECORD = "derived.json"
 
 
 def derive(recipe: Recipe, find: Callable[[str], HostSpec]) -> Path:
-    """The folder of a derived host, made if it is not there: weights in the parent's own number format, its
-    tokenizer, and derived.json (recipe, parent's fingerprint, what was measured, versions).
+    """The folder of a derived host, made if it is not there, by one process at a time: weights in the
+    parent's own number format, its tokenizer, and derived.json (recipe, parent's fingerprint, what was
+    measured, versions).
 
     Args:
         find: describes a host by its name, the parent among them.
@@ -34,26 +34,18 @@ def derive(recipe: Recipe, find: Callable[[str], HostSpec]) -> Path:
     Raises:
         UserError: the change is not defined for the parent, or as `place_of`.
     """
-    place = place_of(recipe, find)
-    if (place / RECORD).is_file():
-        return place
+    return once(place_of(recipe, find), lambda draft: _make(recipe, find, draft))
+
+
+def _make(recipe: Recipe, find: Callable[[str], HostSpec], draft: Path) -> None:
     parent = find(recipe.parent)
     said = json.loads((folder_of(parent) / "config.json").read_text())
     kind = type(recipe.change).__name__
     model, measured = MADE[kind](load_plain(parent), load_tokenizer(parent), recipe.change, find)
     record = {"name": recipe.name, "from": recipe.parent, "parent": parent.fingerprint,
               kind.lower(): _public(vars(recipe.change)), **measured, "versions": packages()}
-    draft = place.with_name(f".{place.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        _save(model, load_tokenizer(parent), said.get("dtype") or said.get("torch_dtype"), draft)
-        (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        shutil.rmtree(place, ignore_errors=True)  # without a record: half a folder
-        draft.rename(place)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return place
+    _save(model, load_tokenizer(parent), said.get("dtype") or said.get("torch_dtype"), draft)
+    (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _save(model: Any, tokenizer: Any, kind: str | None, folder: Path) -> None:

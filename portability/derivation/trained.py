@@ -1,5 +1,6 @@
 """A host trained further: on running text, or towards another host's states."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,7 @@ def continued(
         ids += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     if len(ids) <= change.length:
         raise UserError(f"{change.texts} holds {len(ids)} tokens, and one window takes {change.length}")
+    _check_length(model, change.length)
     drawn = random.Random(change.seed)
 
     def losses() -> Iterable[Tensor]:
@@ -56,6 +58,10 @@ def distilled(
     Raises:
         UserError: a host with two stacks, or the other host has another width or vocabulary.
     """
+    if FAMILIES[model.config.model_type].seq2seq:
+        raise UserError(f"a {model.config.model_type} host cannot be trained towards another's states: only "
+                        "hosts with one stack are")
+    _check_length(model, change.length)
     like = load_plain(find(change.like))
     for key in ("model_type", "hidden_size", "vocab_size"):
         own, other = (getattr(one.config, key, None) for one in (model, like))
@@ -65,6 +71,8 @@ def distilled(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     texts, drawn = read_texts(Path(change.texts).expanduser()), random.Random(change.seed)
+    if not texts:
+        raise UserError(f"{change.texts} holds no text")
     whole = FAMILIES[model.config.model_type].scoring == "head"
 
     def losses() -> Iterable[Tensor]:
@@ -81,14 +89,27 @@ def distilled(
     return model, _fit(model, losses(), change)
 
 
+def _check_length(model: Any, length: int) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UserError(f"length is {length}, and the host has {positions} positions")
+
+
 def _fit(model: Any, losses: Iterable[Tensor], change: Continued | Distilled) -> dict[str, Any]:
-    """All weights by AdamW at a constant rate, gradients clipped to norm 1."""
+    """All weights by AdamW at a constant rate, gradients clipped to norm 1.
+
+    Raises:
+        UserError: the loss is no number any more.
+    """
     started, seen = time.perf_counter(), list[float]()
     adam = torch.optim.AdamW(model.parameters(), lr=change.learning_rate)
     model.requires_grad_(True).train()
     found = iter(losses)
     for _ in tqdm(range(change.updates), desc="trained further", unit="update", mininterval=2.0):
         loss = next(found)
+        if not math.isfinite(float(loss.detach())):
+            raise UserError(f"the loss of update {len(seen) + 1} is {float(loss.detach())}; lower "
+                            "learning_rate")
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

