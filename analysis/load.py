@@ -13,7 +13,7 @@ from portability.core.errors import validate_choice
 from portability.core.wording import counted
 from portability.store import Store
 
-HOST_PAIR = ("one", "other", "cka", "weight_distance", "compared_fraction", "shape_distance")
+HOST_PAIR = ("one", "other", "cka", "weight_distance", "compared_fraction", "shape_distance", "rotation")
 NOT_RUN = "no record and no failure: not run yet"
 INITS = (*ARMS, "sampled", "scratch")  # these first, in this order; other inits follow as they come
 

@@ -28,10 +28,10 @@ def gain_and_similarity(context: StudyContext) -> pd.DataFrame:
     """
     gains = context.levels["direction"].rename(columns={"mean": "gain"})
     gains = gains.assign(quantity="gain over " + gains["baseline"], unit=context.metric.difference,
-                         pair=_pair(gains["origin"], gains["receiving"]))
+                         pair=host_pair(gains["origin"], gains["receiving"]))
     pairs, facts = context.study.pairs, context.study.runs[["run_id", *CARRIED]]
     hosts = pairs[[*SIMILARITIES]].apply(pd.to_numeric, errors="coerce")
-    hosts = hosts.groupby(_pair(pairs["one"], pairs["other"])).mean()
+    hosts = hosts.groupby(host_pair(pairs["one"], pairs["other"])).mean()
     facts[[*CARRIED]] = facts[[*CARRIED]].apply(pd.to_numeric, errors="coerce")
     keys = [*context.strata, "method", "origin", "receiving", "relation"]
     own = context.arms[context.arms["init"] == context.arm][[*keys, "run_id"]].drop_duplicates()
@@ -43,7 +43,7 @@ def gain_and_similarity(context: StudyContext) -> pd.DataFrame:
     return joined([gains[[*keys, "budget", "quantity", "unit", *columns, *SIMILARITIES, *CARRIED]]])
 
 
-def _pair(one: pd.Series, other: pd.Series, symmetric: bool = True) -> pd.Series:
+def host_pair(one: pd.Series, other: pd.Series, symmetric: bool = True) -> pd.Series:
     """The names of two hosts, in one order where that does not matter."""
     pairs = zip(one.astype(str), other.astype(str), strict=True)
     names = [tuple(sorted(pair)) if symmetric else pair for pair in pairs]
@@ -108,7 +108,7 @@ def _rows(points: pd.DataFrame, keys: list[str], names: Sequence[str]) -> Iterat
     """One row per group of keys, method (and all of them, where there are several) and predictor, all of one
     kind."""
     symmetric = names is SIMILARITIES
-    units = _pair(points["origin"], points["receiving"], symmetric)
+    units = host_pair(points["origin"], points["receiving"], symmetric)
     points = points.assign(one_unit=units)
     for group, own in points.groupby(keys, sort=False, dropna=False):
         means = own.groupby(["method", "one_unit"], sort=False)[["gain", *names]].mean().unstack("one_unit")

@@ -7,6 +7,7 @@ import pandas as pd
 from portability.analysis.context import StudyContext
 from portability.analysis.contrast_arm import say
 from portability.analysis.measures import (
+    changed_hosts,
     comparisons,
     costs,
     curves,
@@ -195,6 +196,28 @@ TABLES: dict[str, TableSpec] = {
             "{family} correlations of the CSV file, at all budgets. A correlation over a few chosen hosts "
             "says nothing of why. {gone}"),
         applies=predictors.can_correlate),
+    "changed_hosts": TableSpec(
+        changed_hosts.changed_hosts, "Lift by how the host was changed",
+        "{label} of {arm} before any update minus that of the bare host, on hosts that were made from the "
+        "origin by a recipe.",
+        view=views.changed_hosts, cells="start", keys=("method", "receiving"), notes=(
+            "In square brackets: 95 % of new seeds{examples}, as in the table of lifts. Updates: those of "
+            "all changes. Weight distance: |difference| / |both| over the matrices that both hosts have, "
+            "layer by layer. CKA: of what matched layers make of training texts. Rotation: how far the "
+            "embeddings are turned, 0 to 1. Loss of bare: of the test answers, in nats. {lacking_pairs}"),
+        applies=changed_hosts.has_changes),
+    "left_out": TableSpec(
+        changed_hosts.left_out, "What could have told the lift",
+        "{label}: how far off the lift is that each predictor gives for hosts of a kind of change that it "
+        "was not fitted on.",
+        view=views.left_out, cells="start", keys=("method",), notes=(
+            "Each kind of change is left out in turn; its hosts' lifts are predicted by a straight line "
+            "through the predictor's ranks on all other hosts, and by these hosts' mean where a host has no "
+            "such number. Error: mean of |predicted − observed| over hosts. In square brackets: 95 % of "
+            "new seeds (jackknife), on these hosts; a predictor is of use where the error that it saves "
+            "against the mean of the others is above 0. Updates and weight distance are what anybody would "
+            "look at first. Kinds are few, so this says little of other kinds."),
+        applies=changed_hosts.has_changes),
     "win_rate_inits": TableSpec(
         port_measures.win_rate, "Win rates of inits", "{label}: every two inits, by method.",
         ("method", "init"), "against", WON, show=views.win_entry,

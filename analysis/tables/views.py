@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -236,6 +237,26 @@ predictors = partial(view, keys=("method", "baseline", "predictor"), where=_reco
     "Spearman": lambda row: row["note"] or plain(row["spearman"], ".2f"), "Pearson": _digits("pearson", 2),
     "p": _digits("p", 3), "p after Holm": _digits("p_holm", 3), "smallest p": _digits("smallest_p", 3),
     "units": lambda row: f"{row['n']}/{row['expected']}{row['mark']}"})
+
+
+def _error(*names: str) -> Callable[[pd.Series], str]:
+    """Three columns as a number with its interval."""
+    return lambda row: with_interval(*(row[name] for name in names),
+                                     replace(UNITS[row["unit"]], signed=names[0] == "less"))
+
+
+def _share(row: pd.Series) -> str:
+    return f"{row['known']}/{row['hosts']}"
+
+
+changed_hosts = partial(view, keys=("method", "receiving"), columns={
+    "change": "changes", "lift": _difference, "bare": lambda row: plain(100 * row["bare"], ".1f"),
+    "updates": _digits("changed_updates", 0), "weight distance": _digits("weight_distance", 4),
+    "CKA": _digits("cka", 3), "rotation": _digits("rotation", 2), "loss of bare": _digits("bare_loss", 3),
+    "pairs": _counts})
+left_out = partial(view, keys=("method", "predictor"), columns={
+    "error": _error("mean", "low", "high"), "less than the mean's": _error("less", "less_low", "less_high"),
+    "hosts that have it": _share, "kinds": "kinds", "seeds": "seeds"})
 
 
 def win_entry(row: pd.Series) -> str:

@@ -22,7 +22,7 @@ from portability.core.schema import build
 from portability.data.sources import answer_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
-from portability.hosts.recipes import NotMade, Recipe, made, read_recipe
+from portability.hosts.recipes import NotMade, Recipe, kind_of, made, read_recipe
 from portability.hosts.sources import HostSource, check_place, describe
 from portability.planning.grid import SELF, Grid, check_relations, origins, rated
 from portability.planning.plan import plan
@@ -83,6 +83,8 @@ def to_study(cfg: DictConfig) -> Study:
         data=data, overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine,
         tracking=conf.tracking, part=Part(conf.only, conf.shard, conf.retry, conf.yes),
         primary=_primary(conf.primary, grid, kinds, roles), kinds=kinds,
+        derived={host.name: found for pair in grid.pairs for host in pair
+                 if host.name in conf.host and (found := _derived(conf, host.name))},
     )
 
 
@@ -222,6 +224,18 @@ def find_host(
     folder = make(read_recipe(name, source.derive),
                   lambda other: find_host(conf, other, make, (*above, name)))
     return describe(HostSource(name, path=str(folder)))
+
+
+def _derived(conf: Config, name: str) -> dict[str, Any]:
+    """How a host came to be, for the manifest: the host it stems from, the kinds of its changes, the first
+    one first, and the updates of them all; nothing of a host that is not derived."""
+    source = _entry(conf, "host", name, HostSource)
+    if source.derive is None:
+        return {}
+    recipe = read_recipe(name, source.derive)
+    above = _derived(conf, recipe.parent) or {"from": recipe.parent, "changes": [], "updates": 0}
+    return {"from": above["from"], "changes": [*above["changes"], kind_of(recipe.change)],
+            "updates": above["updates"] + getattr(recipe.change, "updates", 0)}
 
 
 def _role(conf: Config, name: str) -> str:

@@ -105,6 +105,20 @@ CHANGES: Mapping[str, type] = {"continued": Continued, "distilled": Distilled, "
                                "hidden": Hidden}
 
 
+def kind_of(change: Change) -> str:
+    """What a change is called in a study: its name and, of further training, the data set of its texts.
+
+    Example:
+        >>> [kind_of(change) for change in (Continued("films/train.jsonl", 60), Thinned(4))]
+        ['continued on films', 'thinned']
+    """
+    kind = type(change).__name__.lower()
+    if not isinstance(change, Continued | Distilled):
+        return kind
+    texts = Path(change.texts)
+    return f"{kind} on {texts.parent.name if texts.stem == 'train' and texts.parent.name else texts.stem}"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A host `name` is host `parent` with one change."""

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ class Study:
     primary: Sequence[Contrast]  # declared before the runs, no part of any run
     kinds: Sequence[tuple[str, str, str]]  # of every pair, what relates origin and receiving host
     similarity: bool  # compare the hosts of each pair (portability/execution/host_comparison.py)
+    # of every host made by a recipe, what it stems from, the kinds of its changes, and their updates
+    derived: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def facts(study: Study, sweep: str | None) -> dict[str, Any]:
@@ -79,4 +81,5 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
         "answers": {name: vars(spec) for name, spec in grid.answers.items()},
         "pairs": [list(kind) for kind in study.kinds],
         "primary": [asdict(contrast) for contrast in study.primary],
+        **({"derived": dict(study.derived)} if study.derived else {}),
     }

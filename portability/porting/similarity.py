@@ -21,6 +21,7 @@ from portability.hosts.attention import causal_mask, text_mask
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import folder_of, weight_files
 from portability.methods.adapters_backend import prepare
+from portability.porting.basis import basis
 from portability.porting.layer_maps import stretch
 from portability.tasks.base import check_length
 
@@ -44,8 +45,9 @@ def compare_hosts(
 
     Returns:
         `cka`, the mean of `cka_layers` (see `cka`); `weight_distance` and `compared_fraction` (see
-        `weight_distance`), and in `weight_reason` why the first is None; `shape_distance`; `texts`, N; names
-        and fingerprints of both; `seconds`.
+        `weight_distance`), and in `weight_reason` why the first is None; `shape_distance`;
+        `rotation` (porting.basis; None where it is not defined); `texts`, N; names and fingerprints of both;
+        `seconds`.
 
     Raises:
         UserError: too few texts, or a host that cannot be loaded, sees a text longer than it has positions
@@ -71,7 +73,7 @@ def compare_hosts(
         "other_fingerprint": other.fingerprint,
         "cka": mean(layer["cka"] for layer in layers), "cka_layers": layers,
         "weight_distance": distance, "compared_fraction": fraction, "weight_reason": reason,
-        "shape_distance": shape_distance(one.shape, other.shape),
+        "shape_distance": shape_distance(one.shape, other.shape), "rotation": _rotation(one, other),
         "texts": len(texts), "seconds": round(time.monotonic() - start, 2),
     }
 
@@ -211,6 +213,11 @@ def _matrices(spec: HostSpec, files: contextlib.ExitStack) -> tuple[dict[tuple[s
 
 def _square(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+
+
+def _rotation(one: HostSpec, other: HostSpec) -> float | None:
+    found = basis(one, other)
+    return None if found is None else found.rotation
 
 
 # ---- shape

@@ -18,7 +18,7 @@ from support.pairs import representatives
 from support.synthetic import FACTS, Axes, Synthetic, accuracy, build
 
 # tables that only some studies have
-OF_SOME = ("primary", "iterates", "rates", "predictors", "equal_compute")
+OF_SOME = ("primary", "iterates", "rates", "predictors", "equal_compute", "changed_hosts", "left_out")
 ALWAYS = [name for name in TABLES if name not in OF_SOME]
 
 
