@@ -1,7 +1,8 @@
 """What a module is still worth on hosts that were made from its own by a recipe, and what could have told so
 before the port."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from portability.analysis.context import StudyContext, once
 from portability.analysis.measures.port_measures import lift
 from portability.analysis.measures.predictors import host_pair
 from portability.analysis.measures.summaries import joined, labelled
-from portability.analysis.stats.intervals import LEVEL
+from portability.analysis.stats.intervals import jackknife
 from portability.analysis.stats.pairing import bare_pairs
 from portability.core.specs import BARE
 
@@ -101,14 +102,15 @@ def _errors(hosts: pd.DataFrame, lifts: pd.DataFrame) -> Iterator[dict[str, obje
     values = {name: pd.to_numeric(hosts[name], errors="coerce").to_numpy(float) for name in
               (*TRIVIAL, *MEASURED)} | {NOTHING_KNOWN: np.full(len(hosts), np.nan)}
 
-    def error(name: str, seeds: np.ndarray) -> float:
+    def error(seeds: np.ndarray, name: str) -> float:
         gains = lifts.to_numpy(float)[:, seeds].mean(axis=1)
         return float(np.abs(predicted(values[name], gains, kinds) - gains).mean())
 
+    def saved(seeds: np.ndarray, name: str) -> float:
+        return error(seeds, NOTHING_KNOWN) - error(seeds, name)
+
     for name, known in values.items():
-        own = _with_interval(lambda seeds, name=name: error(name, seeds), lifts.shape[1])
-        less = _with_interval(lambda seeds, name=name: error(NOTHING_KNOWN, seeds) - error(name, seeds),
-                              lifts.shape[1])
+        own, less = (jackknife(partial(number, name=name), lifts.shape[1]) for number in (error, saved))
         yield {"predictor": name, **dict(zip(("mean", "low", "high"), own, strict=True)),
                **dict(zip(("less", "less_low", "less_high"), less, strict=True)),
                "known": int(np.isfinite(known).sum()), "hosts": len(hosts), "kinds": len(set(kinds)),
@@ -134,15 +136,3 @@ def predicted(values: np.ndarray, gains: np.ndarray, kinds: np.ndarray) -> np.nd
             known = inside & np.isfinite(ranks)
             found[known] = start + slope * ranks[known]
     return found
-
-
-def _with_interval(number: Callable[[np.ndarray], float], seeds: int) -> tuple[float, float, float]:
-    """A number of all seeds and its 95 % interval by leaving out each in turn."""
-    every = np.arange(seeds)
-    middle = number(every)
-    if seeds < 2:
-        return middle, np.nan, np.nan
-    others = np.array([number(np.delete(every, seed)) for seed in every])
-    error = np.sqrt((seeds - 1) / seeds * np.square(others - others.mean()).sum())
-    half = float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1) * error)
-    return middle, middle - half, middle + half

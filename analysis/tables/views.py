@@ -239,14 +239,19 @@ predictors = partial(view, keys=("method", "baseline", "predictor"), where=_reco
     "units": lambda row: f"{row['n']}/{row['expected']}{row['mark']}"})
 
 
-def _error(*names: str) -> Callable[[pd.Series], str]:
+def _difference_of(mean: str, low: str, high: str, signed: bool = True) -> Callable[[pd.Series], str]:
     """Three columns as a number with its interval."""
-    return lambda row: with_interval(*(row[name] for name in names),
-                                     replace(UNITS[row["unit"]], signed=names[0] == "less"))
+    return lambda row: with_interval(row[mean], row[low], row[high],
+                                     replace(UNITS[row["unit"]], signed=signed))
 
 
 def _share(row: pd.Series) -> str:
     return f"{row['known']}/{row['hosts']}"
+
+
+port_choice = partial(view, keys=("pairs", "origin", "receiving", "budget"), columns={
+    "port ": "port", "behind the best": _difference_of("mean", "low", "high"),
+    "chosen": lambda row: number(row["chosen"], SHARE) + " %", "units": "units", "seeds": "seeds"})
 
 
 changed_hosts = partial(view, keys=("method", "receiving"), columns={
@@ -255,7 +260,8 @@ changed_hosts = partial(view, keys=("method", "receiving"), columns={
     "CKA": _digits("cka", 3), "rotation": _digits("rotation", 2), "loss of bare": _digits("bare_loss", 3),
     "pairs": _counts})
 left_out = partial(view, keys=("method", "predictor"), columns={
-    "error": _error("mean", "low", "high"), "less than the mean's": _error("less", "less_low", "less_high"),
+    "error": _difference_of("mean", "low", "high", signed=False),
+    "less than the mean's": _difference_of("less", "less_low", "less_high"),
     "hosts that have it": _share, "kinds": "kinds", "seeds": "seeds"})
 
 

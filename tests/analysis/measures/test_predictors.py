@@ -32,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> StudyContext:
                 budgets=(0, 100))
     study = gather(build(tmp_path_factory.mktemp("hosts") / "toy", axes).store).study
     random = np.random.default_rng(1)
-    rows = [(other, one, random.random(), None if one == "a" else random.random(), 1.0, 0.5)
+    rows = [(other, one, random.random(), None if one == "a" else random.random(), 1.0, 0.5, None)
             for one, other in PAIRS]
     pairs = pd.DataFrame(rows, columns=list(HOST_PAIR))
     fractions = {"carried": random.random(len(study.runs)), "carried_norm": np.nan}

@@ -18,7 +18,8 @@ from support.pairs import representatives
 from support.synthetic import FACTS, Axes, Synthetic, accuracy, build
 
 # tables that only some studies have
-OF_SOME = ("primary", "iterates", "rates", "predictors", "equal_compute", "changed_hosts", "left_out")
+OF_SOME = ("primary", "iterates", "rates", "predictors", "equal_compute", "changed_hosts", "left_out",
+           "port_choice")
 ALWAYS = [name for name in TABLES if name not in OF_SOME]
 
 
