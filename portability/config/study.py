@@ -1,7 +1,7 @@
 """From the composed configuration to a study: hosts and data are described, nothing is loaded (no torch)."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
@@ -14,7 +14,7 @@ from portability.config.folders import OWN_BASE, base_of, check_external, extern
 from portability.config.schema import Config
 from portability.core import specs
 from portability.core.architectures import FAMILIES
-from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind
+from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind, selects
 from portability.core.errors import UserError, validate_choice
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.measures import metric_names, name_of
@@ -296,6 +296,14 @@ def _check(grid: Grid, relations: Relations) -> None:
                 extraction_options(method, init)
 
 
+def _has_cells(grid: Grid, contrast: Contrast, side: dict, places: Sequence[Mapping[str, str]]) -> bool:
+    """Whether grid.exclude leaves a seed of some place to both inits of a side of a contrast."""
+    inits = {contrast.arm, contrast.baseline} - {specs.BARE}
+    return any(all(not any(selects(out, {**place, "init": init, "budget": str(contrast.budget),
+                                         "seed": str(seed)}) for out in grid.exclude) for init in inits)
+               for place in places if selects(side, place) for seed in grid.seeds)
+
+
 def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, str | None]) -> list[Contrast]:
     methods = [rated(method, rate).name for method, rate in product(grid.methods, grid.rates)]
     axes = product(methods, kinds, grid.relations, grid.data, grid.ports)
@@ -305,8 +313,11 @@ def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, st
     budgets = {init.name: [0, *grid.budgets][init.traits.trains_extra :] for init in grid.inits}
     try:
         found = declared(values, budgets | {specs.BARE: [0]}, places, roles)
-        for contrast in found if len(grid.rates) > 1 else []:
-            if any("method" not in side for side in contrast.sides):
+        for contrast in found:
+            if any(not _has_cells(grid, contrast, side, places) for side in contrast.sides):
+                raise UserError(f"primary '{contrast.name}' compares cells that grid.exclude leaves out; "
+                                "leave them in, or declare another contrast")
+            if len(grid.rates) > 1 and any("method" not in side for side in contrast.sides):
                 raise UserError(f"primary '{contrast.name}' would pool the rates of grid.rates; name its "
                                 f"methods: {', '.join(methods)}")
         return found

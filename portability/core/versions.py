@@ -13,7 +13,7 @@ from portability.core.specs import digest
 
 PACKAGES = ("portability", "torch", "transformers", "adapters", "peft", "datasets", "evaluate", "numpy",
             "safetensors")
-LIBRARIES = ("torch", "transformers", "adapters", "peft", "tokenizers")
+LIBRARIES = ("torch", "transformers", "adapters", "peft", "tokenizers", "numpy", "scipy")
 EXTRAS = ("adapters",)  # packages that an extra of the same name brings
 MISSING = "not installed"
 DISTRIBUTIONS = {"portability": "peft-portability"}  # those of another name than their package

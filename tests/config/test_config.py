@@ -564,6 +564,10 @@ def test_a_grid_keeps_some_of_its_cells():
         study("+sweep=smoke", "grid.exclude=[{receiving: tuned_base}]")
     with pytest.raises(UserError, match=r"unknown seed of grid.exclude\[1\] '7'; choose one of: 0, 1"):
         study("+sweep=smoke", "grid.exclude=[{budget: 10}, {seed: [0, 7]}]")
+    contrast = "primary=[{name: a, arm: ported, baseline: scratch, budget: 10, of: {method: lora}}]"
+    with pytest.raises(UserError, match=r"primary 'a' compares cells that grid.exclude leaves out"):
+        study("+sweep=smoke", "grid.exclude=[{method: lora, init: scratch}]", contrast)
+    assert study("+sweep=smoke", "grid.exclude=[{method: lora, seed: 0}, {budget: 20}]", contrast).primary
     got = study("+sweep=smoke", "grid.exclude=[{receiving: tuned_base, method: lora}]")
     assert got.grid.exclude == [{"receiving": ["nano-tuned-base"], "method": ["lora"]}]
     assert {cell.method for cell in plan(got.grid).cells} == {"adapter"}
