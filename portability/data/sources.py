@@ -1,7 +1,7 @@
 """Data sets as they stand in local files or on the hub: read and checked row by row, never trusted."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,13 +142,13 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     return spec
 
 
-def files(source: DataSource) -> dict[str, Path]:
-    """The file of each split that has one; of a hub source, those that are files by themselves.
+def files(source: DataSource, splits: Collection[str] = SPLITS) -> dict[str, Path]:
+    """The file of each of these splits that has one; of a hub source, those that are files by themselves.
 
     Raises:
         UserError: no such folder or file.
     """
-    used = check(source)
+    used = {split: name for split, name in check(source).items() if split in splits}
     paths = {split: Path(name).expanduser() for split, name in used.items() if _is_file(name)}
     if source.path is not None:
         folder = Path(source.path).expanduser()
@@ -174,7 +174,7 @@ def read_split(source: DataSource, split: str) -> Rows:
     used = check(source)
     if split not in used:
         raise UserError(f"data set '{source.name}' has no {split} split; name one in its splits (conf/data)")
-    labelled, path = source.answers is None, files(source).get(split)
+    labelled, path = source.answers is None, files(source, [split]).get(split)
     columns = {"text": source.text_column, "label": source.label_column} if labelled else source.columns
     if _is_file(used[split]) and not labelled:
         columns = {}

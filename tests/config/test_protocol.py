@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from portability.config.compose import composed, options
+from portability.config.study import checked
 from portability.core.errors import UserError
 from portability.data.sampling import BatchSampler
 from portability.data.splits import rows
@@ -36,10 +38,10 @@ def test_every_run_is_trained_on_the_same_examples(paper):
     assert {source.train_examples for source in paper.sources} == {1000}
 
 
-def test_three_epochs_are_45_batches_of_examples_of_all_lengths():
+def test_three_epochs_are_45_batches_of_examples_of_all_lengths(paper):
     lengths = np.random.default_rng(0).integers(20, 2048, 1000)
     encoded = Flat(np.zeros(lengths.sum(), dtype=np.int32), np.concatenate([[0], np.cumsum(lengths)]))
-    train = study("+sweep=extract", "protocol=paper").grid.train
+    train = paper.grid.train
     schedule = BatchSampler(encoded, train.batch_size, train.bucket_batches, "data")
     batches = [schedule.examples(step, 1) for step in range(train.updates)]
     for epoch in range(3):
@@ -54,9 +56,6 @@ def test_what_is_named_beside_the_word_wins():
 
 
 def test_on_the_hosts_of_the_paper_it_takes_the_place_of_the_host_sets_own():
-    from portability.config.compose import composed, options
-    from portability.config.study import checked
-
     conf = checked(composed(options(["+sweep=extract", "host_set=llama2", "protocol=paper", "data_root=/d"])))
     assert (conf.train.batch_size, conf.train.warmup, conf.grid.budgets, conf.grid.train_examples) == (
         64, 2, [45], 1000)

@@ -2,13 +2,16 @@
 of the training examples."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from portability.config.compose import composed, options
 from portability.config.schema import Config
+from portability.config.study import checked
 from portability.core.errors import UserError
 from portability.core.specs import AnswerSpec
 from portability.data.examples import Example
@@ -17,6 +20,7 @@ from portability.data.splits import rows, study_data
 from portability.data.tokenization import encode_answers, encode_choices, encode_prompts
 from portability.hosts.host import load_host
 from portability.hosts.sources import HostSource, describe
+from portability.planning.plan import plan
 from portability.tasks.generation import AnswerScorer, Generation
 from support.studies import study
 from support.tokenizers import gpt2_like
@@ -50,9 +54,6 @@ def source(tmp_path):
 
 def study_conf(name):
     """What conf/data says of a set."""
-    from portability.config.compose import composed, options
-    from portability.config.study import checked
-
     conf: Config = checked(composed(options(["data_root=/d"])))
     return conf.data[name]
 
@@ -97,7 +98,7 @@ def test_both_splits_may_be_files_without_a_folder(tmp_path):
     ({"templates": {"answer": "same"}}, "line 1: the template of answer makes one text of two choices"),
     ({"templates": {"prompt": "{{ prompt.__class__.__mro__ }}"}}, "line 1: .*unsafe"),
     ({"templates": {"prompt": "{{ prompt }}"}, "answers": None, "columns": {}}, "texts with labels have"),
-    ({"lettered": True, "answers": {"scoring": "rouge_l", "new_tokens": 4}}, "lettered is of answers to choos"),
+    ({"lettered": True, "answers": {"scoring": "rouge_l", "new_tokens": 4}}, "lettered is of answers"),
     ({"answers": CHOICE | {"chat": "hots"}}, r"data.a.answers.chat must be 'host', .* got 'hots'"),
     ({"answers": CHOICE | {"chat": 3}}, r"data.a.answers.chat must be 'host', .* got 3"),
 ])
@@ -204,25 +205,20 @@ def test_letters_are_scored_as_a_plain_loop_does(tmp_path):
 # ---- the same examples for all seeds
 
 
-def test_a_fixed_draw_of_the_training_examples_is_the_same_for_every_seed_and_nested(tmp_path, sets):
-    from portability.planning.plan import plan
-
-    def of(count):
-        got = study("+sweep=extract", "grid.seeds=[0,1]", f"grid.train_examples={count}",
-                    f"data.sums.path={sets}/written")
-        return got, rows(got.data, "sums", "train", 0)
-
-    (got, some), (_, more), (whole, every) = (of(count) for count in (20, 30, "null"))
-    keys = [[one.prompt for one in found] for found in (some, more, every)]
-    assert [len(found) for found in keys] == [20, 30, 80] and set(keys[0]) < set(keys[1]) < set(keys[2])
-    assert keys[0] == [prompt for prompt in keys[2] if prompt in set(keys[0])] != keys[2][:20]
-    runs = [run for run in plan(got.grid).runs.values() if run.data.name == "sums"]
-    assert {run.seed for run in runs if run.method} == {0, 1}
-    assert len({run.data.train_digest for run in runs}) == 1 and runs[0].data.counts["train"] == 20
-    assert not {run.run_id for run in runs if run.method} & {*plan(whole.grid).runs}
-    own = study("+sweep=extract", "grid.train_examples=20", "+data.sums.train_examples=9",
+def test_a_fixed_draw_of_the_training_examples_is_the_same_for_every_seed(sets):
+    got = study("+sweep=extract", "grid.seeds=[0,1]", "grid.train_examples=20", "+data.quiz.train_examples=9",
                 f"data.sums.path={sets}/written")
-    assert [own.data.counts[name]["train"] for name in ("sums", "quiz")] == [9, 20]
+    assert [got.data.counts[name]["train"] for name in ("sums", "quiz")] == [20, 9]
+    runs = [run for run in plan(got.grid).runs.values() if run.data.name == "sums"]
+    assert {run.seed for run in runs if run.method} == {0, 1} and runs[0].data.counts["train"] == 20
+    sums = {count: study_data([replace(source, train_examples=count)], "drop")
+            for source in got.sources if source.name == "sums" for count in (20, 30, None)}
+    keys = {count: [one.prompt for one in rows(found, "sums", "train", 0)] for count, found in sums.items()}
+    assert [len(found) for found in keys.values()] == [20, 30, 80]
+    assert set(keys[20]) < set(keys[30]) and keys[20] != keys[None][:20]
+    assert keys[20] == [prompt for prompt in keys[None] if prompt in set(keys[20])], "in the set's order"
+    digests = {count: found.digests["sums"]["train"] for count, found in sums.items()}
+    assert {run.data.train_digest for run in runs} == {digests[20]} and len({*digests.values()}) == 3
 
 
 def test_what_the_leak_guard_drops_is_not_drawn(tmp_path):
@@ -242,3 +238,10 @@ def test_a_draw_of_one_label_is_refused(tmp_path):
                        splits={"train": "train", "test": "test"})
     with pytest.raises(UserError, match="data set 'a': train_examples 1 leaves examples of one label only"):
         study_data([found], "drop")
+
+
+def test_a_split_is_read_where_the_file_of_another_is_elsewhere(source, tmp_path):
+    (tmp_path / "mine.jsonl").unlink()
+    assert read_split(source, "test")[0].answer == "The answer is: C"
+    with pytest.raises(UserError, match="no file .*mine.jsonl for its train split"):
+        study_data([source], "drop")
