@@ -70,7 +70,7 @@ def filled(templates: Mapping[str, str], part: str, row: Mapping[str, Any], text
     """The text of a prompt, or of an answer, inside its template; as it is where there is none.
 
     Raises:
-        UserError: the row lacks what the template reads.
+        UserError: the template cannot be filled, or the row lacks what it reads.
 
     Example:
         >>> filled({"prompt": "About {{ subject }}: {{ prompt }}"}, "prompt", {"subject": "law"}, "who ?")
@@ -80,5 +80,5 @@ def filled(templates: Mapping[str, str], part: str, row: Mapping[str, Any], text
         return text
     try:
         return _template(templates[part]).render({**row, part: text})
-    except TemplateError as error:
+    except Exception as error:  # filters raise plain ones
         raise UserError(f"the template of {part} cannot be filled: {error}") from error

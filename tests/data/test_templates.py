@@ -95,6 +95,7 @@ def test_both_splits_may_be_files_without_a_folder(tmp_path):
     ({"templates": {"prompt": "{{ prompt"}}, "data set 'a': the template of prompt cannot be read"),
     ({"templates": {"prompt": "{{ topic }} {{ prompt }}"}}, "test.jsonl line 1: .*'topic' is undefined"),
     ({"templates": {"prompt": " {% if 0 %}{% endif %}"}}, "line 1: the prompt must be a text that"),
+    ({"templates": {"prompt": "{{ prompt | batch }}"}}, "line 1: the template of prompt cannot be filled"),
     ({"templates": {"answer": "same"}}, "line 1: the template of answer makes one text of two choices"),
     ({"templates": {"prompt": "{{ prompt.__class__.__mro__ }}"}}, "line 1: .*unsafe"),
     ({"templates": {"prompt": "{{ prompt }}"}, "answers": None, "columns": {}}, "texts with labels have"),
