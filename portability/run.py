@@ -15,6 +15,7 @@ from portability.config.compose import composed, options, shown
 from portability.config.study import to_study
 from portability.core.errors import UserError, redact_paths
 from portability.core.measures import own
+from portability.execution.needs import need_lines
 from portability.execution.preview import example_lines, preview
 from portability.execution.scheduler import run_plan, to_do
 from portability.execution.status import status_lines
@@ -73,8 +74,9 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     if study.mode == "plan":
         untracked = TrackingSpec("disabled", study.tracking.project, store.root)
         setup = Setup(store.root, study.sources, study.overlap, untracked)
-        found = preview(part, to_do(part, store, part.runs)[0], setup)
-        _say([*plan_lines(study, part, store), *example_lines(part, found)])
+        todo = to_do(part, store, part.runs)[0]
+        found = preview(part, todo, setup)
+        _say([*plan_lines(study, part, store), *example_lines(part, found), *need_lines(found, todo)])
         return 0
     if study.mode == "status":
         _say(status_lines(part, store))

@@ -24,7 +24,7 @@ from portability.core.paths import bundled
 
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
 # ... are conf groups that are loaded whole, with the axis that names their entries
-ALWAYS = ("method", "engine", "host_set")  # something of these is always chosen; others are added with a plus
+ALWAYS = ("method", "engine", "host_set", "protocol")  # defaults; others are added with a plus
 FROM = re.compile(r"method\.([\w-]+)\.from")  # a method of an adapter's folder
 SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method=[lora,prefix]'; anything "
            "else takes one value: repeat the command for another, with study=NAME")

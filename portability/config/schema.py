@@ -86,6 +86,7 @@ class GridConf:
     origin_updates: Count | None
     rates: Axis[PositiveFloat]
     origin_seeds: Literal["same", "other"]
+    train_examples: Count | None = None
     exclude: list[Annotated[dict[str, list], BeforeValidator(_exclude)]] = field(default_factory=list)
 
 

@@ -61,7 +61,7 @@ def to_study(cfg: DictConfig) -> Study:
     received, relations = _sets(conf)
     used = dict.fromkeys([*received, *(name for own in relations.values() for name in own.values())])
     names = conf.grid.study_data or dict.fromkeys([*conf.host_set.study_data, *used])
-    sources = [_entry(conf, "data", name, DataSource) for name in names]
+    sources = [_source(conf, name) for name in names]
     data = study_data(sources, conf.grid.overlap)
     for name in used:
         validate_choice(name, data.sources, "data set of grid.study_data")
@@ -118,6 +118,12 @@ def _entry(conf: Config, group: str, name: str, cls: type[T]) -> T:
     catalogue = getattr(conf, group)
     validate_choice(name, catalogue, group)
     return build(cls, {"name": name} | (catalogue[name] or {}), f"{group}.{name}")
+
+
+def _source(conf: Config, name: str) -> DataSource:
+    """A data set of the catalogue, of whose training examples it says itself, or else the grid, how many."""
+    found = _entry(conf, "data", name, DataSource)
+    return replace(found, train_examples=found.train_examples or conf.grid.train_examples)
 
 
 def _grid(

@@ -175,6 +175,10 @@ class TaskSpec:
 
     passes = 1  # of a host, to score an example
 
+    def identity(self) -> dict[str, Any]:
+        """All settings."""
+        return asdict(self)
+
     @property
     def reading(self) -> "TaskSpec":
         """How hosts are given the examples alone, to be compared on them."""
@@ -194,6 +198,9 @@ class AnswerSpec:
         max_length: tokens of prompt and answer (of t5: of the prompt, and of the answer).
         too_long: what becomes of answers to write that leave no room for a prompt in it, one of TOO_LONG
             (data.tokenization.encode_answers).
+        chat: by what prompts are written as chats, one that is none being a turn of the user: OWN_TEMPLATE,
+            or a Jinja template for all hosts; None: chats by the host's template where it has one, prompts
+            as they are.
     """
 
     scoring: str
@@ -202,6 +209,12 @@ class AnswerSpec:
     new_tokens: int | None
     max_length: int
     too_long: str = "refuse"
+    chat: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """All settings; `chat` came later and is left out where it is None, so that older runs keep their
+        names."""
+        return {key: value for key, value in asdict(self).items() if key != "chat" or value is not None}
 
     @property
     def passes(self) -> int:
@@ -216,6 +229,7 @@ class AnswerSpec:
 
 
 TOO_LONG = ("refuse", "drop", "truncate")
+OWN_TEMPLATE = "host"  # the chat template that a host's tokenizer has
 SCORINGS = ("exact_match", "rouge_l", "choice")
 
 
@@ -310,7 +324,7 @@ class RunSpec:
             "schema": SCHEMA,
             "host": self.host.fingerprint,
             "data": [self.data.train_digest, self.data.eval_digest],
-            "task": asdict(self.task),
+            "task": self.task.identity(),
             "method": _without(self.method, "name"),
             "init": _without(self.init, "name"),
             "port": self.port.identity() if self.port else None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
+from portability.data.templates import LETTERS, are_told, behind_letters, filled
 
 ROLES = ("system", "user", "assistant")
 FORMS = (
@@ -18,6 +19,7 @@ FORMS = (
     frozenset({"messages"}),  # a chat: the last turn is the answer
 )
 KEYS = " or ".join(", ".join(sorted(form)) for form in FORMS)
+KEPT = {"prompt", "choices", "answer"}  # no chat has them
 Turn = tuple[str, str]  # role, content
 LabelledText = tuple[str, int]  # text, label (0 negative, 1 positive)
 Rows = list[Any]  # all of them LabelledText, or all of them Example
@@ -64,30 +66,36 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_rows(
-    values: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None = None, labelled: bool = False
+    values: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None = None, labelled: bool = False,
+    lettered: bool = False, templates: Mapping[str, str] | None = None,
 ) -> Rows:
     """Texts with labels, or examples: ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the
     answer as index or text (a choice that stands there twice, as in some questions of MMLU, counts once), or
-    ``{"messages": [{"role", "content"}, ...]}`` with the answer as last turn. Chats and prompts may be mixed,
-    but not answers to write and answers to choose.
+    ``{"messages": [{"role", "content"}, ...]}`` with the answer as last turn, other keys of a chat (dataset,
+    id, ...) being passed over. Chats and prompts may be mixed, but not answers to write and answers to
+    choose.
 
     Args:
         values: place and content of each row.
         columns: keys of a row -> names under which they stand there, other names being passed over; none:
             as they are.
+        lettered: whether choices stand in the prompt, and their letters are what is chosen.
+        templates: words around prompts and answers that are no chats (templates.filled).
 
     Raises:
         UserError: names the place, if something else stands there.
     """
     found: Rows = []
     for where, value in values:
+        row = value
         if columns:
             if not isinstance(value, dict):
                 raise UserError(f"{where} must be a JSON object with {', '.join(columns.values())}")
             if lacking := [column for column in columns.values() if column not in value]:
                 raise UserError(f"{where} has no {lacking[0]!r}")
             value = {name: value[column] for name, column in columns.items()}
-        found.append(_labelled(value, where) if labelled else _example(value, where))
+        found.append(_labelled(value, where) if labelled else
+                     _worded(_example(value, where, lettered), row, templates or {}, where))
         if not labelled and (found[0].choices is None) != (found[-1].choices is None):
             have, want = ("choices", "none") if found[0].choices is None else ("no choices", "some")
             raise UserError(f"{where} has {have} and the first has {want}; give each kind a set of its own")
@@ -107,12 +115,27 @@ def _labelled(value: Mapping[str, Any], where: str) -> LabelledText:
     return _text(value["text"], f"{where}: the text"), label
 
 
-def _example(value: Any, where: str) -> Example:
+def _worded(example: Example, row: Mapping[str, Any], templates: Mapping[str, str], where: str) -> Example:
+    """An example with the words of a set's templates around its prompt and its answers; a chat as it is."""
+    if example.turns or not templates:
+        return example
+    try:
+        prompt, answer = (_text(filled(templates, part, row, getattr(example, part)), f"{where}: the {part}")
+                          for part in ("prompt", "answer"))
+        choices = example.choices and tuple(filled(templates, "answer", row, one) for one in example.choices)
+    except UserError as error:
+        raise error if where in str(error) else UserError(f"{where}: {error}") from error
+    if choices and len(set(choices)) < len(choices):
+        raise UserError(f"{where}: the template of answer makes one text of two choices")
+    return Example(prompt, answer, choices, example.right)
+
+
+def _example(value: Any, where: str, lettered: bool) -> Example:
+    if isinstance(value, dict) and "messages" in value and not KEPT & value.keys():
+        return _chat(value["messages"], where)
     if not isinstance(value, dict) or frozenset(value) not in FORMS:
         have = ", ".join(sorted(value)) or "none" if isinstance(value, dict) else reprlib.repr(value)
         raise UserError(f"{where} must be a JSON object with exactly the keys {KEYS}, got {have}")
-    if "messages" in value:
-        return _chat(value["messages"], where)
     prompt, answer = _text(value["prompt"], f"{where}: 'prompt'"), value["answer"]
     if "choices" not in value:
         return Example(prompt, _text(answer, f"{where}: 'answer'"))
@@ -127,6 +150,11 @@ def _example(value: Any, where: str) -> Example:
     if type(place) is not int or not 0 <= place < len(texts):
         last = len(texts) - 1
         raise UserError(f"{where}: 'answer' must be a choice or an index from 0 to {last}, got {answer!r}")
+    if lettered and len(texts) > len(LETTERS):
+        raise UserError(f"{where}: {len(texts)} choices are more than there are letters; leave lettered out")
+    if lettered:
+        prompt, letters = behind_letters(prompt, texts)
+        return Example(prompt, letters[place], letters, place)
     right = texts[place].strip()
     return Example(prompt, once[right], tuple(once.values()), list(once).index(right))
 
@@ -172,10 +200,13 @@ def key(text: str) -> str:
 
 def question(example: Example) -> str:
     """What two examples have in common when they ask the same: prompt and choices, in whatever order these
-    stand.
+    stand, unless the prompt tells them.
 
     Example:
         >>> question(Example("2+2 =", "4", ("3", "4"), 1)) == question(Example("2 + 2 =", "4", ("4", "3"), 0))
         True
     """
-    return "\n".join([key(example.prompt), *sorted(map(key, example.choices or ()))])
+    alone = len(example.turns) == 1  # a chat of one turn asks what a prompt in the same words does
+    asked = example.turns[0][1] if alone else example.prompt
+    choices = () if are_told(example.prompt, len(example.choices or ())) else example.choices or ()
+    return "\n".join([key(asked), *sorted(map(key, choices))])

@@ -1,7 +1,7 @@
 """Data sets as they stand in local files or on the hub: read and checked row by row, never trusted."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,33 +9,39 @@ from typing import Any
 from portability.core.errors import UserError, validate_choice
 from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
-from portability.core.specs import SCORINGS, TOO_LONG, AnswerSpec
+from portability.core.schema import Count
+from portability.core.specs import OWN_TEMPLATE, SCORINGS, TOO_LONG, AnswerSpec
 from portability.data.answer_scores import LIKELIHOODS, NORMALISERS
 from portability.data.examples import FORMS, KEYS, Rows, json_lines, read_rows
+from portability.data.templates import columns_of
 
 SPLITS = ("train", "validation", "test")
-WRITTEN = {"new_tokens": None, "too_long": TOO_LONG[0]}
+WRITTEN = {"new_tokens": None, "too_long": TOO_LONG[0], "chat": None}
 # by scoring: what a set's answers may say, and what holds where they do not
 ANSWERS: Mapping[str, Mapping[str, Any]] = {
-    "exact_match": {**WRITTEN, "normaliser": "squad"}, "rouge_l": WRITTEN, "choice": {"likelihood": "sum"},
+    "exact_match": {**WRITTEN, "normaliser": "squad"}, "rouge_l": WRITTEN,
+    "choice": {"likelihood": "sum", "chat": None},
 }
 KNOWN = {"too_long": TOO_LONG, "normaliser": NORMALISERS, "likelihood": LIKELIHOODS}
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a data set comes from: exactly one of a local folder and a hub id; and what it holds: texts with
-    labels, or prompts with answers.
+    """Where a data set comes from, a local folder or a hub id (neither where all of its splits are files by
+    themselves), and what it holds: texts with labels, or prompts with answers.
 
     Attributes:
         path: folder of SPLIT.jsonl files, ``embedded:NAME`` for a set shipped with the package.
         hub: hub id (owner/name); needs `revision`, 40 hex digits.
         config: configuration of the hub's data set, for example "sst2" of nyu-mll/glue.
-        splits: train, validation, test -> the split of the source that serves as it; validation may be
-            missing.
+        splits: train, validation, test -> the split of the source that serves as it, or a file.jsonl by
+            itself, whose rows are named as ours; validation may be missing.
         answers: of a set of prompts, how answers are scored (`answer_spec`); None for texts with labels.
         columns: of a set of prompts, the keys of its rows (tasks.examples.FORMS) -> their names at the
             source, where these are others or there are more of them.
+        lettered: whether choices stand in the prompt behind letters, which are then what is chosen.
+        templates: words around prompt and answer: Jinja over the source's columns, `prompt` and `answer`.
+        train_examples: so many training examples are used (splits.drawn); None: all.
     """
 
     name: str
@@ -48,6 +54,9 @@ class DataSource:
     splits: Mapping[str, str | None] = field(default_factory=lambda: {split: split for split in SPLITS})
     answers: Mapping[str, Any] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    lettered: bool = False
+    templates: Mapping[str, str] = field(default_factory=dict)
+    train_examples: Count | None = None
 
 
 def check(source: DataSource) -> dict[str, str]:
@@ -63,8 +72,10 @@ def check(source: DataSource) -> dict[str, str]:
     hub, given = source.hub, dict(source.splits)
     named, pinned = r"[\w.-]+/[\w.-]+", r"[0-9a-f]{40}"
     columns = not source.columns or source.answers is not None and frozenset(source.columns) in FORMS
+    _check_words(source)
+    places, alone = [place for place in (source.path, hub) if place], all(map(_is_file, used.values()))
     for right, says in (
-        ((source.path is None) != (hub is None),
+        (len(places) == 1 or alone and not places,
          f"give either a path or a hub id (got path={source.path}, hub={hub})"),
         ({"train", "test"} <= used.keys(), f"splits must name a train and a test split, got {given}"),
         (len(set(used.values())) == len(used), f"one split of the source cannot serve twice, got {given}"),
@@ -76,6 +87,26 @@ def check(source: DataSource) -> dict[str, str]:
         if not right:
             raise UserError(f"data set '{source.name}': {says}")
     return used
+
+
+def _is_file(split: str) -> bool:
+    """Whether a split is a file by itself."""
+    return split.endswith(".jsonl")
+
+
+def _check_words(source: DataSource) -> None:
+    """Refuse letters and templates that cannot be used."""
+    where = f"data set '{source.name}'"
+    try:
+        columns_of(source.templates)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if source.templates and source.answers is None:
+        raise UserError(f"{where}: templates are of prompts with answers (answers); texts with labels have "
+                        "task.template")
+    if source.lettered and (source.answers or {}).get("scoring") != "choice":
+        raise UserError(f"{where}: lettered is of answers to choose; set answers.scoring=choice, or leave it "
+                        "out")
 
 
 def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
@@ -99,6 +130,10 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     for key, value in found.items():
         if key in KNOWN:
             validate_choice(str(value), KNOWN[key], f"{where}.{key}")
+        elif key == "chat":
+            if value not in (None, OWN_TEMPLATE) and "messages" not in str(value):
+                raise UserError(f"{where}.chat must be '{OWN_TEMPLATE}', for each host's chat template, or a "
+                                f"Jinja template that reads messages, got {value!r}")
         elif key != "scoring" and (type(value) is not int or value < 1):
             raise UserError(f"{where}.{key} must be a whole number of tokens from 1 on, got {value!r}")
     spec = AnswerSpec(**{"normaliser": None, "likelihood": None, "new_tokens": None, **found})
@@ -107,21 +142,22 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     return spec
 
 
-def files(source: DataSource) -> dict[str, Path]:
-    """The file of each split of a local source; nothing for a hub source.
+def files(source: DataSource, splits: Collection[str] = SPLITS) -> dict[str, Path]:
+    """The file of each of these splits that has one; of a hub source, those that are files by themselves.
 
     Raises:
         UserError: no such folder or file.
     """
-    used = check(source)
-    if source.path is None:
-        return {}
-    folder = Path(source.path).expanduser()
-    if source.path.startswith("embedded:"):
-        folder = EMBEDDED / "data" / source.path.removeprefix("embedded:")
-    if not folder.is_dir():
-        raise UserError(f"data set '{source.name}': no folder {folder}; set data_root, or path in conf/data")
-    paths = {split: folder / f"{name}.jsonl" for split, name in used.items()}
+    used = {split: name for split, name in check(source).items() if split in splits}
+    paths = {split: Path(name).expanduser() for split, name in used.items() if _is_file(name)}
+    if source.path is not None:
+        folder = Path(source.path).expanduser()
+        if source.path.startswith("embedded:"):
+            folder = EMBEDDED / "data" / source.path.removeprefix("embedded:")
+        if not folder.is_dir():
+            raise UserError(f"data set '{source.name}': no folder {folder}; set data_root, or path in "
+                            "conf/data")
+        paths = {split: paths.get(split, folder / f"{name}.jsonl") for split, name in used.items()}
     for split, path in paths.items():
         if not path.is_file():
             raise UserError(f"data set '{source.name}': no file {path} for its {split} split")
@@ -138,26 +174,28 @@ def read_split(source: DataSource, split: str) -> Rows:
     used = check(source)
     if split not in used:
         raise UserError(f"data set '{source.name}' has no {split} split; name one in its splits (conf/data)")
-    labelled, path = source.answers is None, files(source).get(split)
+    labelled, path = source.answers is None, files(source, [split]).get(split)
     columns = {"text": source.text_column, "label": source.label_column} if labelled else source.columns
+    if _is_file(used[split]) and not labelled:
+        columns = {}
     where = str(path) if path else f"{source.hub} split {used[split]}"
     values = json_lines(path) if path else _hub_rows(source, used[split], columns, where)
-    rows = read_rows(values, columns, labelled)
+    rows = read_rows(values, columns, labelled, source.lettered, source.templates)
     labels = {label for _, label in rows} if labelled else ()
     if not rows:
         raise UserError(f"{where} holds no examples")
     if len(labels) == 1:
         raise UserError(f"{where} holds only examples of label {labels.pop()}; both 0 and 1 are needed")
     if not labelled:
-        _check_answers(source, rows, where)
+        _check_answers(source, rows, where, split)
     return rows
 
 
-def _check_answers(source: DataSource, rows: Rows, where: str) -> None:
-    """See that the examples can be scored as the source says."""
+def _check_answers(source: DataSource, rows: Rows, where: str, split: str) -> None:
+    """See that the examples can be scored as the source says; what is trained on needs no choices."""
     spec, chosen = answer_spec(source, 2**31), rows[0].choices is not None
     assert spec is not None
-    if chosen != (spec.scoring == "choice"):
+    if chosen != (spec.scoring == "choice") and (chosen or split != "train"):
         have = "choices" if chosen else "no choices"
         raise UserError(f"{where} has {have}, but data.{source.name}.answers.scoring is {spec.scoring}; "
                         "answers to write are scored by exact_match or rouge_l, choices by choice")
@@ -183,7 +221,8 @@ def _hub_rows(
         raise UserError(f"data set '{source.name}': cannot fetch {source.hub}@{str(source.revision)[:8]}: "
                         f"{why}, or a local folder (path in conf/data)") from error
     part = found[validate_choice(split, found, f"split of {source.hub}")]
-    for column in columns.values():
+    named = list(dict.fromkeys([*columns.values(), *sorted(columns_of(source.templates))]))
+    for column in named:
         validate_choice(column, part.column_names, f"column of {source.hub}")
-    for number, row in enumerate(part.select_columns(list(columns.values()) or part.column_names), start=1):
+    for number, row in enumerate(part.select_columns(named if columns else part.column_names), start=1):
         yield f"{where} row {number}", row

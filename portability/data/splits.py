@@ -27,7 +27,7 @@ from portability.data.sources import DataSource, check, files, read_split
 
 EVAL_SPLITS = ("validation", "test")
 OVERLAPS = ("drop", "keep")
-GUARD_RULE = 1  # raise it when the leak guard or the digests change, so that kept results are not used
+GUARD_RULE = 2  # raise it when the leak guard or the digests change, so that kept results are not used
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class StudyData:
 
     Attributes:
         sources: by name, in the order of precedence.
-        counts: name -> examples: train (kept), validation, test, dropped_eval, dropped_train, dropped (their
+        counts: name -> examples: train (used), validation, test, dropped_eval, dropped_train, dropped (their
             sum), and shared_eval (evaluation examples that stand in another set's evaluation splits too; they
             stay).
         digests: name -> split -> digest of its rows (of those kept, for train).
-        dropped: name -> indices of the training rows that were dropped.
+        dropped: name -> indices of the training rows that are not used: dropped, or not drawn.
     """
 
     sources: Mapping[str, DataSource]
@@ -75,15 +75,42 @@ def _facts(sources: Mapping[str, DataSource], overlap: str) -> dict[str, Any]:
             for name, source in sources.items()}
     out = {}
     for name, guarded in guard(sets, overlap).items():
-        splits = sets[name] | {"train": kept(sets[name]["train"], guarded.dropped)}
+        unused = _unused(sources[name], sets[name]["train"], guarded.dropped)
+        splits = sets[name] | {"train": kept(sets[name]["train"], unused)}
         counts = {split: len(splits.get(split, [])) for split in ("train", *EVAL_SPLITS)}
         dropped = asdict(guarded) | {"dropped": len(guarded.dropped)}
         out[name] = {
             "counts": counts | dropped,
             "digests": {split: rows_digest(found) for split, found in splits.items()},
-            "dropped": list(guarded.dropped),
+            "dropped": unused,
         }
     return out
+
+
+def _unused(source: DataSource, rows: Rows, dropped: Sequence[int]) -> list[int]:
+    """Indices of the training rows that the leak guard drops, or that are not drawn.
+
+    Raises:
+        UserError: what is drawn is of one class only.
+    """
+    used = drawn(sorted({*range(len(rows))} - {*dropped}), source.train_examples)
+    if len({rows[index][1] for index in used if not isinstance(rows[index], Example)}) == 1:
+        raise UserError(f"data set '{source.name}': train_examples {source.train_examples} leaves examples "
+                        "of one label only; take more")
+    return sorted({*range(len(rows))} - {*used})
+
+
+def drawn(indices: Sequence[int], count: int | None) -> list[int]:
+    """So many of a training set's examples, in order: the first of a fixed shuffle, the same for all seeds of
+    a study, so that few of them are among more. All of them where there are no more, or for None.
+
+    Example:
+        >>> set(drawn(range(9), 3)) < set(drawn(range(9), 5)), drawn(range(9), None) == list(range(9))
+        (True, True)
+    """
+    found = list(indices)
+    random.Random(stream_seed("train-subset")).shuffle(found)
+    return sorted(found[:count])
 
 
 def rows_digest(found: Rows) -> str:
@@ -121,7 +148,7 @@ def data_spec(study: StudyData, name: str, eval_spec: EvalSpec) -> DataSpec:
         size, evaluated = limit, facts["digest"]
     return DataSpec(
         name=name,
-        source=source.path or str(source.hub),
+        source=source.path or source.hub or str(source.splits["train"]),
         revision=source.revision if source.hub else None,
         train_digest=digests["train"],
         eval_digest=evaluated,

@@ -23,7 +23,7 @@ import numpy as np
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.core.specs import TaskSpec
+from portability.core.specs import OWN_TEMPLATE, TaskSpec
 from portability.data.examples import Example, LabelledText
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class _Row(NamedTuple):
 
 def encode_answers(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
-    too_long: str = "refuse", new_tokens: int = 1,
+    too_long: str = "refuse", new_tokens: int = 1, chat: str | None = None,
 ) -> Sequences:
     """Prompts with their right answers, to train on; one row an example.
 
@@ -236,12 +236,14 @@ def encode_answers(
         new_tokens: a truncated answer has at least so many, as far as the prompt's last token leaves room,
             and more where the whole prompt leaves room for more: the prompt is cut no shorter than where an
             answer is to be written.
+        chat: by which template prompts are written as chats (specs.AnswerSpec).
 
     Raises:
-        UserError: an encoder host, a tokenizer without an end token, an answer that does not fit or that the
-            tokenizer does not know, or a chat that the host's template refuses.
+        UserError: an encoder host, a tokenizer without an end token or the chat template that is asked for,
+            an answer that does not fit or that the tokenizer does not know, or a chat that the template
+            refuses.
     """
-    work, count = _Encoder(tokenizer, family), len(examples)
+    work, count = _Encoder(tokenizer, family, chat), len(examples)
     rows = work.rows(examples, [example.answer for example in examples])
     rooms = [max_length if work.seq2seq else max_length - len(row.before) - 1 for row in rows]
     long = [index for index, room in enumerate(rooms) if len(rows[index].answer) > room]
@@ -259,7 +261,8 @@ def encode_answers(
 
 
 def encode_choices(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
+    chat: str | None = None
 ) -> Sequences:
     """Prompts with each of their choices, to compare likelihoods; one row a choice, in order. All choices of
     an example keep as much of its prompt as the longest leaves room for.
@@ -267,7 +270,7 @@ def encode_choices(
     Raises:
         UserError: as `encode_answers`, or an example without choices.
     """
-    work = _Encoder(tokenizer, family)
+    work = _Encoder(tokenizer, family, chat)
     lacking = [index for index, example in enumerate(examples) if example.choices is None]
     if lacking:
         raise UserError(f"example {lacking[0]} (from 0) has no choices; give each example choices, or none")
@@ -280,7 +283,7 @@ def encode_choices(
 
 def encode_prompts(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", family: str, max_length: int,
-    new_tokens: int
+    new_tokens: int, chat: str | None = None
 ) -> Sequences:
     """Prompts alone, to continue by up to `new_tokens`; answers are empty, and `starts` is each row's length
     (of t5, 0).
@@ -288,23 +291,23 @@ def encode_prompts(
     Decoder-only hosts need room for both, so their prompts are cut to ``max_length - new_tokens``.
 
     Raises:
-        UserError: an encoder host, a tokenizer without an end token, no room for a prompt, or a chat that the
-            host's template refuses.
+        UserError: no room for a prompt, or as `encode_answers`.
     """
-    work, count = _Encoder(tokenizer, family), len(examples)
+    work, count = _Encoder(tokenizer, family, chat), len(examples)
     room = max_length if work.seq2seq else max_length - new_tokens
     if room < 1:
         raise UserError(f"{new_tokens} new tokens leave no room for a prompt; raise max_length {OF_SET}")
     return work.flat(work.rows(examples, None), np.arange(count), np.ones(count, dtype=bool), room)
 
 
-def shown(example: Example, tokenizer: "PreTrainedTokenizerBase", family: str) -> tuple[str, str, list[int]]:
+def shown(example: Example, tokenizer: "PreTrainedTokenizerBase", family: str,
+          chat: str | None = None) -> tuple[str, str, list[int]]:
     """The text that a host reads, the right answer as it follows it, and the answer's tokens.
 
     Raises:
         UserError: as `encode_answers`.
     """
-    work, answer = _Encoder(tokenizer, family), example.answer.strip()
+    work, answer = _Encoder(tokenizer, family, chat), example.answer.strip()
     text, _ = work.prompt(example)
     (row,) = work.rows([example], [answer])
     return text, answer if work.seq2seq else joined(text, answer), row.answer
@@ -313,14 +316,18 @@ def shown(example: Example, tokenizer: "PreTrainedTokenizerBase", family: str) -
 class _Encoder:
     """A host's tokenizer, and how prompts and answers go through it."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", family: str, chat: str | None = None):
         if FAMILIES[family].scoring == "head":
             raise UserError(f"a {family} host can neither write nor rate answers; take one with a "
                             "language-model head")
         if tokenizer.eos_token_id is None:
             raise UserError("the host's tokenizer has no end token: name eos_token in tokenizer_config.json")
+        if chat == OWN_TEMPLATE and not tokenizer.chat_template:
+            raise UserError("the host's tokenizer has no chat template, as data.NAME.answers.chat=host asks "
+                            "for; leave that out, write a template there, or take a host that has one")
         self.tokenizer, self.seq2seq, self.end = tokenizer, FAMILIES[family].seq2seq, int(
             tokenizer.eos_token_id)
+        self.chat = chat
 
     def rows(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[_Row]:
         """The tokens of each example's prompt and of the answer beside it; without `answers`, of prompts
@@ -337,22 +344,24 @@ class _Encoder:
                 for (_, templated), prompt, tail in zip(texts, prompts, tails, strict=True)]
 
     def prompt(self, example: Example) -> tuple[str, bool]:
-        """The text before the answer, and whether the host's chat template made it, with its special tokens
-        in the text."""
-        if not example.turns or not self.tokenizer.chat_template:
+        """The text before the answer, and whether a chat template made it, with its special tokens in the
+        text."""
+        if self.chat is None and not (example.turns and self.tokenizer.chat_template):
             return example.prompt.rstrip(" "), False
         from jinja2 import TemplateError
 
-        if "strftime_now" in str(self.tokenizer.chat_template):
+        given = None if self.chat == OWN_TEMPLATE else self.chat  # None: the tokenizer's own
+        if "strftime_now" in str(given or self.tokenizer.chat_template):
             raise UserError("the host's chat template writes today's date, so a study could not be repeated; "
                             "put a fixed date into it (tokenizer_config.json or chat_template.jinja)")
-        turns = [{"role": role, "content": content} for role, content in example.turns]
+        turns = [{"role": role, "content": content}
+                 for role, content in example.turns or (("user", example.prompt),)]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False,
+            return str(self.tokenizer.apply_chat_template(turns, chat_template=given, tokenize=False,
                                                           add_generation_prompt=True)).rstrip(" "), True
         except TemplateError as error:
-            chat = example.prompt[:60]
-            raise UserError(f"the host's chat template refuses the chat {chat!r}: {error}") from error
+            whose, chat = "the host's" if given is None else "the given", example.prompt[:60]
+            raise UserError(f"{whose} chat template refuses the chat {chat!r}: {error}") from error
 
     def _answers(
         self, texts: list[tuple[str, bool]], prompts: list[list[int]], answers: Sequence[str]

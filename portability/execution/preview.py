@@ -54,7 +54,7 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
 
 def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:
     """Runs with one name fit or do not fit alike: seeds, updates and precision make no difference."""
-    identity = run.identity() | {"seed": None, "train": None, "precision": None}
+    identity = run.identity() | {"seed": None, "train": run.train.updates > 0, "precision": None}
     return digest([ours, identity | {"origin": origin.host.fingerprint if origin else None}])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import HostSpec, MethodSpec, PortSpec, RunSpec
 from portability.execution.execute import WorkerContext
-from portability.hosts.host import Host, load_tokenizer, model_class
+from portability.hosts.host import Host, load_tokenizer, model_class, weight_bytes
 from portability.hosts.sources import texts_of
 from portability.inits.extraction import check_extraction
 from portability.inits.extraction.weights import before_work
@@ -28,8 +28,10 @@ from portability.porting.port import check_texts, fit_head, needs_of, port
 from portability.porting.strategies import find_strategy
 from portability.tasks.base import HEAD, SHOWN
 from portability.tasks.registry import task_of
+from portability.training.memory import STATE
 
 GIVEN = {"origin_weights", "receiving_weights", "text", "labels"}  # needs that no rehearsal can meet
+PRECISIONS = ("fp32", "bf16")
 TOKENS = 12  # of an answer in an example that is shown
 
 
@@ -47,7 +49,8 @@ class Rehearsal:
 
     @torch.random.fork_rng(devices=[])  # meta tensors, too, take numbers from the one generator
     def of(self, run: RunSpec, origin: RunSpec | None) -> dict[str, Any]:
-        """What is asked in a run (`_asked`), if nothing stands in its way.
+        """What is asked in a run (`_asked`), if nothing stands in its way; and `memory`: by precision, bytes
+        that its worker holds at once at least, the host's weights and a module in training, or an extraction.
 
         Args:
             origin: the run that it starts from, if there is one.
@@ -59,6 +62,7 @@ class Rehearsal:
             check_texts(run.port, f"from '{origin.host.name}' to '{run.host.name}'")
         with _said(f"host '{run.host.name}'", f"data set '{run.data.name}'"):
             asked = self._asked(run)
+        held = 0
         if run.head == "shared" and origin is not None and run.port is not None and not _sees(run.port):
             with _said(f"port '{run.port.name}' from '{origin.host.name}' to '{run.host.name}'"):
                 fit_head(_head(origin.host), PortContext(origin.host, run.host, EMPTY, run.port))
@@ -66,11 +70,15 @@ class Rehearsal:
             fresh = self._module(run.host, run.method)
             pair = [f"from '{origin.host.name}' to '{run.host.name}'"] if origin else []
             with _said(f"init '{run.init.name}'", f"method '{run.method.name}'", *pair):
-                self._start(run, run.method, origin, fresh)
-        return asked
+                held = self._start(run, run.method, origin, fresh)
+            if run.train.updates:
+                held = 4 * STATE * sum(tensor.numel() for tensor in fresh.tensors.values())
+        model = self._host(run.host).model
+        return asked | {"memory": {kind: weight_bytes(model, kind) + held for kind in PRECISIONS}}
 
-    def _start(self, run: RunSpec, method: MethodSpec, origin: RunSpec | None, fresh: ModuleState) -> None:
-        """The module that a run starts from, where it comes from another host."""
+    def _start(self, run: RunSpec, method: MethodSpec, origin: RunSpec | None, fresh: ModuleState) -> int:
+        """The module that a run starts from, where it comes from another host; gives back bytes that this
+        takes, where it is an extraction."""
         # what a strategy makes of weights, the run itself shows
         if ("port" in run.init.traits.needs and origin is not None and run.port is not None
                 and not _sees(run.port)):
@@ -82,7 +90,9 @@ class Rehearsal:
         if run.teacher is not None:
             options = extraction_options(method, run.init)
             seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.context.data)
-            check_extraction(run.teacher, run.host, seeds, options, _head(run.teacher) if origin else None)
+            return check_extraction(run.teacher, run.host, seeds, options,
+                                    _head(run.teacher) if origin else None)
+        return 0
 
     def _host(self, spec: HostSpec) -> Host:
         if spec.fingerprint not in self.hosts:

@@ -20,6 +20,7 @@ from portability.execution.estimate import weigh
 from portability.execution.fetch import fetch_hosts
 from portability.execution.host_comparison import compare_pairs
 from portability.execution.leases import Leases
+from portability.execution.needs import check_memory
 from portability.execution.preview import preview
 from portability.execution.worker import Job, Setup
 from portability.hosts.devices import STACKS
@@ -234,7 +235,8 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
                     counted(len(book.failed), "run"))
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds,
                   conf.timeout_minutes)
-    preview(planned, todo, setup)
+    found = preview(planned, todo, setup)
+    check_memory(found, todo, here)
     fetch_hosts(planned, todo)
     if todo:
         weigh(planned, todo, store, setup, book.workers, here[0] if here else None, stack, study.part.yes)

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from portability.core.errors import UserError, validate_choice
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -55,6 +57,13 @@ def control(name: str) -> list[int] | None:
         return [int(part) for part in (Path("/sys/fs/cgroup") / name).read_text().split()]
     except (OSError, ValueError):  # no such file, or "max"
         return None
+
+
+def free_memory() -> int:
+    """Bytes of this machine's memory that are free, a container's limit included."""
+    free = psutil.virtual_memory().available
+    limit, used = (control(f"memory.{name}") for name in ("max", "current"))  # of a container
+    return free if limit is None or used is None else min(free, limit[0] - used[0])
 
 
 def count_gpus() -> int:

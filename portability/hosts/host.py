@@ -178,10 +178,23 @@ def narrow(model: "PreTrainedModel") -> None:
     fp32."""
     import torch
 
+    for part in _narrowed(model):
+        part.to(torch.bfloat16)
+
+
+def _narrowed(model: "PreTrainedModel") -> list[Any]:
+    import torch
+
     embedding = model.get_input_embeddings().weight
-    for part in model.modules():
-        if isinstance(part, torch.nn.Linear) and part.weight is not embedding:
-            part.to(torch.bfloat16)
+    return [part for part in model.modules()
+            if isinstance(part, torch.nn.Linear) and part.weight is not embedding]
+
+
+def weight_bytes(model: "PreTrainedModel", precision: str) -> int:
+    """Bytes of a host's weights as `load_host` keeps them; the model may be one without numbers."""
+    parts = _narrowed(model) if precision == "bf16" else []
+    halved = {id(value) for part in parts for value in part.parameters()}
+    return sum(value.numel() * (2 if id(value) in halved else 4) for value in model.parameters())
 
 
 def label_tokens(

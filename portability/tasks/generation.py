@@ -76,8 +76,8 @@ class Generation:
         """
         answers, length = [example.answer for example in asked], self.spec.max_length
         if self.spec.new_tokens is None:
-            return PromptSet(encode_choices(asked, tokenizer, family, length), None, answers)
-        prompts = encode_prompts(asked, tokenizer, family, length, self.spec.new_tokens)
+            return PromptSet(encode_choices(asked, tokenizer, family, length, self.spec.chat), None, answers)
+        prompts = encode_prompts(asked, tokenizer, family, length, self.spec.new_tokens, self.spec.chat)
         too_long = "refuse" if self.spec.too_long == "refuse" else "truncate"
         return PromptSet(prompts, self._encoded(asked, tokenizer, family, too_long), answers)
 
@@ -85,7 +85,7 @@ class Generation:
         self, chosen: Sequence[Example], tokenizer: PreTrainedTokenizerBase, family: str, too_long: str
     ) -> Sequences:
         return encode_answers(chosen, tokenizer, family, self.spec.max_length, too_long,
-                              self.spec.new_tokens or 1)
+                              self.spec.new_tokens or 1, self.spec.chat)
 
     def metrics(self, found: Predictions, labels: object, asked: object) -> dict[str, float]:
         return score_answers(np.asarray(found.score), found.nll, found.invalid, self.spec.scoring)
@@ -104,7 +104,8 @@ class Generation:
     def example(
         self, host: Host, data: StudyData, name: str, split: str, limit: int
     ) -> tuple[str, list[str], list[list[int]]]:
-        text, answer, ids = shown(rows(data, name, split, limit)[0], host.tokenizer, host.family)
+        first = rows(data, name, split, limit)[0]
+        text, answer, ids = shown(first, host.tokenizer, host.family, self.spec.chat)
         return f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids]
 
     def answered(

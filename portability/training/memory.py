@@ -4,11 +4,10 @@ import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-import psutil
 import torch
 from torch import Tensor
 
-from portability.hosts.devices import control
+from portability.hosts.devices import free_memory
 from portability.tasks.base import TaskScorer
 
 # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two
@@ -84,9 +83,7 @@ def free_bytes(device: torch.device, share: float) -> int:
 def _available() -> int:
     """Bytes that were free when this process first asked: later, what it freed stays with it and would not be
     seen."""
-    free = psutil.virtual_memory().available
-    limit, used = (control(f"memory.{name}") for name in ("max", "current"))  # of a container
-    return free if limit is None or used is None else min(free, limit[0] - used[0])
+    return free_memory()
 
 
 def stack_size(one: int, device: torch.device, share: float) -> int:

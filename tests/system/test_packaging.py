@@ -40,7 +40,7 @@ def test_a_wheel_plans_the_demo_and_runs_from_an_empty_folder(tmp_path):
     assert "portability/conf/sweep/demo.yaml" in names and "portability/analysis/tables/registry.py" in names
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"bin", "portability"}
     assert [name for name in names if name.startswith("bin/")] == ["bin/portability"]
-    for kind in ("method", "host", "data", "init", "port"):
+    for kind in ("method", "host", "data", "init", "port", "protocol"):
         assert len([name for name in names if name.startswith(f"portability/conf/{kind}/")]) == len(
             list((ROOT / "conf" / kind).glob("*.yaml")))
     assert len([name for name in names if name.endswith("model.safetensors")]) == 7

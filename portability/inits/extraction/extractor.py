@@ -1,5 +1,6 @@
 """From a teacher's weights and seed examples to a student's start values."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -63,8 +64,12 @@ def extract(
 def check_extraction(
     teacher: HostSpec, student: HostSpec, seeds: Sequence[Answered], options: ExtractionOptions,
     head: Head | None = None,
-) -> None:
+) -> int:
     """See, without reading a weight, that an extraction can be made.
+
+    Returns:
+        Bytes that it holds at once at least: the teacher's largest layer, embedding or head in fp32, and as
+        much again for its scores, where examples are looked at.
 
     Raises:
         UserError: as `extract`, where that can be said without weights.
@@ -73,6 +78,10 @@ def check_extraction(
     check_fit(weights, before_work(student), options)
     if options.scores == "sensitivity":
         check_seeds(seeds, weights, head)
+    parts = [list(names.values()) for names in weights.layers.values()]
+    parts += [[name] for site, name in weights.shared.items() if options.wanted(site)]
+    largest = max(sum(math.prod(weights.shapes[name]) for name in names) for names in parts)
+    return 4 * largest * (2 if options.scores == "sensitivity" else 1)
 
 
 class _Extraction:

@@ -1,0 +1,72 @@
+"""What runs need of a worker's memory at least, held against what is there: before work."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from portability.core.errors import UserError
+from portability.core.specs import RunSpec
+from portability.core.wording import counted
+from portability.execution.processes import in_child
+from portability.hosts.devices import Place, free_memory
+
+log = logging.getLogger(__name__)
+LITTLE = 2**30  # bytes that every machine and GPU has: of less nothing is said (our choice)
+
+
+def largest_need(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec]) -> tuple[int, str]:
+    """Bytes that the most demanding run needs at least, and what for.
+
+    Args:
+        found: by run id, what its rehearsal gave (rehearse.Rehearsal.of).
+    """
+    needs = {run_id: int(found[run_id]["memory"][run.precision]) for run_id, run in runs.items()
+             if run_id in found}
+    if not needs:
+        return 0, ""
+    run = runs[max(needs, key=lambda run_id: needs[run_id])]
+    more = f"an extraction from '{run.teacher.name}'" if run.teacher else "a module"
+    return max(needs.values()), f"'{run.host.name}' in {run.precision} with {more}"
+
+
+def need_lines(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec]) -> list[str]:
+    """The need in words, where it is not little."""
+    need, what = largest_need(found, runs)
+    said = f"memory of a worker: at least {_said(need)} ({what}), activations beside"
+    return [said] if need > LITTLE else []
+
+
+def check_memory(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec],
+                 here: Sequence[Place]) -> None:
+    """Refuse runs whose weights alone do not fit; where workers are elsewhere, say what they need.
+
+    Raises:
+        UserError: names the hosts, what they need and what is free.
+    """
+    need, what = largest_need(found, runs)
+    if not here:
+        for line in need_lines(found, runs):
+            log.info("%s", line)
+        return
+    place = here[0]
+    if place.device == "cpu":
+        free = free_memory()
+    elif need > LITTLE:
+        (free,) = in_child(_on_device, place.device)
+    else:
+        return
+    if need > (room := int(free * place.share)):
+        raise UserError(f"{what} needs at least {_said(need)} of memory, activations beside, and each of "
+                        f"{counted(len(here), 'worker')} has {_said(room)} on {place.device}; take fewer "
+                        "engine.workers, precision=bf16, or a machine with more")
+
+
+def _on_device(device: str) -> Iterator[int]:
+    """In a process of its own: bytes that are free on a GPU."""
+    import torch
+
+    yield torch.cuda.mem_get_info(device)[0]
+
+
+def _said(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"
