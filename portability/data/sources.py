@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError, validate_choice
 from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
-from portability.core.specs import SCORINGS, TOO_LONG, AnswerSpec
+from portability.core.schema import build
+from portability.core.specs import MOST_LABELS, SCORINGS, SECOND, TOO_LONG, AnswerSpec, TaskSpec
 from portability.data.answer_scores import LIKELIHOODS, NORMALISERS
-from portability.data.examples import FORMS, KEYS, Rows, json_lines, read_rows
+from portability.data.examples import FORMS, KEYS, TWO, Rows, json_lines, read_rows
 
 SPLITS = ("train", "validation", "test")
 WRITTEN = {"new_tokens": None, "too_long": TOO_LONG[0]}
@@ -31,6 +32,10 @@ class DataSource:
         path: folder of SPLIT.jsonl files, ``embedded:NAME`` for a set shipped with the package.
         hub: hub id (owner/name); needs `revision`, 40 hex digits.
         config: configuration of the hub's data set, for example "sst2" of nyu-mll/glue.
+        pair_column: of pairs of texts, the column of the second one.
+        labels: what labels 0, 1, ... are called in the rows: texts, of which a row may also hold the number,
+            or whole numbers.
+        task: what `task_spec` is to take instead of the study's (template, label_words, max_length).
         splits: train, validation, test -> the split of the source that serves as it; validation may be
             missing.
         answers: of a set of prompts, how answers are scored (`answer_spec`); None for texts with labels.
@@ -45,6 +50,9 @@ class DataSource:
     revision: str | None = None
     text_column: str = "text"
     label_column: str = "label"
+    pair_column: str | None = None
+    labels: tuple[str | int, ...] = (0, 1)
+    task: Mapping[str, Any] | None = None
     splits: Mapping[str, str | None] = field(default_factory=lambda: {split: split for split in SPLITS})
     answers: Mapping[str, Any] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -63,6 +71,8 @@ def check(source: DataSource) -> dict[str, str]:
     hub, given = source.hub, dict(source.splits)
     named, pinned = r"[\w.-]+/[\w.-]+", r"[0-9a-f]{40}"
     columns = not source.columns or source.answers is not None and frozenset(source.columns) in FORMS
+    of_texts = source.labels == TWO and source.task is None and source.pair_column is None
+    names = [str(name).strip() for name in source.labels]
     for right, says in (
         ((source.path is None) != (hub is None),
          f"give either a path or a hub id (got path={source.path}, hub={hub})"),
@@ -72,6 +82,10 @@ def check(source: DataSource) -> dict[str, str]:
         (hub is None or re.fullmatch(pinned, source.revision or ""),
          f"pin {hub} to a revision of 40 hex digits, got {source.revision!r}"),
         (columns, f"columns name the keys {KEYS} of a set with answers, got {dict(source.columns)}"),
+        (of_texts or source.answers is None, "labels, pair_column and task are of texts with labels, and "
+         "answers of prompts; leave one out"),
+        (2 <= len(names) == len(set(names)) <= MOST_LABELS and all(names),
+         f"labels must name from 2 to {MOST_LABELS} labels, none twice and none blank, got {names}"),
     ):
         if not right:
             raise UserError(f"data set '{source.name}': {says}")
@@ -104,6 +118,34 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     spec = AnswerSpec(**{"normaliser": None, "likelihood": None, "new_tokens": None, **found})
     if spec.max_length <= (spec.new_tokens or 0):
         raise UserError(f"{where}: new_tokens {spec.new_tokens} leave no room for a prompt; raise max_length")
+    return spec
+
+
+def task_spec(source: DataSource, task: TaskSpec) -> TaskSpec:
+    """How a set's texts are asked: as the study's, but for what the set says itself. Names of labels are
+    their label words, unless it says others.
+
+    Args:
+        task: the study's.
+
+    Raises:
+        UserError: not as many label words as labels, a bad value, or a template that does not take a pair
+            where the set has pairs, or takes one where it has none.
+    """
+    where, own = f"data.{source.name}.task", dict(source.task or {})
+    words = {} if source.labels == TWO else {"label_words": [str(name) for name in source.labels]}
+    spec = build(TaskSpec, asdict(task) | words | own, where)
+    labels = ", ".join(map(str, source.labels))
+    if len(spec.label_words) != len(source.labels):
+        raise UserError(f"data set '{source.name}' has {len(source.labels)} labels ({labels}) and "
+                        f"{len(spec.label_words)} label words ({', '.join(spec.label_words)}); name the "
+                        f"labels in data.{source.name}.labels, or as many words in {where}.label_words")
+    if spec.pairs and source.pair_column is None:
+        raise UserError(f"data set '{source.name}' has single texts, and its template {spec.template!r} asks "
+                        f"about pairs; name the second text's column in data.{source.name}.pair_column")
+    if source.pair_column is not None and not spec.pairs:
+        raise UserError(f"data set '{source.name}' has pairs of texts, and its template {spec.template!r} "
+                        f"has no place for the second one; put {SECOND} into {where}.template")
     return spec
 
 
@@ -140,14 +182,18 @@ def read_split(source: DataSource, split: str) -> Rows:
         raise UserError(f"data set '{source.name}' has no {split} split; name one in its splits (conf/data)")
     labelled, path = source.answers is None, files(source).get(split)
     columns = {"text": source.text_column, "label": source.label_column} if labelled else source.columns
+    if source.pair_column is not None:
+        columns = {**columns, "text_pair": source.pair_column}
     where = str(path) if path else f"{source.hub} split {used[split]}"
     values = json_lines(path) if path else _hub_rows(source, used[split], columns, where)
-    rows = read_rows(values, columns, labelled)
+    rows = read_rows(values, columns, source.labels if labelled else None)
     labels = {label for _, label in rows} if labelled else ()
     if not rows:
         raise UserError(f"{where} holds no examples")
     if len(labels) == 1:
-        raise UserError(f"{where} holds only examples of label {labels.pop()}; both 0 and 1 are needed")
+        name, others = source.labels[labels.pop()], "both {} and {} are".format(*source.labels)
+        raise UserError(f"{where} holds only examples of label {name}; "
+                        f"{others if len(source.labels) == 2 else 'another one is'} needed")
     if not labelled:
         _check_answers(source, rows, where)
     return rows
