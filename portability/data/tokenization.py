@@ -147,13 +147,13 @@ def tokenise_within(
     stuck = [j for j, text in enumerate(cut) if text is None]
     letters = _longest([_each(rests[j], str.strip) for j in stuck],
                        lambda part: list(range(1, len(part) + 1)), tokenise, limit)
-    for j, text in zip(stuck, letters, strict=True):
-        if text is None:
+    for j, short in zip(stuck, letters, strict=True):
+        if short is None:
             alone = len(tokenise([_each(rests[j], lambda _: "")])[0])
             raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes "
                             f"{alone}")
-        cut[j] = text
-    fitting = [text for text in cut if text is not None]  # all of them
+        cut[j] = short
+    fitting = [one for one in cut if one is not None]  # all of them
     for i, text, ids in zip(long, fitting, tokenise(fitting) if long else [], strict=True):
         whole[i], found[i] = text, ids
     return found, whole, len(long)
