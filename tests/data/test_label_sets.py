@@ -176,7 +176,7 @@ def test_the_types_are_padded_as_the_ids_are_and_only_for_hosts_that_know_segmen
     ids, mask, target, types = Scorer(load("bert", 32, 2, 4), TWICE).rows(found, picks, 2, bucket)
     assert types.tolist() == [[[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0]]] and types.shape == ids.shape
     assert target.tolist() == [[1, 0]] and mask.sum().item() == 13
-    assert len(Scorer(load("roberta", 32, 2, 4), TWICE).rows(found, picks, 2, bucket)) == 3
+    assert len(Scorer(load("distilbert", 32, 2, 4), TWICE).rows(found, picks, 2, bucket)) == 3
 
 
 @pytest.mark.parametrize("config", ["PromptTuningConfig", "PrefixTuningConfig"])

@@ -104,7 +104,7 @@ def test_pairs_that_are_none_are_one_sentence(tmp_path, row, said):
 def test_strategies_that_learn_take_pairs_with_three_labels(load, make_host, tmp_path, strategy):
     write_plain(tmp_path / "in", load("llama", 32, 2, 4), "lora", init_lora_weights=False)
     rows = pairs(16, 6)
-    options = {"examples": 8} if strategy == "gradmask" else {"updates": 8, "learning_rate": 0.01}
+    options = {"examples": 8} if strategy == "gradmask" else {"updates": 16, "learning_rate": 0.02}
     spec = PortSpec("mine", strategy, "stretch", options=options)
     hosts = make_host("llama", 32, 2, 4), make_host("llama", 32, 2, 4, 3)
     done = port_folder(read_folder(tmp_path / "in"), *hosts, spec, task=PAIRS, labelled=rows,

@@ -190,7 +190,7 @@ def test_a_label_without_examples_has_no_auc_and_one_sentence_says_so():
     found = score(ODDS, np.ones(7), np.zeros(7, bool), label, (*ALL, "positive_share"))
     assert found["eval_auc"] == "AUC needs every label, and none of the 7 examples is of label 2"
     assert found["eval_positive_share"] == "the share predicted positive is of two labels, and there are 3"
-    assert found["eval_f1"] == pytest.approx((0 + 2 * 2 / (3 + 4) + 0) / 3)  # of label 2 none is right
+    assert found["eval_f1"] == pytest.approx((0 + 2 * 1 / (3 + 4) + 0) / 3)  # of label 1 one is right
     alone = score(ODDS, np.ones(7), np.zeros(7, bool), np.zeros(7, int), ALL)
     assert alone["eval_matthews_correlation"].endswith("needs two classes, and all 7 labels are 0")
     with pytest.raises(ValueError, match="labels must be 0 to 2"):
