@@ -172,8 +172,8 @@ def _predictions(store: Store, run_id: str, spec: dict[str, Any]) -> dict[str, A
     except (UserError, SafetensorError) as error:
         return {"title": "Predictions", "note": redact_paths(str(error))}
     task, total = spec.get("task") or {}, found["invalid"].shape[1]
-    first = {name: values[:EXAMPLES] if name == "label" else values[:, :EXAMPLES]
-             for name, values in found.items() if name != "updates"}
+    first: dict[str, Any] = {name: values[:EXAMPLES] if name == "label" else values[:, :EXAMPLES]
+                             for name, values in found.items() if name != "updates"}
     if "label" in found:
         first["words"] = task.get("label_words") or ["negative", "positive"]
     rows = list(map(list, zip(*(_cells(first, mark) for mark in range(len(found["updates"]))), strict=True)))

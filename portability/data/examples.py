@@ -4,7 +4,7 @@ label. Rows of JSON are checked one by one, and what is wrong with one is said w
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,11 @@ def _label(value: Any, where: str, names: Names) -> int:
     wanted += f", or a number from 0 to {len(names) - 1}" if numbered else ""
     wanted = "the number 0 or 1 (positive)" if tuple(names) == TWO else wanted
     raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}")
+
+
+def each(text: Text, change: Callable[[str], str]) -> Text:
+    """A text changed, or both of a pair."""
+    return change(text) if isinstance(text, str) else (change(text[0]), change(text[1]))
 
 
 def plain(text: Text) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import TaskSpec, Text
-from portability.data.examples import Example, LabelledText, plain
+from portability.data.examples import Example, LabelledText, each, plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,11 +145,11 @@ def tokenise_within(
     rests = [texts[i] for i in long]
     cut = _longest(rests, lambda part: [m.end() for m in re.finditer(r"\S+", part)], tokenise, limit)
     stuck = [j for j, text in enumerate(cut) if text is None]
-    letters = _longest([_each(rests[j], str.strip) for j in stuck],
+    letters = _longest([each(rests[j], str.strip) for j in stuck],
                        lambda part: list(range(1, len(part) + 1)), tokenise, limit)
     for j, short in zip(stuck, letters, strict=True):
         if short is None:
-            alone = len(tokenise([_each(rests[j], lambda _: "")])[0])
+            alone = len(tokenise([each(rests[j], lambda _: "")])[0])
             raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes "
                             f"{alone}")
         cut[j] = short
@@ -157,11 +157,6 @@ def tokenise_within(
     for i, text, ids in zip(long, fitting, tokenise(fitting) if long else [], strict=True):
         whole[i], found[i] = text, ids
     return found, whole, len(long)
-
-
-def _each(text: Text, change: Callable[[str], str]) -> Text:
-    """A text changed, or both of a pair."""
-    return change(text) if isinstance(text, str) else (change(text[0]), change(text[1]))
 
 
 def _longest(
@@ -176,7 +171,7 @@ def _longest(
               for text in texts]
 
     def upto(i: int, count: int) -> Text:
-        return _each(texts[i], lambda part: part[: places[i][part][:count][-1]])
+        return each(texts[i], lambda part: part[: places[i][part][:count][-1]])
 
     low, high = [0] * len(texts), [max(map(len, own.values())) for own in places]
     while open_ := [i for i in range(len(texts)) if low[i] < high[i]]:  # `low` ends fit, no more than `high`

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec, TaskSpec
-from portability.data.examples import plain
+from portability.data.examples import each, plain
 from portability.data.sampling import Batch, Bucket, pad, pad_rows, padded
 from portability.data.splits import StudyData, rows
 from portability.data.tokenization import Encoded, encode, joined
@@ -53,9 +53,7 @@ class Classification:
         self, host: Host, data: StudyData, name: str, split: str, limit: int
     ) -> tuple[str, list[str], list[list[int]]]:
         parts, _ = rows(data, name, split, limit)[0]
-        first, *second = (f"{part[:SHOWN]} ..." if len(part) > SHOWN else part
-                          for part in ([parts] if isinstance(parts, str) else parts))
-        given = (first, *second) if second else first
+        given = each(parts, lambda part: f"{part[:SHOWN]} ..." if len(part) > SHOWN else part)
         if host.scoring == "head":
             return plain(given), [], []
         words, template, alone = (
