@@ -15,8 +15,10 @@ from portability.core.errors import UserError
 from portability.core.measures import said
 from portability.core.specs import RunSpec, from_dict
 from portability.data.splits import rows as kept
+from portability.execution.host_comparison import _texts, lacking
 from portability.hosts.host import load_plain, load_tokenizer
 from portability.planning.plan import plan
+from portability.porting.similarity import compare_hosts
 from portability.run import command
 from portability.store import Store
 from portability.store.admin.archive import pack
@@ -67,8 +69,7 @@ def composed(folders, make_host, family, *more):
 def done(request, folders, make_host, tmp_path_factory):
     """A finished study, its plan and its store."""
     root = tmp_path_factory.mktemp(request.param)
-    more = ["similarity=true"] if request.param == "t5" else []
-    got = composed(folders, make_host, request.param, f"results={root}", "study=both", *more)
+    got = composed(folders, make_host, request.param, f"results={root}", "study=both")
     assert command(got) == 0
     return got, plan(got.grid), Store(root / "both")
 
@@ -171,9 +172,16 @@ def test_a_published_copy_tables_page_and_export_say_the_same(done, folders, tmp
         assert (" and " in first["prompt"]) if run.task.pairs and run.head == "none" else first["prompt"]
 
 
-def test_hosts_are_compared_on_pairs_as_on_texts(done):
-    got, _, store = done
-    assert len(store.host_pairs()) == (2 if got.similarity else 0)
+def test_hosts_are_compared_on_pairs_in_the_sets_template(folders, make_host):
+    got = composed(folders, make_host, "t5", "similarity=true")
+    found = plan(got.grid)
+    asked = {pair.data.name: pair for pair in lacking(found, found.runs, Store(folders / "none"))}
+    assert asked.keys() == {"topics", "claims"}
+    texts = _texts(asked["claims"], got.data)[:16]
+    one, other = (asked["claims"].task.asked(text) for text in texts[:2])
+    assert one != other and all(" and " in text and text.endswith(" :") for text in (one, other))
+    measured = compare_hosts(asked["claims"].one, asked["claims"].one, texts, asked["claims"].task.reading)
+    assert measured["texts"] == 16 and measured["cka"] == pytest.approx(1)
 
 
 def test_a_head_of_another_number_of_labels_is_refused(folders, make_host):
