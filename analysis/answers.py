@@ -14,7 +14,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.paths import bundled
 from portability.core.schema import build
-from portability.core.specs import BARE, AnswerSpec, RunSpec
+from portability.core.specs import BARE, AnswerSpec, RunSpec, TaskSpec
 from portability.data.examples import Example, Rows
 from portability.data.sources import ANSWERS, DataSource, read_split
 from portability.data.splits import limited, rows_digest
@@ -76,7 +76,7 @@ def _asked(run: RunSpec, row: Any) -> dict[str, Any]:
     text, label = row
     if FAMILIES[run.host.shape.family].scoring == "head":
         return {"prompt": text, "label": label}
-    return {"prompt": run.task.template.replace("{text}", text), "label": label,
+    return {"prompt": run.task.asked(text), "label": label,
             "answer": run.task.label_words[label]}
 
 
@@ -145,7 +145,11 @@ def _source(run: RunSpec, folder: Path | None) -> DataSource:
         raise UserError(f"data set '{data.name}' of run {run.run_id} was in a local folder; name it: "
                         "--data FOLDER")
     entry["path"] = entry["path"] and entry["path"].replace("${data_root}", "data")
-    if isinstance(run.task, AnswerSpec):
+    if isinstance(run.task, TaskSpec):  # where the set's own file is not at hand
+        entry |= {} if "pair_column" in entry or not run.task.pairs else {"pair_column": "text_pair"}
+        words = run.task.label_words
+        entry |= {} if "labels" in entry or len(words) == 2 else {"labels": [*words]}
+    else:
         entry["answers"] = {key: value for key, value in vars(run.task).items() if key in (
             "scoring", "max_length", *ANSWERS[run.task.scoring])}
     return build(DataSource, {"name": data.name} | entry, f"data.{data.name}")

@@ -56,6 +56,7 @@ METRICS: dict[str, Metric] = {
     "eval_loss": Metric("eval_loss", "loss", "loss", "loss difference", 1.0, "lower"),
     "eval_invalid_rate": Metric("eval_invalid_rate", "invalid answers", better="lower"),
     "eval_positive_share": Metric("eval_positive_share", "share predicted positive", better=None),
+    "eval_largest_share": Metric("eval_largest_share", "share of the label predicted most", better=None),
     "eval_auc": Metric("eval_auc", "AUC"),
     "eval_matthews_correlation": Metric(
         "eval_matthews_correlation", "Matthews correlation", "number", "number difference", 1.0),

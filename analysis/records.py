@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from portability.analysis.metrics import PREFIX, SCORE, names_of, value_of
 from portability.core.errors import UserError
-from portability.core.measures import MEASURES, Measure, Undefined
+from portability.core.measures import MEASURES, Measure, Undefined, said
 from portability.core.specs import PROTOCOLS
 from portability.core.versions import major_of
 from portability.store import Store
@@ -183,8 +183,8 @@ def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
-    """Of each done cell, by (run id, mark), which of M test examples it gets right (a tie counts as
-    negative): (M,) bool; of answers their scores: (M,) in [0, 1].
+    """Of each done cell, by (run id, mark), which of M test examples it gets right (of a tie the first label
+    counts): (M,) bool; of answers their scores: (M,) in [0, 1].
 
     Raises:
         UserError: a run has no predictions, none at a mark of its record, or other labels or another number
@@ -209,7 +209,7 @@ def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.n
                 raise UserError(f"run {run_id} has no predictions at {mark} updates; {remedy}")
             at = places[mark]
             found[str(run_id), mark] = saved["score"][at] if "score" in saved else (
-                saved["margin"][at] > 0) == (examples == 1)
+                said(saved["margin"][at]) == examples)
     return found
 
 
@@ -217,8 +217,9 @@ def predictions_of(store: Store, run_id: str) -> pd.DataFrame:
     """What a run answered: a row for each mark and test example, in their order.
 
     Returns:
-        `updates`, `example` (from 0), and of texts with labels `label` and `right` (bool; a tie counts as
-        negative), of prompts `score` in [0, 1]; `margin` (nats) where the store has it; `invalid` (bool).
+        `updates`, `example` (from 0), and of texts with labels `label` and `right` (bool; of a tie the first
+        label counts), of prompts `score` in [0, 1]; `margin` (nats) where the store has it, of more than two
+        labels `margin_1`, `margin_2`, ... (log-odds against label 0); `invalid` (bool).
 
     Raises:
         UserError: the run has no predictions, or damaged ones.
@@ -228,8 +229,13 @@ def predictions_of(store: Store, run_id: str) -> pd.DataFrame:
     found = {"updates": np.repeat(saved["updates"], count), "example": np.tile(np.arange(count), marks)}
     if "label" in saved:
         found["label"] = np.tile(saved["label"], marks)
-        found["right"] = ((saved["margin"] > 0) == (saved["label"] == 1)).reshape(-1)
-    found |= {name: saved[name].reshape(-1) for name in ("margin", "score", "invalid") if name in saved}
+        found["right"] = np.concatenate([said(margin) == saved["label"] for margin in saved["margin"]])
+    for name in ("margin", "score", "invalid"):
+        if (values := saved.get(name)) is not None and values.ndim == 3:
+            found |= {f"{name}_{label}": values[..., label - 1].reshape(-1)
+                      for label in range(1, values.shape[2] + 1)}
+        elif values is not None:
+            found[name] = values.reshape(-1)
     return pd.DataFrame(found)
 
 

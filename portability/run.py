@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
@@ -84,8 +85,8 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     if files := own(study.grid.eval.metrics):  # one that does not work is refused before work
         from portability.tasks.metrics import own_metric  # with evaluate, which takes seconds
 
-        for path in files:
-            own_metric(path)
+        for path, count in product(files, sorted(study.grid.label_counts)):
+            own_metric(path, count)
     for line in lacking(study, part, store):
         log.info(line)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)

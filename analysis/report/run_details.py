@@ -2,7 +2,6 @@
 command."""
 
 import json
-import math
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from portability.analysis.load import NOT_RUN, describe
 from portability.analysis.metrics import UNITS, metric_of, shown, value_of
 from portability.analysis.records import marks_of, protocol, state_of
 from portability.core.errors import UserError, redact_paths
+from portability.core.measures import probabilities, said
 from portability.store import Store
 
 EXAMPLES = 10  # test examples whose predictions are shown
@@ -172,16 +172,21 @@ def _predictions(store: Store, run_id: str, spec: dict[str, Any]) -> dict[str, A
     except (UserError, SafetensorError) as error:
         return {"title": "Predictions", "note": redact_paths(str(error))}
     task, total = spec.get("task") or {}, found["invalid"].shape[1]
-    first = {name: values[..., :EXAMPLES].tolist() for name, values in found.items() if name != "updates"}
+    first: dict[str, Any] = {name: values[:EXAMPLES] if name == "label" else values[:, :EXAMPLES]
+                             for name, values in found.items() if name != "updates"}
+    if "label" in found:
+        first["words"] = task.get("label_words") or ["negative", "positive"]
     rows = list(map(list, zip(*(_cells(first, mark) for mark in range(len(found["updates"]))), strict=True)))
     head = _heads(found["updates"].tolist())
     star = " * " if found["invalid"][:, :EXAMPLES].any() else ""
     if "label" in found:
-        words = task.get("label_words") or ["negative", "positive"]
+        words, two = first["words"], found["margin"].ndim == 2
         rows = [[words[label], *row] for label, row in zip(first["label"], rows, strict=True)]
         head = ["label", *head]
-        star += "The host’s first choice of all words was neither label word." if star else ""
-        note = f"The probability of “{words[1]}” for the first {len(rows)} of {total:,} test examples"
+        star += "The host’s first choice of all words was " + (
+            "neither label word." if two else "no label word.") if star else ""
+        of = f"of “{words[1]}”" if two else "of the likeliest label, among the labels,"
+        note = f"The probability {of} for the first {len(rows)} of {total:,} test examples"
     else:
         scoring = f" ({task['scoring'].replace('_', ' ')})" if task.get("scoring") else ""
         margins = ", in brackets how much likelier the right choice is than the best wrong one, in nats"
@@ -196,12 +201,14 @@ def _cells(first: dict[str, Any], mark: int) -> Iterator[str]:
     """The text of every test example at a mark, with ✓ where it is right and ✗ where it is wrong."""
     invalid = ["*" if flag else "" for flag in first["invalid"][mark]]
     if "label" in first:
-        for margin, label, star in zip(first["margin"][mark], first["label"], invalid, strict=True):
-            chance = 1 / (1 + math.exp(-margin)) if margin > -700 else 0.0
-            yield f"{chance:.3f}{star} {'✓' if (margin > 0) == (label == 1) else '✗'}"
+        margin = first["margin"][mark]
+        picked, chances = said(margin), probabilities(margin)
+        for pick, chance, label, star in zip(picked, chances, first["label"], invalid, strict=True):
+            text = f"{chance[1]:.3f}" if margin.ndim == 1 else f"{first['words'][pick]} {chance[pick]:.3f}"
+            yield f"{text}{star} {'✓' if pick == label else '✗'}"
         return
-    margins = first["margin"][mark] if "margin" in first else [None] * len(invalid)
-    for score, margin, star in zip(first["score"][mark], margins, invalid, strict=True):
+    margins = first["margin"][mark].tolist() if "margin" in first else [None] * len(invalid)
+    for score, margin, star in zip(first["score"][mark].tolist(), margins, invalid, strict=True):
         more = "" if margin is None else f" ({margin:+.3g})".replace("-", "−")
         text, look = f"{score:.3f}".rstrip("0").rstrip("."), {1: "✓", 0: "✗"}.get(score, "")
         yield f"{text}{more}{star} {look}".rstrip()

@@ -19,7 +19,7 @@ from portability.core.errors import UserError, validate_choice
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.measures import metric_names, name_of
 from portability.core.schema import build
-from portability.data.sources import answer_spec
+from portability.data.sources import answer_spec, task_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
 from portability.hosts.recipes import NotMade, Recipe, kind_of, made, read_recipe
@@ -132,6 +132,7 @@ def _grid(
     grid, evaluation = conf.grid, replace(conf.eval, metrics=metric_names(conf.eval.metrics))
     sets = {name: data_spec(data, name, evaluation) for name in used}
     answers = {name: answer_spec(data.sources[name], conf.task.max_length) for name in used}
+    tasks = {name: task_spec(data.sources[name], conf.task) for name in used if answers[name] is None}
     return Grid(
         methods=_methods(conf),
         pairs=_pairs(conf),
@@ -143,6 +144,7 @@ def _grid(
         seeds=grid.seeds, rates=grid.rates, budgets=sorted(grid.budgets),
         origin_updates=grid.origin_updates or max(grid.budgets), origin_seeds=grid.origin_seeds,
         task=conf.task, answers={name: spec for name, spec in answers.items() if spec is not None},
+        tasks={name: spec for name, spec in tasks.items() if spec != conf.task},
         train=specs.TrainSpec(updates=max(grid.budgets), **vars(conf.train)),
         eval=evaluation, precision=conf.precision, head=conf.head,
         module=external(conf.origin.module) if conf.origin.module else None,
@@ -292,6 +294,8 @@ def _check(grid: Grid, relations: Relations) -> None:
     if grid.train.loss == "token" and not grid.answers:
         raise UserError("train.loss=token is of answers to prompts, and no data set of the grid has them: "
                         "the answers of texts with labels have one token; leave train.loss out")
+    if encoders and grid.head == "shared":
+        _check_heads(grid, encoders[0])
     if any("extraction" in init.traits.needs for init in grid.inits):
         check_relations(relations, received)
     if extracted := [init for init in grid.inits if init.traits.subtracts_start]:
@@ -308,6 +312,17 @@ def _has_cells(grid: Grid, contrast: Contrast, side: dict, places: Sequence[Mapp
     return any(all(not any(selects(out, {**place, "init": init, "budget": str(contrast.budget),
                                          "seed": str(seed)}) for out in grid.exclude) for init in inits)
                for place in places if selects(side, place) for seed in grid.seeds)
+
+
+def _check_heads(grid: Grid, encoder: str) -> None:
+    """Refuse a head of other labels than those that the receiving set has."""
+    for (name, sources), data in product(grid.relations.items(), grid.data):
+        counts = [len(task.label_words) for task in map(grid.task_of, (sources[data.name], data))
+                  if isinstance(task, specs.TaskSpec)]
+        if len(set(counts)) > 1:
+            raise UserError(f"grid.relations.{name}: data set '{sources[data.name].name}' has {counts[0]} "
+                            f"labels and '{data.name}' {counts[1]}, so encoder '{encoder}' cannot begin with "
+                            "the origin's head; choose head=fresh, or another set")
 
 
 def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, str | None]) -> list[Contrast]:

@@ -1,8 +1,9 @@
 """What predictions of labels are worth: formulas with numpy alone, and which of them a study asks for.
 
-A prediction is the margin log p(positive) - log p(negative); it says positive where the margin is above 0, so
-a tie counts as negative. All values are fractions in [0, 1] except the Matthews correlation, in [-1, 1], and
-the loss, in nats.
+A prediction of two labels is the margin log p(1) - log p(0), (N,); of C > 2 labels it is these log-odds of
+label 1, 2, ... against label 0, (N, C - 1). It says the likeliest label, of several the first, so that of two
+labels a tie counts as label 0 (negative). All values are fractions in [0, 1] except the Matthews correlation,
+in [-1, 1], and the loss, in nats.
 """
 
 import ast
@@ -20,9 +21,37 @@ class Undefined(ValueError):
     """Says why a measure has no number for these predictions."""
 
 
+def label_count(margin: np.ndarray) -> int:
+    """How many labels predictions (N,) or (N, C - 1) are of."""
+    return 2 if margin.ndim == 1 else margin.shape[1] + 1
+
+
+def log_odds(margin: np.ndarray) -> np.ndarray:
+    """Of every label against label 0, whose own are 0: (N, C)."""
+    beside = margin.reshape(len(margin), label_count(margin) - 1)
+    return np.concatenate([np.zeros_like(beside[:, :1]), beside], axis=1)
+
+
+def said(margin: np.ndarray) -> np.ndarray:
+    """The predicted labels, (N,) int.
+
+    Example:
+        >>> said(np.array([0.0, 0.1])).tolist(), said(np.array([[-1.0, -2.0], [3.0, 3.0]])).tolist()
+        ([0, 1], [0, 1])
+    """
+    return log_odds(margin).argmax(1)
+
+
+def probabilities(margin: np.ndarray) -> np.ndarray:
+    """Of the labels among themselves, (N, C)."""
+    odds = log_odds(np.asarray(margin, np.float64))
+    powers = np.exp(odds - odds.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
 def accuracy(margin: np.ndarray, labels: np.ndarray) -> float:
     """Share of right predictions."""
-    return np.mean((margin > 0) == (labels == 1))
+    return np.mean(said(margin) == labels)
 
 
 def accuracy_calibrated(margin: np.ndarray, labels: np.ndarray) -> float:
@@ -32,18 +61,18 @@ def accuracy_calibrated(margin: np.ndarray, labels: np.ndarray) -> float:
     The contextual bias is averaged over the batch as in the paper; the mean is taken over log-odds and the
     batch is the whole evaluated set (our choice, D-12). It presumes that classes are about balanced.
     """
-    return accuracy(margin - np.mean(margin), labels)
+    return accuracy(margin - np.mean(margin, axis=0), labels)
 
 
 def macro_f1(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of both classes' F1 = 2 TP / (2 TP + FP + FN); a class that is neither predicted nor present has
-    F1 0.
+    """Mean of the labels' F1 = 2 TP / (2 TP + FP + FN); a label that is neither predicted nor present has F1
+    0 (scikit-learn's macro average over all labels of the set).
     """
-    predicted, positive = margin > 0, labels == 1
-    scores = []
-    for said, true in ((predicted, positive), (~predicted, ~positive)):
-        both = np.sum(said) + np.sum(true)  # 2 TP + FP + FN
-        scores.append(2 * np.sum(said & true) / both if both else 0.0)
+    predicted, scores = said(margin), []
+    for label in range(label_count(margin)):
+        given, true = predicted == label, labels == label
+        both = np.sum(given) + np.sum(true)  # 2 TP + FP + FN
+        scores.append(2 * np.sum(given & true) / both if both else 0.0)
     return np.mean(scores)
 
 
@@ -51,7 +80,7 @@ def loss(nll: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood of the right answer, in nats.
 
     For hosts that score label words, of the word's first token among the whole vocabulary; for hosts with a
-    classification head, of the class among the two.
+    classification head, of the class among all.
     """
     return np.mean(nll)
 
@@ -64,48 +93,71 @@ def invalid_rate(invalid: np.ndarray, labels: np.ndarray) -> float:
 
 
 def positive_share(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples predicted positive."""
-    return float(np.mean(margin > 0))
+    """Share of examples predicted positive.
+
+    Raises:
+        Undefined: there are more than two labels.
+    """
+    if (count := label_count(margin)) > 2:
+        raise Undefined(f"the share predicted positive is of two labels, and there are {count}")
+    return float(np.mean(said(margin) == 1))
+
+
+def largest_share(margin: np.ndarray, labels: np.ndarray) -> float:
+    """Share of examples that are given the label that is given most often."""
+    return float(np.bincount(said(margin)).max() / len(margin))
 
 
 def auc(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve (Hanley and McNeil, Radiology 143, 1982): the share of pairs of a positive and
-    a negative example in which the positive one has the larger margin; equal margins count half. No threshold
-    enters, so a constant added to all margins changes nothing.
+    """Area under the ROC curve of each label against all others (Hanley and McNeil, Radiology 143, 1982), and
+    of these the mean: the share of pairs of an example of the label and another one in which the first has
+    the larger log-odds of it; equal ones count half. No threshold enters, so of two labels, whose curves are
+    one, a constant added to all margins changes nothing.
 
     Raises:
-        Undefined: all labels are of one class, so there is no pair.
+        Undefined: of a label there is no example, so it has no pair.
+
+    Source: scikit-learn's roc_auc_score(multi_class="ovr", average="macro").
     """
-    _both(labels, "AUC")
-    positive, negative = margin[labels == 1], np.sort(margin[labels == 0])
-    below, not_above = (np.searchsorted(negative, positive, side) for side in ("left", "right"))
-    return (below.sum() + not_above.sum()) / (2 * len(positive) * len(negative))
+    count, areas = label_count(margin), []
+    kinds = np.unique(labels)
+    if lacking := sorted(set(range(count)) - set(kinds.tolist())):
+        raise Undefined(f"AUC needs both classes, and all {labels.size} labels are {kinds[0]}" if count == 2
+                        else f"AUC needs every label, and none of the {labels.size} examples is of label "
+                        f"{lacking[0]}")
+    odds = log_odds(margin)
+    for label in range(count):
+        others = np.delete(odds, label, axis=1)
+        own = odds[:, label] - np.logaddexp.reduce(others, axis=1)  # ranks as the probability, unrounded
+        positive, negative = own[labels == label], np.sort(own[labels != label])
+        below, not_above = (np.searchsorted(negative, positive, side) for side in ("left", "right"))
+        areas.append((below.sum() + not_above.sum()) / (2 * len(positive) * len(negative)))
+    return np.mean(areas)
 
 
 def matthews_correlation(margin: np.ndarray, labels: np.ndarray) -> float:
-    """Correlation of predicted classes and labels (Matthews, Biochimica et Biophysica Acta 405, 1975),
-    (TP TN - FP FN) / sqrt((TP+FP) (TP+FN) (TN+FP) (TN+FN)); 0, the limit of the formula, where one class only
-    is predicted.
+    """Correlation of predicted and true labels; 0, the limit of the formula, where one label only is
+    predicted.
 
     Raises:
         Undefined: all labels are of one class.
+
+    Source: Matthews, Biochimica et Biophysica Acta 405 (1975), for two labels; Gorodkin, Computational
+        Biology and Chemistry 28 (2004), which is the same there, for more.
     """
-    _both(labels, "the Matthews correlation")
-    said, true = margin > 0, labels == 1
-    sizes = [int(part.sum()) for part in (said, ~said, true, ~true)]
-    hits, rejections = int((said & true).sum()), int((~said & ~true).sum())
-    both = hits * rejections - (sizes[0] - hits) * (sizes[1] - rejections)
-    return both / math.sqrt(math.prod(sizes)) if all(sizes) else 0.0
-
-
-def _both(labels: np.ndarray, what: str) -> None:
+    count, predicted = label_count(margin), said(margin)
     if len(kinds := np.unique(labels)) < 2:
-        raise Undefined(f"{what} needs both classes, and all {labels.size} labels are {kinds[0]}")
+        raise Undefined(f"the Matthews correlation needs {'both' if count == 2 else 'two'} classes, and all "
+                        f"{labels.size} labels are {kinds[0]}")
+    given, true = (np.bincount(part, minlength=count) for part in (predicted, labels.astype(int)))
+    total, hits = labels.size, int(np.sum(predicted == labels))
+    spread = (total**2 - int(given @ given)) * (total**2 - int(true @ true))
+    return (hits * total - int(given @ true)) / math.sqrt(spread) if spread else 0.0
 
 
 class Measure(NamedTuple):
-    """A shipped number: its formula of (N,) values and (N,) labels, 0 negative, 1 positive, and the column of
-    predictions that it takes: margin (float), nll (float, nats) or invalid (bool).
+    """A shipped number: its formula of predictions and (N,) labels 0, 1, ..., and the column of predictions
+    that it takes: margin (float), nll (float, nats) or invalid (bool).
     """
 
     value: Callable[[np.ndarray, np.ndarray], float]
@@ -119,11 +171,13 @@ MEASURES: dict[str, Measure] = {
     "loss": Measure(loss, "nll"),
     "invalid_rate": Measure(invalid_rate, "invalid"),
     "positive_share": Measure(positive_share),
+    "largest_share": Measure(largest_share),
     "auc": Measure(auc),
     "matthews_correlation": Measure(matthews_correlation),
 }
-# Kept whatever is asked: they show a one-sided host.
+# Kept whatever is asked, of two labels and of more: they show a one-sided host.
 ALWAYS = ("accuracy_calibrated", "loss", "invalid_rate", "positive_share")
+ALWAYS_OF_MORE = (*ALWAYS[:3], "largest_share")
 TAKEN = (*MEASURES, "rougeL", "score")  # names that a metric of the user's own cannot have
 
 

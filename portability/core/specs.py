@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,6 +15,9 @@ from portability.core.schema import Count, build
 from portability.core.wording import counted
 
 T = TypeVar("T")
+Text = str | tuple[str, str]  # what a label is of: a text, or a pair of them
+SECOND = "{text_pair}"  # where the second text of a pair stands in a template
+MOST_LABELS = 128  # of a set: records keep a label in a byte
 
 BARE = "bare"  # kind of init of a run without a module: the host as it is
 EXTERNAL = "external"  # kind of init of a run without updates: a module from elsewhere, as its folder has it
@@ -159,25 +163,52 @@ class DataSpec:
 
 
 def _template(text: str) -> str:
-    if text.count("{text}") != 1:
-        raise ValueError("must hold {text} exactly once")
+    if text.count("{text}") != 1 or text.count(SECOND) > 1:
+        raise ValueError("must hold {text} exactly once, and {text_pair} at most once")
     return text
+
+
+def _words(words: tuple[str, ...]) -> tuple[str, ...]:
+    if not 2 <= len(words) <= MOST_LABELS:
+        raise ValueError(f"must name from 2 to {MOST_LABELS} words")
+    return words
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """How a text becomes a question to a host: template with {text}, label words (negative, positive), length
-    limit."""
+    """How a text, or a pair of texts, becomes a question to a host, and what it may answer.
+
+    Attributes:
+        template: with {text}, of pairs with {text_pair} too.
+        label_words: of label 0, 1, ...; of hosts with a classification head their number is that of classes.
+        max_length: most tokens of a question.
+    """
 
     template: Annotated[str, AfterValidator(_template)]
-    label_words: tuple[str, str]
-    max_length: int  # tokens
+    label_words: Annotated[tuple[str, ...], AfterValidator(_words)]
+    max_length: int
 
     passes = 1  # of a host, to score an example
 
     def identity(self) -> dict[str, Any]:
         """All settings."""
         return asdict(self)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it asks about pairs of texts."""
+        return SECOND in self.template
+
+    def asked(self, text: Text) -> str:
+        """The question about a text or a pair.
+
+        Example:
+            >>> TaskSpec("{text} so {text_pair} ?", ("no", "yes"), 8).asked(("it rains", "{text}"))
+            'it rains so {text} ?'
+        """
+        first, second = (text, "") if isinstance(text, str) else text
+        parts = {"{text}": first, SECOND: second}
+        return re.sub(r"\{text(_pair)?\}", lambda place: parts[place[0]], self.template)
 
     @property
     def reading(self) -> "TaskSpec":

@@ -1,15 +1,16 @@
-"""Examples of a task: a prompt and the answer to write, or to choose; or a text with its label. Rows of JSON
-are checked one by one, and what is wrong with one is said with its place."""
+"""Examples of a task: a prompt and the answer to write, or to choose; or a text, or a pair of texts, with its
+label. Rows of JSON are checked one by one, and what is wrong with one is said with its place."""
 
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
+from portability.core.specs import Text
 from portability.data.templates import LETTERS, are_told, behind_letters, filled
 
 ROLES = ("system", "user", "assistant")
@@ -21,7 +22,9 @@ FORMS = (
 KEYS = " or ".join(", ".join(sorted(form)) for form in FORMS)
 KEPT = {"prompt", "choices", "answer"}  # no chat has them
 Turn = tuple[str, str]  # role, content
-LabelledText = tuple[str, int]  # text, label (0 negative, 1 positive)
+LabelledText = tuple[Text, int]  # a text or a pair of them, label from 0 (of two: 0 negative, 1 positive)
+Names = Sequence[str | int]  # of labels 0, 1, ... as they stand in a set
+TWO: Names = (0, 1)
 Rows = list[Any]  # all of them LabelledText, or all of them Example
 
 
@@ -66,7 +69,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_rows(
-    values: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None = None, labelled: bool = False,
+    values: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None = None, names: Names | None = None,
     lettered: bool = False, templates: Mapping[str, str] | None = None,
 ) -> Rows:
     """Texts with labels, or examples: ``{"prompt", "answer"}``, ``{"prompt", "choices", "answer"}`` with the
@@ -79,6 +82,8 @@ def read_rows(
         values: place and content of each row.
         columns: keys of a row -> names under which they stand there, other names being passed over; none:
             as they are.
+        names: of the labels, of texts with labels (columns text, label, and of pairs text_pair); None: of
+            examples.
         lettered: whether choices stand in the prompt, and their letters are what is chosen.
         templates: words around prompts and answers that are no chats (templates.filled).
 
@@ -94,9 +99,9 @@ def read_rows(
             if lacking := [column for column in columns.values() if column not in value]:
                 raise UserError(f"{where} has no {lacking[0]!r}")
             value = {name: value[column] for name, column in columns.items()}
-        found.append(_labelled(value, where) if labelled else
-                     _worded(_example(value, where, lettered), row, templates or {}, where))
-        if not labelled and (found[0].choices is None) != (found[-1].choices is None):
+        found.append(_worded(_example(value, where, lettered), row, templates or {}, where)
+                     if names is None else _labelled(value, where, names))
+        if names is None and (found[0].choices is None) != (found[-1].choices is None):
             have, want = ("choices", "none") if found[0].choices is None else ("no choices", "some")
             raise UserError(f"{where} has {have} and the first has {want}; give each kind a set of its own")
     return found
@@ -108,11 +113,35 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _labelled(value: Mapping[str, Any], where: str) -> LabelledText:
-    label = value["label"]
-    if type(label) is not int or label not in (0, 1):
-        raise UserError(f"{where}: the label must be the number 0 or 1 (positive), got {reprlib.repr(label)}")
-    return _text(value["text"], f"{where}: the text"), label
+def _labelled(value: Mapping[str, Any], where: str, names: Names) -> LabelledText:
+    label = _label(value["label"], where, names)
+    text = _text(value["text"], f"{where}: the text")
+    if "text_pair" not in value:
+        return text, label
+    return (text, _text(value["text_pair"], f"{where}: the second text")), label
+
+
+def _label(value: Any, where: str, names: Names) -> int:
+    """The number of a label: the place of its name, or, of names that are all texts, the number itself."""
+    if type(value) in (str, int) and value in names:
+        return names.index(value)
+    numbered = all(type(name) is str for name in names)
+    if type(value) is int and 0 <= value < len(names) and numbered:
+        return value
+    wanted = "one of " + ", ".join([*map(str, names[:8]), *["..."][: len(names) > 8]])
+    wanted += f", or a number from 0 to {len(names) - 1}" if numbered else ""
+    wanted = "the number 0 or 1 (positive)" if tuple(names) == TWO else wanted
+    raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}")
+
+
+def each(text: Text, change: Callable[[str], str]) -> Text:
+    """A text changed, or both of a pair."""
+    return change(text) if isinstance(text, str) else (change(text[0]), change(text[1]))
+
+
+def plain(text: Text) -> str:
+    """A text as it is; of a pair the first one, a blank and the second."""
+    return text if isinstance(text, str) else " ".join(text)
 
 
 def _worded(example: Example, row: Mapping[str, Any], templates: Mapping[str, str], where: str) -> Example:

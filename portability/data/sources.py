@@ -2,17 +2,25 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError, validate_choice
 from portability.core.hub import look_for_hub, remedy
 from portability.core.paths import EMBEDDED
-from portability.core.schema import Count
-from portability.core.specs import OWN_TEMPLATE, SCORINGS, TOO_LONG, AnswerSpec
+from portability.core.schema import Count, build
+from portability.core.specs import (
+    MOST_LABELS,
+    OWN_TEMPLATE,
+    SCORINGS,
+    SECOND,
+    TOO_LONG,
+    AnswerSpec,
+    TaskSpec,
+)
 from portability.data.answer_scores import LIKELIHOODS, NORMALISERS
-from portability.data.examples import FORMS, KEYS, Rows, json_lines, read_rows
+from portability.data.examples import FORMS, KEYS, TWO, Rows, json_lines, read_rows
 from portability.data.templates import columns_of
 
 SPLITS = ("train", "validation", "test")
@@ -34,6 +42,10 @@ class DataSource:
         path: folder of SPLIT.jsonl files, ``embedded:NAME`` for a set shipped with the package.
         hub: hub id (owner/name); needs `revision`, 40 hex digits.
         config: configuration of the hub's data set, for example "sst2" of nyu-mll/glue.
+        pair_column: of pairs of texts, the column of the second one.
+        labels: what labels 0, 1, ... are called in the rows: texts, of which a row may also hold the number,
+            or whole numbers.
+        task: what `task_spec` is to take instead of the study's (template, label_words, max_length).
         splits: train, validation, test -> the split of the source that serves as it, or a file.jsonl by
             itself, whose rows are named as ours; validation may be missing.
         answers: of a set of prompts, how answers are scored (`answer_spec`); None for texts with labels.
@@ -51,6 +63,9 @@ class DataSource:
     revision: str | None = None
     text_column: str = "text"
     label_column: str = "label"
+    pair_column: str | None = None
+    labels: tuple[str | int, ...] = (0, 1)
+    task: Mapping[str, Any] | None = None
     splits: Mapping[str, str | None] = field(default_factory=lambda: {split: split for split in SPLITS})
     answers: Mapping[str, Any] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +89,8 @@ def check(source: DataSource) -> dict[str, str]:
     columns = not source.columns or source.answers is not None and frozenset(source.columns) in FORMS
     _check_words(source)
     places, alone = [place for place in (source.path, hub) if place], all(map(_is_file, used.values()))
+    of_texts = source.labels == TWO and source.task is None and source.pair_column is None
+    names = [str(name).strip() for name in source.labels]
     for right, says in (
         (len(places) == 1 or alone and not places,
          f"give either a path or a hub id (got path={source.path}, hub={hub})"),
@@ -83,6 +100,10 @@ def check(source: DataSource) -> dict[str, str]:
         (hub is None or re.fullmatch(pinned, source.revision or ""),
          f"pin {hub} to a revision of 40 hex digits, got {source.revision!r}"),
         (columns, f"columns name the keys {KEYS} of a set with answers, got {dict(source.columns)}"),
+        (of_texts or source.answers is None, "labels, pair_column and task are of texts with labels, and "
+         "answers of prompts; leave one out"),
+        (2 <= len(names) == len(set(names)) <= MOST_LABELS and all(names),
+         f"labels must name from 2 to {MOST_LABELS} labels, none twice and none blank, got {names}"),
     ):
         if not right:
             raise UserError(f"data set '{source.name}': {says}")
@@ -142,6 +163,34 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     return spec
 
 
+def task_spec(source: DataSource, task: TaskSpec) -> TaskSpec:
+    """How a set's texts are asked: as the study's, but for what the set says itself. Names of labels are
+    their label words, unless it says others.
+
+    Args:
+        task: the study's.
+
+    Raises:
+        UserError: not as many label words as labels, a bad value, or a template that does not take a pair
+            where the set has pairs, or takes one where it has none.
+    """
+    where, own = f"data.{source.name}.task", dict(source.task or {})
+    words = {} if source.labels == TWO else {"label_words": [str(name) for name in source.labels]}
+    spec = build(TaskSpec, asdict(task) | words | own, where)
+    labels = ", ".join(map(str, source.labels))
+    if len(spec.label_words) != len(source.labels):
+        raise UserError(f"data set '{source.name}' has {len(source.labels)} labels ({labels}) and "
+                        f"{len(spec.label_words)} label words ({', '.join(spec.label_words)}); name the "
+                        f"labels in data.{source.name}.labels, or as many words in {where}.label_words")
+    if spec.pairs and source.pair_column is None:
+        raise UserError(f"data set '{source.name}' has single texts, and its template {spec.template!r} asks "
+                        f"about pairs; name the second text's column in data.{source.name}.pair_column")
+    if source.pair_column is not None and not spec.pairs:
+        raise UserError(f"data set '{source.name}' has pairs of texts, and its template {spec.template!r} "
+                        f"has no place for the second one; put {SECOND} into {where}.template")
+    return spec
+
+
 def files(source: DataSource, splits: Collection[str] = SPLITS) -> dict[str, Path]:
     """The file of each of these splits that has one; of a hub source, those that are files by themselves.
 
@@ -178,14 +227,18 @@ def read_split(source: DataSource, split: str) -> Rows:
     columns = {"text": source.text_column, "label": source.label_column} if labelled else source.columns
     if _is_file(used[split]) and not labelled:
         columns = {}
+    if source.pair_column is not None:
+        columns = {**columns, "text_pair": source.pair_column}
     where = str(path) if path else f"{source.hub} split {used[split]}"
     values = json_lines(path) if path else _hub_rows(source, used[split], columns, where)
-    rows = read_rows(values, columns, labelled, source.lettered, source.templates)
+    rows = read_rows(values, columns, source.labels if labelled else None, source.lettered, source.templates)
     labels = {label for _, label in rows} if labelled else ()
     if not rows:
         raise UserError(f"{where} holds no examples")
     if len(labels) == 1:
-        raise UserError(f"{where} holds only examples of label {labels.pop()}; both 0 and 1 are needed")
+        name, others = source.labels[labels.pop()], "both {} and {} are".format(*source.labels)
+        raise UserError(f"{where} holds only examples of label {name}; "
+                        f"{others if len(source.labels) == 2 else 'another one is'} needed")
     if not labelled:
         _check_answers(source, rows, where, split)
     return rows

@@ -201,9 +201,11 @@ def key(text: str) -> str:
 
 
 def key_of(row: LabelledText | Example) -> str:
-    """What two rows have in common when they count as the same: of a text `key`, of a prompt
-    `examples.question`."""
-    return question(row) if isinstance(row, Example) else key(row[0])
+    """What two rows have in common when they count as the same: of a text `key`, of a pair both texts' in
+    their order, of a prompt `examples.question`."""
+    if isinstance(row, Example):
+        return question(row)
+    return key(row[0]) if isinstance(row[0], str) else "\n".join(map(key, row[0]))
 
 
 @dataclass(frozen=True)

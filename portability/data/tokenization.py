@@ -17,14 +17,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.core.specs import OWN_TEMPLATE, TaskSpec
-from portability.data.examples import Example, LabelledText
+from portability.core.specs import OWN_TEMPLATE, TaskSpec, Text
+from portability.data.examples import Example, LabelledText, each, plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OF_SET = "of the data set's answers (data.NAME.answers.max_length, else task.max_length)"
 NO_ROOM = ("example {example} (from 0, of those used): {room} tokens are too few for a prompt and an answer "
            f"of {{answer}} with its end token; raise max_length {OF_SET}")
-Tokenise = Callable[[list[str]], list[list[int]]]
+Tokenise = Callable[[list[Any]], list[list[int]]]  # of texts, or of pairs
 
 
 def flattened(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,44 +71,58 @@ class Encoded(Flat):
     """Texts with labels.
 
     Attributes:
-        labels: (N,) int64, 0 negative, 1 positive.
+        labels: (N,) int64, from 0.
         truncated: number of texts that were cut.
+        types: of pairs that a tokenizer puts together itself, and tells apart, (T,) int32: 0 for tokens of
+            the first text, 1 for those of the second.
     """
 
     labels: np.ndarray
     truncated: int
+    types: np.ndarray | None = None
 
 
 def encode(
     texts: Sequence[LabelledText], tokenizer: "PreTrainedTokenizerBase", task: TaskSpec, use_template: bool
 ) -> Encoded:
-    """Tokenise texts with labels for a host.
+    """Tokenise texts with labels, or pairs of texts, for a host.
 
     Args:
         task: its template (where `use_template`) and length limit in tokens, the tokenizer's special tokens
             included.
         use_template: True for hosts that score label words, False for hosts with a head, which see the text
-            alone.
+            alone, or the pair as the tokenizer puts it together.
 
     Raises:
-        UserError: the limit leaves no room for the text, or a text has no tokens.
+        UserError: the limit leaves no room for the text, a text has no tokens, or these are single texts and
+            the task asks about pairs, or the other way round.
     """
-    template = task.template if use_template else "{text}"
+    for text, _ in texts:
+        if task.pairs == isinstance(text, str):
+            asked, given = ("pairs of texts", "a single one") if task.pairs else ("single texts", "a pair")
+            raise UserError(f"the question {task.template!r} is about {asked}, and this is {given}: "
+                            f"{text!r:.60}")
+    kinds = task.pairs and not use_template and "token_type_ids" in tokenizer.model_input_names
 
-    def tokenise(texts: list[str]) -> list[list[int]]:
-        asked = [template.replace("{text}", text) for text in texts]
-        return tokenizer(asked, return_attention_mask=False, return_token_type_ids=False,
-                         verbose=False)["input_ids"]
+    def read(texts: list[Any], types: bool = False) -> list[list[int]]:
+        asked = [[task.asked(text) for text in texts]] if use_template else (
+            list(map(list, zip(*texts, strict=True))) if task.pairs else [texts])
+        found = tokenizer(*asked, return_attention_mask=False, return_token_type_ids=types, verbose=False)
+        return found["token_type_ids" if types else "input_ids"]
 
-    found, truncated = tokenise_within([text for text, _ in texts], tokenise, task.max_length)
-    return Encoded(*flattened(found), np.array([label for _, label in texts], dtype=np.int64), truncated)
+    found, fitting, truncated = tokenise_within([text for text, _ in texts], read, task.max_length)
+    types = flattened(read(fitting, types=True))[0] if kinds else None
+    labels = np.array([label for _, label in texts], dtype=np.int64)
+    return Encoded(*flattened(found), labels, truncated, types)
 
 
-def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tuple[list[list[int]], int]:
-    """Token ids of each text within `limit` tokens, and how many texts had to be cut.
+def tokenise_within(
+    texts: Sequence[Text], tokenise: Tokenise, limit: int
+) -> tuple[list[list[int]], list[Text], int]:
+    """Token ids of each text, or pair, within `limit` tokens, the texts so cut, and how many had to be.
 
     A long text loses whole words from its end until the question fits; where not even its first word does, it
-    loses characters.
+    loses characters. The texts of a pair are left as many words each, so that the longer one loses first.
 
     Args:
         tokenise: texts -> token ids of the questions around them.
@@ -121,45 +135,53 @@ def tokenise_within(texts: Sequence[str], tokenise: Tokenise, limit: int) -> tup
     Example:
         >>> words = lambda texts: [f"{text} ?".split() for text in texts]
         >>> tokenise_within(["a b", "a b c d"], words, 3)
-        ([['a', 'b', '?'], ['a', 'b', '?']], 1)
+        ([['a', 'b', '?'], ['a', 'b', '?']], ['a b', 'a b'], 1)
     """
-    found = tokenise(list(texts))
+    whole, found = list(texts), tokenise(list(texts))
     for text, ids in zip(texts, found, strict=True):
         if not ids:
-            raise UserError(f"the host's tokenizer finds no token in {text[:60]!r}")
+            raise UserError(f"the host's tokenizer finds no token in {plain(text)[:60]!r}")
     long = [i for i, ids in enumerate(found) if len(ids) > limit]
     rests = [texts[i] for i in long]
-    cut = _longest([[m.end() for m in re.finditer(r"\S+", text)] for text in rests], rests, tokenise, limit)
-    stuck = [j for j, text in enumerate(cut) if not text]
-    by_letter = [rests[j].strip() for j in stuck]
-    letters = _longest([list(range(1, len(text) + 1)) for text in by_letter], by_letter, tokenise, limit)
-    for j, text in zip(stuck, letters, strict=True):
-        if not text:
-            alone = len(tokenise([""])[0])
+    cut = _longest(rests, lambda part: [m.end() for m in re.finditer(r"\S+", part)], tokenise, limit)
+    stuck = [j for j, text in enumerate(cut) if text is None]
+    letters = _longest([each(rests[j], str.strip) for j in stuck],
+                       lambda part: list(range(1, len(part) + 1)), tokenise, limit)
+    for j, short in zip(stuck, letters, strict=True):
+        if short is None:
+            alone = len(tokenise([each(rests[j], lambda _: "")])[0])
             raise UserError(f"task.max_length {limit} leaves no room for the text: the question alone takes "
                             f"{alone}")
-        cut[j] = text
-    for i, ids in zip(long, tokenise(cut) if cut else [], strict=True):
-        found[i] = ids
-    return found, len(long)
+        cut[j] = short
+    fitting = [one for one in cut if one is not None]  # all of them
+    for i, text, ids in zip(long, fitting, tokenise(fitting) if long else [], strict=True):
+        whole[i], found[i] = text, ids
+    return found, whole, len(long)
 
 
-def _longest(ends: list[list[int]], texts: list[str], tokenise: Tokenise, limit: int) -> list[str]:
-    """The longest beginning of each text, up to one of its `ends`, that fits; empty where none does.
+def _longest(
+    texts: Sequence[Text], ends: Callable[[str], list[int]], tokenise: Tokenise, limit: int
+) -> list[Text | None]:
+    """The longest beginning of each text that fits, up to the same one of its `ends` in both of a pair; None
+    where none does.
 
     All texts are halved at once, so that the tokenizer is called some ten times, not some ten times a text.
     """
-    low, high = [0] * len(texts), [len(places) for places in ends]  # `low` ends fit, more than `high` do not
-    while open_ := [i for i in range(len(texts)) if low[i] < high[i]]:
+    places = [{part: ends(part) or [0] for part in ((text,) if isinstance(text, str) else text)}
+              for text in texts]
+
+    def upto(i: int, count: int) -> Text:
+        return each(texts[i], lambda part: part[: places[i][part][:count][-1]])
+
+    low, high = [0] * len(texts), [max(map(len, own.values())) for own in places]
+    while open_ := [i for i in range(len(texts)) if low[i] < high[i]]:  # `low` ends fit, no more than `high`
         middle = {i: (low[i] + high[i] + 1) // 2 for i in open_}
-        tried = tokenise([texts[i][: ends[i][middle[i] - 1]] for i in open_])
-        for i, ids in zip(open_, tried, strict=True):
+        for i, ids in zip(open_, tokenise([upto(i, middle[i]) for i in open_]), strict=True):
             if len(ids) <= limit:
                 low[i] = middle[i]
             else:
                 high[i] = middle[i] - 1
-    return [text[: places[fit - 1]] if fit else ""
-            for text, places, fit in zip(texts, ends, low, strict=True)]
+    return [upto(i, fit) if fit else None for i, fit in enumerate(low)]
 
 
 # ---- prompts and answers

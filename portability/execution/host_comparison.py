@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from portability.core.errors import UserError, redact_paths
-from portability.core.specs import AnswerSpec, DataSpec, HostSpec, TaskSpec, digest
+from portability.core.specs import AnswerSpec, DataSpec, HostSpec, TaskSpec, Text, digest
 from portability.data.splits import StudyData, rows
 from portability.execution.processes import ChildDied, in_child
 from portability.execution.worker import Setup, Worker
@@ -92,7 +92,7 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
     from portability.porting.similarity import Readings, compare_hosts
 
     data = Worker(setup, Place("cpu", 1.0)).context.data  # one thread, and no chatter
-    known: dict[str, tuple[list[str], dict[str, Readings]]] = {}
+    known: dict[str, tuple[list[Text], dict[str, Readings]]] = {}
     for pair in todo:
         mark = digest(pair.text)
         try:
@@ -105,7 +105,7 @@ def _measure(todo: Sequence[Pair], setup: Setup) -> Iterator[Answer]:
             yield redact_paths(f"{name}{error}")
 
 
-def _texts(pair: Pair, data: StudyData) -> list[str]:
+def _texts(pair: Pair, data: StudyData) -> list[Text]:
     if data.digests[pair.data.name]["train"] != pair.data.train_digest:
         raise UserError(f"the train split of '{pair.data.name}' changed since it was planned; run it again")
     found = rows(data, pair.data.name, "train", 0)[: pair.text["texts"]]

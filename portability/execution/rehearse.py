@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from portability.core.errors import RUN_ERRORS, UserError
-from portability.core.specs import HostSpec, MethodSpec, PortSpec, RunSpec
+from portability.core.specs import HostSpec, MethodSpec, PortSpec, RunSpec, TaskSpec
 from portability.execution.execute import WorkerContext
 from portability.hosts.host import Host, load_tokenizer, model_class, weight_bytes
 from portability.hosts.sources import texts_of
@@ -65,7 +65,7 @@ class Rehearsal:
         held = 0
         if run.head == "shared" and origin is not None and run.port is not None and not _sees(run.port):
             with _said(f"port '{run.port.name}' from '{origin.host.name}' to '{run.host.name}'"):
-                fit_head(_head(origin.host), PortContext(origin.host, run.host, EMPTY, run.port))
+                fit_head(_head(run, origin.host), PortContext(origin.host, run.host, EMPTY, run.port))
         if run.method is not None:
             fresh = self._module(run.host, run.method)
             pair = [f"from '{origin.host.name}' to '{run.host.name}'"] if origin else []
@@ -91,7 +91,7 @@ class Rehearsal:
             options = extraction_options(method, run.init)
             seeds = [] if options.scores == "ones" else seed_examples(run, run.teacher, self.context.data)
             return check_extraction(run.teacher, run.host, seeds, options,
-                                    _head(run.teacher) if origin else None)
+                                    _head(run, run.teacher) if origin else None)
         return 0
 
     def _host(self, spec: HostSpec) -> Host:
@@ -131,7 +131,7 @@ class Rehearsal:
         shown = " or ".join(repr(f"{one[:SHOWN]} ..." if len(one) > SHOWN else one) for one in answers)
         scored = " (the first ones are scored)" if len(answers) > 1 else ""
         said = f" -> {shown}\n  tokens: {' or '.join(tokens)}{scored}" if answers else (
-            ", answered by a head of two classes")
+            f", answered by a head of {_classes(run)} classes")
         return {"example": f"{text!r}{said}", "too_long": task.too_long(training, test)}
 
 
@@ -156,8 +156,13 @@ def skeleton(spec: HostSpec) -> Host:
     return Host(spec, model.requires_grad_(False).eval(), load_tokenizer(spec))
 
 
-def _head(host: HostSpec) -> dict[str, Tensor]:
-    return dict(zip(HEAD, (torch.ones(2, host.shape.hidden), torch.ones(2)), strict=True))
+def _classes(run: RunSpec) -> int:
+    return len(run.task.label_words) if isinstance(run.task, TaskSpec) else 2
+
+
+def _head(run: RunSpec, host: HostSpec) -> dict[str, Tensor]:
+    count = _classes(run)
+    return dict(zip(HEAD, (torch.ones(count, host.shape.hidden), torch.ones(count)), strict=True))
 
 
 def _norm(module: ModuleState) -> float:

@@ -1,7 +1,7 @@
 """Hosts: frozen language models, loaded from their folder with all of its weights and no others."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec
+from portability.core.specs import SECOND, HostSpec
 from portability.data.tokenization import after, joined
 from portability.hosts.sources import (
     check_unchanged,
@@ -198,10 +198,10 @@ def weight_bytes(model: "PreTrainedModel", precision: str) -> int:
 
 
 def label_tokens(
-    tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
+    tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], seq2seq: bool, template: str = "{text}"
 ) -> list[list[int]]:
-    """Tokens of each label word (negative, positive), as they follow a question (tokenization.joined): a
-    word that begins with a blank is taken as it is written.
+    """Tokens of each label word, as they follow a question (tokenization.joined): a word that begins with a
+    blank is taken as it is written.
 
     Args:
         seq2seq: True where the label stands alone (T5 decoder); False where it continues the question.
@@ -210,29 +210,31 @@ def label_tokens(
     def tokens(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    asked = template.replace("{text}", "it is")
+    asked = template.replace("{text}", "it is").replace(SECOND, "it is")
     if seq2seq:
         return [tokens(word) for word in words]
     return [after(tokens(asked), tokens(asked + joined(asked, word)), tokens(word)) for word in words]
 
 
 def label_ids(
-    tokenizer: "PreTrainedTokenizerBase", words: tuple[str, str], seq2seq: bool, template: str = "{text}"
-) -> tuple[int, int]:
-    """First token of each label word (negative, positive); arguments as of `label_tokens`.
+    tokenizer: "PreTrainedTokenizerBase", words: Sequence[str], seq2seq: bool, template: str = "{text}"
+) -> tuple[int, ...]:
+    """First token of each label word; arguments as of `label_tokens`.
 
     Raises:
-        UserError: the two words begin with the same token, with the unknown one or with none, so scoring
+        UserError: two words begin with the same token, or one with the unknown one or with none, so scoring
             could not tell them apart.
     """
-    negative, positive = (next(iter(tokens), None)
-                          for tokens in label_tokens(tokenizer, words, seq2seq, template))
-    if negative is None or positive is None:
-        wrong = f"label word {words[0 if negative is None else 1]!r} has no token"
-    elif negative == positive:
-        wrong = f"label words {words} begin with the same token {negative}"
-    elif tokenizer.unk_token_id in (negative, positive):
-        wrong = f"a label word of {words} is unknown to the host's tokenizer"
-    else:
-        return negative, positive
-    raise UserError(f"{wrong}; choose others (task.label_words)")
+    first: dict[int, str] = {}
+    for word, tokens in zip(words, label_tokens(tokenizer, words, seq2seq, template), strict=True):
+        wrong = None
+        if not tokens:
+            wrong = f"label word {word!r} has no token"
+        elif tokens[0] in first:
+            wrong = f"label words {(first[tokens[0]], word)} begin with the same token {tokens[0]}"
+        elif tokens[0] == tokenizer.unk_token_id:
+            wrong = f"label word {word!r} is unknown to the host's tokenizer"
+        if wrong:
+            raise UserError(f"{wrong}; choose others (task.label_words, or data.NAME.task.label_words)")
+        first[tokens[0]] = word
+    return tuple(first)

@@ -109,6 +109,9 @@ class PromptMethod(PeftMethod):
             vectors = module.get_input_embeddings()(ids)
             before = prompt[:count].to(vectors.dtype).expand(len(ids), -1, -1)
             more |= {"input_ids": None, "inputs_embeds": torch.cat([before, vectors], 1)}
+            if (types := given.get("token_type_ids")) is not None:  # a prompt is of the first text
+                first = types.new_zeros(len(types), count)
+                more["token_type_ids"] = torch.cat([first, types], 1)
         elif begins:
             more[kept] = self._filled(cache, prompt, len(ids))
         return args, given | more

@@ -16,11 +16,12 @@ class Grid:
     `data` are the sets the receiving module is trained and evaluated on; `relations` maps a relation's name
     to the set the origin is trained on, by the name of the receiving set; `budgets` are optimiser updates on
     the receiving host (zero-shot comes on top); `head` is "shared" or "fresh" and concerns hosts with a
-    classification head only; `task` is that of sets of texts with labels, `answers` has those of sets of
-    prompts, by the set's name. `rates` are factors on each method's learning rate on the receiving host, each
-    a method of its own ("lora x3"); origins and natives keep the common rate. With `origin_seeds` "other" an
-    origin has a seed of its own, so a receiving run does not see its origin's batches again. With `module`
-    nothing is trained on the origin host: the module from elsewhere stands for what would be.
+    classification head only; `task` is that of sets of texts with labels, `tasks` has those that a set says
+    itself, `answers` those of sets of prompts, by the set's name. `rates` are factors on each method's
+    learning rate on the receiving host, each a method of its own ("lora x3"); origins and natives keep the
+    common rate. With `origin_seeds` "other" an origin has a seed of its own, so a receiving run does not see
+    its origin's batches again. With `module` nothing is trained on the origin host: the module from elsewhere
+    stands for what would be.
     """
 
     methods: Sequence[specs.MethodSpec]
@@ -38,6 +39,7 @@ class Grid:
     precision: str
     head: str
     answers: Mapping[str, specs.AnswerSpec] = field(default_factory=dict)
+    tasks: Mapping[str, specs.TaskSpec] = field(default_factory=dict)
     rates: Sequence[float] = (1.0,)
     origin_seeds: str = "same"
     module: specs.ExternalModule | None = None
@@ -45,7 +47,14 @@ class Grid:
 
     def task_of(self, data: specs.DataSpec) -> specs.TaskSpec | specs.AnswerSpec:
         """How a set's texts or prompts are asked and scored."""
-        return self.answers.get(data.name, self.task)
+        return self.answers.get(data.name) or self.tasks.get(data.name, self.task)
+
+    @property
+    def label_counts(self) -> set[int]:
+        """How many labels its sets of texts with labels have."""
+        used = [*self.data, *(one for named in self.relations.values() for one in named.values())]
+        tasks = [self.task_of(data) for data in used]
+        return {len(task.label_words) for task in tasks if isinstance(task, specs.TaskSpec)}
 
 
 def origins(relation: str, value: str, received: Sequence[str]) -> dict[str, str]:

@@ -79,6 +79,8 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
                   for method in grid.methods for rate in grid.rates},
         "task": json.loads(json.dumps(vars(grid.task))),
         "answers": {name: vars(spec) for name, spec in grid.answers.items()},
+        **({"tasks": json.loads(json.dumps({name: vars(spec) for name, spec in grid.tasks.items()}))}
+           if grid.tasks else {}),
         "pairs": [list(kind) for kind in study.kinds],
         "primary": [asdict(contrast) for contrast in study.primary],
         **({"derived": dict(study.derived)} if study.derived else {}),

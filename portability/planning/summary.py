@@ -51,7 +51,7 @@ def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
         if shipped:
             hint = f"`python -m portability.analyze --metric {name}` computes it from their predictions"
         without = sum(not any(key == name or key.startswith(beginnings) for key in held)
-                      for held in done if "eval_positive_share" in held)  # of texts with labels
+                      for held in done if "eval_accuracy_calibrated" in held)  # of texts with labels
         if without:
             runs = counted(without, "done run")
             found.append(f"metric {name_of(metric)}: {runs} stored without it; {hint}")

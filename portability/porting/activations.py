@@ -14,6 +14,7 @@ from torch import Tensor
 
 from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
+from portability.data.examples import plain
 from portability.hosts.attention import body, causal_mask, computing, text_mask
 from portability.hosts.host import Host
 from portability.porting.alignment import Aligned, align
@@ -126,7 +127,8 @@ def aligned_batches(origin: Host, receiving: Host, texts: Calibration) -> Iterat
     for first in range(0, len(texts.texts), BATCH):
         if seen >= texts.tokens:
             return
-        aligned = align(origin.tokenizer, receiving.tokenizer, texts.texts[first:first + BATCH], limit)
+        some = [plain(text) for text in texts.texts[first:first + BATCH]]
+        aligned = align(origin.tokenizer, receiving.tokenizer, some, limit)
         seen += aligned.tokens
         if aligned.tokens:
             yield aligned

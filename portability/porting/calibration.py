@@ -10,14 +10,15 @@ import numpy as np
 
 from portability.core.errors import UserError
 from portability.core.seeds import stream_seed
-from portability.core.specs import CalibrationSpec
+from portability.core.specs import CalibrationSpec, Text
 from portability.data.examples import Example
 from portability.data.splits import StudyData, rows
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Texts in the order in which they are read, until `tokens` tokens were seen by both hosts.
+    """Texts, or pairs of texts, in the order in which they are read, until `tokens` tokens were seen by both
+    hosts.
 
     Attributes:
         name: of the set or file.
@@ -25,7 +26,7 @@ class Calibration:
     """
 
     name: str
-    texts: Sequence[str]
+    texts: Sequence[Text]
     tokens: int
     seed: int
     digest: str
@@ -36,24 +37,31 @@ class Calibration:
         return self.digest, self.tokens, self.seed
 
 
-def calibration(name: str, texts: Sequence[str], tokens: int = 4096, seed: int = 0) -> Calibration:
-    """Distinct texts in an order drawn by the seed.
+def calibration(name: str, texts: Sequence[Text], tokens: int = 4096, seed: int = 0) -> Calibration:
+    """Distinct texts, or pairs, in an order drawn by the seed.
 
     Raises:
         UserError: none of them has a character, or not even one token is asked for.
     """
     if tokens < 1:
         raise UserError(f"calibration texts '{name}': the number of tokens must be 1 or more, got {tokens}")
-    own = sorted({text.strip() for text in texts} - {""})
+    own = _distinct(texts)
     if not own:
         raise UserError(f"calibration texts '{name}': there is no text in it")
     order = np.random.default_rng(stream_seed(seed, "calibration")).permutation(len(own))
     return Calibration(name, [own[place] for place in order], tokens, seed, digest_of(own))
 
 
-def digest_of(texts: Sequence[str]) -> str:
+def _distinct(texts: Sequence[Text]) -> list[Text]:
+    """The texts without blanks around them, in order, each once and none empty."""
+    single = {text.strip() for text in texts if isinstance(text, str)} - {""}
+    pairs = {(text[0].strip(), text[1].strip()) for text in texts if not isinstance(text, str)}
+    return [*sorted(single), *sorted(pairs)]
+
+
+def digest_of(texts: Sequence[Text]) -> str:
     """First 16 hex digits of the SHA-256 of the distinct texts."""
-    joined = json.dumps(sorted({text.strip() for text in texts} - {""}), ensure_ascii=False)
+    joined = json.dumps(_distinct(texts), ensure_ascii=False)
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
@@ -69,15 +77,17 @@ def study_texts(how: CalibrationSpec, data: StudyData) -> Calibration:
     return found
 
 
-def texts_of(words: str, data: StudyData) -> list[str]:
-    """The training texts of a set of the study (prompts, of examples), or of the file of this name."""
+def texts_of(words: str, data: StudyData) -> list[Text]:
+    """The training texts, or pairs, of a set of the study (prompts, of examples), or of the file of this
+    name."""
     if words not in data.sources:
         return read_texts(Path(words).expanduser())
     return [row.prompt if isinstance(row, Example) else row[0] for row in rows(data, words, "train", 0)]
 
 
-def read_texts(path: Path) -> list[str]:
-    """The texts of a file: of a .jsonl the field `text` of each line, of any other each line.
+def read_texts(path: Path) -> list[Text]:
+    """The texts of a file: of a .jsonl the field `text` of each line, or the pair `text`, `text_pair`, of any
+    other each line.
 
     Raises:
         UserError: there is no such file, it is not UTF-8, or a line of a .jsonl has no text, or half a
@@ -86,17 +96,19 @@ def read_texts(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"calibration texts: there is no file {path}")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines: list[str] = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"calibration texts: {path} is not text in UTF-8: {error}") from error
     if path.suffix != ".jsonl":
-        return lines
-    texts = []
+        return [*lines]
+    texts: list[Text] = []
     for number, line in enumerate(lines, 1):
         try:
-            text = json.loads(line)["text"]
-            text.encode()  # half of a pair of surrogates is no text
-            texts.append(text)
+            row = json.loads(line)
+            parts = [row["text"], *([row["text_pair"]] if "text_pair" in row else [])]
+            for part in parts:
+                part.encode()  # half of a pair of surrogates is no text
+            texts.append((parts[0], parts[1]) if parts[1:] else parts[0])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"calibration texts: {path}, line {number}: each line must be a JSON object with "
                             "text") from error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from portability.core.architectures import within_layer
 from portability.core.errors import UserError
-from portability.core.specs import HostShape, HostSpec, TaskSpec
+from portability.core.specs import HostShape, HostSpec, TaskSpec, Text
 from portability.data.sampling import by_length, pad
 from portability.data.tokenization import encode
 from portability.hosts.attention import causal_mask, text_mask
@@ -32,14 +32,15 @@ Readings = dict[str, list[Tensor]]
 
 
 def compare_hosts(
-    one: HostSpec, other: HostSpec, texts: Sequence[str], task: TaskSpec,
+    one: HostSpec, other: HostSpec, texts: Sequence[Text], task: TaskSpec,
     known: dict[str, Readings] | None = None
 ) -> dict[str, Any]:
     """How alike two hosts are; which is named first makes no difference (the result names them by
     fingerprint).
 
     Args:
-        texts: N of them, at least 4; both hosts read each in the task's template, cut to its length.
+        texts: N of them, at least 4, or pairs; both hosts read each in the task's template, cut to its
+            length.
         known: readings of these texts by fingerprint; what is missing is added. One host is loaded at a time,
             and of it N x N numbers a layer are kept.
 
@@ -81,7 +82,7 @@ def compare_hosts(
 # ---- what hosts make of the texts
 
 
-def readings(spec: HostSpec, texts: Sequence[str], task: TaskSpec) -> Readings:
+def readings(spec: HostSpec, texts: Sequence[Text], task: TaskSpec) -> Readings:
     """What each layer of a host makes of the texts, as unit vectors of (N, N) to be compared by their inner
     product.
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from portability.core.errors import UserError, validate_choice
 from portability.core.seeds import stream_seed
@@ -173,9 +174,17 @@ class Learner:
         return like.map({slot: found.tensors[slot].to(old.dtype) for slot, old in like.tensors.items()})
 
     def margin(self, module: ModuleState, examples: Encoded) -> Tensor:
-        """Log-odds of positive against negative for each example, (N,) float64."""
+        """Log-odds of positive against negative for each example, (N,) float64; of C > 2 labels those of each
+        but the first against it, (N, C - 1)."""
         stacked = {name: value[None] for name, value in (self.parameters(module) | self.fixed).items()}
         return torch.from_numpy(np.asarray(self.scorer.predict(stacked, examples, SCORED).margin)[0]).double()
+
+
+def log_shares(margin: Tensor) -> Tensor:
+    """Log-probabilities of the labels among themselves, (N, C), from `Learner.margin`."""
+    if margin.ndim == 1:  # the bits that ports of two labels have
+        return torch.stack([F.logsigmoid(-margin), F.logsigmoid(margin)], 1)
+    return F.pad(margin, (1, 0)).log_softmax(-1)
 
 
 def to_change(host: Host, method: MethodSpec) -> Host:

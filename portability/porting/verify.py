@@ -13,7 +13,9 @@ from scipy import stats
 from tqdm import tqdm
 
 from portability.core.errors import UserError
+from portability.core.measures import said
 from portability.core.specs import HostSpec, MethodSpec, TaskSpec
+from portability.data.examples import LabelledText
 from portability.data.tokenization import encode
 from portability.hosts.host import Host, load_host
 from portability.methods import attach
@@ -45,7 +47,7 @@ def verify(
         UserError: examples that cannot be read, or a host without a language-model head.
     """
     task = asked(options)
-    rows = read_rows(options.verify)
+    rows = read_rows(options.verify, "--verify", task)
     host = load_host(receiving)
     if host.scoring == "head":
         raise UserError(f"--verify scores label words, and host '{host.spec.name}' ({host.family}) has no "
@@ -74,14 +76,16 @@ def asked(options: argparse.Namespace) -> TaskSpec:
     """How hosts are asked.
 
     Raises:
-        UserError: a template without a place for the text.
+        UserError: a template without a place for the text, or fewer than two label words.
     """
     if "{text}" not in options.template:
         raise UserError("--template must have {text} where the example's text is to stand")
+    if len(options.label_words) < 2:
+        raise UserError("--label-words must name two words or more, of label 0, 1, ...")
     return TaskSpec(options.template, tuple(options.label_words), options.max_length)
 
 
-def _right(host: Host, task: TaskSpec, rows: list[tuple[str, int]], spec: MethodSpec | None,
+def _right(host: Host, task: TaskSpec, rows: list[LabelledText], spec: MethodSpec | None,
            values: dict[str, Any]) -> np.ndarray:
     method = None if spec is None else attach(host, spec)
     scorer = Scorer(host, task)
@@ -93,7 +97,7 @@ def _right(host: Host, task: TaskSpec, rows: list[tuple[str, int]], spec: Method
             parameters, found, 16, lambda part: bar.update(round(100 * part) - bar.n) and None).margin)[0]
     if method is not None:
         method.detach()
-    return (margin > 0).astype(int) == np.asarray(found.labels)
+    return said(margin) == np.asarray(found.labels)
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
@@ -105,15 +109,17 @@ def _difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     return {"mean": float(gains.mean()), "low": float(found.low), "high": float(found.high)}
 
 
-def read_rows(path: Path, option: str = "--verify") -> list[tuple[str, int]]:
-    """Text and label of each example of a JSONL file.
+def read_rows(path: Path, option: str, task: TaskSpec) -> list[LabelledText]:
+    """Text, or pair of texts where the task asks about pairs, and label of each example of a JSONL file.
 
     Raises:
         UserError: no such file, or a line that is no example.
     """
     if not path.is_file():
         raise UserError(f"{option}: there is no file {path}")
-    rows = []
+    count, rows = len(task.label_words), list[LabelledText]()
+    known: dict[object, int] = {word: label for label, word in enumerate(task.label_words)}
+    known |= {name: label for label in range(count) for name in (label, str(label))}
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
     except UnicodeDecodeError as error:
@@ -123,11 +129,14 @@ def read_rows(path: Path, option: str = "--verify") -> list[tuple[str, int]]:
             continue
         try:
             row = json.loads(line)
-            str(row["text"]).encode()  # half of a pair of surrogates is no text
-            rows.append((str(row["text"]), {0: 0, 1: 1, "0": 0, "1": 1}[row["label"]]))
+            parts = [str(row[key]) for key in ("text", "text_pair")[: 1 + task.pairs]]
+            "".join(parts).encode()  # half of a pair of surrogates is no text
+            rows.append(((parts[0], parts[1]) if task.pairs else parts[0], known[row["label"]]))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: each line must be a JSON object with text and label (0 "
-                            "or 1)") from error
+            texts = "text, text_pair" if task.pairs else "text"
+            numbers = "0 or 1" if count == 2 else f"0 to {count - 1}"
+            raise UserError(f"{path}, line {number}: each line must be a JSON object with {texts} and label "
+                            f"({numbers}, or its label word)") from error
     if not rows:
         raise UserError(f"{path} holds no example")
     return rows

@@ -25,6 +25,8 @@ RECORDS = pa.schema({
 EXAMPLES = pa.schema({
     "run_id": pa.string(), "updates": pa.int64(), "example": pa.int32(), "label": pa.int8(),
     "margin": pa.float32(), "invalid": pa.bool_(), "score": pa.float32()})
+# beside them where a run is of more than two labels: its margins of an example, in place of the one
+WIDE = EXAMPLES.append(pa.field("margins", pa.list_(pa.float32())))
 
 
 class Published(Store):
@@ -105,9 +107,13 @@ class Published(Store):
         if run_id not in self._places:
             raise UserError(f"{self.root} has no predictions of run {run_id}; {FETCH}")
         table = self._examples.slice(*self._places[run_id]).drop_columns("run_id")
-        rows = {name: table[name].to_numpy() for name in table.column_names if not table[name].null_count}
+        whole = [name for name in table.column_names if not table[name].null_count]
+        rows = {name: table[name].to_numpy() for name in whole if name != "margins"}
         count = 1 + int(rows["example"].max())
         marks = {name: np.ascontiguousarray(values.reshape(-1, count)) for name, values in rows.items()}
+        if "margins" in whole:
+            flat = table["margins"].combine_chunks().flatten().to_numpy()
+            marks["margin"] = flat.reshape(*marks["invalid"].shape, -1)
         label = {"label": marks["label"][0].copy()} if "label" in marks else {}
         return {"updates": marks["updates"][:, 0].copy(),
                 **{name: marks[name] for name in ("margin", "score", "invalid") if name in marks}, **label}

@@ -80,8 +80,9 @@ class Store:
 
     def predictions(self, run_id: str) -> dict[str, "np.ndarray"]:
         """Predictions of M marks and N test examples: `updates` (M,) int, `invalid` (M, N) bool; of texts
-        with labels `margin` (M, N), the log-odds of label 1, and `label` (N,) 0 or 1; of prompts `score` (M,
-        N) in [0, 1], of choices `margin` too, against the best wrong choice.
+        with labels `margin` (M, N), the log-odds of label 1, of C > 2 labels (M, N, C - 1) those of each but
+        the first against it, and `label` (N,) from 0; of prompts `score` (M, N) in [0, 1], of choices
+        `margin` (M, N) too, against the best wrong choice.
 
         Raises:
             UserError: the run has none, or they differ from its record's digest.

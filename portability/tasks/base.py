@@ -31,8 +31,9 @@ class Predictions:
     of a written answer or a choice, a token), and whether the output is invalid (its best token begins no
     label word, or it never ends).
 
-    `margin` is the log-odds of positive, or of the right choice against the best wrong one; `score` in [0, 1]
-    is what an answer is worth. Texts with labels have no scores, written answers no margins.
+    `margin` is the log-odds of positive, of C > 2 labels those of each but the first against it, (..., C - 1)
+    (core.measures), or of the right choice against the best wrong one; `score` in [0, 1] is what an answer is
+    worth. Texts with labels have no scores, written answers no margins.
     """
 
     nll: np.ndarray

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from portability.core.errors import UserError
-from portability.core.measures import ALWAYS, MEASURES, Undefined, name_of, own
+from portability.core.measures import (
+    ALWAYS,
+    ALWAYS_OF_MORE,
+    MEASURES,
+    Undefined,
+    label_count,
+    name_of,
+    own,
+    probabilities,
+    said,
+)
 from portability.core.specs import METRICS as ASKED
 
 if TYPE_CHECKING:
@@ -27,14 +37,15 @@ def score(
     is no number.
 
     Args:
-        margin: (N,) log p(positive) - log p(negative), finite; a tie (0) counts as negative.
+        margin: (N,) log p(1) - log p(0), finite; of C > 2 labels (N, C - 1) log-odds against label 0
+            (core.measures).
         nll: (N,) negative log-likelihood of the right answer, nats, finite.
         invalid: (N,) bool, whether the best token of the whole vocabulary begins no label word.
-        label: (N,) 0 negative, 1 positive.
-        asked: of measures.metric_names; measures.ALWAYS come with them.
+        label: (N,) from 0 to C - 1.
+        asked: of measures.metric_names; measures.ALWAYS, or ALWAYS_OF_MORE, come with them.
 
     Raises:
-        ValueError: no example, lengths that differ, labels other than 0 and 1, or values that are not finite.
+        ValueError: no example, lengths that differ, other labels, or values that are not finite.
 
     Example:
         >>> columns = np.array([2.0, -1.0]), np.array([0.1, 0.3]), np.array([False, True]), np.array([1, 1])
@@ -43,11 +54,11 @@ def score(
         ('AUC needs both classes, and all 2 labels are 1', 0.2, 0.5)
     """
     columns, labels = _columns(nll, invalid, margin=margin, label=label), np.asarray(label)
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5]}")
-    found: dict[str, float | str] = {}
+    count, found = label_count(columns["margin"]), dict[str, float | str]()
+    if not np.isin(labels, range(count)).all():
+        raise ValueError(f"labels must be {_range(count)}, got {np.unique(labels)[:5]}")
     for name, measure in MEASURES.items():
-        if name in asked or name in ALWAYS:
+        if name in asked or name in (ALWAYS if count == 2 else ALWAYS_OF_MORE):
             try:
                 found[f"eval_{name}"] = float(measure.value(columns[measure.column], labels))
             except Undefined as error:
@@ -62,8 +73,9 @@ def score(
 
 
 @functools.cache
-def own_metric(path: str) -> "evaluate.Metric":
-    """A metric out of a file of the user's own, loaded by the library and tried on 64 invented examples.
+def own_metric(path: str, count: int = 2) -> "evaluate.Metric":
+    """A metric out of a file of the user's own, loaded by the library and tried on 64 invented examples of so
+    many labels.
 
     Raises:
         UserError: the library cannot load it, it would load code from elsewhere, takes what is not there, or
@@ -81,19 +93,27 @@ def own_metric(path: str) -> "evaluate.Metric":
     except ANYTHING as error:  # the file is the user's: it may raise anything
         raise UserError(f"{name} cannot be loaded: {_words(error)}") from error
     if foreign := [key for key in wanted if key not in INPUTS]:
-        raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions (0 or 1), references (0 "
-                        "or 1) and prediction_scores (log-odds of the positive label)")
+        scores = "log-odds of the positive label" if count == 2 else "of every label its probability"
+        raise UserError(f"{name} takes {', '.join(foreign)}; there is: predictions ({_range(count)}), "
+                        f"references ({_range(count)}) and prediction_scores ({scores})")
+    invented = np.linspace(-2, 2, 64)
     try:
-        _compute(metric, np.linspace(-2, 2, 64), np.arange(64) // 3 % 2)
+        _compute(metric, invented if count == 2 else np.outer(invented, np.arange(1, count)),
+                 np.arange(64) // 3 % count)
     except ANYTHING as error:
-        raise UserError(f"{name} fails on 64 invented examples of both labels: {_words(error)}") from error
+        every = "both" if count == 2 else f"{count}"
+        raise UserError(f"{name} fails on 64 invented examples of {every} labels: {_words(error)}") from error
     return metric
+
+
+def _range(count: int) -> str:
+    return "0 or 1" if count == 2 else f"0 to {count - 1}"
 
 
 def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, float | str]:
     """The numbers by their names in a record; in words, why there is none."""
     try:
-        found = _compute(own_metric(path), margin, labels)
+        found = _compute(own_metric(path, label_count(margin)), margin, labels)
     except ANYTHING as error:  # of the user's code: it costs this number and not the run
         return {f"eval_{name_of(path)}": _words(error)}
     return {"eval_" + (key if key == name_of(path) else f"{name_of(path)}_{key}"):
@@ -101,8 +121,8 @@ def _own_values(path: str, margin: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def _compute(metric: "evaluate.Metric", margin: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    given = {"predictions": (margin > 0).astype(int), "references": labels.astype(int),
-             "prediction_scores": margin}
+    given = {"predictions": said(margin), "references": labels.astype(int),
+             "prediction_scores": margin if margin.ndim == 1 else probabilities(margin)}
     found = metric.compute(**{name: given[name].tolist() for name in metric._feature_names()})
     if not isinstance(found, dict) or not found:
         raise TypeError(f"it gives {found!r} and no number by name")
@@ -150,9 +170,11 @@ def _columns(nll: np.ndarray, invalid: np.ndarray, **others: np.ndarray) -> dict
     columns = {name: np.asarray(value, np.float64) for name, value in {**others, "nll": nll}.items()}
     columns["invalid"] = np.asarray(invalid)
     shapes = {name: column.shape for name, column in columns.items()}
-    if set(shapes.values()) != {(columns["nll"].size,)} or not columns["nll"].size:
+    lengths = {shape[:1] if name == "margin" and shape[1:] > (1,) else shape  # of more than two labels
+               for name, shape in shapes.items()}
+    if lengths != {(columns["nll"].size,)} or not columns["nll"].size:
         raise ValueError(f"metrics need columns of one length of at least 1, got {shapes}")
     for name, column in columns.items():
-        if bad := int((~np.isfinite(column)).sum()):
+        if bad := int((~np.isfinite(column.reshape(len(column), -1)).all(1)).sum()):
             raise ValueError(f"{name} is not finite for {bad} of {column.size} examples")
     return columns

@@ -20,6 +20,7 @@ from portability.porting.adapter import PAD, port_folder
 from portability.porting.convert import to_lora
 from portability.porting.verify import read_rows
 from support.peft_methods import write_plain
+from support.tiny import TASK
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 WEIGHTS = "adapter_model.safetensors"
@@ -250,10 +251,10 @@ def test_an_option_that_would_do_nothing_is_one_sentence(
 
 def test_lines_of_examples_end_at_line_feeds_alone(tmp_path):
     (tmp_path / "rows").write_text('{"text": "a\u2028b", "label": 1}\n\n{"text": "c", "label": 0}\n')
-    assert read_rows(tmp_path / "rows") == [("a\u2028b", 1), ("c", 0)]
+    assert read_rows(tmp_path / "rows", "--verify", TASK) == [("a\u2028b", 1), ("c", 0)]
     (tmp_path / "rows").write_text('{"text": "a", "label": 0.7}\n')
     with pytest.raises(UserError, match="line 1: each line must be"):
-        read_rows(tmp_path / "rows")
+        read_rows(tmp_path / "rows", "--verify", TASK)
 
 
 def test_a_card_tells_the_command_and_no_path(folder, make_host, tmp_path):

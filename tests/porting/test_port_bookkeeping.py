@@ -33,7 +33,7 @@ from portability.porting.verify import read_rows
 from portability.training.run_output import _without_paths
 from support.peft_methods import write_plain
 from support.studies import small
-from support.tiny import noisy, sentences
+from support.tiny import TASK, noisy, sentences
 
 TEXTS = [row["text"] for row in sentences(60, 3)]
 
@@ -271,7 +271,7 @@ def test_half_a_character_is_no_example(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "half \\ud800", "label": 1}')
     with pytest.raises(UserError, match="rows.jsonl, line 1: each line must be a JSON object with text and"):
-        read_rows(path, "--labels")
+        read_rows(path, "--labels", TASK)
 
 
 @pytest.fixture

@@ -62,3 +62,27 @@ def test_a_module_goes_from_one_llama_to_another_with_other_heads_and_vocabulary
             assert info["layer_map"] == {"decoder": [[0], [1], [3],
                                                      [4]]} and info["carried_fraction"] == pytest.approx(0.8)
             assert ("padded" in info["actions"]) == (cell.method == "lora")
+
+
+def test_real_sentences_in_three_classes_of_length(tmp_path):
+    """Restaurant reviews, relabelled by rule: up to 7 words, up to 13, more."""
+    folder, names = tmp_path / "lengths", ("short", "medium", "long")
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [json.loads(line)["text"] for line in (SHARED / "data/uci_yelp" / f"{split}.jsonl").open()]
+        kinds = [sum(len(text.split()) > bound for bound in (7, 13)) for text in rows]
+        (folder / f"{split}.jsonl").write_text("".join(
+            json.dumps({"text": text, "label": names[kind]}) + "\n"
+            for text, kind in zip(rows, kinds, strict=True)))
+    planned, store = finished(
+        tmp_path, f"+data.lengths.path={folder}", f"+data.lengths.labels=[{','.join(names)}]",
+        "grid.pairs=[[stories260k,aidreams260k]]", "grid.data=lengths", "grid.study_data=[lengths]",
+        "method=lora", "grid.inits=[ported,scratch]", "grid.seeds=[0]", "grid.budgets=[40]", "eval.limit=120",
+        "eval.metrics=[accuracy,f1,auc]", "task.template='{text} length :'", "similarity=false",
+        "engine=inprocess", "engine.device=cpu", "yes=true")
+    for run_id, run in planned.runs.items():
+        marks = store.read(run_id)["train_info"]["metrics"]
+        assert all(0 < mark["eval_auc"] < 1 and 0 <= mark["eval_f1"] < 1 for mark in marks)
+        assert store.predictions(run_id)["margin"].shape == (len(marks), 120, 2)
+        if run.init.kind == "scratch" and len(marks) > 1:
+            assert marks[-1]["eval_loss"] < marks[0]["eval_loss"] and marks[-1]["eval_invalid_rate"] < 0.1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from portability.core.errors import UserError
-from portability.core.measures import metric_names
+from portability.core.measures import metric_names, probabilities, said
 from portability.tasks.metrics import own_metric, score
 from support.metrics import mine
 
@@ -141,6 +141,77 @@ def test_one_class_alone_gives_words_and_no_number():
     assert found[
         "eval_matthews_correlation"] == "the Matthews correlation needs both classes, and all 5 labels are 1"
     assert found["eval_accuracy"] == 3 / 5
+
+
+# ---- more than two labels
+
+
+ODDS = np.array([[0.5, -1.0], [2.0, 0.0], [-1.0, 1.5], [0.3, 0.2], [1.0, 3.0], [-2.0, -0.5], [0.1, 0.4]])
+OF_THREE = np.array([0, 1, 2, 0, 2, 1, 1])
+
+
+def test_three_labels_as_scikit_learn_has_them():
+    # f1_score and roc_auc_score(multi_class="ovr"), both macro, and matthews_corrcoef of scikit-learn 1.9.1
+    found = score(ODDS, np.ones(7), np.zeros(7, bool), OF_THREE, ALL)
+    assert said(ODDS).tolist() == [1, 1, 2, 1, 2, 0, 2]
+    assert found == pytest.approx({
+        "eval_accuracy": 3 / 7, "eval_f1": 0.37777777777777777, "eval_auc": 0.7944444444444444,
+        "eval_matthews_correlation": 0.12909944487358055, "eval_accuracy_calibrated": 3 / 7,
+        "eval_largest_share": 3 / 7, "eval_loss": 1.0, "eval_invalid_rate": 0.0}, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_labels_agree_with_a_slow_computation(seed):
+    draw = np.random.default_rng(seed)
+    count, size = 3 + seed, 80
+    margin, label = draw.normal(0, 1, (size, count - 1)).round(1), draw.integers(0, count, size)
+    label[:count] = range(count)
+    shares = [[math.exp(m) / (1 + sum(map(math.exp, row))) for m in (0.0, *row)] for row in margin]
+    ranked = [[p / (1 - p) for p in row] for row in shares]
+    areas, f1 = [], []
+    guess = [row.index(max(row)) for row in shares]
+    for c in range(count):
+        pairs = [(a[c], b[c]) for a, t in zip(ranked, label, strict=True) if t == c
+                 for b, u in zip(ranked, label, strict=True) if u != c]
+        areas.append(sum(1.0 if math.log(p / q) > 1e-9 else 0.5 if math.log(p / q) > -1e-9 else 0.0
+                         for p, q in pairs) / len(pairs))
+        hits = sum(s == t == c for s, t in zip(guess, label, strict=True))
+        f1.append(2 * hits / max(1, guess.count(c) + list(label).count(c)))
+    found = score(margin, np.ones(size), np.zeros(size, bool), label, ALL)
+    assert found["eval_auc"] == pytest.approx(sum(areas) / count, abs=1e-3)  # rounding makes and breaks ties
+    assert found["eval_f1"] == pytest.approx(sum(f1) / count, abs=1e-12)
+    assert found["eval_accuracy"] == pytest.approx(np.mean(np.array(guess) == label))
+    assert found["eval_largest_share"] == max(map(guess.count, range(count))) / size
+    assert np.allclose(probabilities(margin), shares)
+
+
+def test_a_label_without_examples_has_no_auc_and_one_sentence_says_so():
+    label = np.array([0, 1, 1, 0, 1, 1, 0])
+    found = score(ODDS, np.ones(7), np.zeros(7, bool), label, (*ALL, "positive_share"))
+    assert found["eval_auc"] == "AUC needs every label, and none of the 7 examples is of label 2"
+    assert found["eval_positive_share"] == "the share predicted positive is of two labels, and there are 3"
+    assert found["eval_f1"] == pytest.approx((0 + 2 * 1 / (3 + 4) + 0) / 3)  # of label 1 one is right
+    alone = score(ODDS, np.ones(7), np.zeros(7, bool), np.zeros(7, int), ALL)
+    assert alone["eval_matthews_correlation"].endswith("needs two classes, and all 7 labels are 0")
+    with pytest.raises(ValueError, match="labels must be 0 to 2"):
+        score(ODDS, np.ones(7), np.zeros(7, bool), OF_THREE + 1)
+
+
+def test_equal_log_odds_say_the_first_label():
+    assert said(np.zeros((1, 3))).tolist() == [0] and said(np.array([[-1.0, 2.0, 2.0]])).tolist() == [2]
+
+
+def test_a_metric_of_ones_own_gets_probabilities_of_three_labels(tmp_path):
+    features = "datasets.Sequence(datasets.Value('float'))"
+    folder = mine(tmp_path, "return {'mine': sum(p[r] for p, r in zip(prediction_scores, references))}",
+                  ("prediction_scores", "references"))
+    path = folder / "mine.py"
+    path.write_text(path.read_text().replace("datasets.Value('float')", features))
+    (name,) = metric_names([folder])
+    found = score(ODDS, np.ones(7), np.zeros(7, bool), OF_THREE, [name])
+    assert found["eval_mine"] == pytest.approx(probabilities(ODDS)[np.arange(7), OF_THREE].sum(), abs=1e-5)
+    with pytest.raises(UserError, match="fails on 64 invented examples of both labels"):
+        own_metric(name, 2)
 
 
 # ---- metrics of the user's own

@@ -10,13 +10,22 @@ from torch.nn import functional as F
 from portability.core.errors import UserError
 from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext
-from portability.porting.trained import ComposedStrategy, Learner, Rows, encoded, learner, task_of, updated
+from portability.porting.trained import (
+    ComposedStrategy,
+    Learner,
+    Rows,
+    encoded,
+    learner,
+    log_shares,
+    task_of,
+    updated,
+)
 from portability.tasks.base import Parameters
 
 
 class Distill(ComposedStrategy):
     """Trains the ported module so that the receiving host answers as the origin with its module does: mean
-    KL(origin || receiving) over the two label words, or the two classes of a head, which stays as it is.
+    KL(origin || receiving) over the label words, or the classes of a head, which stays as it is.
 
     Texts are taken in the calibration's order, until they have its tokens, counted as the receiving host is
     asked.
@@ -53,14 +62,14 @@ class Distill(ComposedStrategy):
         if not margin.isfinite().all():
             raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the origin with its "
                             "module gives answers that are not finite")
-        wanted = torch.stack([F.logsigmoid(-margin), F.logsigmoid(margin)], 1)
+        wanted = log_shares(margin)
         with learner(context, 1) as student:
             before = student.margin(done.module, examples)
             updated(done, context, student, examples, options, lambda theta, picks, batch: _divergence(
                 student, theta, batch, wanted[torch.from_numpy(picks)]))
             after = student.margin(done.module, examples)
-        found = [float(F.kl_div(torch.stack([F.logsigmoid(-one), F.logsigmoid(one)], 1), wanted,
-                                reduction="batchmean", log_target=True)) for one in (before, after)]
+        found = [float(F.kl_div(log_shares(one), wanted, reduction="batchmean", log_target=True))
+                 for one in (before, after)]
         done.report.notes.append(
             f"{options['updates']} updates on {len(examples)} texts answered by the origin in "
             f"{time.perf_counter() - started:.1f} s: KL from the origin {found[0]:.4g} nats before, "
@@ -69,7 +78,7 @@ class Distill(ComposedStrategy):
 
 
 def _divergence(student: Learner, theta: Parameters, batch: Rows, wanted: Tensor) -> Tensor:
-    """Mean KL divergence of the receiving host's answers from the wanted ones (B, 2), log-probabilities."""
+    """Mean KL divergence of the receiving host's answers from the wanted ones (B, C), log-probabilities."""
     logits = student.scorer.logits(theta, *batch)[:, list(student.scorer.label_ids)]
     return F.kl_div(logits.log_softmax(-1), wanted.to(logits), reduction="batchmean", log_target=True)
 

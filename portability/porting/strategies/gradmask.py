@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
+from portability.data.examples import LabelledText
 from portability.data.sampling import Bucket, by_length
 from portability.hosts.host import Host
 from portability.methods.module import ModuleState
@@ -122,7 +123,7 @@ def _pairs(context: PortContext) -> dict[Slot, list[Slot]]:
 
 @torch.enable_grad()
 def _slopes(context: PortContext, host: Host, places: Mapping[Slot, Place],
-            rows: Sequence[tuple[str, int]], batch_size: int, majority: bool) -> dict[Slot, Tensor]:
+            rows: Sequence[LabelledText], batch_size: int, majority: bool) -> dict[Slot, Tensor]:
     """dL/dW (out, in) of each site's weight, or the sum of its signs over the examples.
 
     Raises:

@@ -13,7 +13,7 @@ from portability.core.errors import UserError
 from portability.store import failures, host_pairs
 from portability.store.atomic import replacing_folder
 from portability.store.manifests import place_of
-from portability.store.published import EXAMPLES, FAILURE, FOLDER, PREDICTIONS, RECORDS, RUN
+from portability.store.published import EXAMPLES, FAILURE, FOLDER, PREDICTIONS, RECORDS, RUN, WIDE
 from portability.store.records import canonical
 from portability.store.store import Store
 from portability.store.tables import write
@@ -41,7 +41,9 @@ def pack(store: Store, target: Path) -> tuple[int, int]:
         runs = [run_id for run_id in store.ids() if (store.folder(run_id) / PREDICTIONS).exists()]
         parts = [_examples(run_id, store.predictions(run_id))
                  for run_id in tqdm(runs, desc="predictions", unit="run", disable=None)]
-        write(folder / "predictions.parquet", pa.concat_tables([EXAMPLES.empty_table(), *parts]))
+        schema = WIDE if any(part.schema == WIDE for part in parts) else EXAMPLES
+        parts = [part if part.schema == schema else _widened(part) for part in parts]
+        write(folder / "predictions.parquet", pa.concat_tables([schema.empty_table(), *parts]))
         cells_of(store).to_parquet(folder / "cells.parquet", index=False, compression="zstd")
         shutil.copytree(store.root / "manifests", draft / "manifests", ignore=shutil.ignore_patterns(".*"))
         host_pairs.copy(store.root, draft)
@@ -91,6 +93,14 @@ def _examples(run_id: str, found: dict[str, np.ndarray]) -> pa.Table:
     columns = {"run_id": pa.repeat(run_id, marks * count), "updates": found["updates"].repeat(count),
                "example": np.tile(np.arange(count, dtype=np.int32), marks)}
     columns |= {name: np.tile(value, marks) if name == "label" else value.reshape(-1)
-                for name, value in found.items() if name != "updates"}
-    nulls = {field.name: pa.nulls(marks * count, field.type) for field in EXAMPLES}
-    return pa.table(nulls | columns, schema=EXAMPLES)
+                for name, value in found.items() if name != "updates" and value.ndim < 3}
+    schema = EXAMPLES
+    if (margin := found.get("margin")) is not None and margin.ndim == 3:
+        schema, ends = WIDE, np.arange(marks * count + 1, dtype=np.int32) * margin.shape[2]
+        columns["margins"] = pa.ListArray.from_arrays(pa.array(ends), pa.array(margin.reshape(-1)))
+    nulls = {field.name: pa.nulls(marks * count, field.type) for field in schema}
+    return pa.table(nulls | columns, schema=schema)
+
+
+def _widened(part: pa.Table) -> pa.Table:
+    return part.append_column(WIDE.field("margins"), pa.nulls(len(part), WIDE.field("margins").type))
