@@ -30,6 +30,7 @@ class EngineConf:
     checkpoint_seconds: NonNegativeFloat
     timeout_minutes: PositiveFloat | None  # of one run; a stack may take as many times that
     options: Mapping[str, Any]
+    device_map: Literal["auto"] | dict[str, int | str] | None = None  # of hosts too large for one (spread.py)
 
 
 @dataclass(frozen=True)

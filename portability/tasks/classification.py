@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from portability.core.architectures import FAMILIES
@@ -105,7 +104,7 @@ class Scorer(Reader):
             answer = input_ids[:, :1], attention_mask[:, :1]  # a token, whichever
             return self.answer_logits(Batch(input_ids, attention_mask, attention_mask.sum(1), *answer))[:, 0]
         seen = text_mask(self.family, attention_mask)
-        states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
+        states = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state.to(self.device)
         weights = attention_mask.to(states.dtype).unsqueeze(-1)
         return self.head((states * weights).sum(1) / weights.sum(1)).float()
 
@@ -126,9 +125,9 @@ class Scorer(Reader):
         return ids, mask, target
 
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
-        """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between
-        layers under several names, and swapping all of them leaves a dead tensor behind."""
-        return functional_call(self, dict(parameters), ("label_logits", *rows[:2]), tie_weights=False)
+        """Logits (B, V) of one member."""
+        logits: Tensor = self.of_member(parameters, "label_logits", *rows[:2])
+        return logits
 
     def loss(self, parameters: Parameters, *rows: Tensor, by_token: bool = False) -> Tensor:
         """Mean loss of one member's batch, in nats; an answer has one token."""
