@@ -115,8 +115,8 @@ def test_a_method_that_shares_tensors_between_layers_is_refused(two_gpus, method
 
 
 def test_a_method_in_the_place_of_a_whole_part_is_refused(two_gpus):
-    spec = MethodSpec("norms", "peft", "LNTuningConfig", {"sites": ["norms"]}, 3e-3)
-    with pytest.raises(UserError, match="takes the place of 'model.norm', to which engine.device_map brings"):
+    spec = MethodSpec("head", "peft", "LoraConfig", {"r": 4, "target_modules": ["lm_head"]}, 3e-3)
+    with pytest.raises(UserError, match="takes the place of 'lm_head', to which engine.device_map brings"):
         attach(prepare(two_gpus("llama")), spec)
 
 
