@@ -1,8 +1,8 @@
 """A host on several devices: where its parts go, and that nothing it computes is another number for it.
 
-There is no second device here. Two GPUs are played by torch's fake tensors, which know shapes and devices and
-no numbers, and refuse what two devices refuse. The numbers are those of a host whose hooks bring all that is
-read to the same CPU.
+There is no second device here. Two are played by torch's fake tensors (cpu:0, cpu:1), which know shapes and
+devices and no numbers, and refuse what two devices refuse. The numbers are those of a host whose hooks bring
+all that is read to the same CPU.
 """
 
 from contextlib import ExitStack
@@ -35,7 +35,8 @@ PARTS = {  # a host of two layers a stack, in two parts
     "llama": ({"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0},
               {"model.layers.1": 1, "model.norm": 1, "lm_head": 1}),
     "bert": ({"embeddings": 0, "encoder.layer.0": 0}, {"encoder.layer.1": 1, "pooler": 1})}
-INSIDE = ("adapter", "lora", "lora_peft")  # methods whose tensors stand inside the layers
+INSIDE = {"t5": ("adapter", "lora", "lora_peft"), "llama": ("adapter", "lora_peft"), "bert": ("lora",)}
+FIRST, SECOND = torch.device("cpu", 0), torch.device("cpu", 1)
 
 
 def losses(attached):
@@ -50,7 +51,7 @@ def losses(attached):
 @pytest.mark.parametrize("family", PARTS)
 def test_two_placements_of_a_host_give_the_numbers_of_the_host_in_one_piece(make_host, family):
     spec, parts = make_host(family), {name: "cpu" for part in PARTS[family] for name in part}
-    for method in INSIDE:
+    for method in INSIDE[family]:
         whole = losses(attach(prepare(load_host(spec)), ALL[method]))
         for device_map in (parts, {"": "cpu"}):
             host = load_host(spec, device_map=device_map)
@@ -60,7 +61,7 @@ def test_two_placements_of_a_host_give_the_numbers_of_the_host_in_one_piece(make
 
 
 def to_fake(part, device=None, **dtype):
-    """As `Module.to`, which cannot bring a tensor to a GPU that is not there."""
+    """As `Module.to`, which cannot make a real tensor a fake one."""
     for owner in part.modules() if device else ():
         for held in (owner._parameters, owner._buffers):
             for name, value in held.items():
@@ -72,13 +73,13 @@ def to_fake(part, device=None, **dtype):
 
 
 @pytest.fixture
-def two_gpus(load, monkeypatch):
-    """A family's host without numbers, in two parts on two GPUs that are not there."""
+def apart(load, monkeypatch):
+    """A family's host without numbers, in two parts on two devices that are not there."""
     def make(family):
         host = load(family)
-        host.devices = {name: torch.device("cuda", gpu) for part in PARTS[family]
-                        for name, gpu in part.items()}
-        host.main = torch.device("cuda:0")
+        host.devices = {name: (FIRST, SECOND)[place] for part in PARTS[family]
+                        for name, place in part.items()}
+        host.main = FIRST
         entered.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         monkeypatch.setattr(torch.nn.Module, "to", to_fake)
         spread(host.model, host.devices)
@@ -88,44 +89,43 @@ def two_gpus(load, monkeypatch):
         yield make
 
 
-@torch.no_grad()
-def read(host, method):
-    """The losses of a stack of two members whose tensors all lie on the first GPU."""
-    attached = attach(prepare(host), method)
+def learned(attached):
+    """Losses and gradient of a stack of two members whose tensors all lie on the first device."""
     table = Bench(attached)
-    shapes = {f"model.{name}": shape for name, shape in attached.shapes.items()}
-    shapes |= {name: value.shape for name, value in table.scorer.fresh_head(0).items()}
-    stacked = {name: torch.empty(2, *shape, device="cuda:0") for name, shape in shapes.items()}
-    rows = [part.to("cuda:0") for part in table.scorer.rows(
-        table.data, table.schedule.examples(0, 0)[None].repeat(2, 0), 8, table.schedule.buckets[0])]
-    return table.scorer.each(table.scorer.loss)(stacked, *rows)
+    start = {f"model.{name}": torch.empty(shape) for name, shape in attached.shapes.items()}
+    start |= table.scorer.fresh_head(0)
+    trainer = Trainer(table.scorer, [Member(start, seed, 3e-3) for seed in (0, 1)], SPEC)
+    picks = table.schedule.examples(0, 0)[None].repeat(2, 0)
+    rows = table.scorer.rows(table.data, picks, SPEC.batch_size, table.schedule.buckets[0])
+    return trainer._losses([part.to(FIRST) for part in rows])
 
 
-@pytest.mark.parametrize("family", PARTS)
-@pytest.mark.parametrize("method", INSIDE)
-def test_on_two_gpus_each_tensor_is_brought_to_where_it_is_read(two_gpus, family, method):
-    losses = read(two_gpus(family), ALL[method])
-    assert losses.shape == (2,) and losses.device == torch.device("cuda:0")
+@pytest.mark.parametrize(("family", "method"), [(family, one) for family in PARTS for one in INSIDE[family]])
+def test_between_two_devices_each_tensor_is_brought_to_where_it_is_read(apart, family, method):
+    losses, gradient = learned(attach(prepare(apart(family)), ALL[method]))
+    assert losses.shape == (2,) and losses.device == gradient.device == FIRST
+    assert gradient.shape[0] == 2
 
 
 @pytest.mark.parametrize("method", ["prefix", "compacter"])
-def test_a_method_that_shares_tensors_between_layers_is_refused(two_gpus, method):
+def test_a_method_that_shares_tensors_between_layers_is_refused(apart, method):
     with pytest.raises(UserError, match=f"method '{method}' cannot stand on a host spread.*choose one whose"):
-        attach(prepare(two_gpus("t5")), ALL[method])
+        attach(prepare(apart("t5")), ALL[method])
 
 
-def test_a_method_in_the_place_of_a_whole_part_is_refused(two_gpus):
+def test_a_method_in_the_place_of_a_whole_part_is_refused(apart):
     spec = MethodSpec("head", "peft", "LoraConfig", {"r": 4, "target_modules": ["lm_head"]}, 3e-3)
     with pytest.raises(UserError, match="takes the place of 'lm_head', to which engine.device_map brings"):
-        attach(prepare(two_gpus("llama")), spec)
+        attach(prepare(apart("llama")), spec)
 
 
-def test_what_is_not_brought_to_its_device_is_found(two_gpus):
-    """The check itself: a layer without its hook reads what lies on the other GPU."""
-    host = two_gpus("llama")
+def test_what_is_not_brought_to_its_device_is_found(apart):
+    """The check itself: a layer without its hook reads what lies on the other device."""
+    host = apart("llama")
+    attached = attach(prepare(host), LORA_PEFT)
     host.model.model.layers[1]._forward_pre_hooks.clear()
-    with pytest.raises(RuntimeError, match="two different devices cuda:[01], cuda:[01]"):
-        read(host, ALL["lora_peft"])
+    with pytest.raises(RuntimeError, match="two different devices cpu:[01], cpu:[01]"):
+        learned(attached)
 
 
 def test_a_spread_hosts_step_is_not_captured():
