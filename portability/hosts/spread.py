@@ -35,7 +35,7 @@ def devices_of(name: str, model: "PreTrainedModel", wanted: DeviceMap, main: str
         UserError: the host is too large for all GPUs together, or the map is none for it: a module that it
             lacks or has no place for, no such device, or a tensor of two modules on two devices.
     """
-    found = _even(model, main) if wanted == "auto" else dict(wanted)
+    found = _even(model, main) if isinstance(wanted, str) else dict(wanted)
     gpus = 0 if main == "cpu" else count_gpus()
     known = {f"cuda:{number}": torch.device("cuda", number) for number in range(gpus)} or {
         "cpu": torch.device("cpu")}
