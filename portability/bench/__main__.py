@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from portability.bench import parts
-from portability.bench.contenders import SHAPES, prepare
+from portability.bench.given import SHAPES, prepare
 from portability.core.errors import UserError
-from portability.hosts.devices import places
+from portability.hosts.devices import cores, places
 
 GRID = ("+sweep=demo", "method=[adapter,lora]", "grid.pairs=[[nano-raw-base,nano-tuned-base]]")
-PARTS = ("equality", "rivals", "floor", "grid")
+PARTS = ("equality", "rivals", "floor", "grid")  # of a call that names none
+FURTHER = ("graphs", "loop", "study")
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -21,6 +22,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--shape", choices=sorted(SHAPES), default="t5-128x4", help="host with random weights")
+    add("--host", help="takes its place: a folder, or a name of conf/host")
     add("--method", default="lora", help="a file in conf/method")
     add("--members", type=lambda text: [int(part) for part in text.split(",")], default="1,4,16,32",
         help="sizes of our stacks")
@@ -29,7 +31,11 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: all but the Trainer as it comes")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     add("--grid", nargs="+", default=GRID, metavar="WORD", help="the grid, in words of portability.run")
-    add("--only", choices=PARTS, action="append", help="one part (may be repeated); all of them by default")
+    add("--workers", type=int, help="processes of ours and of the loop; by default a core each, or one a GPU")
+    add("--only", choices=PARTS + FURTHER, action="append", help="one part (may be repeated): equality of "
+        "losses; rivals (Trainer); loop (a plain one around the library's module, fp32 and bf16 in one run); "
+        "graphs (CUDA); study (hours of the study's 1,440 cells, from rivals); floor; grid; without it "
+        f"{', '.join(PARTS)}")
     return parser.parse_args(given)
 
 
@@ -40,18 +46,26 @@ def report(options: argparse.Namespace, folder: str) -> Iterator[str]:
         UserError: the losses differ, or something was asked for that cannot be measured.
     """
     device = places(options.device, 1)[0].device.partition(":")[0]
-    words = prepare(folder, options.shape, options.method, options.batch_size, options.precision, device)
-    wanted = options.only or PARTS
-    if {"equality", "rivals"} & set(wanted):  # times of unequal trainings are not compared
-        yield "== equality: largest difference of losses from those of a member alone"
-        with parts.process() as child:
-            found = child.submit(parts.equality, words).result()
-        yield from (f"{name:38} {difference:.1e} (at most {bound:.0e})" for name, difference, bound in found)
-        if not all(difference <= bound for _, difference, bound in found):
-            raise UserError("the losses differ, so the times would not be those of the same training")
-    if "rivals" in wanted:
+    words = prepare(folder, options.shape, options.method, options.batch_size, options.precision, device,
+                    options.host)
+    wanted, workers = options.only or PARTS, options.workers or (1 if device == "cuda" else cores())
+    if {"equality", "rivals", "loop", "study"} & set(wanted):  # times of unequal trainings are not compared
+        both = ("fp32", "bf16") if "loop" in wanted else (options.precision,)
+        for precision in both:
+            yield f"== equality, {precision}: largest difference of losses from those of a member alone"
+            yield from equal(words, precision)
+    if "graphs" in wanted:
+        yield "== graphs: losses of updates that were captured as CUDA graphs, against those of called ones"
+        yield captured(words, device)
+    if "loop" in wanted:
+        yield f"== loop: microseconds per token of a module, {workers} at once"
+        yield from table(parts.turns(words, options.members, options.rounds, workers))
+    if {"rivals", "study"} & set(wanted):
         yield "== rivals: microseconds per token of a module"
-        yield from table(parts.race(words, options.members, options.rounds, device == "cuda"))
+        times = parts.race(words, options.members, options.rounds, device == "cuda", workers)
+        yield from table(times)
+        if "study" in wanted:
+            yield from study(words, times)
     if "floor" in wanted:
         with parts.process() as child:
             flops, rate, times = child.submit(parts.floor, words, options.members, options.rounds).result()
@@ -61,6 +75,42 @@ def report(options: argparse.Namespace, folder: str) -> Iterator[str]:
     if "grid" in wanted:
         yield f"== grid: seconds of {' '.join(options.grid)}"
         yield from table(parts.grid([*options.grid, f"engine.device={device}"], options.rounds))
+
+
+def equal(words: Sequence[str], precision: str) -> Iterator[str]:
+    """How far losses differ in a precision.
+
+    Raises:
+        UserError: too far.
+    """
+    with parts.process() as child:
+        found = child.submit(parts.equality, [*words, f"precision={precision}"]).result()
+    yield from (f"{name:38} {difference:.1e} (at most {bound:.0e})" for name, difference, bound in found)
+    if not all(difference <= bound for _, difference, bound in found):
+        raise UserError("the losses differ, so the times would not be those of the same training")
+
+
+def captured(words: Sequence[str], device: str) -> str:
+    """How many graphs there were, and what they changed.
+
+    Raises:
+        UserError: losses differ, or a GPU captured none.
+    """
+    with parts.process() as child:
+        number, difference, bound = child.submit(parts.graphs, words).result()
+    if not difference <= bound or (device == "cuda" and not number):
+        raise UserError(f"{number} graphs were captured, and the losses differ by {difference:.1e}, where at "
+                        f"most {bound:.0e} is rounding")
+    return f"{number} captured, losses differ by {difference:.1e} (at most {bound:.0e})"
+
+
+def study(words: Sequence[str], times: parts.Times) -> Iterator[str]:
+    """The hours of the whole study by each contender, at its median."""
+    with parts.process() as child:
+        medians = {name: median(taken) for name, taken in times.items()}
+        cells, runs, found = child.submit(parts.hours, words, medians).result()
+    yield f"== study: hours of {cells:,} cells ({runs:,} distinct runs) on T5s, estimated from these times"
+    yield from (f"{name:18} {hours:10.1f}" for name, hours in found.items())
 
 
 def table(times: parts.Times) -> Iterator[str]:

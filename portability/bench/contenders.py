@@ -1,32 +1,24 @@
-"""Who trains: stacks of our engine, transformers' Trainer, a plain loop, the cells of a grid one by one; and
-on what: a host of a named shape with random weights, and sentences as long as SST-2's.
+"""Who trains: stacks of our engine, transformers' Trainer, a plain loop, the cells of a grid one by one."""
 
-Speed and memory depend on shapes and lengths, not on what the weights have learned, so no hub is needed.
-"""
-
-import json
 import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoConfig, DataCollatorForSeq2Seq, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoConfig, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from portability import methods
 from portability.core.errors import UserError
-from portability.core.seeds import stream_seed
 from portability.core.specs import RunSpec, TaskSpec
 from portability.execution.execute import WorkerContext, execute
 from portability.hosts.devices import places
-from portability.hosts.host import Host, from_folder, load_tokenizer, model_class, narrow
+from portability.hosts.host import Host, from_folder, load_tokenizer, narrow
 from portability.hosts.sources import folder_of
 from portability.planning.plan import Plan, plan
 from portability.run import compose
@@ -44,21 +36,6 @@ LORA_TARGETS = {  # what conf/method/lora.yaml adapts: q, k, v of every attentio
     "t5": r".*\.(q|k|v|wi|wo)",
     "bert": r".*\.(query|key|value|intermediate\.dense|layer\.\d+\.output\.dense)",
     "llama": r".*\.(q_proj|k_proj|v_proj|up_proj|down_proj)"}  # adapters 1.3.0 leaves the gate alone
-BATCHES = 200  # of the data set; on smaller ones transformers sorts by length within a smaller window
-SMALL = 4_000  # words, for hosts that a CPU can train: 32,128 would be most of their arithmetic
-SHAPES = {  # family, width, layers (of each stack), heads, vocabulary; the feed-forward is four times as wide
-    "t5-64x2": ("t5", 64, 2, 2, SMALL),  # a smoke test
-    "t5-128x4": ("t5", 128, 4, 4, SMALL),  # heads of 32, relu as in T5 (v1.1 has gelu)
-    "t5-256x4": ("t5", 256, 4, 4, SMALL),  # heads of 64
-    "t5-small": ("t5", 512, 6, 8, 32_128),  # published sizes of t5-small
-    "t5-base": ("t5", 768, 12, 12, 32_128),  # and of t5-base
-    "minilm": ("bert", 384, 6, 12, 30_522),  # all-MiniLM-L6-v2
-    "bert-256x4": ("bert", 256, 4, 4, SMALL),
-    "llama-256x4": ("llama", 256, 4, 4, SMALL),  # two key-value heads
-}
-# Words of SST-2's sentences (6,907 of them, mean 19.3): share of sentences -> the most words that they have.
-LENGTHS = {0.0: 2, 0.05: 6, 0.25: 12, 0.5: 19, 0.75: 25, 0.95: 36, 1.0: 52}
-
 
 
 def now() -> float:
@@ -105,6 +82,31 @@ class Ours:
         for step in range(done, done + (CAPTURED if self.device.type == "cuda" and not done else SEGMENT)):
             self.update(self.engine, step)
         return now() - began, self.engine.tokens[0].sum() - tokens
+
+
+class Paired(Ours):
+    """Stacks of ours and a plain loop in turn, in one process and on one loaded host, from the same start and
+    on the same batches.
+
+    Args:
+        members: of each stack.
+    """
+
+    def __init__(self, words: Sequence[str], members: Sequence[int], first: int = 0):
+        super().__init__(words, 1, first)
+        self.stacks = {f"ours K={size}": self.stack(range(first, first + size)) for size in members}
+        self.loop, self.looped = plain_loop(self), 0
+
+    def turn(self, name: str) -> tuple[float, float]:
+        """A segment of one of them: seconds, and real tokens of all members."""
+        if name in self.stacks:
+            self.engine = self.stacks[name]
+            return self.train()
+        steps, lengths, began = range(self.looped, self.looped + SEGMENT), self.bench.training.lengths, now()
+        for step in steps:
+            self.loop(step)
+        self.looped = steps.stop
+        return now() - began, sum(lengths[self.schedule.examples(step, 0)].sum() for step in steps)
 
 
 def plain_loop(ours: Ours, factor: float = 1.0) -> Callable[[int], Tensor]:
@@ -229,48 +231,3 @@ def cells_alone(words: Sequence[str]) -> float:
             if failed := context.store.failures():
                 raise UserError(f"a cell of the grid failed: {next(iter(failed.values()))['error']}")
     return (now() - began) * len(cells) / len(first)
-
-
-# ---- what they are given
-
-
-def prepare(folder: str, shape: str, method: str, batch_size: int, precision: str, device: str) -> list[str]:
-    """Write the host and the data set, and give the words of `portability.run` for a study that trains a
-    scratch module on them. The labels follow from nothing, which costs no more and no less."""
-    tokenizer = load_tokenizer(compose([]).grid.pairs[0][0])
-    for part in (random_host(*SHAPES[shape]), tokenizer):
-        part.save_pretrained(f"{folder}/host")
-    draw = np.random.default_rng(stream_seed("bench"))
-    words = sorted(filter(str.isalpha, tokenizer.get_vocab()))
-    texts = [" ".join(draw.choice(words, count)) for count in lengths(draw, BATCHES * batch_size)]
-    rows = [json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(texts)]
-    for split, some in {"train": rows, "validation": rows[:2], "test": rows[:2]}.items():
-        Path(folder, f"{split}.jsonl").write_text("".join(some))
-    return [f"+host.bench.path={folder}/host", f"+data.bench.path={folder}", "grid.pairs=[[bench,bench]]",
-            "grid.data=bench", "grid.study_data=[bench]", "grid.overlap=keep", "grid.inits=[scratch]",
-            "grid.seeds=[0]", "grid.budgets=[10000]", f"method={method}", f"precision={precision}",
-            f"train.batch_size={batch_size}", "train.warmup=0", f"engine.device={device}"]
-
-
-def lengths(draw: np.random.Generator, number: int) -> np.ndarray:
-    """Words of each sentence, (number,), drawn from SST-2's distribution.
-
-    Example:
-        >>> drawn = lengths(np.random.default_rng(0), 10_000)
-        >>> int(drawn.min()), int(drawn.max()), round(float(drawn.mean()))
-        (2, 52, 20)
-    """
-    return np.interp(draw.random(number), list(LENGTHS), list(LENGTHS.values())).round().astype(int)
-
-
-def random_host(family: str, width: int, layers: int, heads: int, vocabulary: int) -> PreTrainedModel:
-    """A host with random weights; dropout stays what the library sets (0.1 in T5 and BERT)."""
-    if family == "t5":
-        sizes = {"d_model": width, "d_kv": width // heads, "d_ff": 4 * width, "num_layers": layers,
-                 "num_heads": heads, "decoder_start_token_id": 0}
-    else:
-        sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-                 "intermediate_size": 4 * width, "num_key_value_heads": 2 if family == "llama" else heads}
-    torch.manual_seed(0)
-    common = {"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1}
-    return model_class(family).from_config(AutoConfig.for_model(family, **common, **sizes))

@@ -9,20 +9,29 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from itertools import product
 from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from portability.bench.contenders import Library, Ours, cells_alone, plain_loop
+from portability.bench.contenders import Library, Ours, Paired, cells_alone, plain_loop, study_of
 from portability.core.errors import UserError
+from portability.data.splits import rows
+from portability.data.tokenization import encode
 from portability.execution.worker import ENVIRONMENT
-from portability.hosts.devices import cores
+from portability.hosts.host import load_tokenizer
 
 Times = dict[str, list[float]]  # of each contender, per round
 ALL_CORES = {key: value for key, value in ENVIRONMENT.items() if not key.endswith("_NUM_THREADS")}
 COMPARED = 5  # updates whose losses are compared
+SEVERAL = 4  # processes that share a GPU
+GRAPHED = {"cpu": 10, "cuda": 60}  # updates after which many lengths of batches were met twice
+SCORED = 0.5  # of an update's time a token is what scoring takes: no backward pass (our choice)
+LARGE = 24 * 1024**2 / (12 * 768**2)  # arithmetic of a T5-large per token, in that of a T5-base
+TEST = 1821  # sentences of SST-2's test set
+STUDY = ("+sweep=full", "grid.budgets=[100,500,2000]")  # on the embedded hosts: planned as on the T5s
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.1}  # of a loss; rounding gives 1e-6 to 1e-4 and 1e-3 to 1e-2
 SQUARE = {"cpu": 1024, "cuda": 8192}  # side of the matrices of the measured product
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -53,14 +62,14 @@ def train() -> tuple[float, float]:
     return _mine["contender"].train()
 
 
-def race(words: Sequence[str], members: Sequence[int], rounds: int, cuda: bool) -> Times:
+def race(words: Sequence[str], members: Sequence[int], rounds: int, cuda: bool, workers: int) -> Times:
     """Microseconds per real token of Trainer as it comes, well set, and well set in several processes, and of
-    stacks of ours (on a CPU in as many processes). They take turns; a first round is dropped.
+    stacks of ours in as many processes as there are workers. They take turns; a first round is dropped.
 
     Raises:
         UserError: they do not train equally many numbers.
     """
-    several, workers = (4, 1) if cuda else (cores(), cores())
+    several = SEVERAL if cuda else workers
     everyone: dict[str, tuple[Mapping[str, str], list[tuple[Any, ...]]]] = {
         "trainer": ({}, [(Library, words, False)]), "tuned": (ALL_CORES, [(Library, words, True)]),
                 f"tuned x{several}": (ENVIRONMENT, [(Library, words, True)] * several)}
@@ -81,6 +90,75 @@ def race(words: Sequence[str], members: Sequence[int], rounds: int, cuda: bool) 
                 seconds, tokens = zip(*answers, strict=True)
                 times[name].append(1e6 * max(seconds) / sum(tokens))
     return {name: taken[1:] for name, taken in times.items()}
+
+
+def turns(words: Sequence[str], members: Sequence[int], rounds: int, workers: int) -> Times:
+    """Microseconds per real token of a module: a plain loop around the library's own module, and stacks of
+    ours, each in as many processes at once as there are workers. They take turns; a first round is dropped.
+
+    Args:
+        words: in fp32 and in bf16 all take their turns.
+    """
+    names = ["loop", *(f"ours K={size}" for size in members)]
+    times: Times = {}
+    with ExitStack() as ends:
+        running = {}
+        for precision in DTYPES:
+            running[precision] = [ends.enter_context(process()) for _ in range(workers)]
+            own = [*words, f"precision={precision}"]
+            for i, child in enumerate(running[precision]):
+                child.submit(build, Paired, own, members, i * max(members)).result()
+        for _ in range(1 + rounds):
+            for name, (precision, children) in product(names, running.items()):
+                answers = [future.result() for future in [child.submit(turn, name) for child in children]]
+                seconds, tokens = zip(*answers, strict=True)
+                times.setdefault(f"{name} {precision}", []).append(1e6 * max(seconds) / sum(tokens))
+    return {name: taken[1:] for name, taken in times.items()}
+
+
+def turn(name: str) -> tuple[float, float]:
+    """A segment of one of this process's contenders: seconds, and real tokens of all modules."""
+    found: tuple[float, float] = _mine["contender"].turn(name)
+    return found
+
+
+def graphs(words: Sequence[str]) -> tuple[int, float, float]:
+    """How many CUDA graphs a stack of two captured, and the largest difference of its losses (nats) from
+    those of the same steps that were called one by one, with the bound that it must keep."""
+    ours = Ours(words, 2)
+    called = ours.stack(range(2))
+    called._replayer.capturing = False
+    updates = GRAPHED[ours.device.type]
+    for engine in (ours.engine, called):
+        for step in range(updates):
+            ours.update(engine, step)
+    difference = (ours.engine.losses[:updates] - called.losses[:updates]).abs().max()
+    return len(ours.engine._replayer.graphs), float(difference), TOLERANCES[ours.run.precision]
+
+
+def hours(measured: Sequence[str],
+          per_token: Mapping[str, float]) -> tuple[int, int, dict[str, float]]:
+    """Cells of the study's whole grid (zero-shot not counted), its distinct runs, and the hours that these
+    would take one device at microseconds per real token of a module.
+
+    Sentences and batches are as measured; so are hosts, or where they are large ones T5-large's arithmetic
+    counts. Reading hosts, ports and records is left out.
+
+    Args:
+        measured: words of the study that was measured.
+        per_token: by contender.
+    """
+    _, run, task, context = study_of(measured)
+    examples = rows(context.data, run.data.name, "train", 0)
+    mean = encode(examples, load_tokenizer(run.host), task, True).lengths.mean()
+    planned, _, _, _ = study_of([*STUDY, f"train.batch_size={run.train.batch_size}"])
+    tokens = 0.0
+    for run_id, one in planned.runs.items():
+        trained = one.train.updates * one.train.batch_size if one.method else 0
+        scored = SCORED * TEST * len(planned.marks[run_id])
+        tokens += mean * (trained + scored) * (LARGE if "large" in one.host.name else 1.0)
+    cells = sum(cell.budget > 0 for cell in planned.cells)
+    return cells, len(planned.runs), {name: tokens * cost / 3.6e9 for name, cost in per_token.items()}
 
 
 def equality(words: Sequence[str], factor: float = 1.0) -> list[tuple[str, float, float]]:

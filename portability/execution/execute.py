@@ -81,8 +81,12 @@ class WorkerContext:
             room = free_bytes(self.device, self.place.share) / 2
             while self.hosts and sum(map(_size, self.hosts.values())) > room:
                 self.hosts.pop(next(iter(self.hosts)))
-            self.hosts[key] = prepare(load_host(spec, self.place.device, precision))
+            self.hosts[key] = prepare(self.fresh_host(spec, precision))
         return self.hosts[key]
+
+    def fresh_host(self, spec: HostSpec, precision: str) -> Host:
+        """A host as it is on disk."""
+        return load_host(spec, self.place.device, precision, self.place.device_map)
 
     def training(self, host: Host, run: RunSpec) -> Training:
         """What the run is trained on, as token ids."""
@@ -190,7 +194,8 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
     attached = attach(host, first.method)
     try:
         bench = StackContext(attached, scorer, training, test)
-        builder = StartBuilder(bench, context.store, context.data, context.place.device, context.free)
+        builder = StartBuilder(bench, context.store, context.data, context.place.device, context.free,
+                               context.fresh_host)
         starts: dict[str, InitialState] = {}
         for run in runs:
             try:
@@ -254,8 +259,8 @@ def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], b
 def _heads_port(run: RunSpec, context: WorkerContext) -> PortContext:
     """By what the head of a bare host is fitted to it."""
     origin = run.origin_host or origin_run(run, context.store).host
-    load = functools.partial(load_host, device=context.place.device, precision=run.precision)
-    return port_context(run, origin, EMPTY, context.data, functools.cache(load))
+    load = functools.cache(lambda host: context.fresh_host(host, run.precision))
+    return port_context(run, origin, EMPTY, context.data, load)
 
 
 def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContext) -> RunOutput:

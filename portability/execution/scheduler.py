@@ -224,6 +224,9 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
     _refuse_other_major(store)
     conf, engine = study.engine, ENGINES[study.engine.kind]
     engine.check(conf)
+    if conf.device_map is not None and not engine.sees_all_gpus:
+        raise UserError("engine.device_map spreads hosts over this machine's GPUs, and a worker of "
+                        f"engine={conf.kind} has one; use engine=local where the GPUs are")
     here = engine.places(conf)  # without a number, stacks for workers elsewhere are as large as they may be
     on_cpu = (here[0].device if here else conf.device) in ("cpu", "auto")
     stack = conf.stack or STACKS["cpu" if on_cpu else "cuda"]

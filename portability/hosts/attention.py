@@ -88,9 +88,9 @@ def kept_as(module: Any) -> str:
 
 
 def lm_logits(model: "PreTrainedModel", states: Tensor) -> Tensor:
-    """Logits (..., V) of a language-model host's last states (..., d), capped where the model caps them
-    (Gemma 2)."""
-    logits = model.lm_head(states)
+    """Logits (..., V) of a language-model host's last states (..., d), where these are, capped where the
+    model caps them (Gemma 2)."""
+    logits = model.lm_head(states).to(states.device)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -1,36 +1,42 @@
 """Where workers compute: one process a CPU core, or processes spread over the GPUs."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
 from portability.core.errors import UserError, validate_choice
 
+# how a host is spread over several devices: "auto", or module -> number of a GPU, or a device by name
+DeviceMap = Literal["auto"] | Mapping[str, int | str]
 DEVICES = ("auto", "cpu", "cuda")
 STACKS = {"cpu": 16, "cuda": 32}  # most modules of a stack where the configuration names no number (D-34)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A worker's device ("cpu" or "cuda:N"), the share of its memory that the worker may use, and the cores
-    that it has together with the other workers of its machine."""
+    """A worker's device ("cpu" or "cuda:N"), the share of its memory that the worker may use, the cores that
+    it has together with the other workers of its machine, and how its hosts are spread over further devices
+    (hosts/spread.py; None: not at all)."""
 
     device: str
     share: float
     cores: int = 1
+    device_map: DeviceMap | None = field(default=None, hash=False)
 
 
-def places(wanted: str, workers: int | None) -> list[Place]:
-    """The place of each worker.
+def places(wanted: str, workers: int | None, device_map: DeviceMap | None = None) -> list[Place]:
+    """The place of each worker; where hosts are spread over all devices there is one worker.
 
     Args:
         wanted: "auto" (GPUs where there are any), "cpu" or "cuda".
         workers: how many; None: one a CPU core, or one a GPU.
 
     Raises:
-        UserError: cuda was asked for and there is none.
+        UserError: cuda was asked for and there is none, or several workers of spread hosts.
 
     Example:
         >>> [place.share for place in places("cpu", 2)]
@@ -40,6 +46,11 @@ def places(wanted: str, workers: int | None) -> list[Place]:
     gpus = 0 if wanted == "cpu" else count_gpus()
     if wanted == "cuda" and not gpus:
         raise UserError("engine.device is cuda, but torch finds no GPU here; use engine.device=auto or cpu")
+    if device_map is not None:
+        if (workers or 1) > 1:
+            raise UserError(f"engine.workers is {workers}, but engine.device_map spreads each host over all "
+                            "devices, which one worker computes on; leave one of the two out")
+        return [Place("cuda:0" if gpus else "cpu", 1.0, cores(), device_map)]
     devices = [f"cuda:{i % gpus}" if gpus else "cpu" for i in range(workers or gpus or cores())]
     return [Place(device, 1 / devices.count(device), cores()) for device in devices]
 

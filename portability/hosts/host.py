@@ -1,9 +1,9 @@
 """Hosts: frozen language models, loaded from their folder with all of its weights and no others."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.core.specs import SECOND, HostSpec
 from portability.data.tokenization import after, joined
+from portability.hosts.devices import DeviceMap
 from portability.hosts.sources import (
     check_unchanged,
     check_weights,
@@ -21,6 +22,7 @@ from portability.hosts.sources import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # of tokenizer.json alone, in transformers 4, 5
@@ -28,12 +30,29 @@ GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # of tokenizer.json 
 
 @dataclass
 class Host:
-    """A loaded, frozen host, computing in `precision` ("fp32", or "bf16" by autocast)."""
+    """A loaded, frozen host, computing in `precision` ("fp32", or "bf16" by autocast).
+
+    Attributes:
+        devices: where its parts stand (hosts/spread.py); empty of a host that is whole in one place.
+        main: the device of what it reads and gives, of a spread host.
+    """
 
     spec: HostSpec
     model: "PreTrainedModel"
     tokenizer: Any  # PreTrainedTokenizerBase; None of a skeleton
     precision: str = "fp32"
+    devices: "Mapping[str, torch.device]" = field(default_factory=dict)
+    main: "torch.device | None" = None
+
+    @property
+    def device(self) -> "torch.device":
+        """Where what it reads is to be, and what it gives is."""
+        return self.main or self.model.device
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether its parts stand on several devices."""
+        return len(set(self.devices.values())) > 1
 
     @property
     def family(self) -> str:
@@ -46,22 +65,34 @@ class Host:
         return FAMILIES[self.family].scoring
 
 
-def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32") -> Host:
+def load_host(spec: HostSpec, device: str = "cpu", precision: str = "fp32",
+              device_map: DeviceMap | None = None) -> Host:
     """Load weights, frozen, in eval mode (no dropout).
 
     Args:
         device: "cpu", or "cuda:N".
         precision: "fp32"; or "bf16", where the forward pass runs under autocast and the frozen linear layers
             are kept in bf16, which is what autocast would make of them in every pass.
+        device_map: how it is spread over further devices; what it reads and gives is on `device`.
 
     Raises:
-        UserError: the folder's bytes are no longer those that were planned, or cannot be loaded.
+        UserError: the folder's bytes are no longer those that were planned, or cannot be loaded; or as
+            `spread.devices_of`.
     """
     model, tokenizer = load_plain(spec, attention_of(spec.shape.family, device)), load_tokenizer(spec)
     if precision == "bf16":
         narrow(model)
-    model.requires_grad_(False).eval().to(device)
-    return Host(spec, model, tokenizer, precision)
+    model.requires_grad_(False).eval()
+    if device_map is None:
+        model.to(device)
+        return Host(spec, model, tokenizer, precision)
+    import torch
+
+    from portability.hosts.spread import devices_of, spread
+
+    devices = devices_of(spec.name, model, device_map, device)
+    spread(model, devices)
+    return Host(spec, model, tokenizer, precision, devices, torch.device(device))
 
 
 def load_plain(spec: HostSpec, attention: str = "eager") -> "PreTrainedModel":

@@ -38,15 +38,18 @@ class StartBuilder:
     reads, is made once and kept as long as the builder.
 
     Args:
-        device: where hosts are loaded and extractions computed.
+        device: where extractions are computed.
         free: gives the threads that an extraction may use now.
+        load: gives a host as it is on disk, in a precision.
     """
 
     def __init__(
         self, bench: StackContext, store: Store, data: StudyData, device: str = "cpu",
         free: Callable[[], int] = lambda: 1,
+        load: Callable[[HostSpec, str], Host] = lambda spec, precision: load_host(spec, precision=precision),
     ):
         self.bench, self.store, self.data, self.device, self.free = bench, store, data, device, free
+        self.load = load
         self.method = bench.attached.spec
         self._ports: dict[tuple[object, ...], Port] = {}
         self._hosts: dict[tuple[str, str], Host] = {}
@@ -111,7 +114,7 @@ class StartBuilder:
         """A host as it is on disk; the stack's own one holds the method."""
         key = spec.fingerprint, precision
         if key not in self._hosts:
-            self._hosts[key] = load_host(spec, self.device, precision)
+            self._hosts[key] = self.load(spec, precision)
         return self._hosts[key]
 
     def _extraction(self, run: RunSpec) -> tuple[ModuleState, ModuleState | None]:

@@ -5,6 +5,7 @@ from portability.core.errors import UserError, validate_choice
 from portability.core.plugins import load, plugins
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
+from portability.hosts.spread import check_method
 from portability.methods.adapters_backend import AdaptersBackend
 from portability.methods.base import AttachedMethod, MethodBackend
 from portability.methods.peft_backend import PeftBackend
@@ -20,7 +21,7 @@ def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
 
     Raises:
         UserError: no such library, or it is not installed or clashes with one of ours; or as
-            `MethodBackend.attach`.
+            `MethodBackend.attach`, or `spread.check_method`.
     """
     outside = plugins(GROUP, tuple(BACKENDS))
     name = validate_choice(spec.library, {*BACKENDS, *outside}, "PEFT library")
@@ -31,6 +32,13 @@ def attach(host: Host, spec: MethodSpec) -> AttachedMethod:
         raise UserError(f"method '{spec.name}': the PEFT library '{name}' cannot be imported ({error}); "
                         "install it, or use one of "
                         f"{', '.join(sorted(BACKENDS.keys() | outside))}") from error
+    try:
+        if host.is_spread:
+            names = [layout.name for layout in (*attached.layouts, *attached.frozen)]
+            check_method(spec.name, names, host.model, host.devices)
+    except UserError:
+        attached.detach()
+        raise
     if not attached.layouts:
         attached.detach()
         raise UserError(f"method '{spec.name}' adds no parameter to host '{host.spec.name}'")

@@ -181,7 +181,9 @@ def prepare(host: Host) -> Host:
     if not isinstance(host.model, adapters.ModelAdaptersMixin):
         device = host.model.device
         adapters.init(host.model)
-        host.model.requires_grad_(False).eval().to(device)
+        host.model.requires_grad_(False).eval()
+        if not host.devices:
+            host.model.to(device)
         if host.family in ("llama", "mistral"):
             for layer in host.model.base_model.layers:
                 layer.register_forward_pre_hook(_former_name, with_kwargs=True)

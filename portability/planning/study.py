@@ -5,16 +5,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat
 
 from portability.core.architectures import FAMILIES
 from portability.core.contrasts import Contrast
 from portability.core.schema import Count
 from portability.data.splits import DataSource, StudyData
+from portability.hosts.devices import DeviceMap
 from portability.planning.grid import Grid, rated
 from portability.planning.selection import Part
+
+
+def _device_map(value: Any) -> Any:
+    named = isinstance(value, dict) and value and all(isinstance(one, int | str) for one in value.values())
+    if value not in (None, "auto") and not named:
+        raise ValueError("must be auto, or a device for every module, as in {lm_head: 0}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class EngineConf:
     checkpoint_seconds: NonNegativeFloat
     timeout_minutes: PositiveFloat | None  # of one run; a stack may take as many times that
     options: Mapping[str, Any]
+    # of hosts too large for one device (hosts/spread.py)
+    device_map: Annotated[DeviceMap | None, BeforeValidator(_device_map)] = None
 
 
 @dataclass(frozen=True)

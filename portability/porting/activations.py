@@ -176,7 +176,7 @@ class Reader:
         hooks = []
         for name, side in {(place.module, place.side) for place in self.places.values()}:
             hooks.append(_hook(self.host, name, side, caught))
-        device = next(self.host.model.parameters()).device
+        device = self.host.device
         try:
             with computing(device, self.host.precision):
                 _forward(self.host, ids.to(device), mask.to(device),

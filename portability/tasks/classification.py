@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from portability.core.architectures import FAMILIES
@@ -116,6 +115,7 @@ class Scorer(Reader):
         seen = text_mask(self.family, attention_mask)
         told = {"token_type_ids": types[0]} if types else {}
         states = self.model(input_ids=input_ids, attention_mask=seen, **told).last_hidden_state
+        states = states.to(self.device)
         weights = attention_mask.to(states.dtype).unsqueeze(-1)
         return self.head((states * weights).sum(1) / weights.sum(1)).float()
 
@@ -139,10 +139,9 @@ class Scorer(Reader):
                                          bucket.length)[0]
 
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
-        """Logits (B, V) of one member. `tie_weights` is off because adapters shares its prefix pool between
-        layers under several names, and swapping all of them leaves a dead tensor behind."""
-        given = ("label_logits", *rows[:2], *rows[3:])
-        return functional_call(self, dict(parameters), given, tie_weights=False)
+        """Logits (B, V) of one member."""
+        logits: Tensor = self.of_member(parameters, "label_logits", *rows[:2], *rows[3:])
+        return logits
 
     def loss(self, parameters: Parameters, *rows: Tensor, by_token: bool = False) -> Tensor:
         """Mean loss of one member's batch, in nats; an answer has one token."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch.func import functional_call
 from transformers import PreTrainedTokenizerBase
 
 from portability.core.architectures import FAMILIES
@@ -154,7 +153,7 @@ class AnswerScorer(Reader):
     def logits(self, parameters: Parameters, *rows: Tensor) -> Tensor:
         """Logits (B, A, V) of one member for each token of the right answers, 0 for padding."""
         found = Batch(*rows)
-        logits: Tensor = functional_call(self, dict(parameters), ("answer_logits", found), tie_weights=False)
+        logits: Tensor = self.of_member(parameters, "answer_logits", found)
         return logits * found.answer_mask[..., None]
 
     def loss(self, parameters: Parameters, *rows: Tensor, by_token: bool = False) -> Tensor:

@@ -32,6 +32,7 @@ from portability.hosts.attention import (
     text_mask,
 )
 from portability.hosts.host import Host
+from portability.hosts.spread import place_of
 from portability.tasks.base import Parameters, Told, check_length
 from portability.tasks.members import MemberMap
 
@@ -52,7 +53,8 @@ class Reader(nn.Module):
         super().__init__()
         check_length(host, max_length)
         self.model: Any = host.model
-        self.device, self.precision, self.family = host.model.device, host.precision, host.family
+        self.device, self.precision, self.family = host.device, host.precision, host.family
+        self.devices, self.is_spread = host.devices, host.is_spread
         self.seq2seq, self.has_head = FAMILIES[host.family].seq2seq, host.scoring == "head"
         self.kept_as = kept_as(self.model)
         self.each: MemberMap = vmap  # one_at_a_time where the method attached needs it
@@ -68,6 +70,19 @@ class Reader(nn.Module):
               mkldnn.flags(False, allow_tf32=None) if without else nullcontext()):
             return getattr(self, method)(*inputs)
 
+    def of_member(self, parameters: Parameters, method: str, *inputs: Any) -> Any:
+        """What `forward` gives with a member's parameters in the place of the host's own, each on the device
+        of its layer.
+
+        `tie_weights` is off because adapters shares its prefix pool between layers under several names, and
+        swapping all of them leaves a dead tensor behind.
+        """
+        given = dict(parameters)
+        if self.is_spread:
+            places = {name: place_of(name.removeprefix("model."), self.devices) for name in given}
+            given = {name: value.to(places[name] or self.device) for name, value in given.items()}
+        return functional_call(self, given, (method, *inputs), tie_weights=False)
+
     def answer_logits(self, rows: Batch) -> Tensor:
         """Logits (B, A, V) from which each token of the given answers is to be guessed, fp32."""
         if self.seq2seq:
@@ -75,7 +90,7 @@ class Reader(nn.Module):
             return self.model(
                 input_ids=rows.ids, attention_mask=text_mask(self.family, rows.mask), use_cache=False,
                 decoder_input_ids=read, decoder_attention_mask=causal_mask(torch.ones_like(read)),
-            ).logits.float()
+            ).logits.float().to(self.device)
         size, count = rows.ids.shape[-1], rows.answers.shape[-1]
         places = (rows.starts[:, None] - 1 + torch.arange(count, device=rows.ids.device)).clamp(max=size - 1)
         return self._guessed(self._states(rows.ids, causal_mask(rows.mask)), places)
@@ -113,12 +128,12 @@ class Reader(nn.Module):
 
     def _states(self, ids: Tensor, added: Tensor, cache: DynamicCache | None = None,
                 places: Tensor | None = None) -> Tensor:
-        """Last states (B, T, d) of a decoder-only host."""
+        """Last states (B, T, d) of a decoder-only host, where its inputs are."""
         places = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
         return body(self.model)(
             input_ids=ids, attention_mask=added, position_ids=places, use_cache=False,
             **{self.kept_as: cache},
-        ).last_hidden_state
+        ).last_hidden_state.to(self.device)
 
     def _guessed(self, states: Tensor, places: Tensor) -> Tensor:
         """Logits (B, A, V) out of the states (B, T, d) at places (B, A)."""
@@ -136,7 +151,7 @@ class Reader(nn.Module):
             use_cache=True, **{self.kept_as: cache}, **source,
         )
         kept = (*_kept(cache.self_attention_cache), *_kept(cache.cross_attention_cache))
-        return out.logits[:, 0].float(), ((out.encoder_last_hidden_state,), *kept)
+        return out.logits[:, 0].float().to(self.device), ((out.encoder_last_hidden_state,), *kept)
 
 
 def _kept(cache: DynamicCache) -> Past:
@@ -168,7 +183,7 @@ def answer_loss(of: Reader, parameters: Parameters, rows: Batch, by_token: bool 
         rows: tensors without leading axes; examples without an answer token do not count, and at least one
             has some.
     """
-    nll = _nll(functional_call(of, dict(parameters), ("answer_logits", rows), tie_weights=False), rows)
+    nll = _nll(of.of_member(parameters, "answer_logits", rows), rows)
     if by_token:
         return nll.sum() / rows.answer_mask.sum()
     lengths = rows.answer_mask.sum(1)
@@ -188,7 +203,7 @@ def _each(of: Reader, parameters: Parameters) -> Callable[..., Any]:
 
     def run(method: str, shared: tuple[Any, ...], own: tuple[Any, ...] = ()) -> Any:
         def one(given: Parameters, _: Tensor, inputs: tuple[Any, ...]) -> Any:
-            return functional_call(of, dict(given), (method, *shared, *inputs), tie_weights=False)
+            return of.of_member(given, method, *shared, *inputs)
 
         return of.each(one)(dict(parameters), torch.zeros(members), own)
 

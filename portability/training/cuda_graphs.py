@@ -17,10 +17,13 @@ class CudaGraphRunner:
     memory pool, which is safe because nothing inside one lives on to the next: a step keeps its results in
     tensors of its own. Where a step cannot be captured, the reason is logged and nothing more is. The step is
     not kept, so that a trainer, its graphs and their memory go as soon as nobody uses it.
+
+    Args:
+        whole: the step is on this device alone; a graph records one device's work.
     """
 
-    def __init__(self, device: torch.device):
-        self.device, self.capturing = device, device.type == "cuda"
+    def __init__(self, device: torch.device, whole: bool = True):
+        self.device, self.capturing = device, device.type == "cuda" and whole
         self.seen: set[tuple[torch.Size, ...]] = set()
         self.graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}
         self.pool = torch.cuda.graph_pool_handle() if self.capturing else None

@@ -104,7 +104,7 @@ class Trainer:
         self.losses = torch.zeros(spec.updates, size, device=self.device)
         self.clock = torch.zeros(1, dtype=torch.int64, device=self.device)  # `done`, as the device knows it
         self.failed_at = torch.zeros(size, dtype=torch.int64, device=self.device)  # 0: not failed
-        self._replayer = CudaGraphRunner(self.device)
+        self._replayer = CudaGraphRunner(self.device, not scorer.is_spread)
 
     def _optimizer(self) -> tuple[torch.optim.AdamW, list[tuple[slice, slice]]]:
         """Parameters are blocks of the bank: neighbours in rows of one learning rate, module and head apart,

@@ -6,16 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from portability.bench import __main__ as bench
-from portability.bench import contenders, parts
-from portability.bench.contenders import Library, Ours
+from portability.bench import given, parts
+from portability.bench.contenders import Library, Ours, Paired
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Little data, and one core, as threads wait long for each other beside other work; both are put back."""
-    monkeypatch.setattr(contenders, "BATCHES", 8)
+    monkeypatch.setattr(given, "BATCHES", 8)
     kept, cores = dict(os.environ), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
     yield
@@ -27,7 +28,7 @@ def small(monkeypatch):
 @pytest.fixture
 def words(tmp_path):
     """A study of a tiny host."""
-    return contenders.prepare(str(tmp_path), "t5-64x2", "lora", 4, "fp32", "cpu")
+    return given.prepare(str(tmp_path), "t5-64x2", "lora", 4, "fp32", "cpu")
 
 
 def test_losses_are_those_of_a_stack_and_of_the_library_and_a_wrong_rate_is_found(words):
@@ -39,7 +40,7 @@ def test_losses_are_those_of_a_stack_and_of_the_library_and_a_wrong_rate_is_foun
 @pytest.mark.parametrize("shape, method", [
     ("t5-64x2", "adapter"), ("t5-64x2", "lora"), ("bert-256x4", "lora"), ("llama-256x4", "lora")])
 def test_the_trainer_trains_what_ours_trains(tmp_path, shape, method):
-    words = contenders.prepare(str(tmp_path), shape, method, 2, "fp32", "cpu")
+    words = given.prepare(str(tmp_path), shape, method, 2, "fp32", "cpu")
     ours = Ours(words, 1)
     for tuned in (False, True):
         library = Library(words, tuned)
@@ -65,7 +66,7 @@ def test_contenders_that_train_different_numbers_do_not_race(monkeypatch, words)
     monkeypatch.setattr(parts, "process", lambda environment: ThreadPoolExecutor(1))
     monkeypatch.setattr(parts, "Library", OneMore)
     with pytest.raises(parts.UserError, match="different numbers of parameters"):
-        parts.race(words, [1], 1, cuda=False)
+        parts.race(words, [1], 1, cuda=False, workers=1)
 
 
 class OneMore:
@@ -77,9 +78,43 @@ class OneMore:
         pass
 
 
+def test_a_plain_loop_and_stacks_take_turns_on_the_same_batches(tmp_path):
+    words = given.prepare(str(tmp_path), "llama-64x2", "lora_peft", 4, "fp32", "cpu")
+    pair = Paired(words, [1, 2])
+    tokens = [pair.turn(name)[1] for name in ("loop", "ours K=1", "ours K=2")]
+    assert tokens[0] == tokens[1] and tokens[2] > 1.5 * tokens[0]
+    alone = pair.stacks["ours K=1"].losses[20:40, 0].clone()
+    pair.turn("ours K=1")
+    losses = pair.stacks["ours K=1"].losses[20:40, 0]
+    assert not alone.any() and losses.all()  # each goes on where it was
+    torch.testing.assert_close(torch.stack([pair.loop(step) for step in range(20, 25)]), losses[:5],
+                               atol=1e-4, rtol=0)
+
+
+def test_a_host_of_a_folder_takes_the_place_of_a_shape(tmp_path):
+    for name in ("made", "given"):
+        (tmp_path / name).mkdir()
+    given.prepare(str(tmp_path / "made"), "llama-64x2", "lora_peft", 4, "fp32", "cpu")
+    folder = str(tmp_path / "made" / "host")
+    words = given.prepare(str(tmp_path / "given"), "t5-64x2", "lora_peft", 4, "fp32", "cpu", folder)
+    _, run, _, _ = parts.study_of(words)
+    assert run.host.source == folder and run.host.shape.family == "llama"
+    named = given.prepare(str(tmp_path / "given"), "t5-64x2", "lora", 4, "fp32", "cpu", "nano-raw-base")
+    assert parts.study_of(named)[1].host.name == "nano-raw-base"
+
+
+@pytest.mark.system
+def test_the_loop_is_timed_in_both_precisions(monkeypatch, capfd):
+    bench.main(["--shape", "llama-64x2", "--method", "lora_peft", "--only", "loop", "--rounds", "1",
+                "--members", "1,2", "--batch-size", "4", "--device", "cpu", "--workers", "1"])
+    said = capfd.readouterr().out
+    for name in ("loop", "ours K=1", "ours K=2"):
+        assert f"\n{name} fp32" in said and f"\n{name} bf16" in said, said
+
+
 def test_lengths_follow_sst2():
-    drawn = contenders.lengths(np.random.default_rng(3), 20_000)
-    for share, words in contenders.LENGTHS.items():
+    drawn = given.lengths(np.random.default_rng(3), 20_000)
+    for share, words in given.LENGTHS.items():
         assert abs(np.quantile(drawn, share) - words) <= 1
 
 

@@ -53,7 +53,8 @@ def test_every_sweep_composes_and_plans(name, data_folders, make_host):
 
 def test_precision_is_part_of_a_runs_identity_and_how_the_work_is_done_is_not():
     plain = set(plan(study("method=lora").grid).runs)
-    engine = ("engine.workers=7", "engine.stack=1", "engine.device=cpu", "engine.checkpoint_seconds=0")
+    engine = ("engine.workers=7", "engine.stack=1", "engine.device=cpu", "engine.checkpoint_seconds=0",
+              "engine.device_map={model.embed_tokens: 0, lm_head: cuda:1}")
     assert set(plan(study("method=lora", *engine).grid).runs) == plain
     assert not set(plan(study("method=lora", "precision=bf16").grid).runs) & plain
 
@@ -144,6 +145,7 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("method.lora.settings.r=-2", "method.lora.settings.r must be a whole number from 1 on, got -2"),
     ("engine.workers=0", "engine.workers must be at least 1"),
     ("engine.stack=0", "engine.stack must be at least 1"),
+    ("engine.device_map=even", "engine.device_map must be auto, or a device for every module, as in"),
     ("eval.batch_size=0", "eval.batch_size must be at least 1"),
     ("grid.origin_updates=-5", "grid.origin_updates must be at least 1, got -5"),
     ("method=[]", "no method is chosen; choose of: adalora, adapter, "),

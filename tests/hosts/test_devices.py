@@ -29,3 +29,12 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
     assert places("auto", 1) == [Place("cpu", 1.0, devices.cores())]
     with pytest.raises(UserError, match="torch finds no GPU"):
         places("cuda", None)
+
+
+def test_hosts_that_are_spread_have_one_worker(monkeypatch):
+    monkeypatch.setattr(devices, "count_gpus", lambda: 2)
+    (place,) = places("auto", None, "auto")
+    assert (place.device, place.share, place.device_map) == ("cuda:0", 1.0, "auto")
+    assert hash(places("auto", 1, {"lm_head": 1})[0])
+    with pytest.raises(UserError, match="engine.workers is 2, but engine.device_map spreads each host"):
+        places("auto", 2, "auto")

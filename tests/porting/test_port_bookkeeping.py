@@ -141,7 +141,8 @@ def test_maps_of_the_same_hosts_are_found_once_and_of_nameless_ones_each_time(pa
 def test_a_bare_hosts_head_is_fitted_in_the_precision_of_the_run(pair):
     run = SimpleNamespace(origin_host=pair[1], host=pair[2], port=PortSpec("mine", "procrustes", "stretch"),
                           stream=(0,), precision="bf16")
-    worker = SimpleNamespace(place=SimpleNamespace(device="cpu"), store=None, data=None)
+    worker = SimpleNamespace(store=None, data=None,
+                             fresh_host=lambda host, precision: load_host(host, "cpu", precision))
     load = _heads_port(run, worker).load
     assert load(pair[1]).precision == "bf16" and load(pair[1]) is load(pair[1])
 

@@ -46,6 +46,7 @@ class Engine(ABC):
 
     poll_seconds = 0.2
     late_seconds = 0.0
+    sees_all_gpus = False  # of this machine, in each worker
 
     def __init__(self, conf: EngineConf, setup: Setup):
         self.conf, self.setup = conf, replace(setup, store=setup.store.resolve())

@@ -33,10 +33,12 @@ class _Process(NamedTuple):
 class Local(Engine):
     """As many processes as there are places."""
 
+    sees_all_gpus = True
+
     @staticmethod
     def places(conf: EngineConf) -> list[Place]:
         """The place of each worker."""
-        return places(conf.device, conf.workers)
+        return places(conf.device, conf.workers, conf.device_map)
 
     def launch(self, name: str, jobs: Sequence[Job]) -> _Process:
         """See Engine.launch."""
@@ -95,6 +97,8 @@ class InProcess(Engine):
     tests. What is equal to the bit elsewhere is so here; but a crash ends the command, and a run that hangs
     cannot be killed."""
 
+    sees_all_gpus = True
+
     def __init__(self, conf: EngineConf, setup: Setup):
         super().__init__(conf, setup)
         self.error: BaseException | None = None
@@ -103,7 +107,7 @@ class InProcess(Engine):
     @staticmethod
     def places(conf: EngineConf) -> list[Place]:
         """One place, whatever `conf.workers` says."""
-        return places(conf.device, 1)
+        return places(conf.device, 1, conf.device_map)
 
     def launch(self, name: str, jobs: Sequence[Job]) -> threading.Thread:
         """See Engine.launch."""
