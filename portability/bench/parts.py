@@ -31,7 +31,7 @@ GRAPHED = {"cpu": 10, "cuda": 60}  # updates after which many lengths of batches
 SCORED = 0.5  # of an update's time a token is what scoring takes: no backward pass (our choice)
 LARGE = 24 * 1024**2 / (12 * 768**2)  # arithmetic of a T5-large per token, in that of a T5-base
 TEST = 1821  # sentences of SST-2's test set
-STUDY = ("+sweep=full", "grid.budgets=[100,500,2000]")  # on the embedded hosts: planned as on the T5s
+STUDY = ("+sweep=full", "host_set.budgets=[100,500,2000]")  # on the embedded hosts: planned as on the T5s
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.1}  # of a loss; rounding gives 1e-6 to 1e-4 and 1e-3 to 1e-2
 SQUARE = {"cpu": 1024, "cuda": 8192}  # side of the matrices of the measured product
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
