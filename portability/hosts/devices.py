@@ -1,13 +1,17 @@
 """Where workers compute: one process a CPU core, or processes spread over the GPUs."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from portability.core.errors import UserError, validate_choice
 
 DEVICES = ("auto", "cpu", "cuda")
 STACKS = {"cpu": 16, "cuda": 32}  # most modules of a stack where the configuration names no number (D-34)
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,25 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def available_bytes() -> int:
+    """Bytes of ordinary memory that are free, within a container's limit."""
+    free = psutil.virtual_memory().available
+    limit, used = (control(f"memory.{name}") for name in ("max", "current"))
+    return free if limit is None or used is None else min(free, limit[0] - used[0])
+
+
+def without_gaps() -> bool:
+    """Have the C library give each large tensor back to the system as it is freed, so that this process holds
+    what is alive and little else; small hosts then train at two thirds of their speed (D-141).
+
+    Returns:
+        Whether it can: glibc does, as of nearly all Linux systems.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no such function, no such library, Windows
+        return False
+    # the first stays as glibc begins it, where it would grow up to 32 MiB; the second as it would grow
+    return bool(mallopt(MMAP_THRESHOLD, 128 << 10) and mallopt(TRIM_THRESHOLD, 64 << 20))
