@@ -23,6 +23,7 @@ STUDIES = {  # whether two hosts write in the same coordinates -> what docs/resu
     False: "without training no strategy carried much of a task; distill did (docs/results/strategies.md)",
 }
 GB = 10**9
+LITTLE = 1e12  # operations: seconds, or at most minutes
 
 
 def left_behind(adapter: AdapterFolder) -> list[str]:
@@ -70,13 +71,13 @@ def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool) -
 
 
 def size_lines(size: PortSize) -> list[str]:
-    """What a port takes; nothing of one that takes less than a minute and a gigabyte."""
-    memory, seconds = size.weights + size.beside, size.seconds
-    if memory < GB and seconds < 60:
+    """What a port takes; nothing of one that takes little (our choice)."""
+    memory = size.weights + size.beside
+    if memory < GB and sum(size.flops) < LITTLE:
         return []
     read = f"{size.tokens} tokens" + (f", {size.passes} times" if size.passes > 1 else "")
     lines = [f"size: about {memory / GB:.1f} GB of memory, {size.weights / GB:.1f} of them both hosts' "
-             f"weights, and {duration(seconds)} on this machine; both hosts read {read}"]
+             f"weights, and {duration(size.seconds)} on this machine; both hosts read {read}"]
     if (free := available_bytes()) < memory:
         lines.append(f"warning: {free / GB:.1f} GB of memory are free")
     return lines
