@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
+from portability.core.specs import HostSpec, PortSpec
+from portability.hosts.devices import without_gaps
 from portability.hosts.resolve import public_name, with_weights
+from portability.methods.folder import AdapterFolder
 from portability.porting.adapter import PortedAdapter, caching, find_hosts, load_adapter, port_adapter
-from portability.porting.calibration import calibration, read_texts
+from portability.porting.calibration import Calibration, calibration, read_texts
 from portability.porting.formats import in_library
 from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
 from portability.porting.port import needs_of, strategies_of
-from portability.porting.verdict import layers_line, left_behind, outlook, verdict
+from portability.porting.size import size_of
+from portability.porting.verdict import layers_line, left_behind, outlook, size_lines, verdict
 
 MEANING = {  # of the report's words for a tensor
     "carried": "as it was", "transported": "in the receiving host's coordinates",
@@ -129,12 +133,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     out = options.out or Path(f"{adapter.called}-on-{receiving.name}")
     if not options.dry_run and out.exists():
         raise UserError(f"{out} is there already; name a new folder (--out)")
-    for line in [*verdict(adapter, origin, receiving, options.origin),
-                 *outlook(origin, receiving, options.strategy, texts is not None), *left_behind(adapter)]:
+    seen, strategy = outlook(origin, receiving, options.strategy, texts is not None)
+    for line in [*verdict(adapter, origin, receiving, options.origin), *seen, *left_behind(adapter)]:
         say(line)
     load = caching()
-    if texts and not options.json:
-        say(layers_line(origin, receiving, load, texts))
     if options.via:
         from portability.porting.convert import to_lora
 
@@ -143,6 +145,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             f"matrices: median {errors['median']:.3g}, largest {errors['largest']:.3g}")
     if options.format != "same":
         adapter = in_library(adapter, origin.shape, options.format)
+    if texts and not options.json:
+        for line in _size(adapter, (origin, receiving), strategy, options, texts):
+            say(line)
+        say(layers_line(origin, receiving, load, texts))
     done = port_adapter(adapter, receiving, origin, options.strategy, options.layer_map, options.partial,
                         options.seed, _options(options.option), texts, task, labelled, load)
     for line in report_lines(done):
@@ -159,6 +165,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         found["out"] = str(out)
         say(f"written: {out}")
     return found
+
+
+def _size(adapter: AdapterFolder, hosts: tuple[HostSpec, HostSpec], strategy: str,
+          options: argparse.Namespace, texts: Calibration) -> list[str]:
+    """What is said of a port that takes much; this process then gives back what it frees."""
+    spec = PortSpec(strategy, strategy, options.layer_map, options.partial, _options(options.option))
+    size = size_of(adapter, *hosts, spec, texts)
+    lines = size_lines(size) if size else []
+    if lines:
+        without_gaps()
+    return lines
 
 
 def _check_together(options: argparse.Namespace) -> None:

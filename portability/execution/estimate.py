@@ -15,9 +15,8 @@ import numpy as np
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec
 from portability.core.stages import TRAINING, Stage
-from portability.core.wording import counted
+from portability.core.wording import counted, duration
 from portability.execution.processes import in_child
-from portability.execution.status import duration
 from portability.execution.worker import Job, Setup, Worker
 from portability.hosts.devices import Place
 from portability.planning.cost import cost, cost_units, port_updates

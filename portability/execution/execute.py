@@ -225,8 +225,8 @@ def _fitting(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench:
     while True:
         rows = trainer.parts_of(train.batch_size, passes, train.batch_size)[0][1]
         try:
-            most = stack_size(_member_bytes(runs, starts, bench, context, rows), context.device,
-                              context.place.share)
+            most = stack_size(_member_bytes(runs, starts, bench, context, rows), len(runs),
+                              context.device, context.place.share)
         except torch.OutOfMemoryError:  # not even to be measured
             most = 0
         if most or rows <= smallest:
@@ -240,7 +240,7 @@ def _fitting(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench:
 
 def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
                   context: WorkerContext, rows: int) -> int:
-    """Bytes that a member needs which reads so many examples at once, measured once a worker."""
+    """Bytes alive at once of a member that reads so many examples at a time, measured once a worker."""
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)

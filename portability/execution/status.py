@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from portability.core.specs import RunSpec
 from portability.core.stages import PREPARING, SCORING, Stage
-from portability.core.wording import counted
+from portability.core.wording import counted, duration
 from portability.execution.leases import Leases
 from portability.planning.cost import cost_units
 from portability.planning.plan import Plan
@@ -117,18 +117,6 @@ def _pace(planned: Plan, store: Store, found: Mapping[str, State]) -> list[str]:
     rest = sum(max(0.0, units[run_id] - found[run_id].done) for run_id in left) / rate
     return [f"rate: {len(recent) / seconds * 60:.1f} runs a minute; {duration(rest)} left at this rate",
             *lines]
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    Example:
-        >>> duration(42), duration(600), duration(9000)
-        ('42 s', '10.0 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _words(run: RunSpec) -> str:

@@ -2,11 +2,11 @@
 themselves.
 
 Texts are read by both hosts; of their tokens those count that end at the same character in both
-(`alignment`). Moments are summed in double precision, over as many passes through the texts as memory asks
-for.
+(`alignment`). Moments are summed in double precision.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,6 @@ from portability.porting.spaces import Space, fold, place_of
 
 LENGTH = 128  # tokens of a text that are read at most (our choice)
 BATCH = 16  # texts in a forward pass; does not change results beyond rounding
-ROOM = 2 << 30  # bytes of moments that are summed in one pass through the texts
 Pair = tuple[Space, Space]
 
 
@@ -80,8 +79,8 @@ class Moments:
 
 
 def moments(origin: Host, receiving: Host, pairs: Sequence[Pair], texts: Calibration,
-            grams: bool = False, room: int = ROOM) -> dict[Pair, Moments]:
-    """Moments of each pair of spaces over the texts.
+            grams: bool = False) -> dict[Pair, Moments]:
+    """Moments of each pair of spaces over the texts, which both hosts read once.
 
     Raises:
         UserError: a space that a host lacks, fewer tokens than twice the widest space, tokenizers that cannot
@@ -96,28 +95,23 @@ def moments(origin: Host, receiving: Host, pairs: Sequence[Pair], texts: Calibra
         raise UserError(f"calibration texts '{texts.name}' give {tokens} tokens that both hosts have, and "
                         f"the widest space of hosts '{origin.spec.name}' and '{receiving.spec.name}' has "
                         f"{widest} coordinates: at least {2 * widest} are needed; name more texts")
+    check_tokens(tokens, widest)
+    found = {pair: Moments.of(*sizes[pair], grams) for pair in pairs}
+    readers = (Reader(origin, [one for one, _ in pairs]), Reader(receiving, [other for _, other in pairs]))
+    for aligned in batches:
+        x, y = (reader.read(ids, mask, picks) for reader, (ids, mask, picks) in zip(
+            readers, (aligned.origin, aligned.receiving), strict=True))
+        for one, other in pairs:
+            found[one, other].add(x[one], y[other])
+    return found
+
+
+def check_tokens(tokens: int, widest: int) -> None:
+    """Refuse to compare spaces of so many coordinates on fewer tokens than twice that."""
     if tokens < 2 * widest:
         raise UserError(f"{tokens} tokens are too few to compare spaces of {widest} coordinates: at least "
                         f"{2 * widest} are needed; raise the number of tokens (--calibrate-tokens; in a "
                         "study port.NAME.calibration.tokens)")
-    found: dict[Pair, Moments] = {}
-    for now in _within(pairs, sizes, room):
-        found |= _pass(origin, receiving, now, batches, sizes, grams)
-    return found
-
-
-def _within(pairs: Sequence[Pair], sizes: dict[Pair, tuple[int, int]], room: int) -> Iterator[list[Pair]]:
-    """The pairs in parts whose moments take at most `room` bytes, or one pair alone."""
-    part: list[Pair] = []
-    used = 0
-    for pair in pairs:
-        size = 8 * sizes[pair][0] * sizes[pair][1]
-        if part and used + size > room:
-            yield part
-            part, used = [], 0
-        part.append(pair)
-        used += size
-    yield part
 
 
 def aligned_batches(origin: Host, receiving: Host, texts: Calibration) -> Iterator[Aligned]:
@@ -140,16 +134,8 @@ def _length(host: Host) -> int:
     return min([LENGTH, *(limit - 2 for limit in limits if limit)])
 
 
-def _pass(origin: Host, receiving: Host, pairs: Sequence[Pair], batches: Sequence[Aligned],
-          sizes: dict[Pair, tuple[int, int]], grams: bool) -> dict[Pair, Moments]:
-    found = {pair: Moments.of(*sizes[pair], grams) for pair in pairs}
-    readers = (Reader(origin, [one for one, _ in pairs]), Reader(receiving, [other for _, other in pairs]))
-    for aligned in batches:
-        x, y = (reader.read(ids, mask, picks) for reader, (ids, mask, picks) in zip(
-            readers, (aligned.origin, aligned.receiving), strict=True))
-        for one, other in pairs:
-            found[one, other].add(x[one], y[other])
-    return found
+class _Enough(Exception):
+    """All that is wanted of a forward pass was seen."""
 
 
 class Reader:
@@ -173,12 +159,11 @@ class Reader:
             UserError: they are not finite.
         """
         caught: dict[tuple[str, str], Tensor] = {}
-        hooks = []
-        for name, side in {(place.module, place.side) for place in self.places.values()}:
-            hooks.append(_hook(self.host, name, side, caught))
+        wanted = {(place.module, place.side) for place in self.places.values()}
+        hooks = [_hook(self.host, name, side, caught, len(wanted)) for name, side in wanted]
         device = self.host.device
         try:
-            with computing(device, self.host.precision):
+            with computing(device, self.host.precision), suppress(_Enough):
                 _forward(self.host, ids.to(device), mask.to(device),
                          any(space.site == "head" for space in self.places))
         finally:
@@ -213,14 +198,17 @@ def activation_of(host: Host) -> Callable[[Tensor], Tensor]:
     return found
 
 
-def _hook(host: Host, name: str, side: str, caught: dict[tuple[str, str],
-                                                         Tensor]) -> torch.utils.hooks.RemovableHandle:
+def _hook(host: Host, name: str, side: str, caught: dict[tuple[str, str], Tensor],
+          wanted: int) -> torch.utils.hooks.RemovableHandle:
+    """Keep what a module reads or gives, and end the forward pass once so many are kept."""
     module = host.model.get_submodule(name)
 
     def keep(value: object) -> None:
         states = value[0] if isinstance(value, tuple) else value
         assert isinstance(states, Tensor)
         caught[name, side] = states.detach()
+        if len(caught) == wanted:
+            raise _Enough
 
     if side == "in":
         return module.register_forward_pre_hook(lambda module, given: keep(given))

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -236,21 +236,11 @@ def port_folder(
         UserError: the adapter is of another base, the hosts do not go together, or the library refuses the
             method on the receiving host.
     """
-    head: dict[str, Tensor] = {}
-    if isinstance(adapter, PeftFolder):
-        adapter, head = adapter.without_head()
-    module = module_of(adapter, origin.shape)
-    context = PortContext(origin, receiving, ModuleState({}, {}), how, load,
-                          None if texts is None else lambda: texts, seed,
-                          needs_of(find_strategy(how.strategy), how.layer_map))
-    settings = _settings(adapter, module, origin.shape, receiving.shape, context.layers_of)
-    spec = replace(adapter.spec, settings=settings)
-    with torch.device("meta"):
-        attached = attach(load_skeleton(receiving), spec)
-    fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
+    adapter, module, head, attached, context = begin(adapter, origin, receiving, how, seed, load, texts)
+    spec = attached.spec
     purpose = None if task is None else Purpose(task, (adapter.spec, spec),
                                                 None if labelled is None else lambda: labelled)
-    context = replace(context, fresh=fresh, purpose=purpose)
+    context = replace(context, purpose=purpose)
     if trains := "training" in _given(context):  # the host is loaded anyway; nothing is to be trained twice
         context = replace(context, fresh=_drawn(load(receiving), spec, seed))
     done = port(module, context)
@@ -260,6 +250,36 @@ def port_folder(
     names = outer_names(adapter, load_skeleton(origin).model, attached.host.model)
     return PortedAdapter(adapter, origin, receiving, attached, attached.to_parameters(done.module), done,
                          *names, _carried_head(head, context, done.report))
+
+
+class Begun(NamedTuple):
+    """The port of a folder before any work: the adapter without its head, its module and that head, the
+    method on a skeleton of the receiving host, and what the strategy may use."""
+
+    adapter: AdapterFolder
+    module: ModuleState
+    head: dict[str, Tensor]
+    attached: AttachedMethod
+    context: PortContext
+
+
+def begin(
+    adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, how: PortSpec, seed: int = 0,
+    load: Callable[[HostSpec], Host] = load_host, texts: Calibration | None = None,
+) -> Begun:
+    """See `port_folder`; no weights are read, unless the layer map asks for them."""
+    head: dict[str, Tensor] = {}
+    if isinstance(adapter, PeftFolder):
+        adapter, head = adapter.without_head()
+    module = module_of(adapter, origin.shape)
+    context = PortContext(origin, receiving, ModuleState({}, {}), how, load,
+                          None if texts is None else lambda: texts, seed,
+                          needs_of(find_strategy(how.strategy), how.layer_map))
+    settings = _settings(adapter, module, origin.shape, receiving.shape, context.layers_of)
+    with torch.device("meta"):
+        attached = attach(load_skeleton(receiving), replace(adapter.spec, settings=settings))
+    fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
+    return Begun(adapter, module, head, attached, replace(context, fresh=fresh))
 
 
 def _carried_head(head: dict[str, Tensor], context: PortContext, report: PortReport) -> dict[str, Tensor]:

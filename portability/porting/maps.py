@@ -8,7 +8,7 @@ HRA's reflections keep what they see, and of hosts whose gains differ only nearl
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from portability.porting.spaces import LAST, STREAM, Run, Space, fold, gain_of, 
 SIGNLESS = ("magnitude", "ia3_l", "weight", "scaling", "w2_a", "w2_b")  # a unit's number, whatever its sign
 BY_UNIT = (*SIGNLESS, "w1_a", "w1_b")  # roles of which a mixture of units keeps no meaning
 KEPT = 2  # pairs of hosts whose maps are kept in memory, for modules of other seeds
+ROOM = 2 << 30  # bytes of maps that are made together (D-143)
 _known: dict[tuple[Any, ...], Fitted] = {}
 
 
@@ -106,9 +107,24 @@ class Transport:
 
 
 class Carrying(Filling):
-    """A port's state, with its maps."""
+    """A port's state, with its maps: of all layers, or of a part of them in turn.
 
-    transport: Transport
+    Attributes:
+        parts: pairs of spaces whose maps are made together.
+        part: of each (stack, layer) of the receiving host, which of the parts has its pairs.
+    """
+
+    parts: Sequence[Sequence[Pair]] = ()
+    now = -1
+    transport: Transport | None = None
+
+    def __init__(self, strategy: "MapStrategy", module: ModuleState, context: PortContext):
+        super().__init__(strategy, module, context)
+        self.part: dict[tuple[str, int], int] = {}
+
+    def places(self) -> Iterator[tuple[list[Slot], list[dict[Slot, Slot]]]]:
+        """See Filling.places; part by part, once they are known."""
+        yield from sorted(super().places(), key=lambda place: self.part.get(place[0][0][:2], 0))
 
 
 def _sizes(space: Space, shape: HostShape, axes: int) -> tuple[int, ...]:
@@ -129,12 +145,15 @@ class MapStrategy(LayerwiseStrategy):
             each can be carried.
         apart: whether its map of what a matrix reads is that matrix's own, and not that of all which read the
             same.
+        by_layer: whether the maps of a layer do not depend on which others are asked for with them, so that
+            those of large hosts are made for a few layers at a time.
         lasting: whether its maps are kept on disk, for other processes (kept_maps.py). Of a package of your
             own they are made anew with each of its versions.
     """
 
     by_unit = False
     apart = False
+    by_layer = False
     lasting = False
 
     @abstractmethod
@@ -153,17 +172,42 @@ class MapStrategy(LayerwiseStrategy):
         Raises:
             UserError: as `Filling.port`, `spaces.runs` and `maps`.
         """
+        return self.begun(module, context).port()
+
+    def begun(self, module: ModuleState, context: PortContext) -> Carrying:
+        """The port before any of its maps is made.
+
+        Raises:
+            UserError: as `Filling.places` and `spaces.runs`.
+        """
         work = Carrying(self, module, context)
-        pairs = []
-        for _, found in work.places():
+        layers: dict[tuple[str, int], dict[Pair, int]] = {}  # with the bytes of each map
+        for slots, found in work.places():
+            own = layers.setdefault(slots[0][:2], {})
             for one in found:
                 for slot, source in one.items():
                     with work.refusing(slot, tuple(module.tensors[source].shape)):
                         work.check_axes(slot, source)
-                        pairs += [pair for pair in self._pairs(work, slot, source) if pair[0].kind != "vocab"]
-        work.transport = self._transport(context, list(dict.fromkeys(pairs)))
-        work.report.calibration_tokens = work.transport.tokens
-        return work.port()
+                        own |= {pair: map_bytes(pair, context) for pair in self._pairs(work, slot, source)
+                                if pair[0].kind != "vocab"}
+        parts: list[dict[Pair, int]] = [{}]
+        for layer, own in layers.items():
+            if self.by_layer and parts[-1] and sum((parts[-1] | own).values()) > ROOM:
+                parts.append({})
+            parts[-1] |= own
+            work.part[layer] = len(parts) - 1
+        work.parts = [list(part) for part in parts]
+        return work
+
+    def _at(self, work: Carrying, slot: Slot) -> Transport:
+        """The maps of the part that a receiving slot is of, in place of those of another part."""
+        if (part := work.part[slot[:2]]) != work.now or work.transport is None:
+            if len(work.parts) > 1:
+                work.transport = None
+                _known.clear()
+            work.now, work.transport = part, self._transport(work.context, work.parts[part])
+            work.report.calibration_tokens = work.transport.tokens
+        return work.transport
 
     def _runs(self, work: Filling, slot: Slot, source: Slot) -> tuple[list[Run], list[Run]]:
         return (runs(source, work.module.axes[source], self.apart),
@@ -214,6 +258,7 @@ class MapStrategy(LayerwiseStrategy):
     def place(self, work: Filling, found: Sequence[Mapping[Slot, Slot]]) -> dict[Slot, Placed]:
         """See LayerwiseStrategy.place."""
         assert isinstance(work, Carrying)
+        transport = self._at(work, next(iter(found[0])))
         layers: list[dict[str, Tensor]] = []
         masks: dict[Slot, Tensor] = {}
         for one in found:
@@ -222,7 +267,7 @@ class MapStrategy(LayerwiseStrategy):
                 tensor, fresh = work.module.tensors[source], work.context.fresh
                 with work.refusing(slot, tuple(tensor.shape)):
                     here, there = self._runs(work, slot, source)
-                    value, mask = work.transport.tensor(tensor, (source, slot), here, there)
+                    value, mask = transport.tensor(tensor, (source, slot), here, there)
                     if value.shape != fresh.tensors[slot].shape:
                         raise UserError("the method's own axes, or the vocabularies, differ")
                 if stays_as_begun(slot.role):
@@ -240,6 +285,11 @@ class MapStrategy(LayerwiseStrategy):
         matrix = self._transport(context, [(end, end)]).maps[end, end]
         weight = (head["head.weight"].double() @ matrix).to(head["head.weight"].dtype)
         return {"head.weight": weight, "head.bias": head["head.bias"].clone()}
+
+
+def map_bytes(pair: Pair, context: PortContext) -> int:
+    """Of the map of a pair of spaces."""
+    return 8 * pair[0].size(context.origin.shape) * pair[1].size(context.receiving.shape)
 
 
 def rotary(context: PortContext) -> bool:

@@ -30,16 +30,17 @@ def by_moments(context: PortContext, pairs: Sequence[Pair], read: Callable[[Mome
     Raises:
         UserError: as `moments` and `attention_maps`.
     """
-    own = {pair: _read_at(pair, alike) for pair in pairs}
+    own = {pair: read_at(pair, alike) for pair in pairs}
     found = moments(context.origin_host(), context.receiving_host(),
                     [one for many in own.values() for one in many], context.calibration(), whole is not None)
     meeting = {places for pair, places in own.items() if pair[0].kind.endswith(("query", "key"))}
     solved: dict[tuple[Pair, ...], Tensor | AttentionMaps] = {}
     for places in dict.fromkeys(own.values()):
+        own_moments = [found.pop(one) for one in places]  # freed before the next ones are solved
         if whole and len(places) == 1:
-            solved[places] = whole(found[places[0]])
+            solved[places] = whole(own_moments[0])
             continue
-        cross = [read(found[one]) for one in places]
+        cross = [read(one) for one in own_moments]
         solved[places] = solve(cross[0][None])[0][0] if len(places) == 1 else attention_maps(
             Cross(*cross), context.origin.shape, context.receiving.shape, solve,
             turn if _turns(context, places in meeting) else None)
@@ -59,7 +60,7 @@ def _turns(context: PortContext, asked: bool) -> bool:
     return (alike or asked) and rotary(context)
 
 
-def _read_at(pair: Pair, alike: bool) -> tuple[Pair, ...]:
+def read_at(pair: Pair, alike: bool = True) -> tuple[Pair, ...]:
     """The pairs of spaces whose moments say what the map of a pair is: itself, or queries, keys and values of
     its attention."""
     kind = pair[0].kind

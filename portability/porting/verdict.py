@@ -6,6 +6,8 @@ from statistics import median
 
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec
+from portability.core.wording import duration
+from portability.hosts.devices import free_memory
 from portability.hosts.host import Host, load_tokenizer
 from portability.hosts.sources import quantisation, read_config, texts_of
 from portability.methods.folder import AdapterFolder
@@ -13,12 +15,15 @@ from portability.porting.basis import basis
 from portability.porting.calibration import Calibration
 from portability.porting.layer_similarity import matched_layers
 from portability.porting.settings import stack_map
+from portability.porting.size import PortSize
 from portability.porting.strategies.auto import choice
 
 STUDIES = {  # whether two hosts write in the same coordinates -> what docs/results says of such pairs
     True: "ported modules led those from scratch far, and no other strategy led copying",
     False: "without training no strategy carried much of a task; distill did (docs/results/strategies.md)",
 }
+GB = 10**9
+LITTLE = 1e12  # operations: seconds, or at most minutes
 
 
 def left_behind(adapter: AdapterFolder) -> list[str]:
@@ -51,8 +56,8 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
     return lines
 
 
-def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool) -> list[str]:
-    """How the hosts' coordinates lie to each other, and what `auto` makes of it."""
+def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool) -> tuple[list[str], str]:
+    """How the hosts' coordinates lie to each other, and what `auto` makes of it; and the strategy."""
     found = basis(origin, receiving)
     lines = ["coordinates: "
              f"{found.words if found else 'not compared (an embedding or tokenizer is not there)'}"]
@@ -61,6 +66,20 @@ def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool) -
     if strategy == "auto":
         picked = choice(origin, receiving, found, texts)
         lines.append(f"strategy: {picked.strategy}, because {picked.why}")
+        strategy = picked.strategy
+    return lines, strategy
+
+
+def size_lines(size: PortSize) -> list[str]:
+    """What a port takes; nothing of one that takes little (our choice)."""
+    memory = size.weights + size.beside
+    if memory < GB and sum(size.flops) < LITTLE:
+        return []
+    read = f"{size.tokens} tokens" + (f", {size.passes} times" if size.passes > 1 else "")
+    lines = [f"size: about {memory / GB:.1f} GB of memory, {size.weights / GB:.1f} of them both hosts' "
+             f"weights, and {duration(size.seconds)} on this machine; both hosts read {read}"]
+    if (free := free_memory()) < memory:
+        lines.append(f"warning: {free / GB:.1f} GB of memory are free")
     return lines
 
 

@@ -7,24 +7,28 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from portability.hosts.devices import free_memory
+from portability.hosts.devices import free_memory, without_gaps
 from portability.tasks.base import TaskScorer
 
 # tensors of a member's size: parameters, gradient, clipped gradient, an average (train.tail), AdamW's two
 # moments
 STATE = 6
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-# for what lives beside the activations: gradients on their way, the allocator's gaps, and on a GPU the pool
-# of the graphs beside the memory of ordinary calls (our choice, D-36)
-MARGINS = {"cpu": 1.5, "cuda": 3.0}
+# tensors as large as the largest one kept that live beside all of them when the way back begins (D-143)
+BESIDE = 2
+# on a GPU, times what is kept: gaps, and the graphs' pool beside the memory of ordinary calls (our choice)
+CUDA = 3.0
+# at most so many times what is alive does the C library hold, which fills the gaps that freed tensors leave
+# when something fits into them (largest seen: 3.4, D-143)
+GAPS = 3.5
 
 
 def member_bytes(
     scorer: TaskScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor],
     frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
-    """Bytes that one more member of a stack needs: its state, its frozen tensors, and the activations that
-    its update keeps.
+    """Bytes of one more member of a stack that are alive at once: its state, its frozen tensors, and the
+    activations that its update keeps, with what is computed beside them.
 
     Both grow linearly with the members: under `vmap` every activation has a member axis, and the host has
     none.
@@ -37,15 +41,16 @@ def member_bytes(
     stacked, beside = ({name: value[None] for name, value in part.items()} for part in (start, frozen))
     kept = kept_bytes(scorer, stacked, [part[None] for part in rows], beside)
     own, fixed = (sum(value.numel() for value in part.values()) for part in (start, frozen))
-    return int(MARGINS[scorer.device.type] * kept) + 4 * (STATE * own + fixed)
+    alive = CUDA * sum(kept) if scorer.device.type == "cuda" else sum(kept) + BESIDE * max(kept, default=0)
+    return int(alive) + 4 * (STATE * own + fixed)
 
 
 def kept_bytes(
     scorer: TaskScorer, stacked: Mapping[str, Tensor], rows: Sequence[Tensor],
     frozen: Mapping[str, Tensor] = NOTHING
-) -> int:
-    """Bytes that one forward pass of a stack keeps for its backward pass, the host's own weights and the
-    members' frozen tensors not counted.
+) -> list[int]:
+    """Bytes of each tensor that one forward pass of a stack keeps for its backward pass, the host's own
+    weights and the members' frozen tensors not counted.
 
     Args:
         stacked: parameters (K, ...), frozen alike; rows (K, B, ...) each.
@@ -66,7 +71,7 @@ def kept_bytes(
         # held, so that no address is used twice
         whole = scorer.each(lambda *member: scorer.loss(*member))(there | beside, *batch)
     del whole
-    return sum(kept.values())
+    return list(kept.values())
 
 
 def free_bytes(device: torch.device, share: float) -> int:
@@ -86,7 +91,11 @@ def _available() -> int:
     return free_memory()
 
 
-def stack_size(one: int, device: torch.device, share: float) -> int:
-    """The largest stack of members of `one` bytes each, 0 where not even one fits: a fifth of what is free
-    stays free."""
-    return int(0.8 * free_bytes(device, share)) // one
+def stack_size(one: int, wanted: int, device: torch.device, share: float) -> int:
+    """How many of the `wanted` members, of `one` bytes alive each, a stack may have, 0 where not even one
+    fits: a fifth of what is free stays free. On a CPU, where all of them might not fit with the gaps that the
+    C library leaves, it leaves none from now on in this process."""
+    room = int(0.8 * free_bytes(device, share))
+    if device.type == "cuda" or GAPS * one * wanted <= room:
+        return min(wanted, room // one)
+    return min(wanted, room // (one if without_gaps() else int(GAPS * one)))

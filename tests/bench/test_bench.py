@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from portability.bench import __main__ as bench
-from portability.bench import given, parts
+from portability.bench import extraction, given, parts
 from portability.bench.contenders import Library, Ours, Paired
 
 
@@ -144,3 +144,15 @@ def test_the_command_names_every_contender_and_every_way_to_a_grid(monkeypatch, 
     for name in ("trainer", "tuned", "tuned x1", "ours K=1", "ours K=2", "library, plain loop", "cells alone",
                  "+ workers"):
         assert f"\n{name}  " in said, said
+
+
+@pytest.mark.system
+def test_an_extraction_from_a_small_layer_is_timed_and_shapes_that_do_not_fit_are_refused(capsys):
+    small, smaller = ["--teacher", "96", "192", "6"], ["--student", "64", "128", "4"]
+    more = ["--seeds", "3", "--tokens", "20", "--rank", "4", "--threads", "1"]
+    extraction.main([*small, *smaller, *more])
+    said = capsys.readouterr().out
+    assert said.startswith("96x192x6 to 64x128x4, 3 seeds of 20 tokens, 1 threads: ") and said.endswith(
+        " GB at most in all\n")
+    with pytest.raises(SystemExit, match="--tokens must be above 8, got 8"):
+        extraction.main([*small, *smaller, "--tokens", "8"])

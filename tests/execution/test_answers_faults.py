@@ -120,7 +120,7 @@ def test_a_stack_is_cut_to_what_scoring_takes(sets, make_host, tmp_path, monkeyp
     got = tasks(sets, make_host, "llama", "grid.inits=[scratch,pissa]", "~grid.relations.different")
     planned, asked = plan(got.grid), []
     runs = [run for run in planned.runs.values() if run.data.name == "sums" and run.method]
-    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: asked.append(one) or 8)
+    monkeypatch.setattr(execute, "stack_size", lambda one, wanted, device, share: asked.append(one) or 8)
     for batch in (1, 100_000):
         monkeypatch.setattr(AnswerScorer, "scoring_bytes", lambda self, test, size, batch=batch: 1_000_000
                             * batch)

@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from portability.core.wording import duration
 from portability.execution.leases import Leases
-from portability.execution.status import duration, states, status_lines
+from portability.execution.status import states, status_lines
 from portability.planning.plan import plan
 from portability.store import Result, Store
 from support.plans import grid, record

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from portability import port as command_port
 from portability.core.errors import UserError
 from portability.core.specs import CalibrationSpec, HostSpec, MethodSpec, PortSpec
 from portability.execution.execute import _heads_port
@@ -20,7 +22,7 @@ from portability.methods.drawn import drawn_pair
 from portability.methods.module import ModuleState, equal
 from portability.planning.plan import plan
 from portability.port import main
-from portability.porting import adapter, maps
+from portability.porting import adapter, maps, size, verdict
 from portability.porting.activations import Moments, Reader, aligned_batches
 from portability.porting.base import PortContext
 from portability.porting.calibration import calibration, read_texts, study_texts
@@ -33,7 +35,7 @@ from portability.porting.verify import read_rows
 from portability.training.run_output import _without_paths
 from support.peft_methods import write_plain
 from support.studies import small
-from support.tiny import TASK, noisy, sentences
+from support.tiny import TASK, model, noisy, sentences
 
 TEXTS = [row["text"] for row in sentences(60, 3)]
 
@@ -136,6 +138,20 @@ def test_maps_of_the_same_hosts_are_found_once_and_of_nameless_ones_each_time(pa
         port(pair[0], replace(given, receiving=nameless,
                               load=lambda host: given.load(pair[1] if host == pair[1] else pair[2])))
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("strategy", ["procrustes", "corr"])
+def test_maps_of_a_large_host_are_made_layer_by_layer_and_are_the_same(pair, strategy, forget, monkeypatch):
+    asked, own = [], type(STRATEGIES[strategy]).maps
+    monkeypatch.setattr(type(STRATEGIES[strategy]), "maps", lambda self, given, pairs: asked.append(
+        (len(maps._known), {one.layer for pair in pairs for one in pair})) or own(self, given, pairs))
+    whole = port(pair[0], context(pair, strategy))
+    forget()
+    monkeypatch.setattr(maps, "ROOM", 1)
+    parts = port(pair[0], context(pair, strategy))
+    assert equal(whole.module, parts.module) and whole.report.tensors == parts.report.tensors
+    assert whole.report.calibration_tokens == parts.report.calibration_tokens > 0
+    assert asked == [(0, {0, 1}), (0, {0}), (0, {1})], "nothing of one layer is held while the next is made"
 
 
 def test_a_bare_hosts_head_is_fitted_in_the_precision_of_the_run(pair):
@@ -289,6 +305,25 @@ def test_texts_that_nothing_reads_are_refused(command, capsys):
     assert command("--strategy", "pad", "--calibrate", "rows.jsonl") == 2
     assert "--calibrate: strategy 'pad' with layer map 'stretch' reads no texts" in capsys.readouterr().err
     assert command("--strategy", "pad", "--calibrate", "rows.jsonl", "--layer-map", "cka") == 0
+
+
+def test_what_a_large_port_takes_is_said_and_too_few_tokens_are_refused_before_a_host_is_read(
+        command, capsys, monkeypatch):
+    monkeypatch.setattr(verdict, "GB", 1e6)
+    monkeypatch.setattr(verdict, "free_memory", lambda: 0)
+    monkeypatch.setattr(command_port, "without_gaps", lambda: True)
+    monkeypatch.setattr(size, "rates", lambda: (1e6, 1e9, 1e9))
+    monkeypatch.setattr(adapter, "load_host", lambda spec: pytest.fail("a host was read"))
+    assert command("--strategy", "procrustes", "--calibrate", "rows.jsonl", "--calibrate-tokens", "200") == 2
+    assert "200 tokens are too few to compare spaces of 128 coordinates" in capsys.readouterr().err
+    monkeypatch.setattr(adapter, "load_host", load_host)
+    assert command("--strategy", "procrustes", "--calibrate", "rows.jsonl", "--calibrate-tokens", "300") == 0
+    said = capsys.readouterr().out
+    weights = sum(4 * parameter.numel() for widths in ((32, 2, 4), (64, 4, 8))
+                  for parameter in model("llama", *widths).parameters()) / 1e6
+    assert re.search(rf"\nsize: about \d\.\d GB of memory, {weights:.1f} of them both hosts' weights, and "
+                     r"[\d.]+ (s|min) on this machine; both hosts read 300 tokens\n"
+                     r"warning: 0.0 GB of memory are free\nlayers: CKA", said), said
 
 
 def test_what_a_strategy_goes_on_from_may_have_its_labels_and_texts(command, capsys):

@@ -17,7 +17,7 @@ def test_what_a_stack_keeps_grows_linearly_with_its_members(mount, method):
 
     def kept(members):
         stacked = {name: torch.stack([value] * members) for name, value in one.items()}
-        return kept_bytes(table.scorer, stacked, [torch.stack([part] * members) for part in parts])
+        return sum(kept_bytes(table.scorer, stacked, [torch.stack([part] * members) for part in parts]))
 
     sizes = {members: kept(members) for members in (1, 2, 4, 8)}
     assert sizes[1] > 0 and all(sizes[2 * k] - sizes[k] == pytest.approx(k * (sizes[2] - sizes[1]), rel=0.02)
@@ -36,11 +36,18 @@ def test_activations_count_by_the_batch_and_the_hosts_weights_do_not_count(mount
     assert sizes["deep"][0] == pytest.approx(2 * sizes["narrow"][0], rel=0.2)
 
 
-def test_a_fifth_of_what_is_free_stays_free_and_one_member_is_always_tried(monkeypatch):
+@pytest.mark.parametrize("gives_back", [True, False])
+def test_a_fifth_of_what_is_free_stays_free_and_gaps_are_left_where_there_is_room_for_them(
+        monkeypatch, gives_back):
+    asked = []
     monkeypatch.setattr(memory, "free_bytes", lambda device, share: int(1000 * share))
-    cpu = torch.device("cpu")
-    assert stack_size(100, cpu, 1.0) == 8 and stack_size(100, cpu, 0.5) == 4
-    assert stack_size(10**6, cpu, 1.0) == 0
+    monkeypatch.setattr(memory, "without_gaps", lambda: asked.append(1) or gives_back)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [stack_size(100, wanted, cpu, 1.0) for wanted in (1, 2)] == [1, 2] and not asked
+    assert stack_size(100, 99, gpu, 1.0) == 8 and not asked  # torch's own allocator
+    assert [stack_size(100, wanted, cpu, 1.0) for wanted in (3, 99)] == ([3, 8] if gives_back else [2, 2])
+    assert stack_size(100, 99, cpu, 0.5) == (4 if gives_back else 1) and len(asked) == 3
+    assert stack_size(10**6, 1, cpu, 1.0) == 0
 
 
 def test_the_machine_tells_what_is_free():

@@ -60,7 +60,7 @@ def whole(data_folders, make_host, tmp_path_factory):
 
 def test_a_stack_is_cut_to_what_fits(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, wanted = whole
-    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: 2)
+    monkeypatch.setattr(execute, "stack_size", lambda one, wanted, device, share: 2)
     store = Store(tmp_path)
     execute.execute(runs, marks, WorkerContext(store, study.data))
     assert counted["stacks"] == [1, 2, 2] and all(np.array_equal(a, b)
@@ -70,7 +70,8 @@ def test_a_stack_is_cut_to_what_fits(whole, tmp_path, monkeypatch, counted):
 def test_a_batch_that_does_not_fit_is_read_in_parts(whole, tmp_path, monkeypatch, counted, caplog):
     study, runs, marks, wanted = whole
     fits, needed = iter([0, 2]), []
-    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: needed.append(one) or next(fits))
+    monkeypatch.setattr(execute, "stack_size",
+                        lambda one, wanted, device, share: needed.append(one) or next(fits))
     store = Store(tmp_path)
     with caplog.at_level("INFO"):
         execute.execute(runs, marks, WorkerContext(store, study.data))
@@ -114,7 +115,7 @@ def test_out_of_memory_halves_the_stack_and_loses_nobody(whole, tmp_path, monkey
 
 def test_what_was_finished_before_memory_ran_out_is_not_trained_again(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, _ = whole
-    monkeypatch.setattr(execute, "stack_size", lambda one, device, share: 2)
+    monkeypatch.setattr(execute, "stack_size", lambda one, wanted, device, share: 2)
     update, broken = engine.Trainer.update, []
 
     def short(self, step, *rest):

@@ -28,6 +28,7 @@ class Correlation(MapStrategy):
 
     needs = frozenset({"origin_weights", "receiving_weights", "text", "forward_passes"})
     lasting = True
+    by_layer = True
     by_unit = True
 
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:

@@ -30,6 +30,7 @@ class Procrustes(MapStrategy):
 
     needs = frozenset({"origin_weights", "receiving_weights", "text", "forward_passes"})
     lasting = True
+    by_layer = True
 
     def maps(self, context: PortContext, pairs: Sequence[Pair]) -> Mapping[Pair, Tensor]:
         """See MapStrategy.maps."""
