@@ -100,6 +100,13 @@ def test_pairs_that_are_none_are_one_sentence(tmp_path, row, said):
         read_rows(tmp_path / "test.jsonl", "--verify", PAIRS)
 
 
+def test_a_number_that_is_a_label_word_is_that_word(tmp_path):
+    stars = replace(TASK, label_words=("1", "2", "3"))
+    rows = [{"text": "a", "label": label} for label in ("1", "3", 1, "0")]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [label for _, label in read_rows(tmp_path / "test.jsonl", "--verify", stars)] == [0, 2, 1, 0]
+
+
 @pytest.mark.parametrize("strategy", ["warm", "distill", "gradmask"])
 def test_strategies_that_learn_take_pairs_with_three_labels(load, make_host, tmp_path, strategy):
     write_plain(tmp_path / "in", load("llama", 32, 2, 4), "lora", init_lora_weights=False)
