@@ -136,8 +136,8 @@ def bare(context: PortContext, side: int, host: Host) -> tuple[Scorer, dict[str,
     head = heads[side]()
     if (count := len(head[HEAD[0]])) != scorer.count:
         raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the head of host "
-                        f"'{host.spec.name}' is of {count} labels and the task of {scorer.count}; use another "
-                        "strategy, or sets of as many labels")
+                        f"'{host.spec.name}' is of {count} labels and the task of {scorer.count}; use "
+                        "another strategy, or sets of as many labels")
     return scorer, {name: value.to(scorer.device) for name, value in head.items()}
 
 

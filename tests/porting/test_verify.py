@@ -133,8 +133,8 @@ def test_a_head_of_other_labels_than_the_tasks_is_refused(load):
         return Namespace(for_task=lambda: purpose, spec=Namespace(strategy="distill"), pair="from 'a' to 'b'")
 
     assert bare(context(TASK), 0, host)[1].keys() == head.keys()
-    with pytest.raises(UserError, match="distill' from 'a' to 'b': the head of .* is of 2 labels and the task "
-                       "of 3; use another"):
+    with pytest.raises(UserError, match="distill' from 'a' to 'b': the head of .* is of 2 labels and the "
+                       "task of 3; use another"):
         bare(context(replace(TASK, label_words=NAMES)), 0, host)
 
 
