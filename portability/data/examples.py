@@ -122,10 +122,12 @@ def _labelled(value: Mapping[str, Any], where: str, names: Names) -> LabelledTex
 
 
 def _label(value: Any, where: str, names: Names) -> int:
-    """The number of a label: the place of its name, or, of names that are all texts, the number itself."""
-    if type(value) in (str, int) and value in names:
-        return names.index(value)
-    numbered = all(type(name) is str for name in names)
+    """The number of a label: the place of its name, or, of names that are all texts and no figures, the
+    number itself; a figure that is a name ("1" of stars) is that name as a number, too."""
+    texts = [str(name) for name in names]
+    if (type(value) is int and str(value) in texts) or (type(value) is str and value in names):
+        return texts.index(str(value))
+    numbered = not any(re.fullmatch(r"-?\d+", text) for text in texts)
     if type(value) is int and 0 <= value < len(names) and numbered:
         return value
     wanted = "one of " + ", ".join([*map(str, names[:8]), *["..."][: len(names) > 8]])

@@ -47,7 +47,7 @@ class DataSource:
             or whole numbers.
         task: what `task_spec` is to take instead of the study's (template, label_words, max_length).
         splits: train, validation, test -> the split of the source that serves as it, or a file.jsonl by
-            itself, whose rows are named as ours; validation may be missing.
+            itself, of prompts with rows named as ours; validation may be missing.
         answers: of a set of prompts, how answers are scored (`answer_spec`); None for texts with labels.
         columns: of a set of prompts, the keys of its rows (tasks.examples.FORMS) -> their names at the
             source, where these are others or there are more of them.

@@ -48,24 +48,26 @@ def check_memory(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunS
         for line in need_lines(found, runs):
             log.info("%s", line)
         return
-    place = here[0]
-    if place.device == "cpu":
+    place, busy = here[0], min(len(here), len(runs))  # a worker without a run holds nothing
+    device = "all GPUs together" if place.device_map and place.device != "cpu" else place.device
+    if device == "cpu":
         free = free_memory()
     elif need > LITTLE:
-        (free,) = in_child(_on_device, place.device)
+        (free,) = in_child(_on_gpu, None if place.device_map else device)
     else:
         return
-    if need > (room := int(free * place.share)):
+    if need and need > (room := int(free * max(place.share, 1 / busy))):
         raise UserError(f"{what} needs at least {_said(need)} of memory, activations beside, and each of "
-                        f"{counted(len(here), 'worker')} has {_said(room)} on {place.device}; take fewer "
+                        f"{counted(busy, 'worker')} has {_said(room)} on {device}; take fewer "
                         "engine.workers, precision=bf16, or a machine with more")
 
 
-def _on_device(device: str) -> Iterator[int]:
-    """In a process of its own: bytes that are free on a GPU."""
+def _on_gpu(device: str | None) -> Iterator[int]:
+    """In a process of its own: bytes that are free on a GPU, or on all of them (None)."""
     import torch
 
-    yield torch.cuda.mem_get_info(device)[0]
+    devices = range(torch.cuda.device_count()) if device is None else [torch.device(device)]
+    yield sum(torch.cuda.mem_get_info(one)[0] for one in devices)
 
 
 def _said(size: int) -> str:

@@ -16,7 +16,7 @@ from portability.core.wording import counted
 from portability.data.splits import study_data
 from portability.execution.processes import ChildDied, in_child
 from portability.execution.worker import Setup, Worker
-from portability.hosts.devices import Place
+from portability.hosts.devices import Place, count_gpus
 from portability.planning.plan import Plan
 from portability.store import Store
 
@@ -28,8 +28,12 @@ Question = tuple[RunSpec, RunSpec | None]  # a run, and the one that it starts f
 Facts = dict[str, Any]  # what a rehearsal gives: see rehearse.Rehearsal.of
 
 
-def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[str, Facts]:
+def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup,
+            place: Place | None = None) -> dict[str, Facts]:
     """What each run will ask of its host; by run id, and nothing where torch is not installed.
+
+    Args:
+        place: of a worker; where it spreads hosts over devices, whether they and their methods go there.
 
     Raises:
         UserError: a run that could only fail: names the host, method or data set, and why.
@@ -41,12 +45,15 @@ def preview(planned: Plan, todo: Mapping[str, RunSpec], setup: Setup) -> dict[st
         look_for(method.library, f"method '{method.name}'")
     questions = {run_id: (run, planned.runs.get(str(run.origin))) for run_id, run in todo.items()}
     ours = own_code() if todo else ""
+    if todo and place is not None and place.device_map:
+        precisions = sorted({run.precision for run in todo.values()})
+        ours = digest([ours, place.device, place.device_map, count_gpus(), precisions])
     names = {run_id: _name(ours, *question) for run_id, question in questions.items()}
     known = {name: remembered("preview", name) for name in set(names.values())}
     new = {name: questions[run_id] for run_id, name in names.items() if known[name] is None}
     if new:
         log.info("looking whether methods and texts fit the hosts: %s of run", counted(len(new), "new kind"))
-    for name, facts in zip(new, _rehearsed(list(new.values()), setup), strict=True):
+    for name, facts in zip(new, _rehearsed(list(new.values()), setup, place), strict=True):
         remember("preview", name, facts)
         known[name] = facts
     return {run_id: known[name] for run_id, name in names.items()}
@@ -58,26 +65,26 @@ def _name(ours: str, run: RunSpec, origin: RunSpec | None) -> str:
     return digest([ours, identity | {"origin": origin.host.fingerprint if origin else None}])
 
 
-def _rehearsed(questions: Sequence[Question], setup: Setup) -> Iterator[Facts]:
+def _rehearsed(questions: Sequence[Question], setup: Setup, place: Place | None = None) -> Iterator[Facts]:
     """The facts of each question in order, up to the first that is refused."""
     if questions and "torch" in sys.modules:
         from portability.execution.execute import WorkerContext
 
         data = study_data(setup.sources, setup.overlap)
-        yield from _rehearse(questions, setup, WorkerContext(Store(setup.store), data))
+        yield from _rehearse(questions, setup, place, WorkerContext(Store(setup.store), data))
     elif questions:
         try:
-            yield from in_child(_rehearse, questions, setup)
+            yield from in_child(_rehearse, questions, setup, place)
         except ChildDied as error:
             raise UserError(f"what fits the hosts could not be looked at: {error}") from error
 
 
-def _rehearse(questions: Sequence[Question], setup: Setup,
+def _rehearse(questions: Sequence[Question], setup: Setup, place: Place | None = None,
               context: "WorkerContext | None" = None) -> Iterator[Facts]:
     """The same, in a process of its own where no context is given."""
     from portability.execution.rehearse import Rehearsal
 
-    rehearsal = Rehearsal(context or Worker(setup, Place("cpu", 1.0)).context)
+    rehearsal = Rehearsal(context or Worker(setup, Place("cpu", 1.0)).context, place)
     for question in questions:
         yield rehearsal.of(*question)
 

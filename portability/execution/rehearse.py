@@ -15,8 +15,10 @@ from torch import Tensor
 from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import HostSpec, MethodSpec, PortSpec, RunSpec, TaskSpec
 from portability.execution.execute import WorkerContext
-from portability.hosts.host import Host, load_tokenizer, model_class, weight_bytes
+from portability.hosts.devices import Place
+from portability.hosts.host import Host, load_tokenizer, model_class, narrow, weight_bytes
 from portability.hosts.sources import texts_of
+from portability.hosts.spread import connect, devices_of
 from portability.inits.extraction import check_extraction
 from portability.inits.extraction.weights import before_work
 from portability.inits.kinds import INITS, InitContext, extraction_options
@@ -40,10 +42,11 @@ class Rehearsal:
 
     Args:
         context: of whose data the texts are.
+        place: of a worker, whose devices hosts are to be spread over where it says so.
     """
 
-    def __init__(self, context: WorkerContext):
-        self.context = context
+    def __init__(self, context: WorkerContext, place: Place | None = None):
+        self.context, self.place, self.precision = context, place, PRECISIONS[0]
         self.hosts: dict[str, Host] = {}
         self.modules: dict[tuple[str, str], ModuleState] = {}
 
@@ -58,6 +61,9 @@ class Rehearsal:
         Raises:
             UserError: names the host, the method or the data set that does not fit, and why.
         """
+        self.precision = run.precision
+        if self.place and self.place.device_map:
+            self._host(run.host)  # what is wrong with the map is no matter of a data set
         if run.port is not None and origin is not None:
             check_texts(run.port, f"from '{origin.host.name}' to '{run.host.name}'")
         with _said(f"host '{run.host.name}'", f"data set '{run.data.name}'"):
@@ -96,7 +102,12 @@ class Rehearsal:
 
     def _host(self, spec: HostSpec) -> Host:
         if spec.fingerprint not in self.hosts:
-            self.hosts[spec.fingerprint] = skeleton(spec)
+            host = self.hosts[spec.fingerprint] = skeleton(spec)
+            if self.place and self.place.device_map:
+                if self.precision == "bf16":
+                    narrow(host.model)
+                host.devices = devices_of(spec.name, host.model, self.place.device_map, self.place.device)
+                connect(host.model, host.devices)
         return self.hosts[spec.fingerprint]
 
     def _module(self, host: HostSpec, method: MethodSpec) -> ModuleState:

@@ -238,7 +238,7 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
                     counted(len(book.failed), "run"))
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds,
                   conf.timeout_minutes)
-    found = preview(planned, todo, setup)
+    found = preview(planned, todo, setup, here[0] if here else None)
     check_memory(found, todo, here)
     fetch_hosts(planned, todo)
     if todo:

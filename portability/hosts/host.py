@@ -51,8 +51,8 @@ class Host:
 
     @property
     def is_spread(self) -> bool:
-        """Whether its parts stand on several devices."""
-        return len(set(self.devices.values())) > 1
+        """Whether a part of it stands elsewhere than what it reads and gives."""
+        return len({*self.devices.values(), *([self.main] if self.main else [])}) > 1
 
     @property
     def family(self) -> str:

@@ -119,6 +119,12 @@ def spread(model: nn.Module, devices: Devices) -> None:
     """Put each part of a model in its place, in place; whatever a part is called with is brought there."""
     for name, device in devices.items():
         model.get_submodule(name).to(device)
+    connect(model, devices)
+
+
+def connect(model: nn.Module, devices: Devices) -> None:
+    """See to it that whatever a part is called with is brought to its device."""
+    for name, device in devices.items():
         for part in _called(model.get_submodule(name)):
             part.register_forward_pre_hook(partial(_bring, device), with_kwargs=True)
 

@@ -22,7 +22,7 @@ from portability.methods import attach
 from portability.methods.base import AttachedMethod
 from portability.methods.module import ModuleState
 from portability.porting.base import Port, PortContext, Strategy
-from portability.tasks.base import Parameters, check_ids
+from portability.tasks.base import HEAD, Parameters, check_ids
 from portability.tasks.classification import Scorer
 from portability.tasks.members import one_at_a_time
 
@@ -123,7 +123,7 @@ def bare(context: PortContext, side: int, host: Host) -> tuple[Scorer, dict[str,
         side: 0 of the origin, 1 of the receiving host.
 
     Raises:
-        UserError: the host needs a head, and there is none.
+        UserError: the host needs a head, and there is none, or one of other labels.
     """
     scorer = Scorer(host, task_of(context))
     scorer.each = one_at_a_time
@@ -133,7 +133,12 @@ def bare(context: PortContext, side: int, host: Host) -> tuple[Scorer, dict[str,
     if heads is None:
         raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: host '{host.spec.name}' "
                         f"({host.family}) has no language-model head that label words could be scored by")
-    return scorer, {name: value.to(scorer.device) for name, value in heads[side]().items()}
+    head = heads[side]()
+    if (count := len(head[HEAD[0]])) != scorer.count:
+        raise UserError(f"port strategy '{context.spec.strategy}' {context.pair}: the head of host "
+                        f"'{host.spec.name}' is of {count} labels and the task of {scorer.count}; use "
+                        "another strategy, or sets of as many labels")
+    return scorer, {name: value.to(scorer.device) for name, value in head.items()}
 
 
 def encoded(host: Host, task: TaskSpec, rows: Sequence[LabelledText]) -> Encoded:

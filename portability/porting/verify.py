@@ -118,8 +118,8 @@ def read_rows(path: Path, option: str, task: TaskSpec) -> list[LabelledText]:
     if not path.is_file():
         raise UserError(f"{option}: there is no file {path}")
     count, rows = len(task.label_words), list[LabelledText]()
-    known: dict[object, int] = {word: label for label, word in enumerate(task.label_words)}
-    known |= {name: label for label in range(count) for name in (label, str(label))}
+    known: dict[object, int] = {name: label for label in range(count) for name in (label, str(label))}
+    known |= {word: label for label, word in enumerate(task.label_words)}  # "1" may be a word, of label 0
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
     except UnicodeDecodeError as error:

@@ -67,7 +67,7 @@ class TaskScorer(Protocol):
     model: Any
     device: torch.device
     has_head: bool
-    is_spread: bool  # whether the host's parts stand on several devices
+    is_spread: bool  # whether a part of the host stands on another device
     each: MemberMap  # how members are stacked
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -42,6 +42,16 @@ def test_labels_are_read_by_name_or_number_and_pairs_in_their_order(tmp_path):
     assert read_split(claims(tmp_path / "d"), "test") == [((f"one {i}", f"two {i}"), i % 2) for i in range(6)]
 
 
+def test_a_figure_that_is_a_name_is_no_place_among_the_names(tmp_path):
+    rows = [{"text": f"a {stars}", "label": stars} for stars in (1, 2, "3", 1)]
+    found = read_split(topics(tmp_path / "a", rows, labels=("1", "2", "3")), "train")
+    assert [label for _, label in found] == [0, 1, 2, 0]
+    with pytest.raises(UserError, match="label must be one of 1, 2, 3, got 0"):
+        read_split(topics(tmp_path / "b", [*rows, rows[0] | {"label": 0}], labels=("1", "2", "3")), "train")
+    with pytest.raises(UserError, match="label must be one of 3, 4, got '3'"):
+        read_split(topics(tmp_path / "c", [{"text": "a", "label": "3"}], labels=(3, 4)), "train")
+
+
 @pytest.mark.parametrize(("row", "says"), [
     ({"text": "a", "label": "weather"}, "label must be one of world, sports, business, or a number from 0 to "
      "2, got 'weather'"),

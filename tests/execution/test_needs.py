@@ -86,12 +86,33 @@ def test_the_most_demanding_run_counts_in_its_own_precision():
 def test_workers_share_what_is_free(monkeypatch, need, share, fits):
     monkeypatch.setattr(needs, "free_memory", lambda: 100)
     here = [Place("cpu", share)] * round(1 / share)
-    facts, runs = {"1": found(need, 0)}, {"1": run_of("fp32")}
+    facts, runs = {"1": found(need, 0)}, {"1": run_of("fp32"), "2": run_of("fp32")}
     if fits:
         needs.check_memory(facts, runs, here)
     else:
         with pytest.raises(UserError, match="each of 2 workers has 0.0 GB on cpu"):
             needs.check_memory(facts, runs, here)
+
+
+def test_workers_without_a_run_hold_nothing(monkeypatch):
+    monkeypatch.setattr(needs, "free_memory", lambda: 100)
+    runs = {"1": run_of("fp32"), "2": run_of("fp32")}
+    needs.check_memory({"1": found(50, 0)}, runs, [Place("cpu", 1 / 64)] * 64)
+    needs.check_memory({}, {}, [Place("cpu", 1 / 64)] * 64)
+    with pytest.raises(UserError, match="each of 2 workers has"):
+        needs.check_memory({"1": found(51, 0)}, runs, [Place("cpu", 1 / 64)] * 64)
+
+
+def test_a_host_spread_over_gpus_may_take_all_of_them(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**31, 2**32))
+    monkeypatch.setattr(needs, "in_child", lambda function, device: function(device))
+    runs = {"1": run_of("fp32")}
+    needs.check_memory({"1": found(2**32, 0)}, runs, [Place("cuda:0", 1.0, 1, "auto")])
+    for place, said in ((Place("cuda:0", 1.0, 1, "auto"), "4.3 GB on all GPUs together"),
+                        (Place("cuda:0", 1.0), "2.1 GB on cuda:0")):
+        with pytest.raises(UserError, match=f"1 worker has {said}"):
+            needs.check_memory({"1": found(2**32 + 1, 0)}, runs, [place])
 
 
 @pytest.mark.parametrize(("need", "fits"), [(2**30, True), (2**31, True), (2**31 + 1, False)])

@@ -13,12 +13,16 @@ from portability.core.errors import UserError
 from portability.core.specs import MethodSpec
 from portability.execution import preview
 from portability.execution import scheduler as progress
+from portability.execution.worker import Setup
+from portability.hosts import spread
+from portability.hosts.devices import Place
 from portability.hosts.host import label_ids, label_tokens, load_tokenizer
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
 from portability.planning.plan import plan
 from portability.run import command, compose
 from portability.store import Store
+from portability.tracking.runs import TrackingSpec
 from support import tiny
 from support.answers import tasks
 from support.studies import command as words_of
@@ -274,7 +278,7 @@ def test_runs_that_are_done_are_not_looked_at_again(make_host, data_folders, tmp
     words = (f"results={tmp_path}", "study=done", *QUICK, "method=lora")
     assert command(small(data_folders, make_host, *words)) == 0
 
-    def refuse(questions, setup):
+    def refuse(questions, setup, place):
         assert not questions
         return iter(())
 
@@ -283,6 +287,41 @@ def test_runs_that_are_done_are_not_looked_at_again(make_host, data_folders, tmp
     assert command(small(data_folders, make_host, *words)) == 0
     assert progress.to_do(plan(small(data_folders, make_host, *words).grid), Store(tmp_path / "done"),
                           [])[0] == {}
+
+
+# ---- hosts spread over devices
+
+
+def test_a_map_of_devices_that_are_not_there_is_refused_before_anything_is_written(make_host, data_folders,
+                                                                                   tmp_path):
+    got = small(data_folders, make_host, f"results={tmp_path}/results", *QUICK, "method=lora",
+                "engine.device=cpu", "engine.device_map={lm_head: 1}")
+    with pytest.raises(UserError, match="puts 'lm_head' of host .* on 1, and here there are cpu"):
+        command(got)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("method", "change", "said"), [
+    ("lora", {}, None), ("prefix", {}, "method 'prefix' cannot stand on a host spread over several devices"),
+    ("lora", {"lm_heda": 0}, "engine.device_map names 'lm_heda', which host 'nano-"),
+])
+def test_a_map_and_a_method_that_do_not_go_together_are_seen_before_work(
+    make_host, data_folders, tmp_path, monkeypatch, method, change, said
+):
+    for module in (spread, preview):
+        monkeypatch.setattr(module, "count_gpus", lambda: 2)
+    monkeypatch.setenv("PORTABILITY_CACHE", str(tmp_path / "empty"))
+    parts = {"shared": 0, "encoder": 0, "decoder.embed_tokens": 0, "decoder.block": 1,
+             "decoder.final_layer_norm": 1, "decoder.dropout": 1, "lm_head": 0}
+    planned = plan(small(data_folders, make_host, *QUICK, f"method={method}", "grid.inits=[scratch]").grid)
+    got = small(data_folders, make_host, *QUICK)
+    setup = Setup(tmp_path, got.sources, got.overlap, TrackingSpec("disabled", "a", tmp_path))
+    place = Place("cuda:0", 1.0, 1, parts | change)
+    if said is None:
+        assert preview.preview(planned, planned.runs, setup, place).keys() == planned.runs.keys()
+    else:
+        with pytest.raises(UserError, match=said):
+            preview.preview(planned, planned.runs, setup, place)
 
 
 # ---- label words

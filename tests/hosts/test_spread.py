@@ -128,6 +128,15 @@ def test_what_is_not_brought_to_its_device_is_found(apart):
         learned(attached)
 
 
+def test_a_host_that_is_whole_elsewhere_than_what_it_reads_is_spread(load):
+    host = load("bert")
+    assert not host.is_spread
+    host.devices, host.main = {"": FIRST}, FIRST
+    assert not host.is_spread
+    host.devices = {"": SECOND}
+    assert host.is_spread
+
+
 def test_a_spread_hosts_step_is_not_captured():
     assert not CudaGraphRunner(torch.device("cuda"), whole=False).capturing
 

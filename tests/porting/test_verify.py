@@ -17,7 +17,7 @@ from portability.methods.files import read_folder
 from portability.porting import verify as verifying
 from portability.porting.adapter import port_folder
 from portability.porting.calibration import calibration, read_texts
-from portability.porting.trained import log_shares
+from portability.porting.trained import bare, log_shares
 from portability.porting.verify import read_rows, verify
 from portability.tasks.classification import Scorer
 from support.peft_methods import write_plain
@@ -100,6 +100,13 @@ def test_pairs_that_are_none_are_one_sentence(tmp_path, row, said):
         read_rows(tmp_path / "test.jsonl", "--verify", PAIRS)
 
 
+def test_a_number_that_is_a_label_word_is_that_word(tmp_path):
+    stars = replace(TASK, label_words=("1", "2", "3"))
+    rows = [{"text": "a", "label": label} for label in ("1", "3", 1, "0")]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [label for _, label in read_rows(tmp_path / "test.jsonl", "--verify", stars)] == [0, 2, 1, 0]
+
+
 @pytest.mark.parametrize("strategy", ["warm", "distill", "gradmask"])
 def test_strategies_that_learn_take_pairs_with_three_labels(load, make_host, tmp_path, strategy):
     write_plain(tmp_path / "in", load("llama", 32, 2, 4), "lora", init_lora_weights=False)
@@ -116,6 +123,19 @@ def test_strategies_that_learn_take_pairs_with_three_labels(load, make_host, tmp
     with pytest.raises(UserError, match="is about pairs of texts, and this is a single one"):
         port_folder(read_folder(tmp_path / "in"), *hosts, spec, task=PAIRS,
                     labelled=[("the film", 0)] * 9, texts=calibration("texts", ["the film"] * 9, 200))
+
+
+def test_a_head_of_other_labels_than_the_tasks_is_refused(load):
+    host, head = load("bert", 32, 2, 4), {"head.weight": torch.ones(2, 32), "head.bias": torch.ones(2)}
+
+    def context(task):
+        purpose = Namespace(task=task, heads=(lambda: head,) * 2)
+        return Namespace(for_task=lambda: purpose, spec=Namespace(strategy="distill"), pair="from 'a' to 'b'")
+
+    assert bare(context(TASK), 0, host)[1].keys() == head.keys()
+    with pytest.raises(UserError, match="distill' from 'a' to 'b': the head of .* is of 2 labels and the "
+                       "task of 3; use another"):
+        bare(context(replace(TASK, label_words=NAMES)), 0, host)
 
 
 def test_shares_of_three_labels_go_on_from_those_of_two():
