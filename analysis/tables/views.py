@@ -250,7 +250,7 @@ def _share(row: pd.Series) -> str:
 
 
 port_choice = partial(view, keys=("pairs", "origin", "receiving", "budget"), columns={
-    "port ": "port", "behind the best": _difference_of("mean", "low", "high"),
+    "behind the best": _difference_of("mean", "low", "high"),
     "chosen": lambda row: number(row["chosen"], SHARE) + " %", "units": "units", "seeds": "seeds"})
 
 

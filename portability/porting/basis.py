@@ -29,8 +29,8 @@ class Basis:
         tokens: how many of these were looked at.
         identity: of hosts of one width, the share of the receiving coordinates whose most correlated
             coordinate of the origin is the one of the same number, in [0, 1]; else None.
-        rotation: of hosts of one width d up to `ROTATED` that share at least d tokens, |polar(E_o^T E_r) - I|
-            / sqrt(2 d): 0 where the bases are the same, about 1 where they are unrelated; else None.
+        rotation: of hosts of one width d up to `ROTATED`, |polar(E_o^T E_r) - I| / sqrt(2 d), in what the
+            tokens span: 0 where the bases are the same, about 1 where they are unrelated; else None.
     """
 
     shared: float
@@ -73,9 +73,10 @@ def basis(origin: HostSpec, receiving: HostSpec) -> Basis | None:
     one, other = (table[picks[:, side]].float() for side, table in enumerate(tables))
     width = one.shape[1]
     rotation = None
-    if width <= ROTATED and len(picks) >= width:  # fewer leave part of the rotation open
-        left, _, right = torch.linalg.svd(one.double().T @ other.double(), full_matrices=False)
-        rotation = float((left @ right - torch.eye(width).double()).norm()) / (2 * width) ** 0.5
+    if width <= ROTATED:  # fewer tokens than coordinates tell it of what they span
+        left, sizes, right = torch.linalg.svd(one.double().T @ other.double(), full_matrices=False)
+        there = sizes > 1e-9 * sizes[0]
+        rotation = float((left[:, there] - right[there].T).norm()) / (2 * max(1, int(there.sum()))) ** 0.5
     found = (_standard(one).T @ _standard(other)).abs().argmax(0)
     return Basis(shared, len(picks), float((found == torch.arange(width)).float().mean()), rotation)
 

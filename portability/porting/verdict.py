@@ -17,7 +17,8 @@ from portability.porting.strategies.auto import choice
 
 STUDIES = {  # whether two hosts write in the same coordinates -> what docs/results says of such pairs
     True: "ported modules led those from scratch far, and no other strategy led copying",
-    False: "without training no strategy carried much of a task; distill did (docs/results/strategies.md)",
+    False: "copying carried nothing, or did harm; maps carried a task to the same function in another basis, "
+           "and little between hosts trained apart, where distill did (docs/results/strategies.md)",
 }
 
 

@@ -85,7 +85,7 @@ def evidence(study: Synthetic, metric: str = "eval_accuracy") -> StudyContext:
     """What is known of a study, with invented similarities of its hosts and costs of its runs."""
     found = gather(study.store, metric)
     # none of tuned and large
-    hosts = [("base", "large", 0.8, 0.3, 1.0, 0.5), ("base", "tuned", 0.9, 0.1, 1.0, 0.2)]
+    hosts = [("base", "large", 0.8, 0.3, 1.0, 0.5, None), ("base", "tuned", 0.9, 0.1, 1.0, 0.2, 0.1)]
     pairs = pd.DataFrame(hosts, columns=list(found.study.pairs.columns))
     place = pd.Series(range(len(found.study.runs)), index=found.study.runs.index)
     runs = found.study.runs.assign(seconds=3.0 + place % 7, trainable=1000 * (1 + place % 3),
