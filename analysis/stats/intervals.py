@@ -16,6 +16,7 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 POWER = 0.80
 FAR = 30.0  # standard errors from which on scipy's noncentral t is not to be relied on
+TIE = 1e-9  # share by which mean squares differ that are not equal but for rounding
 LEAST = -69.0  # logarithm of the least p, 1e-30
 DEGREES = np.r_[1.0:3.0:0.1, 3.0:9.0:0.5, 9.0:16.0:1.0, 20.0, 30.0, 60.0, 200.0, 1e6]
 
@@ -149,9 +150,9 @@ def spread(blocks: np.ndarray, examples: Sequence[np.ndarray] = ()) -> Spread:
         rest = np.square(alone).sum(axis=(-2, -1))
         df_rest = (seeds - 1) * (count - 1)
         rest = rest / df_rest / (seeds * count)
-        own = np.maximum(0.0, total - rest)
+        own = np.where(total > rest * (1 + TIE), total - rest, 0.0)
         of_examples, squares = of_examples + own, squares + own**2 / (count - 1)
-        below = below + np.where(total > rest, total**2 / (count - 1) + rest**2 / df_rest, 0.0)
+        below = below + np.where(own > 0, total**2 / (count - 1) + rest**2 / df_rest, 0.0)
     df_examples = np.where(squares > 0, of_examples**2 / np.where(squares > 0, squares, 1.0), 1.0)
     both = of_seeds**2 / (seeds - 1) + below
     satterthwaite_df = np.where(both > 0, (of_seeds + of_examples) ** 2 / np.where(both > 0, both, 1.0),
