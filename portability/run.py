@@ -31,7 +31,7 @@ from portability.tracking.runs import TrackingSpec, resolve_mode
 log = logging.getLogger(__name__)
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 HOW = ("mode", "only", "shard", "retry", "yes", "similarity", "results", "study", "engine", "tracking",
-       "known_methods")  # keys that say how, where and under which name, and not what
+       "known_methods", "eval.batch_size")  # keys that say how, where and under which name, and not what
 
 
 def compose(arguments: Sequence[str]) -> Study:
@@ -48,14 +48,14 @@ def asked_for(arguments: Sequence[str]) -> list[str]:
     """The overrides that say what a study is made of, for the manifest; folders stand as PATH.
 
     Example:
-        >>> asked_for(["+sweep=full", "mode=plan", "grid.seeds=[0]", "host.a={path: /home/me/a}"])
+        >>> asked_for(["+sweep=full", "eval.batch_size=8", "grid.seeds=[0]", "host.a={path: /home/me/a}"])
         ['+sweep=full', 'grid.seeds=[0]', 'host.a=PATH']
     """
     found = []
     for word in arguments:
         name, equals, value = word.partition("=")
         key = name.lstrip("+~")
-        if equals and key.split(".")[0] not in HOW and key != "eval.batch_size":
+        if equals and not {key, key.split(".")[0]} & {*HOW}:
             place = name.endswith((".path", "_root", ".from", "origin.module"))
             place = place or any(mark in value for mark in ("/home", "~/", "../"))
             place = place or redact_paths(value) != value or Path(value).is_absolute()

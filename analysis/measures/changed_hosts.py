@@ -24,14 +24,16 @@ KINDS = 3  # kinds of change from which on one of them can be left out (our choi
 
 def changes(context: StudyContext) -> pd.DataFrame:
     """By receiving host, what the manifests say of how it came to be: `changes` in words, `kind` (the first
-    of them), `changed_updates`; hosts that are not derived from the origin are not there."""
+    of them), `changed_updates`; hosts that are not derived from the origin, or that modules of other origins
+    are ported to as well, are not there."""
     said = {name: value for facts in context.study.facts for name, value in facts.get("derived", {}).items()}
     own = context.arms[context.arms["init"] == context.arm]
     rows = [(one, other, ", then ".join(said[other]["changes"]), said[other]["changes"][0],
              said[other]["updates"])
             for one, other in dict.fromkeys(zip(own["origin"], own["receiving"], strict=True))
             if other in said and said[other]["from"] == one]
-    return pd.DataFrame(rows, columns=["origin", "receiving", "changes", "kind", "changed_updates"])
+    frame = pd.DataFrame(rows, columns=["origin", "receiving", "changes", "kind", "changed_updates"])
+    return frame[frame["receiving"].map(own.groupby("receiving")["origin"].nunique()) == 1]
 
 
 def has_changes(context: StudyContext) -> bool:
@@ -76,7 +78,7 @@ def left_out(context: StudyContext) -> pd.DataFrame:
         By method and predictor, the smallest error first: `mean`, the error in `metric.difference`, and
         `less`, how much smaller it is than that of NOTHING_KNOWN, both with 95 % intervals of new seeds
         (jackknife, t with S - 1 degrees of freedom; NaN with one seed); `known`, hosts that have the number,
-        of `hosts`, in `kinds` kinds.
+        of `hosts`, in `kinds` kinds. Nothing of a method whose finished runs are of one kind alone.
 
     Source: leave-one-group-out cross-validation; jackknife: Efron & Stein, Ann. Stat. 9, 1981; the rest is
     our choice (D-138).
@@ -86,8 +88,11 @@ def left_out(context: StudyContext) -> pd.DataFrame:
     for names, own in changed_hosts(context).groupby(keys, sort=False, dropna=False):
         place = dict(zip(keys, names, strict=True))
         part = pairs[(pairs[keys] == pd.Series(place)).all(axis=1)]
+        part = part[part["receiving"].isin(own["receiving"])]
         lifts = part.pivot_table(index="receiving", columns="seed", values="value").dropna(axis=1)
         hosts = own[own["receiving"].isin(lifts.index)].set_index("receiving")
+        if lifts.empty or hosts["kind"].nunique() < 2:
+            continue
         rows += sorted(({**place, **row} for row in _errors(hosts, lifts.loc[hosts.index])),
                        key=lambda row: row["mean"])
     columns = [*keys, "predictor", "mean", "low", "high", "less", "less_low", "less_high", "known", "hosts",

@@ -115,8 +115,9 @@ def kind_of(change: Change) -> str:
     kind = type(change).__name__.lower()
     if not isinstance(change, Continued | Distilled):
         return kind
-    texts = Path(change.texts)
-    return f"{kind} on {texts.parent.name if texts.stem == 'train' and texts.parent.name else texts.stem}"
+    texts = Path(change.texts).expanduser()
+    in_set = texts.stem == "train" and texts.parent.name and texts.parent != Path.home()  # no user's name
+    return f"{kind} on {texts.parent.name if in_set else texts.stem}"
 
 
 @dataclass(frozen=True)

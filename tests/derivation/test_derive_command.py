@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from portability.config.compose import composed, options
+from portability.config.study import _derived, checked
 from portability.core.errors import UserError
 from portability.derive import main
+from portability.hosts.recipes import Continued, kind_of
+from portability.planning.study import facts
 from support.studies import study
 
 pytestmark = pytest.mark.unit
@@ -37,8 +41,10 @@ def test_a_host_is_made_with_those_it_is_made_from_and_a_study_takes_it(mine, ca
     assert main([*mine, "rough"]) == 0
     name, _, folder = capsys.readouterr().out.strip().partition(": ")
     assert name == "rough" and json.loads((Path(folder) / "derived.json").read_text())["from"] == "thin"
-    [(origin, _)] = study(*words).grid.pairs
+    [(origin, _)] = (planned := study(*words)).grid.pairs
     assert (origin.name, origin.source, origin.shape.layers["decoder"]) == ("rough", folder, 2)
+    assert facts(planned, None)["derived"]["rough"]["changes"][0] == "thinned"
+    assert "derived" not in facts(study("method=lora"), None)
 
 
 @pytest.mark.parametrize(("words", "said"), [
@@ -59,3 +65,11 @@ def test_a_command_without_a_host_makes_nothing(mine, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*mine, "data_root=/tmp"])
     assert stopped.value.code == 2 and "name a host to make" in capsys.readouterr().err
+
+
+def test_a_manifest_says_how_a_host_came_to_be_and_names_no_users_folder():
+    conf = checked(composed(options([])))
+    assert _derived(conf, "smollm2-20-layers-healed") == {
+        "from": "smollm2-135m-instruct", "changes": ["thinned", "continued on mds_books"], "updates": 120}
+    assert _derived(conf, "nano-raw-base") == {}
+    assert kind_of(Continued("~/train.jsonl", 1)) == "continued on train"

@@ -102,3 +102,13 @@ def test_tables_stand_in_reports_of_such_studies_alone(found):
                                    "hosts that have it", "kinds", "seeds"]
     changed = build_table("changed_hosts", found).shown["change"]
     assert "thinned, then continued on films" in changed.tolist()
+
+
+def test_a_study_that_has_begun_has_a_report_and_hosts_of_several_origins_are_left_out(found):
+    cells = found.study.cells
+    begun = cells["receiving"].isin(["near", "far"])
+    lost = cells.assign(value=cells["value"].where(begun), status=cells["status"].where(begun, "missing"))
+    assert left_out(replace(found, study=replace(found.study, cells=lost))).empty
+    other = cells[cells["receiving"] == "noisy"].assign(origin="stranger")
+    more = replace(found, study=replace(found.study, cells=pd.concat([cells, other], ignore_index=True)))
+    assert "noisy" not in set(changed_hosts(more)["receiving"]) and not has_changes(more)
