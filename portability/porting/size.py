@@ -109,7 +109,8 @@ def _bytes(places: Sequence[tuple[Pair, ...]], sizes: dict[Pair, Sizes], shapes:
     folded = sum(4 * size for (_, space), size in spaces.items()
                  if space.kind == "hidden" and space.side == "in" and space.site != STREAM)
     forward = 4 * (4 * shape.hidden + 3 * shape.ffn + 3 * shape.heads * LENGTH)
-    batch = rows * (sum(caught) + folded + max(max(caught) + forward, 8 * max(map(sum, sizes.values()))))
+    # what both hosts made of a batch, and: what the second one is asked for, what passes it, or fp64 copies
+    batch = rows * (sum(caught) + folded + max(*caught, forward, 8 * max(map(sum, sizes.values()))))
     most = 8 * (sum(cells.values()) + max(cells.values())) + batch
     left, made = 8 * sum(cells.values()), 0
     for many in places:
