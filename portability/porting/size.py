@@ -108,10 +108,11 @@ def _bytes(places: Sequence[tuple[Pair, ...]], sizes: dict[Pair, Sizes], shapes:
         caught[side] += 4 * size
     folded = sum(4 * size for (_, space), size in spaces.items()
                  if space.kind == "hidden" and space.side == "in" and space.site != STREAM)
-    forward = 4 * (4 * shape.hidden + 3 * shape.ffn + 3 * shape.heads * LENGTH)
-    # what both hosts made of a batch, and: what the second one is asked for, what passes it, or fp64 copies
-    batch = rows * (sum(caught) + folded + max(*caught, forward, 8 * max(map(sum, sizes.values()))))
-    most = 8 * (sum(cells.values()) + max(cells.values())) + batch
+    passing = 4 * max(2 * (shape.hidden + shape.ffn), 3 * shape.heads * LENGTH)
+    # a host is asked while the other's states wait; then both wait beside a product and its fp64 factors
+    asked = rows * (sum(caught) + max(caught[1] + folded, passing))
+    added = rows * (sum(caught) + folded + 8 * max(map(sum, sizes.values()))) + 8 * max(cells.values())
+    most = 8 * sum(cells.values()) + max(asked, added)
     left, made = 8 * sum(cells.values()), 0
     for many in places:
         own, beside = cells[many[0]], cells[many[-1]]  # of an attention: queries, and values
