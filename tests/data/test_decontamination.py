@@ -2,6 +2,7 @@
 
 import json
 import random
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,16 @@ def test_rotten_tomatoes_behind_sst2_loses_the_sentences_they_share():
     spec = data_spec(study, "rotten_tomatoes", EvalSpec("test", 0, 1))
     assert spec.counts == {"train": 2495, "eval": 1685, "dropped": 5644}
     assert not letters([text for text, _ in rows(study, "rotten_tomatoes", "train", 0)]) & shared(names)
+
+
+@pytest.mark.skipif(not (REAL / "sst2").is_dir(), reason="real reviews are not shipped, and not beside this "
+                    "checkout")
+@pytest.mark.parametrize("name", ["sst2", "rotten_tomatoes", "customer_reviews", "uci_yelp", "mds_books"])
+def test_a_set_that_is_not_shipped_names_its_public_source_and_its_files_digests(name):
+    said = (Path(__file__).parents[2] / "conf" / "data" / f"{name}.yaml").read_text()
+    digests = [sha256((REAL / name / f"{split}.jsonl").read_bytes()).hexdigest()[:16]
+               for split in ("train", "validation", "test")]
+    assert "# source: github.com/" in said and " at " in said and " ".join(digests) in said
 
 
 def letters(texts: list[str]) -> set[str]:
