@@ -18,6 +18,7 @@ def run(python: str, *parts: str) -> subprocess.CompletedProcess[str]:
                           env={**os.environ, "PYTHON": python, "NEWEST": "none", "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.full
 def test_each_part_says_what_it_found():
     done = run(sys.executable)
     assert done.returncode == 0 and done.stdout.rstrip().endswith("0 failed"), done.stdout + done.stderr
@@ -28,6 +29,12 @@ def test_each_part_says_what_it_found():
     for name in ("trainer  ", "tuned  ", "ours K=2"):
         assert done.stdout.count(f"\n{name}") == 3  # b, d, c
     assert "hours of 1,440 cells" in done.stdout
+
+
+def test_one_part_by_itself_says_what_it_found():
+    done = run(sys.executable, "c")
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("0 failed"), done.stdout + done.stderr
+    assert all(done.stdout.count(f"\n{name}") == 1 for name in ("trainer  ", "tuned  ", "ours K=2"))
 
 
 def test_a_part_that_fails_stops_no_other(tmp_path):

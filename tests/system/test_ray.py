@@ -98,7 +98,7 @@ def stamps(store):
     return {path: path.stat().st_mtime_ns for path in store.root.glob("runs/??/*/record.json")}
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until, "nothing happened"
