@@ -58,12 +58,13 @@ def test_what_is_imported_is_asked_for_or_comes_with_what_is():
     asked = {name_of(text) for text in own}
     come = {name_of(text) for name in asked for text in requires(name) or [] if "extra ==" not in text}
     known = packages_distributions()
+    none = {*sys.stdlib_module_names, "portability"}
     needed: dict[str, set[str]] = {}  # distribution -> files
     for path in [*(ROOT / "portability").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
                 [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
-            for top in {str(name).partition(".")[0] for name in names} - {*sys.stdlib_module_names, "portability"}:
+            for top in {str(name).partition(".")[0] for name in names} - none:
                 needed.setdefault(name_of(known[top][0]), set()).add(path.name)
     assert len(needed) > 20
     assert {name: files for name, files in needed.items() if name not in asked | come} == {}

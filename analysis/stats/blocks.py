@@ -98,8 +98,9 @@ def compare(
 
     Returns:
         The keys; `arm`, `baseline`; `expected`, `n`, `failed`, `missing` pairs, of the latter `unpaired`
-        those whose baseline the grid does not have (pairing.paired); `mean`, `low`, `high`, 95 % of new seeds and new test examples; `p` of the t test behind them, `p_holm` over the `family` of tests
-        in this frame; `effect` d_z; `mdd` at 80 % power; `blocks`, the seeds that have all their pairs; `df`,
+        those whose baseline the grid does not have (pairing.paired); `mean`, `low`, `high`, 95 % of new seeds
+        and new test examples; `p` of the t test behind them, `p_holm` over the `family` of tests in this
+        frame; `effect` d_z; `mdd` at 80 % power; `blocks`, the seeds that have all their pairs; `df`,
         `examples`; `mark` "†" where seeds are left out; `note` in words.
 
     Raises:

@@ -1,8 +1,8 @@
-"""What is released: a source distribution, the wheel that is built from it, and a container file. The wheel works
-in an environment of its own, from an empty folder: configuration, sweeps, hosts and data travel in it.
+"""What is released: a source distribution, the wheel that is built from it, and a container file. The wheel
+works in an environment of its own, from an empty folder: configuration, sweeps, hosts and data travel in it.
 
 That environment sees the libraries that are installed here, so it says nothing of versions:
-tests/second_environment.sh installs what pyproject.toml asks for, tests/test_layout.py holds imports against it.
+tests/second_environment.sh installs what pyproject.toml asks for, tests/test_layout.py holds imports to it.
 No engine for containers is needed: the container file is read, not run.
 """
 
@@ -41,7 +41,7 @@ def dist(tmp_path_factory) -> Path:
                 (source / name).symlink_to(os.readlink(ROOT / name))
             else:
                 (source / name).write_bytes((ROOT / name).read_bytes())
-    built = run(sys.executable, "-m", "build", "--no-isolation", source, cwd=source)  # the wheel from the other
+    built = run(sys.executable, "-m", "build", "--no-isolation", cwd=source)  # the wheel from the other one
     assert built.returncode == 0, built.stdout + built.stderr
     return source / "dist"
 

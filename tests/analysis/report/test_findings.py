@@ -112,8 +112,8 @@ def test_what_the_grid_leaves_out_is_said_wherever_it_is_compared(tmp_path):
     found = gather(study.store)
     assert verdict_words(found).startswith("Of 2 contrasts declared before the runs, ")
     assert "late scratch left out by the grid" in verdict_words(found)
-    assert ("Ported against scratch after 500 updates: no test (6 of 6 seeds lack cells and are left out; 0 of "
-            "6 pairs are done, 6 are left out by the grid)." in declared_sentences(found))
+    assert ("Ported against scratch after 500 updates: no test (6 of 6 seeds lack cells and are left out; 0 "
+            "of 6 pairs are done, 6 are left out by the grid)." in declared_sentences(found))
     panel = charts.contrasts(found)[0].panels[0]
     assert "left out by the grid" in panel.svg
     for cell in study.pick(init="sampled", budget=0):
