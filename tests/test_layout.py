@@ -20,6 +20,10 @@ from support.pairs import over, pairs, representatives
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 EXTRAS = ("adapters", "ray", "real", "slurm", "dashboard")  # those of users
+COME = {  # what is imported and comes with what is asked for, whose interface it is a part of
+    "huggingface-hub": "transformers", "tokenizers": "transformers", "packaging": "transformers",
+    "omegaconf": "hydra-core", "markupsafe": "jinja2",
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -56,7 +60,8 @@ def test_what_is_imported_is_asked_for_or_comes_with_what_is():
     extras = project["optional-dependencies"]
     own = [*project["dependencies"], *(text for name in EXTRAS for text in extras[name])]
     asked = {name_of(text) for text in own}
-    come = {name_of(text) for name in asked for text in requires(name) or [] if "extra ==" not in text}
+    assert all(by in asked and name in {name_of(text) for text in requires(by) or []}
+               for name, by in COME.items())
     known = packages_distributions()
     none = {*sys.stdlib_module_names, "portability"}
     needed: dict[str, set[str]] = {}  # distribution -> files
@@ -67,7 +72,7 @@ def test_what_is_imported_is_asked_for_or_comes_with_what_is():
             for top in {str(name).partition(".")[0] for name in names} - none:
                 needed.setdefault(name_of(known[top][0]), set()).add(path.name)
     assert len(needed) > 20
-    assert {name: files for name, files in needed.items() if name not in asked | come} == {}
+    assert {name: files for name, files in needed.items() if name not in asked | {*COME}} == {}
 
 
 def test_no_two_test_modules_have_one_name():
