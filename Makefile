@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-system test-newest test-full clean
+.PHONY: demo test test-system test-newest test-full dist clean
 
 demo: $(VENV)/.ready
 	$(RUN) -m portability.run +sweep=demo
@@ -27,7 +27,13 @@ test-newest:
 test-full: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m full tests --result-table docs/results/test_full.md
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+dist: $(VENV)/.ready  # what a release is, in dist/: docs/releasing.md
+	rm -rf build dist *.egg-info
+	$(RUN) -m build --no-isolation
+	$(RUN) -m twine check --strict dist/*
+	$(VENV)/bin/hadolint Containerfile
+
+$(VENV)/.ready: pyproject.toml constraints.txt portability/__init__.py
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'

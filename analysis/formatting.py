@@ -64,6 +64,19 @@ def done_of(row: pd.Series) -> str:
     return f"{row['n']}/{row['expected']}" + (f", {row['failed']} failed" if row["failed"] else "")
 
 
+def no_number(row: pd.Series, otherwise: str = "no whole seed") -> str:
+    """Why a comparison has no number: the grid leaves cells of it out, and all else is there; or `otherwise`.
+
+    Example:
+        >>> no_number(pd.Series({"n": 2, "expected": 4, "unpaired": 2}))
+        'left out by the grid'
+        >>> no_number(pd.Series({"n": 1, "expected": 4, "unpaired": 2}))
+        'no whole seed'
+    """
+    left_out = row["unpaired"] > 0 and row["n"] + row["unpaired"] == row["expected"]
+    return "left out by the grid" if left_out else otherwise
+
+
 def mean_entry(row: pd.Series) -> str:
     """A mean with its standard deviation, or a gain with its 95 % interval and the mark of its test.
 

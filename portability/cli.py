@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import yaml
 
+from portability import __version__
 from portability.core.errors import UserError, validate_choice
 from portability.core.paths import bundled
 
@@ -126,9 +127,12 @@ def listed(words: Sequence[str]) -> list[str]:
 def main() -> int | None:
     """Give the words on to the command that the first of them names; exit codes are its own."""
     words = sys.argv[1:]
+    if words == ["--version"]:
+        sys.stdout.write(f"portability {__version__}\n")
+        return 0
     if not words or words[0] in ("-h", "--help"):
         lines = [f"  {name:8}  {command.help}" for name, command in COMMANDS.items()]
-        sys.stdout.write("\n".join(["usage: portability COMMAND ...", "", *lines, "", EXAMPLES]))
+        sys.stdout.write("\n".join(["usage: portability COMMAND ... | --version", "", *lines, "", EXAMPLES]))
         return 0 if words else 2
     try:
         command = COMMANDS[validate_choice(words[0], COMMANDS, "command")]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from portability import __version__
+
 ROOT = Path(__file__).parents[1]
 DECISIONS = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
 GENERATED = ("report.md", "tables/")  # written by portability.analyze
@@ -64,6 +66,20 @@ def test_the_index_lists_every_decision_with_its_title():
     assert rows == [(number, path.name, title) for path, (number, title) in zip(DECISIONS, titles,
                                                                                 strict=True)]
     assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+
+
+def test_one_version_stands_in_package_citation_and_changelog():
+    heads = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    released = [head for head in heads if head != "Unreleased"]
+    assert heads[-len(released) :] == released  # what is not released stands on top
+    found = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", head) for head in released]
+    assert all(found), released
+    numbers = [tuple(map(int, version[1].split("."))) for version in found]
+    dates = [version[2] for version in found]
+    assert numbers == sorted({*numbers}, reverse=True) and dates == sorted(dates, reverse=True)
+    assert found[0][1] == __version__
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\ndate-released: {dates[0]}\n" in cited
 
 
 def test_code_names_only_decisions_that_exist():

@@ -7,14 +7,23 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from importlib.metadata import packages_distributions, requires
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from support.pairs import over, pairs, representatives
 
-FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+EXTRAS = ("adapters", "ray", "real", "slurm", "dashboard")  # those of users
+COME = {  # what is imported and comes with what is asked for, whose interface it is a part of
+    "huggingface-hub": "transformers", "tokenizers": "transformers", "packaging": "transformers",
+    "omegaconf": "hydra-core", "markupsafe": "jinja2",
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -28,18 +37,42 @@ def imported(path: Path) -> set[str]:
     return {name.rpartition(".")[2] for name in names}
 
 
+def name_of(requirement: str) -> str:
+    """The distribution that a requirement is of, as indices compare names."""
+    return canonicalize_name(Requirement(requirement).name)
+
+
 def test_no_test_module_imports_another():
     modules = {path.stem for path in FILES}
     assert {path.name: found for path in FILES if (found := imported(path) & modules)} == {}
 
 
 def test_the_wheel_holds_every_package():
-    root = Path(__file__).parents[1]
-    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = [path.parent.relative_to(root) for path in (root / "portability").rglob("__init__.py")]
-    folders += [Path("portability", path.parent.relative_to(root))
-                for path in (root / "analysis").rglob("__init__.py")]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [path.parent.relative_to(ROOT) for path in (ROOT / "portability").rglob("__init__.py")]
+    folders += [Path("portability", path.parent.relative_to(ROOT))
+                for path in (ROOT / "analysis").rglob("__init__.py")]
     assert {".".join(folder.parts) for folder in folders} <= {*listed}
+
+
+def test_what_is_imported_is_asked_for_or_comes_with_what_is():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    own = [*project["dependencies"], *(text for name in EXTRAS for text in extras[name])]
+    asked = {name_of(text) for text in own}
+    assert all(by in asked and name in {name_of(text) for text in requires(by) or []}
+               for name, by in COME.items())
+    known = packages_distributions()
+    none = {*sys.stdlib_module_names, "portability"}
+    needed: dict[str, set[str]] = {}  # distribution -> files
+    for path in [*(ROOT / "portability").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            for top in {str(name).partition(".")[0] for name in names} - none:
+                needed.setdefault(name_of(known[top][0]), set()).add(path.name)
+    assert len(needed) > 20
+    assert {name: files for name, files in needed.items() if name not in asked | {*COME}} == {}
 
 
 def test_no_two_test_modules_have_one_name():

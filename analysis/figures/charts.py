@@ -19,7 +19,7 @@ from portability.analysis.figures.svg import (
     forest_panel,
     span_of,
 )
-from portability.analysis.formatting import with_interval
+from portability.analysis.formatting import no_number, with_interval
 from portability.analysis.measures.curves import take_off
 from portability.analysis.measures.primary_contrasts import primary
 from portability.analysis.metrics import UNITS
@@ -163,7 +163,6 @@ def _lines(levels: dict[str, pd.DataFrame], context: StudyContext) -> Iterator[L
             yield Line(heading)
         for _, row in rows.iterrows():
             words = _words(row, context, row["p_holm"]) + row["mark"]
-            words = "no whole seed†" if math.isnan(row["mean"]) else words
             yield Line(_label(row), row["mean"], row["low"], row["high"], words, whole=not row["mark"])
 
 
@@ -175,7 +174,8 @@ def _label(row: pd.Series) -> str:
 
 
 def _words(row: pd.Series, context: StudyContext, p: float = math.nan) -> str:
-    return with_interval(row["mean"], row["low"], row["high"], UNITS[context.metric.difference], p)
+    unit = UNITS[context.metric.difference]
+    return with_interval(row["mean"], row["low"], row["high"], unit, p, no_number(row))
 
 
 def _span(rows: pd.DataFrame) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from portability.core.specs import BARE
 COLUMNS = [
     "name", "words", "arm", "baseline", "budget", "unit", "mean", "low", "high", "p", "p_holm", "family",
     "p_exchange", "smallest_p", "mdd", "se", "df", "effect", "seeds", "examples", "expected", "n", "failed",
-    "missing", "mark", "verdict", "note"]
+    "missing", "unpaired", "mark", "verdict", "note"]
 OPEN = "open"
 
 
@@ -32,12 +32,13 @@ def primary(context: StudyContext) -> pd.DataFrame:
     Returns:
         COLUMNS: `name` as declared, `words` what it is in words, `mean`, `low`, `high` (95 % of new seeds and
         new test examples) in `unit`; `p` of the t test, `p_holm` over the `family` of all primary contrasts,
-        which decides; `p_exchange` with labels exchanged within seeds (exchange.rotations; the sign of a
-        seed for a difference of differences, against the bare host, and where runs of the arm stand in
-        several pairs) and the `smallest_p` that these seeds could give by it; `mdd`, the true difference that
-        this study would find 4 times in 5 at the first step of Holm's correction (0.05 / family); `seeds`
-        that have all cells, `examples`; pairs `expected`, `n` done, `failed`, `missing`, `mark`; `verdict`:
-        "ahead", "behind" (by the metric's better side; "higher", "lower" where neither is) or "open"; `note`.
+        which decides; `p_exchange` with labels exchanged within seeds (exchange.rotations; the sign of a seed
+        for a difference of differences, against the bare host, and where runs of the arm stand in several
+        pairs) and the `smallest_p` that these seeds could give by it; `mdd`, the true difference that this
+        study would find 4 times in 5 at the first step of Holm's correction (0.05 / family); `seeds` that
+        have all cells, `examples`; pairs `expected`, `n` done, `failed`, `missing`, of these `unpaired` (no
+        baseline in the grid), `mark`; `verdict`: "ahead", "behind" (by the metric's better side; "higher",
+        "lower" where neither is) or "open"; `note`.
 
     Source: our choice (D-119).
     """
@@ -118,7 +119,8 @@ def _row(context: StudyContext, contrast: Contrast) -> dict[str, object]:
     estimated = estimate_block(block)
     exchanged = _exchanged(pairs, block, contrast)
     done, failed = int(pairs["value"].notna().sum()), int((pairs["status"] == "failed").sum())
-    counts = {"expected": len(pairs), "n": done, "failed": failed, "missing": len(pairs) - done - failed}
+    counts = {"expected": len(pairs), "n": done, "failed": failed, "missing": len(pairs) - done - failed,
+              "unpaired": int((pairs["status"] == "unpaired").sum())}
     return {
         **estimated, **counts,
         "name": contrast.name, "words": _words(contrast), "arm": contrast.arm, "baseline": contrast.baseline,

@@ -10,7 +10,7 @@ from portability.analysis.context import StudyContext, once
 from portability.analysis.contrast_arm import say
 from portability.analysis.figures import charts
 from portability.analysis.figures.svg import Chart, budget_words
-from portability.analysis.formatting import interval, number, p_text
+from portability.analysis.formatting import interval, no_number, number, p_text
 from portability.analysis.measures.predictors import why_no_correlation
 from portability.analysis.measures.primary_contrasts import OPEN, has_contrasts, primary
 from portability.analysis.metrics import UNITS, Metric
@@ -55,7 +55,7 @@ def numbers(context: StudyContext) -> list[Number]:
     frame = primary(context) if has_contrasts(context) else _exploratory(context)
     unit = UNITS[context.metric.difference]
     return [Number(row["name"], row["words"],
-                   "no whole seed" if pd.isna(row["mean"]) else f"{number(row['mean'], unit)} {unit.symbol}",
+                   no_number(row) if pd.isna(row["mean"]) else f"{number(row['mean'], unit)} {unit.symbol}",
                    "" if pd.isna(row["low"]) else interval(row["low"], row["high"], unit),
                    p_text(row["p_holm"]), row["verdict"]) for _, row in frame.iterrows()]
 
@@ -98,7 +98,8 @@ def sentence(row: pd.Series, metric: Metric) -> str:
     """A row of `primary` as one sentence."""
     words, unit = row["words"][0].upper() + row["words"][1:], UNITS[metric.difference]
     if pd.isna(row["p_holm"]):
-        return f"{words}: no test ({row['note']}; {row['n']} of {row['expected']} pairs are done)."
+        left_out = f", {row['unpaired']} are left out by the grid" if row["unpaired"] else ""
+        return f"{words}: no test ({row['note']}; {row['n']} of {row['expected']} pairs are done{left_out})."
     tests = f"p {_p(row['p_holm'])} after Holm's correction for {row['family']}"
     if pd.notna(row["p_exchange"]):
         smallest = f"{row['smallest_p']:.2g} is the smallest possible"

@@ -25,8 +25,8 @@ LEVELS: dict[str, list[str]] = {  # the coordinates that a comparison keeps; the
 }
 POOLED = "(all)"  # in place of a coordinate that a row is pooled over
 TESTED = [*(item.name for item in fields(Estimate)), "mark"]
-COMPARED = ["arm", "baseline", "expected", "n", "failed", "missing", "mean", "low", "high", "p", "p_holm",
-            "family", "effect", "mdd", "blocks", "df", "examples", "mark", "note"]
+COMPARED = ["arm", "baseline", "expected", "n", "failed", "missing", "unpaired", "mean", "low", "high", "p",
+            "p_holm", "family", "effect", "mdd", "blocks", "df", "examples", "mark", "note"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,10 @@ def compare(
         pairs: what `init_pairs(cells, scale)` gives, where several calls share it.
 
     Returns:
-        The keys; `arm`, `baseline`; `expected`, `n`, `failed`, `missing` pairs; `mean`, `low`, `high`, 95 %
-        of new seeds and new test examples; `p` of the t test behind them, `p_holm` over the `family` of tests
-        in this frame; `effect` d_z; `mdd` at 80 % power; `blocks`, the seeds that have all their pairs; `df`,
+        The keys; `arm`, `baseline`; `expected`, `n`, `failed`, `missing` pairs, of the latter `unpaired`
+        those whose baseline the grid does not have (pairing.paired); `mean`, `low`, `high`, 95 % of new seeds
+        and new test examples; `p` of the t test behind them, `p_holm` over the `family` of tests in this
+        frame; `effect` d_z; `mdd` at 80 % power; `blocks`, the seeds that have all their pairs; `df`,
         `examples`; `mark` "†" where seeds are left out; `note` in words.
 
     Raises:

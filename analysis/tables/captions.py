@@ -179,10 +179,13 @@ def _lacking(behind: Behind, what: str) -> str:
     frame = behind.frame
     frame = frame[frame["term"] == "overall"] if "term" in frame else frame
     rows = frame[frame["n"] < frame["expected"]]
-    failed, other = (rows["failed"] > 0).sum(), (rows["n"] + rows["failed"] < rows["expected"]).sum()
-    return "" if rows.empty else (
-        f"{LACKING.format(what)}{len(rows)} of {len(frame)} rows (failed behind {failed}, other reasons "
-        f"behind {other}).")
+    left_out = rows["unpaired"] if "unpaired" in rows else 0 * rows["n"]
+    other = rows["n"] + rows["failed"] + left_out < rows["expected"]
+    counts = {"failed": (rows["failed"] > 0).sum(), "left out by the grid": (left_out > 0).sum(),
+              "other reasons": other.sum()}
+    words = ", ".join(f"{name} behind {count}" for name, count in counts.items()
+                      if count or name != "left out by the grid")
+    return "" if rows.empty else f"{LACKING.format(what)}{len(rows)} of {len(frame)} rows ({words})."
 
 
 def _ahead(behind: Behind) -> str:

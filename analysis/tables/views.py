@@ -7,7 +7,16 @@ from functools import partial
 
 import pandas as pd
 
-from portability.analysis.formatting import NOTHING, done_of, interval, number, p_text, plain, with_interval
+from portability.analysis.formatting import (
+    NOTHING,
+    done_of,
+    interval,
+    no_number,
+    number,
+    p_text,
+    plain,
+    with_interval,
+)
 from portability.analysis.metrics import LAST, UNITS, Unit
 
 LEVELS = ("all", "method")  # of comparisons, those that a reader sees; the CSV files hold all
@@ -81,11 +90,12 @@ def _detectable(row: pd.Series) -> str:
 
 
 TESTED: Columns = {
-    "difference": lambda row: _difference(row, p="p_holm", none="no pair†"),
+    "difference": lambda row: _difference(row, p="p_holm", none=f"{no_number(row, 'no pair')}†"),
     "p": lambda row: p_text(row["p"]), "p Holm": lambda row: p_text(row["p_holm"]),
 }
 primary = partial(view, keys=(), columns={
-    "contrast": "words", "difference": _difference, "p": lambda row: p_text(row["p_holm"]),
+    "contrast": "words", "difference": lambda row: _difference(row, none=no_number(row, "none")),
+    "p": lambda row: p_text(row["p_holm"]),
     "verdict": "verdict",
     "p by exchange": lambda row: f"{p_text(row['p_exchange'])} (least {p_text(row['smallest_p'])})",
     "detectable": _detectable, "seeds": "seeds", "pairs": done_of})

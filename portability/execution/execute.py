@@ -218,29 +218,34 @@ def outputs(runs: list[RunSpec], marks: Mapping[str, Sequence[int]],
 
 def _fitting(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
              context: WorkerContext) -> tuple[int, int]:
-    """The largest stack that fits into the memory that is free now; and, where not even one member does, into
-    how many parts its batches are cut."""
+    """The largest stack that can be trained and scored in the memory that is free now; and, where not even
+    one member can be trained in it, into how many parts its batches are cut. What scoring takes does not
+    depend on these parts, so it cuts stacks alone."""
     train = runs[0].train
     passes, smallest = 1, trainer.TRAIN_ROWS
     while True:
         rows = trainer.parts_of(train.batch_size, passes, train.batch_size)[0][1]
         try:
-            most = stack_size(_member_bytes(runs, starts, bench, context, rows), len(runs),
-                              context.device, context.place.share)
+            training = _member_bytes(runs, starts, bench, context, rows)
+            most = stack_size(training, len(runs), context.device, context.place.share)
         except torch.OutOfMemoryError:  # not even to be measured
-            most = 0
+            training = most = 0
         if most or rows <= smallest:
             break
         passes *= 2
     if passes > 1:
         log.info("a batch of %d does not fit into memory at once: %d examples at a time", train.batch_size,
                  rows)
+    scoring = bench.scorer.scoring_bytes(bench.test, runs[0].eval.batch_size)
+    if scoring > training:
+        most = min(most, stack_size(scoring, len(runs), context.device, context.place.share))
     return max(1, most), passes
 
 
 def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
                   context: WorkerContext, rows: int) -> int:
-    """Bytes alive at once of a member that reads so many examples at a time, measured once a worker."""
+    """Bytes alive at once in the training of a member that reads so many examples at a time, measured once a
+    worker."""
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)
@@ -251,8 +256,8 @@ def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], b
         longest = Bucket(np.arange(len(lengths)), int(lengths.max()))
         batch = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
-        training = member_bytes(bench.scorer, bench.parameters(start.module, start.head), batch, frozen)
-        context.member_bytes[key] = max(training, bench.scorer.scoring_bytes(bench.test, run.eval.batch_size))
+        parameters = bench.parameters(start.module, start.head)
+        context.member_bytes[key] = member_bytes(bench.scorer, parameters, batch, frozen)
     return context.member_bytes[key]
 
 

@@ -34,6 +34,7 @@ class Axes:
     data: tuple[str, ...] = ("sst2",)
     # the origin's data in relation "different", where there is one receiving set; else the next one
     other: str = "rt"
+    exclude: tuple[dict[str, Any], ...] = ()  # places whose cells are not asked for, as of grid.exclude
 
 
 @dataclass
@@ -115,7 +116,8 @@ def grid(axes: Axes) -> list[Cell]:
         bare = run_name("bare", receiving, *own)
         cells.append(Cell(method, origin, receiving, relation, known, data, init, axes.port, seed, budget,
                           run_id, budget, native, bare))
-    return cells
+    return [cell for cell in cells
+            if not any(vars(cell).items() >= place.items() for place in axes.exclude)]
 
 
 def build(root: Path, axes: Axes | None = None, facts: dict[str, Any] | None = None) -> Synthetic:

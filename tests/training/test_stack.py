@@ -81,6 +81,20 @@ def test_a_batch_that_does_not_fit_is_read_in_parts(whole, tmp_path, monkeypatch
     assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(bits(store, runs), wanted, strict=True))
 
 
+def test_what_scoring_takes_cuts_stacks_and_no_batches(whole, tmp_path, monkeypatch, counted, caplog):
+    study, runs, marks, wanted = whole
+    scoring = 10**12
+    monkeypatch.setattr(classification.Scorer, "scoring_bytes", lambda self, test, size: scoring)
+    monkeypatch.setattr(execute, "stack_size",
+                        lambda one, wanted, device, share: 0 if one == scoring else wanted)
+    store = Store(tmp_path)
+    with caplog.at_level("INFO"):
+        execute.execute(runs, marks, WorkerContext(store, study.data))
+    assert counted["stacks"] == [1] * 5 and counted["passes"] == [1] * 5  # a part of a batch scores no less
+    assert "does not fit into memory" not in caplog.text
+    assert all(np.array_equal(a, b) for a, b in zip(bits(store, runs), wanted, strict=True))
+
+
 def test_a_batch_that_cannot_even_be_measured_is_read_in_parts(whole, tmp_path, monkeypatch, counted):
     study, runs, marks, wanted = whole
     measure = execute.member_bytes

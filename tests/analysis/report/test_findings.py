@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from portability.analysis.context import StudyContext, gather
+from portability.analysis.figures import charts
 from portability.analysis.measures.primary_contrasts import iterates, primary
 from portability.analysis.measures.special_studies import has_rates, rates
 from portability.analysis.report.findings import (
@@ -91,6 +92,34 @@ def test_without_a_declared_contrast_the_headline_is_exploratory_and_says_so(tmp
         assert f"ported − {baseline} after {budget} updates {level[baseline, budget]:+.1f} pp [" in words
     assert len(headline_numbers(found)) == 3 and len(numbers(found)) == 4
     assert not [part for part in sections(found) if part.short == "Declared"]
+
+
+def test_what_the_grid_leaves_out_is_said_wherever_it_is_compared(tmp_path):
+    axes = replace(SIX, exclude=({"init": "scratch", "budget": 500},))
+    shown = gather(build(tmp_path / "shown", axes).store)
+    sizes = {row.name: row.size for row in numbers(shown)}
+    assert sizes["ported − scratch after 500 updates"] == "left out by the grid"
+    assert sizes["ported − scratch after 100 updates"].endswith(" pp")
+    assert "ported − scratch after 500 updates left out by the grid" in verdict_words(shown)
+    (table,) = build_tables(shown, ["comparisons"])
+    late = entry(table.frame, level="all", baseline="scratch", budget=500)
+    assert late[["expected", "n", "failed", "missing", "unpaired"]].tolist() == [6, 0, 0, 6, 6]
+    assert "(failed behind 0, left out by the grid behind 5, other reasons behind 0)" in table.caption
+    words = [shown.text for row in grid(table).rows for shown in row]
+    assert words.count("left out by the grid†") == 2  # over all, and of the method
+
+    study = build(tmp_path / "declared", axes, FACTS | {"primary": [asdict(one) for one in (LATE, SAMPLED)]})
+    found = gather(study.store)
+    assert verdict_words(found).startswith("Of 2 contrasts declared before the runs, ")
+    assert "late scratch left out by the grid" in verdict_words(found)
+    assert ("Ported against scratch after 500 updates: no test (6 of 6 seeds lack cells and are left out; 0 "
+            "of 6 pairs are done, 6 are left out by the grid)." in declared_sentences(found))
+    panel = charts.contrasts(found)[0].panels[0]
+    assert "left out by the grid" in panel.svg
+    for cell in study.pick(init="sampled", budget=0):
+        study.remove(cell.run_id)
+    sizes = {row.name: row.size for row in numbers(gather(study.store))}
+    assert sizes == {"late scratch": "left out by the grid", "late sampled": "no whole seed"}
 
 
 def test_a_study_without_two_starts_says_so(tmp_path):
