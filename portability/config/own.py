@@ -169,6 +169,9 @@ def _entries(
     """
     value = held.get(key)
     if isinstance(value, list):
+        for one in map(str, value):
+            if "/" not in one and ":" not in one and not (path.parent / one).exists():
+                validate_choice(one, known, f"name in {key} of {path.name}")
         named = [(one, None) if one in known else (Path(one.partition("@")[0]).name, one)
                  for one in map(str, value)]
         if len(dict(named)) < len(named):
@@ -179,9 +182,12 @@ def _entries(
         raise UserError(f"{key} in {path.name} must be a mapping of names, or a list, got {value!r}")
     found: Entries = {}
     for name, words in (value or {}).items():
-        found[str(name)] = None if words is None else read(words, path, f"{key}.{name} in {path.name}")
+        where = f"{key}.{name} in {path.name}"
+        if isinstance(words, str) and words in known and not (path.parent / words).exists():
+            raise UserError(f"{where}: conf has {words}: name it without more words ({key}: {{{words}: }})")
+        found[str(name)] = None if words is None else read(words, path, where)
         if words is None:
-            validate_choice(str(name), known, f"name without more words in {key} of {path.name}")
+            validate_choice(str(name), known, f"name in {key} of {path.name}")
     return found
 
 
