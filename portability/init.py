@@ -3,6 +3,7 @@ is."""
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -142,6 +143,11 @@ def _names(group: str) -> list[str]:
     return sorted(path.stem for path in (bundled("conf") / group).glob("*.yaml"))
 
 
+def _last(path: Path) -> str:
+    """The name of a folder, "." and links too."""
+    return os.path.basename(os.path.abspath(path.expanduser()))
+
+
 def _method(words: str, folder: Path) -> dict[str, dict[str, Any] | None]:
     there = Path(words).expanduser()
     if words in _names("method") and not there.is_dir():
@@ -151,7 +157,7 @@ def _method(words: str, folder: Path) -> dict[str, dict[str, Any] | None]:
     if not there.is_dir() and "/" not in words:
         validate_choice(words, _names("method"), "method or folder of an adapter")
     place = beside(words, folder) if there.is_dir() else words
-    name = re.sub(r"[^\w-]", "-", Path(words.partition("@")[0]).expanduser().resolve().name)
+    name = re.sub(r"[^\w-]", "-", _last(Path(words.partition("@")[0])))
     return {name: {"from": place, "learning_rate": RATE}}
 
 
@@ -163,7 +169,7 @@ def _hosts(words: str, folder: Path) -> dict[str, str | None]:
         if there.is_dir():
             if not (there / "config.json").is_file():
                 raise UserError(f"{word} holds no config.json: it is no folder of a host")
-            _add(found, there.resolve().name, beside(word, folder))
+            _add(found, _last(there), beside(word, folder))
         elif plain in _names("host"):
             _add(found, plain, None)
         elif "/" in word and HUB_ID.fullmatch(word):
@@ -203,7 +209,7 @@ def _data(options: argparse.Namespace, folder: Path, made: list[Path]) -> dict[s
     splits = {"train": "train", "test": "test"}
     found = files(DataSource(there.name, path=words, splits=splits))
     entry = {"path": beside(words, folder)} | entry_of([*found.values()], *columns)
-    return {re.sub(r"\W", "_", there.resolve().name): entry | {"splits": {**splits, "validation": None}}}
+    return {re.sub(r"\W", "_", _last(there)): entry | {"splits": {**splits, "validation": None}}}
 
 
 def _checked(words: str, file: bool = False) -> str:

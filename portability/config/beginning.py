@@ -15,9 +15,10 @@ import yaml
 from portability.core.errors import UserError
 from portability.core.paths import bundled
 from portability.core.seeds import stream_seed
-from portability.core.specs import MOST_LABELS, AnswerSpec, TaskSpec
+from portability.core.specs import MOST_LABELS, TaskSpec
 from portability.data.examples import FORMS, TWO
 from portability.data.files import rows_of
+from portability.planning.grid import Grid
 from portability.planning.study import Study
 
 TEXTS = {"text": "text_pair", "sentence": "", "review": "", "content": "", "premise": "hypothesis",
@@ -138,27 +139,30 @@ def study_text(file: Path, held: Mapping[str, Any], study: Study | None = None) 
     lines += [_line(name, value, 2) for name, value in held["hosts"].items()]
     if "origin" in held:
         lines += ["", "origin:", _line("module", held["origin"]["module"], 2) + "  # trained already"]
-    lines += ["", "data:"]
-    for name, value in held["data"].items():
-        lines += [_line(name, value, 2)] if not isinstance(value, dict) else [
-            f"  {name}:", *(_line(key, one, 4) for key, one in value.items())]
+    ((name, entry),) = held["data"].items()
+    asked = study.grid.task_of(study.grid.data[0]) if study else None
+    lines += ["", "data:", f"  {_value(name)}:"] + [_line(key, one, 4) for key, one in (entry or {}).items()]
+    if isinstance(asked, TaskSpec) and entry:
+        lines += _asked(asked, 4)
     methods = dict(held["methods"])
     if study is not None:
         methods = {one.name: {**(methods[one.name] or {}), "learning_rate": one.learning_rate}
                    for one in study.grid.methods}
     lines += ["", "methods:  # more of them: portability list methods"]
     lines += [_line(name, value, 2) for name, value in methods.items()]
-    return "\n".join(lines + (_settings(study) if study else [])) + "\n"
+    if study and isinstance(asked, TaskSpec) and not entry and name not in study.grid.tasks:
+        lines += ["", *_asked(asked, 0)]
+    return "\n".join(lines + (_axes(study.grid) if study else [])) + "\n"
 
 
-def _settings(study: Study) -> list[str]:
-    grid = study.grid
-    asked: TaskSpec | AnswerSpec = grid.task_of(grid.data[0])
-    lines = [] if isinstance(asked, AnswerSpec) else [
-        "", "task:  # how a text is asked about", _line("template", asked.template, 2),
-        _line("label_words", list(asked.label_words), 2) + "  # their first tokens must differ",
-        f"  max_length: {asked.max_length}  # tokens; longer texts are cut"]
-    return [*lines, "", "grid:",
+def _asked(task: TaskSpec, indent: int) -> list[str]:
+    return [f"{' ' * indent}task:  # how a text is asked about", _line("template", task.template, indent + 2),
+            _line("label_words", list(task.label_words), indent + 2) + "  # their first tokens must differ",
+            _line("max_length", task.max_length, indent + 2) + "  # tokens; longer texts are cut"]
+
+
+def _axes(grid: Grid) -> list[str]:
+    return ["", "grid:",
             _line("inits", [init.name for init in grid.inits], 2) + "  # how a receiving module starts",
             _line("seeds", list(grid.seeds), 2),
             _line("budgets", list(grid.budgets), 2) + "  # updates on the receiving host"]

@@ -61,7 +61,7 @@ def csv_rows(path: Path, figures: Collection[str] = ()) -> Placed:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not CSV in UTF-8: {error}") from error
     except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num} is not CSV: {error}") from error
+        raise UserError(f"{path} line {reader.reader.line_num} is not CSV: {error}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 

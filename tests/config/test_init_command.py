@@ -67,11 +67,11 @@ def test_five_answers_make_a_study_of_ones_own(away, make_host, capsys, monkeypa
     out = said(capsys, 0, "mine.yaml", answers=answers, monkeypatch=monkeypatch)
     assert out.count("]: ") == 4 and "wrote mine.yaml" in out
     held = yaml.safe_load((away / "mine.yaml").read_text())
+    asked = "{text}\nQuestion: ham or spam?\nAnswer:"
     assert held["data"] == {"mails": {
         "train": "mails-train.jsonl", "test": "mails-test.jsonl", "text_column": "content",
-        "label_column": "class", "labels": ["ham", "spam"]}}
-    asked = "{text}\nQuestion: ham or spam?\nAnswer:"
-    assert held["task"] == {"template": asked, "label_words": ["ham", "spam"], "max_length": 128}
+        "label_column": "class", "labels": ["ham", "spam"],
+        "task": {"template": asked, "label_words": ["ham", "spam"], "max_length": 128}}}
     assert (held["hosts"], held["methods"]) == ({"small": "small", "large": "large"},
                                                 {"lora_peft": {"learning_rate": 0.001}})
     got = compose(["mine.yaml"])
@@ -90,6 +90,7 @@ def test_options_answer_and_paths_count_from_the_studys_folder(away, make_host, 
     said(capsys, 0, "studies/mine.yaml", "--origin", "small", "--receiving", "large", "nano-raw-base",
          "--method", "lora", "--train", "train.jsonl", "--test", "test.csv", "--yes")
     held = yaml.safe_load((away / "studies/mine.yaml").read_text())
+    assert held["data"]["train"].pop("task")["label_words"] == ["negative", "positive"]
     assert held["data"] == {"train": {"train": "../train.jsonl", "test": "../test.csv"}}
     assert held["hosts"] == {"small": "../small", "large": "../large", "nano-raw-base": None}
     got = compose([str(away / "studies/mine.yaml")])
@@ -124,7 +125,7 @@ COLUMNS = ("--text-column", "a", "--label-column", "b")
     (["--train", "odd.csv"], r"which column holds the text\? It has 'a', 'b'; say --text-column NAME"),
     (["--train", "odd.csv", "--text-column", "c"], r"holds the text\? It has 'a', 'b'"),
     (["--train", "odd.csv", *COLUMNS], "odd.csv holds 2 examples, too few"),
-    (["--train", "odd.csv", "--test", "odd.csv", *COLUMNS], "holds only examples of label 1"),
+    (["--train", "odd.csv", "--test", "odd.csv", *COLUMNS], "one split of the source cannot serve twice"),
     (["--origin", "owner/name"], "cannot fetch owner/name"),
     (["--method", "x/y", "--receiving", "tasks-base"], "x/y"),
     (["study.yml.txt"], "a study's file ends in .yaml"), (["there.yaml"], "there.yaml is there already"),

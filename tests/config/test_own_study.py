@@ -94,7 +94,7 @@ def test_methods_stand_once(spelled, tmp_path):
     ("methods: {lora: true}", "methods.lora in mine.yaml must be a learning rate, the folder of an adapter"),
     ("methods: [lorra]", "unknown name in methods of mine.yaml 'lorra'; .*did you mean 'lora'"),
     ("host_set: nanno", "unknown host_set 'nanno'; .*mean 'nano'"),
-    ("hosst: {a: small}", "unknown key in mine.yaml 'hosst'; .*did you mean 'hosts'"),
+    ("hostss: {a: small}", "unknown key in mine.yaml 'hostss'; .*did you mean 'hosts'"),
     ("hosts: {a: small, a: large}", "duplicate key a"), ("a: [", "mine.yaml: "), ("", "must hold a mapping"),
     ("[a]", "must hold a mapping of settings"), ("grid: 3\ndata: [films]", "grid must be a mapping, got 3"),
 ])
