@@ -132,7 +132,7 @@ def study_text(file: Path, held: Mapping[str, Any], study: Study | None = None) 
         f"study: {_value(held['study'])}",
     ]
     if "host_set" in held:
-        lines += ["", f"host_set: {held['host_set']}  # of these hosts: its question, budgets and rates"]
+        lines += ["", f"host_set: {held['host_set']}  # of these hosts: its question and rates"]
     single = "origin" in held and len(held["hosts"]) == 1
     lines += ["", "hosts:  # " + ("they receive the module" if single else "the first is the origin, where "
                                   "modules are trained; the others receive them")]

@@ -27,8 +27,9 @@ def test_five_questions_and_a_limited_run(tmp_path):
     words = ("run", "mine.yaml", "--limit", "10", "grid.seeds=[0]", "grid.budgets=[2]", "similarity=false",
              "engine=inprocess")
     done = said(*words)
-    asked = (r"example of mails on nano-tuned-base, nano-raw-base: 'question : negative or positive \? message "
-             r"number \d+ of the day answer :' -> 'negative' or 'positive'\n  tokens: \['.*negative'\]")
+    asked = (r"example of mails on nano-tuned-base, nano-raw-base: "
+             r"'question : negative or positive \? message number \d+ of the day answer :' -> 'negative' or "
+             r"'positive'\n  tokens: \['.*negative'\].*\n  read as \d+ tokens: \[")
     assert re.search(asked, done.stderr), done.stderr
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mine-limit-10"]
     found = cells(tmp_path / "results/mine-limit-10")
