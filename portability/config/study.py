@@ -108,6 +108,9 @@ def _sets(conf: Config) -> tuple[list[str], Relations]:
                         f"{' '.join(f'~grid.relations.{name}' for name in list(named)[1:])}")
     if conf.origin.module:
         named = {specs.EXTERNAL: SELF}
+    if None in received and not any(conf.host_set.sets.values()):
+        raise UserError("the study names no data; say data: {NAME: {train: FILE, test: FILE}} in its file, "
+                        "or grid.data=NAME")
     if None in (*received, *named.values()):
         raise UserError(f"host set '{conf.host_set.name}' names no data set for one of this sweep's "
                         "relations; name one (host_set.sets.ROLE=SET) or leave the relation out")
@@ -255,6 +258,9 @@ def _derived(conf: Config, name: str) -> dict[str, Any]:
 def _role(conf: Config, name: str) -> str:
     """A host by its own name, or by its role in the host set."""
     host = conf.host_set.roles.get(name, name)
+    if host is None and not any(conf.host_set.roles.values()):
+        raise UserError(f"the study names no host for {name}; name two under hosts in its file, or "
+                        "origin=HOST receiving=HOST")
     if host is None:
         held = ", ".join(role for role, filled in conf.host_set.roles.items() if filled)
         raise UserError(f"host set '{conf.host_set.name}' has no {name}: narrow grid.pairs to its roles "

@@ -89,6 +89,7 @@ READERS: Mapping[str, Callable[[Path, Collection[str]], Placed]] = {
     ".parquet": lambda path, _: parquet_rows(path),
 }
 ENDINGS = ", ".join(READERS)
+TABLES = (".csv", ".parquet")  # files that are no lines of text
 
 
 def is_data_file(name: str) -> bool:

@@ -143,6 +143,16 @@ def test_a_study_in_one_file_is_the_study_that_files_of_conf_make(own):
     assert plan(worded.grid).runs.keys() == plan(plain.grid).runs.keys() and worded.name == "b"
 
 
+def test_a_study_without_data_or_hosts_says_what_to_write(own):
+    for left_out, says in (("data", "names no data; say data: {NAME: {train: FILE, test: FILE}} in its file"),
+                           ("hosts", "names no host for raw_base; name two under hosts in its file")):
+        held = yaml.safe_load((own / "mine.yaml").read_text())
+        del held[left_out]
+        (own / "less.yaml").write_text(yaml.safe_dump(held | {"host_set": "own"}))
+        with pytest.raises(UserError, match=says):
+            compose([str(own / "less.yaml")])
+
+
 def test_a_limit_takes_few_examples_and_lies_apart(own):
     file = str(own / "mine.yaml")
     whole, few = compose([file]), compose([file, "--limit", "30"])

@@ -33,5 +33,5 @@ def test_five_questions_and_a_limited_run(tmp_path):
     assert re.search(asked, done.stderr), done.stderr
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mine-limit-10"]
     found = cells(tmp_path / "results/mine-limit-10")
-    assert set(found["status"]) == {"done"} and set(found["init"]) == {"ported", "sampled", "scratch"}
-    assert "0 to do in study mine-limit-10" in said(*words).stderr
+    assert set(found["status"]) == {"done"} and set(found["init"]) == {"bare", "ported", "sampled", "scratch"}
+    assert "0 of 5 runs to do in study mine-limit-10" in said(*words).stderr
