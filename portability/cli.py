@@ -24,6 +24,12 @@ def _run() -> None:
     main()
 
 
+def _init() -> int:
+    from portability.init import main
+
+    return main()
+
+
 def _analyze() -> int | None:
     from portability.analyze import main
 
@@ -83,6 +89,7 @@ def _list() -> int | None:
 
 
 COMMANDS = {
+    "init": Command("write a study of your own in one file, by five questions", _init),
     "run": Command("carry out a study, or plan it: +sweep=NAME key=value ...", _run),
     "analyze": Command("tables, charts and the report of a study's results", _analyze),
     "port": Command("fit somebody's adapter to another base model", _port),
@@ -96,6 +103,7 @@ COMMANDS = {
 }
 EXAMPLES = """examples:
   portability run +sweep=demo
+  portability init mine.yaml
   portability analyze results/demo
   portability port my-lora --to ../larger-model --out my-lora-on-larger
 """

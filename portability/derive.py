@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from portability.config.compose import composed, options
+from portability.config.own import is_study_file
 from portability.config.study import checked, find_host
 from portability.core.errors import UserError, validate_choice
 from portability.derivation import derive
@@ -24,15 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="portability derive", description=__doc__.strip(), epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="HOST", help="hosts of conf/host with a key derive; and "
-                        "settings as of portability run, such as data_root=FOLDER")
+                        "settings as of portability run, such as data_root=FOLDER or a study's file")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR",
                         help="a folder with host/ files of your own")
     asked = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    names = [word for word in asked.words if "=" not in word]
+    names = [word for word in asked.words if "=" not in word and not is_study_file(word)]
     if not names:
         parser.error("name a host to make")
-    settings = [word for word in asked.words if "=" in word]
+    settings = [word for word in asked.words if word not in names]
     for folder in asked.config_dir:
         settings += ["--config-dir", folder]
     try:

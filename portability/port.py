@@ -74,11 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="new folder (ADAPTER-on-HOST unless it is given)")
     add("--strategy", default="auto", help="how the module is fitted (auto: as the hosts ask for)")
     add("--calibrate", type=Path, metavar="FILE", help="texts without labels, on which both hosts are "
-        "compared: JSONL with text (and text_pair), or a text a line")
+        "compared: JSONL, CSV or Parquet with text (and text_pair), or a text a line")
     add("--calibrate-tokens", type=int, default=4096, metavar="N", help="so many tokens of them (4096)")
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the strategy, VALUE as JSON "
         "or a word; may be given several times")
-    add("--labels", type=Path, metavar="JSONL", help="examples with text and label, as of --verify, for "
+    add("--labels", type=Path, metavar="FILE", help="examples with text and label, as of --verify, for "
         "strategies that learn from some")
     add("--layer-map", default="stretch", metavar="MAP", help="which layers feed which: "
         f"{', '.join(sorted({*LAYER_MAPS, MEASURED}))}, or the origin layers behind each receiving one, as "
@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         "is written; a LoRA alone can change it (same)")
     add("--merge", action="store_true", help="write the whole host with the module in its weights instead")
     add("--dry-run", action="store_true", help="write nothing")
-    add("--verify", type=Path, metavar="JSONL", help="examples with text (and text_pair) and label (0, 1, "
-        "..., or its label word) to score bare and ported host on")
+    add("--verify", type=Path, metavar="FILE", help="examples (JSONL, CSV, Parquet) with text (and "
+        "text_pair) and label (0, 1, ..., or its label word) to score bare and ported host on")
     add("--native", metavar="ADAPTER", help="an adapter trained on the receiving host, scored beside them")
     add("--template", default="{text}", help="of --verify and --labels: the question, with {text}, of pairs "
         "with {text_pair} too ({text})")

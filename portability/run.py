@@ -88,7 +88,7 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
 
         for path, count in product(files, sorted(study.grid.label_counts)):
             own_metric(path, count)
-    for line in lacking(study, part, store):
+    for line in (*lacking(study, part, store), *study.warnings):
         log.info(line)
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     mode = resolve_mode(study.tracking.wandb)

@@ -5,6 +5,7 @@ one sentence.
 import argparse
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import portability
+from portability.config.own import draft, is_study_file
 from portability.config.schema import KEYS
 from portability.core.errors import UserError, validate_choice
 from portability.core.paths import bundled
@@ -37,22 +39,34 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="python -m portability.run", usage="%(prog)s [+sweep=NAME] [key=value ...] [options]",
+        prog="python -m portability.run",
+        usage="%(prog)s [STUDY.yaml] [+sweep=NAME] [key=value ...] [options]",
         description=str(portability.__doc__).splitlines()[0], add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*", metavar="key=value",
-                        help="settings: key=value, key=[a,b], '~key' to take an entry out; see --cfg job")
+                        help="a study's file, as portability init writes it; settings: key=value, key=[a,b], "
+                             "'~key' to take an entry out; see --cfg job")
     parser.add_argument("-h", "--help", action="store_true", help="show this, and the names in every group")
     parser.add_argument("--version", action="store_true", help="show the version")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", type=Path,
                         help="a folder of your own host/, data/, method/, init/, port/ or sweep/ files")
+    parser.add_argument("--limit", type=_count, metavar="N",
+                        help="for trying out: at most N examples of each set to train on, and N to evaluate "
+                             "(of a fixed shuffle); results lie apart, in a study called NAME-limit-N")
     parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration, and do nothing")
     parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: this part of it")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: with all references filled in")
     return parser
 
 
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of examples from 1 on, got {text!r}")
+    return int(text)
+
+
 def options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options and words of a command line.
+    """The options and words of a command line; a study's file stands as ``+sweep=FILE``, and a limit as the
+    settings that make it, too.
 
     Raises:
         UserError: an option that there is not.
@@ -69,7 +83,15 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"there is no option {unknown[0]}; --help lists the options")
     if (asked.package or asked.resolve) and not asked.cfg:
         raise UserError("--package and --resolve say what --cfg shows; add --cfg job")
+    asked.words = [f"+sweep={_quoted(word)}" if is_study_file(word) else word for word in asked.words]
+    if asked.limit:
+        asked.words += [f"grid.train_examples={asked.limit}", f"eval.limit={asked.limit}"]
     return asked
+
+
+def _quoted(text: str) -> str:
+    """A value in Hydra's quotes, where it needs them."""
+    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
 
 def shown(asked: argparse.Namespace) -> str:
@@ -102,24 +124,45 @@ def composed(asked: argparse.Namespace) -> DictConfig:
     groups = _groups(folders)
     words = [_read(word, groups) for word in asked.words]
     _check_files(folders)
-    chosen = [str(word.input_line) for word in words if word.key_or_group in groups]
     folders_of = {found[1]: word for word in words if (found := FROM.fullmatch(word.key_or_group))}
-    if folders_of and not any(word.key_or_group == "method" for word in words):
-        chosen.append("method=[]")
-    chosen += [f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES]
-    places = json.dumps([f"file://{folder}" for folder in folders[1:]], ensure_ascii=False)
-    try:
-        with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-            cfg = hydra.compose("config", overrides=[*chosen, f"hydra.searchpath={places}"])
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(_sentence(error)) from error
+    own_only = folders_of and not any(word.key_or_group == "method" for word in words)
+    with tempfile.TemporaryDirectory() as drafts:
+        chosen = ["method=[]"] if own_only else []
+        kept = dict(groups)
+        for word in words:
+            if word.key_or_group == "sweep" and not word.is_delete():
+                names = [draft(name, folders, kept, Path(drafts)) for name in _listed(word.value())]
+                chosen.append(f"+sweep=[{','.join(names)}]")
+            elif word.key_or_group in groups:
+                chosen.append(str(word.input_line))
+        # before sweeps, so that what these say of an entry wins
+        chosen = [*(f"+{group}=[{','.join(kept[group])}]" for group in CATALOGUES), *chosen]
+        places = json.dumps([f"file://{folder}" for folder in (*folders[1:], drafts)], ensure_ascii=False)
+        try:
+            with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
+                cfg = hydra.compose("config", overrides=[*chosen, f"hydra.searchpath={places}"])
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise UserError(_sentence(error)) from error
     OmegaConf.set_struct(cfg, False)
-    cfg.known_methods = groups["method"]
+    cfg.known_methods = groups["method"] + [name for name, held in (cfg.get("method") or {}).items()
+                                            if held and {"library", "config"} <= held.keys()
+                                            and name not in groups["method"]]
     _read_methods(cfg, folders_of)
     for word in words:
         if word.key_or_group not in groups and word not in folders_of.values():
             _set(cfg, word, groups)
+    if asked.limit:
+        _limit(cfg, asked.limit)
     return cfg
+
+
+def _limit(cfg: DictConfig, count: int) -> None:
+    """A study of few examples lies in a folder of its own, and holds for sets that say how many they take."""
+    raw: Any = OmegaConf.to_container(cfg)
+    cfg.study = f"{raw['study']}-limit-{count}"
+    for name, held in (raw["data"] or {}).items():
+        if isinstance(held, dict) and "train_examples" in held:
+            cfg.data[name].train_examples = count
 
 
 def _read_methods(cfg: DictConfig, words: Mapping[str, Override]) -> None:
@@ -181,10 +224,14 @@ def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
     plain = word.lstrip("+")
     if (group in ALWAYS) == (plain != word):
         raise UserError(f"'{word}' is written {plain if group in ALWAYS else '+' + plain}")
-    value = found.value()
-    for name in value if isinstance(value, list) else [value]:
-        validate_choice(str(name), groups[group], group)
+    for name in _listed(found.value()):
+        if not (group == "sweep" and is_study_file(name)):
+            validate_choice(name, groups[group], group)
     return found
+
+
+def _listed(value: Any) -> list[str]:
+    return [*map(str, value if isinstance(value, list) else [value])]
 
 
 def _check_files(folders: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, PositiveFloat
 
 from portability.core.errors import validate_choice
 from portability.core.schema import Axis, Count, Name
-from portability.core.specs import Cell, EvalSpec, Protocol, TaskSpec
+from portability.core.specs import Cell, EvalSpec, LabelWords, Protocol, Template
 from portability.planning.study import EngineConf, TrackingConf
 
 Catalogue = dict[str, dict[str, Any] | None]  # name to what a file of the group says
@@ -51,6 +51,14 @@ def _listed(value: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """Hosts and methods for which learning rates and budgets were chosen on validation data."""
+
+    hosts: list[Name] = field(default_factory=list)
+    methods: list[Name] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class HostSetConf:
     """Who plays the roles: a file of conf/host_set."""
 
@@ -60,6 +68,7 @@ class HostSetConf:
     study_data: list[Name]
     budgets: list[int]
     lineages: list[Axis[Name]] = field(default_factory=list)  # hosts whose weights stem from each other's
+    tried: Tried = field(default_factory=Tried)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,20 @@ class OriginConf:
 
     host: Name | None
     module: str | None
+
+
+@dataclass(frozen=True)
+class TaskConf:
+    """How texts are asked about, as of `TaskSpec`; what is None follows from the hosts (defaults.question).
+
+    Attributes:
+        by_family: kind of host (`architectures.Family.kind`) -> the template for texts, and for pairs.
+    """
+
+    template: Template | None
+    label_words: LabelWords | None
+    max_length: int
+    by_family: dict[Literal["encoder", "seq2seq", "decoder"], tuple[Template, Template]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +130,7 @@ class Config:
     origin: OriginConf
     receiving: Name
     grid: GridConf
-    task: TaskSpec
+    task: TaskConf
     train: Protocol
     eval: EvalSpec
     precision: Literal["fp32", "bf16"]

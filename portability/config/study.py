@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from portability.config.defaults import question, untried
 from portability.config.folders import OWN_BASE, base_of, check_external, external
 from portability.config.schema import Config
 from portability.core import specs
@@ -19,7 +20,7 @@ from portability.core.errors import UserError, validate_choice
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.measures import metric_names, name_of
 from portability.core.schema import build
-from portability.data.sources import answer_spec, task_spec
+from portability.data.sources import answer_spec, labels_named, task_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
 from portability.execution.engines import ENGINES
 from portability.hosts.recipes import NotMade, Recipe, kind_of, made, read_recipe
@@ -75,6 +76,8 @@ def to_study(cfg: DictConfig) -> Study:
                         f"{', '.join(map(str, grid.budgets))} would not nest; leave one (grid.budgets)")
     if conf.origin.module:
         check_external(grid, conf.origin.module)
+    derived = {host.name: found for pair in grid.pairs for host in pair
+               if host.name in conf.host and (found := _derived(conf, host.name))}
     roles = conf.host_set.roles
     lineages = [[roles.get(name) or name for name in names] for names in conf.host_set.lineages]
     kinds = [(one.name, other.name, pair_kind(one, other, lineages)) for one, other in grid.pairs]
@@ -82,9 +85,8 @@ def to_study(cfg: DictConfig) -> Study:
         name=conf.study, mode=conf.mode, results=Path(conf.results).expanduser(), grid=grid, sources=sources,
         data=data, overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine,
         tracking=conf.tracking, part=Part(conf.only, conf.shard, conf.retry, conf.yes),
-        primary=_primary(conf.primary, grid, kinds, roles), kinds=kinds,
-        derived={host.name: found for pair in grid.pairs for host in pair
-                 if host.name in conf.host and (found := _derived(conf, host.name))},
+        primary=_primary(conf.primary, grid, kinds, roles), kinds=kinds, derived=derived,
+        warnings=untried(conf, grid, derived),
     )
 
 
@@ -106,6 +108,9 @@ def _sets(conf: Config) -> tuple[list[str], Relations]:
                         f"{' '.join(f'~grid.relations.{name}' for name in list(named)[1:])}")
     if conf.origin.module:
         named = {specs.EXTERNAL: SELF}
+    if None in received and not any(conf.host_set.sets.values()):
+        raise UserError("the study names no data; say data: {NAME: {train: FILE, test: FILE}} in its file, "
+                        "or grid.data=NAME")
     if None in (*received, *named.values()):
         raise UserError(f"host set '{conf.host_set.name}' names no data set for one of this sweep's "
                         "relations; name one (host_set.sets.ROLE=SET) or leave the relation out")
@@ -130,12 +135,16 @@ def _grid(
     conf: Config, data: StudyData, received: list[str], relations: Relations, used: Iterable[str]
 ) -> Grid:
     grid, evaluation = conf.grid, replace(conf.eval, metrics=metric_names(conf.eval.metrics))
+    pairs = _pairs(conf)
     sets = {name: data_spec(data, name, evaluation) for name in used}
     answers = {name: answer_spec(data.sources[name], conf.task.max_length) for name in used}
-    tasks = {name: task_spec(data.sources[name], conf.task) for name in used if answers[name] is None}
+    task, of_pairs = (question(conf.task, [*chain(*pairs)], of_two) for of_two in (False, True))
+    tasks = {name: task_spec(data.sources[name], of_pairs if data.sources[name].pair_column else task)
+             for name in used if answers[name] is None}
+    task = labels_named(task)
     return Grid(
         methods=_methods(conf),
-        pairs=_pairs(conf),
+        pairs=pairs,
         relations={name: {own: sets[origin] for own, origin in named.items()}
                    for name, named in relations.items()},
         data=[sets[name] for name in received],
@@ -143,8 +152,8 @@ def _grid(
         ports=[_port(conf, name, data) for name in grid.ports],
         seeds=grid.seeds, rates=grid.rates, budgets=sorted(grid.budgets),
         origin_updates=grid.origin_updates or max(grid.budgets), origin_seeds=grid.origin_seeds,
-        task=conf.task, answers={name: spec for name, spec in answers.items() if spec is not None},
-        tasks={name: spec for name, spec in tasks.items() if spec != conf.task},
+        task=task, answers={name: spec for name, spec in answers.items() if spec is not None},
+        tasks={name: spec for name, spec in tasks.items() if spec != task},
         train=specs.TrainSpec(updates=max(grid.budgets), **vars(conf.train)),
         eval=evaluation, precision=conf.precision, head=conf.head,
         module=external(conf.origin.module) if conf.origin.module else None,
@@ -249,6 +258,9 @@ def _derived(conf: Config, name: str) -> dict[str, Any]:
 def _role(conf: Config, name: str) -> str:
     """A host by its own name, or by its role in the host set."""
     host = conf.host_set.roles.get(name, name)
+    if host is None and not any(conf.host_set.roles.values()):
+        raise UserError(f"the study names no host for {name}; name two under hosts in its file, or "
+                        "origin=HOST receiving=HOST")
     if host is None:
         held = ", ".join(role for role, filled in conf.host_set.roles.items() if filled)
         raise UserError(f"host set '{conf.host_set.name}' has no {name}: narrow grid.pairs to its roles "

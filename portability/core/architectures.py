@@ -73,6 +73,11 @@ class Family:
         """Whether an encoder reads the question and a decoder writes the answer."""
         return len(self.stacks) == 2
 
+    @property
+    def kind(self) -> str:
+        """What it is asked as: "encoder" (by a head), "seq2seq" or "decoder" (by words)."""
+        return "encoder" if self.scoring == "head" else "seq2seq" if self.seq2seq else "decoder"
+
 
 _T5_NAMES = {"q": "query", "k": "key", "v": "value", "o": "attention_out"}
 _T5_SELF = {f"layer.0.SelfAttention.{name}": site for name, site in _T5_NAMES.items()}

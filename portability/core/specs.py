@@ -174,6 +174,10 @@ def _words(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
+Template = Annotated[str, AfterValidator(_template)]
+LabelWords = Annotated[tuple[str, ...], AfterValidator(_words)]
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """How a text, or a pair of texts, becomes a question to a host, and what it may answer.
@@ -184,8 +188,8 @@ class TaskSpec:
         max_length: most tokens of a question.
     """
 
-    template: Annotated[str, AfterValidator(_template)]
-    label_words: Annotated[tuple[str, ...], AfterValidator(_words)]
+    template: Template
+    label_words: LabelWords
     max_length: int
 
     passes = 1  # of a host, to score an example

@@ -1,12 +1,10 @@
 """Examples of a task: a prompt and the answer to write, or to choose; or a text, or a pair of texts, with its
 label. Rows of JSON are checked one by one, and what is wrong with one is said with its place."""
 
-import json
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from portability.core.errors import UserError
@@ -48,26 +46,6 @@ class Example:
     turns: tuple[Turn, ...] = ()
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """What each line of a file holds, after its place in words.
-
-    Raises:
-        UserError: names the file, and the line, if it cannot be read or is not JSON in UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                where = f"{path} line {number}"
-                try:
-                    value = json.loads(line)
-                    json.dumps(value, ensure_ascii=False).encode()  # not where half a surrogate pair stands
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where} is not JSON in UTF-8: {error}") from error
-                yield where, value
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def read_rows(
     values: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None = None, names: Names | None = None,
     lettered: bool = False, templates: Mapping[str, str] | None = None,
@@ -97,7 +75,8 @@ def read_rows(
             if not isinstance(value, dict):
                 raise UserError(f"{where} must be a JSON object with {', '.join(columns.values())}")
             if lacking := [column for column in columns.values() if column not in value]:
-                raise UserError(f"{where} has no {lacking[0]!r}")
+                held = ", ".join(map(repr, [*value][:8])) or "nothing"
+                raise UserError(f"{where} has no {lacking[0]!r}; it has {held}")
             value = {name: value[column] for name, column in columns.items()}
         found.append(_worded(_example(value, where, lettered), row, templates or {}, where)
                      if names is None else _labelled(value, where, names))
@@ -132,7 +111,8 @@ def _label(value: Any, where: str, names: Names) -> int:
         return value
     wanted = "one of " + ", ".join([*map(str, names[:8]), *["..."][: len(names) > 8]])
     wanted += f", or a number from 0 to {len(names) - 1}" if numbered else ""
-    wanted = "the number 0 or 1 (positive)" if tuple(names) == TWO else wanted
+    if tuple(names) == TWO:
+        wanted = "the number 0 or 1 (positive), or one that labels of the data set names"
     raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}")
 
 

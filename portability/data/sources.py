@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from portability.core.specs import (
     TaskSpec,
 )
 from portability.data.answer_scores import LIKELIHOODS, NORMALISERS
-from portability.data.examples import FORMS, KEYS, TWO, Rows, json_lines, read_rows
+from portability.data.examples import FORMS, KEYS, TWO, Rows, read_rows
+from portability.data.files import READERS, is_data_file, rows_of
 from portability.data.templates import columns_of
 
 SPLITS = ("train", "validation", "test")
+MOST_LISTED = 8  # labels that a question lists (our choice)
 WRITTEN = {"new_tokens": None, "too_long": TOO_LONG[0], "chat": None}
 # by scoring: what a set's answers may say, and what holds where they do not
 ANSWERS: Mapping[str, Mapping[str, Any]] = {
@@ -39,15 +41,17 @@ class DataSource:
     themselves), and what it holds: texts with labels, or prompts with answers.
 
     Attributes:
-        path: folder of SPLIT.jsonl files, ``embedded:NAME`` for a set shipped with the package.
+        path: folder of SPLIT.jsonl, .csv or .parquet files, ``embedded:NAME`` for a set shipped with the
+            package.
         hub: hub id (owner/name); needs `revision`, 40 hex digits.
         config: configuration of the hub's data set, for example "sst2" of nyu-mll/glue.
         pair_column: of pairs of texts, the column of the second one.
         labels: what labels 0, 1, ... are called in the rows: texts, of which a row may also hold the number,
             or whole numbers.
         task: what `task_spec` is to take instead of the study's (template, label_words, max_length).
-        splits: train, validation, test -> the split of the source that serves as it, or a file.jsonl by
-            itself, of prompts with rows named as ours; validation may be missing.
+        splits: train, validation, test -> the split of the source that serves as it, or a data file by
+            itself (files.READERS), of prompts beside a folder or the hub with rows named as ours; validation
+            may be missing.
         answers: of a set of prompts, how answers are scored (`answer_spec`); None for texts with labels.
         columns: of a set of prompts, the keys of its rows (tasks.examples.FORMS) -> their names at the
             source, where these are others or there are more of them.
@@ -88,7 +92,7 @@ def check(source: DataSource) -> dict[str, str]:
     named, pinned = r"[\w.-]+/[\w.-]+", r"[0-9a-f]{40}"
     columns = not source.columns or source.answers is not None and frozenset(source.columns) in FORMS
     _check_words(source)
-    places, alone = [place for place in (source.path, hub) if place], all(map(_is_file, used.values()))
+    places, alone = [place for place in (source.path, hub) if place], all(map(is_data_file, used.values()))
     of_texts = source.labels == TWO and source.task is None and source.pair_column is None
     names = [str(name).strip() for name in source.labels]
     for right, says in (
@@ -108,11 +112,6 @@ def check(source: DataSource) -> dict[str, str]:
         if not right:
             raise UserError(f"data set '{source.name}': {says}")
     return used
-
-
-def _is_file(split: str) -> bool:
-    """Whether a split is a file by itself."""
-    return split.endswith(".jsonl")
 
 
 def _check_words(source: DataSource) -> None:
@@ -163,6 +162,17 @@ def answer_spec(source: DataSource, max_length: int) -> AnswerSpec | None:
     return spec
 
 
+def labels_named(task: TaskSpec) -> TaskSpec:
+    """The same task with its label words where the template has {labels}; too many are not listed.
+
+    Example:
+        >>> labels_named(TaskSpec("{text} {labels}?", ("ham", "spam"), 64)).template
+        '{text} ham or spam?'
+    """
+    listed = " or ".join(task.label_words) if len(task.label_words) <= MOST_LISTED else "which one"
+    return replace(task, template=task.template.replace("{labels}", listed))
+
+
 def task_spec(source: DataSource, task: TaskSpec) -> TaskSpec:
     """How a set's texts are asked: as the study's, but for what the set says itself. Names of labels are
     their label words, unless it says others.
@@ -176,7 +186,7 @@ def task_spec(source: DataSource, task: TaskSpec) -> TaskSpec:
     """
     where, own = f"data.{source.name}.task", dict(source.task or {})
     words = {} if source.labels == TWO else {"label_words": [str(name) for name in source.labels]}
-    spec = build(TaskSpec, asdict(task) | words | own, where)
+    spec = labels_named(build(TaskSpec, asdict(task) | words | own, where))
     labels = ", ".join(map(str, source.labels))
     if len(spec.label_words) != len(source.labels):
         raise UserError(f"data set '{source.name}' has {len(source.labels)} labels ({labels}) and "
@@ -198,7 +208,7 @@ def files(source: DataSource, splits: Collection[str] = SPLITS) -> dict[str, Pat
         UserError: no such folder or file.
     """
     used = {split: name for split, name in check(source).items() if split in splits}
-    paths = {split: Path(name).expanduser() for split, name in used.items() if _is_file(name)}
+    paths = {split: Path(name).expanduser() for split, name in used.items() if is_data_file(name)}
     if source.path is not None:
         folder = Path(source.path).expanduser()
         if source.path.startswith("embedded:"):
@@ -206,11 +216,20 @@ def files(source: DataSource, splits: Collection[str] = SPLITS) -> dict[str, Pat
         if not folder.is_dir():
             raise UserError(f"data set '{source.name}': no folder {folder}; set data_root, or path in "
                             "conf/data")
-        paths = {split: paths.get(split, folder / f"{name}.jsonl") for split, name in used.items()}
+        paths = {split: paths.get(split) or _in(folder, name, source) for split, name in used.items()}
     for split, path in paths.items():
         if not path.is_file():
             raise UserError(f"data set '{source.name}': no file {path} for its {split} split")
     return paths
+
+
+def _in(folder: Path, name: str, source: DataSource) -> Path:
+    """The file of a split in a folder, whatever its ending."""
+    there = [path for ending in READERS if (path := folder / f"{name}{ending}").is_file()]
+    if len(there) > 1:
+        raise UserError(f"data set '{source.name}': {folder} holds "
+                        f"{' and '.join(path.name for path in there)}; leave one of them")
+    return there[0] if there else folder / f"{name}.jsonl"
 
 
 def read_split(source: DataSource, split: str) -> Rows:
@@ -225,12 +244,13 @@ def read_split(source: DataSource, split: str) -> Rows:
         raise UserError(f"data set '{source.name}' has no {split} split; name one in its splits (conf/data)")
     labelled, path = source.answers is None, files(source, [split]).get(split)
     columns = {"text": source.text_column, "label": source.label_column} if labelled else source.columns
-    if _is_file(used[split]) and not labelled:
+    if is_data_file(used[split]) and not labelled and (source.path or source.hub):
         columns = {}
     if source.pair_column is not None:
         columns = {**columns, "text_pair": source.pair_column}
     where = str(path) if path else f"{source.hub} split {used[split]}"
-    values = json_lines(path) if path else _hub_rows(source, used[split], columns, where)
+    figures = [source.label_column] if labelled else []
+    values = rows_of(path, figures) if path else _hub_rows(source, used[split], columns, where)
     rows = read_rows(values, columns, source.labels if labelled else None, source.lettered, source.templates)
     labels = {label for _, label in rows} if labelled else ()
     if not rows:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from portability.core.errors import RUN_ERRORS, UserError
 from portability.core.specs import HostSpec, MethodSpec, PortSpec, RunSpec, TaskSpec
+from portability.core.wording import counted
 from portability.execution.execute import WorkerContext
 from portability.hosts.devices import Place
 from portability.hosts.host import Host, load_tokenizer, model_class, narrow, weight_bytes
@@ -34,7 +35,7 @@ from portability.training.memory import STATE
 
 GIVEN = {"origin_weights", "receiving_weights", "text", "labels"}  # needs that no rehearsal can meet
 PRECISIONS = ("fp32", "bf16")
-TOKENS = 12  # of an answer in an example that is shown
+TOKENS = 12  # of an answer in an example that is shown, and at each end of what is read
 
 
 class Rehearsal:
@@ -127,8 +128,8 @@ class Rehearsal:
 
     def _asked(self, run: RunSpec) -> dict[str, Any]:
         """`example`: what the host reads of the first test example, the answers that it may give, as they
-        follow the text, and their tokens, with all blanks to be seen; of several answers the first tokens are
-        what is scored. How many answers are `too_long`."""
+        follow the text, their tokens, and those that are read, with all blanks to be seen; of several answers
+        the first tokens are what is scored. How many answers are `too_long`."""
         host, task = self._host(run.host), task_of(run.task)
         task.scorer(host)
         with _said("training examples"):
@@ -136,13 +137,17 @@ class Rehearsal:
         with _said(f"{run.eval.split} examples"):
             test = self.context.test(host, run)
         part = (run.data.name, run.eval.split, run.eval.limit)
-        text, answers, ids = task.example(host, self.context.data, *part)
+        text, answers, ids, read = task.example(host, self.context.data, *part)
         tokens = [str([*host.tokenizer.convert_ids_to_tokens(one[:TOKENS]), *["..."][: len(one) > TOKENS]])
                   for one in ids]
         shown = " or ".join(repr(f"{one[:SHOWN]} ..." if len(one) > SHOWN else one) for one in answers)
         scored = " (the first ones are scored)" if len(answers) > 1 else ""
         said = f" -> {shown}\n  tokens: {' or '.join(tokens)}{scored}" if answers else (
             f", answered by a head of {_classes(run)} classes")
+        seen = host.tokenizer.convert_ids_to_tokens(read)
+        if len(seen) > 2 * TOKENS:
+            seen = [*seen[:TOKENS], "...", *seen[-TOKENS:]]
+        said += f"\n  read as {counted(len(read), 'token')}: {seen}"
         return {"example": f"{text!r}{said}", "too_long": task.too_long(training, test)}
 
 

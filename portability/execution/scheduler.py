@@ -21,7 +21,7 @@ from portability.execution.fetch import fetch_hosts
 from portability.execution.host_comparison import compare_pairs
 from portability.execution.leases import Leases
 from portability.execution.needs import check_memory
-from portability.execution.preview import preview
+from portability.execution.preview import example_lines, preview
 from portability.execution.worker import Job, Setup
 from portability.hosts.devices import STACKS
 from portability.planning.cost import cost_units, stack_key, stacks
@@ -239,6 +239,8 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
     setup = Setup(store.root, study.sources, study.overlap, tracking, conf.checkpoint_seconds,
                   conf.timeout_minutes)
     found = preview(planned, todo, setup, here[0] if here else None)
+    for line in example_lines(planned, found):
+        log.info("%s", line)
     check_memory(found, todo, here)
     fetch_hosts(planned, todo)
     if todo:

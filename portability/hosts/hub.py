@@ -39,6 +39,19 @@ def texts(name: str, hub: str | None, revision: str | None) -> Path:
     return folder
 
 
+def commit_of(hub: str) -> str:
+    """The commit, 40 hex digits, at which a repository is now.
+
+    Raises:
+        UserError: the hub cannot be asked, or has no such repository.
+    """
+    look_for_hub()
+    from huggingface_hub import HfApi
+
+    with _asking(hub, hub, "main"):
+        return str(HfApi().model_info(hub).sha)
+
+
 @functools.cache
 def digests(name: str, hub: str, revision: str) -> dict[str, str]:
     """SHA-256 of each of a host's weight files, by name: as the hub says it, or, without the hub, of the

@@ -69,6 +69,7 @@ class Study:
     similarity: bool  # compare the hosts of each pair (portability/execution/host_comparison.py)
     # of every host made by a recipe, what it stems from, the kinds of its changes, and their updates
     derived: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()  # sentences that are said before work
 
 
 def facts(study: Study, sweep: str | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def plan_lines(study: Study, planned: Plan, store: Store) -> list[str]:
         *(f"data {name}: " + ", ".join(f"{counts[key]} {key}" for key in SHOWN)
           for name, counts in study.data.counts.items()),
         *lacking(study, planned, store),
+        *study.warnings,
     ]
 
 

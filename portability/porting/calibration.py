@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from portability.core.errors import UserError
 from portability.core.seeds import stream_seed
 from portability.core.specs import CalibrationSpec, Text
 from portability.data.examples import Example
+from portability.data.files import TABLES, rows_of
 from portability.data.splits import StudyData, rows
 
 
@@ -86,30 +88,32 @@ def texts_of(words: str, data: StudyData) -> list[Text]:
 
 
 def read_texts(path: Path) -> list[Text]:
-    """The texts of a file: of a .jsonl the field `text` of each line, or the pair `text`, `text_pair`, of any
-    other each line.
+    """The texts of a file: of a .jsonl, .csv or .parquet the field `text` of each row, or the pair `text`,
+    `text_pair`, of any other each line.
 
     Raises:
-        UserError: there is no such file, it is not UTF-8, or a line of a .jsonl has no text, or half a
-            character in it.
+        UserError: there is no such file, it cannot be read, or a row has no text, or half a character in it.
     """
     if not path.is_file():
         raise UserError(f"calibration texts: there is no file {path}")
+    if path.suffix in TABLES:
+        return [_text(row, where) for where, row in rows_of(path)]
     try:
         lines: list[str] = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"calibration texts: {path} is not text in UTF-8: {error}") from error
     if path.suffix != ".jsonl":
         return [*lines]
-    texts: list[Text] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            parts = [row["text"], *([row["text_pair"]] if "text_pair" in row else [])]
-            for part in parts:
-                part.encode()  # half of a pair of surrogates is no text
-            texts.append((parts[0], parts[1]) if parts[1:] else parts[0])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"calibration texts: {path}, line {number}: each line must be a JSON object with "
-                            "text") from error
-    return texts
+    return [_text(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _text(row: Any, where: str) -> Text:
+    """The text, or pair of texts, of a row, or of the line of JSON that is one."""
+    try:
+        row = json.loads(row) if isinstance(row, str) else row
+        parts = [row["text"], *([row["text_pair"]] if "text_pair" in row else [])]
+        for part in parts:
+            part.encode()  # half of a pair of surrogates is no text
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"calibration texts: {where}: each line must be a JSON object with text") from error
+    return (parts[0], parts[1]) if parts[1:] else parts[0]

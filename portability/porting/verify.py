@@ -16,6 +16,7 @@ from portability.core.errors import UserError
 from portability.core.measures import said
 from portability.core.specs import HostSpec, MethodSpec, TaskSpec
 from portability.data.examples import LabelledText
+from portability.data.files import TABLES, Placed, rows_of
 from portability.data.tokenization import encode
 from portability.hosts.host import Host, load_host
 from portability.methods import attach
@@ -109,8 +110,18 @@ def _difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     return {"mean": float(gains.mean()), "low": float(found.low), "high": float(found.high)}
 
 
+def _lines(path: Path) -> Placed:
+    """The lines of a file that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error}") from error
+    return ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+
+
 def read_rows(path: Path, option: str, task: TaskSpec) -> list[LabelledText]:
-    """Text, or pair of texts where the task asks about pairs, and label of each example of a JSONL file.
+    """Text, or pair of texts where the task asks about pairs, and label of each example of a JSONL, CSV or
+    Parquet file.
 
     Raises:
         UserError: no such file, or a line that is no example.
@@ -120,22 +131,16 @@ def read_rows(path: Path, option: str, task: TaskSpec) -> list[LabelledText]:
     count, rows = len(task.label_words), list[LabelledText]()
     known: dict[object, int] = {name: label for label in range(count) for name in (label, str(label))}
     known |= {word: label for label, word in enumerate(task.label_words)}  # "1" may be a word, of label 0
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for where, row in rows_of(path) if path.suffix in TABLES else _lines(path):
         try:
-            row = json.loads(line)
+            row = json.loads(row) if isinstance(row, str) else row
             parts = [str(row[key]) for key in ("text", "text_pair")[: 1 + task.pairs]]
             "".join(parts).encode()  # half of a pair of surrogates is no text
             rows.append(((parts[0], parts[1]) if task.pairs else parts[0], known[row["label"]]))
         except (ValueError, KeyError, TypeError) as error:
             texts = "text, text_pair" if task.pairs else "text"
             numbers = "0 or 1" if count == 2 else f"0 to {count - 1}"
-            raise UserError(f"{path}, line {number}: each line must be a JSON object with {texts} and label "
+            raise UserError(f"{where}: each line must be a JSON object with {texts} and label "
                             f"({numbers}, or its label word)") from error
     if not rows:
         raise UserError(f"{path} holds no example")

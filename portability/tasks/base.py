@@ -165,9 +165,9 @@ class Task(Protocol):
 
     def example(
         self, host: Host, data: StudyData, name: str, split: str, limit: int
-    ) -> tuple[str, list[str], list[list[int]]]:
+    ) -> tuple[str, list[str], list[list[int]], list[int]]:
         """The first test example: the text that is read, the answers as they follow it (none with a head),
-        their tokens."""
+        their tokens, and all tokens that are read."""
 
     def answered(
         self, host: HostSpec, data: StudyData, name: str, draw: Callable[[int], Sequence[int]]

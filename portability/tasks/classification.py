@@ -50,16 +50,18 @@ class Classification:
 
     def example(
         self, host: Host, data: StudyData, name: str, split: str, limit: int
-    ) -> tuple[str, list[str], list[list[int]]]:
-        parts, _ = rows(data, name, split, limit)[0]
+    ) -> tuple[str, list[str], list[list[int]], list[int]]:
+        first = rows(data, name, split, limit)[0]
+        read = encode([first], host.tokenizer, self.spec, host.scoring == "label").row(0).tolist()
+        parts, _ = first
         given = each(parts, lambda part: f"{part[:SHOWN]} ..." if len(part) > SHOWN else part)
         if host.scoring == "head":
-            return plain(given), [], []
+            return plain(given), [], [], read
         words, template, alone = (
             self.spec.label_words, self.spec.template, FAMILIES[host.family].seq2seq)
         text = self.spec.asked(given)
         answers = [word if alone else joined(text, word) for word in words]
-        return text, answers, label_tokens(host.tokenizer, words, alone, template)
+        return text, answers, label_tokens(host.tokenizer, words, alone, template), read
 
     def answered(
         self, host: HostSpec, data: StudyData, name: str, draw: Callable[[int], Sequence[int]]

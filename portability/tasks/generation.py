@@ -102,10 +102,12 @@ class Generation:
 
     def example(
         self, host: Host, data: StudyData, name: str, split: str, limit: int
-    ) -> tuple[str, list[str], list[list[int]]]:
+    ) -> tuple[str, list[str], list[list[int]], list[int]]:
         first = rows(data, name, split, limit)[0]
+        asked = self.prompts([first], host.tokenizer, host.family).asked
+        read = asked.row(0)[: asked.starts[0] or None].tolist()  # a prompt of T5 stands alone
         text, answer, ids = shown(first, host.tokenizer, host.family, self.spec.chat)
-        return f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids]
+        return f"... {text[-SHOWN:]}" if len(text) > SHOWN else text, [answer], [ids], read
 
     def answered(
         self, host: HostSpec, data: StudyData, name: str, draw: Callable[[int], Sequence[int]]

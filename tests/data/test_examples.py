@@ -5,7 +5,8 @@ import json
 import pytest
 
 from portability.core.errors import UserError
-from portability.data.examples import Example, json_lines, key, read_rows, render
+from portability.data.examples import Example, key, read_rows, render
+from portability.data.files import json_lines
 
 CHAT = [{"role": "system", "content": "be short"}, {"role": "user", "content": "2 + 2 ?"},
         {"role": "assistant", "content": "4"}, {"role": "user", "content": "and 3 more ?"},

@@ -8,7 +8,8 @@ from itertools import combinations, islice
 
 import pytest
 
-from portability.data.examples import json_lines, key, read_rows
+from portability.data.examples import key, read_rows
+from portability.data.files import json_lines
 from portability.embedded.recipes.generated import (
     CHOICES,
     LEVELS,

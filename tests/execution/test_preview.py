@@ -373,6 +373,8 @@ def test_the_plan_shows_an_example_with_its_blanks(make_host, data_folders, tmp_
                                                                            "nano-tuned-base")]
         assert lines[place].endswith(f": {first + ' answer :'!r} -> {shown}")
         assert lines[place + 1] == "  tokens: ['negative'] or ['positive'] (the first ones are scored)"
+        read = [word if word in tiny.WORDS else "<unk>" for word in (*first.split(), "answer", ":")]
+        assert lines[place + 2] == f"  read as {len(read)} tokens: {read}"
         # a label alone
         assert any(line.startswith("example of ") and "nano-raw-base" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
@@ -388,6 +390,8 @@ def test_the_plan_shows_a_prompt_with_its_answer(sets, make_host, tmp_path, caps
                                                                            "nano-raw-base")]
         assert lines[place].endswith(f": {row['prompt']!r} -> {' ' + answer!r}")
         assert lines[place + 1] == f"  tokens: {[*answer.split(), '</s>']}"
+        read = row["prompt"].split()
+        assert lines[place + 2] == f"  read as {len(read)} tokens: {read}"
 
 
 def test_one_new_kind_of_run_is_one(make_host, data_folders, tmp_path, caplog, monkeypatch):

@@ -5,12 +5,13 @@ from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from portability.core.errors import UserError
 from portability.core.measures import probabilities
-from portability.core.specs import PortSpec
+from portability.core.specs import PortSpec, TaskSpec
 from portability.data.examples import plain
 from portability.data.tokenization import encode
 from portability.methods.files import read_folder
@@ -142,6 +143,21 @@ def test_shares_of_three_labels_go_on_from_those_of_two():
     two, three = torch.tensor([0.5, -2.0]).double(), torch.tensor([[0.5, -1.0], [3.0, 0.1]]).double()
     assert torch.allclose(log_shares(two), torch.stack([torch.zeros(2), two], 1).log_softmax(-1))
     assert torch.allclose(log_shares(three).exp(), torch.from_numpy(probabilities(three.numpy())))
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_tables_hold_texts_and_examples_as_lines_of_json_do(tmp_path, ending):
+    held = pd.DataFrame([{"text": "a, b", "text_pair": " c", "label": 1},
+                         {"text": "d", "text_pair": "e", "label": 0}])
+    path = tmp_path / f"rows{ending}"
+    held.to_csv(path, index=False) if ending == ".csv" else held.to_parquet(path)
+    assert read_texts(path) == [("a, b", " c"), ("d", "e")]
+    task = TaskSpec("{text} {text_pair}", ("no", "yes"), 8)
+    assert read_rows(path, "--verify", task) == [(("a, b", " c"), 1), (("d", "e"), 0)]
+    held.drop(columns="text").to_parquet(tmp_path / "less.parquet")
+    for read in (read_texts, lambda path: read_rows(path, "--verify", task)):
+        with pytest.raises(UserError, match="less.parquet row 1: each line must be a JSON object with text"):
+            read(tmp_path / "less.parquet")
 
 
 def test_pairs_are_calibrated_on_as_joined_texts_and_named_by_both(tmp_path):

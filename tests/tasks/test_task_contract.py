@@ -55,8 +55,10 @@ def test_a_task_trains_scores_and_measures(asked):
 def test_the_example_shown_and_examples_with_answers_are_the_hosts_own_tokens(asked):
     run, data, host = asked
     task = task_of(run.task)
-    text, answers, ids = task.example(host, data, run.data.name, run.eval.split, 0)
+    text, answers, ids, read = task.example(host, data, run.data.name, run.eval.split, 0)
     assert text and len(answers) == len(ids) and bool(answers) == (host.scoring == "label")
+    test = task.test(host, data, run.data.name, run.eval.split, 0)
+    assert read and read == getattr(test, "asked", test).row(0).tolist()[: len(read)]
     drawn = task.answered(run.host, data, run.data.name, lambda size: [size - 1, 0])
     assert len(drawn) == 2 and all((one.label is None) == (host.scoring == "label") for one in drawn)
     read_on = [one for one in drawn if one.label is None and one.target is None]

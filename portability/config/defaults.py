@@ -1,0 +1,45 @@
+"""What follows from a study's hosts where its configuration does not say: how texts are asked about, and
+which learning rates and budgets nobody has tried on them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from portability.config.schema import Config, TaskConf
+from portability.core.architectures import FAMILIES
+from portability.core.specs import HostSpec, TaskSpec
+from portability.planning.grid import Grid
+
+WORDS = ("negative", "positive")  # of labels 0 and 1 that have no names
+KINDS = ("encoder", "seq2seq", "decoder")  # hosts of several kinds are asked as the last of theirs
+
+
+def question(conf: TaskConf, hosts: Sequence[HostSpec], pairs: bool) -> TaskSpec:
+    """The study's question about a text or, for `pairs`, about two; {labels} of its template is left open
+    (`sources.task_spec` fills it).
+
+    Args:
+        hosts: of the study, at least one.
+    """
+    kind = max((FAMILIES[host.shape.family].kind for host in hosts), key=KINDS.index)
+    template = conf.template or conf.by_family[kind][pairs]  # type: ignore[index]  # pydantic saw the keys
+    return TaskSpec(template, conf.label_words or WORDS, conf.max_length)
+
+
+def untried(conf: Config, grid: Grid, derived: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence where the learning rates of the study's methods, or its budgets, were not chosen on its
+    hosts; nothing where they were.
+
+    Args:
+        derived: of every host that is made of another, what it stems from ("from").
+    """
+    tried = conf.host_set.tried
+    names = dict.fromkeys(host.name for pair in grid.pairs for host in pair)
+    hosts = [name for name in names if {name, derived.get(name, {}).get("from")}.isdisjoint(tried.hosts)]
+    rates = ", ".join(f"{method.name} {method.learning_rate:g}" for method in grid.methods
+                      if hosts or method.name not in tried.methods)
+    if not rates:
+        return []
+    budgets = f" and budgets ({', '.join(map(str, grid.budgets))} updates)" if hosts else ""
+    return [f"not tried on {', '.join(hosts or names)}: learning rates ({rates}){budgets}; choose them on "
+            "validation data before you compare: grid.inits=[scratch] grid.rates=[0.333,1,3] "
+            "grid.seeds=[900] eval.split=validation study=rates (then say so in host_set.tried)"]
