@@ -1,5 +1,5 @@
-"""Where a study is, in the terminal: bars by kind of run, rate, time left, memory and failures; plain lines where
-nobody looks at a terminal."""
+"""Where a study is, in the terminal: bars by kind of run, rate, time left, memory and failures; plain lines
+where nobody looks at a terminal."""
 
 import contextlib
 import logging
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from portability.execution.scheduler import Ledger
 
 LINE_SECONDS = 15.0  # between two plain lines (our choice)
+DRAW_SECONDS = 0.5  # between two states of the bars
 MEMORY_SECONDS = 5.0  # between two looks at the memory, which take a millisecond a process
 SPEED_SECONDS = 120.0  # over which the time left is estimated (our choice)
 
@@ -155,24 +156,30 @@ def shown(meter: Meter, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lines(meter: Meter, name: str) -> Iterator[None]:
-    clock, last = Clock(meter), time.monotonic()
+    clock = Clock(meter)
 
     def say() -> None:
         kinds = ", ".join(_kind_words(kind) for kind in meter.kinds())
         sys.stderr.write(f"{name}: {meter.part:.1%}; {'; '.join(clock.words())}; {kinds}\n")
 
-    def show() -> None:
-        nonlocal last
-        if time.monotonic() - last >= LINE_SECONDS:
-            last = time.monotonic()
-            say()
-
-    meter.show = show
+    meter.show = _at_most_every(LINE_SECONDS, say)
     try:
         yield
     finally:
         meter.show = lambda: None
         say()
+
+
+def _at_most_every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+    last = time.monotonic()
+
+    def calls() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            call()
+
+    return calls
 
 
 def _kind_words(kind: Kind) -> str:
@@ -184,9 +191,10 @@ class Bars(Progress):
     """A bar for the whole and one for each kind of run, and below them what the clock says."""
 
     def __init__(self, clock: Clock, console: Console):
-        super().__init__(TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"),
-                         TextColumn("{task.fields[runs]}", justify="right"), TextColumn("{task.fields[now]}"),
-                         console=console, refresh_per_second=2)
+        super().__init__(
+            TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[runs]}", justify="right"), TextColumn("{task.fields[now]}"),
+            console=console, refresh_per_second=2)
         self.clock = clock
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -202,7 +210,7 @@ def _bars(meter: Meter, name: str, console: Console) -> Iterator[None]:
     tasks = {kind.name: bars.add_task(f"  {kind.name}", total=kind.whole, runs="", now="")
              for kind in meter.kinds()}
 
-    def show() -> None:
+    def draw() -> None:
         bars.update(whole, completed=meter.part)
         for kind in meter.kinds():
             now = [f"{count} {doing}" for doing, count in sorted(kind.doing.items())]
@@ -210,13 +218,13 @@ def _bars(meter: Meter, name: str, console: Console) -> Iterator[None]:
             bars.update(tasks[kind.name], completed=kind.made, runs=f"{kind.done}/{kind.runs}",
                         now=", ".join(now))
 
-    meter.show = show
-    show()
-    try:
-        with bars, _logs_above():
+    meter.show = _at_most_every(DRAW_SECONDS, draw)
+    with bars, _logs_above():
+        try:
             yield
-    finally:
-        meter.show = lambda: None
+        finally:
+            draw()
+            meter.show = lambda: None
 
 
 @contextlib.contextmanager

@@ -12,22 +12,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from portability.tracking.follow import END_SECONDS
 from portability.tracking.runs import TrackingSpec
 
 log = logging.getLogger(__name__)
-LATER = "python -m portability.publish {folder} --to wandb sends what is missing"
+END_SECONDS = 30.0  # that W&B has after the last run (our choice), and
+STUDY_SECONDS = 120.0  # for the study's own run
 
 
 @contextlib.contextmanager
 def filing(spec: TrackingSpec) -> Iterator[None]:
-    """File a study's runs in W&B while the block goes on, and for at most END_SECONDS after it. When the block
-    is interrupted, the process is left to end by itself, within that time."""
+    """File a study's runs in W&B while the block goes on, and for at most END_SECONDS after it. When the
+    block is interrupted, the process is left to end by itself, within that time."""
     if spec.mode == "disabled":
         yield
         return
     command = [sys.executable, "-m", "portability.tracking.follow",
-               json.dumps({**asdict(spec), "folder": str(spec.folder)})]
+               json.dumps({**asdict(spec), "folder": str(spec.folder)}), str(END_SECONDS)]
     with _process(command) as process:
         yield
         assert process.stdin is not None
@@ -36,15 +36,15 @@ def filing(spec: TrackingSpec) -> Iterator[None]:
         end(process, END_SECONDS + 2, spec)
 
 
-def send_study(spec: TrackingSpec, seconds: float = 60.0) -> None:
-    """File the study itself: verdict, gains and charts of what is done (study_run.study_entry), within so many
-    seconds."""
+def send_study(spec: TrackingSpec) -> None:
+    """File the study itself: verdict, gains and charts of what is done (study_run.study_entry), within
+    STUDY_SECONDS."""
     if spec.mode == "disabled":
         return
     command = [sys.executable, "-m", "portability.publish", str(spec.folder), "--to", "wandb", "--mode",
                spec.mode, "--project", spec.project, "--only-study"]
     with _process(command) as process:
-        end(process, seconds, spec)
+        end(process, STUDY_SECONDS, spec)
 
 
 @contextlib.contextmanager
@@ -75,11 +75,13 @@ def _hear(process: subprocess.Popen[str]) -> None:
 def end(process: subprocess.Popen[Any], seconds: float, spec: TrackingSpec) -> None:
     """Wait so long for a process, and then end it with all below it."""
     try:
-        if process.wait(seconds) == 0:
+        if not (code := process.wait(seconds)):
             return
+        how = f"ended with exit code {code}"
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    log.warning("W&B did not end in time; the study is whole without it, and %s",
-                LATER.format(folder=spec.folder))
+        how = f"did not end within {seconds:.0f} s"
+    log.warning("W&B %s; the study is whole without it, and python -m portability.publish %s --to wandb sends "
+                "what is missing", how, spec.folder)

@@ -1,9 +1,10 @@
-"""The process that files a study's runs in W&B while they train: `python -m portability.tracking.follow SPEC`.
+"""The process that files a study's runs in W&B while they train: `python -m portability.tracking.follow`
+with a TrackingSpec as JSON, and the seconds that it has after the end of its command.
 
 It belongs to a command, which keeps its standard input open (beside.py): the end of that is the end of the
-study, or of the command. It reads what workers tell (live.py) and the records that they leave, and is the only
-one that ever calls W&B: when that is slow, hangs or breaks, workers do not notice. Of several commands on one
-study one follows, and the next one takes over when it ends.
+study, or of the command. It reads what workers tell (live.py) and the records that they leave, and is the
+only one that ever calls W&B: when that is slow, hangs or breaks, workers do not notice. Of several commands
+on one study one follows, and the next one takes over when it ends.
 """
 
 import contextlib
@@ -29,7 +30,6 @@ from portability.tracking.runs import OpenRun, Tracker, TrackingSpec
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # between two looks at what workers tell
-END_SECONDS = 25.0  # that it has after the end of its command (our choice)
 IN_A_ROW = 5  # refusals after which W&B is left alone (our choice): each may take INIT_SECONDS
 ROOM = 2**30  # bytes that W&B leaves on the study's disk, for records (our choice)
 
@@ -164,19 +164,23 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    """Follow until standard input ends."""
+    """Follow until standard input ends, and end in time, whatever W&B is at."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    os.nice(10)  # workers come first
-    spec = json.loads(sys.argv[1])
-    follower, over = Follower(TrackingSpec(**{**spec, "folder": Path(spec["folder"])})), threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    os.nice(5)  # workers come first
+    spec, seconds, over = json.loads(sys.argv[1]), float(sys.argv[2]), threading.Event()
+
+    def await_end() -> None:
+        sys.stdin.read()
+        over.set()
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=await_end, daemon=True).start()
+    follower = Follower(TrackingSpec(**{**spec, "folder": Path(spec["folder"])}))
     try:
         while not over.is_set():
             follower.look()
             over.wait(LOOK_SECONDS)
-        limit = threading.Timer(END_SECONDS, os._exit, [1])
-        limit.daemon = True
-        limit.start()
         follower.end()
     except GivenUp as error:
         say(f"W&B is left alone ({error}); the study goes on")

@@ -1,11 +1,11 @@
 """What a worker tells of its runs while they train: lines of JSON in a file of its own, beside the leases.
 
-    <study>/running/<owner>.live           what the worker with that lease tells; it appends, a few times a minute
-    <study>/running/<owner>.<ns>.taken     the same, once whoever files it in W&B (follow.py) has taken it
+    <study>/running/<owner>.live          what the worker of that name tells; it appends
+    <study>/running/<owner>.<ns>.taken    the same, once whoever files it in W&B (follow.py) has taken it
 
-A worker never waits for whoever reads: a file that nobody takes stops growing, and what cannot be written is not
-told. So this works wherever workers share the study's folder with a command, and costs a worker the time of
-writing a line.
+A worker never waits for whoever reads: a file that nobody takes stops growing, and what cannot be written is
+not told. So this works wherever workers share the study's folder with a command, and costs a worker the time
+of writing a line.
 """
 
 import contextlib
@@ -48,8 +48,8 @@ class Live:
             yield
         except Exception as error:
             self.broken = True
-            log.warning("what is measured is not told while it is (%s: %s); records are sent as they are done",
-                        type(error).__name__, error)
+            log.warning("what is measured is not told while runs train (%s: %s); records are sent as they are "
+                        "done", type(error).__name__, error)
         finally:
             self.cpu += time.thread_time() - began
 

@@ -1,5 +1,5 @@
-"""What is measured of runs while they train, for whoever watches: losses, learning rates, tokens a second, and
-the numbers at each mark. Nothing here changes a number of a run."""
+"""What is measured of runs while they train, for whoever watches: losses, learning rates, tokens a second,
+and the numbers at each mark. Nothing here changes a number of a run."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -132,7 +132,8 @@ def _metrics(output: RunOutput) -> dict[str, list[dict[str, Any]]]:
 
 def numbers_of(run: RunSpec, labels: np.ndarray | None, predictions: Predictions, last: Predictions,
                metrics: Sequence[str]) -> dict[str, float | str]:
-    """The numbers of one run at one mark, or why there is none; those of the last iterate begin with last_."""
+    """The numbers of one run at one mark, or why there is none; those of the last iterate begin with
+    last_."""
     task = task_of(run.task)
     found = dict(task.metrics(predictions, labels, metrics))
     return found | {name.replace("eval_", "last_", 1): value
