@@ -191,11 +191,11 @@ class Bars(Progress):
     """A bar for the whole and one for each kind of run, and below them what the clock says."""
 
     def __init__(self, clock: Clock, console: Console):
+        self.clock = clock
         super().__init__(
             TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[runs]}", justify="right"), TextColumn("{task.fields[now]}"),
             console=console, refresh_per_second=2)
-        self.clock = clock
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """See rich.progress.Progress."""

@@ -83,5 +83,5 @@ def end(process: subprocess.Popen[Any], seconds: float, spec: TrackingSpec) -> N
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         how = f"did not end within {seconds:.0f} s"
-    log.warning("W&B %s; the study is whole without it, and python -m portability.publish %s --to wandb sends "
-                "what is missing", how, spec.folder)
+    log.warning("W&B %s; the study is whole without it, and python -m portability.publish %s --to wandb "
+                "sends what is missing", how, spec.folder)

@@ -15,6 +15,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Follower:
         if self.look() and self.look():
             for run_id, opened in self.open.items():
                 if opened is not None:
-                    self._try(lambda one=opened, i=run_id: self.tracker.leave(i, one), run_id)
+                    self._try(run_id, self.tracker.leave, run_id, opened)
 
     def hear(self, owner: str, line: dict[str, Any]) -> None:
         """A line that a worker told."""
@@ -90,13 +91,13 @@ class Follower:
             self._begin(heading, line["marks"])
         elif run_id := line.get("failed"):
             if opened := self.open.pop(run_id, None):
-                self._try(lambda: self.tracker.leave(run_id, opened, line["error"]), run_id)
+                self._try(run_id, self.tracker.leave, run_id, opened, line["error"])
         else:
             self.cpu[owner] = max(line["cpu"], self.cpu.get(owner, 0.0))
             for run_id, values in line["values"].items():
                 if opened := self.open.get(run_id):
                     last = self.marks[run_id][-1]
-                    self._try(lambda: self.tracker.log(opened, line["step"], values, last), run_id)
+                    self._try(run_id, self.tracker.log, opened, line["step"], values, last)
 
     def _begin(self, heading: dict[str, Any], marks: list[int]) -> None:
         run_id = heading["run_id"]
@@ -105,7 +106,7 @@ class Follower:
             self.open[run_id] = None
             if not self._done(run_id):
                 filing = filing_of(heading, self.spec.folder.name, self._sweeps())
-                self.open[run_id] = self._try(lambda: self.tracker.begin(run_id, filing), run_id)
+                self.open[run_id] = self._try(run_id, self.tracker.begin, run_id, filing)
 
     def _done(self, run_id: str) -> dict[str, Any] | None:
         record, fault = self.store.parsed(run_id)
@@ -122,19 +123,19 @@ class Follower:
             self.tracker.finish(opened, entry) if opened else self.tracker.send(entry)
             return True
 
-        self.filed += self._try(file, run_id) is not None
+        self.filed += self._try(run_id, file) is not None
 
     def _sweeps(self) -> list[str]:
         return [self.spec.sweep] if self.spec.sweep else []
 
-    def _try(self, call: Any, run_id: str) -> Any:
+    def _try(self, run_id: str, call: Callable[..., Any], *given: Any) -> Any:
         """What a call of W&B gives; None where it was refused, which is said.
 
         Raises:
             GivenUp: so many in a row were.
         """
         try:
-            found = call()
+            found = call(*given)
         except Exception as error:  # whatever a tracker may raise
             self.refused += 1
             said = redact_paths(str(error)) or type(error).__name__

@@ -48,8 +48,8 @@ class Live:
             yield
         except Exception as error:
             self.broken = True
-            log.warning("what is measured is not told while runs train (%s: %s); records are sent as they are "
-                        "done", type(error).__name__, error)
+            log.warning("what is measured is not told while runs train (%s: %s); records are sent as they "
+                        "are done", type(error).__name__, error)
         finally:
             self.cpu += time.thread_time() - began
 

@@ -45,10 +45,10 @@ def test_lines_where_nobody_looks_at_a_terminal(book, at_once, capsys):
         book.failed[other] = "boom"
         meter.settle()
     lines = capsys.readouterr().err.splitlines()
-    assert all(re.match(r"mine: \d+\.\d%; \d of 14 runs; ", line) for line in lines), lines
-    assert "0 of 14 runs" in lines[0] and "origin 0/2 (2 training)" in lines[0]
+    assert all(re.match(r"mine: \d+\.\d%; \d of 9 runs; ", line) for line in lines), lines
+    assert "0 of 9 runs" in lines[0] and "origin 0/2 (2 training)" in lines[0]
     assert f"{meter.kind[other]} 0/" in lines[1] and "(1 scoring)" in lines[1]
-    assert "2 of 14 runs" in lines[-1] and "origin 2/2," in lines[-1] and "; 1 failed; " in lines[-1]
+    assert "2 of 9 runs" in lines[-1] and "origin 2/2," in lines[-1] and "; 1 failed; " in lines[-1]
     assert re.search(r"; \d\.\d GB of memory; ", lines[-1]) and "\x1b" not in "".join(lines)
 
 
@@ -79,7 +79,7 @@ def test_bars_by_kind_of_run_in_a_terminal_and_what_is_logged_above_them(book, a
     assert re.search(r"origin +.* 0/2 +2 training", last) and "1 failed" in last
     for kind in meter.kinds():
         assert re.search(rf"  {kind.name} .* {kind.done}/{kind.runs}", last), kind
-    assert "0 of 14 runs · " in last and " GB of memory · 1 failed" in last
+    assert "0 of 9 runs · " in last and " GB of memory · 1 failed" in last
 
 
 def test_kinds_are_origins_bare_hosts_and_arms(book):

@@ -282,8 +282,8 @@ def test_the_workspace_holds_the_comparison_panels_and_only_metrics_that_are_sen
     text = workspace("somebody", "portability", "mine")._to_model().model_dump_json(by_alias=True)
     spec = json.loads(text)["spec"]["section"]
     sections = {section["name"]: section["panels"] for section in spec["panelBankConfig"]["sections"]}
-    assert list(sections) == ["Verdict", "Accuracy against updates", "Training", "Gain by pair", "Zero-shot", "Cost",
-                              "Runs"]
+    assert list(sections) == ["Verdict", "Accuracy against updates", "Training", "Gain by pair",
+                              "Zero-shot", "Cost", "Runs"]
     shown = {(panel["config"]["metrics"][0], panel["config"]["groupBy"]) for panels in sections.values()
              for panel in panels
              if "metrics" in panel["config"]}

@@ -37,7 +37,8 @@ def send(folder, record=RECORD, **how):
 
 
 CELL = "lora__a->b__meals->films__ported__pad"
-TAGS = {"study:mine", "method:lora", "origin:a", "receiving:b", "relation:different", "arm:ported", "sweep:demo"}
+TAGS = {"study:mine", "method:lora", "origin:a", "receiving:b", "relation:different", "arm:ported",
+        "sweep:demo"}
 
 
 def test_a_run_is_filed_under_its_study_and_its_cell_without_the_seed():
