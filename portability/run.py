@@ -26,7 +26,6 @@ from portability.planning.selection import select_runs
 from portability.planning.study import Study
 from portability.planning.summary import lacking, plan_lines
 from portability.store import Store
-from portability.tracking.beside import send_study
 from portability.tracking.runs import TrackingSpec, resolve_mode
 
 log = logging.getLogger(__name__)
@@ -94,12 +93,9 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     sweep = next((word.partition("=")[2] for word in asked if word.startswith("+sweep=")), None)
     mode = resolve_mode(study.tracking.wandb)
     tracking = TrackingSpec(mode, study.tracking.project, store.root.resolve(), sweep)
-    before = store.ids()
     failed = run_plan(planned, ids, store, study, tracking, asked)
     report = f"python -m portability.analyze {shlex.quote(str(store.root))}"
     _say([*status_lines(part, store), f"verdict and report: {report}"])
-    if store.ids() != before:
-        send_study(tracking)
     return 1 if failed else 0
 
 

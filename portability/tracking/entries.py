@@ -58,7 +58,8 @@ class Entry:
         return digest({**asdict(self), "module": module, "origin": origin})
 
 
-def filing_of(heading: Mapping[str, Any], study: str | None = None, sweeps: Iterable[str] = ()) -> Filing:
+def filing_of(heading: Mapping[str, Any], study: str | None = None, sweeps: Iterable[str | None] = ()
+              ) -> Filing:
     """Where a run stands, from its heading (training.run_output.heading) or its record.
 
     The group is the study and the cell without its seed, job_type the arm (the kind of the init: ported,
@@ -73,7 +74,7 @@ def filing_of(heading: Mapping[str, Any], study: str | None = None, sweeps: Iter
     marks = {"study": study, "method": parts[0], "origin": source["host"], "receiving": cell["host"],
              "relation": relation, "arm": cell["init"]}
     tags = [f"{key}:{value}" for key, value in marks.items() if value]
-    tags += [f"sweep:{sweep}" for sweep in sweeps]
+    tags += [f"sweep:{sweep}" for sweep in sweeps if sweep]
     how = {"group": "__".join([study, name] if study else [name])[:GROUP], "name": f"{name}__{cell['seed']}",
            "job_type": spec["init"]["kind"], "tags": [tag[:TAG] for tag in tags]}
     config = {
@@ -86,7 +87,7 @@ def filing_of(heading: Mapping[str, Any], study: str | None = None, sweeps: Iter
 
 
 def entry_of(
-    record: Mapping[str, Any], sweeps: Iterable[str] = (), comparisons: Mapping[str, float] | None = None,
+    record: Mapping[str, Any], sweeps: Iterable[str | None] = (), comparisons: Mapping[str, float] | None = None,
     module: Module | None = None, origin: Module | None = None, study: str | None = None,
 ) -> Entry:
     """A record as W&B is told of it; `comparisons` are numbers that only all runs together give.

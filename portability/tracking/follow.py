@@ -55,6 +55,7 @@ class Follower:
         self.marks: dict[str, list[int]] = {}
         self.cpu: dict[str, float] = {}
         self.filed = self.refused = 0
+        self.ready: set[str] = set()  # whose records were there at the last look
         self.lock = filelock.FileLock(spec.folder / live.FOLDER / ".live.lock")
 
     def look(self) -> bool:
@@ -74,13 +75,15 @@ class Follower:
             raise GivenUp(f"less than {ROOM / 2**30:.0f} GiB are free on the study's disk")
         live.taken(self.spec.folder, self.hear)
         live.take(self.spec.folder)
-        for run_id in list(self.open):
-            self._finish_if_done(run_id)
+        done = {run_id: record for run_id in self.open if (record := self._done(run_id))}
+        for run_id in done.keys() & self.ready:  # what was told before its record is heard by now
+            self._finish(run_id, done[run_id])
+        self.ready = set(done)
         return True
 
     def end(self) -> None:
         """File what there still is; runs that are not done are left for the next command."""
-        if self.look() and self.look():
+        if all(self.look() for _ in range(3)):  # told, taken, heard: done, and filed
             for run_id, opened in self.open.items():
                 if opened is not None:
                     self._try(run_id, self.tracker.leave, run_id, opened)
@@ -105,7 +108,7 @@ class Follower:
         if self.open.get(run_id) is None:  # else it goes on after its worker's death
             self.open[run_id] = None
             if not self._done(run_id):
-                filing = filing_of(heading, self.spec.folder.name, self._sweeps())
+                filing = filing_of(heading, self.spec.folder.name, [self.spec.sweep])
                 self.open[run_id] = self._try(run_id, self.tracker.begin, run_id, filing)
 
     def _done(self, run_id: str) -> dict[str, Any] | None:
@@ -113,20 +116,15 @@ class Follower:
         whole = record is not None and not fault and evaluated(record) >= set(self.marks[run_id])
         return record if whole else None
 
-    def _finish_if_done(self, run_id: str) -> None:
-        if (record := self._done(run_id)) is None:
-            return
+    def _finish(self, run_id: str, record: dict[str, Any]) -> None:
         opened = self.open.pop(run_id)
 
         def file() -> bool:
-            entry = entry_of(record, self._sweeps(), study=self.spec.folder.name)
+            entry = entry_of(record, [self.spec.sweep], study=self.spec.folder.name)
             self.tracker.finish(opened, entry) if opened else self.tracker.send(entry)
             return True
 
         self.filed += self._try(run_id, file) is not None
-
-    def _sweeps(self) -> list[str]:
-        return [self.spec.sweep] if self.spec.sweep else []
 
     def _try(self, run_id: str, call: Callable[..., Any], *given: Any) -> Any:
         """What a call of W&B gives; None where it was refused, which is said.

@@ -160,16 +160,18 @@ def test_a_broken_module_is_named_the_others_go_on_and_it_is_sent_when_it_is_sou
     assert len(told(files(store.root)[named(store, ported(store))])[3]) == 2
 
 
-def test_a_run_that_wandb_refuses_is_named_and_the_others_go_on(store, caplog, capsys):
-    record = {key: value for key, value in store.read(ported(store)).items()
-              if key not in ("format", "files", "digest")}
-    record["spec"] = {**record["spec"], "seed": 77}
-    record["run_id"] = from_dict(RunSpec, record["spec"]).run_id
-    record["cell"] = {**record["cell"], "host": "\ud800"}  # half a character
-    store.commit(record["run_id"], Result(record))
+def test_a_run_that_wandb_refuses_is_named_and_the_others_go_on(store, caplog, capsys, monkeypatch):
+    run_id, init = ported(store), Tracker._init
+
+    def refuses(self, found, *rest):
+        if found.startswith(run_id):
+            raise ValueError("W&B does not like it")
+        return init(self, found, *rest)
+
+    monkeypatch.setattr(Tracker, "_init", refuses)
     assert publish(store) == 1
-    assert f"run {record['run_id']}: W&B did not take it" in caplog.text
-    assert "5 sent" in capsys.readouterr().out and named(store, record["run_id"]) not in files(store.root)
+    assert f"run {run_id}: W&B did not take it: W&B does not like it" in caplog.text
+    assert "4 sent" in capsys.readouterr().out and named(store, run_id) not in files(store.root)
 
 
 def test_a_study_is_given_up_when_wandb_takes_nothing(store, capsys):
@@ -321,7 +323,8 @@ def test_a_dashboard_without_its_package_says_what_to_install(tmp_path, monkeypa
 
 def test_a_study_can_be_moved_after_it_was_published(store, tmp_path):
     publish(store, "--project", "p")
+    (tmp_path / "elsewhere").mkdir()
     shutil.move(store.root, tmp_path / "elsewhere")
-    moved = type(store)(tmp_path / "elsewhere")
+    moved = type(store)(tmp_path / "elsewhere" / "mine")
     before = sorted(files(moved.root))
     assert publish(moved, "--project", "p") == 0 and sorted(files(moved.root)) == before

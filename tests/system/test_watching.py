@@ -136,7 +136,7 @@ def test_whatever_a_tracker_does_the_records_are_the_same(fault, untracked, data
     broken.write_text("class Settings:\n    def __init__(self, **_): pass\n" + FAULTS[fault])
     monkeypatch.setenv("PYTHONPATH", f"{broken.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
     monkeypatch.setattr(beside, "END_SECONDS", 4)
-    monkeypatch.setattr("portability.run.send_study", lambda spec: None)
+    monkeypatch.setattr(beside, "send_study", lambda spec: None)
     assert command(tracked(data_folders, make_host, tmp_path)) == 0
     assert numbers(Store(tmp_path / "s")) == untracked and SAID[fault] in caplog.text
     assert not psutil.Process().children(), "it is still there"
@@ -158,7 +158,7 @@ def test_a_tracker_whose_disk_is_full_changes_no_record(untracked, data_folders,
     program.chmod(0o755)
     monkeypatch.setattr(beside, "sys", type("Sys", (), {"executable": str(program)}))
     monkeypatch.setattr(beside, "END_SECONDS", 300)  # on a machine at its limits
-    monkeypatch.setattr("portability.run.send_study", lambda spec: None)
+    monkeypatch.setattr(beside, "send_study", lambda spec: None)
     assert command(tracked(data_folders, make_host, tmp_path)) == 0
     assert numbers(Store(tmp_path / "s")) == untracked
     assert "No space left" in caplog.text and not list(Path(folder).iterdir())

@@ -87,9 +87,10 @@ class Study:
                            "num_trainable_params": 1, "metrics": marks}}))
 
     def look(self):
-        """Twice: what is taken at one look is heard at the next."""
-        self.follower.look()
-        self.follower.look()
+        """What is taken at one look is heard at the next, and a record that was there at one is filed at the
+        next."""
+        for _ in range(3):
+            self.follower.look()
 
 
 @pytest.fixture
@@ -117,6 +118,16 @@ def test_a_run_is_told_as_it_trains_and_completed_by_its_record(study, played):
     assert not list(study.root.glob("wandb/sent/open/*"))
     study.look()
     assert played.runs == [run]
+
+
+def test_what_was_told_just_before_the_record_came_is_heard_before_it_is_filed(study, played):
+    study.begin()
+    study.tell(0, 10)
+    study.look()
+    study.tell(20)
+    study.commit()
+    study.look()
+    assert played.runs[0].points[-1][1]["learning_rate"] == 0.1
 
 
 def test_what_a_worker_tells_again_after_a_death_is_passed_over(study, played):
@@ -217,6 +228,6 @@ def test_of_two_commands_one_follows_and_the_other_takes_over(study, played):
     study.follower.lock.release()
     study.commit()
     study.begin()
-    assert other.look() and other.look()
+    assert other.look() and other.look() and other.look()
     first, then = played.runs
     assert then.id == first.id and then.code == 0
