@@ -87,8 +87,9 @@ def filing_of(heading: Mapping[str, Any], study: str | None = None, sweeps: Iter
 
 
 def entry_of(
-    record: Mapping[str, Any], sweeps: Iterable[str | None] = (), comparisons: Mapping[str, float] | None = None,
-    module: Module | None = None, origin: Module | None = None, study: str | None = None,
+    record: Mapping[str, Any], sweeps: Iterable[str | None] = (),
+    comparisons: Mapping[str, float] | None = None, module: Module | None = None,
+    origin: Module | None = None, study: str | None = None,
 ) -> Entry:
     """A record as W&B is told of it; `comparisons` are numbers that only all runs together give.
 

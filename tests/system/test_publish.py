@@ -10,10 +10,8 @@ import pytest
 
 from portability.analysis.load import tidy
 from portability.core.errors import UserError
-from portability.core.specs import RunSpec, from_dict
 from portability.dashboard import VERSION, save, workspace
 from portability.publish import main
-from portability.store import Result
 from portability.store.admin.archive import pack
 from portability.study_run import comparisons, heat_map
 from portability.tracking.entries import entry_of, filing_of
