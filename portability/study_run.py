@@ -53,7 +53,8 @@ def study_entry(store: Store, cells: pd.DataFrame) -> Entry:
     rows = numbers(context)
     gains = _by_pair(cells)
     last = gains[gains["budget"] == gains["budget"].max()].groupby("baseline")["gain"].mean()
-    summary = {f"cells_{status}": int(number) for status, number in cells["status"].value_counts().items()}
+    counts = cells["status"].value_counts()
+    summary: dict[str, Any] = {f"cells_{status}": int(number) for status, number in counts.items()}
     summary |= {f"mean_gain_over_{baseline}": float(gain) for baseline, gain in last.items()}
     said = [[row.name, row.size, row.between, row.p, row.verdict] for row in rows]
     how = {"group": name, "job_type": STUDY, "name": f"{name}: verdict and gains",
