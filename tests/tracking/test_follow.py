@@ -130,7 +130,7 @@ def test_what_was_told_just_before_the_record_came_is_heard_before_it_is_filed(s
     assert played.runs[0].points[-1][1]["learning_rate"] == 0.1
 
 
-def test_what_a_worker_tells_again_after_a_death_is_passed_over(study, played):
+def test_what_a_worker_tells_again_after_a_death_is_passed_over(study, played, capsys):
     study.begin()
     study.tell(0, 10)
     study.look()
@@ -140,9 +140,10 @@ def test_what_a_worker_tells_again_after_a_death_is_passed_over(study, played):
     study.look()
     run, = played.runs
     assert [step for step, _ in run.points] == [0, 10, 20] and run.code == 0
+    assert capsys.readouterr().out == "", "something was refused"
 
 
-def test_a_run_that_is_left_goes_on_as_the_same_run_of_wandb(study, played):
+def test_a_run_that_is_left_goes_on_as_the_same_run_of_wandb(study, played, capsys):
     study.begin()
     study.tell(0, 10)
     study.follower.end()
@@ -156,7 +157,7 @@ def test_a_run_that_is_left_goes_on_as_the_same_run_of_wandb(study, played):
     study.look()
     _, then = played.runs
     assert then.id == first.id and then.how["resume"] == "allow" and then.code == 0
-    assert [step for step, _ in then.points] == [20]
+    assert [step for step, _ in then.points] == [20] and capsys.readouterr().out == ""
 
 
 def test_a_record_of_fewer_marks_is_not_the_one_awaited(study, played):
