@@ -12,7 +12,6 @@ class InitKind:
     """A kind of init.
 
     Attributes:
-        stage: how a tracker files its runs (job_type).
         needs: "origin_module", the module trained on the origin host; "port", how that one is fitted;
             "extraction", the run that cut pairs out of the origin host's weights; "teacher", these weights
             themselves; "external", the folder of a module from elsewhere.
@@ -23,7 +22,6 @@ class InitKind:
         offered: whether a grid may name it; the others are planned where they are needed.
     """
 
-    stage: str
     needs: frozenset[Need] = frozenset()
     subtracts_start: bool = False
     subtracts_blocks: bool = False
@@ -31,20 +29,20 @@ class InitKind:
     offered: bool = True
 
 
-_PORTED = InitKind("port", frozenset({"origin_module", "port"}))
-_EXTRACTED = InitKind("extracted", frozenset({"extraction"}), subtracts_start=True, subtracts_blocks=True)
+_PORTED = InitKind(frozenset({"origin_module", "port"}))
+_EXTRACTED = InitKind(frozenset({"extraction"}), subtracts_start=True, subtracts_blocks=True)
 INIT_KINDS: dict[str, InitKind] = {
-    "scratch": InitKind("scratch"),
+    "scratch": InitKind(),
     "ported": _PORTED,
     "sampled": _PORTED,
     "shuffled": _PORTED,
     "extracted": _EXTRACTED,
     "extracted_shuffled": _EXTRACTED,
-    "extracted_noise": InitKind("extracted", frozenset({"extraction"}), subtracts_start=True),
-    "pissa": InitKind("extracted", subtracts_start=True),
-    "compute_matched": InitKind("scratch", trains_extra=True),  # planned as scratch with more updates
-    "extraction": InitKind("extraction", frozenset({"teacher"}), subtracts_start=True, subtracts_blocks=True,
+    "extracted_noise": InitKind(frozenset({"extraction"}), subtracts_start=True),
+    "pissa": InitKind(subtracts_start=True),
+    "compute_matched": InitKind(trains_extra=True),  # planned as scratch with more updates
+    "extraction": InitKind(frozenset({"teacher"}), subtracts_start=True, subtracts_blocks=True,
                            offered=False),
-    "external": InitKind("origin", frozenset({"external"}), offered=False),
-    "bare": InitKind("bare", offered=False),
+    "external": InitKind(frozenset({"external"}), offered=False),
+    "bare": InitKind(offered=False),
 }

@@ -32,7 +32,9 @@ from portability.porting.base import PortContext
 from portability.store import Store
 from portability.tasks.base import EvalSet, Task, TaskScorer, Training
 from portability.tasks.registry import task_of
+from portability.tracking.live import Live
 from portability.training import trainer
+from portability.training.curves import begin
 from portability.training.memory import free_bytes, member_bytes, stack_size
 from portability.training.run_output import InitialState, RunOutput, build_result
 from portability.training.stack import Stack, StackContext, count_parameters, split_resumable
@@ -49,7 +51,7 @@ class WorkerContext:
 
     Attributes:
         report: called with what the runs at hand are at, after each update and each batch that was scored.
-        on_commit: called with the record of each finished run.
+        live: where what is measured is told while runs train; None: nobody watches.
         checkpoint_seconds: runs in training are kept whenever that much work would be lost.
         settled: runs of the stack at hand that were committed or failed.
         stopped: set when the worker is to keep its checkpoints and end.
@@ -59,7 +61,7 @@ class WorkerContext:
     store: Store
     data: StudyData
     report: Callable[[Stage], None] = lambda stage: None
-    on_commit: Callable[[dict], None] = lambda record: None
+    live: Live | None = None
     place: Place = Place("cpu", 0.5)
     checkpoint_seconds: float = 60.0
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -116,7 +118,6 @@ class WorkerContext:
             self.store.commit(run.run_id, result)
             self.store.drop_checkpoint(run.run_id)
             self.settled.add(run.run_id)
-            self.on_commit(result.record)
         except RUN_ERRORS as error:
             self.fail(run, error, **({} if failed_at is None else {"updates": failed_at}))
 
@@ -134,6 +135,8 @@ class WorkerContext:
         attempt = self.store.fail(run.run_id, {
             "error": redact_paths(str(error)), "kind": type(error).__name__, "traceback": trace, **facts})
         self.settled.add(run.run_id)
+        if self.live is not None:
+            self.live.failed(run.run_id, redact_paths(str(error)))
         where = f"{run.run_id} ({run.init.name} on {run.host.name})"
         log.error("run %s failed at attempt %d: %s", where, attempt, error)
 
@@ -274,6 +277,9 @@ def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContex
     stacked = {name: value[None] for name, value in on_device(head, scorer).items()}
     stage = Stage([run.run_id], SCORING)
     context.report(stage)
+    if context.live is not None:
+        with context.live.telling():
+            begin(context.live, run, None, [0])
     found = scorer.predict(stacked, test, run.eval.batch_size,
                            lambda part: context.report(replace(stage, part=part)))
     at_start = {0: found.of(0)}

@@ -1,13 +1,10 @@
-"""Carry out a plan: what is to do goes to an engine, what it tells goes to the ledger, and the bar shows the
-rest."""
+"""Carry out a plan: what is to do goes to an engine, what it tells goes to the ledger, and the terminal
+and W&B show the rest."""
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
-
-from tqdm import tqdm
 
 from portability.core.errors import UserError
 from portability.core.specs import RunSpec
@@ -22,22 +19,21 @@ from portability.execution.host_comparison import compare_pairs
 from portability.execution.leases import Leases
 from portability.execution.needs import check_memory
 from portability.execution.preview import example_lines, preview
+from portability.execution.progress import Meter, shown
 from portability.execution.worker import Job, Setup
 from portability.hosts.devices import STACKS
-from portability.planning.cost import cost_units, stack_key, stacks
+from portability.planning.cost import stack_key, stacks
 from portability.planning.plan import Plan
 from portability.planning.study import Study, facts
 from portability.store import Store
 from portability.store.manifests import load, paths
+from portability.tracking.beside import filing
 from portability.tracking.runs import TrackingSpec
 
 log = logging.getLogger(__name__)
 # a run that was alone when its worker died is tried so many times again; stacks are halved until then
 RETRIES = 2
 TRIED_AGAIN = ("WorkerDied", "Blocked")  # kinds of failure that a repeated command tries again by itself
-STEPS = 1_000_000  # of the bar
-# tqdm's own counts no unit that people know
-BAR = "{desc}: {percentage:5.1f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 class Ledger:
@@ -150,47 +146,6 @@ def to_do(planned: Plan, store: Store, chosen: Iterable[str]) -> tuple[dict[str,
     return {i: todo[i] for i in planned.runs if i in todo}, broken  # in the plan's order: origins first
 
 
-class Meter:
-    """The bar of the runs that are to do: of all their work, evaluations among it, the part that is done.
-
-    Args:
-        bar: of STEPS.
-    """
-
-    def __init__(self, book: Ledger, bar: tqdm):
-        self.book, self.bar = book, bar
-        self.runs = {run_id: run for run_id, run in book.todo.items() if run_id not in book.failed}
-        self.whole = {run_id: cost_units(run, run.train.updates, len(book.planned.marks[run_id]))
-                      for run_id, run in self.runs.items()}
-        self.at = dict.fromkeys(self.runs, (0, 0.0))  # updates that were made, and units of work
-        self.settled: set[str] = set()
-
-    def hear(self, stage: Stage) -> None:
-        """Move the bar to where runs are: back, too, where a run begins anew after its worker's death."""
-        for run_id in self.runs.keys() & set(stage.runs) - self.settled:
-            done = cost_units(self.runs[run_id], stage.updates, stage.scored + stage.part)
-            # one that was evaluated at other marks before is evaluated at those too
-            self.at[run_id] = stage.updates, min(done, self.whole[run_id])
-        self._show()
-
-    def settle(self) -> None:
-        """Nothing more is to come of the runs that are done or failed."""
-        over = (self.book.done | self.book.failed.keys()) & self.runs.keys() - self.settled
-        for run_id in over:
-            made = self.at[run_id][0] if run_id in self.book.failed else self.runs[run_id].train.updates
-            self.at[run_id] = made, self.whole[run_id]
-        self.settled |= over
-        self._show()
-
-    def _show(self) -> None:
-        book, (made, done) = self.book, map(sum, zip(*self.at.values(), strict=True))
-        asked = sum(run.train.updates for run in self.runs.values())
-        self.bar.set_postfix_str(f"{made:,}/{asked:,} updates, {len(book.done)}/{len(book.todo)} runs, "
-                                 f"{len(book.failed)} failed", refresh=False)
-        # whole steps, so that it ends at the end
-        self.bar.update(int(STEPS * done / sum(self.whole.values()) + 1e-3) - self.bar.n)
-
-
 def _refuse_other_contrasts(store: Store, study: Study) -> None:
     """What was declared before a study's first runs stays declared: with other contrasts a later command
     would undo it."""
@@ -252,9 +207,9 @@ def run_plan(planned: Plan, chosen: Collection[str], store: Store, study: Study,
         log.warning("run %s, from which others start, is broken (%s); set aside in %s and trained again",
                     run_id, fault, store.set_aside(run_id))
     if todo:
-        every = 0.5 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a terminal
-        with tqdm(total=STEPS, desc=study.name, smoothing=0.05, mininterval=every, bar_format=BAR) as bar:
-            run_jobs(book, engine(conf, setup), Meter(book, bar))
+        meter = Meter(book)
+        with filing(tracking), shown(meter, study.name):
+            run_jobs(book, engine(conf, setup), meter)
     store.compact()
     if study.similarity:
         try:

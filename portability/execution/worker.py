@@ -83,7 +83,7 @@ class Worker:
         import transformers
 
         from portability.execution.execute import WorkerContext
-        from portability.tracking.runs import Tracker
+        from portability.tracking.live import Live
 
         torch.set_num_threads(1)
         if place.device != "cpu":
@@ -95,9 +95,10 @@ class Worker:
         self.stopped = stopped or threading.Event()
         self.claims, self.report, self.cores = Leases(setup.store, owner, beat), report, place.cores
         self.minutes, self.late, self.leave = setup.timeout_minutes, False, leave
+        live = None if setup.tracking.mode == "disabled" else Live(setup.store, self.claims.owner)
         self.context: WorkerContext = WorkerContext(
             Store(setup.store), study_data(setup.sources, setup.overlap), self._tell,
-            Tracker(setup.tracking).log_run, place, setup.checkpoint_seconds, self.stopped, self.free)
+            live, place, setup.checkpoint_seconds, self.stopped, self.free)
 
     def _tell(self, stage: Stage) -> None:
         self.claims.stage = stage

@@ -10,7 +10,8 @@ result. Nothing here needs torch to read, check, merge or pack.
     <study>/failures/<run_id>-<attempt>.json   failed attempts; given_up/: of runs whose cells were asked for
                                        with other settings since
     <study>/checkpoints/<run_id>.safetensors   runs in training, so that a killed stack goes on where it was
-    <study>/running/<run_id>.json      leases: who trains a run (execution/leases.py)
+    <study>/running/<run_id>.json      leases: who trains a run (execution/leases.py), and what is told of
+                                       runs in training (tracking/live.py)
     <study>/slurm/                     files of the jobs that engine=slurm submitted
     <study>/hosts/<id>.json            how alike two hosts are, a file for each pair (porting/similarity.py)
     <study>/wandb/                     files of Weights & Biases, and what was sent there (tracking/)

@@ -1,24 +1,28 @@
-"""Runs in Weights & Biases: first-class, and never the record. No tracker failure touches a run."""
+"""Runs in Weights & Biases: first-class, and never the record. No worker ever calls W&B."""
 
 import json
-import logging
+import math
 import netrc
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlparse
 
 from portability.core.errors import validate_choice
-from portability.core.init_kinds import INIT_KINDS
-from portability.core.specs import digest
 from portability.store.atomic import write_json
+from portability.tracking.entries import Entry, Filing, Module
 
-log = logging.getLogger(__name__)
 MODES = ("auto", "offline", "online", "disabled")
 SERVERS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before 0.31 and since
-WRAPPING = ("format", "files", "digest")  # fields of a stored record that say nothing of the run
+INIT_SECONDS = 30  # that W&B has to let a run in (our choice)
+FLUSH_SECONDS = 1.0  # after which what was logged can be read in a run's offline file
+# nothing of the machine, its code or its output
+SETTINGS = {"x_disable_stats": True, "x_disable_meta": True, "x_disable_machine_info": True,
+            "x_save_requirements": False, "disable_git": True, "disable_code": True, "console": "off",
+            "silent": True, "init_timeout": INIT_SECONDS, "x_transaction_log_flush_interval": FLUSH_SECONDS}
 
 
 @dataclass(frozen=True)
@@ -30,44 +34,6 @@ class TrackingSpec:
     project: str
     folder: Path
     sweep: str | None = None
-
-
-class Module(NamedTuple):
-    """A trained module as an artifact: the run that trained it, its file, and the file's digest."""
-
-    run_id: str
-    path: Path
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run as W&B is told of it.
-
-    Attributes:
-        id: the run's id in W&B, which names what was measured: the same run with other numbers is another W&B
-            run.
-        how: group, job_type, name and tags.
-        curve: the history: `step` and `values` of each update at which something was measured.
-        tables: name -> columns and rows.
-        module: what the run trained.
-        origin: what it started from.
-    """
-
-    id: str
-    how: dict[str, Any]
-    config: dict[str, Any]
-    curve: Sequence[dict[str, Any]] = ()
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = field(default_factory=dict)
-    module: Module | None = None
-    origin: Module | None = None
-
-    @property
-    def digest(self) -> str:
-        """Names all of the entry but where its files are."""
-        module, origin = (part and part.sha256 for part in (self.module, self.origin))
-        return digest({**asdict(self), "module": module, "origin": origin})
 
 
 def resolve_mode(wanted: str) -> str:
@@ -96,107 +62,123 @@ def has_key() -> bool:
     return any(known.authenticators(host) for host in ([urlparse(named).netloc] if named else SERVERS))
 
 
-def entry_of(
-    record: dict[str, Any], sweeps: Iterable[str], comparisons: Mapping[str, float] | None = None,
-    module: Module | None = None, origin: Module | None = None,
-) -> Entry:
-    """A record as W&B is told of it; `comparisons` are numbers that only all runs together give.
+@dataclass
+class OpenRun:
+    """A W&B run of a run that trains: W&B's object, its id there, the last update that it was told of, and
+    what is held back for the last mark, which the record completes."""
 
-    The group is the cell without its seed, job_type its stage; the curve has an entry for each update at
-    which something was measured, with metrics named as in the record.
-    """
-    cell, train, spec = record["cell"], record["train_info"], record["spec"]
-    source = cell["origin"] or {"host": None, "data": None}
-    place, data = (f"{source[key]}->{cell[key]}" if cell["origin"] else cell[key] for key in source)
-    parts = [cell["method"] or "none", place, data, cell["init"]]
-    group = "__".join([*parts, *[name for name in [(record["port_info"] or {}).get("name")] if name]])
-    how = {"group": group, "name": f"{group}__{cell['seed']}",
-           "job_type": INIT_KINDS[spec["init"]["kind"]].stage,
-           "tags": [tag for tag in (parts[0], cell["init"], cell["host"], *sweeps) if tag]}
-    config = {
-        **{key: cell[key] for key in ("method", "host", "data", "init", "seed")},
-        "origin_host": source["host"], "origin_data": source["data"], "origin_run": spec.get("origin"),
-        "pair": place.replace("->", " -> "),
-        "relation": ("same" if source["data"] == cell["data"] else "different") if cell["origin"] else None,
-        "run_id": record["run_id"], "spec": spec, "cell": cell, "port_info": record["port_info"],
-    }
-    curve: dict[int, dict[str, float]] = {}
-    for update, loss in train["train_loss"]:
-        curve.setdefault(update, {})["train_loss"] = loss
-    for mark in train["metrics"]:
-        curve.setdefault(mark["updates"], {}).update({k: v for k, v in mark.items() if k != "updates"})
-    summary = {
-        "updates": max(mark["updates"] for mark in train["metrics"]),
-        "zero_shot_accuracy": curve.get(0, {}).get("eval_accuracy"),
-        "seconds": record["run_info"]["total_time"], "train_seconds": train["train_time"],
-        "trainable_params": train["num_trainable_params"], "module_bytes": train["file_size"],
-        "tokens": train.get("tokens"), **(comparisons or {}),
-    }
-    measured = digest({key: value for key, value in record.items() if key not in WRAPPING})
-    known = {key: value for key, value in summary.items() if value is not None}
-    steps = [{"step": step, "values": values} for step, values in sorted(curve.items())]
-    return Entry(f"{record['run_id']}-{measured}", how, config, steps, known, module=module, origin=origin)
+    run: Any
+    id: str
+    step: int
+    held: dict[str, float] = field(default_factory=dict)
 
 
 class Tracker:
-    """Files runs in W&B, one W&B run each, and remembers in `<folder>/wandb/sent/` what was filed, and
-    where."""
+    """Files runs in W&B, one W&B run each, and remembers in `<folder>/wandb/sent/` what was filed, where, and
+    under which id: by what was measured, and in `open/` by run, of those that were not done yet.
+
+    Raises:
+        Exception: whatever W&B raises; the entry counts as not filed.
+    """
 
     def __init__(self, spec: TrackingSpec):
-        self.spec = spec
-
-    def log_run(self, record: dict[str, Any]) -> None:
-        """File one finished run: its curve as history, its last metrics as summary, its spec as config."""
-        if self.spec.mode == "disabled":
-            return
-        try:
-            self.send(entry_of(record, [self.spec.sweep] if self.spec.sweep else []))
-        except Exception as error:  # whatever a tracker may raise, the run is stored and must stay so
-            log.warning("W&B did not take run %s (%s); the run itself is stored", record["run_id"], error)
+        self.spec, self.sent = spec, spec.folder / "wandb" / "sent"
+        self.here = self.place(spec.mode)
 
     def send(self, entry: Entry) -> bool:
         """File a run, unless that very entry was filed there; gives back whether anything was sent.
 
-        What is new about a run that was filed there before (its module, comparisons) is added to it: W&B
-        resumes the run, offline in a folder of its own, which `wandb sync` sends after the first.
-
-        Raises:
-            Exception: whatever W&B raises; the entry counts as not filed.
+        What is new about a run that was filed there before (its module, comparisons), or a part of whose
+        curve was, is added to it: W&B resumes the run, offline in a folder of its own, which `wandb sync`
+        sends after the first.
         """
-        path = self.spec.folder / "wandb" / "sent" / f"{entry.id}.json"
-        try:
-            sent = json.loads(path.read_bytes())  # where: digest
-        except (FileNotFoundError, ValueError):  # a torn one costs that the run is sent again
-            sent = {}
-        here = self.place(self.spec.mode)
-        if entry.digest in (sent.get(here), sent.get(self.place("online"))):
+        path = self.sent / f"{entry.id}.json"
+        sent = _remembered(path)
+        if entry.digest in (sent.get(self.here), sent.get(self.place("online"))):
             return False
-        self._file(entry, known=here in sent)
-        write_json(path, {**sent, here: entry.digest})
+        begun = {} if sent else _remembered(self._unfinished(entry))
+        found = sent.get("id") or begun.get("id") or entry.id
+        step = math.inf if self.here in sent else begun.get(self.here, -1)
+        with self._init(found, entry.how, entry.config) as run:
+            _tell(run, entry, step)
+        self._remember(entry, found)
         return True
+
+    def begin(self, run_id: str, filing: Filing) -> OpenRun:
+        """Begin a run that trains, or go on with the one that was left."""
+        path = self.sent / "open" / f"{run_id}.json"
+        known = _remembered(path)
+        found = known.get("id") or f"{run_id}-{secrets.token_hex(4)}"
+        opened = OpenRun(self._init(found, filing.how, filing.config), found, known.get(self.here, -1))
+        write_json(path, {**known, "id": found, self.here: opened.step})
+        return opened
+
+    def log(self, opened: OpenRun, step: int, values: Mapping[str, float], last: int) -> None:
+        """Tell what was measured at an update; what W&B knows already (after a worker's death, or an
+        interruption) is passed over, and `last`, the run's last mark, waits for its record."""
+        if step >= last:
+            opened.held = dict(values)
+        elif step > opened.step:
+            opened.run.log(dict(values), step=step, commit=True)
+            opened.step = step
+
+    def finish(self, opened: OpenRun, entry: Entry) -> None:
+        """File the rest of a run that is done."""
+        _tell(opened.run, entry, opened.step, opened.held)
+        opened.run.finish()
+        self._remember(entry, opened.id)
+
+    def leave(self, run_id: str, opened: OpenRun, error: str = "") -> None:
+        """Close a run that is not done; it goes on in the same W&B run when a command takes it up."""
+        if error:
+            opened.run.summary["error"] = error
+        opened.run.finish(exit_code=1)
+        path = self.sent / "open" / f"{run_id}.json"
+        write_json(path, {**_remembered(path), "id": opened.id, self.here: opened.step})
 
     def place(self, mode: str) -> str:
         """Where runs go in that mode: entity, project and server."""
         entity, server = (os.environ.get(name, "") for name in ("WANDB_ENTITY", "WANDB_BASE_URL"))
         return f"{mode}: {entity}/{self.spec.project} {server}".strip()
 
-    def _file(self, entry: Entry, known: bool) -> None:
-        """Send an entry; of a run whose curve W&B has, only the rest."""
+    def _unfinished(self, entry: Entry) -> Path:
+        return self.sent / "open" / f"{entry.id.rpartition('-')[0]}.json"
+
+    def _remember(self, entry: Entry, found: str) -> None:
+        path = self.sent / f"{entry.id}.json"
+        write_json(path, {**_remembered(path), "id": found, self.here: entry.digest})
+        self._unfinished(entry).unlink(missing_ok=True)
+
+    def _init(self, found: str, how: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
         import wandb
 
         self.spec.folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(
-            x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
-            disable_git=True, disable_code=True, console="off", silent=True)
-        with wandb.init(
-                project=self.spec.project, dir=self.spec.folder, settings=settings, config=entry.config,
-                reinit="create_new", id=entry.id, resume="allow", mode=self.spec.mode, **entry.how) as run:
-            for point in () if known else entry.curve:
-                run.log(point["values"], step=point["step"])
-            for title, (columns, rows) in entry.tables.items():
-                run.log({title: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
-            run.summary.update(dict(entry.summary))
-            _lineage(wandb, run, entry)
+        return wandb.init(
+            project=self.spec.project, dir=self.spec.folder, settings=wandb.Settings(**SETTINGS),
+            config=dict(config), reinit="create_new", id=found, resume="allow", mode=self.spec.mode, **how)
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):  # a torn one costs that the run is sent again
+        return {}
+
+
+def _tell(run: Any, entry: Entry, step: float, held: Mapping[str, float] | None = None) -> None:
+    """All of an entry that W&B does not know: of its curve what comes after `step`."""
+    import wandb
+
+    for point in entry.curve:
+        if point["step"] > step:
+            more = held or {} if point is entry.curve[-1] else {}
+            run.log({**more, **point["values"]}, step=point["step"])
+    for title, (columns, rows) in entry.tables.items():
+        run.log({title: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+    if entry.charts:
+        run.log({title: wandb.Html(text, inject=False) for title, text in entry.charts.items()})
+    run.summary.update(dict(entry.summary))
+    _lineage(wandb, run, entry)
 
 
 def _lineage(wandb: Any, run: Any, entry: Entry) -> None:

@@ -5,6 +5,7 @@ import datetime
 import functools
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,10 @@ def build_result(output: RunOutput) -> Result:
     run, module, start = output.run, output.module, output.start
     report, entries = start.report if start else None, module.entries if module else 0
     trainable = entries + sum(tensor.numel() for tensor in output.head.values())
+    named = heading(run, start)
     record = {
         "schema": SCHEMA,
-        "run_id": run.run_id,
-        "spec": _without_paths(asdict(run)),
-        "cell": {
-            "method": run.method.name if run.method else None, "host": run.host.name, "data": run.data.name,
-            "init": run.init.name, "seed": run.seed, "origin": start and start.origin,
-        },
+        **{name: named[name] for name in ("run_id", "spec", "cell")},
         "run_info": {
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "total_time": output.seconds, **git_state(),
@@ -92,10 +89,10 @@ def build_result(output: RunOutput) -> Result:
             "train_loss": [list(point) for point in output.outcome.losses],
             **_metrics(output),
         },
-        "port_info": report and report.summary(),
+        "port_info": named["port_info"],
         "meta_info": {"package_info": packages(), "system_info": system(output.device)},
     }
-    facts = {"tensors": report.tensors} | report.summary() if report else None
+    facts = {"tensors": report.tensors} | named["port_info"] if report else None
     tensors: dict[str, Any] = {"predictions": _prediction_tensors(output)}
     metadata = {}
     if module is not None:
@@ -107,20 +104,40 @@ def build_result(output: RunOutput) -> Result:
     return Result(record, tensors, metadata, facts)
 
 
+def heading(run: RunSpec, start: InitialState | None) -> dict[str, Any]:
+    """The parts of a run's record that are known before it trains: run_id, spec, cell and port_info."""
+    return {
+        "run_id": run.run_id,
+        "spec": _without_paths(asdict(run)),
+        "cell": {
+            "method": run.method.name if run.method else None, "host": run.host.name, "data": run.data.name,
+            "init": run.init.name, "seed": run.seed, "origin": start and start.origin,
+        },
+        "port_info": start.report.summary() if start and start.report else None,
+    }
+
+
 def _metrics(output: RunOutput) -> dict[str, list[dict[str, Any]]]:
     """The numbers by mark, those of the last iterate under names that begin with last_; and, where a metric
     has no number at a mark, why."""
-    task, given = task_of(output.run.task), (output.labels, output.run.eval.metrics)
-    found = {mark: dict(task.metrics(predictions, *given))
+    found = {mark: numbers_of(output.run, output.labels, predictions, output.last_predictions[mark],
+                              output.run.eval.metrics)
              for mark, predictions in sorted(output.predictions.items())}
-    for mark, one in found.items():
-        last = task.metrics(output.last_predictions[mark], *given)
-        one |= {name.replace("eval_", "last_", 1): value for name, value in last.items()}
     numbers = [{"updates": mark} | {name: value for name, value in one.items() if not isinstance(value, str)}
                for mark, one in found.items()]
     holes = [{"updates": mark, "metric": name, "reason": redact_paths(value)}
              for mark, one in found.items() for name, value in one.items() if isinstance(value, str)]
     return {"metrics": numbers} | ({"unmeasured": holes} if holes else {})
+
+
+def numbers_of(run: RunSpec, labels: np.ndarray | None, predictions: Predictions, last: Predictions,
+               metrics: Sequence[str]) -> dict[str, float | str]:
+    """The numbers of one run at one mark, or why there is none; those of the last iterate begin with
+    last_."""
+    task = task_of(run.task)
+    found = dict(task.metrics(predictions, labels, metrics))
+    return found | {name.replace("eval_", "last_", 1): value
+                    for name, value in task.metrics(last, labels, metrics).items()}
 
 
 def _prediction_tensors(output: RunOutput) -> dict[str, torch.Tensor]:

@@ -25,7 +25,9 @@ from portability.store import Store
 from portability.tasks.base import EvalSet, Predictions, TaskScorer, Told, Training
 from portability.tasks.members import member_map
 from portability.tasks.registry import task_of
+from portability.tracking.live import Live
 from portability.training import trainer
+from portability.training.curves import Curves
 from portability.training.run_output import InitialState, RunOutput
 
 log = logging.getLogger(__name__)
@@ -39,9 +41,11 @@ ITERATES = ("", "last_")
 
 class Reports(Protocol):
     """What a stack needs of the worker that trains it: where checkpoints go and how often, whom to tell what
-    the runs are at (after each update and each batch that was scored), and whether to end."""
+    the runs are at (after each update and each batch that was scored) and what was measured (`live`), and
+    whether to end."""
 
     store: Store
+    live: Live | None
     checkpoint_seconds: float
     stopped: threading.Event
 
@@ -170,7 +174,7 @@ class Stack:
         Raises:
             GracefulStop: the worker was stopped; checkpoints are kept.
         """
-        run, kept_at = self.runs[0], time.perf_counter()
+        run, curves, kept_at = self.runs[0], Curves(self, worker.live), time.perf_counter()
         left = sorted({mark for run in self.runs
                        for mark in self.marks[run.run_id]} - set(self.predictions[""]))
 
@@ -197,13 +201,16 @@ class Stack:
             for parameters in iterates:
                 scores.append(self._score(updates, parameters, told))
             self.predictions[""][updates], self.predictions["last_"][updates] = scores[0], scores[-1]
+            curves.mark(updates)
             keep_if_due()
 
         def update() -> None:
             worker.report(self.stage())
+            curves.update(pending=self.trainer.done in left)
             if self.trainer.done not in left:  # a mark is kept once it is scored
                 keep_if_due()
 
+        curves.begin()
         trainer.train(self.trainer, self.bench.schedule(run), self.bench.training, left, mark, update)
         self.seconds += (time.perf_counter() - kept_at) / len(self.runs)
 

@@ -136,6 +136,11 @@ class Trainer:
                         *tokens)
                 for losses, at, tokens in zip(*parts, strict=True)]
 
+    def recent_losses(self) -> list[float]:
+        """Each member's mean loss since the last multiple of LOSS_EVERY updates before the last one."""
+        since = (self.done - 1) // LOSS_EVERY * LOSS_EVERY
+        return [fsum(losses) / len(losses) for losses in self.losses[since : self.done].T.tolist()]
+
     def update(self, step: int, schedule: BatchSampler, encoded: Training) -> None:
         """One optimiser update of every member, on its own batch from the step's bucket."""
         batch = self._batch(step, schedule, encoded)

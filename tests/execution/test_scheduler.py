@@ -1,10 +1,9 @@
 """What is handed out, what is tried again, and what another command has in hand."""
 
 import pytest
-from tqdm import tqdm
 
 from portability.core.errors import UserError
-from portability.execution import scheduler as progress
+from portability.execution.progress import Meter
 from portability.execution.scheduler import RETRIES, Ledger
 from portability.execution.worker import Job
 from portability.planning.plan import plan
@@ -127,34 +126,26 @@ def test_runs_that_no_other_needs_come_with_those_they_may_train_with(tmp_path):
     assert kinds == [["bare"], ["ported", "ported", "sampled", "sampled", "scratch", "scratch"]]
 
 
-class Seen(tqdm):
-    """The bar, and what it showed after each move."""
-
-    shown: list[tuple[float, str]] = []
-
-    def update(self, n=1):
-        super().update(n)
-        self.shown.append((self.n / self.total, self.postfix or ""))
-
-
 @pytest.mark.parametrize("what", ["all", "bare hosts"])
 def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_folders, make_host, tmp_path,
                                                   monkeypatch):
-    monkeypatch.setattr(progress, "tqdm", Seen)
-    monkeypatch.setattr(Seen, "shown", [])
+    seen, hear = [], Meter.hear
+
+    def hears(self, stage):
+        hear(self, stage)
+        seen.append((self.part, self.updates))
+
+    monkeypatch.setattr(Meter, "hear", hears)
+    monkeypatch.setattr(Meter, "settle", lambda self, settle=Meter.settle: (settle(self), seen.append(
+        (self.part, self.updates))))
     only = ["only={init: bare}", "grid.inits=[bare]"][:what == "bare hosts"]
     study = small(data_folders, make_host, *slow_to_score(many_questions, tmp_path), *only)
     assert command(study) == 0
-    parts, updates = zip(*Seen.shown, strict=True)
+    parts, updates = zip(*seen, strict=True)
     assert list(parts) == sorted(parts) and parts[-1] == 1, "it went back, or ended before the end"
     assert len({part for part in parts if 0.05 < part < 0.95}) > 5, "it stood while much was scored"
-    made = [part for part, text in Seen.shown if text.startswith(updates[-1].partition(" updates")[0])]
+    made = [part for part, count in seen if count == updates[-1]]
     assert made[0] < 0.95, "all is trained, much is to be scored: the bar is full"
-
-
-def bar_of(book):
-    bar = tqdm(total=progress.STEPS, disable=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    return progress.Meter(book, bar), bar
 
 
 def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tmp_path):
@@ -164,31 +155,31 @@ def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tm
     book = ledger(tmp_path, seeds=2)
     job = origin_job(book)
     ids, run = [run.run_id for run in job.runs], job.runs[0]
-    meter, bar = bar_of(book)
+    meter = Meter(book)
     whole = sum(cost_units(one, one.train.updates, len(book.planned.marks[i]))
                 for i, one in book.todo.items())
     meter.hear(Stage(ids, TRAINING, 150, 0))
-    assert bar.n / bar.total == pytest.approx(2 * cost_units(run, 150, 0) / whole,
-                                              abs=1e-5) and "300/" in bar.postfix
+    assert meter.part == pytest.approx(2 * cost_units(run, 150, 0) / whole) and meter.updates == 300
+    assert {kind.name: dict(kind.doing) for kind in meter.kinds()}["origin"] == {"training": 2}
     meter.hear(Stage(ids, SCORING, 200, 0, 0.25))
-    assert bar.n / bar.total == pytest.approx(2 * (cost_units(run, 200, 0) + 0.25 * cost_units(run, 0, 1))
-                                              / whole, abs=1e-5)
+    assert meter.part == pytest.approx(2 * (cost_units(run, 200, 0) + 0.25 * cost_units(run, 0, 1)) / whole)
     meter.hear(Stage(ids, PREPARING))  # its worker died
-    assert bar.n == 0 and "0/" in bar.postfix
+    assert meter.part == 0 and meter.updates == 0
     # at marks that were not asked for here, too
     meter.hear(Stage([*ids, "somebody else's"], SCORING, 200, 5, 1.0))
-    assert bar.n / bar.total == pytest.approx(2 * cost_units(run, 200, 1) / whole, abs=1e-5)
+    assert meter.part == pytest.approx(2 * cost_units(run, 200, 1) / whole)
     finish(book.store, job)
     book.settle(ids_of(job), None)
     meter.settle()
     meter.hear(Stage(ids, TRAINING, 3, 0))  # said before the end, heard after it
-    assert bar.n / bar.total == pytest.approx(2 * cost_units(run, 200, 1) / whole,
-                                              abs=1e-5) and "2/" in bar.postfix
+    assert meter.part == pytest.approx(2 * cost_units(run, 200, 1) / whole)
+    kind = next(kind for kind in meter.kinds() if kind.name == "origin")
+    assert kind.done == 2 and not kind.doing
 
 
 def test_what_failed_and_what_it_blocks_is_not_waited_for(tmp_path):
     book = ledger(tmp_path, seeds=1)
-    meter, bar = bar_of(book)
+    meter = Meter(book)
     origin = origin_job(book).runs[0].run_id
     book.store.fail(origin, {"error": "boom", "kind": "ValueError"})
     for job in book.jobs():
@@ -196,8 +187,8 @@ def test_what_failed_and_what_it_blocks_is_not_waited_for(tmp_path):
                                job.marks))
         assert book.settle(ids_of(job), None) == []
     meter.settle()
-    assert bar.n == bar.total and f"{len(book.failed)} failed" in bar.postfix and not bar.postfix.startswith(
-        "0/")
+    assert meter.part == pytest.approx(1) and meter.updates > 0
+    assert sum(kind.failed for kind in meter.kinds()) == len(book.failed) > 1
 
 
 def test_a_study_goes_on_with_the_major_version_of_transformers_that_it_began_with(tmp_path):

@@ -5,15 +5,17 @@ import json
 import shutil
 import sys
 
+import pandas as pd
 import pytest
 
 from portability.analysis.load import tidy
 from portability.core.errors import UserError
-from portability.core.specs import RunSpec, from_dict
-from portability.publish import VERSION, comparisons, main, save, workspace
-from portability.store import Result
+from portability.dashboard import VERSION, save, workspace
+from portability.publish import main
 from portability.store.admin.archive import pack
-from portability.tracking.runs import Tracker, TrackingSpec, entry_of
+from portability.study_run import comparisons, heat_map
+from portability.tracking.entries import entry_of, filing_of
+from portability.tracking.runs import Tracker, TrackingSpec
 from support.store_parts import contents, flip, ported, study
 from support.synthetic import build
 from support.wandb_files import files, inspect
@@ -66,10 +68,11 @@ def plain(points):
 
 def test_every_run_of_a_study_is_filed_as_while_it_runs(store, tmp_path, capsys):
     live = tmp_path / "live"
-    Tracker(TrackingSpec("offline", "portability-mine", live, None)).log_run(store.read(ported(store)))
+    tracker = Tracker(TrackingSpec("offline", "portability", live))
+    tracker.send(entry_of(store.read(ported(store)), study="mine"))
     assert publish(store) == 0 and "5 sent" in capsys.readouterr().out
     assert sorted(files(store.root)) == sorted([*(named(store, record["run_id"])
-                                                  for record in store.records()), "study"])
+                                                  for record in store.records()), "study-mine"])
     name = named(store, ported(store))
     (run, points, summary, _), (before, curve, _, _) = told(files(store.root)[name]), told(files(live)[name])
     for key in ("run_id", "run_group", "job_type", "display_name", "project", "config"):
@@ -77,7 +80,7 @@ def test_every_run_of_a_study_is_filed_as_while_it_runs(store, tmp_path, capsys)
     record = store.read(ported(store))
     told_of = {point["step"]: point["values"] for point in entry_of(record, []).curve}
     assert plain(points) == plain(curve) == told_of
-    assert run["tags"] == entry_of(record, [store.manifests()[0]["sweep"]]).how["tags"]
+    assert run["tags"] == entry_of(record, [store.manifests()[0]["sweep"]], study="mine").how["tags"]
     assert summary["zero_shot_lift"] == pytest.approx(lift_of(store))
 
 
@@ -110,12 +113,17 @@ def test_a_second_call_sends_nothing(store, capsys):
 
 
 def test_what_was_logged_while_running_is_completed_and_not_doubled(store):
-    tracker = Tracker(TrackingSpec("offline", "portability-mine", store.root.resolve()))
+    tracker, run_id = Tracker(TrackingSpec("offline", "portability", store.root.resolve())), ported(store)
     for record in store.records():
-        tracker.log_run(record)
+        if record["run_id"] != run_id:
+            tracker.send(entry_of(record, study="mine"))
+    entry = entry_of(store.read(run_id), study="mine")
+    opened = tracker.begin(run_id, filing_of(store.read(run_id), "mine"))  # as while it trains
+    tracker.log(opened, 0, entry.curve[0]["values"], entry.curve[-1]["step"])
+    tracker.finish(opened, entry)
     publish(store)
     assert len(files(store.root)) == 5, "a run is of two W&B runs"
-    name = named(store, ported(store))
+    name = opened.id
     first, then = sorted(store.root.glob(f"wandb/offline-run-*-{name}*/*.wandb"))
     run, points, summary, artifacts = told(then)
     assert run["resume"] and points == {} and len(artifacts) == 2 and "zero_shot_lift" in summary
@@ -127,7 +135,7 @@ def test_a_published_copy_is_filed_without_modules(store, tmp_path):
     pack(store, tmp_path / "copy")
     copy = type(store)(tmp_path / "copy")
     assert publish(copy) == 0 and sorted(files(copy.root)) == sorted(
-        [*(named(store, record["run_id"]) for record in store.records()), "study"])
+        [*(named(store, record["run_id"]) for record in store.records()), "study-copy"])
     run, points, _, artifacts = told(files(copy.root)[named(store, ported(store))])
     assert points and artifacts == [] and run["config"]["update"]["origin_run"] == store.read(ported(store))[
         "spec"]["origin"]
@@ -150,16 +158,18 @@ def test_a_broken_module_is_named_the_others_go_on_and_it_is_sent_when_it_is_sou
     assert len(told(files(store.root)[named(store, ported(store))])[3]) == 2
 
 
-def test_a_run_that_wandb_refuses_is_named_and_the_others_go_on(store, caplog, capsys):
-    record = {key: value for key, value in store.read(ported(store)).items()
-              if key not in ("format", "files", "digest")}
-    record["spec"] = {**record["spec"], "seed": 77}
-    record["run_id"] = from_dict(RunSpec, record["spec"]).run_id
-    record["cell"] = {**record["cell"], "host": "h" * 65}  # W&B takes tags of up to 64 characters
-    store.commit(record["run_id"], Result(record))
+def test_a_run_that_wandb_refuses_is_named_and_the_others_go_on(store, caplog, capsys, monkeypatch):
+    run_id, init = ported(store), Tracker._init
+
+    def refuses(self, found, *rest):
+        if found.startswith(run_id):
+            raise ValueError("W&B does not like it")
+        return init(self, found, *rest)
+
+    monkeypatch.setattr(Tracker, "_init", refuses)
     assert publish(store) == 1
-    assert f"run {record['run_id']}: W&B did not take it" in caplog.text
-    assert "5 sent" in capsys.readouterr().out and named(store, record["run_id"]) not in files(store.root)
+    assert f"run {run_id}: W&B did not take it: W&B does not like it" in caplog.text
+    assert "4 sent" in capsys.readouterr().out and named(store, run_id) not in files(store.root)
 
 
 def test_a_study_is_given_up_when_wandb_takes_nothing(store, capsys):
@@ -170,14 +180,14 @@ def test_a_study_is_given_up_when_wandb_takes_nothing(store, capsys):
 
 
 def test_records_that_cannot_be_described_are_named_and_the_tables_are_sent(invented, caplog):
-    assert publish(invented.store) == 1 and list(files(invented.store.root)) == ["study"]
+    assert publish(invented.store) == 1 and list(files(invented.store.root)) == ["study-toy"]
     assert caplog.text.count("its record or module cannot be used: it has no") == len(set(invented.runs))
 
 
 def test_the_tables_hold_every_cell_and_the_gains_of_each_pair(invented):
     publish(invented.store)
     tables = {}
-    for path in invented.store.root.glob("wandb/offline-run-*-study*/files/media/table/*.json"):
+    for path in invented.store.root.glob("wandb/offline-run-*-study-toy*/files/media/table/*.json"):
         tables[path.name.partition("_")[0]] = json.loads(path.read_text())
     assert len(tables["cells"]["data"]) == len(invented.cells)
     rows = [dict(zip(tables["gains"]["columns"], row, strict=True)) for row in tables["gains"]["data"]]
@@ -196,6 +206,33 @@ def gain(invented, row, seed, budget, baseline):
                                                                                         "budget": budget}
     (one,), (other,) = (invented.pick(init=init, **where) for init in ("ported", baseline))
     return invented.accuracy(one) - invented.accuracy(other)
+
+
+def test_the_studys_own_run_holds_its_verdict_and_the_charts_of_its_report(invented):
+    assert main([str(invented.store.root), "--to", "wandb", "--mode", "offline", "--only-study"]) == 0
+    (name, path), = files(invented.store.root).items()
+    _, points, summary, _ = told(path)
+    assert name == "study-toy" and "declared before the runs" in summary["verdict"]
+    drawn = {page.name.rpartition("_")[0].rpartition("_")[0]: page.read_text()
+             for page in invented.store.root.glob("wandb/offline-run-*/files/media/html/*.html")}
+    assert drawn.keys() == {"arms_by_updates", "forest", "heat_map"}
+    assert all("<svg" in drawn[name] for name in ("arms_by_updates", "forest"))
+    for baseline in ("scratch", "sampled"):
+        row = {"method": "lora", "budget": max(invented.axes.budgets)}
+        gains = [gain(invented, {**row, "origin": one, "receiving": other, "relation": relation,
+                                 "method": method}, seed, row["budget"], baseline)
+                 for one, other in invented.axes.pairs for relation in invented.axes.relations
+                 for method in invented.axes.methods for seed in invented.axes.seeds]
+        assert summary[f"mean_gain_over_{baseline}"] == pytest.approx(sum(gains) / len(gains))
+
+
+def test_the_heat_map_has_a_cell_for_each_pair_of_hosts_at_the_largest_budget():
+    rows = [("a", "b", 9, "scratch", 0.1), ("a", "b", 9, "scratch", 0.3), ("b", "a", 9, "scratch", -0.05),
+            ("a", "b", 3, "scratch", 0.9), ("a", "b", 9, "sampled", 0.2)]
+    text = heat_map(pd.DataFrame(rows, columns=["origin", "receiving", "budget", "baseline", "gain"]))
+    assert text.count("<table>") == 2 and "0.9" not in text and "+90" not in text
+    assert "<td style='background:rgba(196,79,0,0.53)'>+20.0</td>" in text  # two thirds of the strongest
+    assert "rgba(0,105,168,0.13)'>-5.0<" in text and text.count("<td></td>") == 2
 
 
 def test_a_runs_comparisons_are_those_of_its_largest_budget(invented):
@@ -242,18 +279,21 @@ def test_a_tracker_that_is_disabled_or_a_folder_without_a_study_is_named(store, 
 
 def test_the_workspace_holds_the_comparison_panels_and_only_metrics_that_are_sent(store):
     pytest.importorskip("wandb_workspaces")
-    text = workspace("somebody", "portability-mine")._to_model().model_dump_json(by_alias=True)
+    text = workspace("somebody", "portability", "mine")._to_model().model_dump_json(by_alias=True)
     spec = json.loads(text)["spec"]["section"]
     sections = {section["name"]: section["panels"] for section in spec["panelBankConfig"]["sections"]}
-    assert list(sections) == ["Accuracy against updates", "Gain by pair", "Zero-shot", "Cost", "Runs"]
+    assert list(sections) == ["Verdict", "Accuracy against updates", "Training", "Gain by pair",
+                              "Zero-shot", "Cost", "Runs"]
     shown = {(panel["config"]["metrics"][0], panel["config"]["groupBy"]) for panels in sections.values()
              for panel in panels
              if "metrics" in panel["config"]}
     assert {("eval_accuracy", "init.value"), ("gain_over_scratch", "pair.value"),
             ("zero_shot_lift", "pair.value")} <= shown
+    assert '"study"' in text and '"mine"' in text, "of one study of the project"
     publish(store)
     run, _, summary, _ = told(files(store.root)[named(store, ported(store))])
-    assert {metric for metric, _ in shown} <= {*summary, "gain_over_scratch", "gain_over_sampled"}
+    live = {"learning_rate", "tokens_per_second"}  # told while it trains alone
+    assert {metric for metric, _ in shown} <= {*summary, "gain_over_scratch", "gain_over_sampled", *live}
     groups = {by for _, by in shown} | {group["name"] for group in spec["runSets"][0]["grouping"]}
     assert {by.removesuffix(".value") for by in groups} <= set(run["config"]["update"])
 
@@ -281,7 +321,8 @@ def test_a_dashboard_without_its_package_says_what_to_install(tmp_path, monkeypa
 
 def test_a_study_can_be_moved_after_it_was_published(store, tmp_path):
     publish(store, "--project", "p")
+    (tmp_path / "elsewhere").mkdir()
     shutil.move(store.root, tmp_path / "elsewhere")
-    moved = type(store)(tmp_path / "elsewhere")
+    moved = type(store)(tmp_path / "elsewhere" / "mine")
     before = sorted(files(moved.root))
     assert publish(moved, "--project", "p") == 0 and sorted(files(moved.root)) == before

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from portability.core.errors import UserError
-from portability.tracking.runs import Tracker, TrackingSpec, entry_of, resolve_mode
+from portability.tracking.entries import entry_of, filing_of
+from portability.tracking.runs import Tracker, TrackingSpec, resolve_mode
 from support.wandb_files import files, inspect
 
 ID = "0123456789abcdef"
@@ -27,35 +28,52 @@ AGAIN = RECORD | {"train_info": RECORD["train_info"] | {"metrics": [{"updates": 
 pytestmark = pytest.mark.usefixtures("no_home")
 
 
-def offline(folder, project="portability-test", sweep="demo"):
-    return Tracker(TrackingSpec("offline", project, folder, sweep))
+def offline(folder, project="portability-test"):
+    return Tracker(TrackingSpec("offline", project, folder))
 
 
-def test_a_run_is_filed_under_its_cell_without_the_seed():
-    how = entry_of(RECORD, ["demo"]).how
-    assert how["group"] == "lora__a->b__meals->films__ported__pad" and how["job_type"] == "port"
-    assert how["name"].endswith("__3") and set(how["tags"]) == {"lora", "ported", "b", "demo"}
+def send(folder, record=RECORD, **how):
+    return offline(folder, **how).send(entry_of(record, ["demo"], study="mine"))
 
 
-@pytest.mark.parametrize(("kind", "report", "stage"), [
-    ("extraction", {"seed_count": 32, "seconds": 1.0}, "extraction"), ("extracted", None, "extracted"),
-    ("pissa", None, "extracted"), ("scratch", None, "scratch"), ("bare", None, "bare"),
-    ("sampled", {"name": "pad"}, "port"),
-])
-def test_the_stage_is_that_of_the_init(kind, report, stage):
-    record = RECORD | {"spec": RECORD["spec"] | {"init": {"kind": kind}}, "port_info": report}
-    how = entry_of(record, []).how
-    assert how["job_type"] == stage and how["group"].endswith("__pad") == (stage == "port")
+CELL = "lora__a->b__meals->films__ported__pad"
+TAGS = {"study:mine", "method:lora", "origin:a", "receiving:b", "relation:different", "arm:ported",
+        "sweep:demo"}
+
+
+def test_a_run_is_filed_under_its_study_and_its_cell_without_the_seed():
+    how = entry_of(RECORD, ["demo"], study="mine").how
+    assert how["group"] == f"mine__{CELL}" and how["name"] == f"{CELL}__3" and set(how["tags"]) == TAGS
+    assert entry_of(RECORD).how["group"] == CELL
+
+
+def test_before_it_trains_a_run_is_filed_as_its_record_will_be():
+    heading = {name: RECORD[name] for name in ("run_id", "spec", "cell", "port_info")}
+    entry = entry_of(RECORD, ["demo"], study="mine")
+    filing = filing_of(heading, "mine", ["demo"])
+    assert (filing.how, filing.config) == (entry.how, entry.config)
+
+
+@pytest.mark.parametrize("kind", ["ported", "sampled", "scratch", "extraction", "bare"])
+def test_arms_are_told_apart_by_job_type_and_by_tag(kind):
+    cell = RECORD["cell"] | {"init": f"{kind}_by_name"}
+    how = entry_of(RECORD | {"spec": RECORD["spec"] | {"init": {"kind": kind}}, "cell": cell}).how
+    assert how["job_type"] == kind and f"arm:{kind}_by_name" in how["tags"]
+
+
+def test_what_starts_from_nothing_has_no_origin_and_no_relation_and_long_names_are_cut():
+    how = entry_of(RECORD | {"cell": RECORD["cell"] | {"origin": None, "host": "h" * 200}}).how
+    assert not any(tag.startswith(("origin:", "relation:")) for tag in how["tags"])
+    assert max(map(len, how["tags"])) == 64 and len(how["group"]) == 128  # W&B takes no more
 
 
 @pytest.mark.system
 def test_what_was_logged_offline_is_read_back(tmp_path):
-    offline(tmp_path).log_run(RECORD)
+    send(tmp_path)
     records = inspect(files(tmp_path)[NAME])
     run = next(record["run"] for record in records if record["type"] == "run")
-    assert run["project"] == "portability-test" and run[
-        "run_group"] == "lora__a->b__meals->films__ported__pad"
-    assert run["job_type"] == "port" and set(run["tags"]) == {"lora", "ported", "b", "demo"}
+    assert run["project"] == "portability-test" and run["run_group"] == f"mine__{CELL}"
+    assert run["job_type"] == "ported" and set(run["tags"]) == TAGS
     config = run["config"]["update"]
     assert config["spec"] == RECORD["spec"] and config["cell"] == RECORD["cell"] and config[
         "origin_run"] == "fedc"
@@ -74,7 +92,7 @@ def test_what_was_logged_offline_is_read_back(tmp_path):
 @pytest.mark.system
 def test_the_same_record_is_logged_once_and_another_evaluation_of_the_run_as_another(tmp_path):
     for record in (RECORD, RECORD, AGAIN, AGAIN):
-        offline(tmp_path).log_run(record)
+        send(tmp_path, record)
     assert sorted(files(tmp_path)) == sorted([NAME, entry_of(AGAIN, []).id]) and NAME.startswith(f"{ID}-")
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
 
@@ -82,17 +100,16 @@ def test_the_same_record_is_logged_once_and_another_evaluation_of_the_run_as_ano
 @pytest.mark.system
 def test_another_project_gets_the_run_too(tmp_path):
     for project in ("one", "another", "one"):
-        offline(tmp_path, project).log_run(RECORD)
+        send(tmp_path, project=project)
     found = [inspect(file)[1]["run"] for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))]
     assert [(run["project"], run["run_id"]) for run in found] == [("one", NAME), ("another", NAME)]
 
 
 @pytest.mark.system
 def test_a_torn_memory_costs_only_that_the_run_is_sent_again(tmp_path):
-    offline(tmp_path).log_run(RECORD)
+    send(tmp_path)
     (tmp_path / "wandb" / "sent" / f"{NAME}.json").write_text('{"offline: ')
-    assert offline(tmp_path).send(entry_of(RECORD, ["demo"]))
-    assert not offline(tmp_path).send(entry_of(RECORD, ["demo"]))
+    assert send(tmp_path) and not send(tmp_path)
     assert sorted(files(tmp_path)) == [NAME]
 
 
@@ -101,13 +118,13 @@ def test_what_a_killed_process_left_does_not_keep_a_run_from_being_sent_whole(tm
     torn = tmp_path / "wandb" / f"offline-run-20260101_000000-{NAME}"
     torn.mkdir(parents=True)
     (torn / f"run-{NAME}.wandb").write_bytes(b":W&B\xe1\xee\x00torn")
-    offline(tmp_path).log_run(RECORD)
+    send(tmp_path)
     assert sum(record["type"] == "history" for record in inspect(files(tmp_path)[NAME])) == 3
 
 
 @pytest.mark.system
 def test_what_is_known_of_a_run_later_resumes_it_without_its_curve(tmp_path):
-    offline(tmp_path).log_run(RECORD)
+    send(tmp_path)
     assert offline(tmp_path).send(entry_of(RECORD, ["demo"], {"gain_over_scratch": 0.25}))
     first, then = map(inspect, sorted(tmp_path.glob(f"wandb/offline-run-*-{NAME}*/*.wandb")))
     # `wandb sync` sends them in order, as one run
@@ -115,21 +132,6 @@ def test_what_is_known_of_a_run_later_resumes_it_without_its_curve(tmp_path):
     assert any(record["type"] == "history" for record in first)
     assert not any(record["type"] == "history" for record in then)
     assert '"gain_over_scratch":0.25' in json.dumps(then, separators=(",", ":"))
-
-
-@pytest.mark.system
-def test_no_failure_of_the_tracker_reaches_a_run(tmp_path, caplog):
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    Tracker(TrackingSpec("offline", "p", blocked)).log_run(RECORD)
-    Tracker(TrackingSpec("online", "p", tmp_path)).log_run(RECORD)  # without a key
-    Tracker(TrackingSpec("offline", "p", tmp_path)).log_run({"run_id": ID})
-    assert caplog.text.count(f"did not take run {ID}") == 3
-
-
-def test_nothing_is_written_when_disabled(tmp_path):
-    Tracker(TrackingSpec("disabled", "p", tmp_path)).log_run(RECORD)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_mode_is_resolved_once(monkeypatch):
