@@ -101,7 +101,7 @@ def compared(stores: Iterable[Store], metric: str | None = None) -> Comparison:
         metric: as of load.read.
 
     Raises:
-        UserError: no study, an unknown metric, or two studies of one name.
+        UserError: no study, none with an arm, an unknown metric, or two studies of one name.
     """
     summaries, parts = dict[str, Summary](), []
     for store in stores:
@@ -113,7 +113,10 @@ def compared(stores: Iterable[Store], metric: str | None = None) -> Comparison:
         summaries[own.name] = own
         parts.append(rows(context, own.basis).assign(study=own.name))
     order = sorted(summaries.values(), key=lambda one: (-one.basis.schema, one.basis[1:], one.name))
-    table = pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
+    if not any(map(len, parts)):
+        raise UserError("none of these studies has a module that was ported or extracted: "
+                        f"{', '.join(summaries) or 'there is none'}")
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True).reindex(columns=COLUMNS)
     rank = {one.name: place for place, one in enumerate(order)}
     return Comparison(order, table.sort_values("study", key=lambda names: names.map(rank), kind="stable",
                                                ignore_index=True))

@@ -20,8 +20,8 @@ from portability.core.specs import BARE
 AGAINST = "scratch"  # the start that gains are held against where no other is asked for
 NOTES = (
     "Studies stand side by side and are never pooled.",
-    "A gain is {arm} less {against} on the same seeds (at 0 updates less the bare host), with its 95 % interval "
-    "of new seeds.",
+    "A gain is {arm} less {against} on the same seeds (at 0 updates less the bare host), with its 95 % "
+    "interval of new seeds.",
     "All gains are exploratory: what was declared before the runs decides.",
     "Rows over other numbers of pairs are over other pairs of hosts, and are no comparison.",
     "† some cells are lacking. Updates of its own are those that a port made itself; seconds depend on the "
@@ -151,8 +151,8 @@ can change their numbers; the docstring of `portability.store` describes the lay
 
 The studies below are published copies: records, cells and predictions in `published/`, without modules, with
 their tables, plots and reports. They are read like any study, and written by none. What they say in words:
-{results}. How to send one: {submitting}. All of them on one page with filters:
-`portability compare results/ --page results/index.html`.
+{results}. How to send one: {submitting}.
+All of them on one page with filters: `portability compare results/ --page results/index.html`.
 
 ## Published here
 
