@@ -2,6 +2,7 @@
 pair of hosts."""
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _carry_out(asked: argparse.Namespace) -> None:
+    gc.freeze()  # statsmodels collects garbage at every correction: what is here by now is none
     found = compared(_stores(asked.studies, asked.published), asked.metric)
     shown = [*gains(found, asked.by, asked.against)]
     files = {asked.page: page, asked.readme: readme}

@@ -35,6 +35,7 @@ COLUMNS = [
     "receiving", "hosts", "relation", "data", "budget", "arm", "against", "gain", "low", "high", "unit",
     "pairs", "seeds", "examples", "n", "expected", "mark", "updates", *COSTS]
 UNKNOWN = "not recorded"
+UNDECLARED = "No contrast was declared before the runs, so nothing is decided."
 
 
 class Basis(NamedTuple):
@@ -147,8 +148,9 @@ def summary(store: Store, context: StudyContext) -> Summary:
               "runs": len(study.runs), "seeds": int(arms["seed"].nunique())}
     declared = primary(context)[["name", "words", "unit", "mean", "low", "high", "p_holm", "verdict"]]
     declared = declared.astype(object).where(declared.notna(), None)
+    verdict = verdict_words(context) if len(declared) else UNDECLARED
     return Summary(study.name, store.root, store.published, basis_of(study), counts, axes,
-                   study.parts["train"], verdict_words(context), declared.to_dict("records"))
+                   study.parts["train"], verdict, declared.to_dict("records"))
 
 
 def rows(context: StudyContext, basis: Basis) -> pd.DataFrame:

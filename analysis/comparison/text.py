@@ -13,7 +13,6 @@ import pandas as pd
 from portability.analysis.comparison.rows import Basis, Comparison, Summary
 from portability.analysis.formatting import interval, number, plain
 from portability.analysis.metrics import UNITS
-from portability.analysis.stats.blocks import POOLED
 from portability.core.errors import validate_choice
 from portability.core.specs import BARE
 

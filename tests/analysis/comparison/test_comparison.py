@@ -119,18 +119,19 @@ def test_the_terminal_has_every_kind_by_itself_in_a_hundred_columns(four, capsys
 
 
 def test_csv_and_json_hold_all_rows(four, apart, capsys):
-    root = four["now"].store.root.parent
-    table = pd.read_csv(io.StringIO(run(capsys, root, "--csv")[1]))
-    assert len(table) == len(apart.rows)
-    assert table["gain"].tolist() == pytest.approx(apart.rows["gain"].tolist())
-    value = json.loads(run(capsys, root, "--json")[1])
-    assert [study["name"] for study in value["studies"]] == [study.name for study in apart.studies]
+    names = ["now", "old"]
+    roots, rows = [four[name].store.root for name in names], apart.rows[apart.rows["study"].isin(names)]
+    table = pd.read_csv(io.StringIO(run(capsys, *roots, "--csv")[1]))
+    assert table["study"].tolist() == rows["study"].tolist()
+    assert table["gain"].tolist() == pytest.approx(rows["gain"].tolist())
+    value = json.loads(run(capsys, *roots, "--json")[1])
+    assert [study["name"] for study in value["studies"]] == names
     assert len(value["rows"]) == len(table) and value["rows"][0].keys() == set(table.columns)
     assert value["studies"][0]["folder"] == value["studies"][0]["name"]  # no place on this machine
 
 
 def test_pages_are_written_whole_and_only_when_all_is_well(four, tmp_path, capsys):
-    root, path = four["now"].store.root.parent, tmp_path / "new" / "index.html"
+    root, path = four["now"].store.root, tmp_path / "new" / "index.html"
     code, _, err = run(capsys, root, "--page", path, "--readme", tmp_path / "README.md")
     assert code == 0 and path.read_text().startswith("<!doctype html>") and f"Written: {path}" in err
     assert "# Studies" in (tmp_path / "README.md").read_text()
@@ -145,8 +146,8 @@ def test_pages_are_written_whole_and_only_when_all_is_well(four, tmp_path, capsy
     (["{root}"], "are both called"),
 ])
 def test_what_cannot_be_compared_is_one_sentence(four, capsys, words, told):
-    root = four["now"].store.root.parent
-    code, out, err = run(capsys, root, *(word.format(root=root / "now") for word in words))
+    root = four["now"].store.root
+    code, out, err = run(capsys, root, *(word.format(root=root) for word in words))
     assert (code, out) == (2, "") and told in err and err.count("\n") == 1
 
 

@@ -91,7 +91,8 @@ def test_costs_are_medians_over_the_records_of_ported_runs(every):
     arm = cells[cells["init"] == "ported"].drop_duplicates(["port", "run_id"])
     for port, own in arm.groupby("port"):
         found = [records[run_id] for run_id in own["run_id"]]
-        row = every.rows.query("study == @name and level == 'strategy' and strategy == @port").iloc[0]
+        rows = every.rows.query("study == @name and level == 'strategy'")
+        row = rows[rows["strategy"] == port].iloc[0]
         seconds = np.median([record["port_info"]["seconds"] for record in found])
         tokens = np.median([record["port_info"]["calibration_tokens"] for record in found])
         assert [row["port_seconds"], row["calibration_tokens"], row["own_updates"]] == [seconds, tokens, 0]
