@@ -44,8 +44,8 @@ class Study:
     records: list[dict[str, Any]]  # run_id, run_info, meta_info of every record that is used
     runs: pd.DataFrame  # run_id and records.FACTS, one row per record that is used
     pairs: pd.DataFrame  # the columns of HOST_PAIR, one row per two hosts whose similarity is recorded
-    # "host", "data": those behind the records that are used, as in specs; "too_long": of hosts (their names)
-    # and data sets for which answers were, how many
+    # "host", "data", "train" (without updates): those behind the records that are used, as in specs;
+    # "too_long": of hosts (their names) and data sets for which answers were, how many
     parts: dict[str, list[dict[str, Any]]]
     protocol: Protocol  # of the records that are used
 

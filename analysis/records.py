@@ -24,6 +24,7 @@ FACTS = {  # a run's facts, and where its record has them; seconds and tokens ar
     "tokens": ("train_info", "tokens"), "trainable": ("train_info", "num_trainable_params"),
     "bytes": ("train_info", "file_size"), "port_seconds": ("port_info", "seconds"),
     "calibration_examples": ("port_info", "calibration_examples"),
+    "calibration_tokens": ("port_info", "calibration_tokens"),
     "carried": ("port_info", "carried_fraction"), "carried_norm": ("port_info", "carried_norm_fraction"),
     "effect": ("port_info", "effect_fraction"), "origin": ("spec", "origin"),
     "port_updates": ("port_info", "updates"), "port_batch": ("spec", "port", "options", "batch_size"),
@@ -55,9 +56,9 @@ class Runs:
 
     `marks` has one row per run and mark (run_id, mark, and the metrics); `facts` one row per run, the columns
     of FACTS; `held` names the metrics that all marks of a used record hold; `state` names what each known run
-    is, `reason` why it is not done, `broken` why a record cannot be used; `distinct` the hosts and data sets
-    behind the used records by their JSON, `records` the parts of each used record that say where it comes
-    from, `unmeasured` why a metric has no number, by run, metric and mark.
+    is, `reason` why it is not done, `broken` why a record cannot be used; `distinct` the hosts, data
+    sets and protocols of training behind the used records by their JSON, `records` the parts of each used
+    record that say where it comes from, `unmeasured` why a metric has no number, by run, metric and mark.
     """
 
     protocol: Protocol
@@ -65,7 +66,7 @@ class Runs:
     facts: pd.DataFrame = field(default_factory=pd.DataFrame)
     held: dict[str, set[str]] = field(default_factory=dict)
     distinct: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {name: {} for name in ("host", "data", "too_long")})
+        default_factory=lambda: {name: {} for name in ("host", "data", "train", "too_long")})
     state: dict[str, str] = field(default_factory=dict)
     reason: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -161,7 +162,9 @@ def _at(record: dict[str, Any], path: tuple[str, ...]) -> Any:
 def _add_provenance(runs: Runs, run_id: str, record: dict[str, Any]) -> None:
     """Where a used record comes from, and what it says it could not measure."""
     spec, train = record.get("spec") or {}, record["train_info"]
-    parts = {name: spec[name] for name in ("host", "data") if spec.get(name)}
+    parts = {name: spec[name] for name in ("host", "data", "train") if spec.get(name)}
+    if "train" in parts:  # but for how long
+        parts["train"] = {key: value for key, value in parts["train"].items() if key != "updates"}
     if "train_dropped" in (counts := train.get("too_long") or {}):  # a bare host is not trained
         parts["too_long"] = {"host": record["cell"]["host"], "data": record["cell"]["data"], **counts}
     for name, part in parts.items():

@@ -36,6 +36,12 @@ def _analyze() -> int | None:
     return main()
 
 
+def _compare() -> int | None:
+    from portability.compare import main
+
+    return main()
+
+
 def _port() -> int | None:
     from portability.port import main
 
@@ -92,6 +98,7 @@ COMMANDS = {
     "init": Command("write a study of your own in one file, by five questions", _init),
     "run": Command("carry out a study, or plan it: +sweep=NAME key=value ...", _run),
     "analyze": Command("tables, charts and the report of a study's results", _analyze),
+    "compare": Command("what several studies say, side by side", _compare),
     "port": Command("fit somebody's adapter to another base model", _port),
     "derive": Command("make a host out of another: trained further, thinned, narrowed, noised, ...", _derive),
     "export": Command("a module of a study as a folder that its library loads", _export),

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command is _verify:
             one.add_argument("--discard", action="store_true",
                              help="move unsound run folders to STUDY/discarded/")
+            one.add_argument("--submission", action="store_true",
+                             help="whether a packed study can be sent to others (docs/submitting.md)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -39,9 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verify(asked: Asked) -> Iterator[str]:
-    from portability.store.admin.verify import lines
+    from portability.store.admin import submission, verify
 
-    yield from lines(studies(asked.folder), asked.discard)
+    if asked.submission:
+        yield from submission.lines(asked.folder)
+    else:
+        yield from verify.lines(studies(asked.folder), asked.discard)
 
 
 def _merge(asked: Asked) -> Iterator[str]:

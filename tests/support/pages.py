@@ -1,5 +1,7 @@
 """The page of a study, made and taken apart."""
 
+import json
+import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
@@ -32,6 +34,13 @@ def made(store: Store, **changes: Any) -> Made:
     drilled = changes.get("details") or details(store, found)
     parts = sections(found) if changes.get("parts") is None else changes["parts"]
     return Made(page(found, parts, headline(found), drilled), found, drilled)
+
+
+def payload(html: str) -> dict[str, Any]:
+    """What a page's scripts read."""
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1]
+    assert not set("<>&") & set(text)
+    return json.loads(text)
 
 
 class Tags(HTMLParser):

@@ -55,6 +55,7 @@ def assert_alike(one, other, name):
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
 def test_what_is_published_is_sound_and_its_tables_are_made_of_it(folder, again):
+    assert store_command(["verify", "--submission", str(folder)]) == 0
     copy = again(folder.name)
     for path in [folder / "report.md", *sorted((folder / "tables").iterdir())]:
         assert_alike((copy / path.relative_to(folder)).read_text(), path.read_text(), path.name)

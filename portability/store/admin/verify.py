@@ -31,7 +31,7 @@ def lines(stores: Iterable[Store], away: bool) -> Iterator[str]:
     tally: Counter[str] = Counter()
     for store in stores:
         unsound: Unsound = {}
-        for finding in _findings(store, tally, unsound):
+        for finding in findings(store, tally, unsound):
             tally["finding"] += 1
             yield "{}/{}: {}; {}".format(store.root.name, *finding)
         for folder, run_id in unsound.items() if away else ():
@@ -41,7 +41,7 @@ def lines(stores: Iterable[Store], away: bool) -> Iterator[str]:
     yield f"{runs}, {files} checked: {found}"
 
 
-def _findings(store: Store, tally: Counter[str], unsound: Unsound) -> Iterator[Finding]:
+def findings(store: Store, tally: Counter[str], unsound: Unsound) -> Iterator[Finding]:
     """Everything that is wrong with a study, as it is found."""
     root = store.root
     try:

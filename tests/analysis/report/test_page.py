@@ -15,7 +15,7 @@ import pytest
 from portability.analysis.context import gather
 from portability.analysis.metrics import OF_LABELS
 from portability.analysis.report.findings import QUESTIONS
-from portability.analysis.report.html import ASSETS, SCRIPT
+from portability.analysis.report.html import ASSETS, SCRIPT, TABLE
 from portability.analysis.report.run_details import EXAMPLES, POINTS, details
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
@@ -26,17 +26,10 @@ from portability.planning.plan import plan
 from portability.planning.selection import select_runs
 from portability.run import compose
 from portability.store import Store
-from support.pages import HOSTILE, SMALL, Made, Tags, made
+from support.pages import HOSTILE, SMALL, Made, Tags, made, payload
 from support.synthetic import FACTS, NANO, build, record, write
 
 pytestmark = pytest.mark.system  # whole studies are analysed
-
-
-def payload(html: str) -> dict[str, Any]:
-    """What the page's script reads."""
-    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1]
-    assert not set("<>&") & set(text)
-    return json.loads(text)
 
 
 def column(data: dict[str, Any], key: str) -> list[Any]:
@@ -125,7 +118,7 @@ def test_no_star_stands_on_an_interval_that_holds_0(nano):
 
 def test_the_script_is_the_projects_own(nano):
     style, script = [text for text in Tags(nano.html).raw if not text.startswith("{")]
-    assert script == (ASSETS / SCRIPT).read_text()
+    assert script == "\n".join((ASSETS / name).read_text() for name in (TABLE, SCRIPT))
     assert not re.search(r"plotly|d3js|vega|bokeh|chart\.min|jquery|MIT License|Copyright", style + script,
                          re.IGNORECASE)
 
