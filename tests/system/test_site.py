@@ -1,0 +1,62 @@
+"""The site is built without a warning, and its pages load nothing from elsewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOADED = re.compile(r"""<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\s(?:src|data)=["']?([^"'\s>]+)"""
+                    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|icon|preconnect|preload|prefetch))[^>]*?"""
+                    r"""\shref=["']?([^"'\s>]+)|(?:url\(|@import\s+)["']?([^"')\s]+)""")
+
+
+def loaded(text: str) -> set[str]:
+    """The addresses that a page or a style sheet loads by itself."""
+    return {address for found in LOADED.findall(text) for address in found if address}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+    """Reports have a test of their own; scripts fetch a library for diagrams, of which there are none."""
+    pages = [path for path in site.rglob("*.html") if "report" not in path.parts]
+    assert len(pages) > 150
+    for path in [*pages, *site.rglob("*.css")]:
+        text = path.read_text()
+        outside = {one for one in loaded(text) if re.match(r"(https?:)?//", one)}
+        assert outside == set(), path
+        assert 'class="mermaid"' not in text
+        missing = {one for one in loaded(text) if not re.match(r"data:|#", one)
+                   and not (path.parent / one.partition("?")[0].partition("#")[0]).exists()}
+        assert missing == set(), path
+
+
+def test_what_is_loaded_is_seen():
+    page = '<link href="https://a/b.css" rel="stylesheet"><script async src=//c/d.js></script><a href="https://e">' \
+           '<style>p {background: url(https://f/g.png)}</style><img alt="x" src="h.png"><link rel=canonical href=i>'
+    assert loaded(page) == {"https://a/b.css", "//c/d.js", "https://f/g.png", "h.png"}
+
+
+def test_search_works_in_files(site):
+    """The index is a script, which a page that is no server's may load, and the worker is one of our own."""
+    assert (site / "search/search_index.js").read_text().startswith("var __index = {")
+    assert "site/iframe-worker.js" in (site / "index.html").read_text()
+
+
+def test_notebooks_and_files_of_the_project_are_pages(site):
+    assert "on its own host" in (site / "notebooks/port_my_lora.html").read_text()
+    assert "what all engines share" in (site / "project/conf/config.yaml.html").read_text()
+    assert (site / "project/results/nano_full/report/index.html").is_file()
+    assert "fit somebody" in (site / "reference/commands.html").read_text()
+    assert "port_adapter" in (site / "reference/python.html").read_text()
