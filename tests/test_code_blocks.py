@@ -15,6 +15,7 @@ PLANNED = [pytest.param(words, id=f"{name}-{number}") for number, (name, words) 
     (name, words) for name, block in BLOCKS if block.mark == "plan" for words in commands(block))]
 
 
+@pytest.mark.system  # half a second each
 @pytest.mark.parametrize("words", PLANNED)
 def test_a_command_that_is_not_carried_out_could_be(words):
     """A study can be asked for so; any other command of ours is there."""

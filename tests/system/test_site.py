@@ -39,7 +39,7 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert 'class="mermaid"' not in text
         missing = {one for one in loaded(text) if not re.match(r"data:|#", one)
                    and not (path.parent / one.partition("?")[0].partition("#")[0]).exists()}
-        assert missing == set(), path
+        assert missing == set() or path.name == "404.html", path  # its addresses begin at a server
 
 
 def test_what_is_loaded_is_seen():
