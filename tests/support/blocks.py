@@ -117,7 +117,7 @@ def run(text: str, folder: Path, env: Mapping[str, str]) -> str:
             printed = "".join(_printed(command, folder, env) for command in _asked(block.text))
             text = text.replace(match[0], match[0].replace(block.text, printed))
         elif block.runs:
-            words = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+            words = [sys.executable, "-c"] if block.language == "python" else ["bash", "-eo", "pipefail", "-c"]
             done = subprocess.run([*words, block.text], cwd=folder, env=env, capture_output=True, text=True)
             assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
     return text

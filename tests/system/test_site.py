@@ -1,6 +1,7 @@
 """The site is built without a warning, and its pages load nothing from elsewhere."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LOADED = re.compile(r"""<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\s(?:src|data)=["']?([^"'\s>]+)"""
                     r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|icon|preconnect|preload|prefetch))[^>]*?"""
                     r"""\shref=["']?([^"'\s>]+)|(?:url\(|@import\s+)["']?([^"')\s]+)""")
@@ -60,3 +62,23 @@ def test_notebooks_and_files_of_the_project_are_pages(site):
     assert (site / "project/results/nano_full/report/index.html").is_file()
     assert "fit somebody" in (site / "reference/commands.html").read_text()
     assert "port_adapter" in (site / "reference/python.html").read_text()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path")
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_a_page_that_is_opened_as_a_file_is_read_and_searched(site, width):
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    asked, wrong = [], []
+    with api.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.goto((site / "concepts.html").as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        if width < 1000:
+            tab.click("label[for=__search]:visible")
+        tab.fill("input.md-search__input", "procrustes")
+        tab.wait_for_selector(".md-search-result__item")
+        browser.close()
+    assert wrong == [] and [url for url in asked if not re.match("file:|data:|blob:", url)] == []
