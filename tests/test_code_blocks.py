@@ -1,4 +1,4 @@
-"""Code blocks of documents that are not run: their studies are composed, their YAML and Python can be read."""
+"""Code blocks of documents that are not run: studies in them are composed, YAML and Python can be read."""
 
 import importlib.util
 
@@ -10,9 +10,15 @@ from portability.config.compose import composed, options
 from portability.config.study import checked
 from support.blocks import ROOT, blocks, commands, pages
 
-BLOCKS = [(path.relative_to(ROOT).as_posix(), block) for path in pages() for block in blocks(path.read_text())]
-PLANNED = [pytest.param(words, id=f"{name}-{number}") for number, (name, words) in enumerate(
-    (name, words) for name, block in BLOCKS if block.mark == "plan" for words in commands(block))]
+BLOCKS = [
+    (path.relative_to(ROOT).as_posix(), block) for path in pages() for block in blocks(path.read_text())
+]
+PLANNED = [
+    pytest.param(words, id=f"{name}-{number}")
+    for number, (name, words) in enumerate(
+        (name, words) for name, block in BLOCKS if block.mark == "plan" for words in commands(block)
+    )
+]
 
 
 @pytest.mark.system  # half a second each
@@ -32,8 +38,10 @@ def test_a_command_that_is_not_carried_out_could_be(words):
 
 
 def test_blocks_are_told_apart():
-    text = ("```sh\na\n```\n<!-- run: plan -->\n```sh\nc \\\n  d=t5\ne 'f g'  # h\n```\n<!-- run: no: long -->\n```sh\ni\n```\n```yaml\n# @package _global_\n"
-            "# mine/a.yaml\nb: 1\n```\n```text\nj\n```\n")
+    text = (
+        "```sh\na\n```\n<!-- run: plan -->\n```sh\nc \\\n  d=t5\ne 'f g'  # h\n```\n<!-- run: no: long -->\n"
+        "```sh\ni\n```\n```yaml\n# @package _global_\n# mine/a.yaml\nb: 1\n```\n```text\nj\n```\n"
+    )
     found = blocks(text)
     assert [block.mark for block in found] == ["run", "plan", "no", "run", "run"]
     assert [block.runs for block in found] == [True, False, False, False, False]

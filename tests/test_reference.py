@@ -37,7 +37,9 @@ def test_every_setting_is_there_with_its_default():
 
 
 def test_every_command_and_strategy_has_its_part():
-    commands, strategies = ((DOCS / f"reference/{name}.md").read_text() for name in ("commands", "strategies"))
+    commands, strategies = (
+        (DOCS / f"reference/{name}.md").read_text() for name in ("commands", "strategies")
+    )
     assert all(f"\n## portability {name}\n" in commands for name in cli.COMMANDS)
     assert all(f"\n## {name}\n" in strategies for name in STRATEGIES)
     starts = (DOCS / "reference/starts.md").read_text()

@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: notebooks are pages of the site, and so is every file of the project that a page links to.
+"""Hooks of mkdocs: notebooks are pages of the site, and so are the project's files that pages link to.
 
-A link that leaves docs/ works on GitHub; here its target is kept below project/: Markdown as a page, other text as
-a page that shows it, a folder as a page that shows its files, and anything else as it is.
+A link that leaves docs/ works on GitHub; here its target is kept below project/: Markdown as a page, other
+text as a page that shows it, a folder as a page that shows its files, and anything else as it is.
 """
 
 import os
@@ -44,7 +44,9 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     title = f"# {path.relative_to(ROOT).as_posix()}\n"
     if path.is_dir():
-        parts = [f"## {one.name}\n\n{_shown(one)}" for one in sorted(path.iterdir()) if one.suffix in LANGUAGES]
+        parts = [
+            f"## {one.name}\n\n{_shown(one)}" for one in sorted(path.iterdir()) if one.suffix in LANGUAGES
+        ]
         return "\n".join([title, *parts])
     return f"{title}\n{_shown(path)}"
 
@@ -82,5 +84,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if source is None:
         return markdown
     found, here = targets(source, markdown), os.path.dirname(page.file.src_uri)
-    return LINK.sub(lambda link: os.path.relpath(uri(found[link[0]]), here or ".") if link[0] in found else link[0],
-                    markdown)
+    return LINK.sub(
+        lambda link: os.path.relpath(uri(found[link[0]]), here or ".") if link[0] in found else link[0],
+        markdown,
+    )

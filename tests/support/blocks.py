@@ -5,12 +5,12 @@ Blocks of sh, console and python are run. A comment on the line above says other
     <!-- run: plan -->        its studies are composed and checked, not carried out, and nothing else is done
     <!-- run: no: WHY -->     it is not run
 
-In a console block `$` stands before a command, and what it prints is on the page. A block of python, yaml or toml that
-names a file in its first two lines (`# mine/data/reviews.yaml`) is that file. A page with the comment
-`<!-- begin: tutorial.md -->` begins in the folder that the first python block of that page makes, with `<!-- begin:
-../results -->` in one that holds this folder.
+In a console block `$` stands before a command, and what it prints is on the page. A block of python, yaml or
+toml that names a file in its first two lines (`# mine/data/reviews.yaml`) is that file. A page that says
+`<!-- begin: tutorial.md -->` begins in the folder that the first python block of that page makes, with
+`<!-- begin: ../results -->` in one that holds this folder.
 
-    PYTHONPATH=tests python -m support.blocks docs/tutorial.md      # writes what the commands print into the page
+    PYTHONPATH=tests python -m support.blocks docs/tutorial.md      # writes what commands print into the page
 """
 
 import os
@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"(?:^<!-- run: (?P<mark>.*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^<!-- run: (?P<mark>.*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+)
 MARK = re.compile(r"plan|(no): .+")
 FILE = re.compile(r"\A(?:# @.*\n)?# (\w[\w./-]*\.\w+)$", re.M)
 BEGIN = re.compile(r"^<!-- begin: (\S+) -->$", re.M)
@@ -84,8 +86,7 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def environment(folder: Path, checkout: bool = True) -> dict[str, str]:
-    """Variables by which `pip install` fetches nothing and puts things into a folder, and nothing is asked of the
-    hub.
+    """Variables by which `pip install` fetches nothing and puts things into a folder; no hub is asked.
 
     Args:
         folder: for what is installed, and for the cache.
@@ -96,11 +97,22 @@ def environment(folder: Path, checkout: bool = True) -> dict[str, str]:
         programs.mkdir(parents=True)
         (programs / "portability").write_text(f'#!/bin/sh\nexec {sys.executable} -m portability "$@"\n')
         (programs / "portability").chmod(0o755)
-    return {**os.environ, "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": ":".join(path), "PIP_TARGET": str(folder), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1",
-            "PIP_NO_BUILD_ISOLATION": "0", "PIP_QUIET": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "PORTABILITY_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled",
-            "COLUMNS": "88", "NO_COLOR": "1"}
+    return {
+        **os.environ,
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": ":".join(path),
+        "PIP_TARGET": str(folder),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_QUIET": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PORTABILITY_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "COLUMNS": "88",
+        "NO_COLOR": "1",
+    }
 
 
 def run(text: str, folder: Path, env: Mapping[str, str]) -> str:
@@ -117,7 +129,9 @@ def run(text: str, folder: Path, env: Mapping[str, str]) -> str:
             printed = "".join(_printed(command, folder, env) for command in _asked(block.text))
             text = text.replace(match[0], match[0].replace(block.text, printed))
         elif block.runs:
-            words = [sys.executable, "-c"] if block.language == "python" else ["bash", "-eo", "pipefail", "-c"]
+            words = (
+                [sys.executable, "-c"] if block.language == "python" else ["bash", "-eo", "pipefail", "-c"]
+            )
             done = subprocess.run([*words, block.text], cwd=folder, env=env, capture_output=True, text=True)
             assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
     return text

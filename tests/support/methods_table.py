@@ -1,5 +1,5 @@
-"""The lines of docs/methods.md: what each file of conf/method can do, tried out on tiny random hosts; support.reference
-writes them."""
+"""The lines of docs/methods.md: what each file of conf/method can do, tried out on tiny random hosts.
+support.reference writes them."""
 
 import re
 import tempfile

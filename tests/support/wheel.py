@@ -14,8 +14,12 @@ def built(folder: Path) -> Path:
     Args:
         folder: a new one, for a copy of the sources and the wheel.
     """
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-                            capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in filter(None, listed.split("\0")):
         place, source = folder / "source" / name, ROOT / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -23,6 +27,20 @@ def built(folder: Path) -> Path:
             place.symlink_to(os.readlink(source))
         elif source.exists():
             place.write_bytes(source.read_bytes())
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps",
-                    "--no-build-isolation", "-w", str(folder / "wheels"), str(folder / "source")], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(folder / "wheels"),
+            str(folder / "source"),
+        ],
+        check=True,
+    )
     return next((folder / "wheels").glob("*.whl"))

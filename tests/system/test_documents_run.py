@@ -1,4 +1,5 @@
-"""What a page tells a reader to type works, from top to bottom, in an empty folder; and prints what the page shows."""
+"""What a page tells a reader to type works, from top to bottom in an empty folder, and prints what it shows.
+"""
 
 import pytest
 
@@ -16,4 +17,4 @@ def test_the_blocks_of_a_page_run(name, tmp_path):
     here.mkdir()
     env = environment(tmp_path / "installed")
     begun(page, here, env)
-    assert compared(run(page, here, env)) == compared(page), f"PYTHONPATH=tests python -m support.blocks {name}"
+    assert compared(run(page, here, env)) == compared(page), f"python -m support.blocks {name}"

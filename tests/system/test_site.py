@@ -10,9 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-LOADED = re.compile(r"""<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\s(?:src|data)=["']?([^"'\s>]+)"""
-                    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|icon|preconnect|preload|prefetch))[^>]*?"""
-                    r"""\shref=["']?([^"'\s>]+)|(?:url\(|@import\s+)["']?([^"')\s]+)""")
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source|video|audio|embed|object)\b[^>]*?\s(?:src|data)=["']?([^"'\s>]+)"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|icon|preconnect|preload|prefetch))[^>]*?"""
+    r"""\shref=["']?([^"'\s>]+)|(?:url\(|@import\s+)["']?([^"')\s]+)"""
+)
 
 
 def loaded(text: str) -> set[str]:
@@ -24,8 +26,12 @@ def loaded(text: str) -> set[str]:
 def site(tmp_path_factory):
     """The built site."""
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -39,14 +45,20 @@ def test_pages_load_nothing_from_elsewhere(site):
         outside = {one for one in loaded(text) if re.match(r"(https?:)?//", one)}
         assert outside == set(), path
         assert 'class="mermaid"' not in text
-        missing = {one for one in loaded(text) if not re.match(r"data:|#", one)
-                   and not (path.parent / one.partition("?")[0].partition("#")[0]).exists()}
+        missing = {
+            one
+            for one in loaded(text)
+            if not re.match(r"data:|#", one)
+            and not (path.parent / one.partition("?")[0].partition("#")[0]).exists()
+        }
         assert missing == set() or path.name == "404.html", path  # its addresses begin at a server
 
 
 def test_what_is_loaded_is_seen():
-    page = '<link href="https://a/b.css" rel="stylesheet"><script async src=//c/d.js></script><a href="https://e">' \
-           '<style>p {background: url(https://f/g.png)}</style><img alt="x" src="h.png"><link rel=canonical href=i>'
+    page = (
+        '<link href="https://a/b.css" rel="stylesheet"><script async src=//c/d.js></script><a href="https://e">'
+        '<style>p {background: url(https://f/g.png)}</style><img alt="x" src="h.png"><link rel=next href=i>'
+    )
     assert loaded(page) == {"https://a/b.css", "//c/d.js", "https://f/g.png", "h.png"}
 
 

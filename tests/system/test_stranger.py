@@ -1,5 +1,5 @@
-"""A stranger with a wheel, 200 lines and a LoRA of peft has a ported adapter and a report after six commands, by the
-tutorial alone."""
+"""A stranger with a wheel, 200 lines and a LoRA of peft has a ported adapter and a report after six commands,
+by the tutorial alone."""
 
 import csv
 import json
@@ -14,8 +14,14 @@ from support.blocks import ROOT, blocks, compared, environment, run
 from support.wheel import built
 
 PAGE = ROOT / "docs/tutorial.md"
-COMMANDS = ("pip install ", "portability port ", "portability port ", "portability run ", "portability run ",
-            "portability analyze ")
+COMMANDS = (
+    "pip install ",
+    "portability port ",
+    "portability port ",
+    "portability run ",
+    "portability run ",
+    "portability analyze ",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +35,23 @@ def stranger(tmp_path_factory):
 
 
 def test_there_are_six_commands():
-    typed = [line.removeprefix("$ ") for block in blocks(PAGE.read_text()) if block.runs and block.language != "python"
-             for line in block.text.splitlines() if block.language == "sh" or line.startswith("$ ")]
-    assert len(typed) == 6 and all(line.startswith(start) for line, start in zip(typed, COMMANDS, strict=True))
+    typed = [
+        line.removeprefix("$ ")
+        for block in blocks(PAGE.read_text())
+        if block.runs and block.language != "python"
+        for line in block.text.splitlines()
+        if block.language == "sh" or line.startswith("$ ")
+    ]
+    assert len(typed) == 6 and all(
+        line.startswith(start) for line, start in zip(typed, COMMANDS, strict=True)
+    )
 
 
 def test_what_is_typed_prints_what_the_tutorial_shows(stranger):
     _, page = stranger
-    assert compared(page) == compared(PAGE.read_text()), "PYTHONPATH=tests python -m support.blocks docs/tutorial.md"
+    assert compared(page) == compared(PAGE.read_text()), (
+        "PYTHONPATH=tests python -m support.blocks docs/tutorial.md"
+    )
 
 
 def test_the_lines_are_two_hundred_and_the_ported_adapter_is_one_of_peft(stranger):
