@@ -1,8 +1,11 @@
 """The notebooks of docs, run from top to bottom in a kernel of this Python.
 
-    PYTHONPATH=tests python -m support.notebooks      # writes into them what they print
+    PYTHONPATH=tests python -m support.notebooks                # writes into all what they print
+    PYTHONPATH=tests python -m support.notebooks read_a_study   # into named ones
 """
 
+import os
+import sys
 from pathlib import Path
 
 import nbclient
@@ -20,7 +23,9 @@ def executed(path: Path) -> nbformat.NotebookNode:
     """
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=SECONDS, record_timing=False, resources=where).execute()
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore:IProgress"}  # tqdm's, of a kernel without widgets
+    client = nbclient.NotebookClient(notebook, timeout=SECONDS, record_timing=False, resources=where)
+    client.execute(env=quiet)
     notebook.metadata.language_info = {"name": "python"}  # nothing of this machine's Python
     return notebook
 
@@ -41,4 +46,5 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 
 if __name__ == "__main__":
     for notebook in NOTEBOOKS:
-        nbformat.write(executed(notebook), notebook)
+        if notebook.stem in sys.argv[1:] or not sys.argv[1:]:
+            nbformat.write(executed(notebook), notebook)
