@@ -90,7 +90,7 @@ def test_a_page_that_is_opened_as_a_file_is_read_and_searched(site, width):
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         if width < 1000:
             tab.click("label[for=__search]:visible")
-        tab.fill("input.md-search__input", "procrustes")
+        tab.locator("input.md-search__input").press_sequentially("procrustes")
         tab.wait_for_selector(".md-search-result__item")
         browser.close()
     assert wrong == [] and [url for url in asked if not re.match("file:|data:|blob:", url)] == []

@@ -31,7 +31,9 @@ def stranger(tmp_path_factory):
     here = root / "here"
     here.mkdir()
     shutil.copy(built(root), here)
-    return here, run(PAGE.read_text(), here, environment(root / "installed", checkout=False))
+    page = run(PAGE.read_text(), here, environment(root / "installed", checkout=False))
+    assert (root / "installed/portability/__init__.py").is_file() and (root / "installed/bin/portability").is_file()
+    return here, page
 
 
 def test_there_are_six_commands():
