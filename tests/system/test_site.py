@@ -64,7 +64,9 @@ def test_what_is_loaded_is_seen():
 
 def test_search_works_in_files(site):
     """The index is a script, which a page that is no server's may load, and the worker is one of our own."""
-    assert (site / "search/search_index.js").read_text().startswith("var __index = {")
+    index = (site / "search/search_index.js").read_text()
+    assert index.startswith("var __index = {") and '"concepts.html' in index
+    assert '"project/conf/config.yaml.html' not in index  # a file that is shown is not found before pages
     assert "site/iframe-worker.js" in (site / "index.html").read_text()
 
 
