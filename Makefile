@@ -4,14 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-system test-newest test-full dist clean
+.PHONY: demo docs pages test test-system test-newest test-full dist clean
 
 demo: $(VENV)/.ready
 	$(RUN) -m portability.run +sweep=demo
 	$(RUN) -m portability.analyze results/demo
 
+docs: $(VENV)/.ready  # the site, in build/site: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+pages: $(VENV)/.ready  # pages and notebooks that are made of the code, and what the tutorial's and how-to's commands print
+	PYTHONPATH=tests $(RUN) -m support.reference
+	PYTHONPATH=tests $(RUN) -m support.notebooks
+	PYTHONPATH=tests $(RUN) -m support.blocks docs/index.md docs/tutorial.md docs/howto/*.md
+
 test: $(VENV)/.ready
-	$(RUN) -m ruff check portability analysis tests
+	$(RUN) -m ruff check portability analysis tests docs/site
 	$(VENV)/bin/lint-imports
 	$(RUN) -m mypy
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m "unit or contract"

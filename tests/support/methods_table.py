@@ -1,11 +1,7 @@
-"""Makes docs/methods.md: what each file of conf/method can do, tried out on tiny random hosts.
+"""The lines of docs/methods.md: what each file of conf/method can do, tried out on tiny random hosts.
+support.reference writes them."""
 
-    PYTHONPATH=tests python -m support.methods_table > docs/methods.md
-"""
-
-import logging
 import re
-import sys
 import tempfile
 import warnings
 from collections import defaultdict
@@ -56,7 +52,7 @@ NOT_COVERED = {  # types of peft without a file in conf/method -> why
 }
 HEAD = """# Methods and families
 
-Made by `PYTHONPATH=tests python -m support.methods_table > docs/methods.md` with
+Made by `PYTHONPATH=tests python -m support.reference methods.md` with
 {versions}; a test compares the two. Each row was
 tried out on tiny random hosts: nothing here is copied from a library's documents. How a method or a family is
 added: [adding.md](adding.md).
@@ -234,8 +230,3 @@ def lines() -> Iterator[str]:
         yield from (family_row(family, specs, hosts) for family in FAMILIES)
     yield TYPE_HEAD.rstrip("\n")
     yield from (f"| {kind} | {why} |" for kind, why in NOT_COVERED.items())
-
-
-if __name__ == "__main__":
-    logging.disable(logging.WARNING)
-    sys.stdout.write("\n".join(lines()) + "\n")

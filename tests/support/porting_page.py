@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from portability.hosts.host import load_host
 from portability.hosts.sources import HostSource, describe
 from portability.port import main
+from support.blocks import blocks
 from support.peft_methods import write_plain
 from support.tiny import model, sentences, tokenizer
 
@@ -52,12 +53,16 @@ def prepare(folder: Path) -> None:
 
 
 def filled(text: str) -> str:
-    """The page with what its commands print here, one after another."""
+    """The page with what its commands print here, one after another; then its Python is run."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepare(Path(folder))
         with contextlib.chdir(folder):
-            return BLOCK.sub(lambda found: f"```console\n{_printed(found[1])}```", text)
+            text = BLOCK.sub(lambda found: f"```console\n{_printed(found[1])}```", text)
+            for block in blocks(text):
+                if block.language == "python":
+                    exec(compile(block.text, PAGE.name, "exec"), {})
+            return text
 
 
 def _printed(block: str) -> str:
