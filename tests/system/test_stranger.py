@@ -32,7 +32,8 @@ def stranger(tmp_path_factory):
     here.mkdir()
     shutil.copy(built(root), here)
     page = run(PAGE.read_text(), here, environment(root / "installed", checkout=False))
-    assert (root / "installed/portability/__init__.py").is_file() and (root / "installed/bin/portability").is_file()
+    installed = root / "installed"
+    assert (installed / "portability/__init__.py").is_file() and (installed / "bin/portability").is_file()
     return here, page
 
 
