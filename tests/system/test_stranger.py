@@ -32,7 +32,7 @@ def stranger(tmp_path_factory):
     here.mkdir()
     shutil.copy(built(root), here)
     page = run(PAGE.read_text(), here, environment(root / "installed", checkout=False))
-    assert (root / "installed/portability/__init__.py").is_file() and (root / "installed/bin/portability").is_file()
+    assert all((root / "installed" / name).exists() for name in ("portability/__init__.py", "bin/portability"))
     return here, page
 
 
