@@ -32,7 +32,8 @@ def stranger(tmp_path_factory):
     here.mkdir()
     shutil.copy(built(root), here)
     page = run(PAGE.read_text(), here, environment(root / "installed", checkout=False))
-    assert all((root / "installed" / name).exists() for name in ("portability/__init__.py", "bin/portability"))
+    installed = root / "installed"
+    assert (installed / "portability/__init__.py").is_file() and (installed / "bin/portability").is_file()
     return here, page
 
 
