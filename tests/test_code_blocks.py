@@ -8,7 +8,7 @@ import yaml
 from portability.cli import COMMANDS
 from portability.config.compose import composed, options
 from portability.config.study import checked
-from support.blocks import ROOT, blocks, commands, pages
+from support.blocks import ROOT, blocks, commands, compared, pages
 
 BLOCKS = [
     (path.relative_to(ROOT).as_posix(), block) for path in pages() for block in blocks(path.read_text())
@@ -48,6 +48,12 @@ def test_blocks_are_told_apart():
     assert list(commands(found[1])) == [["c", "d=t5"], ["e", "f g"]] and found[3].file == "mine/a.yaml"
     with pytest.raises(ValueError, match="cannot read the mark"):
         blocks("<!-- run: no -->\n```sh\nk\n```\n")
+
+
+def test_what_is_measured_is_not_compared():
+    one = "slowest: 59ccffd8a4df5688 (sampled, seed 4) 53.9 s; two\nahead   +47.2 pp  ──\nruns: 17"
+    other = "slowest: 02e0c1d8a4df5680 (ported, seed 2) 1.2 s\nahead +7.0 pp ───\nruns: 17"
+    assert compared(one) == compared(other) != compared(other.replace("17", "18"))
 
 
 def test_yaml_and_python_can_be_read():

@@ -42,7 +42,7 @@ def text_of(path: Path) -> str:
         return nbconvert.MarkdownExporter().from_notebook_node(nbformat.read(path, as_version=4))[0]
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
-    title = f"---\nsearch: {{exclude: true}}\n---\n\n# {path.relative_to(ROOT).as_posix()}\n"  # no page to find
+    title = f"---\nsearch: {{exclude: true}}\n---\n\n# {path.relative_to(ROOT).as_posix()}\n"  # not found
     if path.is_dir():
         parts = [
             f"## {one.name}\n\n{_shown(one)}" for one in sorted(path.iterdir()) if one.suffix in LANGUAGES

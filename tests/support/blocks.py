@@ -32,7 +32,7 @@ MARK = re.compile(r"plan|(no): .+")
 FILE = re.compile(r"\A(?:# @.*\n)?# (\w[\w./-]*\.\w+)$", re.M)
 BEGIN = re.compile(r"^<!-- begin: (\S+) -->$", re.M)
 RUN = ("sh", "console", "python")
-MEASURED = re.compile(r"(?<![\w.])[+−-]?\d+\.\d+(?:e[+-]?\d+)?|\b[0-9a-f]{16}\b|(?<=slowest: ).*")
+MEASURED = re.compile(r"(?<=^slowest: ).*|(?<![\w.])[+−-]?\d+\.\d+(?:e[+-]?\d+)?|\b[0-9a-f]{16}\b", re.M)
 
 
 @dataclass(frozen=True)
