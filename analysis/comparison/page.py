@@ -19,7 +19,7 @@ FILTERS = ("basis", "study", "level", "method", "strategy", "origin", "receiving
 LABELS = {"basis": "numbers", "level": "a row for each", "hosts": "kind of pair", "budget": "updates",
           "against": "less"}
 HIDDEN = ("basis", "study", "level")  # as columns: one is the row's head, the others are in its filter
-COUNTS = {"pairs": 0, "seeds": 0, "updates": 0, "own_updates": 0, "calibration_tokens": 0, "port_seconds": 2,
+COUNTS = {"pairs": 0, "seeds": 0, "updates": 0, "own_updates": 0, "calibration_tokens": 0, "port_seconds": 4,
           "trainable": 0}  # and their decimals
 WORDS = COSTS | {"pairs": "pairs", "seeds": "seeds", "updates": "updates in all"}
 COLOURS = 8  # of charts.css; the strategies beyond share the last

@@ -34,9 +34,10 @@ function points(basis, cost, places) {
   const xs = places.map((i) => get(cost.key, i));
   const reach = places.flatMap((i) => [get('gain', i), get('low', i), get('high', i)]).filter((value) => value !== null);
   const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(0, ...reach), Math.max(0, ...reach)];
+  const wide = Math.min(960, Math.max(340, $('charts').clientWidth)); // a unit is a pixel, so letters keep their size
   const logarithmic = left > 0 && right > 30 * left;
   const scaled = (x) => (logarithmic ? Math.log(x) : x);
-  const across = (x) => (60 + (560 * (scaled(x) - scaled(left))) / (scaled(right) - scaled(left) || 1)).toFixed(1);
+  const across = (x) => (60 + ((wide - 80) * (scaled(x) - scaled(left))) / (scaled(right) - scaled(left) || 1)).toFixed(1);
   const down = (y) => (300 - (280 * (y - low)) / (high - low || 1)).toFixed(1);
   const said = (x, y, side, words) => svg('text', { x, y, class: side }, words);
   const marks = places.map((i) => {
@@ -48,11 +49,11 @@ function points(basis, cost, places) {
   });
   const words = `${count(places.length)} rows, gains from ${text(gain, Math.min(...places.map((i) => get('gain', i))))} to `
     + `${text(gain, Math.max(...places.map((i) => get('gain', i))))}, ${cost.label} from ${text(cost, left)} to ${text(cost, right)}`;
-  return svg('svg', { viewBox: '0 0 640 340', role: 'img', 'aria-label': `${basis}: ${words}`, class: 'plot wide' },
-    svg('path', { class: 'zero', d: `M50 ${down(0)}H630` }), ...marks,
+  return svg('svg', { viewBox: `0 0 ${wide} 340`, role: 'img', 'aria-label': `${basis}: ${words}`, class: 'plot wide' },
+    svg('path', { class: 'zero', d: `M50 ${down(0)}H${wide - 10}` }), ...marks,
     ...[...new Set([low, 0, high])].map((y) => said(44, Number(down(y)) + 4, 'end', text(gain, y))),
-    said(60, 326, 'start', text(cost, left)), said(620, 326, 'end', right > left ? text(cost, right) : ''),
-    said(340, 326, 'middle', `${cost.label}${logarithmic ? ', logarithmic' : ''}`));
+    said(60, 326, 'start', text(cost, left)), said(wide - 20, 326, 'end', right > left ? text(cost, right) : ''),
+    said(wide / 2 + 20, 326, 'middle', `${cost.label}${logarithmic ? ', logarithmic' : ''}`));
 }
 
 function spoken(i, cost) {
@@ -64,4 +65,5 @@ function spoken(i, cost) {
 
 $('grid').addEventListener('drawn', drawCharts);
 $('cost').addEventListener('input', drawCharts);
+addEventListener('resize', drawCharts);
 begin();

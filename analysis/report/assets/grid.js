@@ -164,9 +164,9 @@ function save() {
 // ---- start
 
 function begin() {
+  $('browser').hidden = false;
   Object.assign(view, chosen());
   draw();
-  $('browser').hidden = false;
   $('filters').addEventListener('input', () => change({ ...chosen(), page: 0 }));
   $('filters').addEventListener('submit', (event) => event.preventDefault());
   $('clear').addEventListener('click', () => { $('filters').reset(); change({ ...chosen(), page: 0 }); });
