@@ -2,25 +2,26 @@
 one sentence.
 """
 
-import argparse
 import json
 import re
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import portability
+from portability.config.refusals import own_words
 from portability.config.schema import KEYS
-from portability.core.errors import UserError, validate_choice
+from portability.core.errors import UnknownName, UserError, closest, validate_choice
 from portability.core.paths import bundled
+from portability.options import parser
 
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
 # ... are conf groups that are loaded whole, with the axis that names their entries
@@ -30,28 +31,7 @@ SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method
            "else takes one value: repeat the command for another, with study=NAME")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="python -m portability.run", usage="%(prog)s [+sweep=NAME] [key=value ...] [options]",
-        description=str(portability.__doc__).splitlines()[0], add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*", metavar="key=value",
-                        help="settings: key=value, key=[a,b], '~key' to take an entry out; see --cfg job")
-    parser.add_argument("-h", "--help", action="store_true", help="show this, and the names in every group")
-    parser.add_argument("--version", action="store_true", help="show the version")
-    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", type=Path,
-                        help="a folder of your own host/, data/, method/, init/, port/ or sweep/ files")
-    parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration, and do nothing")
-    parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: this part of it")
-    parser.add_argument("--resolve", action="store_true", help="with --cfg: with all references filled in")
-    return parser
-
-
-def options(arguments: Sequence[str]) -> argparse.Namespace:
+def options(arguments: Sequence[str]) -> Namespace:
     """The options and words of a command line.
 
     Raises:
@@ -62,27 +42,20 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         >>> asked.words, asked.config_dir
         (['study=a', 'mode=plan'], [PosixPath('mine')])
     """
-    asked, unknown = _parser().parse_known_intermixed_args(arguments)
-    if {"-m", "--multirun"} & set(unknown):
-        raise UserError(f"there is no --multirun, a command does one study: {SEVERAL}")
-    if unknown:
-        raise UserError(f"there is no option {unknown[0]}; --help lists the options")
-    if (asked.package or asked.resolve) and not asked.cfg:
-        raise UserError("--package and --resolve say what --cfg shows; add --cfg job")
+    asked: Namespace = parser("run").parse_args(arguments)
     return asked
 
 
-def shown(asked: argparse.Namespace) -> str:
-    """What the options ask to show instead of doing something; else nothing."""
-    if asked.help:
-        axes = {group: f" ({axis})" for group, axis in CATALOGUES.items()}
-        title = "groups, chosen with GROUP=NAME, +sweep=NAME, or named by an axis:"
-        return "\n".join([_parser().format_help(), title,
-                          *(f"  {group}{axes.get(group, '')}: {', '.join(names)}"
-                            for group, names in _groups(_folders(asked)).items())])
-    if asked.version:
-        return f"portability {portability.__version__}"
+def shown(asked: Namespace) -> str:
+    """The configuration, or the part of it, that the options ask to show instead of doing something; else
+    nothing.
+
+    Raises:
+        UserError: the options do not go together, or name what there is not.
+    """
     if not asked.cfg:
+        if asked.package or asked.resolve:
+            raise UserError("--package and --resolve say what --cfg shows; add --cfg job")
         return ""
     cfg = composed(asked)
     if asked.package:
@@ -91,20 +64,24 @@ def shown(asked: argparse.Namespace) -> str:
     return OmegaConf.to_yaml(cfg, resolve=asked.resolve).rstrip() if OmegaConf.is_config(cfg) else str(cfg)
 
 
-def composed(asked: argparse.Namespace) -> DictConfig:
+def composed(asked: Namespace) -> DictConfig:
     """The configuration that these words ask for: Hydra puts together what is chosen of the groups, and the
     other words are set in that. Every catalogue is loaded whole, so that the axes can name any entry.
 
     Raises:
         UserError: a word that cannot be read, names what there is not, or would change nothing.
     """
-    folders = _folders(asked)
-    groups = _groups(folders)
+    folders = folders_of(asked.config_dir)
+    groups = names_of(folders)
     words = [_read(word, groups) for word in asked.words]
-    _check_files(folders)
+    sweeps = [word for word in words if word.key_or_group == "sweep"]
+    if len(sweeps) > 1:
+        both = " and ".join(f"'{word.input_line}'" for word in sweeps)
+        raise UserError(f"{both} are two studies; leave one, and repeat the command for the other")
+    _check_files(folders, [name for word in sweeps for name in _listed(word)])
     chosen = [str(word.input_line) for word in words if word.key_or_group in groups]
-    folders_of = {found[1]: word for word in words if (found := FROM.fullmatch(word.key_or_group))}
-    if folders_of and not any(word.key_or_group == "method" for word in words):
+    adapters = {found[1]: word for word in words if (found := FROM.fullmatch(word.key_or_group))}
+    if adapters and not any(word.key_or_group == "method" for word in words):
         chosen.append("method=[]")
     chosen += [f"+{group}=[{','.join(groups[group])}]" for group in CATALOGUES]
     places = json.dumps([f"file://{folder}" for folder in folders[1:]], ensure_ascii=False)
@@ -112,12 +89,12 @@ def composed(asked: argparse.Namespace) -> DictConfig:
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
             cfg = hydra.compose("config", overrides=[*chosen, f"hydra.searchpath={places}"])
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise UserError(_sentence(error)) from error
+        raise own_words(error, folders) from error
     OmegaConf.set_struct(cfg, False)
     cfg.known_methods = groups["method"]
-    _read_methods(cfg, folders_of)
+    _read_methods(cfg, adapters)
     for word in words:
-        if word.key_or_group not in groups and word not in folders_of.values():
+        if word.key_or_group not in groups and word not in adapters.values():
             _set(cfg, word, groups)
     return cfg
 
@@ -142,15 +119,23 @@ def _read_methods(cfg: DictConfig, words: Mapping[str, Override]) -> None:
             cfg.known_methods.append(name)
 
 
-def _folders(asked: argparse.Namespace) -> list[Path]:
-    """Folders of configuration files: ours, and those of --config-dir."""
-    for folder in asked.config_dir:
+def folders_of(own: Sequence[Path]) -> list[Path]:
+    """Folders of configuration files: ours, and those of --config-dir.
+
+    Raises:
+        UserError: one is not there, or holds files where folders belong.
+    """
+    ours = bundled("conf")
+    for folder in own:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
-    return [bundled("conf"), *(folder.resolve() for folder in asked.config_dir)]
+        if [*folder.glob("*.yaml")] and not any((folder / group.name).is_dir() for group in ours.iterdir()):
+            raise UserError(f"--config-dir {folder}: files must lie in host/, data/, method/, sweep/, ... of it; "
+                            "name the folder above, or move them")
+    return [ours, *(folder.resolve() for folder in own)]
 
 
-def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+def names_of(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Names of the files of every conf group."""
     found: dict[str, set[str]] = {}
     for group in (group for folder in folders for group in folder.iterdir()):
@@ -161,6 +146,12 @@ def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
 
 def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
     """A word of the command line. Refused are several values, what is Hydra's own, and unknown files."""
+    if "=" not in word and not word.startswith("~"):
+        typed = {name: f"{group if group in ALWAYS else f'+{group}'}={name}" for group in (*ALWAYS, "sweep")
+                 for name in groups.get(group, ())}
+        close = typed.get(closest(word, typed), "")
+        raise UserError(f"cannot read '{word}': a setting is key=value"
+                        + (f"; did you mean '{close}'?" if close else ""))
     try:
         found = OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
@@ -181,35 +172,37 @@ def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
     plain = word.lstrip("+")
     if (group in ALWAYS) == (plain != word):
         raise UserError(f"'{word}' is written {plain if group in ALWAYS else '+' + plain}")
-    value = found.value()
-    for name in value if isinstance(value, list) else [value]:
-        validate_choice(str(name), groups[group], group)
+    for name in _listed(found):
+        validate_choice(name, groups[group], group)
     return found
 
 
-def _check_files(folders: Sequence[Path]) -> None:
-    """Refuse files that are not UTF-8, and methods that results would show under another name."""
+def _listed(word: Override) -> list[str]:
+    """The names that a word chooses of a group."""
+    value = word.value()
+    return [str(name) for name in (value if isinstance(value, list) else [value])]
+
+
+def _check_files(folders: Sequence[Path], sweeps: Sequence[str]) -> None:
+    """Refuse files that are not UTF-8, chosen sweeps that would set nothing, and methods that results would
+    show under another name."""
     for path in sorted(path for folder in folders for path in folder.glob("*/**/*.yaml")):
         try:
             text = path.read_text(encoding="utf-8")
+            chosen = path.parent.name == "sweep" and path.stem in sweeps
+            if chosen and not re.search(r"^# *@package +_global_ *$", text, re.M):
+                raise UserError(f"{path} must begin with the line '# @package _global_', and set keys of "
+                                "conf/config.yaml")
             if path.parent.name != "method" or text.startswith("# @package"):
                 continue
             held = OmegaConf.to_container(OmegaConf.create(text))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
         except YAMLError as error:
-            raise UserError(f"{path}: {_sentence(error)}") from error
+            raise UserError(f"{path}: {own_words(error, folders)}") from error
         if not isinstance(held, dict) or list(held) != [path.stem]:
             raise UserError(f"{path} must hold one method under the file's own name, {path.stem}:, "
                             f"and holds {', '.join(map(str, held or [])) or 'nothing'}")
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of what Hydra says, and of its cause; all of what YAML says: it names the place last."""
-    if isinstance(error, YAMLError):
-        return "configuration: " + " ".join(str(error).split())
-    told = [str(one or "").strip().partition("\n")[0].rstrip(".:") for one in (error, error.__cause__)]
-    return ": ".join(["configuration", *filter(None, told)])
 
 
 def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
@@ -225,7 +218,13 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
     if added:
         validate_choice(key.partition(".")[0], {*KEYS, *groups}, "key")
     elif parent != "grid.relations" or word.is_delete():
-        _check_key(cfg, key, groups)
+        try:
+            _check_key(cfg, key, groups)
+        except UnknownName as error:
+            if "." in key and key.partition(".")[0] in (*CATALOGUES, "method") and not word.is_delete():
+                raise UnknownName(f"{error}; what is new takes a plus: '+{line}'", error.name,
+                                  error.close) from error
+            raise
     try:
         held = OmegaConf.select(cfg, key)
         if word.is_add() and not isinstance(value, dict | list) and held is not None:
@@ -234,10 +233,19 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
             raise UserError(f"'{line}' takes nothing out: {key} is {held}")
         if word.is_delete():
             del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
-        else:
-            OmegaConf.update(cfg, key, value, merge=added or key != "grid.relations", force_add=True)
+        else:  # a mapping in a list's place, or the other way round, is refused when types are checked
+            merge = isinstance(held, DictConfig) and isinstance(value, dict)
+            merge = merge and (added or key != "grid.relations")
+            OmegaConf.update(cfg, key, value, merge=merge, force_add=True)
     except (OmegaConfBaseException, LookupError, TypeError) as error:
-        raise UserError(f"'{line}': {str(error).partition(chr(10))[0]}") from error
+        there = OmegaConf.select(cfg, parent, throw_on_missing=False)
+        raise UserError(f"'{line}' cannot be set: {parent} is {there}; give the whole of it, as in "
+                        f"'{parent}={_pattern(there)}'") from error
+
+
+def _pattern(held: Any) -> str:
+    """How a value is written on the command line."""
+    return "[a,b]" if isinstance(held, ListConfig) else "{a: b}" if isinstance(held, DictConfig) else "VALUE"
 
 
 def _check_key(cfg: DictConfig, key: str, groups: Iterable[str] = ()) -> None:
@@ -249,7 +257,8 @@ def _check_key(cfg: DictConfig, key: str, groups: Iterable[str] = ()) -> None:
     known: Any = OmegaConf.to_container(cfg)
     deeper = {f"{top}.{last}" for top, below in known.items() if isinstance(below, dict)
               for last in below if last == key.partition(".")[0]}
-    others, above = {*groups, *deeper} - {"known_methods"}, ""
+    chosen = {f"+{group}" for group in groups if group not in (*ALWAYS, *CATALOGUES)}
+    others, above = {*deeper, *chosen, *(ALWAYS if groups else ())}, ""
     for part in key.split("."):
         if isinstance(known, list):
             return
