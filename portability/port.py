@@ -133,7 +133,7 @@ def _check_together(options: Namespace) -> None:
         for name in others if not getattr(options, main_one) else ():
             if getattr(options, name) != default(name):
                 raise UserError(f"--{name.replace('_', '-')} is an option of --{main_one}, which is not "
-                                "given")
+                                "given; add that, or leave it out")
     if options.labels and "labels" not in _needs(options):
         raise UserError(f"--labels: strategy '{options.strategy}' learns from no labels")
     if options.calibrate and "text" not in _needs(options) and options.layer_map != MEASURED:

@@ -130,8 +130,8 @@ def folders_of(own: Sequence[Path]) -> list[Path]:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
         if [*folder.glob("*.yaml")] and not any((folder / group.name).is_dir() for group in ours.iterdir()):
-            raise UserError(f"--config-dir {folder}: files must lie in host/, data/, method/, sweep/, ... of it; "
-                            "name the folder above, or move them")
+            raise UserError(f"--config-dir {folder}: files must lie in host/, data/, method/, sweep/, ... of "
+                            "it; name the folder above, or move them")
     return [ours, *(folder.resolve() for folder in own)]
 
 

@@ -13,8 +13,8 @@ from portability.core.errors import UserError, validate_choice
 
 WHERE = re.compile(r"In '([^']+)': ")
 OURS = (  # their words, and ours
-    (r"Could not override '([^']+)'", "there is no group '{0}' to override, only method, engine, host_set and "
-     "protocol, as in 'override /engine: ray'"),
+    (r"Could not override '([^']+)'", "there is no group '{0}' to override, only method, engine, host_set "
+     "and protocol, as in 'override /engine: ray'"),
     (r"Multiple values for ([\w/]+)", "{0} is chosen already; its defaults must say 'override /{0}: NAME'"),
     (r"Interpolation key '([^']+)' not found", "'${{{0}}}' stands for a key, and there is no '{0}'; name one "
      "of conf/config.yaml"),

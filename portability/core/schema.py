@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
+import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from portability.core.errors import UserError, validate_choice
@@ -70,6 +71,9 @@ def _said(cls: type, error: Mapping[str, Any], where: str) -> UserError:
     said = error["msg"]
     for theirs, ours in PLAIN.items():
         said = said.replace(theirs, ours)
+    if kind == "list_type" and not any(isinstance(part, int) for part in (*above, last)):
+        listed = yaml.safe_dump([error["input"]], default_flow_style=True, width=1000).strip()
+        return UserError(f"{place} {said}, got {error['input']!r}; type '{place}={listed}'")
     return UserError(f"{place} {said}, got {error['input']!r}")
 
 

@@ -62,7 +62,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                     value = json.loads(line)
                     json.dumps(value, ensure_ascii=False).encode()  # not where half a surrogate pair stands
                 except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where} is not JSON in UTF-8: {error}") from error
+                    raise UserError(f"{where} is not JSON in UTF-8: {error}; each line must be "
+                                    "one JSON object") from error
                 yield where, value
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -97,7 +98,9 @@ def read_rows(
             if not isinstance(value, dict):
                 raise UserError(f"{where} must be a JSON object with {', '.join(columns.values())}")
             if lacking := [column for column in columns.values() if column not in value]:
-                raise UserError(f"{where} has no {lacking[0]!r}")
+                keys = ", ".join(map(str, value))
+                raise UserError(f"{where} has no {lacking[0]!r}, only {keys}; rename it, or name it in the "
+                                "data set's text_column or label_column")
             value = {name: value[column] for name, column in columns.items()}
         found.append(_worded(_example(value, where, lettered), row, templates or {}, where)
                      if names is None else _labelled(value, where, names))
@@ -133,7 +136,8 @@ def _label(value: Any, where: str, names: Names) -> int:
     wanted = "one of " + ", ".join([*map(str, names[:8]), *["..."][: len(names) > 8]])
     wanted += f", or a number from 0 to {len(names) - 1}" if numbered else ""
     wanted = "the number 0 or 1 (positive)" if tuple(names) == TWO else wanted
-    raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}")
+    raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}; other ones are named "
+                    "in the data set's labels")
 
 
 def each(text: Text, change: Callable[[str], str]) -> Text:
