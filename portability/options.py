@@ -223,7 +223,8 @@ def _store(parser: Parser) -> None:
 
 def _bench(parser: Parser) -> None:
     add = parser.add_argument
-    add("--shape", choices=SHAPES, default="t5-128x4", help="host with random weights (t5-128x4)")
+    add("--shape", choices=SHAPES, default="t5-128x4", metavar="SHAPE",
+        help=f"host with random weights: {', '.join(SHAPES)} (t5-128x4)")
     add("--host", help="takes its place: a folder, or a name of conf/host")
     add("--method", default="lora", help="a file in conf/method (lora)")
     add("--members", type=_sizes, default="1,4,16,32", help="sizes of our stacks (1,4,16,32)")
@@ -236,7 +237,7 @@ def _bench(parser: Parser) -> None:
                                       "grid.pairs=[[nano-raw-base,nano-tuned-base]]"),
         metavar="WORD", help="the grid, in words of portability run")
     add("--workers", type=int, help="processes of ours and of the loop; by default a core each, or one a GPU")
-    add("--only", choices=PARTS + FURTHER, action="append", help="one part (may be repeated): equality of "
+    add("--only", choices=PARTS + FURTHER, action="append", metavar="PART", help="one part (may be repeated): equality of "
         "losses; rivals (Trainer); loop (a plain one around the library's module, fp32 and bf16 in one run); "
         "graphs (CUDA); study (hours of the study's 1,440 cells, from rivals); floor; grid; without it "
         f"{', '.join(PARTS)}")
