@@ -20,7 +20,6 @@ from portability.analysis.context import StudyContext, gather
 from portability.analysis.figures.charts import headline
 from portability.analysis.figures.svg import svg_file
 from portability.analysis.measures.primary_contrasts import has_contrasts
-from portability.analysis.metrics import METRICS
 from portability.analysis.report.findings import caveats, headline_numbers, numbers, sections, verdict_words
 from portability.analysis.report.html import page
 from portability.analysis.report.markdown import count_words, report

@@ -237,10 +237,10 @@ def _bench(parser: Parser) -> None:
                                       "grid.pairs=[[nano-raw-base,nano-tuned-base]]"),
         metavar="WORD", help="the grid, in words of portability run")
     add("--workers", type=int, help="processes of ours and of the loop; by default a core each, or one a GPU")
-    add("--only", choices=PARTS + FURTHER, action="append", metavar="PART", help="one part (may be repeated): equality of "
-        "losses; rivals (Trainer); loop (a plain one around the library's module, fp32 and bf16 in one run); "
-        "graphs (CUDA); study (hours of the study's 1,440 cells, from rivals); floor; grid; without it "
-        f"{', '.join(PARTS)}")
+    add("--only", choices=PARTS + FURTHER, action="append", metavar="PART",
+        help="one part (may be repeated): equality of losses; rivals (Trainer); loop (a plain one around the "
+        "library's module, fp32 and bf16 in one run); graphs (CUDA); study (hours of the study's 1,440 "
+        f"cells, from rivals); floor; grid; without it {', '.join(PARTS)}")
 
 
 def _sizes(text: str) -> list[int]:

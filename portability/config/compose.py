@@ -42,8 +42,7 @@ def options(arguments: Sequence[str]) -> Namespace:
         >>> asked.words, asked.config_dir
         (['study=a', 'mode=plan'], [PosixPath('mine')])
     """
-    asked: Namespace = parser("run").parse_args(arguments)
-    return asked
+    return parser("run").read(arguments)
 
 
 def shown(asked: Namespace) -> str:

@@ -66,7 +66,7 @@ def _clash(name: str, folders: Sequence[Path]) -> str:
 
 
 def _first_clash(ours: Any, held: Any, key: str) -> tuple[str, str]:
-    kinds = {DictConfig: "mapping", ListConfig: "list"}
+    kinds: dict[type, str] = {DictConfig: "mapping", ListConfig: "list"}
     if type(ours) is not type(held) and {type(ours), type(held)} == {*kinds}:
         return key, kinds[type(ours)]
     if isinstance(ours, DictConfig) and isinstance(held, DictConfig):

@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         self.command = command
         command.add(self)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options. Words and options may stand in any order.
 
         Raises:
@@ -67,12 +67,12 @@ class Parser(argparse.ArgumentParser):
         """
         nested = any(action.nargs == argparse.PARSER for action in self._actions)
         read = self.parse_known_args if nested else self.parse_known_intermixed_args
-        found, unknown = read(args, namespace)
+        found, unknown = read(words)
         if unknown:
             raise self._unknown(unknown[0], found)
         return found
 
-    def _unknown(self, word: str, found: Any) -> UserError:
+    def _unknown(self, word: str, found: argparse.Namespace) -> UserError:
         """What to type instead of a word that is left over."""
         parser = getattr(found, "parser", self)  # a nested one's
         name, refused = word.partition("=")[0], parser.command.refused
@@ -111,7 +111,7 @@ def carry_out(parser: Parser, work: Callable[[Any], int | None], words: Sequence
     words = sys.argv[1:] if words is None else words
     logging.basicConfig(level=parser.command.level, format=LEVELS[parser.command.level])
     try:
-        return work(parser.parse_args(words)) or 0
+        return work(parser.read(words)) or 0
     except UserError as error:
         said, code = as_typed(error, words), 1 if isinstance(error, Failed) else 2
     except OSError as error:

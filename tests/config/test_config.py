@@ -251,9 +251,11 @@ def test_a_typo_is_refused_and_what_was_meant_is_named(override, words):
     ("~mode", "mode is missing"), ("method.lora=3", "method.lora must be a mapping"),
     ("task=null", "task must be a mapping"),
     ("host.nano-raw-base=3", "host.nano-raw-base must be a mapping"),
-    ("grid.seeds=${x}", r"'\$\{x\}' stands for a key, and there is no 'x'"), ("host_set.roles=[a]", "host_set.roles must be a mapping"),
-    ("grid.exclude={a: b}", "grid.exclude must be a list, got"), ("primary={a: b}", "primary must be a list, got"),
-    ("grid.seeds={a: 1}", "grid.seeds must be a list"), ("grid.seeds.9=5", "give the whole of it, as in 'grid.seeds="),
+    ("grid.seeds=${x}", r"'\$\{x\}' stands for a key, and there is no 'x'"),
+    ("host_set.roles=[a]", "host_set.roles must be a mapping"),
+    ("grid.exclude={a: b}", r"grid.exclude must be a list, got .*; type 'grid.exclude=\[\{a: b\}\]'"),
+    ("primary={a: b}", "primary must be a list, got"), ("grid.seeds={a: 1}", "grid.seeds must be a list"),
+    ("grid.seeds.9=5", "give the whole of it, as in 'grid.seeds="),
     ("~method", "'~method' takes nothing out"), ("study=???", r"'study' is \?\?\?, which stands for a value"),
 ])
 def test_words_that_would_be_passed_over_or_cannot_be_read_are_refused(override, words):

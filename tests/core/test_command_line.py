@@ -45,7 +45,7 @@ def test_help_is_a_page_with_three_examples_that_can_be_typed(name, monkeypatch,
     assert len(examples) >= 3 and any(f"portability {name}" in line for line in examples)
     for line in examples:
         words = shlex.split(line)
-        assert words[0] == "portability" and parser(words[1]).parse_args(words[2:])
+        assert words[0] == "portability" and parser(words[1]).read(words[2:])
 
 
 def test_every_command_has_its_work_and_its_line_in_the_help_of_all(monkeypatch):
@@ -94,8 +94,8 @@ def test_exit_codes_and_the_sentence(happening, code, said, capsys):
 @pytest.mark.parametrize(("typed", "said"), [
     ("port my-lora", "missing: --to; portability port --help shows what it takes"),
     ("port a --to", "--to: expected one argument; portability port --help shows what it takes"),
-    ("merge results/a run folder --out b", "'folder' is one word too many; portability merge --help shows what "
-     "it takes"),
+    ("merge results/a run folder --out b", "'folder' is one word too many; portability merge --help shows "
+     "what it takes"),
     ("store verfy", "unknown command 'verfy'; choose one of: compact, merge, pack, tidy, verify; did you "
      "mean 'verify'?"),
     ("store verify --discrad", "there is no option --discrad; did you mean '--discard'?"),
