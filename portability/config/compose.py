@@ -171,6 +171,8 @@ def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
     plain = word.lstrip("+")
     if (group in ALWAYS) == (plain != word):
         raise UserError(f"'{word}' is written {plain if group in ALWAYS else '+' + plain}")
+    if isinstance(found.value(), list) and group not in ("method", "sweep"):
+        raise UserError(f"'{word}' chooses several of {group}, which takes one: {group}=NAME")
     for name in _listed(found):
         validate_choice(name, groups[group], group)
     return found

@@ -25,9 +25,8 @@ class Command:
     """What a command is.
 
     Attributes:
-        about: what it does.
+        about: what it does; `line`: the same in a few words.
         examples: command lines.
-        line: what it does, beside the others.
         add: gives a parser its options.
         level: of the log that is shown.
         kept: what is said when it is stopped, or a file cannot be read or written.
@@ -132,9 +131,10 @@ def as_typed(error: UserError, words: Sequence[str]) -> str:
         "no ful; did you mean '+sweep=full'?"
     """
     said = str(error)
-    if isinstance(error, UnknownName) and error.close:
-        for word in words:
-            right = re.sub(rf"(?<![\w-]){re.escape(error.name)}(?![\w-])", error.close, word, count=1)
-            if right != word:
-                return said.replace(f"did you mean '{error.close}'", f"did you mean '{right}'")
-    return said
+    if not (isinstance(error, UnknownName) and error.close):
+        return said
+    close = error.close
+    name = re.compile(rf"(?<![\w-]){re.escape(error.name)}(?![\w-])")
+    word = next(filter(name.search, words), error.name)
+    right = name.sub(lambda _: close, word, count=1)
+    return said.replace(f"did you mean '{close}'", f"did you mean '{right}'")

@@ -247,7 +247,8 @@ def test_a_typo_is_refused_and_what_was_meant_is_named(override, words):
     ("host=nano-raw-base", "chooses nothing.*origin=NAME"), ("+data=nano_films", "chooses "
                                                              "nothing.*grid.data"),
     ("grid.seeds=[0,1", r"cannot read 'grid.seeds=\[0,1'"), ("task.template='a", "cannot read"),
-    ("demo", "cannot read 'demo'"),
+    ("demo", r"cannot read 'demo': a setting is key=value; did you mean '\+sweep=demo'"),
+    ("engine=[local,ray]", "chooses several of engine, which takes one: engine=NAME"),
     ("~mode", "mode is missing"), ("method.lora=3", "method.lora must be a mapping"),
     ("task=null", "task must be a mapping"),
     ("host.nano-raw-base=3", "host.nano-raw-base must be a mapping"),
