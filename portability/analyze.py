@@ -1,4 +1,4 @@
-"""The command `python -m portability.analyze results/`: tables, charts and a report for every study below a
+"""The command `portability analyze results/`: tables, charts and a report for every study below a
 folder.
 
 The path of a number: `main` -> `_analyse` -> analysis.report.findings.sections ->
@@ -6,10 +6,9 @@ analysis.tables.registry.build_table -> the function that makes the table (analy
 registry.TABLES names.
 """
 
-import argparse
 import gc
-import logging
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from rich import box
@@ -21,13 +20,13 @@ from portability.analysis.context import StudyContext, gather
 from portability.analysis.figures.charts import headline
 from portability.analysis.figures.svg import svg_file
 from portability.analysis.measures.primary_contrasts import has_contrasts
-from portability.analysis.metrics import METRICS
 from portability.analysis.report.findings import caveats, headline_numbers, numbers, sections, verdict_words
 from portability.analysis.report.html import page
 from portability.analysis.report.markdown import count_words, report
 from portability.analysis.report.run_details import details
 from portability.analysis.tables.render import FORMS
-from portability.core.errors import UserError
+from portability.core.command_line import carry_out
+from portability.options import parser
 from portability.store import Store, studies
 
 WIDE = 100  # columns of the printed text
@@ -35,28 +34,20 @@ NAMED = 10  # problems of one kind that the terminal names; the report names all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Analyse every study below a results folder; gives back the exit code."""
+    return carry_out(parser("analyze"), work, arguments)
+
+
+def work(options: Namespace) -> None:
     """Analyse every study below a results folder.
 
-    Returns:
-        0 when tables were written, 2 when the user must change something.
+    Raises:
+        UserError: there is none, or one cannot be read.
     """
-    parser = argparse.ArgumentParser(prog="python -m portability.analyze",
-                                     description=__doc__.partition("\n")[0])
-    parser.add_argument("results", nargs="?", default="results", help="results folder, or one study's folder")
-    parser.add_argument("--metric", help=(
-        f"one of: {', '.join(METRICS)}, or eval_NAME of a study's own; by default the first of accuracy, "
-        "ROUGE-L and score that all runs have, else the first that all have"))
-    parser.add_argument("--quiet", action="store_true", help="write the files and print only where they are")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    console = Console(width=WIDE, highlight=False, soft_wrap=False)
-    try:
-        for store in studies(options.results):
-            _analyse(store, options.metric, None if options.quiet else console)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    gc.set_threshold(100_000, 50, 100)  # many objects, few cycles: 7 % of the time went into looking
+    console = None if options.quiet else Console(width=WIDE, highlight=False, soft_wrap=False)
+    for store in studies(options.results):
+        _analyse(store, options.metric, console)
 
 
 def _analyse(store: Store, metric: str | None, console: Console | None) -> None:
@@ -77,7 +68,7 @@ def _analyse(store: Store, metric: str | None, console: Console | None) -> None:
     if console is not None:
         say(context, console)
     written = ", ".join(str(root / name) for name in ("report/index.html", "report.md", "tables", "plots"))
-    sys.stdout.write(f"Written: {written}\n")
+    sys.stdout.write(f"written: {written}\n")
 
 
 def say(context: StudyContext, console: Console) -> None:
@@ -103,5 +94,4 @@ def say(context: StudyContext, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    gc.set_threshold(100_000, 50, 100)  # many objects, few cycles: 7 % of the time went into looking
     sys.exit(main())

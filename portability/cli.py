@@ -1,161 +1,61 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command `portability`: every command of the package under one name."""
 
+import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from argparse import Namespace
+from pkgutil import resolve_name
 
 import yaml
 
-from portability import __version__
-from portability.core.errors import UserError, validate_choice
-from portability.core.paths import bundled
+from portability.core.command_line import carry_out
+from portability.options import COMMANDS, GROUPS, all_parsers, parser, strategies
 
-
-class Command(NamedTuple):
-    """What a word does, and the call that does it, which imports what it needs."""
-
-    help: str
-    call: Callable[[], int | None]
-
-
-def _run() -> None:
-    from portability.run import main
-
-    main()
-
-
-def _init() -> int:
-    from portability.init import main
-
-    return main()
-
-
-def _analyze() -> int | None:
-    from portability.analyze import main
-
-    return main()
-
-
-def _compare() -> int | None:
-    from portability.compare import main
-
-    return main()
-
-
-def _port() -> int | None:
-    from portability.port import main
-
-    return main()
-
-
-def _derive() -> int | None:
-    from portability.derive import main
-
-    return main()
-
-
-def _export() -> int | None:
-    from portability.export import main
-
-    return main()
-
-
-def _merge() -> int | None:
-    from portability.merge import main
-
-    return main()
-
-
-def _publish() -> int | None:
-    from portability.publish import main
-
-    return main()
-
-
-def _store() -> int | None:
-    from portability.store.__main__ import main
-
-    return main()
-
-
-def _bench() -> None:
-    from portability.bench.__main__ import main
-
-    main()
-
-
-def _list() -> int | None:
-    try:
-        for line in listed(sys.argv[1:]):
-            sys.stdout.write(f"{line}\n")
-    except UserError as error:
-        sys.stderr.write(f"portability: {error}\n")
-        return 2
-    return 0
-
-
-COMMANDS = {
-    "init": Command("write a study of your own in one file, by five questions", _init),
-    "run": Command("carry out a study, or plan it: +sweep=NAME key=value ...", _run),
-    "analyze": Command("tables, charts and the report of a study's results", _analyze),
-    "compare": Command("what several studies say, side by side", _compare),
-    "port": Command("fit somebody's adapter to another base model", _port),
-    "derive": Command("make a host out of another: trained further, thinned, narrowed, noised, ...", _derive),
-    "export": Command("a module of a study as a folder that its library loads", _export),
-    "merge": Command("a host with a run's LoRA in its weights", _merge),
-    "list": Command("hosts, data, methods, strategies or sweeps that there are", _list),
-    "publish": Command("send a study's records to W&B", _publish),
-    "store": Command("look after a study's folder: verify, merge, pack, compact, tidy", _store),
-    "bench": Command("how fast modules train here, against other ways", _bench),
+WORK = {  # of each command the function that does it, which is imported when its words could be read
+    "init": "portability.init:work", "run": "portability.run:work", "analyze": "portability.analyze:work",
+    "compare": "portability.compare:work", "port": "portability.port:work",
+    "derive": "portability.derive:work", "export": "portability.export:work",
+    "merge": "portability.merge:work", "list": "portability.cli:list_names",
+    "publish": "portability.publish:work", "store": "portability.store.__main__:work",
+    "bench": "portability.bench.__main__:work",
 }
-EXAMPLES = """examples:
-  portability run +sweep=demo
-  portability init mine.yaml
-  portability analyze results/demo
-  portability port my-lora --to ../larger-model --out my-lora-on-larger
-"""
-FOLDERS = {"hosts": "host", "data": "data", "methods": "method", "sweeps": "sweep"}
 
 
-def listed(words: Sequence[str]) -> list[str]:
-    """Name and first remark of each file of a group of the configuration, or the names of the strategies.
+def list_names(options: Namespace) -> None:
+    """Print name and first remark of each file of a group of the configuration, or the strategies' names.
 
     Raises:
-        UserError: no such group.
+        UserError: a folder of configuration files is not there, or two packages add one strategy.
     """
-    group = validate_choice(words[0] if len(words) == 1 else " ".join(words), {*FOLDERS, "strategies"},
-                            "list")
-    if group == "strategies":
-        from portability.porting.strategies import GROUP, STRATEGIES, plugins
+    from portability.config.compose import folders_of
+    from portability.core.plugins import plugins
 
-        return sorted({*STRATEGIES, *plugins(GROUP, tuple(STRATEGIES))})
-    found = []
-    for path in sorted((bundled("conf") / FOLDERS[group]).glob("*.yaml")):
-        text = path.read_text()
-        remark = next((line.partition("#")[2].strip() for line in text.splitlines()
-                       if "#" in line and "@package" not in line), "")
-        names = [path.stem] if group == "sweeps" else list(yaml.safe_load(text) or [path.stem])
-        found += [f"{name:22} {remark}".rstrip() for name in names]
-    return found
+    ours = strategies()
+    found = [] if GROUPS[options.group] else sorted({*ours, *plugins("portability.strategies", ours)})
+    for folder in folders_of(options.config_dir) if GROUPS[options.group] else ():
+        for path in sorted((folder / GROUPS[options.group]).glob("*.yaml")):
+            text = path.read_text(encoding="utf-8")
+            remark = next((line.partition("#")[2].strip() for line in text.splitlines()
+                           if "#" in line and "@package" not in line), "")
+            catalogue = options.group in ("hosts", "data", "inits", "ports")
+            names = list(yaml.safe_load(text) or [path.stem]) if catalogue else [path.stem]
+            found += [f"{name:22} {remark}".rstrip() for name in names]
+    sys.stdout.write("".join(f"{line}\n" for line in found))
 
 
-def main() -> int | None:
-    """Give the words on to the command that the first of them names; exit codes are its own."""
+def main() -> int:
+    """Carry out the command that the first word names; gives back the exit code."""
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could stand at the cursor
+        from portability.completion import complete
+
+        complete()
     words = sys.argv[1:]
-    if words == ["--version"]:
-        sys.stdout.write(f"portability {__version__}\n")
-        return 0
-    if not words or words[0] in ("-h", "--help"):
-        lines = [f"  {name:8}  {command.help}" for name, command in COMMANDS.items()]
-        sys.stdout.write("\n".join(["usage: portability COMMAND ... | --version", "", *lines, "", EXAMPLES]))
-        return 0 if words else 2
-    try:
-        command = COMMANDS[validate_choice(words[0], COMMANDS, "command")]
-    except UserError as error:
-        sys.stderr.write(f"portability: {error}\n")
+    if words and words[0] in COMMANDS:
+        return carry_out(parser(words[0]), lambda asked: resolve_name(WORK[words[0]])(asked), words[1:])
+    if not words:
+        all_parsers().print_help()
         return 2
-    sys.argv = [f"portability {words[0]}", *words[1:]]
-    return command.call()
+    return carry_out(all_parsers(), lambda _: None, words)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """The command `portability compare results/`: what several studies say, side by side, by method, strategy and
 pair of hosts."""
 
-import argparse
 import gc
-import logging
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -14,9 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from portability.analysis.comparison.page import page
-from portability.analysis.comparison.rows import LEVELS, Comparison, compared
+from portability.analysis.comparison.rows import Comparison, compared
 from portability.analysis.comparison.text import (
-    AGAINST,
     Block,
     as_csv,
     as_json,
@@ -24,50 +21,28 @@ from portability.analysis.comparison.text import (
     notes,
     readme,
 )
+from portability.core.command_line import carry_out
 from portability.core.errors import UserError
 from portability.core.wording import counted
+from portability.options import parser
 from portability.store import Store
 from portability.store import studies as stores_in
 from portability.store.atomic import replacing
 
 WIDE = 100  # columns of the printed text
-EXAMPLES = """examples:
-  portability compare results/                                  every study of a folder
-  portability compare results/a results/b --by pair             two studies, each pair of hosts by itself
-  portability compare results/ --page results/index.html        the same as one page with filters
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare studies; 0 when it was said, 2 when the user must change something."""
-    parser = argparse.ArgumentParser(
-        prog="portability compare", description=__doc__.partition(": ")[2], epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", default=["results"], metavar="STUDY",
-                        help="studies' folders, or results folders with several; by default results")
-    parser.add_argument("--by", choices=(*LEVELS,), default="strategy",
-                        help="a row for each method and strategy (default), or for each pair of hosts too")
-    parser.add_argument("--against", default=AGAINST, metavar="START",
-                        help="the start that gains are held against; by default scratch")
-    parser.add_argument("--metric", help="as of portability analyze")
-    parser.add_argument("--published", action="store_true", help="leave out all but published copies")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--csv", action="store_true", help="print all rows as CSV")
-    shape.add_argument("--json", action="store_true", help="print studies and all rows as JSON")
-    parser.add_argument("--page", type=Path, metavar="FILE",
-                        help="write one HTML page with filters and charts")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="write a Markdown page")
-    asked = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        _carry_out(asked)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"portability: {error}\n")
-        return 2
-    return 0
+    """Compare studies; gives back the exit code."""
+    return carry_out(parser("compare"), work, arguments)
 
 
-def _carry_out(asked: argparse.Namespace) -> None:
+def work(asked: Namespace) -> None:
+    """Compare studies, print what they say and write the pages that are asked for.
+
+    Raises:
+        UserError: a folder is no study, or none has what is asked for; nothing is written then.
+    """
     gc.freeze()  # statsmodels collects garbage at every correction: what is here by now is none
     found = compared(_stores(asked.studies, asked.published), asked.metric)
     shown = [*gains(found, asked.by, asked.against)]
@@ -88,7 +63,7 @@ def _stores(folders: Sequence[str], published: bool) -> Iterator[Store]:
     found = [store for folder in folders for store in stores_in(folder) if store.published or not published]
     if not found:
         raise UserError(f"no published copy in {', '.join(folders)}; leave --published out, or make one: "
-                        "portability store pack STUDY FOLDER")
+                        "portability store pack STUDY --out FOLDER")
     yield from found
 
 

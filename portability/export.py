@@ -1,67 +1,51 @@
 """The command `portability export STUDY RUN`: a module of a study as a folder that its library loads (--out
 DIR), or what the run answered to each test example (--answers FILE)."""
 
-import argparse
-import logging
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from portability.analysis.answers import arms_of, write_answers
-from portability.core.errors import UserError
+from portability.core.command_line import carry_out
+from portability.core.errors import UnknownName, UserError, closest
 from portability.core.paths import PORTABLE
 from portability.core.specs import SCHEMA, HostSpec, RunSpec, from_dict
 from portability.hosts.host import load_skeleton
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
 from portability.methods.module import ModuleState
+from portability.options import parser
 from portability.store import Store
-
-EXAMPLES = """examples:
-  portability export results/demo 3f2a9c0d1e4b5a67 --out my-lora
-  portability export results/mine 3f2a9c0d1e4b5a67 --out my-lora --host ../my-host
-  portability export results/demo 3f2a9c0d1e4b5a67 --answers answers.jsonl --arms
-"""
+from portability.store.atomic import replacing_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export one run; 0 when it was written, 2 when the user must change something."""
-    parser = argparse.ArgumentParser(
-        prog="portability export", description=(__doc__ or "").replace("\n", " "), epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="a study's folder")
-    parser.add_argument("run", help="run id, as the tables and the report name it")
-    add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", help="a new folder for the module")
-    add("--host", type=Path, help="of --out: the run's host, where it is no embedded one and no hub id")
-    add("--answers", type=Path, metavar="FILE.jsonl", help="a new file: a line for each test example, with "
-        "the prompt, its right answer, and the run's margins or scores at each mark")
-    add("--arms", action="store_true", help="of --answers: beside them those of the runs with other starts "
-        "and of the bare host")
-    add("--data", type=Path, metavar="FOLDER", help="of --answers: the data set, where it is no embedded "
-        "one, no hub id, and not where conf/data says")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        store = Store(options.study)
-        run = run_of(store, options.run)
-        if options.out is None and options.answers is None:
-            raise UserError("say what to write: the module (--out DIR), or answers (--answers FILE.jsonl)")
-        if options.out and options.out.exists():
-            raise UserError(f"{options.out} is there already; name a new folder (--out)")
-        if options.answers:
-            arms = _arms(store, run) if options.arms else {run.init.name: run.run_id}
-            count = write_answers(store, run, options.answers, arms, options.data)
-            sys.stdout.write(f"written: {options.answers} ({count} examples; {', '.join(arms)})\n")
-        if options.out:
-            export(store, run, options.out, options.host)
-            sys.stdout.write(f"written: {options.out}\n")
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"portability: {error}\n")
-        return 2
-    return 0
+    """Export one run; gives back the exit code."""
+    return carry_out(parser("export"), work, arguments)
+
+
+def work(options: Namespace) -> None:
+    """Export one run.
+
+    Raises:
+        UserError: there is no such run, or it cannot be written as was asked.
+    """
+    store = Store(options.study)
+    run = run_of(store, options.run)
+    if options.out is None and options.answers is None:
+        raise UserError("say what to write: the module (--out DIR), or answers (--answers FILE.jsonl)")
+    if options.out and options.out.exists():
+        raise UserError(f"{options.out} is there already; name a new folder (--out)")
+    if options.answers:
+        arms = _arms(store, run) if options.arms else {run.init.name: run.run_id}
+        count = write_answers(store, run, options.answers, arms, options.data)
+        sys.stdout.write(f"written: {options.answers} ({count} examples; {', '.join(arms)})\n")
+    if options.out:
+        export(store, run, options.out, options.host)
+        sys.stdout.write(f"written: {options.out}\n")
 
 
 def run_of(store: Store, run_id: str) -> RunSpec:
@@ -72,7 +56,11 @@ def run_of(store: Store, run_id: str) -> RunSpec:
     """
     record = store.read(run_id)
     if record is None:
-        raise UserError(f"no run {run_id} in {store.root}; give a run id from the study's tables or report")
+        store.manifests()  # a folder that is no study says so
+        ids = store.ids()
+        close = next((one for one in ids if one.startswith(run_id)), "") or closest(run_id, ids)
+        raise UnknownName(f"no run {run_id} in {store.root}; give a run id from the study's tables or report"
+                          + (f"; did you mean '{close}'?" if close else ""), run_id, close)
     if record.get("schema") != SCHEMA:
         raise UserError(f"run {run_id} is of an older protocol (schema {record.get('schema')}); train it "
                         "again")
@@ -124,7 +112,9 @@ def export(store: Store, run: RunSpec, out: Path, host_folder: Path | None = Non
     with torch.device("meta"):
         attached = attach(load_skeleton(host), run.method)
     about = {"base_model_name_or_path": host.source if host.revision else None, "revision": host.revision}
-    attached.save(attached.to_parameters(module), out, about)
+    with replacing_folder(out) as draft:
+        draft.rmdir()
+        attached.save(attached.to_parameters(module), draft, about)
 
 
 if __name__ == "__main__":

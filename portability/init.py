@@ -1,76 +1,47 @@
 """The command `portability init`: five questions, and a study in one file with comments, which runs as it
 is."""
 
-import argparse
-import logging
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from portability.config.beginning import beside, entry_of, host_set_of, put_aside, study_text
+from portability.core.command_line import carry_out
 from portability.core.errors import UserError, validate_choice
 from portability.core.paths import bundled
 from portability.data.files import ENDINGS, is_data_file
 from portability.data.sources import DataSource, files
 from portability.hosts.hub import commit_of
 from portability.hosts.resolve import HUB_ID
+from portability.options import QUESTIONS, parser
 from portability.run import compose
 
 T = TypeVar("T")
 RATE = 1.0e-3  # of an adapter from elsewhere, whose folder does not say it (that of conf/host_set/own.yaml)
-QUESTIONS = {  # option -> what is asked, and the default
-    "method": ("Method (portability list methods), or the folder of a trained adapter", "lora_peft"),
-    "origin": ("Host that modules are trained on (a folder, owner/name of the hub, or one of portability "
-               "list hosts)", "nano-raw-base"),
-    "receiving": ("Host that receives them (several: blanks between)", "nano-tuned-base"),
-    "train": (f"Data to train on ({ENDINGS}, a folder with train and test, or one of portability list data)",
-              "nano_films"),
-    "test": ("Data to test on (nothing: a fifth of the training data is put aside)", ""),
-}
-EXAMPLES = """examples:
-  portability init
-  portability init --yes
-  portability init mine.yaml --origin ../small --receiving ../large --train reviews.csv --yes
-  portability init mine.yaml --method my-lora --receiving ../large --train reviews.csv --yes"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file; 0 when it is there, 2 when the user must change something."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        options = _options(arguments)
-        file = write(options)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"portability: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("portability: interrupted; nothing was written\n")
-        return 130
+    """Write the file; gives back the exit code."""
+    return carry_out(parser("init"), work, arguments)
+
+
+def work(options: Namespace) -> None:
+    """Write the file, and say what to do with it.
+
+    Raises:
+        UserError: as of `write`.
+    """
+    file = write(options)
     sys.stdout.write(f"wrote {file}\n  what it would do: portability run {file} mode=plan\n"
                      f"  try it:           portability run {file} --limit 20\n"
                      f"  do it:            portability run {file}\n")
-    return 0
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="portability init", description=(__doc__ or "").strip(), epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("file", nargs="?", type=Path, default=Path("study.yaml"), help="a new file (study.yaml)")
-    for name, (asked, default) in QUESTIONS.items():
-        add(f"--{name}", metavar="WORDS", nargs="+" if name == "receiving" else None,
-            help=f"{asked} [{default or 'nothing'}]")
-    add("--text-column", metavar="NAME", help="column of the texts, where it has no usual name")
-    add("--label-column", metavar="NAME", help="column of the labels, where it has no usual name")
-    add("-y", "--yes", action="store_true", help="ask nothing: defaults for what is not given")
-    return parser.parse_args(arguments)
-
-
-def write(options: argparse.Namespace) -> Path:
+def write(options: Namespace) -> Path:
     """Ask what the options leave open, write the study's file and give it back.
 
     Raises:
@@ -97,7 +68,7 @@ def write(options: argparse.Namespace) -> Path:
     return file
 
 
-def _ask(options: argparse.Namespace, name: str, read: Callable[[str], T], default: str | None = None) -> T:
+def _ask(options: Namespace, name: str, read: Callable[[str], T], default: str | None = None) -> T:
     """An answer out of the options, from the user, or the default; at a terminal one that does not work is
     asked for again."""
     text, usual = QUESTIONS[name]
@@ -119,7 +90,7 @@ def _ask(options: argparse.Namespace, name: str, read: Callable[[str], T], defau
             sys.stdout.write(f"  {error}\n")
 
 
-def _held(options: argparse.Namespace, file: Path) -> dict[str, Any]:
+def _held(options: Namespace, file: Path) -> dict[str, Any]:
     """Method, hosts and what follows from them."""
     folder = file.parent
     methods = _ask(options, "method", lambda words: _method(words, folder))
@@ -186,7 +157,7 @@ def _add(found: dict[str, str | None], name: str, place: str | None) -> None:
     found[next(one for one in numbers if found.get(one, place) == place)] = place
 
 
-def _data(options: argparse.Namespace, folder: Path, made: list[Path]) -> dict[str, Any]:
+def _data(options: Namespace, folder: Path, made: list[Path]) -> dict[str, Any]:
     """The data set's name and entry; files that are written for it are added to `made`."""
     words = _ask(options, "train", _checked)
     there, columns = Path(words).expanduser(), (options.text_column, options.label_column)

@@ -5,24 +5,25 @@ beside the embeddings, unless something that was asked for needs them. What is w
 library loads.
 """
 
-import argparse
 import json
-import logging
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from portability.core.command_line import carry_out
 from portability.core.errors import UserError
 from portability.core.specs import HostSpec, PortSpec
 from portability.hosts.devices import without_gaps
 from portability.hosts.resolve import public_name, with_weights
 from portability.methods.folder import AdapterFolder
+from portability.options import parser
 from portability.porting.adapter import PortedAdapter, caching, find_hosts, load_adapter, port_adapter
 from portability.porting.calibration import Calibration, calibration, read_texts
 from portability.porting.formats import in_library
-from portability.porting.layer_maps import LAYER_MAPS, MEASURED, check_layer_map
+from portability.porting.layer_maps import MEASURED, check_layer_map
 from portability.porting.port import needs_of, strategies_of
 from portability.porting.size import size_of
 from portability.porting.verdict import layers_line, left_behind, outlook, size_lines, verdict
@@ -36,78 +37,25 @@ MEANING = {  # of the report's words for a tensor
 }
 OF = {"verify": ("native",), "via": ("rank",), "calibrate": ("calibrate_tokens",)}  # option -> its own
 ASKED = ("template", "label_words", "max_length")  # of --verify, --labels, and strategies that learn
-EXAMPLES = """examples:
-  portability port my-lora --to ../llama-64 --out my-lora-on-64
-  portability port owner/adapter --to owner/larger-model --dry-run
-  portability port my-lora --to ../tuned --verify test.jsonl --label-words ' bad' ' good' --json
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Port one adapter; 0 when a usable one was written (or could be), 2 when the user must change
-    something."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        found = run(options)
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"portability: {' '.join(str(error).split())}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("portability: interrupted; nothing was written\n")
-        return 130
+    """Port one adapter; gives back the exit code."""
+    return carry_out(parser("port"), work, arguments)
+
+
+def work(options: Namespace) -> None:
+    """Port one adapter, and print what was done.
+
+    Raises:
+        UserError: what the user must change.
+    """
+    found = run(options)
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="portability port", description=(__doc__ or "").partition("\n\n")[0], epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("adapter", help="a folder of peft or of adapters, or a hub id")
-    add("--to", required=True, metavar="HOST", help="the receiving base model: a folder, or a hub "
-        "id[@revision]")
-    add("--from", dest="origin", metavar="HOST", help="the base that the adapter was trained on, where its "
-        "configuration does not name it, or names what is not there")
-    add("--out", type=Path, metavar="DIR", help="new folder (ADAPTER-on-HOST unless it is given)")
-    add("--strategy", default="auto", help="how the module is fitted (auto: as the hosts ask for)")
-    add("--calibrate", type=Path, metavar="FILE", help="texts without labels, on which both hosts are "
-        "compared: JSONL, CSV or Parquet with text (and text_pair), or a text a line")
-    add("--calibrate-tokens", type=int, default=4096, metavar="N", help="so many tokens of them (4096)")
-    add("--option", action="append", default=[], metavar="NAME=VALUE", help="of the strategy, VALUE as JSON "
-        "or a word; may be given several times")
-    add("--labels", type=Path, metavar="FILE", help="examples with text and label, as of --verify, for "
-        "strategies that learn from some")
-    add("--layer-map", default="stretch", metavar="MAP", help="which layers feed which: "
-        f"{', '.join(sorted({*LAYER_MAPS, MEASURED}))}, or the origin layers behind each receiving one, as "
-        "0,2,4+5 (stretch)")
-    add("--partial", action="store_true", help="let what has no counterpart stay fresh, or be dropped")
-    add("--seed", type=int, default=0, help="of what stays fresh (0)")
-    add("--via", choices=["lora"], help="turn the module into a LoRA on its own base first (peft's "
-        "conversion)")
-    add("--rank", type=float, default=0.99, help="of --via lora: a rank, or the share of the squared "
-        "singular values to keep (0.99)")
-    add("--format", choices=["same", "peft", "adapters"], default="same", help="library of the folder that "
-        "is written; a LoRA alone can change it (same)")
-    add("--merge", action="store_true", help="write the whole host with the module in its weights instead")
-    add("--dry-run", action="store_true", help="write nothing")
-    add("--verify", type=Path, metavar="FILE", help="examples (JSONL, CSV, Parquet) with text (and "
-        "text_pair) and label (0, 1, ..., or its label word) to score bare and ported host on")
-    add("--native", metavar="ADAPTER", help="an adapter trained on the receiving host, scored beside them")
-    add("--template", default="{text}", help="of --verify and --labels: the question, with {text}, of pairs "
-        "with {text_pair} too ({text})")
-    add("--label-words", nargs="+", default=["negative", "positive"], metavar="WORD",
-        help="of --verify and --labels: words that the host answers with, of label 0, 1, ... (negative "
-        "positive)")
-    add("--max-length", type=int, default=256, help="of --verify and --labels: most tokens of a "
-        "question (256)")
-    add("--json", action="store_true", help="print one JSON object instead of lines")
-    return parser
-
-
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: Namespace) -> dict[str, Any]:
     """Carry the command out, and give back what it prints as JSON.
 
     Raises:
@@ -168,7 +116,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _size(adapter: AdapterFolder, hosts: tuple[HostSpec, HostSpec], strategy: str,
-          options: argparse.Namespace, texts: Calibration) -> list[str]:
+          options: Namespace, texts: Calibration) -> list[str]:
     """What is said of a port that takes much; this process then gives back what it frees."""
     spec = PortSpec(strategy, strategy, options.layer_map, options.partial, _options(options.option))
     size = size_of(adapter, *hosts, spec, texts)
@@ -178,21 +126,21 @@ def _size(adapter: AdapterFolder, hosts: tuple[HostSpec, HostSpec], strategy: st
     return lines
 
 
-def _check_together(options: argparse.Namespace) -> None:
+def _check_together(options: Namespace) -> None:
     """Refuse an option without the one that it belongs to."""
-    parser = _parser()
+    default = parser("port").get_default
     for main_one, others in OF.items():
         for name in others if not getattr(options, main_one) else ():
-            if getattr(options, name) != parser.get_default(name):
+            if getattr(options, name) != default(name):
                 raise UserError(f"--{name.replace('_', '-')} is an option of --{main_one}, which is not "
-                                "given")
+                                "given; add that, or leave it out")
     if options.labels and "labels" not in _needs(options):
         raise UserError(f"--labels: strategy '{options.strategy}' learns from no labels")
     if options.calibrate and "text" not in _needs(options) and options.layer_map != MEASURED:
         raise UserError(f"--calibrate: strategy '{options.strategy}' with layer map '{options.layer_map}' "
                         "reads no texts")
     for name in ASKED if not options.verify and not _learns(options) else ():
-        if getattr(options, name) != parser.get_default(name):
+        if getattr(options, name) != default(name):
             raise UserError(f"--{name.replace('_', '-')} is an option of --verify and --labels, and neither "
                             "is given")
 
@@ -211,18 +159,18 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _needs(options: argparse.Namespace) -> frozenset[str]:
+def _needs(options: Namespace) -> frozenset[str]:
     """What a port uses, and where its strategy goes on from another one what that uses."""
     return frozenset[str]().union(*(needs_of(one, options.layer_map) for one in strategies_of(
         options.strategy, _options(options.option))))
 
 
-def _learns(options: argparse.Namespace) -> bool:
+def _learns(options: Namespace) -> bool:
     """Whether the strategy asks hosts about a task."""
     return bool({"labels", "training"} & _needs(options))
 
 
-def made_by(options: argparse.Namespace) -> str:
+def made_by(options: Namespace) -> str:
     """The command that makes the port again, with names in place of folders' paths."""
     words = ["portability", "port", public_name(options.adapter), "--to", public_name(options.to)]
     if options.origin:

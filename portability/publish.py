@@ -1,4 +1,4 @@
-"""The command `python -m portability.publish results/ --to wandb`: files every study's runs in W&B, each
+"""The command `portability publish results/ --to wandb`: files every study's runs in W&B, each
 once.
 
 Runs are filed as `tracking` does while a study runs, with what only the whole study can say: how a run
@@ -6,21 +6,22 @@ compares with its scratch twin, its module as an artifact, and the module that i
 is remembered, so a repeated call sends only what is new.
 """
 
-import argparse
 import logging
 import sys
+from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from graphlib import TopologicalSorter
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from portability.analysis.load import read
+from portability.core.command_line import carry_out
 from portability.core.errors import UserError, redact_paths
 from portability.dashboard import save
+from portability.options import parser
 from portability.store import Store, studies
 from portability.study_run import STUDY, comparisons, study_entry
 from portability.tracking.entries import Entry, Module, entry_of
@@ -31,33 +32,16 @@ IN_A_ROW = 5  # refusals by W&B before a study is given up (our choice): each ma
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Publish every study below a folder; 0 when all is filed, 1 when some run is not, 2 when the user must
-    change something."""
-    parser = argparse.ArgumentParser(prog="python -m portability.publish", description=__doc__)
-    parser.add_argument("results", type=Path, help="results folder, or one study's folder")
-    parser.add_argument("--to", required=True, choices=("wandb",))
-    parser.add_argument("--mode", default="auto", choices=("auto", "offline", "online"),
-                        help="auto: $WANDB_MODE, else online if a key is found, else offline")
-    parser.add_argument("--project", default="portability",
-                        help="W&B project; by default portability, as while a study runs")
-    parser.add_argument("--only-study", action="store_true",
-                        help="send the study's own run alone: verdict, gains and charts")
-    parser.add_argument("--dashboard", action="store_true",
-                        help="save a workspace with the comparisons too (needs a key)")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        return int(_publish_all(options))
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"portability: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("portability: interrupted; repeat the command to go on\n")
-        return 130
+    """Publish every study below a folder; gives back the exit code."""
+    return carry_out(parser("publish"), work, arguments)
 
 
-def _publish_all(options: argparse.Namespace) -> bool:
-    """Publish each study; whether anything failed."""
+def work(options: Namespace) -> int:
+    """Publish each study; 1 where some run was not filed.
+
+    Raises:
+        UserError: no study there, or W&B cannot be reached as was asked.
+    """
     mode, failed = resolve_mode(options.mode), False
     if mode == "disabled":
         raise UserError("WANDB_MODE is disabled; give --mode offline or --mode online to send something")
@@ -79,7 +63,7 @@ def _publish_all(options: argparse.Namespace) -> bool:
                              f"wandb sync {store.root}/wandb/offline-run-*\n")
         if options.dashboard:
             sys.stdout.write(f"Dashboard: {save(spec.project, Tracker(spec).place('online'), root)}\n")
-    return failed
+    return int(failed)
 
 
 def publish(store: Store, spec: TrackingSpec, only_study: bool = False) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""The command: ``python -m portability.run [+sweep=NAME] [key=value ...]``.
+"""The command `portability run [STUDY.yaml] [+sweep=NAME] [key=value ...]`.
 
 Hydra composes the configuration, the planner expands it, and an engine carries out what the store lacks.
 """
@@ -7,20 +7,23 @@ import logging
 import shlex
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
-from portability.config.compose import composed, options, shown
+from portability.config.compose import composed, options, shown, spelled
 from portability.config.study import to_study
-from portability.core.errors import UserError, redact_paths
+from portability.core.command_line import carry_out
+from portability.core.errors import redact_paths
 from portability.core.measures import own
 from portability.execution.needs import need_lines
 from portability.execution.preview import example_lines, preview
 from portability.execution.scheduler import run_plan, to_do
 from portability.execution.status import status_lines
 from portability.execution.worker import Setup
+from portability.options import parser
 from portability.planning.plan import plan
 from portability.planning.selection import select_runs
 from portability.planning.study import Study
@@ -29,7 +32,6 @@ from portability.store import Store
 from portability.tracking.runs import TrackingSpec, resolve_mode
 
 log = logging.getLogger(__name__)
-STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 HOW = ("mode", "only", "shard", "retry", "yes", "similarity", "results", "study", "engine", "tracking",
        "known_methods", "eval.batch_size")  # keys that say how, where and under which name, and not what
 
@@ -94,7 +96,7 @@ def command(study: Study, asked: Sequence[str] = ()) -> int:
     mode = resolve_mode(study.tracking.wandb)
     tracking = TrackingSpec(mode, study.tracking.project, store.root.resolve(), sweep)
     failed = run_plan(planned, ids, store, study, tracking, asked)
-    report = f"python -m portability.analyze {shlex.quote(str(store.root))}"
+    report = f"portability analyze {shlex.quote(str(store.root))}"
     _say([*status_lines(part, store), f"verdict and report: {report}"])
     return 1 if failed else 0
 
@@ -103,26 +105,19 @@ def _say(lines: Sequence[str]) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
+def work(asked: Namespace) -> int:
+    """Show, plan or carry out what the words ask for. Gives back the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    asked = spelled(asked)
+    if text := shown(asked):
+        _say([text])
+        return 0
+    return command(to_study(composed(asked)), asked_for(asked.words))
+
+
 def main() -> None:
     """Entry point."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        asked = options(sys.argv[1:])
-        if text := shown(asked):
-            _say([text])
-            sys.exit(0)
-        sys.exit(command(to_study(composed(asked)), asked_for(asked.words)))
-    except UserError as error:
-        said, code = str(error), 2
-    except OSError as error:
-        said, code = f"{error}; finished runs are kept, repeat the command when it is put right", 2
-    except KeyboardInterrupt as stop:
-        number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
-        code = 128 + number
-        said = f"{STOPPED[number]}; finished runs and checkpoints are kept, repeat the command to go on"
-    sys.stderr.write(f"portability: {said}\n")
-    sys.exit(code)
+    sys.exit(carry_out(parser("run"), work))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def plan_study(asked: Study | Sequence[str]) -> Plan:
 
 
 def run_study(asked: Study | Sequence[str]) -> Store:
-    """Carry out what a study lacks, as ``python -m portability.run`` does.
+    """Carry out what a study lacks, as ``portability run`` does.
 
     Args:
         asked: as of `plan_study`.

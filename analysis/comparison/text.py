@@ -15,8 +15,8 @@ from portability.analysis.formatting import interval, number, plain
 from portability.analysis.metrics import UNITS
 from portability.core.errors import validate_choice
 from portability.core.specs import BARE
+from portability.options import AGAINST
 
-AGAINST = "scratch"  # the start that gains are held against where no other is asked for
 NOTES = (
     "Studies stand side by side and are never pooled.",
     "A gain is {arm} less {against} on the same seeds (at 0 updates less the bare host), with its 95 % "

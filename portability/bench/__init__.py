@@ -1,1 +1,1 @@
-"""Our engine against what a user would do instead: ``python -m portability.bench``."""
+"""Our engine against what a user would do instead: ``portability bench``."""

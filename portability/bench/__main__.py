@@ -1,49 +1,25 @@
 """Our engine against what a user would do instead, on random weights, as ratios of times taken in turn."""
 
-import argparse
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from statistics import median
 
 from portability.bench import parts
-from portability.bench.given import SHAPES, prepare
-from portability.core.errors import UserError
+from portability.bench.given import prepare
+from portability.core.command_line import carry_out
+from portability.core.errors import Failed
 from portability.hosts.devices import cores, places
-
-GRID = ("+sweep=demo", "method=[adapter,lora]", "grid.pairs=[[nano-raw-base,nano-tuned-base]]")
-PARTS = ("equality", "rivals", "floor", "grid")  # of a call that names none
-FURTHER = ("graphs", "loop", "study")
+from portability.options import PARTS, parser
 
 
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m portability.bench", description=__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--shape", choices=sorted(SHAPES), default="t5-128x4", help="host with random weights")
-    add("--host", help="takes its place: a folder, or a name of conf/host")
-    add("--method", default="lora", help="a file in conf/method")
-    add("--members", type=lambda text: [int(part) for part in text.split(",")], default="1,4,16,32",
-        help="sizes of our stacks")
-    add("--batch-size", type=int, default=16, help="examples of one module's update")
-    add("--rounds", type=int, default=5, help="measured rounds, in which all take turns")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: all but the Trainer as it comes")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
-    add("--grid", nargs="+", default=GRID, metavar="WORD", help="the grid, in words of portability.run")
-    add("--workers", type=int, help="processes of ours and of the loop; by default a core each, or one a GPU")
-    add("--only", choices=PARTS + FURTHER, action="append", help="one part (may be repeated): equality of "
-        "losses; rivals (Trainer); loop (a plain one around the library's module, fp32 and bf16 in one run); "
-        "graphs (CUDA); study (hours of the study's 1,440 cells, from rivals); floor; grid; without it "
-        f"{', '.join(PARTS)}")
-    return parser.parse_args(given)
-
-
-def report(options: argparse.Namespace, folder: str) -> Iterator[str]:
+def report(options: Namespace, folder: str) -> Iterator[str]:
     """What the benchmark finds, line by line.
 
     Raises:
-        UserError: the losses differ, or something was asked for that cannot be measured.
+        Failed: the losses differ.
+        UserError: something was asked for that cannot be measured.
     """
     device = places(options.device, 1)[0].device.partition(":")[0]
     words = prepare(folder, options.shape, options.method, options.batch_size, options.precision, device,
@@ -81,25 +57,25 @@ def equal(words: Sequence[str], precision: str) -> Iterator[str]:
     """How far losses differ in a precision.
 
     Raises:
-        UserError: too far.
+        Failed: too far.
     """
     with parts.process() as child:
         found = child.submit(parts.equality, [*words, f"precision={precision}"]).result()
     yield from (f"{name:38} {difference:.1e} (at most {bound:.0e})" for name, difference, bound in found)
     if not all(difference <= bound for _, difference, bound in found):
-        raise UserError("the losses differ, so the times would not be those of the same training")
+        raise Failed("the losses differ, so the times would not be those of the same training")
 
 
 def captured(words: Sequence[str], device: str) -> str:
     """How many graphs there were, and what they changed.
 
     Raises:
-        UserError: losses differ, or a GPU captured none.
+        Failed: losses differ, or a GPU captured none.
     """
     with parts.process() as child:
         number, difference, bound = child.submit(parts.graphs, words).result()
     if not difference <= bound or (device == "cuda" and not number):
-        raise UserError(f"{number} graphs were captured, and the losses differ by {difference:.1e}, where at "
+        raise Failed(f"{number} graphs were captured, and the losses differ by {difference:.1e}, where at "
                         f"most {bound:.0e} is rounding")
     return f"{number} captured, losses differ by {difference:.1e} (at most {bound:.0e})"
 
@@ -123,17 +99,22 @@ def table(times: parts.Times) -> Iterator[str]:
         yield f"{name:18}" + "".join(f"{f'{median(c):.2f} [{min(c):.2f}-{max(c):.2f}]':>26}" for c in columns)
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Print the report; what is wrong ends the command with exit code 1."""
-    options = arguments(given)
+def main(given: Sequence[str] | None = None) -> int:
+    """Print the report; gives back the exit code."""
+    return carry_out(parser("bench"), work, given)
+
+
+def work(options: Namespace) -> None:
+    """Print the report.
+
+    Raises:
+        Failed, UserError: as `report`.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        try:
-            for line in report(options, folder):
-                sys.stdout.write(f"{line}\n")
-                sys.stdout.flush()
-        except UserError as error:
-            sys.exit(f"portability.bench: {error}")
+        for line in report(options, folder):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

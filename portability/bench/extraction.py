@@ -1,10 +1,10 @@
 """What an extraction from one layer of a large Llama takes, on random weights: a 13B's for a 7B's, as in the
 second paper, unless other shapes are named: ``python -m portability.bench.extraction``."""
 
-import argparse
 import resource
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from portability.core.command_line import Command, Parser, carry_out
 from portability.core.errors import UserError
 from portability.core.seeds import stream_seed
 from portability.core.specs import HostSpec
@@ -26,19 +27,24 @@ from portability.tasks.base import Answered
 ANSWER = 8  # last tokens of a seed, which are its answer
 
 
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m portability.bench.extraction",
-                                     description=__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def _options(parser: Parser) -> None:
     add, sizes = parser.add_argument, ("WIDTH", "FFN", "HEADS")
-    add("--teacher", type=int, nargs=3, metavar=sizes, default=(5120, 13824, 40), help="shape of its layer")
-    add("--student", type=int, nargs=3, metavar=sizes, default=(4096, 11008, 32), help="shape of its layer")
-    add("--seeds", type=int, default=32, help="seed examples")
-    add("--tokens", type=int, default=200, help=f"of a seed, of which {ANSWER} are its answer")
-    add("--rank", type=int, default=16, help="of the pairs")
-    add("--threads", type=int, default=cores(), help="at most")
-    return parser.parse_args(given)
+    add("--teacher", type=int, nargs=3, metavar=sizes, default=(5120, 13824, 40),
+        help="shape of its layer (5120 13824 40)")
+    add("--student", type=int, nargs=3, metavar=sizes, default=(4096, 11008, 32),
+        help="shape of its layer (4096 11008 32)")
+    add("--seeds", type=int, default=32, help="seed examples (32)")
+    add("--tokens", type=int, default=200, help=f"of a seed, of which {ANSWER} are its answer (200)")
+    add("--rank", type=int, default=16, help="of the pairs (16)")
+    add("--threads", type=int, default=cores(), help="at most (all cores)")
+
+
+COMMAND = Command(
+    "Time an extraction from one layer of a large Llama, on random weights: a 13B's for a 7B's, as in the "
+    "second paper, unless other shapes are named.",
+    ("python -m portability.bench.extraction",
+     "python -m portability.bench.extraction --teacher 4096 11008 32 --student 2048 5504 16",
+     "python -m portability.bench.extraction --seeds 8 --tokens 100 --threads 2"), add=_options)
 
 
 def write(folder: str, shape: tuple[int, int, int]) -> Iterator[HostSpec]:
@@ -53,7 +59,7 @@ def write(folder: str, shape: tuple[int, int, int]) -> Iterator[HostSpec]:
     yield describe(HostSource(Path(folder).name, path=folder))
 
 
-def report(options: argparse.Namespace, folder: str) -> str:
+def report(options: Namespace, folder: str) -> str:
     """Seconds, and this process's largest memory, of one extraction.
 
     Raises:
@@ -76,15 +82,20 @@ def report(options: argparse.Namespace, folder: str) -> str:
             f"{found.seconds:.1f} s, {peak / 1e9:.2f} GB at most in all")
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Print the report; what is wrong ends the command with exit code 1."""
-    options = arguments(given)
+def main(given: Sequence[str] | None = None) -> int:
+    """Print the report; gives back the exit code."""
+    return carry_out(Parser(COMMAND, prog="python -m portability.bench.extraction"), work, given)
+
+
+def work(options: Namespace) -> None:
+    """Print the report.
+
+    Raises:
+        UserError: shapes or seeds that do not fit.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        try:
-            sys.stdout.write(f"{report(options, folder)}\n")
-        except UserError as error:
-            sys.exit(f"portability.bench.extraction: {error}")
+        sys.stdout.write(f"{report(options, folder)}\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

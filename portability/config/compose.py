@@ -2,27 +2,28 @@
 one sentence.
 """
 
-import argparse
 import json
 import re
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import portability
 from portability.config.own import draft, is_study_file
+from portability.config.refusals import own_words
 from portability.config.schema import KEYS
-from portability.core.errors import UserError, validate_choice
+from portability.core.errors import UnknownName, UserError, closest, validate_choice
 from portability.core.paths import bundled
+from portability.options import parser
 
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
 # ... are conf groups that are loaded whole, with the axis that names their entries
@@ -32,41 +33,8 @@ SEVERAL = ("an axis of a study takes a list, as in 'grid.seeds=[0,1]' or 'method
            "else takes one value: repeat the command for another, with study=NAME")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="python -m portability.run",
-        usage="%(prog)s [STUDY.yaml] [+sweep=NAME] [key=value ...] [options]",
-        description=str(portability.__doc__).splitlines()[0], add_help=False, allow_abbrev=False)
-    parser.add_argument("words", nargs="*", metavar="key=value",
-                        help="a study's file, as portability init writes it; settings: key=value, key=[a,b], "
-                             "'~key' to take an entry out; see --cfg job")
-    parser.add_argument("-h", "--help", action="store_true", help="show this, and the names in every group")
-    parser.add_argument("--version", action="store_true", help="show the version")
-    parser.add_argument("-cd", "--config-dir", action="append", default=[], metavar="DIR", type=Path,
-                        help="a folder of your own host/, data/, method/, init/, port/ or sweep/ files")
-    parser.add_argument("--limit", type=_count, metavar="N",
-                        help="for trying out: at most N examples of each set to train on, and N to evaluate "
-                             "(of a fixed shuffle); results lie apart, in a study called NAME-limit-N")
-    parser.add_argument("-c", "--cfg", choices=["job"], help="show the configuration, and do nothing")
-    parser.add_argument("-p", "--package", metavar="KEY", help="with --cfg: this part of it")
-    parser.add_argument("--resolve", action="store_true", help="with --cfg: with all references filled in")
-    return parser
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"must be a whole number of examples from 1 on, got {text!r}")
-    return int(text)
-
-
-def options(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options and words of a command line; a study's file stands as ``+sweep=FILE``, and a limit as the
-    settings that make it, too.
+def options(arguments: Sequence[str]) -> Namespace:
+    """The options and words of a command line, as of `spelled`.
 
     Raises:
         UserError: an option that there is not.
@@ -76,17 +44,20 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         >>> asked.words, asked.config_dir
         (['study=a', 'mode=plan'], [PosixPath('mine')])
     """
-    asked, unknown = _parser().parse_known_intermixed_args(arguments)
-    if {"-m", "--multirun"} & set(unknown):
-        raise UserError(f"there is no --multirun, a command does one study: {SEVERAL}")
-    if unknown:
-        raise UserError(f"there is no option {unknown[0]}; --help lists the options")
-    if (asked.package or asked.resolve) and not asked.cfg:
-        raise UserError("--package and --resolve say what --cfg shows; add --cfg job")
-    asked.words = [f"+sweep={_quoted(word)}" if is_study_file(word) else word for word in asked.words]
+    return spelled(parser("run").read(arguments))
+
+
+def spelled(asked: Namespace) -> Namespace:
+    """The same with a study's file as ``+sweep=FILE``, and a limit as the settings that make it, too.
+
+    Example:
+        >>> spelled(Namespace(words=["mine.yaml", "mode=plan"], limit=None)).words
+        ['+sweep=mine.yaml', 'mode=plan']
+    """
+    words = [f"+sweep={_quoted(word)}" if is_study_file(word) else word for word in asked.words]
     if asked.limit:
-        asked.words += [f"grid.train_examples={asked.limit}", f"eval.limit={asked.limit}"]
-    return asked
+        words += [f"grid.train_examples={asked.limit}", f"eval.limit={asked.limit}"]
+    return Namespace(**{**vars(asked), "words": words})
 
 
 def _quoted(text: str) -> str:
@@ -94,17 +65,16 @@ def _quoted(text: str) -> str:
     return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
 
-def shown(asked: argparse.Namespace) -> str:
-    """What the options ask to show instead of doing something; else nothing."""
-    if asked.help:
-        axes = {group: f" ({axis})" for group, axis in CATALOGUES.items()}
-        title = "groups, chosen with GROUP=NAME, +sweep=NAME, or named by an axis:"
-        return "\n".join([_parser().format_help(), title,
-                          *(f"  {group}{axes.get(group, '')}: {', '.join(names)}"
-                            for group, names in _groups(_folders(asked)).items())])
-    if asked.version:
-        return f"portability {portability.__version__}"
+def shown(asked: Namespace) -> str:
+    """The configuration, or the part of it, that the options ask to show instead of doing something; else
+    nothing.
+
+    Raises:
+        UserError: the options do not go together, or name what there is not.
+    """
     if not asked.cfg:
+        if asked.package or asked.resolve:
+            raise UserError("--package and --resolve say what --cfg shows; add --cfg job")
         return ""
     cfg = composed(asked)
     if asked.package:
@@ -113,47 +83,57 @@ def shown(asked: argparse.Namespace) -> str:
     return OmegaConf.to_yaml(cfg, resolve=asked.resolve).rstrip() if OmegaConf.is_config(cfg) else str(cfg)
 
 
-def composed(asked: argparse.Namespace) -> DictConfig:
+def composed(asked: Namespace) -> DictConfig:
     """The configuration that these words ask for: Hydra puts together what is chosen of the groups, and the
     other words are set in that. Every catalogue is loaded whole, so that the axes can name any entry.
 
     Raises:
         UserError: a word that cannot be read, names what there is not, or would change nothing.
     """
-    folders = _folders(asked)
-    groups = _groups(folders)
+    folders = folders_of(asked.config_dir)
+    groups = names_of(folders)
     words = [_read(word, groups) for word in asked.words]
+    sweeps = [word for word in words if word.key_or_group == "sweep" and not word.is_delete()]
+    if len(sweeps) > 1:
+        both = " and ".join(f"'{word.input_line}'" for word in sweeps)
+        raise UserError(f"{both} are two studies; leave one, and repeat the command for the other")
     _check_files(folders)
-    folders_of = {found[1]: word for word in words if (found := FROM.fullmatch(word.key_or_group))}
-    own_only = folders_of and not any(word.key_or_group == "method" for word in words)
-    with tempfile.TemporaryDirectory() as drafts:
-        chosen = ["method=[]"] if own_only else []
-        kept = dict(groups)
-        for word in words:
-            if word.key_or_group == "sweep" and not word.is_delete():
-                names = [draft(name, folders, kept, Path(drafts)) for name in _listed(word.value())]
-                chosen.append(f"+sweep=[{','.join(names)}]")
-            elif word.key_or_group in groups:
-                chosen.append(str(word.input_line))
-        # before sweeps, so that what these say of an entry wins
-        chosen = [*(f"+{group}=[{','.join(kept[group])}]" for group in CATALOGUES), *chosen]
-        places = json.dumps([f"file://{folder}" for folder in (*folders[1:], drafts)], ensure_ascii=False)
-        try:
-            with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-                cfg = hydra.compose("config", overrides=[*chosen, f"hydra.searchpath={places}"])
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            raise UserError(_sentence(error)) from error
+    adapters = {found[1]: word for word in words if (found := FROM.fullmatch(word.key_or_group))}
+    own_only = adapters and not any(word.key_or_group == "method" for word in words)
+    chosen = ["method=[]"] if own_only else []
+    chosen += [str(word.input_line) for word in words if word.key_or_group in groups and word not in sweeps]
+    cfg = _hydras([name for word in sweeps for name in _listed(word)], chosen, folders, groups)
     OmegaConf.set_struct(cfg, False)
     cfg.known_methods = groups["method"] + [name for name, held in (cfg.get("method") or {}).items()
                                             if held and {"library", "config"} <= held.keys()
                                             and name not in groups["method"]]
-    _read_methods(cfg, folders_of)
+    _read_methods(cfg, adapters)
     for word in words:
-        if word.key_or_group not in groups and word not in folders_of.values():
+        if word.key_or_group not in groups and word not in adapters.values():
             _set(cfg, word, groups)
     if asked.limit:
         _limit(cfg, asked.limit)
     return cfg
+
+
+def _hydras(
+    sweeps: Sequence[str], chosen: Sequence[str], folders: Sequence[Path], groups: Mapping[str, list[str]]
+) -> DictConfig:
+    """What Hydra makes of the chosen files; sweeps and studies' files stand among drafts for it."""
+    with tempfile.TemporaryDirectory() as drafts:
+        kept, typed = dict(groups), dict[str, str]()
+        for name in sweeps:
+            file = draft(name, folders, kept, Path(drafts))
+            typed[f"sweep/{file}"] = name if is_study_file(name) else f"sweep/{name}.yaml"
+        # before sweeps, so that what these say of an entry wins
+        words = [*(f"+{group}=[{','.join(kept[group])}]" for group in CATALOGUES), *chosen]
+        words += [f"+sweep=[{','.join(name.removeprefix('sweep/') for name in typed)}]"] if typed else []
+        places = json.dumps([f"file://{folder}" for folder in (*folders[1:], drafts)], ensure_ascii=False)
+        try:
+            with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
+                return hydra.compose("config", overrides=[*words, f"hydra.searchpath={places}"])
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise own_words(error, [*folders, Path(drafts)], typed) from error
 
 
 def _limit(cfg: DictConfig, count: int) -> None:
@@ -185,15 +165,23 @@ def _read_methods(cfg: DictConfig, words: Mapping[str, Override]) -> None:
             cfg.known_methods.append(name)
 
 
-def _folders(asked: argparse.Namespace) -> list[Path]:
-    """Folders of configuration files: ours, and those of --config-dir."""
-    for folder in asked.config_dir:
+def folders_of(own: Sequence[Path]) -> list[Path]:
+    """Folders of configuration files: ours, and those of --config-dir.
+
+    Raises:
+        UserError: one is not there, or holds files where folders belong.
+    """
+    ours = bundled("conf")
+    for folder in own:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
-    return [bundled("conf"), *(folder.resolve() for folder in asked.config_dir)]
+        if [*folder.glob("*.yaml")] and not any((folder / group.name).is_dir() for group in ours.iterdir()):
+            raise UserError(f"--config-dir {folder}: files must lie in host/, data/, method/, sweep/, ... of "
+                            "it; name the folder above, or move them")
+    return [ours, *(folder.resolve() for folder in own)]
 
 
-def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+def names_of(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Names of the files of every conf group."""
     found: dict[str, set[str]] = {}
     for group in (group for folder in folders for group in folder.iterdir()):
@@ -204,6 +192,12 @@ def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
 
 def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
     """A word of the command line. Refused are several values, what is Hydra's own, and unknown files."""
+    if "=" not in word and not word.startswith("~"):
+        typed = {name: f"{group if group in ALWAYS else f'+{group}'}={name}" for group in (*ALWAYS, "sweep")
+                 for name in groups.get(group, ())}
+        close = typed.get(closest(word, typed), "")
+        raise UserError(f"cannot read '{word}': a setting is key=value"
+                        + (f"; did you mean '{close}'?" if close else ""))
     try:
         found = OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
@@ -224,14 +218,18 @@ def _read(word: str, groups: Mapping[str, Sequence[str]]) -> Override:
     plain = word.lstrip("+")
     if (group in ALWAYS) == (plain != word):
         raise UserError(f"'{word}' is written {plain if group in ALWAYS else '+' + plain}")
-    for name in _listed(found.value()):
+    if isinstance(found.value(), list) and group not in ("method", "sweep"):
+        raise UserError(f"'{word}' chooses several of {group}, which takes one: {group}=NAME")
+    for name in _listed(found):
         if not (group == "sweep" and is_study_file(name)):
             validate_choice(name, groups[group], group)
     return found
 
 
-def _listed(value: Any) -> list[str]:
-    return [*map(str, value if isinstance(value, list) else [value])]
+def _listed(word: Override) -> list[str]:
+    """The names that a word chooses of a group."""
+    value = word.value()
+    return [str(name) for name in (value if isinstance(value, list) else [value])]
 
 
 def _check_files(folders: Sequence[Path]) -> None:
@@ -245,18 +243,10 @@ def _check_files(folders: Sequence[Path]) -> None:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
         except YAMLError as error:
-            raise UserError(f"{path}: {_sentence(error)}") from error
+            raise UserError(f"{path}: {own_words(error, folders)}") from error
         if not isinstance(held, dict) or list(held) != [path.stem]:
             raise UserError(f"{path} must hold one method under the file's own name, {path.stem}:, "
                             f"and holds {', '.join(map(str, held or [])) or 'nothing'}")
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of what Hydra says, and of its cause; all of what YAML says: it names the place last."""
-    if isinstance(error, YAMLError):
-        return "configuration: " + " ".join(str(error).split())
-    told = [str(one or "").strip().partition("\n")[0].rstrip(".:") for one in (error, error.__cause__)]
-    return ": ".join(["configuration", *filter(None, told)])
 
 
 def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
@@ -272,7 +262,13 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
     if added:
         validate_choice(key.partition(".")[0], {*KEYS, *groups}, "key")
     elif parent != "grid.relations" or word.is_delete():
-        _check_key(cfg, key, groups)
+        try:
+            _check_key(cfg, key, groups)
+        except UnknownName as error:
+            if "." in key and key.partition(".")[0] in (*CATALOGUES, "method") and not word.is_delete():
+                raise UnknownName(f"{error}; what is new takes a plus: '+{line}'", error.name,
+                                  error.close) from error
+            raise
     try:
         held = OmegaConf.select(cfg, key)
         if word.is_add() and not isinstance(value, dict | list) and held is not None:
@@ -281,10 +277,19 @@ def _set(cfg: DictConfig, word: Override, groups: Iterable[str]) -> None:
             raise UserError(f"'{line}' takes nothing out: {key} is {held}")
         if word.is_delete():
             del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
-        else:
-            OmegaConf.update(cfg, key, value, merge=added or key != "grid.relations", force_add=True)
+        else:  # a mapping in a list's place, or the other way round, is refused when types are checked
+            merge = isinstance(held, DictConfig) and isinstance(value, dict)
+            merge = merge and (added or key != "grid.relations")
+            OmegaConf.update(cfg, key, value, merge=merge, force_add=True)
     except (OmegaConfBaseException, LookupError, TypeError) as error:
-        raise UserError(f"'{line}': {str(error).partition(chr(10))[0]}") from error
+        there = OmegaConf.select(cfg, parent, throw_on_missing=False)
+        raise UserError(f"'{line}' cannot be set: {parent} is {there}; give the whole of it, as in "
+                        f"'{parent}={_pattern(there)}'") from error
+
+
+def _pattern(held: Any) -> str:
+    """How a value is written on the command line."""
+    return "[a,b]" if isinstance(held, ListConfig) else "{a: b}" if isinstance(held, DictConfig) else "VALUE"
 
 
 def _check_key(cfg: DictConfig, key: str, groups: Iterable[str] = ()) -> None:
@@ -296,7 +301,8 @@ def _check_key(cfg: DictConfig, key: str, groups: Iterable[str] = ()) -> None:
     known: Any = OmegaConf.to_container(cfg)
     deeper = {f"{top}.{last}" for top, below in known.items() if isinstance(below, dict)
               for last in below if last == key.partition(".")[0]}
-    others, above = {*groups, *deeper} - {"known_methods"}, ""
+    chosen = {f"+{group}" for group in groups if group not in (*ALWAYS, *CATALOGUES)}
+    others, above = {*deeper, *chosen, *(ALWAYS if groups else ())}, ""
     for part in key.split("."):
         if isinstance(known, list):
             return

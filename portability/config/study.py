@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from portability.config.defaults import question, untried
 from portability.config.folders import OWN_BASE, base_of, check_external, external
+from portability.config.refusals import own_words
 from portability.config.schema import Config
 from portability.core import specs
 from portability.core.architectures import FAMILIES
@@ -45,7 +46,7 @@ def checked(cfg: DictConfig) -> Config:
     try:
         raw = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
+        raise own_words(error) from error
     assert isinstance(raw, dict)
     _check_finite({key: value for key, value in raw.items() if key != "study"}, "")  # "nan" is a name there
     return build(Config, raw, "")
@@ -257,12 +258,13 @@ def _derived(conf: Config, name: str) -> dict[str, Any]:
 
 def _role(conf: Config, name: str) -> str:
     """A host by its own name, or by its role in the host set."""
-    host = conf.host_set.roles.get(name, name)
-    if host is None and not any(conf.host_set.roles.values()):
+    roles = conf.host_set.roles
+    host = name if name == OWN_BASE else roles.get(validate_choice(name, {*roles, *conf.host}, "host"), name)
+    if host is None and not any(roles.values()):
         raise UserError(f"the study names no host for {name}; name two under hosts in its file, or "
                         "origin=HOST receiving=HOST")
     if host is None:
-        held = ", ".join(role for role, filled in conf.host_set.roles.items() if filled)
+        held = ", ".join(role for role, filled in roles.items() if filled)
         raise UserError(f"host set '{conf.host_set.name}' has no {name}: narrow grid.pairs to its roles "
                         f"({held}), or fill it with host_set.roles.{name}=HOST")
     return host

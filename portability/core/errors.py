@@ -2,11 +2,29 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from pathlib import PurePath
 
 
 class UserError(ValueError):
     """Says in one sentence what is wrong, where, and what to do; the command prints it and exits with 2."""
+
+
+class UnknownName(UserError):
+    """A name that is none of the known ones.
+
+    Attributes:
+        name: as it was given.
+        close: the known one that was probably meant; empty where none is like it.
+    """
+
+    def __init__(self, text: str, name: str = "", close: str = ""):
+        super().__init__(text)
+        self.name, self.close = name, close
+
+
+class Failed(UserError):
+    """Work that was asked for well, was done, and failed; the command exits with 1."""
 
 
 class GracefulStop(Exception):
@@ -18,7 +36,7 @@ def validate_choice(name: str, choices: Iterable[object], what: str) -> str:
     meant.
 
     Raises:
-        UserError: `name` is unknown.
+        UnknownName: `name` is none of them.
 
     Example:
         >>> validate_choice("lora", {"lora": 1, "prefix": 2}, "method")
@@ -26,10 +44,25 @@ def validate_choice(name: str, choices: Iterable[object], what: str) -> str:
     """
     known = sorted(str(choice) for choice in choices)
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
-        raise UserError(f"unknown {what} '{name}'; choose one of: {', '.join(known) or '(none)'}"
-                        + (f"; did you mean '{close[0]}'?" if close else ""))
+        close = closest(name, known)
+        raise UnknownName(f"unknown {what} '{name}'; choose one of: {', '.join(known) or '(none)'}"
+                          + (f"; did you mean '{close}'?" if close else ""), name, close)
     return name
+
+
+def closest(name: str, known: Collection[str]) -> str:
+    """The known name that was probably meant: capitals, signs, and a folder or ending around it do not count.
+    Empty where none is like it.
+
+    Example:
+        >>> closest("LoRA", ["lora", "prefix"]), closest("sweeps/full.yaml", ["demo", "full"])
+        ('lora', 'full')
+    """
+    plain = {re.sub(r"[\W_]+", "", one).casefold(): one for one in sorted(known, reverse=True)}
+    for said in (name, PurePath(name).stem):
+        if found := difflib.get_close_matches(re.sub(r"[\W_]+", "", said).casefold(), plain, 1):
+            return plain[found[0]]
+    return ""
 
 
 # of a run, not of the disk

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_type_hints
 
+import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from portability.core.errors import UserError, validate_choice
@@ -46,10 +47,10 @@ def build(cls: type[T], value: Any, where: str) -> T:
         return _adapter(cls).validate_json(json.dumps(value), strict=True, extra="forbid")
     except ValidationError as error:
         found = sorted(error.errors(), key=lambda one: one["type"] != UNKNOWN)
-        raise UserError(_sentence(cls, found[0], where)) from error
+        raise _said(cls, found[0], where) from error
 
 
-def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
+def _said(cls: type, error: Mapping[str, Any], where: str) -> UserError:
     """What pydantic found, as the sentence for the user."""
     *above, last = error["loc"] or ("",)
     for part in above if error["type"] == UNKNOWN else ():
@@ -62,15 +63,18 @@ def _sentence(cls: type, error: Mapping[str, Any], where: str) -> str:
         if kind == "literal_error":
             validate_choice(str(error["input"]), re.findall("'([^']*)'", error["ctx"]["expected"]), place)
     except UserError as unknown:
-        return str(unknown)
+        return unknown
     if isinstance(cause, UserError):
-        return str(cause)
+        return cause
     if kind == "missing":
-        return f"{level} has too few values" if isinstance(last, int) else f"{place} is missing"
+        return UserError(f"{level} has too few values" if isinstance(last, int) else f"{place} is missing")
     said = error["msg"]
     for theirs, ours in PLAIN.items():
         said = said.replace(theirs, ours)
-    return f"{place} {said}, got {error['input']!r}"
+    if kind == "list_type" and not any(isinstance(part, int) for part in (*above, last)):
+        listed = yaml.safe_dump([error["input"]], default_flow_style=True, width=1000).strip()
+        return UserError(f"{place} {said}, got {error['input']!r}; type '{place}={listed}'")
+    return UserError(f"{place} {said}, got {error['input']!r}")
 
 
 def distinct(values: list[T]) -> list[T]:

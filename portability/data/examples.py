@@ -75,8 +75,10 @@ def read_rows(
             if not isinstance(value, dict):
                 raise UserError(f"{where} must be a JSON object with {', '.join(columns.values())}")
             if lacking := [column for column in columns.values() if column not in value]:
-                held = ", ".join(map(repr, [*value][:8])) or "nothing"
-                raise UserError(f"{where} has no {lacking[0]!r}; it has {held}")
+                held = ", ".join(map(str, [*value][:8])) or "nothing"
+                named = "columns" if names is None else "text_column or label_column"
+                raise UserError(f"{where} has no {lacking[0]!r}, only {held}; rename it, or name it in the "
+                                f"data set's {named}")
             value = {name: value[column] for name, column in columns.items()}
         found.append(_worded(_example(value, where, lettered), row, templates or {}, where)
                      if names is None else _labelled(value, where, names))
@@ -111,9 +113,9 @@ def _label(value: Any, where: str, names: Names) -> int:
         return value
     wanted = "one of " + ", ".join([*map(str, names[:8]), *["..."][: len(names) > 8]])
     wanted += f", or a number from 0 to {len(names) - 1}" if numbered else ""
-    if tuple(names) == TWO:
-        wanted = "the number 0 or 1 (positive), or one that labels of the data set names"
-    raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}")
+    wanted = "the number 0 or 1 (positive)" if tuple(names) == TWO else wanted
+    raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}; other ones are named "
+                    "in the data set's labels")
 
 
 def each(text: Text, change: Callable[[str], str]) -> Text:

@@ -28,7 +28,8 @@ def json_lines(path: Path) -> Placed:
                     value = json.loads(line)
                     json.dumps(value, ensure_ascii=False).encode()  # not where half a surrogate pair stands
                 except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where} is not JSON in UTF-8: {error}") from error
+                    raise UserError(f"{where} is not JSON in UTF-8: {error}; each line must be "
+                                    "one JSON object") from error
                 yield where, value
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

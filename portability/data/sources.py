@@ -214,12 +214,13 @@ def files(source: DataSource, splits: Collection[str] = SPLITS) -> dict[str, Pat
         if source.path.startswith("embedded:"):
             folder = EMBEDDED / "data" / source.path.removeprefix("embedded:")
         if not folder.is_dir():
-            raise UserError(f"data set '{source.name}': no folder {folder}; set data_root, or path in "
-                            "conf/data")
+            raise UserError(f"data set '{source.name}': no folder {folder}; set data.{source.name}.path="
+                            "FOLDER, or data_root=FOLDER")
         paths = {split: paths.get(split) or _in(folder, name, source) for split, name in used.items()}
     for split, path in paths.items():
         if not path.is_file():
-            raise UserError(f"data set '{source.name}': no file {path} for its {split} split")
+            raise UserError(f"data set '{source.name}': no file {path} for its {split} split; write it, or "
+                            f"name another in data.{source.name}.splits")
     return paths
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from portability.core.errors import UserError
+from portability.core.errors import UnknownName, UserError, closest
 from portability.core.hub import TEXTS, look_for_hub, remedy
 from portability.core.paths import PORTABLE, bundled
 from portability.core.specs import HostSpec
@@ -46,8 +46,10 @@ def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str |
     folder = Path(words).expanduser()
     if words and folder.is_dir():
         return folder, None
+    near, said = _near(folder, what), f"{what} '{words}': there is no such folder, and it"
+    meant = f"; did you mean '{near}'?" if near else ""
     if not HUB_ID.fullmatch(words):
-        raise UserError(f"{what} '{words}': there is no such folder, and it is no hub id (owner/name)")
+        raise UnknownName(f"{said} is no hub id (owner/name){meant}", words, near)
     look_for_hub()
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -60,8 +62,16 @@ def find_folder(words: str, what: str, patterns: list[str]) -> tuple[Path, str |
         commit = HfApi().model_info(name, revision=revision or None).sha
         return Path(snapshot_download(name, revision=commit, allow_patterns=patterns)), commit
     except (LocalEntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise UserError(f"{what} '{words}': there is no such folder, and it cannot be fetched from the hub: "
-                        f"{remedy(error, name, INSTEAD)}") from error
+        raise UnknownName(f"{said} cannot be fetched from the hub: {remedy(error, name, INSTEAD)}{meant}",
+                          words, near) from error
+
+
+def _near(folder: Path, what: str) -> str:
+    """The folder, or name of conf/host, that was probably meant by one that is not there."""
+    names = [path.stem for path in (bundled("conf") / "host").glob("*.yaml")] if what == "host" else []
+    there = {path.name: str(path) for path in folder.parent.glob("*") if path.is_dir()}
+    close = closest(folder.name, [*there, *names])
+    return there.get(close, close)
 
 
 def _of_configuration(words: str) -> str:

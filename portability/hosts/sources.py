@@ -74,8 +74,8 @@ def folder_of(source: HostSource | HostSpec) -> Path:
     embedded = source.path.removeprefix("embedded:")
     folder = Path(source.path).expanduser() if embedded == source.path else EMBEDDED / "hosts" / embedded
     if not (folder / "config.json").is_file():
-        raise UserError(f"host '{source.name}': no config.json in {folder}; set its path in conf/host or "
-                        "host_root=...")
+        raise UserError(f"host '{source.name}': no config.json in {folder}; set host.{source.name}.path="
+                        "FOLDER, or host_root=FOLDER")
     return folder
 
 

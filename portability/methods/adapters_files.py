@@ -128,7 +128,7 @@ class AdaptersFolder(AdapterFolder):
         for key, wanted in (("model_type", shape.family), ("hidden_size", shape.hidden)):
             if (found := self.config.get(key)) not in (None, wanted):
                 raise UserError(f"{self.folder}: its {key} is {str(found)[:40]}, and the base's is {wanted}: "
-                                "it was made on another base (--from HOST)")
+                                "it was made on another base; name that one (--from HOST, or origin=HOST)")
         spec = self.spec
         config = config_of(spec, shape)
         tensors: dict[Slot, Tensor] = {}

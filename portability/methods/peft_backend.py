@@ -231,7 +231,8 @@ def layout_of(name: str, shape: tuple[int, ...], spec: MethodSpec, host: HostSha
         slots.append(_slot(slot, one, labels, shape, host))
     if sum(math.prod(slot.sizes) for slot in slots) != math.prod(shape):
         raise UserError(f"method '{spec.name}': parameter {name} has shape {shape}, which does not belong to "
-                        f"a {host.family} host of width {host.hidden}: it was made on another base")
+                        f"a {host.family} host of width {host.hidden}: it was made on another base; name "
+                        "that one (--from HOST, or origin=HOST)")
     return ParameterLayout(name, shape, tuple(slots))
 
 
@@ -247,7 +248,8 @@ def _prompt_layout(name: str, shape: tuple[int, ...], spec: MethodSpec, host: Ho
                  for place in places for role in ("prefix_key", "prefix_value")]
     if (count, sum(math.prod(slot.sizes[1:]) for slot in slots)) != shape:
         raise UserError(f"method '{spec.name}': {name} has shape {shape}, which does not belong to a "
-                        f"{host.family} host of width {host.hidden}: it was made on another base")
+                        f"{host.family} host of width {host.hidden}: it was made on another base; name that "
+                        "one (--from HOST, or origin=HOST)")
     return ParameterLayout(name, shape, tuple(slots), axis=1 if spec.config == PREFIX else 0)
 
 

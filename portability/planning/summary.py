@@ -50,7 +50,7 @@ def lacking(study: Study, planned: Plan, store: Store) -> list[str]:
         beginnings = () if shipped else (f"{name}_",)  # one of the user's own may give several numbers
         hint = "it is computed for new runs only; a new study (study=NAME) has it for all"
         if shipped:
-            hint = f"`python -m portability.analyze --metric {name}` computes it from their predictions"
+            hint = f"`portability analyze --metric {name}` computes it from their predictions"
         without = sum(not any(key == name or key.startswith(beginnings) for key in held)
                       for held in done if "eval_accuracy_calibrated" in held)  # of texts with labels
         if without:

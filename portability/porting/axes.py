@@ -163,7 +163,8 @@ class Filling:
             depths = context.origin.shape.layers.get(source, 1), context.receiving.shape.layers.get(stack, 1)
             if strategy.same_depth and depths[0] != depths[1]:
                 raise UserError(f"cannot {context.spec.strategy} {context.pair}: {source} has {depths[0]} "
-                                f"layers and {stack} has {depths[1]}; use port=pad or port=repeat")
+                                f"layers and {stack} has {depths[1]}; use pad or repeat "
+                                "(--strategy pad, or 'grid.ports=[pad]')")
             self.report.layer_map[stack] = context.layers_of(stack, source)
 
     def places(self) -> Iterator[tuple[list[Slot], list[dict[Slot, Slot]]]]:

@@ -87,8 +87,9 @@ def named_layers(words: str, origin: int, receiving: int) -> list[list[int]]:
         return LAYER_MAPS["stretch" if words == MEASURED else words](origin, receiving)
     layers = [[int(one) for one in part.split("+")] for part in words.split(",")]
     if len(layers) != receiving or max(map(max, layers)) >= origin:
+        example = ",".join(str(layer) for (layer,) in stretch(origin, receiving))
         raise UserError(f"layer map {words}: the receiving stack has {counted(receiving, 'layer')}, the "
-                        f"origin's layers are 0 to {origin - 1}")
+                        f"origin's layers are 0 to {origin - 1}; type such as {example}")
     return layers
 
 

@@ -28,7 +28,7 @@ files (1, where it is not named; 2 has `files`, the SHA-256 and bytes of each fi
     atomic.py     writing that a kill cannot leave half done; what it leaves all the same
     index.py      many records quickly; tables.py: Parquet files with checksums
     manifests.py  cells; failures.py: failed attempts; host_pairs.py: similarity of hosts
-    admin/        python -m portability.store verify|merge|pack|compact|tidy
+    admin/        portability store verify|merge|pack|compact|tidy
 """
 
 from portability.store.records import FORMAT, Result

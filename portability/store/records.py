@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the files of a run; raise it when this version could not read the next one's
 RECORD = "record.json"
 CORRUPT = "its record is not there or does not parse"
-REMEDY = "move it away with `python -m portability.store verify STUDY --discard` and repeat the command"
+REMEDY = "move it away with `portability store verify STUDY --discard` and repeat the command"
 # files that a record of format 1 does not name
 KNOWN = ("module.safetensors", "head.safetensors", "predictions.safetensors", "port_report.json")
 Arrays = Mapping[str, "torch.Tensor"]

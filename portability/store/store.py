@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portability.core.errors import UserError
+from portability.core.errors import UnknownName, UserError, closest
 from portability.core.specs import Cell
 from portability.store import atomic, failures, host_pairs, manifests
 from portability.store import records as run_files
@@ -314,10 +314,16 @@ class Store:
         """
         if found := [manifests.load(path) for path in manifests.paths(self.root)]:
             return found
-        raise UserError(NO_STUDY.format(self.root))
+        raise no_study(self.root)
 
 
-NO_STUDY = "no study in {}: nothing was run there yet (python -m portability.run +sweep=demo)"
+def no_study(root: Path) -> UserError:
+    """What is said of a folder that holds no study; of one that is not there, which was probably meant."""
+    near = [path.name for path in root.parent.glob("*") if path.is_dir()] if not root.exists() else []
+    if close := closest(root.name, near):
+        meant = str(root.with_name(close))
+        return UnknownName(f"there is no folder {root}; did you mean '{meant}'?", str(root), meant)
+    return UserError(f"no study in {root}: nothing was run there yet (portability run +sweep=demo)")
 
 
 def _usable(run_id: str, record: dict[str, Any] | None, fault: str | None) -> dict[str, Any] | None:
@@ -350,4 +356,4 @@ def studies(results: Path | str) -> list[Store]:
         return [Store(root)]
     if found := [Store(path.parent) for path in sorted(root.glob("*/manifests")) if path.is_dir()]:
         return found
-    raise UserError(NO_STUDY.format(root))
+    raise no_study(root)

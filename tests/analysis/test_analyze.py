@@ -37,7 +37,7 @@ def test_the_command_writes_every_table_chart_and_a_report_and_names_failures(sm
     assert "8 failed" not in out
     assert "24 cells of the grid (20 done, 4 failed); 12 before any update (10 done, 2 failed)" in " ".join(
         out.split())
-    assert max(map(len, out.split("Written:")[0].split("failed: ")[0].splitlines())) <= 100
+    assert max(map(len, out.split("written:")[0].split("failed: ")[0].splitlines())) <= 100
     root = small.store.root
     found = gather(small.store)
     names = [name for name, spec in TABLES.items() if spec.applies(found)]
@@ -58,7 +58,7 @@ def test_each_study_below_the_folder_is_its_own(small, capsys):
     other = build(small.store.root.parent / "other", replace(SMALL, seeds=(0,), budgets=(0, 100)))
     assert main([str(small.store.root.parent), "--quiet"]) == 0
     assert (other.store.root / "report.md").is_file() and (small.store.root / "report.md").is_file()
-    assert capsys.readouterr().out.count("Written:") == 2
+    assert capsys.readouterr().out.count("written:") == 2
 
 
 def test_another_metric_is_named_in_the_tables(small):

@@ -223,7 +223,7 @@ def test_primary_contrasts_are_facts_of_the_study_and_change_no_run():
 
 
 @pytest.mark.parametrize(("override", "words"), [
-    ("methd=lora", "unknown key 'methd'; .*did you mean 'method'"), ("swep=full", "did you mean 'sweep'"),
+    ("methd=lora", "unknown key 'methd'; .*did you mean 'method'"), ("swep=full", r"did you mean '\+sweep'"),
     ("+swep=full", "unknown key 'swep'; .*did you mean 'sweep'"), ("grdi.seeds=[1]", "did you mean 'grid'"),
     ("grid.seed=[0]", "unknown key in grid 'seed'; .*did you mean 'seeds'"),
     ("seeds=[0]", "did you mean 'grid.seeds'"),
@@ -247,11 +247,17 @@ def test_a_typo_is_refused_and_what_was_meant_is_named(override, words):
     ("host=nano-raw-base", "chooses nothing.*origin=NAME"), ("+data=nano_films", "chooses "
                                                              "nothing.*grid.data"),
     ("grid.seeds=[0,1", r"cannot read 'grid.seeds=\[0,1'"), ("task.template='a", "cannot read"),
-    ("demo", "cannot read 'demo'"),
+    ("demo", r"cannot read 'demo': a setting is key=value; did you mean '\+sweep=demo'"),
+    ("engine=[local,ray]", "chooses several of engine, which takes one: engine=NAME"),
     ("~mode", "mode is missing"), ("method.lora=3", "method.lora must be a mapping"),
     ("task=null", "task must be a mapping"),
     ("host.nano-raw-base=3", "host.nano-raw-base must be a mapping"),
-    ("grid.seeds=${x}", "Interpolation key 'x' not found"), ("host_set.roles=[a]", r"host_set.roles=\[a\]"),
+    ("grid.seeds=${x}", r"'\$\{x\}' stands for a key, and there is no 'x'"),
+    ("host_set.roles=[a]", "host_set.roles must be a mapping"),
+    ("grid.exclude={a: b}", r"grid.exclude must be a list, got .*; type 'grid.exclude=\[\{a: b\}\]'"),
+    ("primary={a: b}", "primary must be a list, got"), ("grid.seeds={a: 1}", "grid.seeds must be a list"),
+    ("grid.seeds.9=5", "give the whole of it, as in 'grid.seeds="),
+    ("~method", "'~method' takes nothing out"), ("study=???", r"'study' is \?\?\?, which stands for a value"),
 ])
 def test_words_that_would_be_passed_over_or_cannot_be_read_are_refused(override, words):
     with pytest.raises(UserError, match=words) as raised:
@@ -284,9 +290,9 @@ def test_several_values_are_refused_and_an_axis_is_named(words, tmp_path, monkey
     (["--config-name=x"], 2, "no option --config"),
     (["--resolve", "mode=plan"], 2, "add --cfg job"), (["-p", "grid"], 2, "add --cfg job"),
     (["-cd"], 2, "expected one"),
-    (["--cfg", "jb"], 2, "invalid choice: 'jb'"), (["--config-dir=/none", "mode=plan"], 2,
+    (["--cfg", "jb"], 2, "unknown --cfg 'jb'; choose one of: job"), (["--config-dir=/none", "mode=plan"], 2,
                                                    "/none: there is no such folder"),
-    (["--help"], 0, "sweep: all_pairs, demo,"), (["--version"], 0, "portability 0."),
+    (["--help"], 0, "portability run +sweep=demo"), (["--version"], 0, "portability 0."),
     (["-c", "job", "-p", "grd"], 2, "did you mean 'grid'"),
     (["-c", "job", "-p", "grid", "grid.seeds=[7]", "--resolve"], 0, "data: nano_films\nrelations:\n  same: "
      "self\n"),

@@ -69,7 +69,7 @@ def test_columns_of_prompts_may_have_other_names_in_files_of_their_own(tmp_path)
     (b"text,label\na,1\nb\n", "line 3 has more or fewer values than the header's 2 columns"),
     (b"text,label\na,1,2\n", "line 2 has more or fewer values"),
     (b"text,text\na,1\n", "names a column twice"),
-    (b"text;label\na;1\n", r"line 2 has no 'text'; it has 'text;label'"),
+    (b"text;label\na;1\n", r"line 2 has no 'text', only text;label; rename it, or name it"),
     (b"text,label\ncaf\xe9,1\n", "is not CSV in UTF-8"), (b'text,label\n"a"b,1\n', "line 2 is not CSV"),
     (b"text,label\na,1.0\n", "line 2: the label must be the number 0 or 1"),
     (b"text,label\n", "holds no examples"), (b"", "holds no examples"),

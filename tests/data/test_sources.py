@@ -88,7 +88,7 @@ def test_a_split_of_one_class_is_refused(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"no folder {tmp_path / 'none'}; set data_root"):
+    with pytest.raises(UserError, match=f"no folder {tmp_path / 'none'}; set data.films.path=FOLDER"):
         read(DataSource("films", path=str(tmp_path / "none")))
 
 

@@ -206,7 +206,7 @@ def test_studies_of_one_question_give_a_pair_one_name(data_folders, make_host, t
 @pytest.mark.system
 def test_packed_and_merged_studies_keep_their_pairs(compared, finished, tmp_path, capsys):
     source = Store(compared / "alike")
-    assert store_command(["pack", str(source.root), str(tmp_path / "packed")]) == 0
+    assert store_command(["pack", str(source.root), "--out", str(tmp_path / "packed")]) == 0
     packed = Store(tmp_path / "packed")
     assert packed.published and packed.host_pairs() == source.host_pairs()
     shutil.copytree(finished / "alike", tmp_path / "merged")

@@ -41,7 +41,8 @@ def test_a_merged_host_answers_as_the_run_did(family, init, data_folders, make_h
     assert command(got) == 0
     (run,) = [run for run in plan(got.grid).runs.values() if run.init.name == init
               and run.host.name == "nano-raw-base"]
-    assert main([str(tmp_path / "m"), run.run_id, str(tmp_path / "host"), "--host", run.host.source]) == 0
+    out = ["--out", str(tmp_path / "host")]
+    assert main([str(tmp_path / "m"), run.run_id, *out, "--host", run.host.source]) == 0
     saved = Store(tmp_path / "m").predictions(run.run_id)["margin"]
     found = answers(tmp_path / "host", run, got.data)
     np.testing.assert_allclose(found, saved[-1], atol=1e-4)
@@ -61,15 +62,16 @@ def test_what_cannot_be_merged_is_one_sentence(data_folders, make_host, tmp_path
     planned = [run for run in plan(got.grid).runs.values() if run.host.name == "nano-raw-base"]
     bare, run = sorted(planned, key=lambda run: run.train.updates)
     study, new = tmp_path / "m", tmp_path / "host"
-    assert "no run 123" in refused(capsys, study, "123", new)
-    assert "has no LoRA of library portability" in refused(capsys, study, bare.run_id, new)
+    assert "no run 123" in refused(capsys, study, "123", "--out", new)
+    assert "has no LoRA of library portability" in refused(capsys, study, bare.run_id, "--out", new)
     old = store_parts.study("format1", tmp_path / "old")
-    assert "of an older protocol (schema 1)" in refused(capsys, old.root, next(iter(old.marks())), new)
-    assert "say where it is: --host FOLDER" in refused(capsys, study, run.run_id, new)
+    first = next(iter(old.marks()))
+    assert "of an older protocol (schema 1)" in refused(capsys, old.root, first, "--out", new)
+    assert "say where it is: --host FOLDER" in refused(capsys, study, run.run_id, "--out", new)
     other = make_host("t5", 32, 2, 4, 3).source
-    assert "is not the host" in refused(capsys, study, run.run_id, new, "--host", other)
-    assert "ties its head to its embedding" in refused(capsys, study, run.run_id, new, "--host",
+    assert "is not the host" in refused(capsys, study, run.run_id, "--out", new, "--host", other)
+    assert "ties its head to its embedding" in refused(capsys, study, run.run_id, "--out", new, "--host",
                                                        run.host.source)
     assert not new.exists()
     new.mkdir()
-    assert "is there already" in refused(capsys, study, run.run_id, new, "--host", run.host.source)
+    assert "is there already" in refused(capsys, study, run.run_id, "--out", new, "--host", run.host.source)

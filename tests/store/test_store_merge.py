@@ -201,7 +201,7 @@ def test_what_cannot_be_merged_is_said(target, shard, tmp_path, capsys):
     assert "is given twice" in refuse(capsys, target, target) and "is given twice" in refuse(capsys, target,
                                                                                              shard, shard)
     assert "no study in" in refuse(capsys, target, Store(tmp_path / "nowhere"))
-    assert command(["pack", str(shard.root), str(tmp_path / "copy")]) == 0
+    assert command(["pack", str(shard.root), "--out", str(tmp_path / "copy")]) == 0
     assert "published copy" in refuse(capsys, target, Store(tmp_path / "copy"))
 
 

@@ -39,7 +39,7 @@ def original(tmp_path):
 
 @pytest.fixture
 def copy(original, tmp_path):
-    assert command(["pack", str(original.root), str(tmp_path / "copy")]) == 0
+    assert command(["pack", str(original.root), "--out", str(tmp_path / "copy")]) == 0
     return Store(tmp_path / "copy")
 
 
@@ -119,16 +119,16 @@ def test_published_and_ordinary_studies_lie_side_by_side(original, copy):
 
 
 def test_only_a_sound_study_is_packed_and_only_into_an_empty_folder(original, copy, tmp_path, capsys):
-    assert command(["pack", str(original.root),
+    assert command(["pack", str(original.root), "--out",
                     str(copy.root)]) == 2 and "not empty" in capsys.readouterr().err
-    assert command(["pack", str(copy.root),
+    assert command(["pack", str(copy.root), "--out",
                     str(tmp_path / "other")]) == 2 and "already" in capsys.readouterr().err
     run_id = ported(original)
     flip(original.folder(run_id) / "predictions.safetensors")
-    assert command(["pack", str(original.root), str(tmp_path / "other")]) == 2
+    assert command(["pack", str(original.root), "--out", str(tmp_path / "other")]) == 2
     assert run_id in (error := capsys.readouterr().err) and "predictions.safetensors" in error
     change_a_digit(original.folder(run_id) / "record.json")
-    assert command(["pack", str(original.root), str(tmp_path
+    assert command(["pack", str(original.root), "--out", str(tmp_path
                                                     / "other")]) == 2 and run_id in capsys.readouterr().err
     assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".draft*"))
 
@@ -136,7 +136,7 @@ def test_only_a_sound_study_is_packed_and_only_into_an_empty_folder(original, co
 def test_a_study_without_a_finished_run_is_packed_too(original, tmp_path):
     shutil.rmtree(original.root / "runs")
     shutil.rmtree(original.root / "failures")
-    assert command(["pack", str(original.root), str(tmp_path / "empty")]) == 0
+    assert command(["pack", str(original.root), "--out", str(tmp_path / "empty")]) == 0
     empty = Store(tmp_path / "empty")
     assert empty.published and list(empty.records()) == [] and not empty.has("f"
                                                                              * 16) and empty.failures() == {}

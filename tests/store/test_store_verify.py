@@ -193,7 +193,7 @@ def test_an_index_that_disagrees_is_named(store, capsys):
 def test_no_study_is_the_users_to_put_right(tmp_path, capsys):
     assert command(["verify", str(tmp_path)]) == 2 and "no study in" in capsys.readouterr().err
     assert command(["compact", str(tmp_path)]) == 2 and command(["tidy", str(tmp_path)]) == 2
-    assert command(["pack", str(tmp_path), str(tmp_path / "x")]) == 2 and contents(tmp_path) == {}
+    assert command(["pack", str(tmp_path), "--out", str(tmp_path / "x")]) == 2 and contents(tmp_path) == {}
 
 
 @pytest.mark.system
@@ -201,7 +201,7 @@ def test_the_commands_need_no_torch(store, tmp_path):
     code = (
         "import sys; from portability.store.__main__ import main; from portability.store import Store\n"
         f"assert main(['verify', r'{store.root}']) == 0 and main(['compact', r'{store.root}']) == 0\n"
-        f"assert main(['pack', r'{store.root}', r'{tmp_path / 'copy'}']) == 0\n"
+        f"assert main(['pack', r'{store.root}', '--out', r'{tmp_path / 'copy'}']) == 0\n"
         f"assert main(['merge', r'{tmp_path / 'new'}', r'{store.root}']) == 0\n"
         f"assert main(['tidy', r'{store.root}']) == 0 and main(['verify', r'{tmp_path / 'copy'}']) == 0\n"
         f"copy = Store(r'{tmp_path / 'copy'}'); [copy.predictions(i) for i in copy.marks()]; import "

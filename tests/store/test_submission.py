@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
     """A small study as somebody sends it."""
     root = tmp_path_factory.mktemp("sent")
     original = study("format2", root / "original")
-    assert command(["pack", str(original.root), str(root / "mine")]) == 0
+    assert command(["pack", str(original.root), "--out", str(root / "mine")]) == 0
     (root / "mine/README.md").write_text("# Mine\n\n`portability run method=adapter`, on two cores.\n")
     (root / "mine/licences.yaml").write_text(LICENCES)
     return root / "mine"
@@ -247,7 +247,7 @@ def test_equal_faults_of_many_records_are_one_sentence(sent, capsys):
 def test_what_is_not_packed_is_told_how(tmp_path, capsys):
     original = study("format2", tmp_path / "original")
     assert command(["verify", "--submission", str(original.root)]) == 2
-    assert "portability.store pack" in capsys.readouterr().err
+    assert "portability store pack" in capsys.readouterr().err
     assert command(["verify", "--submission", str(tmp_path / "nothing")]) == 2
     assert "no study in" in capsys.readouterr().err
 

@@ -95,7 +95,7 @@ show need not hold for others. What was learned: [results](results/README.md).""
 def commands() -> Iterator[str]:
     """Every command, with what its --help prints."""
     yield from (
-        f"| [`portability {name}`](#portability-{name}) | {cell(one.help)} |"
+        f"| [`portability {name}`](#portability-{name}) | {cell(one.line)} |"
         for name, one in cli.COMMANDS.items()
     )
     for name in cli.COMMANDS:

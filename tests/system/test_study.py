@@ -371,7 +371,7 @@ def test_a_port_that_failed_for_want_of_a_setting_is_asked_for_anew_with_it(
     assert command(again) == 0
     said = capsys.readouterr().out
     assert "2 done, 0 failed, 0 missing" in said
-    assert said.endswith(f"verdict and report: python -m portability.analyze {tmp_path / 'anew'}\n")
+    assert said.endswith(f"verdict and report: portability analyze {tmp_path / 'anew'}\n")
     cells = tidy(store)
     assert set(cells["status"]) == {"done"} and failed not in set(cells["run_id"]) and problems(store) == []
     # now there is a result
@@ -422,7 +422,7 @@ def test_metrics_that_are_asked_for_stand_in_records_tables_and_wandb(data_folde
     assert command(wanting) == 0
     said = capsys.readouterr().out
     assert "metric late: 4 done runs stored without it; it is computed for new runs only" in said
-    assert ("metric f1: 4 done runs stored without it; `python -m portability.analyze --metric eval_f1` "
+    assert ("metric f1: 4 done runs stored without it; `portability analyze --metric eval_f1` "
             "computes") in said
     assert "metric auc" not in said
 

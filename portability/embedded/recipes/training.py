@@ -2,12 +2,13 @@
 line.
 """
 
-import argparse
 import json
 import logging
 import math
 import statistics
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from portability.core.command_line import Command, Parser, carry_out
 from portability.core.errors import UserError, validate_choice
 from portability.core.paths import EMBEDDED
 
@@ -133,19 +135,18 @@ def command(
     Args:
         text: what --help says first.
     """
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(Command(text, level=logging.INFO), prog=f"python -m portability.{conf.stem}")
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="folder for data/ and hosts/")
-    parser.add_argument("--conf", type=Path, default=conf)
+    parser.add_argument("--conf", type=Path, default=conf, help="numbers of hosts and sets")
     parser.add_argument("--only", nargs="+", default=None, help="hosts to make")
     if make_student is not None:
         parser.add_argument("--from", type=Path, help="a Llama's folder, to make a student of")
         parser.add_argument("--to", type=Path, help="the student's folder")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
-    settings = yaml.safe_load(args.conf.read_text())
-    teacher, student = (vars(args).get(end) for end in ("from", "to"))
-    try:
+
+    def work(args: Namespace) -> None:
+        torch.set_num_threads(1)
+        settings = yaml.safe_load(args.conf.read_text())
+        teacher, student = (vars(args).get(end) for end in ("from", "to"))
         if (teacher is None) != (student is None):
             raise UserError("--from and --to go together")
         if make_student is not None and teacher and student:
@@ -157,5 +158,6 @@ def command(
         for name in settings["hosts"]:
             if args.only is None or name in args.only:
                 make_host(name, settings, args.out)
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
+
+    if code := carry_out(parser, work):
+        sys.exit(code)

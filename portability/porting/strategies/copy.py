@@ -12,7 +12,8 @@ def refuse_axis(tensor: Tensor, axis: int, size: int, summed: bool) -> Tensor:
     Raises:
         UserError: always; it is called for sizes that differ.
     """
-    raise UserError("strategy 'copy' needs equal shapes: use port=pad or port=repeat")
+    raise UserError("strategy 'copy' needs equal shapes: use pad or repeat (--strategy pad, or "
+                    "'grid.ports=[pad]')")
 
 
 COPY = AxisStrategy(refuse_axis, grown="", same_depth=True)

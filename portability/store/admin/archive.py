@@ -58,7 +58,7 @@ def _records(store: Store) -> pa.Table:
         found = store.inspect(run_id)
         if found.fault is not None:
             raise UserError(f"run {run_id} cannot be published: {found.fault}; "
-                            f"see `python -m portability.store verify {store.root}`")
+                            f"see `portability store verify {store.root}`")
         rows.append((run_id, RUN, 0, canonical(found.record)))
     for run_id, attempt, failure in store.failed():
         if failure is None:

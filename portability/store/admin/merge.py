@@ -82,7 +82,7 @@ def _refuse_unsound(shard: Store) -> None:
     if faults:
         more = f", and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
         raise UserError(f"{shard.root} is not sound ({'; '.join(faults[:NAMED])}{more}); nothing was copied; "
-                        f"see `python -m portability.store verify {shard.root}` (--discard and repeat its "
+                        f"see `portability store verify {shard.root}` (--discard and repeat its "
                         "command), then merge again")
 
 
@@ -96,7 +96,7 @@ def _refuse_other_numbers(one: Store, other: Store, run_id: str) -> None:
     here, there = (store.inspect(run_id) for store in (one, other))
     if here.fault:
         raise UserError(f"run {run_id} of {one.root} is not sound ({here.fault}); nothing was copied; "
-                        f"run `python -m portability.store verify {one.root} --discard` and merge again")
+                        f"run `portability store verify {one.root} --discard` and merge again")
     ours, theirs = here.record or {}, there.record or {}
     marks = [sorted(evaluated(record)) for record in (ours, theirs)]
     if marks[0] != marks[1]:

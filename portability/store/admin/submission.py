@@ -80,7 +80,7 @@ def lines(folder: Path) -> Iterator[str]:
     store.manifests()
     if not store.published:
         raise UserError(f"{folder} is no packed study; send what this writes: "
-                        f"python -m portability.store pack {folder} NEW_FOLDER")
+                        f"portability store pack {folder} --out NEW_FOLDER")
     count = 0
     for count, sentence in enumerate(_sentences(store), 1):  # noqa: B007
         yield f"{folder.name}: {sentence}"

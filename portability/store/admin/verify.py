@@ -129,10 +129,10 @@ def _around(store: Store, tally: Counter[str]) -> Iterator[Finding]:
             yield str(path.relative_to(root)), "it is no run's folder", "remove it"
     for path in leftovers(root, DAY):
         yield (str(path.relative_to(root)), "a killed process left it",
-               f"python -m portability.store tidy {root}")
+               f"portability store tidy {root}")
     if (root / index.NAME).exists():
         tally["file"] += 1
-        remedy = f"remove it, then python -m portability.store compact {root}"
+        remedy = f"remove it, then portability store compact {root}"
         try:
             for run_id in index.stale(store):
                 yield index.NAME, f"its row of run {run_id} differs from the record", remedy
