@@ -129,6 +129,7 @@ def _method(words: str, folder: Path) -> dict[str, dict[str, Any] | None]:
         validate_choice(words, _names("method"), "method or folder of an adapter")
     place = beside(words, folder) if there.is_dir() else words
     name = re.sub(r"[^\w-]", "-", _last(Path(words.partition("@")[0])))
+    name += "-adapter" if name in _names("method") else ""
     return {name: {"from": place, "learning_rate": RATE}}
 
 

@@ -112,7 +112,11 @@ def work(asked: Namespace) -> int:
     if text := shown(asked):
         _say([text])
         return 0
-    return command(to_study(composed(asked)), asked_for(asked.words))
+    cfg = composed(asked)
+    study, words = to_study(cfg), asked.words
+    if asked.limit:
+        words += [f"grid.train_examples={cfg.grid.train_examples}", f"eval.limit={cfg.eval.limit}"]
+    return command(study, asked_for(words))
 
 
 def main() -> None:

@@ -88,6 +88,7 @@ def put_aside(path: Path, folder: Path, label: str | None) -> dict[str, Path]:
 
     Raises:
         UserError: there are too few rows, or a file of that name.
+        OSError: one cannot be written; then there is none of the two.
     """
     rows = [row for _, row in rows_of(path, [label] if label else [])]
     if len(rows) < 2 * ASIDE:
@@ -101,9 +102,14 @@ def put_aside(path: Path, folder: Path, label: str | None) -> dict[str, Path]:
         if place.exists():
             raise UserError(f"{place} is there already, and a part of {path} would be written there; give it "
                             f"as --{split}, or delete it")
-    for split, place in found.items():
-        place.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n"
-                                 for row in parts[split]), encoding="utf-8")
+    try:
+        for split, place in found.items():
+            place.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n"
+                                     for row in parts[split]), encoding="utf-8")
+    except BaseException:
+        for place in found.values():
+            place.unlink(missing_ok=True)
+        raise
     return found
 
 

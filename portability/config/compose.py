@@ -48,15 +48,13 @@ def options(arguments: Sequence[str]) -> Namespace:
 
 
 def spelled(asked: Namespace) -> Namespace:
-    """The same with a study's file as ``+sweep=FILE``, and a limit as the settings that make it, too.
+    """The same with a study's file as ``+sweep=FILE``.
 
     Example:
-        >>> spelled(Namespace(words=["mine.yaml", "mode=plan"], limit=None)).words
+        >>> spelled(Namespace(words=["mine.yaml", "mode=plan"])).words
         ['+sweep=mine.yaml', 'mode=plan']
     """
     words = [f"+sweep={_quoted(word)}" if is_study_file(word) else word for word in asked.words]
-    if asked.limit:
-        words += [f"grid.train_examples={asked.limit}", f"eval.limit={asked.limit}"]
     return Namespace(**{**vars(asked), "words": words})
 
 
@@ -137,12 +135,16 @@ def _hydras(
 
 
 def _limit(cfg: DictConfig, count: int) -> None:
-    """A study of few examples lies in a folder of its own, and holds for sets that say how many they take."""
+    """A study of few examples lies in a folder of its own. Where fewer are asked for already, it stays so."""
     raw: Any = OmegaConf.to_container(cfg)
     cfg.study = f"{raw['study']}-limit-{count}"
-    for name, held in (raw["data"] or {}).items():
-        if isinstance(held, dict) and "train_examples" in held:
-            cfg.data[name].train_examples = count
+    for key in ("grid.train_examples", "eval.limit"):
+        _check_key(cfg, key)
+    sets = [(cfg.data[name], "train_examples") for name, held in (raw["data"] or {}).items()
+            if isinstance(held, dict) and held.get("train_examples")]
+    for part, key in [(cfg.grid, "train_examples"), (cfg.eval, "limit"), *sets]:
+        held = part[key] or count  # nothing and 0 are all
+        part[key] = min(held, count) if isinstance(held, int) else held
 
 
 def _read_methods(cfg: DictConfig, words: Mapping[str, Override]) -> None:
@@ -150,12 +152,12 @@ def _read_methods(cfg: DictConfig, words: Mapping[str, Override]) -> None:
     the folder's name wins."""
     cfg.setdefault("method", {})
     for name, word in words.items():
-        if "library" in (held := cfg.method.get(name) or {}):
-            raise UserError(f"'{word.input_line}': {name} is a method of its own file; give the folder's "
-                            "another name")
-        cfg.method[name] = {**held, "from": str(word.value())}
+        cfg.method[name] = {**(cfg.method.get(name) or {}), "from": str(word.value())}
     for name, held in cfg.method.items():
         if held and "from" in held:
+            if "library" in held:
+                raise UserError(f"method.{name}.from={held['from']}: {name} is a method of its own file; "
+                                "give the folder's another name")
             from portability.config.folders import method_of  # with torch
 
             entry = OmegaConf.create(method_of(held.pop("from"), str(name)))

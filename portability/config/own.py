@@ -5,7 +5,8 @@ of conf would hold.
     data: {reviews: {train: reviews.csv, test: reviews-test.csv}}
     methods: [lora_peft]
 
-Paths count from the file's own folder. Any sweep may be written so.
+Paths count from the file's own folder. A sweep may have short forms, too; paths in it count, as all of
+conf's do, from where the command is started.
 """
 
 import os
@@ -97,14 +98,19 @@ def written(
     Args:
         path: of the file; relative paths count from its folder.
         known: names in each group of conf.
-        name: of a study that says none.
+        name: of a study that says none; None: a sweep, whose paths count from where the command is
+            started, and whose data sets in full stay as they are.
 
     Raises:
         UserError: an entry that is none, with its place.
     """
-    found = {key: value for key, value in held.items() if key not in (*SHORT, "data")}
-    found = ({"study": name} if name else {}) | found
     kinds = {"host": ("hosts", _host), "data": ("data", _data), "method": ("methods", _method)}
+    if name is None:
+        path = Path(path.name)
+        if not _is_short(held.get("data")):
+            del kinds["data"]
+    found = {key: value for key, value in held.items() if key not in {key for key, _ in kinds.values()}}
+    found = ({"study": name} if name else {}) | found
     entries = {group: _entries(held, key, known[group], path, read) for group, (key, read) in kinds.items()}
     own = {group: {name: entry for name, entry in named.items() if entry is not None}
            for group, named in entries.items()}
@@ -114,17 +120,17 @@ def written(
             _choose(found, group, validate_choice(found.pop(group), known[group], group))
     if isinstance(found.get("origin"), str):
         found["origin"] = {"host": found["origin"]}
-    if module := _mapping(found, "origin").get("module"):
+    if name and (module := _mapping(found, "origin").get("module")):
         found["origin"] = found["origin"] | {"module": _from(path, module)}
     if entries["host"]:
         _choose(found, "host_set", "own")
         _pair(found, list(entries["host"]))
-    if entries["data"]:
+    if entries.get("data"):
         found["grid"] = {"data": list(entries["data"])} | _mapping(found, "grid")
         found["host_set"] = {"study_data": []} | _mapping(found, "host_set")
     if entries["method"]:
         _choose(found, "method", [name for name in entries["method"] if name in known["method"]])
-    return found, {group: {name for name, entry in own[group].items() if entry.keys() & PLACES}
+    return found, {group: {name for name, entry in own.get(group, {}).items() if entry.keys() & PLACES}
                    for group in ("host", "data")}
 
 
@@ -133,6 +139,13 @@ def _mapping(held: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{key} must be a mapping, got {found!r}")
     return found
+
+
+def _is_short(data: Any) -> bool:
+    """Whether any data set stands in a short form."""
+    entries = data.values() if isinstance(data, dict) else [data]
+    return any(entry.keys() & {*SPLITS} if isinstance(entry, dict) else entry is not None
+               for entry in entries)
 
 
 def _choose(found: dict[str, Any], group: str, value: Any) -> None:
@@ -172,8 +185,9 @@ def _entries(
         for one in map(str, value):
             if "/" not in one and ":" not in one and not (path.parent / one).exists():
                 validate_choice(one, known, f"name in {key} of {path.name}")
-        named = [(one, None) if one in known else (Path(one.partition("@")[0]).name, one)
-                 for one in map(str, value)]
+        plain = [str(one).removeprefix("embedded:") for one in value]
+        named = [(name, None) if name in known else (Path(name.partition("@")[0]).name, str(one))
+                 for name, one in zip(plain, value, strict=True)]
         if len(dict(named)) < len(named):
             raise UserError(f"{key} in {path.name} gives {', '.join(name for name, _ in named)} and so one "
                             f"name twice; say names, as in {key}: {{NAME: ...}}")

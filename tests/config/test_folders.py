@@ -84,6 +84,15 @@ def test_a_file_may_name_the_folder(adapter, small, tmp_path):
     assert "sites" not in method.settings and method.settings["r"] == 4
 
 
+@pytest.mark.parametrize("text", [
+    "methods: {{lora: {}}}", "methods: ['{}']", "method: {{lora: {{from: '{}'}}}}",
+])
+def test_a_folder_never_changes_a_method_of_conf(adapter, small, tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text.format(adapter.rename(tmp_path / "lora")))
+    with pytest.raises(UserError, match="method.lora.from=.*/lora: lora is a method of its own file; give"):
+        small(str(tmp_path / "mine.yaml"))
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["method.mine.from={adapter}"], "learning_rate is missing: an adapter's folder does not say it"),
     (["method.mine.from={adapter}/nothing"], "there is no such folder"),

@@ -1,9 +1,11 @@
 """`portability init`: five answers, by options or in standard input, make a study that composes; a wrong one
 is a sentence and leaves nothing behind."""
 
+import errno
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -109,6 +111,16 @@ def test_a_trained_adapter_is_the_method_and_the_origin(away, load, make_host, c
     assert [host.name for host in got.grid.pairs[0]] == ["small", "large"]
 
 
+def test_an_adapter_that_is_called_as_a_method_of_conf_gets_a_name_of_its_own(away, load, make_host, capsys):
+    hosts(away, make_host)
+    write_plain(away / "lora", load("llama", 32, 2, 4), "lora")
+    jsonl(away / "mails.jsonl", rows(20))
+    said(capsys, 0, "mine.yaml", "--method", "./lora", "--origin", "small", "--receiving", "large",
+         "--train", "mails.jsonl", "--yes")
+    (method,) = compose(["mine.yaml"]).grid.methods
+    assert (method.name, method.settings["r"]) == ("lora-adapter", 4)
+
+
 COLUMNS = ("--text-column", "a", "--label-column", "b")
 
 
@@ -176,3 +188,19 @@ def test_what_is_put_aside_never_takes_the_place_of_a_file(away):
     with pytest.raises(UserError, match=r"a-test.jsonl is there already, .* give it as --test, or delete it"):
         put_aside(away / "a.jsonl", away, None)
     assert sorted(path.name for path in away.iterdir()) == ["a-test.jsonl", "a.jsonl"]
+
+
+def test_where_one_part_cannot_be_written_neither_stays(away, capsys, monkeypatch):
+    jsonl(away / "a.jsonl", rows(10))
+    write = Path.write_text
+
+    def full(path, text, **more):
+        if path.name == "a-test.jsonl":
+            write(path, text[:9], **more)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, text, **more)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert "a-test.jsonl: No space left on device; nothing was written" in said(
+        capsys, 2, "--train", "a.jsonl", "--yes")
+    assert [path.name for path in away.iterdir()] == ["a.jsonl"]

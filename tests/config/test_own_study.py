@@ -66,6 +66,36 @@ def test_data_stand_once_and_are_the_studys(spelled, tmp_path):
     assert more["data"]["sst2"] == {"task": {"template": "{text} ?"}} and replaced["data"] == set()
 
 
+def test_a_sweep_keeps_its_groups_and_its_paths_count_from_where_the_command_is_started(
+    tmp_path, monkeypatch
+):
+    there = tmp_path / "here"
+    (there / "small").mkdir(parents=True)
+    monkeypatch.chdir(there)
+    path = tmp_path / "mine/sweep/old.yaml"
+
+    def found(**held):
+        return written(held, path, KNOWN, None)
+
+    full = {"host": {"a": {"path": "small"}}, "method": {"a": {"from": "small"}},
+            "origin": {"module": "small"},
+            "data": {"sst2": {"path": "reviews", "splits": {"test": "a.jsonl"}}, "other": None}}
+    assert found(**full) == (full, {"host": set(), "data": set()})
+    short, replaced = found(hosts=["./small"], methods={"a": "small"}, data={"sst2": {"train": "a.csv"}})
+    assert short["host"] == {"small": {"path": f"{there}/small"}} and replaced["data"] == {"sst2"}
+    assert short["method"] == {"a": {"from": f"{there}/small"}}
+    assert short["data"]["sst2"]["splits"]["train"] == f"{there}/a.csv"
+    assert short["grid"] == {"data": ["sst2"]} and short["host_set"] == {"study_data": []}
+
+
+def test_an_embedded_host_in_a_list_is_that_of_conf(spelled):
+    found, replaced = spelled("hosts: ['embedded:nano-raw-base', small]")
+    assert found["origin"] == {"host": "nano-raw-base"} and list(found["host"]) == ["small"]
+    assert replaced["host"] == {"small"}
+    other, _ = spelled("hosts: ['embedded:elsewhere']")
+    assert other["host"] == {"elsewhere": {"path": "embedded:elsewhere"}}
+
+
 def test_methods_stand_once(spelled, tmp_path):
     found, _ = spelled("methods: {lora: , prefix: 1e-3, mine: {from: small, learning_rate: 0.1}, "
                        "other: owner/a}")
@@ -163,6 +193,12 @@ def test_a_limit_takes_few_examples_and_lies_apart(own):
     assert plan(again.grid).runs.keys() == plan(few.grid).runs.keys()
     held = compose([file, "+data.sst2.train_examples=90", "--limit=30"])
     assert held.data.counts["sst2"]["train"] == 30
+    bounds = [file, "grid.train_examples=6", "eval.limit=7", "--limit=30"]
+    fewer = compose([*bounds, "+data.sst2.train_examples=5"])
+    assert (fewer.data.counts["sst2"]["train"], fewer.grid.eval.limit) == (5, 7)
+    assert compose([*bounds, "+data.sst2.train_examples=null"]).data.counts["sst2"]["train"] == 6
+    with pytest.raises(UserError, match="grid holds 3"):
+        compose([file, "grid=3", "--limit=30"])
     for count in ("0", "-1", "few", "1.5"):
         with pytest.raises(UserError, match="--limit: must be a whole number of examples from 1 on, got"):
             compose([file, f"--limit={count}"])
