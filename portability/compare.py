@@ -5,6 +5,7 @@ import gc
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -28,6 +29,7 @@ from portability.options import parser
 from portability.store import Store
 from portability.store import studies as stores_in
 from portability.store.atomic import replacing
+from portability.store.manifests import is_limited
 
 WIDE = 100  # columns of the printed text
 
@@ -59,12 +61,20 @@ def work(asked: Namespace) -> None:
 
 
 def _stores(folders: Sequence[str], published: bool) -> Iterator[Store]:
-    """The studies in these folders."""
+    """The studies in these folders; of those that only try one (--limit) the ones that are named."""
     found = [store for folder in folders for store in stores_in(folder) if store.published or not published]
     if not found:
         raise UserError(f"no published copy in {', '.join(folders)}; leave --published out, or make one: "
                         "portability store pack STUDY --out FOLDER")
-    yield from found
+    named = {*map(Path, folders)}
+    tried = [store for store in found if store.root not in named and all(map(is_limited, store.manifests()))]
+    names = ", ".join(store.root.name for store in tried)
+    if len(tried) == len(found):
+        raise UserError(f"{', '.join(folders)} has only studies that were tried with --limit ({names}); name "
+                        "the folder of one to compare it")
+    if tried:
+        sys.stderr.write(f"Left out: {names}, tried with --limit; name the folder of one to compare it\n")
+    yield from (store for store in found if store not in tried)
 
 
 def say(found: Comparison, shown: Sequence[Block], against: str) -> None:

@@ -264,8 +264,9 @@ def _store(parser: Parser) -> None:
 
     verify = one("verify", "check every file of a study, or of all studies of a results folder")
     _results(verify)
-    verify.add_argument("--discard", action="store_true", help="move unsound run folders to STUDY/discarded/")
-    verify.add_argument("--submission", action="store_true",
+    either = verify.add_mutually_exclusive_group()
+    either.add_argument("--discard", action="store_true", help="move unsound run folders to STUDY/discarded/")
+    either.add_argument("--submission", action="store_true",
                         help="whether a packed study can be sent to others (docs/submitting.md)")
     merge = one("merge", "copy the runs of other studies into one; all are checked first")
     merge.add_argument("target", type=Path, metavar="STUDY",

@@ -24,6 +24,7 @@ from portability.config.schema import KEYS
 from portability.core.errors import UnknownName, UserError, closest, validate_choice
 from portability.core.paths import bundled
 from portability.options import parser
+from portability.store.manifests import limited_name
 
 CATALOGUES = {"host": "grid.pairs", "data": "grid.data", "init": "grid.inits", "port": "grid.ports"}
 # ... are conf groups that are loaded whole, with the axis that names their entries
@@ -137,7 +138,7 @@ def _hydras(
 def _limit(cfg: DictConfig, count: int) -> None:
     """A study of few examples lies in a folder of its own. Where fewer are asked for already, it stays so."""
     raw: Any = OmegaConf.to_container(cfg)
-    cfg.study = f"{raw['study']}-limit-{count}"
+    cfg.study = limited_name(raw["study"], count)
     for key in ("grid.train_examples", "eval.limit"):
         _check_key(cfg, key)
     sets = [(cfg.data[name], "train_examples") for name, held in (raw["data"] or {}).items()

@@ -1,7 +1,7 @@
 """From the composed configuration to a study: hosts and data are described, nothing is loaded (no torch)."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
@@ -16,7 +16,7 @@ from portability.config.refusals import own_words
 from portability.config.schema import Config
 from portability.core import specs
 from portability.core.architectures import FAMILIES
-from portability.core.contrasts import PAIRS, Contrast, declared, pair_kind, selects
+from portability.core.contrasts import PAIRS, Contrast, cut_by, declared, pair_kind
 from portability.core.errors import UserError, validate_choice
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.measures import metric_names, name_of
@@ -30,6 +30,7 @@ from portability.planning.grid import SELF, Grid, check_relations, origins, rate
 from portability.planning.plan import plan
 from portability.planning.selection import Part
 from portability.planning.study import Study
+from portability.tracking.runs import MODES
 
 T = TypeVar("T")
 Relations = Mapping[str, Mapping[str, str]]  # relation -> receiving set -> set of the origin's training
@@ -60,6 +61,7 @@ def to_study(cfg: DictConfig) -> Study:
     """
     conf = checked(cfg)
     validate_choice(conf.engine.kind, ENGINES, "engine.kind")
+    validate_choice(conf.tracking.wandb, MODES, "tracking.wandb")
     received, relations = _sets(conf)
     used = dict.fromkeys([*received, *(name for own in relations.values() for name in own.values())])
     names = conf.grid.study_data or dict.fromkeys([*conf.host_set.study_data, *used])
@@ -320,14 +322,6 @@ def _check(grid: Grid, relations: Relations) -> None:
                 extraction_options(method, init)
 
 
-def _has_cells(grid: Grid, contrast: Contrast, side: dict, places: Sequence[Mapping[str, str]]) -> bool:
-    """Whether grid.exclude leaves a seed of some place to both inits of a side of a contrast."""
-    inits = {contrast.arm, contrast.baseline} - {specs.BARE}
-    return any(all(not any(selects(out, {**place, "init": init, "budget": str(contrast.budget),
-                                         "seed": str(seed)}) for out in grid.exclude) for init in inits)
-               for place in places if selects(side, place) for seed in grid.seeds)
-
-
 def _check_heads(grid: Grid, encoder: str) -> None:
     """Refuse a head of other labels than those that the receiving set has."""
     for (name, sources), data in product(grid.relations.items(), grid.data):
@@ -349,9 +343,12 @@ def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, st
     try:
         found = declared(values, budgets | {specs.BARE: [0]}, places, roles)
         for contrast in found:
-            if any(not _has_cells(grid, contrast, side, places) for side in contrast.sides):
-                raise UserError(f"primary '{contrast.name}' compares cells that grid.exclude leaves out; "
-                                "leave them in, or declare another contrast")
+            if cut := cut_by(contrast, places, grid.seeds, grid.exclude):
+                left = "; ".join(", ".join(f"{key} {' or '.join(names)}" for key, names in out.items())
+                                 for out in cut)
+                raise UserError(f"primary '{contrast.name}' compares cells that grid.exclude leaves out "
+                                f"({left}), so no seed has all of them; leave them in, or declare another "
+                                "contrast")
             if len(grid.rates) > 1 and any("method" not in side for side in contrast.sides):
                 raise UserError(f"primary '{contrast.name}' would pool the rates of grid.rates; name its "
                                 f"methods: {', '.join(methods)}")

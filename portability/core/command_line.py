@@ -5,6 +5,7 @@ sentence, which begins with ``portability:``.
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
@@ -110,9 +111,14 @@ def carry_out(parser: Parser, work: Callable[[Any], int | None], words: Sequence
     words = sys.argv[1:] if words is None else words
     logging.basicConfig(level=parser.command.level, format=LEVELS[parser.command.level])
     try:
-        return work(parser.read(words)) or 0
+        code = work(parser.read(words)) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         said, code = as_typed(error, words), 1 if isinstance(error, Failed) else 2
+    except BrokenPipeError:  # who reads has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         said, code = f"{what}; {parser.command.kept}, repeat the command when it is put right", 2

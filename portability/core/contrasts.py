@@ -4,7 +4,7 @@ is exploratory.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 from portability.core.errors import UserError, validate_choice
@@ -14,6 +14,7 @@ from portability.core.specs import BARE, HostSpec
 MOST = 8  # contrasts of a study: Holm's correction makes every further one dearer for all (our choice)
 PAIRS = "pairs"  # narrows to pairs of hosts of one kind (`pair_kind`)
 LINEAGE, SIZE, APART, ITSELF = "lineage", "size", "apart", "self"
+Narrowing = Mapping[str, list[str]]  # coordinate to the names that it is narrowed to
 Place = Mapping[str, str]  # coordinate, and PAIRS, to the name that a cell has there
 
 
@@ -97,6 +98,40 @@ def declared(
             raise UserError(f"{where} takes the same cells on both sides; narrow `of` or `less` further")
         found[name] = replace(contrast, of=of, less=less[0] if less else None)
     return [*found.values()]
+
+
+def cut_by(
+    contrast: Contrast, places: Sequence[Place], seeds: Sequence[int], exclude: Sequence[Narrowing]
+) -> list[Narrowing]:
+    """What is left out of a grid so that a contrast has no whole seed; nothing where it has one.
+
+    A seed is whole that has every cell of the arm that any seed has, each with its baseline.
+
+    Args:
+        places: as of `declared`.
+        exclude: places whose cells are left out, by coordinates, init, seed and budget.
+    """
+    def cuts(init: str, place: Place, seed: int) -> list[Narrowing]:
+        at = {**place, "init": init, "budget": str(contrast.budget), "seed": str(seed)}
+        return [out for out in exclude if init != BARE and selects(out, at)]
+
+    def ports(init: str) -> set[str]:
+        return {place["port"] for place in places if not all(cuts(init, place, seed) for seed in seeds)}
+
+    def baseline_cuts(place: Place, seed: int) -> list[Narrowing]:
+        found = [cuts(contrast.baseline, {**place, "port": port}, seed) for port in names or [place["port"]]]
+        return min(found, key=len)
+
+    names = sorted({place["port"] for place in places})  # where none is shared, pairs are matched without
+    names = names if ports(contrast.arm).isdisjoint(ports(contrast.baseline)) else []
+    found: dict[int, list[Narrowing]] = {seed: [] for seed in seeds}
+    for side in contrast.sides if exclude else ():
+        own = [place for place in places if selects(side, place)]
+        there = [place for place in own if not all(cuts(contrast.arm, place, seed) for seed in seeds)]
+        for seed, place in product(seeds, there or own):
+            found[seed] += [*cuts(contrast.arm, place, seed), *baseline_cuts(place, seed)]
+    every = [*chain.from_iterable(found.values())]
+    return [out for out in exclude if out in every] if all(found.values()) else []
 
 
 def _narrowed(

@@ -1,6 +1,8 @@
 """The cells that were asked for: a file for each command, named by its content, and one run for each cell."""
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from operator import itemgetter
@@ -13,6 +15,7 @@ from portability.core.wording import counted
 from portability.store import failures
 from portability.store.atomic import json_files, write_json
 
+LIMITED = re.compile(r".+-limit-(\d+)")  # a study's name, of `limited_name`
 # the coordinates that name a cell; the other fields say which runs it reads
 PLACE = tuple(f.name for f in fields(Cell) if f.name not in ("run_id", "mark", "native_id", "bare_id"))
 Rows = list[dict[str, Any]]
@@ -58,6 +61,26 @@ def write(root: Path, manifest: Mapping[str, Any]) -> bool:
 def _name_of(manifest: Mapping[str, Any]) -> str:
     """The digest that names a manifest's file."""
     return digest([manifest["cells"], {key: value for key, value in manifest.items() if key != "cells"}])
+
+
+def limited_name(study: str, count: int) -> str:
+    """What a study is called that is tried with `--limit`, on so many examples of each set."""
+    return f"{study}-limit-{count}"
+
+
+def is_limited(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest is of a study that was tried with `--limit N`: it is called so, and is evaluated on
+    at most N examples of each set.
+
+    Example:
+        >>> is_limited({"study": "mine-limit-20", "data": [{"name": "sst2", "eval": 20}]})
+        True
+        >>> is_limited({"study": "rank-limit-8", "data": [{"name": "sst2", "eval": 872}]})
+        False
+    """
+    found = LIMITED.fullmatch(manifest.get("study") or "")
+    rows = manifest.get("data") or [{}]
+    return bool(found) and all(row.get("eval", math.inf) <= int(found[1]) for row in rows)
 
 
 def held(root: Path) -> dict[tuple, str]:

@@ -6,9 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from portability.analysis.stats.blocks import build_blocks
+from portability.analysis.stats.pairing import pairs_of
 from portability.config.schema import KEYS
 from portability.core.errors import UserError
 from portability.planning.plan import plan
@@ -247,6 +250,7 @@ def test_a_typo_is_refused_and_what_was_meant_is_named(override, words):
     ("host=nano-raw-base", "chooses nothing.*origin=NAME"), ("+data=nano_films", "chooses "
                                                              "nothing.*grid.data"),
     ("grid.seeds=[0,1", r"cannot read 'grid.seeds=\[0,1'"), ("task.template='a", "cannot read"),
+    ("tracking.wandb=offlin", "unknown tracking.wandb 'offlin'; .*; did you mean 'offline'"),
     ("demo", r"cannot read 'demo': a setting is key=value; did you mean '\+sweep=demo'"),
     ("engine=[local,ray]", "chooses several of engine, which takes one: engine=NAME"),
     ("~mode", "mode is missing"), ("method.lora=3", "method.lora must be a mapping"),
@@ -568,6 +572,33 @@ def test_derived_hosts_that_were_not_made_are_named_all_at_once(tmp_path, monkey
 def test_a_loss_by_tokens_is_of_answers_to_prompts():
     with pytest.raises(UserError, match=r"train.loss=token is of answers to prompts, and no data set of the"):
         study("method=lora", "train.loss=token")
+
+
+def whole_seeds(got):
+    """How many seeds of a study's contrast the tables could use, if all its cells were done."""
+    (contrast,) = got.primary
+    cells = pd.DataFrame(map(vars, plan(got.grid).cells)).assign(value=0.5, status="done")
+    cells = cells[(cells["init"] != "bare") & (cells["budget"] == contrast.budget)]
+    pairs = pairs_of(cells, "init", (contrast.arm, contrast.baseline), 1.0).assign(one=0)
+    return len(next(build_blocks(pairs, ["one"])).differences)
+
+
+@pytest.mark.parametrize(("exclude", "left"), [
+    ("{method: lora, init: scratch}", ""),
+    ("{init: scratch, port: repeat}", ""),
+    ("{method: lora, init: scratch, seed: 0}, {method: adapter, init: ported, seed: 1}", ""),
+    ("{method: lora, init: scratch, seed: 0}", "1"), ("{method: lora}, {budget: 20}", "2"),
+    ("{init: scratch, port: repeat}, {init: ported, port: pad}", "2"),
+])
+def test_a_contrast_that_can_have_no_whole_seed_is_refused_and_no_other(exclude, left, monkeypatch):
+    words = ("+sweep=smoke", "grid.ports=[pad,repeat]", f"grid.exclude=[{exclude}]",
+             "primary=[{name: a, arm: ported, baseline: scratch, budget: 10}]")
+    if not left:
+        told = exclude.strip("{}").replace(":", "").replace("}, {", "; ")
+        with pytest.raises(UserError, match=rf"primary 'a' compares .* leaves out \({told}\), so no seed"):
+            study(*words)
+        monkeypatch.setattr("portability.config.study.cut_by", lambda *_: [])
+    assert whole_seeds(study(*words)) == int(left or 0)
 
 
 def test_a_grid_keeps_some_of_its_cells():

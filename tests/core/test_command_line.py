@@ -4,6 +4,7 @@ prefix, and the same exit codes.
 
 import argparse
 import errno
+import os
 import shlex
 import signal
 
@@ -94,6 +95,17 @@ def test_exit_codes_and_the_sentence(happening, code, said, capsys):
     assert capsys.readouterr() == ("", f"portability: {said}\n" if said else "")
 
 
+@pytest.mark.parametrize("length", [10, 1_000_000])  # within what is held back for one write, and beyond
+def test_a_reader_that_has_enough_ends_the_command_in_silence(length, monkeypatch, capsys):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        made = Parser(Command("about"), prog="portability try")
+        assert carry_out(made, lambda _: closed.write("x" * length) and None, []) == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("typed", "said"), [
     ("port my-lora", "missing: --to; portability port --help shows what it takes"),
     ("port a --to", "--to: expected one argument; portability port --help shows what it takes"),
@@ -102,6 +114,8 @@ def test_exit_codes_and_the_sentence(happening, code, said, capsys):
     ("store verfy", "unknown command 'verfy'; choose one of: compact, merge, pack, tidy, verify; did you "
      "mean 'verify'?"),
     ("store verify --discrad", "there is no option --discrad; did you mean '--discard'?"),
+    ("store verify --submission --discard", "--discard: not allowed with argument --submission; portability "
+     "store verify --help shows what it takes"),
     ("bench --members x", "--members must be whole numbers, as in 1,4,16, got 'x'"),
     ("publish --to wandb --mode ofline", "unknown --mode 'ofline'; choose one of: auto, offline, online; did "
      "you mean 'offline'?"),

@@ -174,8 +174,8 @@ FAULTS = {
     "a cell without a run": (in_manifest(lost_cell), "a cell names a run without result or failure"),
     "a cell at another mark": (in_manifest(lambda value: value["cells"][-1].update(mark=1)),
                                "a cell names a run without result or failure"),
-    "a manifest without its command": (in_manifest(lambda value: value.pop("overrides")),
-                                       "does not say: overrides"),
+    "a manifest without its contrasts": (in_manifest(lambda value: value.pop("primary")),
+                                         "does not say: primary"),
     "a manifest under another name": (renamed, "it was changed: the digest of its content is"),
     "no version of torch": (in_record(lambda value: value["meta_info"]["package_info"].pop("torch")),
                             "the version of torch is not in 1 record"),
@@ -214,6 +214,11 @@ def test_a_fault_is_named_in_one_sentence(sent, capsys, fault):
     code, lines = said(capsys, sent)
     assert code == 1 and len(lines) == 2 and lines[1] == "1 thing to put right", lines
     assert words in lines[0] and lines[0].startswith("mine: "), lines
+
+
+def test_a_study_that_was_asked_for_without_words_can_be_sent(sent, capsys):  # its README says how
+    manifest(sent, lambda value: value.pop("overrides"))
+    assert said(capsys, sent)[0] == 0
 
 
 def test_a_failure_stands_for_a_result(sent, capsys):

@@ -27,7 +27,7 @@ FILES = re.compile("|".join((  # of a submission, those that `portability analyz
     README, licences.NAME, rf"{FOLDER}/(records|predictions|cells)\.parquet",
     r"(manifests|hosts)/[0-9a-f]{16}\.json", r"report\.md", r"report/index\.html",
     r"tables/\w+\.(csv|md|tex)", r"plots/[\w.-]+\.svg")))
-FACTS = ("study", "data", "pairs", "primary", "overrides")  # of a manifest: by them others repeat it
+FACTS = ("study", "data", "pairs", "primary")  # of a manifest: by them others repeat it
 KEYS = {"run_id", "schema", "format", "files", "digest", "spec", "cell", "port_info", "run_info",
         "train_info", "meta_info"}  # of a record
 VERSIONS = ("portability", "torch", "transformers")  # and the library of the run's method

@@ -15,7 +15,7 @@ from portability.analysis.comparison.rows import Basis, compared
 from portability.analysis.comparison.text import gains, readme
 from portability.core.specs import SCHEMA
 from support.pages import HOSTILE, SMALL, Tags, payload
-from support.synthetic import Synthetic, build
+from support.synthetic import FACTS, Synthetic, build
 
 KINDS = {  # what is changed in every record of a study
     "now": {"spec": {"train": {"tail": 0.0, "updates": 500}}},
@@ -149,6 +149,21 @@ def test_what_cannot_be_compared_is_one_sentence(four, capsys, words, told):
     root = four["now"].store.root
     code, out, err = run(capsys, root, *(word.format(root=root) for word in words))
     assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+
+
+def test_studies_tried_with_a_limit_are_left_out_unless_they_are_named(tmp_path, capsys):
+    few = {**FACTS, "data": [{"name": "sst2", "eval": 20}]}
+    for name, facts in {"mine": FACTS, "mine-limit-20": few, "rank-limit-8": FACTS}.items():
+        build(tmp_path / name, SMALL, facts={**facts, "study": name})
+    code, out, err = run(capsys, tmp_path, "--csv")
+    assert code == 0 and set(pd.read_csv(io.StringIO(out))["study"]) == {"mine", "rank-limit-8"}
+    assert err == "Left out: mine-limit-20, tried with --limit; name the folder of one to compare it\n"
+    code, out, err = run(capsys, tmp_path / "mine-limit-20", tmp_path / "mine", "--csv")
+    assert (code, err) == (0, "") and set(pd.read_csv(io.StringIO(out))["study"]) == {"mine", "mine-limit-20"}
+    for name in ("mine", "rank-limit-8"):
+        (tmp_path / name).rename(tmp_path.parent / f"{tmp_path.name}-{name}")
+    code, out, err = run(capsys, tmp_path)
+    assert (code, out) == (2, "") and "only studies that were tried with --limit (mine-limit-20)" in err
 
 
 def test_a_folder_without_a_study_and_studies_without_a_port_are_refused(tmp_path, capsys):
