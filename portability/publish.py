@@ -23,8 +23,8 @@ from portability.core.errors import UserError, redact_paths
 from portability.dashboard import save
 from portability.options import parser
 from portability.store import Store, studies
-from portability.study_run import STUDY, comparisons, study_entry
-from portability.tracking.entries import Entry, Module, entry_of
+from portability.study_run import comparisons, study_entry
+from portability.tracking.entries import STUDY, Entry, Module, entry_of
 from portability.tracking.runs import Tracker, TrackingSpec, has_key, resolve_mode
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,9 @@ def publish(store: Store, spec: TrackingSpec, only_study: bool = False) -> Count
         UserError: no study there; or W&B refused so many runs in a row that the others would fare no better.
     """
     count, tracker, refused = Counter[str](), Tracker(spec), 0
-    chosen = list(entries(store))[-1:] if only_study else list(entries(store))
+    if only_study:
+        store.compact()  # its records are read at once then
+    chosen = [(STUDY, partial(study_entry, store))] if only_study else list(entries(store))
     for run_id, make in tqdm(chosen, desc=spec.folder.name, unit="run", disable=None):
         entry = None
         try:
@@ -130,7 +132,7 @@ def entries(store: Store) -> Iterator[tuple[str, Callable[[], Entry]]]:
                         store.root.resolve().name)
 
     yield from ((run_id, partial(entry, run_id)) for run_id in (*faults, *order))
-    yield STUDY, lambda: study_entry(store, cells)
+    yield STUDY, partial(study_entry, store)
 
 
 def _module(store: Store, run_id: str) -> Module | None:

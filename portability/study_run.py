@@ -14,9 +14,8 @@ from portability.analysis.report.findings import caveats, numbers, verdict_words
 from portability.analysis.stats.pairing import COORDINATES, arm_of, paired
 from portability.core.specs import BARE
 from portability.store import Store
-from portability.tracking.entries import Entry
+from portability.tracking.entries import STUDY, Entry
 
-STUDY = "study"  # how a study's own run is filed: its job_type, and the beginning of its id
 CELLS = [*COORDINATES, "run_id", "mark", "status", "value", "bare", "native", "lift"]
 PAGE = "<!doctype html><meta charset=utf-8><body style='font:13px system-ui;margin:8px'>{}"
 
@@ -46,11 +45,11 @@ def _gains(cells: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return gains.merge(cells[[*COORDINATES, "run_id"]], on=COORDINATES, how="left")
 
 
-def study_entry(store: Store, cells: pd.DataFrame) -> Entry:
+def study_entry(store: Store) -> Entry:
     """The study as a run of its own: verdict and gains as summary, tables of contrasts, cells and gains by
     pair, and the arms against updates, a heat map and a forest as charts; sent anew when the study grows."""
     context, name = gather(store), store.root.resolve().name
-    rows = numbers(context)
+    rows, cells = numbers(context), context.cells
     gains = _by_pair(cells)
     last = gains[gains["budget"] == gains["budget"].max()].groupby("baseline")["gain"].mean()
     counts = cells["status"].value_counts()

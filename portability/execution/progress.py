@@ -149,8 +149,9 @@ def memory_gb() -> float:
 def shown(meter: Meter, name: str) -> Iterator[None]:
     """Show on standard error where a study is while the block goes on: bars in a terminal, else lines."""
     console = Console(stderr=True)
-    with _bars(meter, name, console) if console.is_terminal and not console.is_dumb_terminal else _lines(
-            meter, name):
+    # FORCE_COLOR and TTY_COMPATIBLE make a file a terminal for rich
+    seen = sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
+    with _bars(meter, name, console) if seen else _lines(meter, name):
         yield
 
 

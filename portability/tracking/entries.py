@@ -9,6 +9,7 @@ from portability.core.specs import digest
 
 WRAPPING = ("format", "files", "digest")  # fields of a stored record that say nothing of the run
 TAG, GROUP = 64, 128  # characters that W&B takes
+STUDY = "study"  # how a study's own run is filed: its job_type, and the beginning of its id
 
 
 class Module(NamedTuple):
@@ -32,7 +33,8 @@ class Entry:
     """A run as W&B is told of it.
 
     Attributes:
-        id: names what was measured: the same run with other numbers is another W&B run.
+        id: names what was measured: the same run with other numbers is another W&B run. A study's own run is
+            STUDY-name.
         how: group, job_type, name and tags.
         curve: the history: `step` and `values` of each update at which something was measured.
         tables: name -> columns and rows.

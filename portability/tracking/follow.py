@@ -23,11 +23,12 @@ import filelock
 import psutil
 
 from portability.core.errors import redact_paths
+from portability.core.wording import counted
 from portability.store import Store
 from portability.store.records import evaluated
 from portability.tracking import live
 from portability.tracking.entries import entry_of, filing_of
-from portability.tracking.runs import OpenRun, Tracker, TrackingSpec
+from portability.tracking.runs import LEFT_ALONE, OpenRun, Tracker, TrackingSpec
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0  # between two looks at what workers tell
@@ -82,11 +83,17 @@ class Follower:
         return True
 
     def end(self) -> None:
-        """File what there still is; runs that are not done are left for the next command."""
-        if all(self.look() for _ in range(3)):  # told, taken, heard: done, and filed
-            for run_id, opened in self.open.items():
-                if opened is not None:
-                    self._try(run_id, self.tracker.leave, run_id, opened)
+        """File what there still is, and say what W&B lacks; runs that are not done are left for the next
+        command."""
+        if not all(self.look() for _ in range(3)):  # told, taken, heard: done, and filed
+            return
+        for run_id, opened in self.open.items():
+            if opened is not None:
+                self._try(run_id, self.tracker.leave, run_id, opened)
+        done = {run_id for run_id, record in self.store.scan().items() if record}
+        if lacking := len(done - self.open.keys() - self.tracker.filed()):
+            say(f"W&B lacks {counted(lacking, 'run')} of those that are done; {self.spec.remedy} sends what "
+                "is missing")
 
     def hear(self, owner: str, line: dict[str, Any]) -> None:
         """A line that a worker told."""
@@ -163,10 +170,11 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    """Follow until standard input ends, and end in time, whatever W&B is at."""
+    """Follow until standard input ends, and end in time, whatever W&B is at; with exit code LEFT_ALONE where
+    W&B is left alone, which is said."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     os.nice(5)  # workers come first
-    spec, seconds, over = json.loads(sys.argv[1]), float(sys.argv[2]), threading.Event()
+    told, seconds, over = json.loads(sys.argv[1]), float(sys.argv[2]), threading.Event()
 
     def await_end() -> None:
         sys.stdin.read()
@@ -175,18 +183,23 @@ def main() -> None:
         os._exit(1)
 
     threading.Thread(target=await_end, daemon=True).start()
-    follower = Follower(TrackingSpec(**{**spec, "folder": Path(spec["folder"])}))
+    spec, code = TrackingSpec(**{**told, "folder": Path(told["folder"])}), 0
+    follower = Follower(spec)
     try:
         while not over.is_set():
             follower.look()
             over.wait(LOOK_SECONDS)
         follower.end()
-    except GivenUp as error:
-        say(f"W&B is left alone ({error}); the study goes on")
-    told = sum(follower.cpu.values())
-    if follower.filed or told:
+    except Exception as error:  # GivenUp, or whatever a disk does
+        why = str(error) if isinstance(error, GivenUp) else f"{type(error).__name__}: {error}"
+        say(f"W&B is left alone ({redact_paths(why)}); the study goes on, and {spec.remedy} sends what is "
+            "missing")
+        code = LEFT_ALONE
+    spent = sum(follower.cpu.values())
+    if follower.filed or spent:
         say(f"W&B: {follower.filed} runs filed; {cpu_seconds():.1f} s of CPU in a process of its own, "
-            f"{told:.2f} s in the workers")
+            f"{spent:.2f} s in the workers")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
     <study>/running/<owner>.live          what the worker of that name tells; it appends
     <study>/running/<owner>.<ns>.taken    the same, once whoever files it in W&B (follow.py) has taken it
 
-A worker never waits for whoever reads: a file that nobody takes stops growing, and what cannot be written is
-not told. So this works wherever workers share the study's folder with a command, and costs a worker the time
-of writing a line.
+A worker never waits for whoever reads: a file that nobody takes stops growing (but for the beginnings of
+runs), and what cannot be written is not told. So this works wherever workers share the study's folder with a
+command, and costs a worker the time of writing a line.
 """
 
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 FOLDER = "running"  # of a study, where the leases are
-MOST_BYTES = 4 * 2**20  # of lines that nobody takes (our choice)
+MOST_BYTES = 4 * 2**20  # of lines that nobody takes, beginnings of runs aside (our choice)
 
 
 class Live:
@@ -29,8 +30,9 @@ class Live:
         self.path, self.cpu, self.broken = root / FOLDER / f"{owner}.live", 0.0, False
 
     def begin(self, heading: Mapping[str, Any], marks: Iterable[int]) -> None:
-        """A run begins, or goes on: its heading (training.run_output.heading) and all its marks."""
-        self._write({"begin": heading, "marks": sorted(marks)})
+        """A run begins, or goes on: its heading (training.run_output.heading) and all its marks. Told however
+        long the file is, since a run that never began is never filed."""
+        self._write({"begin": heading, "marks": sorted(marks)}, math.inf)
 
     def measured(self, step: int, values: Mapping[str, Mapping[str, float]]) -> None:
         """What was measured at an update: run id -> name -> number."""
@@ -53,10 +55,10 @@ class Live:
         finally:
             self.cpu += time.thread_time() - began
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Mapping[str, Any], most: float | None = None) -> None:
         text = json.dumps(line, allow_nan=False) + "\n"
         with contextlib.suppress(OSError), self.path.open("a") as file:
-            if file.tell() + len(text) <= MOST_BYTES:
+            if file.tell() + len(text) <= (most or MOST_BYTES):
                 file.write(text)
 
 

@@ -5,6 +5,7 @@ import math
 import netrc
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ from urllib.parse import urlparse
 
 from portability.core.errors import validate_choice
 from portability.store.atomic import write_json
-from portability.tracking.entries import Entry, Filing, Module
+from portability.tracking.entries import STUDY, Entry, Filing, Module
 
 MODES = ("auto", "offline", "online", "disabled")
 SERVERS = ("api.wandb.ai", "api.forge.coreweave.com")  # wandb's own, before 0.31 and since
 INIT_SECONDS = 30  # that W&B has to let a run in (our choice)
+LEFT_ALONE = 3  # exit code of follow.py where it has said that W&B is left alone
 FLUSH_SECONDS = 1.0  # after which what was logged can be read in a run's offline file
 # nothing of the machine, its code or its output
 SETTINGS = {"x_disable_stats": True, "x_disable_meta": True, "x_disable_machine_info": True,
@@ -34,6 +36,12 @@ class TrackingSpec:
     project: str
     folder: Path
     sweep: str | None = None
+
+    @property
+    def remedy(self) -> str:
+        """The command that sends what W&B lacks."""
+        project = [] if self.project == "portability" else ["--project", self.project]
+        return shlex.join(["portability", "publish", str(self.folder), "--to", "wandb", *project])
 
 
 def resolve_mode(wanted: str) -> str:
@@ -64,12 +72,13 @@ def has_key() -> bool:
 
 @dataclass
 class OpenRun:
-    """A W&B run of a run that trains: W&B's object, its id there, the last update that it was told of, and
-    what is held back for the last mark, which the record completes."""
+    """A W&B run of a run that trains: W&B's object, its id there, the last update that it was told of,
+    whether an attempt has failed, and what is held back for the last mark, which the record completes."""
 
     run: Any
     id: str
     step: int
+    failed: bool = False
     held: dict[str, float] = field(default_factory=dict)
 
 
@@ -97,19 +106,27 @@ class Tracker:
         if entry.digest in (sent.get(self.here), sent.get(self.place("online"))):
             return False
         begun = {} if sent else _remembered(self._unfinished(entry))
-        found = sent.get("id") or begun.get("id") or entry.id
+        own = entry.how["job_type"] == STUDY  # others have studies of that name
+        found = sent.get("id") or begun.get("id") or entry.id + (f"-{secrets.token_hex(4)}" if own else "")
         step = math.inf if self.here in sent else begun.get(self.here, -1)
         with self._init(found, entry.how, entry.config) as run:
-            _tell(run, entry, step)
+            if own:
+                write_json(path, {**sent, "id": found})  # known however this ends
+            _tell(run, entry, step, failed="error" in begun)
         self._remember(entry, found)
         return True
+
+    def filed(self) -> set[str]:
+        """Ids of the runs that were filed from some record of theirs."""
+        return {path.name.partition("-")[0] for path in self.sent.glob("*-*.json")}
 
     def begin(self, run_id: str, filing: Filing) -> OpenRun:
         """Begin a run that trains, or go on with the one that was left."""
         path = self.sent / "open" / f"{run_id}.json"
         known = _remembered(path)
         found = known.get("id") or f"{run_id}-{secrets.token_hex(4)}"
-        opened = OpenRun(self._init(found, filing.how, filing.config), found, known.get(self.here, -1))
+        opened = OpenRun(self._init(found, filing.how, filing.config), found, known.get(self.here, -1),
+                         "error" in known)
         write_json(path, {**known, "id": found, self.here: opened.step})
         return opened
 
@@ -124,7 +141,7 @@ class Tracker:
 
     def finish(self, opened: OpenRun, entry: Entry) -> None:
         """File the rest of a run that is done."""
-        _tell(opened.run, entry, opened.step, opened.held)
+        _tell(opened.run, entry, opened.step, opened.held, opened.failed)
         opened.run.finish()
         self._remember(entry, opened.id)
 
@@ -134,7 +151,8 @@ class Tracker:
             opened.run.summary["error"] = error
         opened.run.finish(exit_code=1)
         path = self.sent / "open" / f"{run_id}.json"
-        write_json(path, {**_remembered(path), "id": opened.id, self.here: opened.step})
+        failed = {"error": error} if error else {}
+        write_json(path, {**_remembered(path), "id": opened.id, self.here: opened.step, **failed})
 
     def place(self, mode: str) -> str:
         """Where runs go in that mode: entity, project and server."""
@@ -165,8 +183,10 @@ def _remembered(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _tell(run: Any, entry: Entry, step: float, held: Mapping[str, float] | None = None) -> None:
-    """All of an entry that W&B does not know: of its curve what comes after `step`."""
+def _tell(run: Any, entry: Entry, step: float, held: Mapping[str, float] | None = None, failed: bool = False
+          ) -> None:
+    """All of an entry that W&B does not know: of its curve what comes after `step`. The error of an attempt
+    that `failed` is taken away."""
     import wandb
 
     for point in entry.curve:
@@ -177,6 +197,8 @@ def _tell(run: Any, entry: Entry, step: float, held: Mapping[str, float] | None 
         run.log({title: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
     if entry.charts:
         run.log({title: wandb.Html(text, inject=False) for title, text in entry.charts.items()})
+    if failed:
+        del run.summary["error"]
     run.summary.update(dict(entry.summary))
     _lineage(wandb, run, entry)
 

@@ -32,11 +32,13 @@ class Curves:
 
     def begin(self) -> None:
         """The runs begin, or go on behind a checkpoint, whose curves are told anew."""
-        if self.live is None or self.live.broken:
+        if self.live is None:
             return
         with self.live.telling():
             for run, start in zip(self.stack.runs, self.stack.starts, strict=True):
-                begin(self.live, run, start, self.stack.marks[run.run_id])
+                begin(self.live, run, start, self.stack.marks[run.run_id])  # even where the rest has broken
+            if self.live.broken:
+                return
             marks = self.stack.predictions[""]
             outcomes = [dict(outcome.losses) for outcome in self.stack.trainer.outcomes]
             for step in sorted({*marks, *(step for losses in outcomes for step in losses)}):

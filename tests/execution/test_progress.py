@@ -52,6 +52,14 @@ def test_lines_where_nobody_looks_at_a_terminal(book, at_once, capsys):
     assert re.search(r"; \d\.\d GB of memory; ", lines[-1]) and "\x1b" not in "".join(lines)
 
 
+def test_a_file_is_no_terminal_whatever_colours_are_forced(book, at_once, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with shown(Meter(book), "mine"):
+        pass
+    assert re.fullmatch(r"mine: 0\.0%; .*\n", capsys.readouterr().err)
+
+
 def test_lines_come_seldom(book, capsys):
     meter = Meter(book)
     with shown(meter, "mine"):
@@ -61,6 +69,7 @@ def test_lines_come_seldom(book, capsys):
 
 def test_bars_by_kind_of_run_in_a_terminal_and_what_is_logged_above_them(book, at_once, monkeypatch):
     screen = io.StringIO()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
     meter, before = Meter(book), sys.stderr
     handler = logging.StreamHandler(sys.__stderr__)

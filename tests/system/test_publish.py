@@ -2,6 +2,7 @@
 offline files."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -49,6 +50,12 @@ def named(store, run_id):
     return entry_of(store.read(run_id), []).id
 
 
+def study_run(store):
+    """The id of the study's own run in W&B, as it is remembered."""
+    path, = store.root.glob("wandb/sent/study-*.json")
+    return json.loads(path.read_text())["id"]
+
+
 def told(*parts):
     """What W&B was told of a run, in one folder or several: its first run record with config, history by
     step, summary, and artifacts."""
@@ -72,7 +79,7 @@ def test_every_run_of_a_study_is_filed_as_while_it_runs(store, tmp_path, capsys)
     tracker.send(entry_of(store.read(ported(store)), study="mine"))
     assert publish(store) == 0 and "5 sent" in capsys.readouterr().out
     assert sorted(files(store.root)) == sorted([*(named(store, record["run_id"])
-                                                  for record in store.records()), "study-mine"])
+                                                  for record in store.records()), study_run(store)])
     name = named(store, ported(store))
     (run, points, summary, _), (before, curve, _, _) = told(files(store.root)[name]), told(files(live)[name])
     for key in ("run_id", "run_group", "job_type", "display_name", "project", "config"):
@@ -135,7 +142,7 @@ def test_a_published_copy_is_filed_without_modules(store, tmp_path):
     pack(store, tmp_path / "copy")
     copy = type(store)(tmp_path / "copy")
     assert publish(copy) == 0 and sorted(files(copy.root)) == sorted(
-        [*(named(store, record["run_id"]) for record in store.records()), "study-copy"])
+        [*(named(store, record["run_id"]) for record in store.records()), study_run(copy)])
     run, points, _, artifacts = told(files(copy.root)[named(store, ported(store))])
     assert points and artifacts == [] and run["config"]["update"]["origin_run"] == store.read(ported(store))[
         "spec"]["origin"]
@@ -180,7 +187,8 @@ def test_a_study_is_given_up_when_wandb_takes_nothing(store, capsys):
 
 
 def test_records_that_cannot_be_described_are_named_and_the_tables_are_sent(invented, caplog):
-    assert publish(invented.store) == 1 and list(files(invented.store.root)) == ["study-toy"]
+    assert publish(invented.store) == 1
+    assert list(files(invented.store.root)) == [study_run(invented.store)]
     assert caplog.text.count("its record or module cannot be used: it has no") == len(set(invented.runs))
 
 
@@ -212,7 +220,8 @@ def test_the_studys_own_run_holds_its_verdict_and_the_charts_of_its_report(inven
     assert main([str(invented.store.root), "--to", "wandb", "--mode", "offline", "--only-study"]) == 0
     (name, path), = files(invented.store.root).items()
     _, points, summary, _ = told(path)
-    assert name == "study-toy" and "declared before the runs" in summary["verdict"]
+    assert name == study_run(invented.store) and re.fullmatch("study-toy-[0-9a-f]{8}", name)
+    assert "declared before the runs" in summary["verdict"]
     drawn = {page.name.rpartition("_")[0].rpartition("_")[0]: page.read_text()
              for page in invented.store.root.glob("wandb/offline-run-*/files/media/html/*.html")}
     assert drawn.keys() == {"arms_by_updates", "forest", "heat_map"}

@@ -1,5 +1,8 @@
 """What follows a study files each run once, whole, whoever dies meanwhile; W&B itself is played here."""
 
+import io
+import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -7,9 +10,10 @@ import pytest
 
 from portability.store import Result, Store
 from portability.tracking import follow
+from portability.tracking.entries import STUDY, Entry, entry_of
 from portability.tracking.follow import Follower, GivenUp
 from portability.tracking.live import Live
-from portability.tracking.runs import TrackingSpec
+from portability.tracking.runs import LEFT_ALONE, Tracker, TrackingSpec
 
 MARKS = [0, 20]
 CURVE = [(0, {"eval_accuracy": 0.5}), (10, {"train_loss": 0.7}),
@@ -45,8 +49,11 @@ def played(monkeypatch):
     def init(**how):
         if wandb.refuses:
             raise ConnectionError("W&B is away")
-        wandb.runs.append(Run(**how))
-        return wandb.runs[-1]
+        run = Run(**how)
+        for before in wandb.runs:
+            run.summary |= before.summary if before.id == run.id else {}  # it is resumed
+        wandb.runs.append(run)
+        return run
 
     wandb.init = init
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -187,7 +194,19 @@ def test_a_run_that_failed_says_why_and_goes_on_when_it_is_tried_again(study, pl
     study.begin()
     study.commit()
     study.look()
-    assert played.runs[1].id == first.id and [step for step, _ in played.runs[1].points] == [10, 20]
+    then = played.runs[1]
+    assert then.id == first.id and [step for step, _ in then.points] == [10, 20]
+    assert "error" not in then.summary and then.summary["updates"] == 20
+
+
+def test_a_run_that_failed_and_is_only_sent_later_has_no_error_either(study, played):
+    study.begin()
+    study.live.failed(study.heading()["run_id"], "boom")
+    study.look()
+    study.commit()
+    entry = entry_of(study.store.read(study.heading()["run_id"]))
+    assert study.follower.tracker.send(entry) and played.runs[1].id == played.runs[0].id
+    assert "error" not in played.runs[1].summary
 
 
 def test_a_beginning_that_was_refused_is_made_good_by_the_record(study, played, capsys):
@@ -232,3 +251,62 @@ def test_of_two_commands_one_follows_and_the_other_takes_over(study, played):
     assert other.look() and other.look() and other.look()
     first, then = played.runs
     assert then.id == first.id and then.code == 0
+
+
+def test_runs_that_are_done_and_were_never_told_of_are_counted_at_the_end(study, played, capsys):
+    for number in (1, 2, 3):
+        study.commit(number)
+    study.begin(1)
+    study.begin(4)
+    study.follower.end()
+    assert capsys.readouterr().out == ("W&B lacks 2 runs of those that are done; portability publish "
+                                       f"{study.root} --to wandb --project p sends what is missing\n")
+    assert sorted(run.code for run in played.runs) == [0, 1], "one is done, and one is left"
+
+
+def end_of_main(study, monkeypatch, error):
+    """The exit code of the process, whose looks raise an error."""
+    def raises(self):
+        raise error
+
+    told = {"mode": "offline", "project": "p", "folder": str(study.root)}
+    monkeypatch.setattr(Follower, "look", raises)
+    monkeypatch.setattr(sys, "argv", ["follow", json.dumps(told), "1e6"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(os, "nice", lambda by: by)
+    with pytest.raises(SystemExit) as ended:
+        follow.main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (GivenUp("the disk is full"), "(the disk is full)"),
+    (PermissionError(13, "Permission denied", "/home/me/results/mine/running"),
+     "(PermissionError: [Errno 13] Permission denied: '.../mine/running')"),
+])
+def test_whatever_ends_the_process_is_one_sentence_and_a_code_of_its_own(study, monkeypatch, capsys, error,
+                                                                         said):
+    assert end_of_main(study, monkeypatch, error) == LEFT_ALONE
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"W&B is left alone {said}; the study goes on, and portability publish ")
+
+
+def test_a_studys_own_run_is_nobody_elses_and_stays_the_same(tmp_path, played, monkeypatch):
+    one, other = (Tracker(TrackingSpec("offline", "p", tmp_path / name / "mine")) for name in "ab")
+    entry = Entry(f"{STUDY}-mine", {"job_type": STUDY}, {"cells": 1})
+    assert one.send(entry) and other.send(entry) and not one.send(entry)
+    grown = Entry(f"{STUDY}-mine", {"job_type": STUDY}, {"cells": 2})
+    assert one.send(grown)
+    first, others, then = (run.id for run in played.runs)
+    assert then == first != others and first.startswith("study-mine-")
+
+
+def test_a_studys_own_run_that_broke_half_way_is_gone_on_with(tmp_path, played, monkeypatch):
+    tracker = Tracker(TrackingSpec("offline", "p", tmp_path))
+    entry = Entry(f"{STUDY}-mine", {"job_type": STUDY}, {}, charts={"forest": "<p>"})
+    with pytest.raises(AttributeError, match="Html"):
+        tracker.send(entry)
+    played.Html = lambda text, inject: text
+    monkeypatch.setattr(Run, "log", lambda self, values: None)
+    assert tracker.send(entry)
+    assert played.runs[0].id == played.runs[1].id

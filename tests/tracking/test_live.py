@@ -59,9 +59,11 @@ def test_a_file_that_nobody_takes_stops_growing(root, monkeypatch):
         one.measured(step, {})
     path = root / live.FOLDER / "one.live"
     assert 150 < path.stat().st_size <= 200
+    one.begin({"run_id": "a"}, [0])  # else nobody would ever file it
     take(root)
     one.measured(7, {})
-    assert path.exists() and len(heard(root)) < 100
+    found = heard(root)
+    assert path.exists() and len(found) < 100 and found[-1][1]["begin"] == {"run_id": "a"}
 
 
 def test_whatever_breaks_while_telling_is_said_and_ends_it(root, caplog):

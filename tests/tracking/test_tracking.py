@@ -134,6 +134,19 @@ def test_what_is_known_of_a_run_later_resumes_it_without_its_curve(tmp_path):
     assert '"gain_over_scratch":0.25' in json.dumps(then, separators=(",", ":"))
 
 
+@pytest.mark.system
+def test_the_error_of_a_failed_attempt_is_taken_away_by_a_later_one(tmp_path):
+    tracker, entry = offline(tmp_path), entry_of(RECORD, ["demo"], study="mine")
+    filing = filing_of(RECORD, "mine", ["demo"])
+    tracker.leave(ID, tracker.begin(ID, filing), "boom")
+    tracker.finish(tracker.begin(ID, filing), entry)
+    first, then = map(inspect, sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+    assert first[1]["run"]["run_id"] == then[1]["run"]["run_id"]
+    assert any("boom" in json.dumps(record.get("summary", {})) for record in first)
+    assert any("error" in json.dumps(record["summary"].get("remove", "")) for record in then
+               if "summary" in record)
+
+
 def test_the_mode_is_resolved_once(monkeypatch):
     assert resolve_mode("auto") == "offline" and resolve_mode("disabled") == "disabled"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
