@@ -123,7 +123,8 @@ FAULTS = {
     "dies": "import os\ndef init(**_): os._exit(139)",
     "is away": "raise ImportError('no module of that name')",
 }
-SAID = {"hangs": "did not end within 6 s", "dies": "ended with exit code 139",
+# what hangs ends itself after END_SECONDS, or is killed 2 s later, if it was slow to start
+SAID = {"hangs": "the study is whole without it", "dies": "ended with exit code 139",
         "fails": "left alone (it refused 5 times", "is away": "left alone (it refused 5 times"}
 
 
