@@ -80,7 +80,7 @@ def is_limited(manifest: Mapping[str, Any]) -> bool:
     """
     found = LIMITED.fullmatch(manifest.get("study") or "")
     rows = manifest.get("data") or [{}]
-    return bool(found) and all(row.get("eval", math.inf) <= int(found[1]) for row in rows)
+    return found is not None and all(row.get("eval", math.inf) <= int(found[1]) for row in rows)
 
 
 def held(root: Path) -> dict[tuple, str]:
