@@ -328,9 +328,9 @@ class RunSpec:
     `origin` is the run_id of the run whose module (and head) this run starts from; None where it starts from
     nothing. `head` is "none" for hosts that score label words, else "shared" or "fresh". `teacher` is the
     host out of which an extraction cuts its module, None for all other runs. `origin_host` is the host of the
-    module that a run ports, for strategies that read its weights; it follows from `origin`, so it is no part
-    of the identity, and no record repeats it. Nor does one repeat `folder`, where the module of a run of kind
-    `external` lies: its digest is an option of the init.
+    module, or of the head, that a run with a `port` fits to its own, for strategies that read its weights; it
+    follows from `origin`, so it is no part of the identity, and no record repeats it. Nor does one repeat
+    `folder`, where the module of a run of kind `external` lies: its digest is an option of the init.
     """
 
     host: HostSpec

@@ -25,7 +25,7 @@ from portability.data.sampling import Bucket
 from portability.data.splits import StudyData
 from portability.hosts.devices import Place
 from portability.hosts.host import Host, load_host
-from portability.inits.start import EMPTY, StartBuilder, on_device, origin_run, port_context, start_head
+from portability.inits.start import EMPTY, StartBuilder, on_device, port_context, start_head
 from portability.methods import attach
 from portability.methods.adapters_backend import prepare
 from portability.porting.base import PortContext
@@ -258,9 +258,8 @@ def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], b
 
 def _heads_port(run: RunSpec, context: WorkerContext) -> PortContext:
     """By what the head of a bare host is fitted to it."""
-    origin = run.origin_host or origin_run(run, context.store).host
     load = functools.cache(lambda host: context.fresh_host(host, run.precision))
-    return port_context(run, origin, EMPTY, context.data, load)
+    return port_context(run, EMPTY, context.data, load)
 
 
 def _bare(run: RunSpec, scorer: TaskScorer, test: EvalSet, context: WorkerContext) -> RunOutput:

@@ -104,8 +104,7 @@ class StartBuilder:
     def _context(self, run: RunSpec, fresh: ModuleState) -> PortContext:
         heads = (lambda: self.store.tensors(str(run.origin), "head")[0],
                  lambda: start_head(run, self.bench.scorer, self.store, lambda: self._context(run, EMPTY)))
-        context = port_context(run, run.origin_host or self._origin(run).host, fresh, self.data,
-                               lambda host: self._host(host, run.precision))
+        context = port_context(run, fresh, self.data, lambda host: self._host(host, run.precision))
         return replace(context, purpose=Purpose(
             run.task, (run.trained_method, run.trained_method),
             lambda: rows(self.data, run.data.name, "train", 0), heads))
@@ -149,12 +148,13 @@ def origin_run(run: RunSpec, store: Store) -> RunSpec:
     return from_dict(RunSpec, record["spec"])
 
 
-def port_context(run: RunSpec, origin: HostSpec, fresh: ModuleState, data: StudyData,
-                 load: Callable[[HostSpec], Host]) -> PortContext:
+def port_context(
+    run: RunSpec, fresh: ModuleState, data: StudyData, load: Callable[[HostSpec], Host]
+) -> PortContext:
     """What the port of a run may use."""
-    assert run.port is not None
+    assert run.port is not None and run.origin_host is not None
     how = run.port.calibration
-    return PortContext(origin, run.host, fresh, run.port, load,
+    return PortContext(run.origin_host, run.host, fresh, run.port, load,
                        None if how is None else lambda: study_texts(how, data),
                        stream_seed(*run.stream, "port"))
 

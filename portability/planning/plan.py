@@ -153,6 +153,7 @@ class _Arm:
         return replace(
             base, init=specs.InitSpec(specs.EXTRACTION, specs.EXTRACTION, init.options), teacher=self.origin,
             head="shared" if self._shares_head else base.head, port=port if self._shares_head else None,
+            origin_host=self.origin if self._shares_head else None,
             origin=None if _scores_labels(self.origin) else origin_id,
         )
 
@@ -165,11 +166,11 @@ class _Arm:
         start = SCRATCH if traits.trains_extra else init
         if "extraction" in traits.needs:  # what the options say is the extraction's
             start = specs.InitSpec(init.name, init.kind)
+        ports = "port" in traits.needs or shares  # a shared head is fitted, too
         return replace(
             base, method=rated(self.method, self.rate), init=start, head="shared" if shares else base.head,
-            port=port if "port" in traits.needs or shares else None,
+            port=port if ports else None, origin_host=self.origin if ports else None,
             origin=origin_id if traits.needs or shares else None,
-            origin_host=self.origin if "port" in traits.needs else None,
         )
 
     def _bare(self, origin_id: str | None, port: specs.PortSpec) -> specs.RunSpec:

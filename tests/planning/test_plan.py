@@ -67,6 +67,8 @@ def test_with_a_shared_head_every_arm_starts_from_the_origins():
         run = planned.runs[cell.run_id]
         assert run.head == "shared" and run.origin in planned.runs and planned.runs[
             run.origin].head == "fresh"
+        # records hold no path, and a head is fitted by what its origin host makes of texts
+        assert run.port is not None and run.origin_host == pair[cell.receiving == "six"]
     fresh = plan(grid(pairs=[pair, pair[::-1]], head="fresh"))
     scratch = [fresh.runs[cell.run_id] for cell in trained(fresh) if cell.init == "scratch"]
     assert all(run.origin is None for run in scratch)

@@ -165,8 +165,9 @@ def test_a_bare_hosts_head_is_fitted_in_the_precision_of_the_run(pair):
 
 def test_a_port_draws_by_its_runs_stream(pair):
     def seed(*stream):
-        run = SimpleNamespace(host=pair[2], port=PortSpec("mine", "random", "stretch"), stream=stream)
-        return port_context(run, pair[1], pair[3], None, load_host).seed
+        run = SimpleNamespace(origin_host=pair[1], host=pair[2], port=PortSpec("mine", "random", "stretch"),
+                              stream=stream)
+        return port_context(run, pair[3], None, load_host).seed
 
     assert seed(0, "receiving", "m", "o") == seed(0, "receiving", "m", "o")
     assert len({seed(0, "receiving", "m", "o"), seed(1, "receiving", "m", "o"),
