@@ -57,7 +57,7 @@ def work(asked: Namespace) -> None:
     for path, text in texts.items():
         with replacing(path) as draft:
             draft.write_text(text, encoding="utf-8")
-        sys.stderr.write(f"Written: {path}\n")
+        sys.stderr.write(f"written: {path}\n")
 
 
 def _stores(folders: Sequence[str], published: bool) -> Iterator[Store]:
@@ -73,7 +73,8 @@ def _stores(folders: Sequence[str], published: bool) -> Iterator[Store]:
         raise UserError(f"{', '.join(folders)} has only studies that were tried with --limit ({names}); name "
                         "the folder of one to compare it")
     if tried:
-        sys.stderr.write(f"Left out: {names}, tried with --limit; name the folder of one to compare it\n")
+        sys.stderr.write(f"portability: left out: {names}, tried with --limit; name the folder of one to "
+                         "compare it\n")
     yield from (store for store in found if store not in tried)
 
 

@@ -28,9 +28,7 @@ from portability.data.sources import SPLITS
 SHORT = ("hosts", "methods")  # keys that only a study's file has
 PLACES = {"path", "hub", "package", "derive", "splits", *SPLITS}  # keys that say where something comes from
 Entries = dict[str, dict[str, Any] | None]  # name -> what a file of a group would hold; None: what it holds
-
-
-Written = tuple[dict[str, Any], dict[str, set[str]]]
+Written = tuple[dict[str, Any], dict[str, set[str]]]  # a study, and by group the names that it takes over
 
 
 def is_study_file(word: str) -> bool:
@@ -114,6 +112,9 @@ def written(
     entries = {group: _entries(held, key, known[group], path, read) for group, (key, read) in kinds.items()}
     own = {group: {name: entry for name, entry in named.items() if entry is not None}
            for group, named in entries.items()}
+    if name:
+        found |= {group: _from_here(found[group], path) for group in kinds
+                  if isinstance(found.get(group), dict)}
     found |= {group: _mapping(found, group) | named for group, named in own.items() if named}
     for group in ("host_set", "engine", "protocol"):
         if isinstance(found.get(group), str):
@@ -132,6 +133,13 @@ def written(
         _choose(found, "method", [name for name in entries["method"] if name in known["method"]])
     return found, {group: {name for name, entry in own.get(group, {}).items() if entry.keys() & PLACES}
                    for group in ("host", "data")}
+
+
+def _from_here(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Entries in full, as files of conf have them; their paths count from the study's folder."""
+    places = {"path": _absolute, "from": _from}
+    return {name: {key: places[key](path, one) if key in places else one for key, one in entry.items()}
+            if isinstance(entry, dict) else entry for name, entry in entries.items()}
 
 
 def _mapping(held: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -66,6 +66,13 @@ def test_data_stand_once_and_are_the_studys(spelled, tmp_path):
     assert more["data"]["sst2"] == {"task": {"template": "{text} ?"}} and replaced["data"] == set()
 
 
+def test_paths_of_entries_in_full_count_from_the_studys_folder_too(spelled, tmp_path):
+    found, _ = spelled("host: {a: {path: small}, b: {path: 'embedded:b'}, c: }\n"
+                       "method: {m: {from: large, r: 2}}")
+    assert found["host"] == {"a": {"path": f"{tmp_path}/small"}, "b": {"path": "embedded:b"}, "c": None}
+    assert found["method"] == {"m": {"from": f"{tmp_path}/large", "r": 2}}
+
+
 def test_a_sweep_keeps_its_groups_and_its_paths_count_from_where_the_command_is_started(
     tmp_path, monkeypatch
 ):
