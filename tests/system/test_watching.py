@@ -135,7 +135,7 @@ def test_whatever_a_tracker_does_the_records_are_the_same(fault, untracked, data
     broken = tmp_path / "path" / "wandb.py"
     broken.parent.mkdir()
     broken.write_text("class Settings:\n    def __init__(self, **_): pass\n" + FAULTS[fault])
-    monkeypatch.setenv("PYTHONPATH", f"{broken.parent}{os.pathsep}{os.environ['PYTHONPATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent), prepend=os.pathsep)
     monkeypatch.setattr(beside, "END_SECONDS", 4)
     before = set(psutil.Process().children())  # other tests call W&B in this process
     monkeypatch.setattr(beside, "send_study", lambda spec: None)
