@@ -92,11 +92,12 @@ def say(found: Comparison, shown: Sequence[Block], against: str) -> None:
 
 
 def _table(block: Block) -> Table:
-    """Numbers are never broken, words are where there is no room."""
+    """Numbers and names of studies are never broken, other words are where there is no room."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for place, name in enumerate(block.head):
         words = place < block.words
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        table.add_column(name, justify="left" if words else "right", overflow="fold",
+                         no_wrap=not words or name == "study")
     for row in block.rows:
         table.add_row(*map(escape, row))
     return table

@@ -19,6 +19,7 @@ from portability.analysis.tables.registry import TABLES, build_table
 from portability.core.contrasts import all_alike
 from portability.core.wording import counted
 
+FEW = 3  # numbers at the head of a report, and contrasts that are left open that its sentence names
 NEAR = 0.02  # of a port's effect on the logits: equal to within what bisection leaves (our choice)
 NOTHING = "The study has no two starts to compare."
 SIDES = {"ahead": "ahead", "behind": "behind", "higher": "higher", "lower": "lower", OPEN: "left open"}
@@ -61,14 +62,14 @@ def numbers(context: StudyContext) -> list[Number]:
 
 
 def headline_numbers(context: StudyContext) -> list[Number]:
-    """The three at the head of a report: the first that were declared; else against scratch early and late,
-    and against another init late."""
+    """The three at the head of a report: of what was declared first what is decided, in the order of the
+    sweep; else against scratch early and late, and against another init late."""
     rows = numbers(context)
     if has_contrasts(context) or not rows:
-        return rows[:3]
+        return sorted(rows, key=lambda row: row.verdict == OPEN)[:FEW]
     frame = _exploratory(context).reset_index(drop=True)
     last = [own.index[-1] for _, own in frame.groupby("baseline", sort=False)]
-    return [rows[i] for i in dict.fromkeys([0, *last])][:3]
+    return [rows[i] for i in dict.fromkeys([0, *last])][:FEW]
 
 
 def verdict_words(context: StudyContext) -> str:
@@ -82,10 +83,11 @@ def verdict_words(context: StudyContext) -> str:
                              for row in headline_numbers(context))
         return ("No contrast was declared before the runs, so nothing is decided; exploratory, over "
                 f"everything: {explored}.")
-    sides = {words: [f"{row.name} {row.size}" for row in rows if row.verdict == side]
-             for side, words in SIDES.items()}
-    parts = [f"{len(own)} {'is' if len(own) == 1 else 'are'} {words} ({', '.join(own)})"
-             for words, own in sides.items() if own]
+    parts = []
+    for side, words in SIDES.items():
+        if own := [f"{row.name} {row.size}" for row in rows if row.verdict == side]:
+            named = "" if side == OPEN and len(own) > FEW else f" ({', '.join(own)})"
+            parts.append(f"{len(own)} {'is' if len(own) == 1 else 'are'} {words}{named}")
     return f"Of {counted(len(rows), 'contrast')} declared before the runs, {', '.join(parts)}."
 
 
