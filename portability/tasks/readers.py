@@ -33,7 +33,7 @@ from portability.hosts.attention import (
 )
 from portability.hosts.host import Host
 from portability.hosts.spread import place_of
-from portability.tasks.base import Parameters, Told, check_length
+from portability.tasks.base import SCORE_ROWS, Parameters, Told, check_length
 from portability.tasks.members import MemberMap
 
 Past = tuple[tuple[Tensor, ...], ...]  # what a host keeps of the tokens it has read, by layer
@@ -159,10 +159,10 @@ def _kept(cache: DynamicCache) -> Past:
 
 
 def in_parts(lengths: np.ndarray, size: int, on_part: Told) -> Iterator[np.ndarray]:
-    """Indices of examples in batches by their lengths (N,); `on_part` is told of each when the next one is
-    asked for."""
+    """Indices of examples in batches by their lengths (N,), of `size` or the next multiple of SCORE_ROWS, to
+    which they would be filled up; `on_part` is told of each when the next one is asked for."""
     done = 0
-    for picks in by_length(lengths, size):
+    for picks in by_length(lengths, size + -size % SCORE_ROWS):
         yield picks
         done += len(picks)
         on_part(done / len(lengths))
