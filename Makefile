@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine (Python 3.11 or 3.12, pip, make, git).
+# `make demo` and `make test` do everything on a fresh machine (Python 3.11, pip, make, git).
 # Tests are of four tiers: unit and contract (test), system (test-system), and the full products of axes (test-full).
 PYTHON ?= python3
 VENV := .venv
@@ -36,7 +36,7 @@ test-full: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m full tests --result-table docs/results/test_full.md
 
 dist: $(VENV)/.ready  # what a release is, in dist/: docs/releasing.md
-	rm -rf build dist *.egg-info
+	rm -rf build/lib dist *.egg-info
 	$(RUN) -m build --no-isolation
 	$(RUN) -m twine check --strict dist/*
 	$(VENV)/bin/hadolint Containerfile
