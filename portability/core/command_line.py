@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from portability.core.errors import Failed, UnknownName, UserError, closest, validate_choice
 
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-KINDS = {"int": "a whole number", "float": "a number", "sizes": "whole numbers, as in 1,4,16"}  # by type
+KINDS = {  # by type
+    "int": "a whole number such as 4", "float": "a number such as 0.5", "sizes": "whole numbers, as in 1,4,16"}
 LEVELS = {logging.INFO: "%(message)s", logging.WARNING: "%(levelname)s %(name)s: %(message)s"}
 
 

@@ -24,7 +24,7 @@ def _text(value: object) -> object:
 Name = Annotated[str, BeforeValidator(_text)]  # YAML reads a name such as 2024 as a number
 PLAIN = {  # pydantic's words, and ours
     "Input should be ": "must be ", "Value error, ": "", "a valid boolean": "true or false",
-    "an object": "a mapping", "a valid array": "a list", "a valid integer": "a whole number",
+    "an object": "a mapping", "a valid array": "a list", "a valid integer": "a whole number such as 16",
     "a valid ": "a ", "greater than or equal to": "at least", "less than or equal to": "at most",
     "greater than": "above", "Tuple should": "must", " after validation": "",
 }

@@ -114,8 +114,8 @@ def _label(value: Any, where: str, names: Names) -> int:
     wanted = "one of " + ", ".join([*map(str, names[:8]), *["..."][: len(names) > 8]])
     wanted += f", or a number from 0 to {len(names) - 1}" if numbered else ""
     wanted = "the number 0 or 1 (positive)" if tuple(names) == TWO else wanted
-    raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}; other ones are named "
-                    "in the data set's labels")
+    raise UserError(f"{where}: the label must be {wanted}, got {reprlib.repr(value)}; name others in the "
+                    "data set's file, as in labels: [negative, neutral, positive]")
 
 
 def each(text: Text, change: Callable[[str], str]) -> Text:

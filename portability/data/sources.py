@@ -259,7 +259,8 @@ def read_split(source: DataSource, split: str) -> Rows:
     if len(labels) == 1:
         name, others = source.labels[labels.pop()], "both {} and {} are".format(*source.labels)
         raise UserError(f"{where} holds only examples of label {name}; "
-                        f"{others if len(source.labels) == 2 else 'another one is'} needed")
+                        f"{others if len(source.labels) == 2 else 'another one is'} needed: add some to the "
+                        "file")
     if not labelled:
         _check_answers(source, rows, where, split)
     return rows

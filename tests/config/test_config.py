@@ -115,7 +115,7 @@ def test_without_the_hub_the_study_on_t5s_says_so_at_once_and_names_the_embedded
     ("yes=no", "yes must be true or false, got 'no'"),
     ("only=0", "only must map columns"), ("grid.relations=null", "grid.relations must be a mapping"),
     ("grid=null", "grid must be a mapping"), ("host_set.roles=null", "host_set.roles must be a mapping"),
-    ("grid.seeds=[a]", "grid.seeds.0 must be a whole number, got 'a'"),
+    ("grid.seeds=[a]", "grid.seeds.0 must be a whole number such as 16, got 'a'"),
 ])
 def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     with pytest.raises(UserError, match=words):
@@ -152,7 +152,7 @@ def test_a_part_that_makes_no_sense_is_one_clear_sentence(value, words):
     ("eval.batch_size=0", "eval.batch_size must be at least 1"),
     ("grid.origin_updates=-5", "grid.origin_updates must be at least 1, got -5"),
     ("method=[]", "no method is chosen; choose of: adalora, adapter, "),
-    ("train.batch_size=many", "train.batch_size must be a whole number, got 'many'"),
+    ("train.batch_size=many", "train.batch_size must be a whole number such as 16, got 'many'"),
     ("train.tail=0.6", "at most 0.5"),
     ("grid.pairs=[[nano-raw-base]]", "grid.pairs.0 has too few values"),
     ("train.betas=[0.9]", "train.betas has too few values"),

@@ -53,9 +53,9 @@ def test_values_keep_their_types_and_whole_numbers_pass_for_decimal_ones():
     ({"inner": {"evn": 2}}, "unknown key in top.inner 'evn'; .*did you mean 'even'"),
     ({"siz": 3, "size": "x"}, "unknown key in top 'siz'"),
     ({"kind": "locl"}, "unknown top.kind 'locl'; choose one of: local, ray; did you mean 'local'"),
-    ({"size": 0}, "top.size must be at least 1, got 0"), ({"size": True}, "top.size must be a whole number, "
-                                                          "got True"),
-    ({"size": "3"}, "top.size must be a whole number, got '3'"),
+    ({"size": 0}, "top.size must be at least 1, got 0"),
+    ({"size": True}, "top.size must be a whole number such as 16, got True"),
+    ({"size": "3"}, "top.size must be a whole number such as 16, got '3'"),
     ({"share": -1}, "top.share must be at least 0, got -1"),
     ({"factors": [1, 0]}, "top.factors.1 must be above 0, got 0"),
     ({"factors": 3}, "top.factors must be a list, got 3"),

@@ -99,15 +99,16 @@ MISTAKES = (
             "embed, or procrustes with texts"),
 
     Mistake(DATA, f"{RUN} +data.mine.path=stars grid.data=mine",
-            "stars/train.jsonl line 1: the label must be the number 0 or 1 (positive), got 5; other "
-            "ones are named in the data set's labels"),
+            "stars/train.jsonl line 1: the label must be the number 0 or 1 (positive), got 5; name others "
+            "in the data set's file, as in labels: [negative, neutral, positive]"),
     Mistake(DATA, f"{RUN} +data.mine.path=columns grid.data=mine",
             "columns/train.jsonl line 1 has no 'text', only review, label; rename it, or name it in the "
             "data set's text_column or label_column"),
     Mistake(DATA, f"{RUN} +data.mine.path=torn grid.data=mine",
             "torn/train.jsonl line 1 is not JSON in UTF-8: …; each line must be one JSON object"),
     Mistake(DATA, f"{RUN} +data.mine.path=one-sided grid.data=mine",
-            "one-sided/train.jsonl holds only examples of label 1; both 0 and 1 are needed"),
+            "one-sided/train.jsonl holds only examples of label 1; both 0 and 1 are needed: add some to "
+            "the file"),
     Mistake(DATA, f"{RUN} +data.mine.path=no-test grid.data=mine",
             "data set 'mine': no file no-test/test.jsonl for its test split; write it, or name another "
             "in data.mine.splits"),
@@ -123,11 +124,11 @@ MISTAKES = (
             "'grid.seeds=[0,1]' or 'method=[lora,prefix]'; anything else takes one value: repeat the "
             "command for another, with study=NAME"),
     Mistake(SETTINGS, f"{RUN} train.batch_size=many",
-            "train.batch_size must be a whole number, got 'many'"),
+            "train.batch_size must be a whole number such as 16, got 'many'"),
     Mistake(SETTINGS, f"{RUN} +sweep=demo --limit few",
             "--limit: must be a whole number of examples from 1 on, got 'few'; portability run --help shows "
             "what it takes"),
-    Mistake(SETTINGS, f"{PORT} --seed one", "--seed must be a whole number, got 'one'"),
+    Mistake(SETTINGS, f"{PORT} --seed one", "--seed must be a whole number such as 4, got 'one'"),
     Mistake(SETTINGS, f"{PORT} --rank 4",
             "--rank is an option of --via, which is not given; add that, or leave it out"),
 
