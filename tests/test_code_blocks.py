@@ -8,6 +8,7 @@ import yaml
 from portability.cli import COMMANDS
 from portability.config.compose import composed, options
 from portability.config.study import checked
+from portability.options import parser
 from support.blocks import ROOT, blocks, commands, compared, pages
 
 BLOCKS = [
@@ -24,7 +25,7 @@ PLANNED = [
 @pytest.mark.system  # half a second each
 @pytest.mark.parametrize("words", PLANNED)
 def test_a_command_that_is_not_carried_out_could_be(words):
-    """A study can be asked for so; any other command of ours is there."""
+    """A study can be asked for so; any other command of ours knows these options."""
     if words[0] == "portability":
         assert words[1] in COMMANDS
         module, rest = words[1], words[2:]
@@ -35,6 +36,8 @@ def test_a_command_that_is_not_carried_out_could_be(words):
         return
     if module == "run":
         assert checked(composed(options(rest))).grid.inits
+    elif module in COMMANDS:
+        assert parser(module).read(rest)
 
 
 def test_blocks_are_told_apart():

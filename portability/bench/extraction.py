@@ -47,11 +47,11 @@ COMMAND = Command(
      "python -m portability.bench.extraction --seeds 8 --tokens 100 --threads 2"), add=_options)
 
 
-def write(folder: str, shape: tuple[int, int, int]) -> Iterator[HostSpec]:
+def write(folder: str, shape: tuple[int, int, int], seed: int = 0) -> Iterator[HostSpec]:
     """A Llama of one layer in bf16 with a small vocabulary."""
     width, ffn, heads = shape
     tokenizer = load_tokenizer(compose([]).grid.pairs[0][0])
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(hidden_size=width, intermediate_size=ffn, num_attention_heads=heads,
                          num_hidden_layers=1, vocab_size=len(tokenizer))
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)

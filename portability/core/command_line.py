@@ -18,7 +18,8 @@ from portability.core.errors import Failed, UnknownName, UserError, closest, val
 
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 KINDS = {  # by type
-    "int": "a whole number such as 4", "float": "a number such as 0.5", "sizes": "whole numbers, as in 1,4,16"}
+    "int": "a whole number such as 4", "float": "a number such as 0.5",
+    "sizes": "whole numbers, as in 1,4,16"}
 LEVELS = {logging.INFO: "%(message)s", logging.WARNING: "%(levelname)s %(name)s: %(message)s"}
 
 

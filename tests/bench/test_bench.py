@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from portability.bench import __main__ as bench
-from portability.bench import extraction, given, parts
+from portability.bench import extraction, given, parts, porting
 from portability.bench.contenders import Library, Ours, Paired
 from portability.options import PARTS
 
@@ -158,3 +158,14 @@ def test_an_extraction_from_a_small_layer_is_timed_and_shapes_that_do_not_fit_ar
         " GB at most in all\n")
     assert extraction.main([*small, *smaller, "--tokens", "8"]) == 2
     assert "--tokens must be above 8, got 8" in capsys.readouterr().err
+
+
+@pytest.mark.system
+def test_a_port_between_small_layers_is_timed_and_what_cannot_be_mapped_is_refused(capsys):
+    small = ["--origin", "256", "512", "4", "--threads", "1"]
+    assert porting.main([*small, "--receiving", "320", "640", "5", "--modules", "up_proj"]) == 0
+    said = capsys.readouterr().out
+    assert re.match(r"256x512x4 to 320x640x5, up_proj, 1280 tokens, 1 threads: \d+ s \(said: \d+\), "
+                    r"0\.\d\d GB beside the libraries \(said: 0\.\d\d\)\n$", said), said
+    assert porting.main([*small, "--receiving", "320", "640", "4"]) == 2
+    assert "turn with the position at unequal speeds" in capsys.readouterr().err
