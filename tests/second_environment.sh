@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The newest transformers and peft, without adapters, in an environment of their own (.venv-newest), and the tests of what
-# must work there: peft's methods, adapter folders, hosts, the port command, a study. `make test-system` calls it.
+# must work there: the wheel in an environment that held nothing, from an empty folder; and, in the checkout, peft's methods,
+# adapter folders, hosts, the port command, a study. `make test-system` calls it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=.venv-newest
@@ -11,9 +12,18 @@ if [ ! -f $venv/.ready ] || [ pyproject.toml -nt $venv/.ready ] || [ constraints
   "${PYTHON:-python3}" -m venv $venv
   grep -vE "^($free)==" constraints.txt > $venv/constraints.txt
   $python -m pip install --quiet --constraint $venv/constraints.txt torch==2.13.0
-  $python -m pip install --quiet --constraint $venv/constraints.txt --editable . "transformers>=5,<6" pytest pytest-xdist
+  $python -m pip install --quiet --constraint $venv/constraints.txt . "transformers>=5,<6" pytest pytest-xdist
   touch $venv/.ready
 fi
+rm -rf build/lib
+$python -m pip install --quiet --no-deps --force-reinstall .  # the wheel of this very tree
 $python -c 'import peft, transformers; print("transformers", transformers.__version__, "peft", peft.__version__)'
+(
+  program=$PWD/$venv/bin/portability
+  cd "$(mktemp -d)"
+  export HF_HUB_OFFLINE=1 WANDB_MODE=disabled
+  "$program" run +sweep=smoke method=lora_peft
+  "$program" analyze results/ --quiet
+)
 HF_HUB_OFFLINE=1 $python -m pytest -m "not full" tests/methods/test_peft_contract.py tests/porting/test_adapter_folders.py \
   tests/hosts/test_hosts.py tests/system/test_port_command.py tests/system/test_base_install.py "$@"
