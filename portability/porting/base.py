@@ -231,7 +231,8 @@ class PortReport:
                 layers[action, stack, site].append(layer)
         sites: dict[tuple[str, str], list[str]] = defaultdict(list)
         for (action, stack, site), found in layers.items():
-            place = "" if stack == "shared" else f"{stack} layers {spans(found)}: "
+            many = "s" if len(set(found)) > 1 else ""
+            place = "" if stack == "shared" else f"{stack} layer{many} {spans(found)}: "
             sites[action, place].append(site)
         left: dict[str, list[str]] = {}
         for (action, place), named in sites.items():

@@ -170,8 +170,9 @@ def test_units_that_nothing_is_sent_to_stay_as_the_library_begins_them(scene):
 
 
 def test_numbers_that_a_map_sends_nowhere_are_not_counted_as_carried(scene):
-    """A pair of rank 4 beside each matrix of an attention of width 32, with 4 query heads of 8 in 2 groups, of
-    which the second is dropped: what queries, keys and values give, and what the output reads, lose half."""
+    """A pair of rank 4 beside each matrix of an attention of width 32, with 4 query heads of 8 in 2 groups,
+    of which the second is dropped: what queries, keys and values give, and what the output reads, lose
+    half."""
     here = scene("llama, permuted")
 
     def first_group(_, pairs):
