@@ -203,8 +203,10 @@ def report_lines(done: PortedAdapter) -> list[str]:
             pairs = ", ".join(f"{layer} from {'+'.join(map(str, origins))}"
                               for layer, origins in enumerate(layers))
             lines.append(f"{stack} layers: {pairs}")
-    actions = report.summary()["actions"]
-    lines += [f"{count} tensors {action}: {MEANING.get(action, '')}" for action, count in actions.items()]
+    left = report.left()
+    for action, count in report.summary()["actions"].items():
+        places = f" ({'; '.join(left[action])})" if action in left else ""
+        lines.append(f"{count} tensors {action}: {MEANING.get(action, '')}{places}")
     lines.append(f"carried of the origin's module: {report.carried_fraction:.1%} of its tensors, "
                  f"{report.carried_entries_fraction:.1%} of its numbers, {report.carried_norm_fraction:.1%} "
                  "of its squared norm")

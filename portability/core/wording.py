@@ -1,5 +1,7 @@
 """Numbers with their nouns, and times."""
 
+from collections.abc import Iterable
+
 
 def counted(number: int, noun: str) -> str:
     """A number and its noun, which takes an s unless there is one.
@@ -9,6 +11,22 @@ def counted(number: int, noun: str) -> str:
         ('1 worker', '1,200 runs')
     """
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers, those that follow each other by the first and last alone.
+
+    Example:
+        >>> spans([3, 0, 1, 2, 5, 5])
+        '0-3, 5'
+    """
+    found: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if found and found[-1][-1] == number - 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, span)) for span in found)
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.specs import MethodSpec
 from portability.hosts.host import Host
-from portability.methods.module import Axes, ModuleState
+from portability.methods.module import Axes, ModuleState, Place
 
 
 class SlotLayout(NamedTuple):
@@ -70,11 +71,13 @@ class AttachedMethod(ABC):
         layouts: the parameters to train.
         frozen: the tensors that hold what a start subtracts; none where the library cannot subtract.
         scale: what the library multiplies the module's product by, such as LoRA's alpha / r; else 1.
+        scales: the same of each (stack, layer, site), where the library has it site by site.
     """
 
     layouts: Sequence[ParameterLayout] = ()
     frozen: Sequence[ParameterLayout] = ()
     scale: float = 1.0
+    scales: Mapping[Place, float] = MappingProxyType({})
 
     def __init__(self, host: Host, spec: MethodSpec):
         self.host, self.spec = host, spec
@@ -127,7 +130,8 @@ class AttachedMethod(ABC):
         tensors: dict[Slot, Tensor] = {}
         for layout in self.layouts:
             tensors |= layout.decode(parameters[layout.name])
-        return ModuleState(tensors, {slot: axes for layout in self.layouts for slot, axes, _ in layout.slots})
+        axes = {slot: axes for layout in self.layouts for slot, axes, _ in layout.slots}
+        return ModuleState(tensors, axes, self.spec.config, self.scales)
 
     def to_parameters(self, state: ModuleState) -> dict[str, Tensor]:
         """The library's parameters for a module of this host's shape.

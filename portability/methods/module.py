@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from portability.core.architectures import Slot
 from portability.core.specs import HostShape
 
 Axes = tuple[str, ...]
+Place = tuple[str, int, str]  # stack, layer, site
 ROTATION = "rotation"  # role of a matrix (rank, hidden) that acts through its orthonormalised rows alone
 
 
@@ -31,10 +32,17 @@ class ModuleState:
     Host-dependent axes are ``hidden``, ``ffn``, ``kv_heads``, ``group``, ``head_dim`` (perhaps with a
     divisor); all others (``rank``, ``bottleneck``, ``prefix``, ``phm``) belong to the method and are never
     changed by a port.
+
+    Attributes:
+        method: its library's word for the method, for messages.
+        scales: what the library multiplies the product beside a (stack, layer, site) by, such as LoRA's alpha
+            / r. Both are known of what comes from a method on a host, and kept in no file.
     """
 
     tensors: Mapping[Slot, Tensor]
     axes: Mapping[Slot, Axes]
+    method: str = ""
+    scales: Mapping[Place, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for slot, tensor in self.tensors.items():
@@ -43,7 +51,7 @@ class ModuleState:
 
     def map(self, tensors: Mapping[Slot, Tensor]) -> "ModuleState":
         """The same slots and axes with other tensors."""
-        return ModuleState(dict(tensors), self.axes)
+        return replace(self, tensors=dict(tensors))
 
     @property
     def entries(self) -> int:

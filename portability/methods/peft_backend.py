@@ -140,8 +140,11 @@ class PeftMethod(AttachedMethod):
         self.layouts = [layout_of(name, tuple(parameter.shape), self.spec, self.host.spec.shape)
                         for name, parameter in self.host.model.named_parameters()
                         if parameter.requires_grad and name.rpartition(".")[0].split(".")[-1] not in CONSTANT]
-        scales = {float(layer.scaling[NAME]) for layer in self.host.model.modules()
-                  if isinstance(getattr(layer, "scaling", None), dict) and NAME in layer.scaling}
+        family = self.host.spec.shape.family
+        self.scales = {parse_name(family, f"{name}.weight"): float(layer.scaling[NAME])
+                       for name, layer in self.host.model.named_modules()
+                       if isinstance(getattr(layer, "scaling", None), dict) and NAME in layer.scaling}
+        scales = set(self.scales.values())
         self.scale = scales.pop() if len(scales) == 1 else 1.0
 
     def draw(self, seed: int) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.methods.module import ModuleState, axis_size
-from portability.porting.base import Port, PortContext, PortReport, Strategy, no_options
-from portability.porting.layer_maps import average_layers, stack_map
+from portability.porting.base import ORIGIN, Port, PortContext, PortReport, Strategy, no_options
+from portability.porting.layer_maps import average_layers, check_mixed, stack_map
 
 INPUT_ROLES = (  # whose host axes are summed over in the forward pass
     "A", "down_weight", "down_left", "mlp_in", "gate_weight", "source_weight")
@@ -172,7 +172,8 @@ class Filling:
         that it has, with its own slots.
 
         Raises:
-            UserError: slots without a counterpart, where a partial carry was not asked for.
+            UserError: slots without a counterpart, where a partial carry was not asked for, or several layers
+                as one of a method of which no mean is defined.
         """
         fresh, have = self.context.fresh.tensors, self.module.tensors
         for place in dict.fromkeys(slot[:3] for slot in fresh):
@@ -186,7 +187,21 @@ class Filling:
                 raise UserError(f"port {self.context.pair}: {missing[0].key} has no counterpart in the "
                                 "module; a partial carry must be asked for (--partial; in a study "
                                 f"port.{self.context.spec.name}.partial=true)")
+            if len(found) > 1:
+                self._check_mixed(present)
             yield slots, [{s: one[s] for s in present} for one in found]
+
+    def _check_mixed(self, slots: Sequence[Slot]) -> None:
+        """Refuse several layers as one in words that name the method."""
+        context = self.context
+        try:
+            check_mixed([slot.role for slot in slots], context.sums)
+        except UserError as error:
+            stack, layer, site, _ = slots[0]
+            raise UserError(f"port {context.pair} by layer map '{context.spec.layer_map}': of "
+                            f"{context.fresh.method or 'the method'} at {stack}.{layer}.{site} {error}; use "
+                            "a layer map of single layers: stretch, skip or cka (--layer-map stretch; in a "
+                            f"study port.{context.spec.name}.layer_map=stretch)") from error
 
     def port(self) -> Port:
         """Every slot of the fresh module, filled.
@@ -249,7 +264,7 @@ class Filling:
         report.carried_entries_fraction = sum(count for count, _ in self.used.values()) / self.module.entries
         report.carried_norm_fraction = carried / whole if whole else 0.0
         dropped = [slot for slot in total if slot not in self.used]
-        report.tensors |= {f"{slot.key} (origin)": "dropped" for slot in dropped}
+        report.tensors |= {f"{slot.key}{ORIGIN}": "dropped" for slot in dropped}
         if not self.used or carried == 0.0:
             raise UserError(f"port {context.pair} carries nothing: {len(self.used)} of {len(total)} tensors, "
                             f"squared norm {carried:g}")

@@ -1,7 +1,7 @@
 """What a porting strategy is, what it may use, and what it gives back."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -11,6 +11,7 @@ from torch import Tensor
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.specs import AnswerSpec, HostSpec, MethodSpec, PortSpec, TaskSpec
+from portability.core.wording import spans
 from portability.data.examples import LabelledText
 from portability.hosts.host import Host
 from portability.methods.module import ModuleState
@@ -18,6 +19,7 @@ from portability.porting.calibration import Calibration
 from portability.porting.layer_maps import SUM, named_layers
 
 Need = Literal["origin_weights", "receiving_weights", "text", "labels", "forward_passes", "training"]
+ORIGIN = " (origin)"  # ending of an origin slot's key in a report
 LOOKED_AT: frozenset[Need] = frozenset({"origin_weights", "receiving_weights"})  # by layer map "cka"
 
 
@@ -207,9 +209,35 @@ class PortReport:
     effect_fraction: float | None = None  # logit change of a start scaled to the port's, over the port's
 
     def summary(self) -> dict[str, Any]:
-        """The report for a run's record: everything but the list of tensors, which becomes counts."""
+        """The report for a run's record: everything but the list of tensors, which becomes counts, and
+        `left`, where something is."""
         values = {key: value for key, value in vars(self).items() if key != "tensors"}
-        return {**values, "actions": dict(sorted(Counter(self.tensors.values()).items()))}
+        values["actions"] = dict(sorted(Counter(self.tensors.values()).items()))
+        return values | ({"left": left} if (left := self.left()) else {})
+
+    def left(self) -> dict[str, list[str]]:
+        """Sites of the origin's tensors that were dropped, and of the receiving module's that stay fresh, by
+        action.
+
+        Example:
+            >>> keys = [f"decoder.{layer}.{site}.A" for layer in (0, 1, 3) for site in ("key", "value")]
+            >>> PortReport("pad", "pad", tensors={f"{key}{ORIGIN}": "dropped" for key in keys}).left()
+            {'dropped': ['decoder layers 0-1, 3: key, value']}
+        """
+        layers: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+        for key, action in self.tensors.items():
+            if action in ("dropped", "fresh"):
+                stack, layer, site, _ = Slot.parse(key.removesuffix(ORIGIN))
+                layers[action, stack, site].append(layer)
+        sites: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for (action, stack, site), found in layers.items():
+            many = "s" if len(set(found)) > 1 else ""
+            place = "" if stack == "shared" else f"{stack} layer{many} {spans(found)}: "
+            sites[action, place].append(site)
+        left: dict[str, list[str]] = {}
+        for (action, place), named in sites.items():
+            left.setdefault(action, []).append(f"{place}{', '.join(named)}")
+        return left
 
 
 @dataclass

@@ -35,6 +35,7 @@ def card(done: PortedAdapter, found: dict[str, Any], command: str, base: str, me
         f"- carried of its squared norm: {report['carried_norm_fraction']:.1%}",
         f"- filled of the receiving module: {report['filled_fraction']:.1%}",
         f"- tensors: {', '.join(f'{count} {action}' for action, count in report['actions'].items())}",
+        *(f"- {action}: {'; '.join(places)}" for action, places in report.get("left", {}).items()),
         f"- licence of the origin's adapter: {licence_of(done.adapter.folder) or 'not stated'}", "",
         *_scores(found.get("scores")), f"Made by `{command}`.", "",
     ]

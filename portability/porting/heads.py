@@ -16,7 +16,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from portability.core.errors import UserError
 from portability.core.specs import HostShape
 
 Solver = Callable[[Tensor], tuple[Tensor, Tensor]]  # (N, d_o, d_r) -> maps (N, d_o, d_r), scores (N,)
@@ -45,19 +44,12 @@ def attention_maps(cross: Cross, origin: HostShape, receiving: HostShape, solve:
 
     Args:
         solve: of heads that may be mixed freely.
-        turn: of queries and keys under rotary positions, where the hosts have them.
-
-    Raises:
-        UserError: heads of unequal sizes under rotary positions.
+        turn: of queries and keys under rotary positions, where both hosts have them (rotary.py).
 
     Source: matching of heads after LoRASuite (arXiv 2505.13515) and TransFusion (arXiv 2505.22697); that
         queries and keys are solved together is our choice (D-133).
     """
     sizes = origin.head_dim, receiving.head_dim
-    if turn and sizes[0] != sizes[1]:
-        raise UserError(f"queries and keys of heads of sizes {sizes[0]} and {sizes[1]} turn with the "
-                        "position at unequal speeds: no map of them is defined; leave query and key out of "
-                        "the method's sites, or use pad")
     meet = turn or solve
     queries = _blocks(cross.query, (origin.kv_heads, origin.group), (receiving.kv_heads, receiving.group))
     keys, values = (_blocks(one, (origin.kv_heads, 1), (receiving.kv_heads, 1))[:, 0, :, 0]

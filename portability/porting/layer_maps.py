@@ -1,14 +1,14 @@
 """Layer maps: which origin layers feed each receiving layer, and how several become one."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from portability.core.errors import UserError, validate_choice
 from portability.core.wording import counted
-from portability.methods.module import ROTATION, ModuleState
+from portability.methods.module import ModuleState
 
 LayerMap = Callable[[int, int], list[list[int]]]
 # receiving stack, origin stack -> origin layers of each layer
@@ -104,46 +104,56 @@ def stack_map(module: ModuleState, fresh: ModuleState) -> dict[str, str]:
     return pairs
 
 
+PAIRED = ("A", "E", "B", "down_weight", "down_bias", "up_weight")  # roles that are averaged as products
+ADDED = ("up_bias", "fourierft_spectrum", "c3a_kernel", "miss_block")  # in which an effect is linear, added
+MULTIPLIED = ("magnitude", "ia3_l", "weight", "bias")  # as ADDED, multiplied or in place of the host's own
+
+
+def check_mixed(roles: Iterable[str], sums: bool) -> None:
+    """Refuse several layers' tensors of one site as one, where no mean, or no sum, of what they do is defined
+    (D-149). What is not known to have one has none.
+
+    Raises:
+        UserError: names the first role.
+
+    Example:
+        >>> check_mixed(["A", "B_query", "B_key"], sums=True)
+    """
+    for role in sorted(roles):
+        known = next((one for one in (*PAIRED, *ADDED, *MULTIPLIED) if f"{role}_".startswith(f"{one}_")), "")
+        if not known:
+            raise UserError(f"no mean of several layers' {role} is defined: it is one factor of several, or "
+                            "acts on its own in no linear way")
+        if sums and known in MULTIPLIED:
+            raise UserError(f"no sum of several layers' {role} is defined: it multiplies what the host has, "
+                            "or stands in its place")
+
+
 def average_layers(layers: Sequence[Mapping[str, Tensor]], sums: bool = False) -> dict[str, Tensor]:
-    """One layer's tensors from several layers' (role -> tensor of one site).
+    """One layer's tensors from several layers' (role -> tensor of one site), of roles that `check_mixed` lets
+    pass.
 
     Low-rank pairs (AdaLoRA's with E between them) are averaged as products and split again by a truncated
     SVD, because the factors of two layers have no common basis (averaging factors keeps a cosine of 0.74 with
-    the averaged product);
-    everything else is averaged entry by entry, but for ReFT's projections, which are refused. With `sums` the
-    products are added up: what the origin's layers did one after the other, one layer does (our choice,
-    D-133). A bottleneck's nonlinearity is left
-    out of the product and its bias travels as one more input (our choice, D-07).
-
-    Raises:
-        UserError: parts of a method of which no mean is defined.
+    the averaged product); so is a bottleneck, whose nonlinearity is left out of the product and whose bias
+    travels as one more input (our choice, D-07). Everything else is averaged entry by entry. With `sums`
+    products and biases are added up: what the origin's layers did one after the other, one layer does (our
+    choice, D-133).
     """
     if len(layers) == 1:
         return {role: tensor.clone() for role, tensor in layers[0].items()}
     roles = set(layers[0])
-    if roles & {ROTATION, "projection"}:
-        raise UserError("a ReFT edits states by a projection, and no mean of several layers' is defined; use "
-                        "a layer map of single layers, such as --layer-map stretch")
     out = {role: torch.stack([layer[role] for layer in layers]).mean(0) for role in roles}
-    times = len(layers) if sums else 1
     if outs := sorted(role for role in roles if "A" in roles and (role == "B" or role.startswith("B_"))):
-        out |= {role: value * (times if role in outs else 1)
-                for role, value in _average_low_rank(layers, outs).items()}
+        out |= _average_low_rank(layers, outs)
     if {"down_weight", "up_weight"} <= roles:
         widened = [{**layer, "down_weight": torch.cat([layer["down_weight"], layer["down_bias"][:, None]], 1)}
                    for layer in layers]
         pair = _average_pair(widened, "down_weight", "up_weight")
-        out |= {"down_weight": pair["down_weight"][:, :-1], "down_bias": pair["down_weight"][:, -1]}
-        out["up_weight"] = pair["up_weight"] * times
-    for side in ("down", "up"):  # Compacter's low-rank blocks: left (width, rank) times right (rank, width)
-        if f"{side}_left" in roles:
-            names = f"{side}_right", f"{side}_left"
-            pairs = [_average_pair([{name: layer[name][i] for name in names} for layer in layers], *names)
-                     for i in range(len(layers[0][names[1]]))]
-            out |= {name: torch.stack([pair[name] for pair in pairs]) for name in names}
-            if side == "up":
-                out["up_left"] = out["up_left"] * times
-    return out
+        out |= {"down_weight": pair["down_weight"][:, :-1], "down_bias": pair["down_weight"][:, -1],
+                "up_weight": pair["up_weight"]}
+    added = (*outs, "up_weight", *ADDED) if sums else ()
+    return {role: tensor * len(layers) if role in added else tensor for role, tensor in out.items()}
 
 
 def _average_low_rank(layers: Sequence[Mapping[str, Tensor]], outs: Sequence[str]) -> dict[str, Tensor]:

@@ -1,109 +1,30 @@
 """Strategies that map the spaces of one host onto those of another: a matrix for each space, by which a
 module's numbers are written in the receiving host's coordinates.
 
-Activations are rows, x_receiving = x_origin T with T (d_o, d_r). With f what `spaces.fold` gives, the pair of
-a LoRA becomes A' = A diag(1 / f_o) T diag(f_r) along what it reads and B' = diag(1 / f_r) T^T diag(f_o) B
-along what it writes (Theseus, arXiv 2602.12952, with the gains of RMSNorms folded in). Rank and scale stay.
-HRA's reflections keep what they see, and of hosts whose gains differ only nearly what they do to it.
+What is done with a tensor says transport.py; here is which maps are made when, and what becomes of a module.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES, Slot
+from portability.core.architectures import Slot
 from portability.core.errors import UserError
-from portability.core.specs import HostShape
-from portability.hosts.host import Host
 from portability.methods.module import ModuleState
 from portability.porting.activations import Pair, aligned_batches
 from portability.porting.axes import Filling, LayerwiseStrategy, Placed, stays_as_begun
 from portability.porting.base import Port, PortContext
 from portability.porting.kept_maps import Fitted, keep, kept, place_of_maps
 from portability.porting.layer_maps import average_layers
-from portability.porting.spaces import LAST, STREAM, Run, Space, fold, gain_of, runs, weight_of
+from portability.porting.spaces import LAST, STREAM, Run, Space, fold, runs
+from portability.porting.transport import RELATIVE, Moved, Transport
 
-SIGNLESS = ("magnitude", "ia3_l", "weight", "scaling", "w2_a", "w2_b")  # a unit's number, whatever its sign
-BY_UNIT = (*SIGNLESS, "w1_a", "w1_b")  # roles of which a mixture of units keeps no meaning
 KEPT = 2  # pairs of hosts whose maps are kept in memory, for modules of other seeds
 ROOM = 2 << 30  # bytes of maps that are made together (D-143)
 _known: dict[tuple[Any, ...], Fitted] = {}
-
-
-@dataclass
-class Transport:
-    """One port through maps.
-
-    Attributes:
-        hosts: origin and receiving.
-        maps: of each pair of spaces, (d_o, d_r) float64.
-        folds: of each space, what `spaces.fold` gives; of the origin's and the receiving host's.
-        by_unit: as of MapStrategy.
-        tokens: of the texts that they were made of.
-    """
-
-    hosts: tuple[Host, Host]
-    maps: Mapping[Pair, Tensor]
-    folds: Mapping[Pair, tuple[Tensor | None, Tensor | None]]
-    by_unit: bool
-    tokens: int = 0
-
-    def tensor(self, value: Tensor, slots: tuple[Slot, Slot], here: Sequence[Run],
-               there: Sequence[Run]) -> tuple[Tensor, Tensor]:
-        """A tensor in the receiving host's coordinates, and where the maps gave something (broadcasts).
-
-        Args:
-            slots: its place in the origin's module, and in the receiving one.
-            here, there: its axes that belong to spaces of the origin host, and of the receiving one.
-
-        Raises:
-            UserError: numbers a unit each under maps that mix units, or vocabularies that differ.
-        """
-        mask, role = torch.ones(value.ndim * [1], dtype=torch.bool), slots[1].role
-        added = [FAMILIES[host.family].gain or 0.0 if role == "weight" else 0.0 for host in self.hosts]
-        value = value.double() + added[0]
-        # axes before it keep their number
-        for one, other in zip(reversed(here), reversed(there), strict=True):
-            if one.space.kind == "vocab":
-                continue
-            if role.startswith(BY_UNIT) and not self.by_unit:
-                raise UserError("its numbers belong to one unit each, and this strategy mixes units; use "
-                                "corr, or turn it into a LoRA first where that can be done (--via lora)")
-            matrix = self._matrix(slots, (one.space, other.space))
-            sizes = _sizes(other.space, self.hosts[1].spec.shape, other.last - other.first)
-            flat = value.flatten(one.first, one.last - 1).movedim(one.first, -1) @ matrix
-            value = flat.movedim(-1, one.first).unflatten(one.first, sizes)
-            given = (matrix != 0).any(0).reshape(*sizes, *[1] * (value.ndim - one.first - len(sizes)))
-            mask = mask & given
-        return value - added[1], mask
-
-    def _matrix(self, slots: tuple[Slot, Slot], pair: Pair) -> Tensor:
-        matrix = self.maps[pair]
-        if slots[1].role.startswith(SIGNLESS):
-            ours, theirs = (self._own(host, slot, space)
-                            for host, slot, space in zip(self.hosts, slots, pair, strict=True))
-            if ours is None or theirs is None:
-                return matrix.abs()
-            return matrix.abs() / ours[:, None] * theirs
-        ahead, behind = self.folds[pair]
-        inward = pair[0].side == "in"
-        if ahead is not None:
-            matrix = matrix * (1 / ahead if inward else ahead)[:, None]
-        if behind is not None:
-            matrix = matrix * (behind if inward else 1 / behind)
-        return matrix
-
-    @staticmethod
-    def _own(host: Host, slot: Slot, space: Space) -> Tensor | None:
-        """The host's numbers that a module's stand in relation to, (d,): the norms of its rows to DoRA's
-        magnitudes, the gains of its RMSNorm to those in its place."""
-        if slot.role.startswith("magnitude"):
-            return weight_of(host, space).double().norm(dim=1).clamp_min(1e-12)
-        return gain_of(host, slot) if slot.role == "weight" else None
 
 
 class Carrying(Filling):
@@ -125,15 +46,6 @@ class Carrying(Filling):
     def places(self) -> Iterator[tuple[list[Slot], list[dict[Slot, Slot]]]]:
         """See Filling.places; part by part, once they are known."""
         yield from sorted(super().places(), key=lambda place: self.part.get(place[0][0][:2], 0))
-
-
-def _sizes(space: Space, shape: HostShape, axes: int) -> tuple[int, ...]:
-    """The sizes of a space's axes in a module: its heads one by one, or the whole."""
-    size = space.size(shape)
-    if axes == 1:
-        return (size,)
-    group = (shape.group,) if axes == 3 else ()
-    return (shape.kv_heads, *group, shape.head_dim)
 
 
 class MapStrategy(LayerwiseStrategy):
@@ -259,25 +171,43 @@ class MapStrategy(LayerwiseStrategy):
         """See LayerwiseStrategy.place."""
         assert isinstance(work, Carrying)
         transport = self._at(work, next(iter(found[0])))
-        layers: list[dict[str, Tensor]] = []
-        masks: dict[Slot, Tensor] = {}
-        for one in found:
-            layers.append({})
-            for slot, source in one.items():
-                tensor, fresh = work.module.tensors[source], work.context.fresh
-                with work.refusing(slot, tuple(tensor.shape)):
-                    here, there = self._runs(work, slot, source)
-                    value, mask = transport.tensor(tensor, (source, slot), here, there)
-                    if value.shape != fresh.tensors[slot].shape:
-                        raise UserError("the method's own axes, or the vocabularies, differ")
-                if stays_as_begun(slot.role):
-                    value = value.where(mask, fresh.tensors[slot].double())
-                layers[-1][slot.role] = value.to(tensor.dtype)
-                masks[slot] = masks.get(slot, torch.zeros_like(value, dtype=torch.bool)) | mask
-                before, after = float(tensor.double().square().sum()), float(value.square().sum())
-                work.used[source] = tensor.numel(), min(before, after)
-        values = average_layers(layers, work.context.sums)
-        return {slot: Placed(values[slot.role], mask, "transported") for slot, mask in masks.items()}
+        moved = [{slot: self._moved(work, transport, slot, one) for slot in one} for one in found]
+        values = average_layers([{slot.role: part.tensor for slot, part in one.items()} for one in moved],
+                                work.context.sums)
+        for slot, source in found[0].items():
+            if slot.role.startswith(RELATIVE):
+                run, old = self._runs(work, slot, source)[1][0], values[slot.role]
+                norms = transport.norms(1, run, slot.role, values, self._scale(work, slot))
+                values[slot.role] = (old * norms.reshape(old.shape)).to(old.dtype)
+        return {slot: Placed(values[slot.role], torch.stack([one[slot].given for one in moved]).any(0),
+                             "transported") for slot in found[0]}
+
+    def _moved(self, work: Filling, transport: Transport, slot: Slot, one: Mapping[Slot, Slot]) -> Moved:
+        """A tensor of one of the origin layers behind a place; of a DoRA's magnitude what each row is
+        multiplied by."""
+        have, fresh = work.module.tensors, work.context.fresh.tensors[slot]
+        tensor, relative = have[one[slot]], slot.role.startswith(RELATIVE)
+        with work.refusing(slot, tuple(tensor.shape)):
+            here, there = self._runs(work, slot, one[slot])
+            part = tensor
+            if relative:
+                site = {other.role: have[source] for other, source in one.items()}
+                norms = transport.norms(0, here[0], slot.role, site, self._scale(work, slot))
+                part = tensor / norms.reshape(tensor.shape)
+            value, given, taken = transport.tensor(part, (one[slot], slot), here, there)
+            if value.shape != fresh.shape:
+                raise UserError("the method's own axes, or the vocabularies, differ")
+        if stays_as_begun(slot.role):
+            value = value.where(given, torch.ones_like(value) if relative else fresh.double())
+        squares = [float(part.double().square().sum()) for part in (tensor.where(taken, 0.0), value)]
+        if taken.any():
+            work.used[one[slot]] = int(taken.sum()), squares[0] if relative else min(squares)
+        return Moved(value.to(tensor.dtype), given.expand(value.shape), taken)
+
+    @staticmethod
+    def _scale(work: Filling, slot: Slot) -> float:
+        """What the library multiplies B A by; a port keeps it."""
+        return work.context.fresh.scales.get(slot[:3], 1.0)
 
     def fit_head(self, head: Mapping[str, Tensor], context: PortContext) -> dict[str, Tensor]:
         """The head through the map of the last layers' residual streams."""
@@ -290,17 +220,3 @@ class MapStrategy(LayerwiseStrategy):
 def map_bytes(pair: Pair, context: PortContext) -> int:
     """Of the map of a pair of spaces."""
     return 8 * pair[0].size(context.origin.shape) * pair[1].size(context.receiving.shape)
-
-
-def rotary(context: PortContext) -> bool:
-    """Whether queries and keys turn with their position in either host.
-
-    Raises:
-        UserError: in one of them alone: what they mean has no counterpart.
-    """
-    turns = [FAMILIES[host.shape.family].rotary for host in (context.origin, context.receiving)]
-    if turns[0] != turns[1]:
-        raise UserError(f"port {context.pair}: the queries and keys of one of them turn with the position, "
-                        "those of the other do not: no map of them is defined; leave query and key out of "
-                        "the method's sites")
-    return turns[0]

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from portability.core.architectures import FAMILIES
 from portability.porting.activations import Moments, Pair, moments
 from portability.porting.base import PortContext
 from portability.porting.heads import AttentionMaps, Cross, Solver, attention_maps
-from portability.porting.maps import rotary
+from portability.porting.rotary import turner
 
 HEADS = ("query", "key", "value", "mixed")
 
@@ -28,12 +27,12 @@ def by_moments(context: PortContext, pairs: Sequence[Pair], read: Callable[[Mome
         whole: gives the map of a whole space in place of `solve`; moments then have the origin's `gram`.
 
     Raises:
-        UserError: as `moments` and `attention_maps`.
+        UserError: as `moments` and `turner`.
     """
     own = {pair: read_at(pair, alike) for pair in pairs}
     found = moments(context.origin_host(), context.receiving_host(),
                     [one for many in own.values() for one in many], context.calibration(), whole is not None)
-    meeting = {places for pair, places in own.items() if pair[0].kind.endswith(("query", "key"))}
+    meeting = {places for pair, places in own.items() if meets(pair)}
     solved: dict[tuple[Pair, ...], Tensor | AttentionMaps] = {}
     for places in dict.fromkeys(own.values()):
         own_moments = [found.pop(one) for one in places]  # freed before the next ones are solved
@@ -43,7 +42,7 @@ def by_moments(context: PortContext, pairs: Sequence[Pair], read: Callable[[Mome
         cross = [read(one) for one in own_moments]
         solved[places] = solve(cross[0][None])[0][0] if len(places) == 1 else attention_maps(
             Cross(*cross), context.origin.shape, context.receiving.shape, solve,
-            turn if _turns(context, places in meeting) else None)
+            turner(context, places[0], places in meeting, turn))
     maps = {}
     for pair, places in own.items():
         one = solved[places]
@@ -52,12 +51,9 @@ def by_moments(context: PortContext, pairs: Sequence[Pair], read: Callable[[Mome
     return maps
 
 
-def _turns(context: PortContext, asked: bool) -> bool:
-    """Whether heads are matched as those that turn with their position. Where no map of queries and keys is
-    asked for, heads that turn otherwise are matched as if none did."""
-    shapes = context.origin.shape, context.receiving.shape
-    alike = len({(FAMILIES[shape.family].rotary, shape.head_dim) for shape in shapes}) == 1
-    return (alike or asked) and rotary(context)
+def meets(pair: Pair) -> bool:
+    """Whether it is of queries or keys."""
+    return pair[0].kind.endswith(("query", "key"))
 
 
 def read_at(pair: Pair, alike: bool = True) -> tuple[Pair, ...]:

@@ -9,10 +9,8 @@ from torch import Tensor
 from portability.core.architectures import Slot
 from portability.core.errors import UserError
 from portability.core.specs import HostShape
-from portability.methods.module import Axes, ModuleState
+from portability.methods.module import Axes, ModuleState, Place
 from portability.porting.layer_maps import stack_map
-
-Place = tuple[str, int, str]  # stack, layer, site
 
 
 def by_roles(module: ModuleState, fresh: ModuleState, origin: HostShape) -> tuple[ModuleState, list[str]]:

@@ -14,13 +14,11 @@ from torch import Tensor
 from portability.core.architectures import FAMILIES, Slot
 from portability.core.errors import UserError
 from portability.core.specs import HostShape, MethodSpec
-from portability.methods.module import ModuleState
+from portability.methods.module import ModuleState, Place
 from portability.methods.peft_backend import NAMED, PROJECTIONS, PROMPTS, endings, layout_of
 from portability.methods.peft_files import PLACES, PeftFolder, parameter_name
 from portability.porting.layer_maps import LayersOf
 from portability.porting.roles import different
-
-Place = tuple[str, int, str]  # stack, layer, site
 
 
 class Low(NamedTuple):

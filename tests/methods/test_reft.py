@@ -211,7 +211,7 @@ def test_layers_without_a_unit_stay_without(load, make_host, tmp_path, layers, w
 def test_what_cannot_be_carried_is_said(load, make_host, tmp_path):
     write_plain(tmp_path / "in", load("llama", 32, 4, 4), "loreft")
     hosts = make_host("llama", 32, 4, 4), make_host("llama", 32, 2, 4)
-    with pytest.raises(UserError, match="no mean of several layers' is defined"):
+    with pytest.raises(UserError, match="no mean of several layers' rotation is defined"):
         port_folder(read_folder(tmp_path / "in"), *hosts, how=AVERAGE)
     tensors = torch.load(tmp_path / "in/pytorch_adapter.bin", weights_only=True)
     (tmp_path / "in/pytorch_adapter.bin").unlink()

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -387,3 +388,22 @@ def test_no_folder_makes_it_fall_over(folder, make_host, count, tmp_path):
             assert len(str(error)) < 3000
             ends["refused"] += 1
     assert min(ends.values()) > count // 20
+
+
+def test_the_command_its_json_and_the_card_name_what_is_left(load, make_host, tmp_path, capsys):
+    """A GPT-2 has no gate, and one of its two layers comes from the Llama's first."""
+    write_plain(tmp_path / "in", load("llama", 32, 2, 4), "lora")
+    words = [str(tmp_path / "in"), "--from", make_host("llama", 32, 2, 4).source, "--to",
+             make_host("gpt2", 32, 2, 4).source, "--strategy", "pad", "--partial", "--layer-map", "0,0"]
+    left = [{"decoder layer 1", "attention_out", "ffn_down", "ffn_up", "query+key+value"},
+            {"decoder layers 0-1", "ffn_gate"}]
+    assert main([*words, "--json", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads(capsys.readouterr().out)["report"]
+    assert list(found["left"]) == ["dropped"]
+    assert [set(re.split("[:,] ", place)) for place in sorted(found["left"]["dropped"])] == left
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"- dropped: {'; '.join(found['left']['dropped'])}\n" in card
+    assert main([*words, "--dry-run"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "dropped" in line)
+    assert line == "{} tensors dropped: left behind ({})".format(found["actions"]["dropped"],
+                                                                 "; ".join(found["left"]["dropped"]))

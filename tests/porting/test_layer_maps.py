@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from portability.core.errors import UserError
-from portability.porting.layer_maps import LAYER_MAPS, average_layers, named_layers
+from portability.core.specs import MethodSpec, PortSpec
+from portability.methods import attach
+from portability.porting.base import PortContext
+from portability.porting.layer_maps import LAYER_MAPS, average_layers, check_mixed, named_layers
+from portability.porting.port import port
+from support import adapters_methods
+from support.hidden import put
+from support.peft_methods import KINDS
+from support.tiny import noisy
 
 
 @pytest.mark.parametrize("name", LAYER_MAPS)
@@ -87,15 +95,6 @@ def test_a_bottlenecks_linear_part_is_averaged_with_its_bias():
                           atol=1e-4)
 
 
-def test_compacters_blocks_are_averaged_as_products():
-    torch.manual_seed(3)
-    one = {"down_left": torch.randn(4, 8, 1), "down_right": torch.randn(4, 1, 2)}
-    two = {"down_left": one["down_left"] * 3, "down_right": one["down_right"] / 3}
-    got = average_layers([one, two])
-    assert torch.allclose(got["down_left"] @ got["down_right"], one["down_left"] @ one["down_right"],
-                          atol=1e-5)
-
-
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_layers_that_are_alike_average_to_one_of_them_and_sum_to_as_many(number):
     torch.manual_seed(4)
@@ -132,26 +131,118 @@ def test_bad_layer_maps_are_one_sentence(words, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("pair", [("A", "B"), ("down_weight", "up_weight"), ("down_left", "up_left")])
+@pytest.mark.parametrize("pair", [("A", "B"), ("down_weight", "up_weight")])
 def test_sums_are_as_many_averages_as_there_are_layers(pair):
-    """In products: of a low-rank pair, of a bottleneck, of Compacter's blocks."""
+    """In products: of a low-rank pair, of a bottleneck."""
     torch.manual_seed(4)
     if pair == ("A", "B"):
         layers = [{"A": torch.randn(2, 9), "B": torch.randn(7, 2)} for _ in range(3)]
         products = [lambda one: one["B"] @ one["A"]]
-    elif "up_weight" in pair:
+    else:
         layers = [{"down_weight": torch.randn(4, 6), "down_bias": torch.randn(4),
                    "up_weight": torch.randn(6, 4), "up_bias": torch.randn(6)} for _ in range(3)]
         products = [lambda one: one["up_weight"] @ one["down_weight"],
-                    lambda one: one["up_weight"] @ one["down_bias"]]
-    else:
-        layers = [{"down_left": torch.randn(4, 8, 1), "down_right": torch.randn(4, 1, 2),
-                   "up_left": torch.randn(4, 2, 1), "up_right": torch.randn(4, 1, 8)} for _ in range(3)]
-        products = [lambda one: (one["up_left"] @ one["up_right"]).transpose(1, 2)
-                    @ (one["down_left"] @ one["down_right"]).transpose(1, 2)]
+                    lambda one: one["up_weight"] @ one["down_bias"], lambda one: one["up_bias"]]
     mean, total = average_layers(layers), average_layers(layers, sums=True)
     for product in products:
         assert torch.allclose(product(total), 3 * product(mean), atol=1e-4)
         assert product(mean).abs().max() > 0.05
     one = average_layers(layers[:1], sums=True)
     assert all(torch.equal(one[role], tensor) for role, tensor in layers[0].items())
+
+
+def test_a_summed_bottleneck_adds_what_its_layers_add_one_by_one():
+    """Without the nonlinearity, of layers whose units read and write the same subspaces."""
+    draw = torch.Generator().manual_seed(6)
+    first = {"down_weight": torch.randn(4, 6, generator=draw), "down_bias": torch.randn(4, generator=draw),
+             "up_weight": torch.randn(6, 4, generator=draw), "up_bias": torch.randn(6, generator=draw)}
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=draw))[0]
+    second = {"down_weight": turn @ first["down_weight"], "down_bias": turn @ first["down_bias"],
+              "up_weight": 0.5 * first["up_weight"] @ turn.T, "up_bias": torch.randn(6, generator=draw)}
+    x = torch.randn(6, generator=draw)
+
+    def adds(one):
+        return one["up_weight"] @ (one["down_weight"] @ x + one["down_bias"]) + one["up_bias"]
+
+    wanted = adds(first) + adds(second)
+    assert torch.allclose(adds(average_layers([first, second], sums=True)), wanted, atol=1e-4)
+    assert torch.allclose(adds(average_layers([first, second])), wanted / 2, atol=1e-4)
+
+
+# ---- methods of which layers cannot be mixed
+
+
+def thinned(load, name, words, kinds=KINDS, library="peft", strategy="pad"):
+    """A module of a Llama of two layers, and its port to one of one layer, each with the host that has it."""
+    method = MethodSpec(name, library, *kinds[name], 1e-3)
+    hosts = load("llama", 32, 2, 4), load("llama", 32, 1, 4)
+    one, other = (attach(host, method) for host in hosts)
+    done = port(noisy(one, 1), PortContext(hosts[0].spec, hosts[1].spec, other.init_parameters(0),
+                                           PortSpec("mine", strategy, words)))
+    put(hosts[0], one.to_parameters(noisy(one, 1)))
+    put(hosts[1], other.to_parameters(done.module))
+    return hosts
+
+
+def changes(host, path):
+    """What peft adds to a site's weight in each layer."""
+    return [layer.get_submodule(path).get_delta_weight("module").double()
+            for layer in host.model.model.layers]
+
+
+@pytest.mark.parametrize("name", ["fourierft", "c3a"])
+@pytest.mark.parametrize(("words", "times"), [("average", 0.5), ("sum", 1), ("0+1", 0.5)])
+def test_what_adds_up_by_itself_is_mixed_to_the_mean_or_the_sum_of_its_changes(load, name, words, times):
+    one, other = thinned(load, name, words)
+    for path in ("self_attn.q_proj", "mlp.down_proj"):
+        wanted = times * sum(changes(one, path))
+        assert torch.allclose(changes(other, path)[0], wanted, atol=1e-6) and wanted.abs().max() > 1e-3
+
+
+def test_two_splits_of_one_product_would_average_to_nothing(load):
+    """LoHa's change is (w1_a w1_b) * (w2_a w2_b): two signs change nothing of it, and the mean of the factors
+    is 0."""
+    one = {role: torch.randn(size) for role, size in (("w1_a", (6, 2)), ("w1_b", (2, 5)), ("w2_a", (6, 2)),
+                                                      ("w2_b", (2, 5)))}
+    other = {role: -tensor for role, tensor in one.items()}
+
+    def change(parts):
+        return (parts["w1_a"] @ parts["w1_b"]) * (parts["w2_a"] @ parts["w2_b"])
+
+    assert torch.equal(change(one), change(other))
+    assert not change({role: (one[role] + other[role]) / 2 for role in one}).any()
+    with pytest.raises(UserError, match="no mean of several layers' w1_a is defined"):
+        check_mixed(one, sums=False)
+
+
+@pytest.mark.parametrize("words", ["average", "sum", "0+1"])
+@pytest.mark.parametrize("name", ["loha", "lokr", "hra", "oft", "vera", "randlora", "vblora"])
+def test_methods_that_act_by_several_factors_are_mixed_by_no_layer_map(load, name, words):
+    config, typed = KINDS[name][0], words.replace("+", ".")
+    with pytest.raises(UserError, match=rf"port from '.*' to '.*' by layer map '{typed}': of {config} at "
+                       r"decoder.0.query no mean of several layers' \w+ is defined: .*; use a layer map of "
+                       r"single layers: stretch, skip or cka \(--layer-map stretch; in a study "
+                       r"port\.mine\.layer_map=stretch\)$") as said:
+        thinned(load, name, words)
+    assert "\n" not in str(said.value)
+    thinned(load, name, "stretch")
+
+
+@pytest.mark.parametrize("strategy", ["pad", "random"])
+@pytest.mark.parametrize("name", ["compacter", "prefix", "unipelt", "loreft", "scaled_parallel"])
+def test_methods_of_adapters_without_a_mean_are_refused(load, name, strategy):
+    with pytest.raises(UserError, match=r"'average': of \w+Config at decoder\.\d\.\w+ no mean of several"):
+        thinned(load, name, "average", adapters_methods.KINDS, "adapters", strategy)
+
+
+@pytest.mark.parametrize(("name", "role"), [("ia3", "ia3_l"), ("ln", "weight"), ("dora", "magnitude")])
+def test_what_multiplies_has_a_mean_and_no_sum(load, name, role):
+    one, other = thinned(load, name, "average")
+    ours, theirs = (dict(host.model.named_parameters()) for host in (other, one))
+    found = [key for key in ours if any(part in key for part in ("ia3_l", "ln_tuning", "magnitude"))]
+    for key in found:
+        both = [theirs[key.replace("layers.0.", f"layers.{layer}.")] for layer in (0, 1)]
+        assert torch.allclose(ours[key], sum(both) / 2), key
+    assert found
+    with pytest.raises(UserError, match=f"no sum of several layers' {role}"):
+        thinned(load, name, "sum")

@@ -4,6 +4,7 @@ it, and refused where it does not."""
 import functools
 
 import pytest
+import torch
 
 from portability.core.errors import UserError
 from portability.core.specs import MethodSpec, PortSpec
@@ -14,7 +15,7 @@ from portability.porting.base import PortContext
 from portability.porting.calibration import calibration
 from portability.porting.port import port
 from support import adapters_methods, peft_methods
-from support.hidden import READ, Basis, identity, scenes, shuffled
+from support.hidden import READ, Basis, Mapped, identity, scenes, shuffled
 from support.tiny import noisy
 
 WHOLE = {"values": True, "meetings": True, "heads": True}
@@ -67,7 +68,7 @@ TURNED = {  # where -> methods
 }
 PERMUTED = {
     "llama, permuted": ["rslora", "dora", "ia3", "loha", "hra", "adalora", "ln", "flat"],
-    "llama, permuted, folded": ["ln", "loha", "ia3"], "gemma2, permuted": ["ln"],
+    "llama, permuted, folded": ["ln", "loha", "ia3", "dora"], "gemma2, permuted": ["ln"],
     "t5, permuted": ["a:adapter", "a:ia3", "a:channel", "a:unipelt", "a:loreft"],
     "gpt2, permuted": ["dora", "ia3"], "bert, permuted": ["ln"],
     "modernbert, permuted": ["loha", "dora", "hra"],
@@ -166,3 +167,26 @@ def test_units_that_nothing_is_sent_to_stay_as_the_library_begins_them(scene):
         carried = done.carried[slot]
         assert carried.any() and not carried.all() and (tensor[~carried] == 1).all(), slot
     assert done.report.filled_fraction == .5
+
+
+def test_numbers_that_a_map_sends_nowhere_are_not_counted_as_carried(scene):
+    """A pair of rank 4 beside each matrix of an attention of width 32, with 4 query heads of 8 in 2 groups,
+    of which the second is dropped: what queries, keys and values give, and what the output reads, lose
+    half."""
+    here = scene("llama, permuted")
+
+    def first_group(_, pairs):
+        maps = {pair: torch.eye(pair[0].size(here.origin.shape), dtype=torch.float64) for pair in pairs}
+        for pair, matrix in maps.items():
+            if pair[0].kind != "hidden":
+                matrix[len(matrix) // 2:] = 0
+        return maps
+
+    spec = MethodSpec("attention", "peft", "LoraConfig", {"sites": ["attention"], "r": 4}, 1e-3)
+    done, _ = here.port(spec, Mapped(first_group))
+    whole = {"query": (4 * 32, 32 * 4), "key": (4 * 32, 16 * 4), "value": (4 * 32, 16 * 4),
+             "attention_out": (4 * 32, 32 * 4)}
+    taken = sum(a // 2 + b if site == "attention_out" else a + b // 2 for site, (a, b) in whole.items())
+    assert done.report.carried_entries_fraction == pytest.approx(taken / sum(map(sum, whole.values())))
+    assert done.report.carried_fraction == 1 and done.report.carried_norm_fraction < 0.95
+    assert sum(int(tensor.count_nonzero()) for tensor in done.module.tensors.values()) == 2 * taken

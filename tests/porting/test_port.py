@@ -100,9 +100,9 @@ def min_entries(one, other):
 @pytest.mark.parametrize("method", METHODS)
 def test_changing_the_map_or_the_strategy_changes_the_result(mounted, method):
     deep, shallow = mounted(method, shape="wider and deeper"), mounted(method)
-    results = {name: carry(deep, shallow, spec("pad", name))[0].module for name in LAYER_MAPS}
-    assert not any(equal(results[one], results[other]) for one, other in combinations(results, 2)
-                   if (method, one, other) != ("prefix", "average", "sum"))  # a prefix adds nothing up
+    maps = LAYER_MAPS if method in ("adapter", "lora") else ("skip", "stretch")  # the others have no mean
+    results = {name: carry(deep, shallow, spec("pad", name))[0].module for name in maps}
+    assert not any(equal(results[one], results[other]) for one, other in combinations(results, 2))
     wide = mounted(method, shape="wider")
     padded, repeated = (carry(shallow, wide, spec(name))[0].module for name in ("pad", "repeat"))
     assert not equal(padded, repeated)
@@ -148,6 +148,22 @@ def test_other_stacks_need_a_partial_carry_that_is_asked_for(mounted, method, or
     assert kept and kept + len(fresh) == len(done.module.tensors)
     assert all(torch.equal(done.module.tensors[s], target.init_parameters(2).tensors[s]) for s in fresh)
     assert done.report.carried_fraction < 1.0 or fresh
+
+
+@pytest.mark.parametrize(("origin", "receiving", "left"), [
+    ("t5", "bert", {"dropped": ["decoder layers 0-1: attention, ffn"]}),
+    ("gpt2", "t5", {"fresh": ["encoder layers 0-1: attention, ffn"]}),
+    ("bert", "roberta", {}),
+])
+def test_the_report_names_what_is_left(mounted, origin, receiving, left):
+    report = carry(mounted("adapter", origin), mounted("adapter", receiving), spec(partial=True))[0].report
+    assert report.left() == left == report.summary().get("left", {})
+
+
+def test_the_report_names_layers_that_feed_none(mounted):
+    done, _ = carry(mounted("prefix", shape="wider and deeper"), mounted("prefix"), spec("pad", "skip"))
+    assert done.report.left() == {"dropped": [
+        "encoder layers 1, 3: self_prefix", "decoder layers 1, 3: self_prefix, cross_prefix"]}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,6 @@
 """Strategy "embed": spaces are mapped by both hosts' weights alone, from the tokens that both know."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -12,8 +12,9 @@ from portability.hosts.host import Host
 from portability.porting.activations import Pair, activation_of
 from portability.porting.base import PortContext, yes_or_no
 from portability.porting.heads import AttentionMaps, Cross, attention_maps, polar, turned
-from portability.porting.maps import MapStrategy, rotary
-from portability.porting.measured import attention_pairs
+from portability.porting.maps import MapStrategy
+from portability.porting.measured import attention_pairs, meets
+from portability.porting.rotary import turner
 from portability.porting.spaces import Space
 from portability.porting.weighed import folded, has_site, shared_embeddings
 
@@ -47,14 +48,17 @@ class Embeddings(MapStrategy):
         """
         for name in context.spec.options:
             validate_choice(str(name), OPTIONS, f"option of port '{context.spec.name}' (embed)")
-        work = _Work(context, yes_or_no(context.spec, "least_squares"))
+        work = _Work(context, yes_or_no(context.spec, "least_squares"),
+                     {attention_pairs(pair) for pair in pairs if meets(pair)})
         return {pair: work.map(pair) for pair in pairs}
 
 
 class _Work:
-    """Both hosts, and what was solved of them."""
+    """Both hosts, and what was solved of them; `meeting` are the attentions whose queries or keys are asked
+    for."""
 
-    def __init__(self, context: PortContext, least_squares: bool):
+    def __init__(self, context: PortContext, least_squares: bool, meeting: Set[tuple[Pair, ...]]):
+        self.meeting = meeting
         self.context, self.hosts = context, (context.origin_host(), context.receiving_host())
         one, other = shared_embeddings(*self.hosts)
         if len(one) < (least := max(one.shape[1], other.shape[1])):
@@ -84,7 +88,8 @@ class _Work:
             rows = [self._rows(one) for one in places]
             self.attentions[places] = attention_maps(
                 Cross(*(one @ other.T for one, other in rows)), self.context.origin.shape,
-                self.context.receiving.shape, polar, turned if rotary(self.context) else None)
+                self.context.receiving.shape, polar,
+                turner(self.context, places[0], places in self.meeting, turned))
         found: Tensor = getattr(self.attentions[places], space.kind.removeprefix("cross_"))
         return found
 

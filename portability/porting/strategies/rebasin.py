@@ -16,7 +16,9 @@ from portability.hosts.host import Host
 from portability.porting.activations import Pair
 from portability.porting.base import PortContext
 from portability.porting.heads import Cross, attention_maps
-from portability.porting.maps import MapStrategy, rotary
+from portability.porting.maps import MapStrategy
+from portability.porting.measured import meets
+from portability.porting.rotary import turner
 from portability.porting.spaces import Space
 from portability.porting.weighed import Folded, folded, has_site, shared_embeddings
 
@@ -52,7 +54,7 @@ class Rebasin(MapStrategy):
         """See MapStrategy.maps.
 
         Raises:
-            UserError: hosts of unequal shapes, or spaces of different layers.
+            UserError: hosts of unequal shapes, spaces of different layers, or as `turner`.
         """
         options = context.spec.options
         for name in options:
@@ -62,6 +64,8 @@ class Rebasin(MapStrategy):
             raise UserError(f"port.{context.spec.name}.options.starts must be a whole number from 1 on, got "
                             f"{starts!r}")
         check_alike(context, pairs)
+        for pair in filter(meets, pairs):
+            turner(context, pair, True, kept)
         work = Matching(context)
         found = max((work.descend(start) for start in range(starts)), key=work.objective)
         return {pair: permutation(found[group_of(pair[1])]) for pair in pairs}
@@ -196,7 +200,7 @@ class Matching:
         if shape.group == 1:  # what the attention gives has the values' permutation
             value = value + mixed
         maps = attention_maps(Cross(query, key, value), shape, self.context.receiving.shape, assigned,
-                              kept if rotary(self.context) else None)
+                              kept if FAMILIES[shape.family].rotary else None)
         return {f"{place}{kind}": getattr(maps, kind).argmax(0) for kind in KINDS}
 
     def _moments(self, group: str, found: Groups) -> Tensor:
