@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +25,6 @@ from support.methods_table import methods
 from support.peft_methods import STARTING, method
 from support.tiny import noisy
 
-RESULTS = Path(__file__).parents[2] / "results"
 PAGE = Path(__file__).parents[2] / "docs/methods.md"
 MAPS = dict(re.findall(r"^\| `(\w+)` .* \| (all|units to units|none) \| [^|]* \|$", PAGE.read_text(), re.M))
 
@@ -149,56 +147,3 @@ def test_studies_are_those_of_the_kind_of_pair(make_host, receiving, found, kind
     monkeypatch.setattr("portability.porting.verdict.basis", lambda *_: found)
     said = [line for line in outlook(*two, "pad", False)[0] if line.startswith("studies")]
     assert said == ([f"studies of such pairs: {STUDIES[kind]}"] if kind else [])
-
-
-def published(study, **where):
-    """Mean AUC, in points, over seeds, methods and directions."""
-    cells = pd.read_parquet(RESULTS / f"strategies_{study}/published/cells.parquet")
-    for column, value in where.items():
-        cells = cells[cells[column].isin(value if isinstance(value, tuple) else (value,))]
-    assert len(cells)
-    return 100 * cells["eval_auc"].mean()
-
-
-def of(study, init, budget, **where):
-    return published(study, init=init, budget=budget, **where)
-
-
-def test_what_is_said_of_studies_is_what_they_published():
-    """Each number of the sentences, made of the cells that stand in results/."""
-    base, tuned, large = "nano-raw-base", "nano-tuned-base", "nano-raw-large"
-    lineage = {"origin": (base, tuned), "receiving": (base, tuned)}
-    size = {"origin": (base, large), "receiving": (base, large)}
-    books, fewer, turned = ({"receiving": f"smollm2-{name}"}
-                            for name in ("books-60", "20-layers-healed", "hidden"))
-
-    def lift(study, **where):
-        return of(study, "ported", 0, port="pad", **where) - of(study, "bare", 0, **where)
-
-    gains = sorted(lift("nano", method=name, **lineage) for name in ("adapter", "lora"))
-    said = STUDIES["the same coordinates and depth"]
-    assert f"pad was {gains[0]:.0f} and {gains[1]:.0f} points ahead" in said
-    assert f"{lift('smollm2', **books):.1f} on SmolLM2" in said
-    level = of("smollm2", "ported", 20, port="pad", **books) - of("smollm2", "scratch", 20, **books)
-    assert "scratch was level after 20 updates" in said and abs(level) < 1
-    said = STUDIES["the same coordinates, another depth"]
-    down, up = (lift("minilm", receiving=name) for name in ("minilm-l3-derived", "minilm-l6"))
-    assert f"pad was {lift('smollm2', **fewer):.1f} points ahead" in said
-    assert f"{down:.1f} and {up:.1f} on MiniLM's 3 and 6" in said
-    said = STUDIES["other coordinates of one width"]
-    whole, pad = (of("smollm2", "ported", 0, port=port, **turned)
-                  for port in (("procrustes", "embed"), "pad"))
-    bare, scratch = of("smollm2", "bare", 0, **turned), of("smollm2", "scratch", 20, **turned)
-    assert f"(AUC {whole:.1f}; bare {bare:.1f}, pad {pad:.1f})" in said
-    after = [of("smollm2", "ported", 20, port=port, **turned) for port in ("procrustes", "embed")]
-    assert f"({after[0]:.0f} and {after[1]:.0f}; scratch {scratch:.0f})" in said
-    said = STUDIES["another width"]
-    maps = [of("nano", "ported", 0, port=port, method=name, **size)
-            for port in ("procrustes", "corr", "embed") for name in ("adapter", "lora")]
-    bare, pad = of("nano", "bare", 0, **size), of("nano", "ported", 0, port="pad", **size)
-    assert f"(AUC {min(maps):.0f} to {max(maps):.0f}; bare {bare:.0f}, pad {pad:.0f})" in said
-    behind = [of("nano", "ported", budget, port="pad", **size)
-              - of("nano", "ported", budget, port=port, **size)
-              for port, budget in (("procrustes", 0), ("embed", 20))]
-    assert f"procrustes was {behind[0]:.1f} points behind pad" in said
-    assert f"embed {behind[1]:.1f} after 20" in said
