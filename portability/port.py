@@ -20,7 +20,14 @@ from portability.hosts.devices import without_gaps
 from portability.hosts.resolve import public_name, with_weights
 from portability.methods.folder import AdapterFolder
 from portability.options import parser
-from portability.porting.adapter import PortedAdapter, caching, find_hosts, load_adapter, port_adapter
+from portability.porting.adapter import (
+    PortedAdapter,
+    caching,
+    find_hosts,
+    load_adapter,
+    module_in,
+    port_adapter,
+)
 from portability.porting.calibration import Calibration, calibration, read_texts
 from portability.porting.formats import in_library
 from portability.porting.layer_maps import MEASURED, check_layer_map
@@ -81,8 +88,11 @@ def run(options: Namespace) -> dict[str, Any]:
     out = options.out or Path(f"{adapter.called}-on-{receiving.name}")
     if not options.dry_run and out.exists():
         raise UserError(f"{out} is there already; name a new folder (--out)")
-    seen, strategy = outlook(origin, receiving, options.strategy, texts is not None)
-    for line in [*verdict(adapter, origin, receiving, options.origin), *seen, *left_behind(adapter)]:
+    for line in verdict(adapter, origin, receiving, options.origin):
+        say(line)
+    seen, strategy = outlook(origin, receiving, options.strategy, texts is not None,
+                             None if options.via else lambda: module_in(adapter, origin.shape)[1])
+    for line in [*seen, *left_behind(adapter)]:
         say(line)
     load = caching()
     if options.via:

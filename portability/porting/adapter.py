@@ -268,10 +268,7 @@ def begin(
     load: Callable[[HostSpec], Host] = load_host, texts: Calibration | None = None,
 ) -> Begun:
     """See `port_folder`; no weights are read, unless the layer map asks for them."""
-    head: dict[str, Tensor] = {}
-    if isinstance(adapter, PeftFolder):
-        adapter, head = adapter.without_head()
-    module = module_of(adapter, origin.shape)
+    adapter, module, head = module_in(adapter, origin.shape)
     context = PortContext(origin, receiving, ModuleState({}, {}), how, load,
                           None if texts is None else lambda: texts, seed,
                           needs_of(find_strategy(how.strategy), how.layer_map))
@@ -280,6 +277,19 @@ def begin(
         attached = attach(load_skeleton(receiving), replace(adapter.spec, settings=settings))
     fresh = attached.to_state({name: torch.zeros(shape) for name, shape in attached.shapes.items()})
     return Begun(adapter, module, head, attached, replace(context, fresh=fresh))
+
+
+def module_in(adapter: AdapterFolder,
+              shape: HostShape) -> tuple[AdapterFolder, ModuleState, dict[str, Tensor]]:
+    """A folder without the head that peft keeps beside the module, the module, and that head.
+
+    Raises:
+        UserError: as `files.module_of`.
+    """
+    head: dict[str, Tensor] = {}
+    if isinstance(adapter, PeftFolder):
+        adapter, head = adapter.without_head()
+    return adapter, module_of(adapter, shape), head
 
 
 def _carried_head(head: dict[str, Tensor], context: PortContext, report: PortReport) -> dict[str, Tensor]:

@@ -47,6 +47,8 @@ class Basis:
     def words(self) -> str:
         """In one sentence."""
         said = f"{self.shared:.1%} of the receiving vocabulary is the origin's, too"
+        if self.tokens < 2:
+            return f"{said}; too few tokens to compare coordinates on"
         if self.identity is None:
             return f"{said}; the widths differ, so that coordinates cannot be the same"
         turned = "" if self.rotation is None else f", rotation {self.rotation:.2f} of 1"
@@ -58,6 +60,9 @@ def basis(origin: HostSpec, receiving: HostSpec) -> Basis | None:
     """What the embeddings of shared tokens tell; None where a host's cannot be read as plain numbers, or a
     tokenizer is not there.
 
+    Raises:
+        UserError: the embeddings of a shared token are not finite.
+
     Source: our choice (D-133).
     """
     try:
@@ -68,9 +73,10 @@ def basis(origin: HostSpec, receiving: HostSpec) -> Basis | None:
     rows = shared_tokens(*words, *(len(table) for table in tables))
     shared = len(rows) / max(1, len(words[1]))
     picks = rows[torch.linspace(0, len(rows) - 1, min(TOKENS, len(rows))).long()] if len(rows) else rows
-    if tables[0].shape[1] != tables[1].shape[1] or len(picks) < 2:
+    one, other = (_looked_at(spec, table, picks[:, side])
+                  for side, (spec, table) in enumerate(zip((origin, receiving), tables, strict=True)))
+    if one.shape[1] != other.shape[1] or len(picks) < 2:
         return Basis(shared, len(picks), None, None)
-    one, other = (table[picks[:, side]].float() for side, table in enumerate(tables))
     width = one.shape[1]
     rotation = None
     if width <= ROTATED:  # fewer tokens than coordinates tell it of what they span
@@ -79,6 +85,15 @@ def basis(origin: HostSpec, receiving: HostSpec) -> Basis | None:
         rotation = float((left[:, there] - right[there].T).norm()) / (2 * max(1, int(there.sum()))) ** 0.5
     found = (_standard(one).T @ _standard(other)).abs().argmax(0)
     return Basis(shared, len(picks), float((found == torch.arange(width)).float().mean()), rotation)
+
+
+def _looked_at(spec: HostSpec, table: Tensor, rows: Tensor) -> Tensor:
+    found = table[rows].float()
+    if not found.isfinite().all():
+        row = int(rows[~found.isfinite().all(1)][0])
+        raise UserError(f"host '{spec.name}' has embeddings that are not finite (the first of token {row}): "
+                        "its weights are damaged; copy or download it again, or name another host")
+    return found
 
 
 def _standard(table: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from portability.porting.activations import Moments, Reader
 from portability.porting.alignment import align
 from portability.porting.heads import Cross, attention_maps, flipped, polar, signed_permutations, turned
 from portability.porting.measured import by_moments
+from portability.porting.strategies import STRATEGIES
 from portability.porting.strategies.corr import CORR
 from portability.porting.strategies.procrustes import PROCRUSTES
 from support.hidden import READ, Basis, Mapped, Scene, answers, identity, noise, rotation, scenes, shuffled
@@ -38,11 +39,18 @@ BASES = {  # family, what is hidden
     "t5, turned, folded": ("t5", Basis("turned", folded=True, flipped=True, **WHOLE)),
 }
 TURNED = [name for name in BASES if "turned" in name]
+NARROW = {f"{name}, narrow": (*row, 16) for name, row in BASES.items()}  # fewer coordinates than tokens
+FAR = {"llama, gains far apart": (*BASES["llama, turned, folded"], 32, 2, 4, (.02, 10.0))}
+FITTED = [  # a strategy on each hidden basis that it finds, but for that which is none
+    *(("procrustes", name) for name in ["llama, permuted", "bert, permuted", *TURNED]),
+    *(("embed", name) for name in NARROW if "turned" in name or "stretched" in name),
+    *(("rebasin", name) for name in ("llama, permuted", "bert, permuted"))]
+EIGHT = tuple(" ".join(READ[first:first + 3]) for first in range(0, 24, 3))
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    return scenes(tmp_path_factory, BASES)
+    return scenes(tmp_path_factory, BASES | NARROW | FAR)
 
 
 def spoilt(strategy, spoil):
@@ -65,16 +73,18 @@ def test_the_true_maps_carry_a_lora_exactly_and_others_do_not(scene, name):
         here.port(LORA, here.true(torch.zeros_like))
 
 
-@pytest.mark.parametrize("name", ["llama, the same", "llama, permuted", *TURNED])
-def test_procrustes_finds_every_orthogonal_basis(scene, name):
-    assert scene(name).error(LORA, "procrustes") <= 1e-5
+def test_a_host_that_is_the_same_is_found(scene):
+    here = scene("llama, the same")
+    assert here.error(LORA, "procrustes") <= 1e-5 and here.error(LORA, "rebasin") == 0
 
 
 @pytest.mark.parametrize("name", ["llama, the same", "llama, permuted", "llama, permuted, signed",
                                   "bert, permuted", "t5, permuted"])
 def test_corr_finds_every_signed_permutation_and_nothing_else(scene, name):
+    """By 8 texts, longer than the reference's: fewer tokens than twice the widest space's 64 coordinates are
+    refused, and 8 sentences have 55."""
     here = scene(name)
-    assert here.error(LORA, "corr", texts=READ[:20], tokens=128) <= 1e-5
+    assert here.error(LORA, "corr", texts=EIGHT, tokens=128) <= (0 if name == "llama, the same" else 1e-5)
     assert here.error(LORA, spoilt(CORR, shuffled)) > .3
     if name == "llama, permuted, signed":
         assert here.error(LORA, "corr", signed=True) > .1
@@ -107,22 +117,30 @@ def test_corr_finds_no_rotation(scene, name):
     assert scene(name).error(LORA, "corr") > .3
 
 
-@pytest.mark.parametrize("spoil", [identity, noise])
-def test_procrustes_with_other_maps_misses_the_answer(scene, spoil):
-    for name in ("llama, turned, folded", "bert, heads turned"):
-        assert scene(name).error(LORA, spoilt(PROCRUSTES, spoil)) > .3
-
-
-@pytest.mark.parametrize("strategy", [PROCRUSTES, CORR])
-def test_maps_of_zeros_carry_nothing(scene, strategy):
+@pytest.mark.parametrize(("strategy", "name"), FITTED)
+def test_a_strategy_finds_a_hidden_basis_and_misses_the_answer_with_other_maps(scene, strategy, name):
+    here = scene(name)
+    assert here.error(LORA, strategy) <= 1e-5
+    for spoil in (identity, noise):
+        assert here.error(LORA, spoilt(STRATEGIES[strategy], spoil)) > .9
     with pytest.raises(UserError, match="carries nothing"):
-        scene("llama, permuted").port(LORA, spoilt(strategy, torch.zeros_like))
+        here.port(LORA, spoilt(STRATEGIES[strategy], torch.zeros_like))
 
 
-def test_gains_that_are_not_folded_miss_the_answer(scene, monkeypatch):
-    here = scene("llama, turned, folded")
+def test_corrs_maps_as_zeros_carry_nothing(scene):
+    with pytest.raises(UserError, match="carries nothing"):
+        scene("llama, permuted").port(LORA, spoilt(CORR, torch.zeros_like))
+
+
+@pytest.mark.parametrize(("name", "least"), [("llama, gains far apart", .8), ("llama, turned, folded", .3),
+                                             ("t5, turned, folded", .6)])
+def test_gains_that_are_not_folded_miss_the_answer(scene, monkeypatch, name, least):
+    """The reference's 1.30 is SmolLM2's. Measured here: .31 where gains lie between .5 and 1.5 (T5 .63), .85
+    from .02 to 10; of a host of two layers, whose answers saturate, it does not become more."""
+    here = scene(name)
+    assert here.error(LORA, here.true()) <= 1e-5
     monkeypatch.setattr(porting_maps, "fold", lambda host, space: None)
-    assert here.error(LORA, here.true()) > .2
+    assert here.error(LORA, here.true()) > least
 
 
 def test_procrustes_fails_where_units_are_stretched(scene):
@@ -130,13 +148,13 @@ def test_procrustes_fails_where_units_are_stretched(scene):
     assert .02 < scene("llama, stretched").error(LORA, "procrustes") < .5
 
 
-def test_a_map_from_before_the_activation_misses_the_answer(scene):
+@pytest.mark.parametrize("name", TURNED)
+def test_a_map_from_before_the_activation_misses_the_answer(scene, name):
     """Before it the coordinates of the feed-forward network do not fill their space."""
     def maps(context, pairs):
         return by_moments(context, pairs, lambda found: found.cross, polar, turned, alike=False)
 
-    here = scene("bert, heads turned")
-    assert here.error(LORA, Mapped(maps, needs=PROCRUSTES.needs)) > .2
+    assert scene(name).error(LORA, Mapped(maps, needs=PROCRUSTES.needs)) > .3
 
 
 def test_too_few_tokens_are_refused_and_would_miss_the_answer(scene):

@@ -21,7 +21,7 @@ from support.tiny import noisy
 WHOLE = {"values": True, "meetings": True, "heads": True}
 SCENES = {
     "llama, turned, folded": ("llama", Basis("turned", folded=True, flipped=True, **WHOLE)),
-    "llama, narrow, no gains": ("llama", Basis("turned", folded=True, **WHOLE), 16, 2, 2, False),
+    "llama, narrow, no gains": ("llama", Basis("turned", folded=True, **WHOLE), 16, 2, 2, None),
     "llama, permuted": ("llama", Basis("permuted", flipped=True, heads=True, signed=True)),
     "llama, permuted, folded": ("llama", Basis("permuted", folded=True, heads=True)),
     "gemma2, permuted": ("gemma2", Basis("permuted", heads=True)),
@@ -85,6 +85,8 @@ def test_a_method_does_the_same_in_a_turned_basis(scene, name, where):
     here = scene(where)
     assert here.error(method(name), "procrustes") <= 1e-4
     assert here.error(method(name), here.true(identity)) > .3
+    if name in ("a:adapter", "a:parallel", "a:scaled_parallel", "a:gated"):  # bottlenecks
+        assert here.error(method(name), "copy") > .9
 
 
 @each(PERMUTED)

@@ -248,6 +248,18 @@ def test_weights_that_are_not_finite_are_one_sentence(pair, strategy, place, whe
         port(pair[0], given)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("strategy", ["procrustes", "corr"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_host_that_gives_numbers_that_are_not_finite_is_one_sentence(pair, side, strategy, number, forget):
+    given = context(pair, strategy)
+    spec = (given.origin, given.receiving)[side]
+    given.load(spec).model.get_submodule("model.layers.0.mlp.down_proj").weight.data[0, 0] = number
+    with pytest.raises(UserError, match=f"host '{spec.name}' gives numbers that are not finite at what .*"
+                       r"decoder\.\d\.\w+; it cannot be compared with another$"):
+        port(pair[0], given)
+
+
 def test_layers_of_zeros_have_a_likeness(load):
     host = load("llama", 16, 2, 4)
     for layer in host.model.model.layers:

@@ -205,7 +205,7 @@ def hide(origin: HostSpec, basis: Basis, folder: Path, seed: int = 0) -> tuple[H
 
 
 def strong_host(folder: Path, family: str, hidden: int = 32, layers: int = 2, heads: int = 4,
-                gains: bool = True) -> HostSpec:
+                gains: tuple[float, float] | None = (0.5, 1.5)) -> HostSpec:
     """A host whose matrices, gains and biases are far from 0 and 1, so that what is carried wrongly shows."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -213,7 +213,7 @@ def strong_host(folder: Path, family: str, hidden: int = 32, layers: int = 2, he
         for name, parameter in made.named_parameters():
             if parameter.ndim == 1:
                 gain = name.endswith("weight") and FAMILIES[family].gain is not None
-                parameter.data.uniform_(*((0.5, 1.5) if gains else (1.0, 1.0)) if gain else (-0.2, 0.2))
+                parameter.data.uniform_(*(gains or (1.0, 1.0)) if gain else (-0.2, 0.2))
                 if name.endswith("weight") and not gain:
                     parameter.data += 1
             else:
@@ -275,7 +275,7 @@ class Scene:
     """A host, the same in a hidden basis, and ports of methods between them."""
 
     def __init__(self, folder: Path, family: str, basis: Basis, hidden: int = 32, layers: int = 2,
-                 heads: int = 4, gains: bool = True):
+                 heads: int = 4, gains: tuple[float, float] | None = (0.5, 1.5)):
         folder.mkdir()
         self.origin = strong_host(folder / "origin", family, hidden, layers, heads, gains)
         self.receiving, self.made = hide(self.origin, basis, folder / "hidden")
