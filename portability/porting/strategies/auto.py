@@ -12,8 +12,8 @@ from portability.core.specs import HostSpec
 from portability.methods.module import ModuleState
 from portability.porting.base import LOOKED_AT, Port, PortContext, Strategy
 from portability.porting.basis import Basis, basis
-from portability.porting.maps import BY_UNIT
 from portability.porting.spaces import runs
+from portability.porting.transport import BY_UNIT
 
 
 class Choice(NamedTuple):
