@@ -48,9 +48,10 @@ def choice(origin: HostSpec, receiving: HostSpec, found: Basis | None, texts: bo
     if alike and found is not None and found.inherited:
         return Choice("pad", "the hosts have the same widths and write in the same coordinates")
     why = "the hosts write in other coordinates" if alike else "the hosts' widths differ"
-    unit = module and _of_one_unit(module(), why)
+    port = f"auto from '{origin.name}' to '{receiving.name}': {why}"
+    unit = module and _of_one_unit(module(), port)
     if unit and not texts:
-        raise UserError(f"auto: {why}, and the numbers of {unit.key} belong to one unit each, which corr "
+        raise UserError(f"{port}, and the numbers of {unit.key} belong to one unit each, which corr "
                         "alone carries there: name texts (--calibrate FILE; in a study "
                         "port.NAME.calibration={texts: SET}), or turn the module into a LoRA first where "
                         "that can be done (--via lora)")
@@ -68,7 +69,7 @@ def same_widths(origin: HostSpec, receiving: HostSpec) -> bool:
                for axis in ("hidden", "ffn", "kv_heads", "group", "head_dim"))
 
 
-def _of_one_unit(module: ModuleState, why: str) -> Slot | None:
+def _of_one_unit(module: ModuleState, port: str) -> Slot | None:
     """The first slot whose numbers belong to one unit each, or None.
 
     Raises:
@@ -79,7 +80,7 @@ def _of_one_unit(module: ModuleState, why: str) -> Slot | None:
         try:
             spaces = [run.space for run in runs(slot, axes)]
         except UserError as error:
-            raise UserError(f"auto: {why}, and {slot.key} cannot be mapped: {error}") from error
+            raise UserError(f"{port}, and {slot.key} cannot be mapped: {error}") from error
         if slot.role.startswith(BY_UNIT) and any(space.kind != "vocab" for space in spaces):
             found.append(slot)
     return found[0] if found else None
