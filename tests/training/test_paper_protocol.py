@@ -105,7 +105,7 @@ def test_every_update_is_that_of_a_plain_loop(case, tmp_path):
                          ids=["token", "example", "constant"])
 def test_parts_of_a_batch_add_up_to_the_batch(case, protocol):
     whole, losses = trained(case, protocol, 1)
-    for passes in (2, 4):
+    for passes in (2, 4, 8, 16):
         parts, found = trained(case, protocol, passes)
         assert torch.allclose(found, losses, atol=1e-5)
         for name, value in whole[-1].items():
