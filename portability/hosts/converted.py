@@ -1,8 +1,9 @@
 """Hosts that were converted into safetensors from another format: made once, and known by what they were made
 of.
 
-The fingerprint of such a host is made of the original files, so that it is the same wherever and by whatever
-library they were converted, and the converted files are seen to be those that were written.
+In the fingerprint of such a host the original files stand for the weights, whatever numbers a library makes of
+them, and the converted ones are seen to be those that were written. Tokenizer and config.json that were made with
+them count as they are (D-134).
 """
 
 import contextlib
