@@ -96,8 +96,8 @@ def _check_length(model: Any, length: int) -> None:
 
 
 def _fit(model: Any, losses: Iterable[Tensor], change: Continued | Distilled) -> dict[str, Any]:
-    """All weights by AdamW at a constant rate, gradients clipped to norm 1, with the host's own dropout, as it
-    was pretrained with (our choice), drawn by the recipe's seed.
+    """All weights by AdamW at a constant rate, gradients clipped to norm 1, with the dropout that the host's
+    config.json says, as in its pretraining (our choice), drawn by the recipe's seed.
 
     Raises:
         UserError: the loss is no number any more.

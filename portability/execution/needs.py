@@ -61,8 +61,8 @@ def check_memory(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunS
     _check_device(place, busy, need, what)
     load, host = largest_load(found, runs)
     if load and load > (room := free_memory() // busy):
-        raise UserError(f"'{host}' needs at least {_said(load)} of ordinary memory while it is read, which is in "
-                        f"fp32 whatever the precision, and each of {counted(busy, 'worker')} has "
+        raise UserError(f"'{host}' needs at least {_said(load)} of ordinary memory while it is read, which "
+                        f"is in fp32 whatever the precision, and each of {counted(busy, 'worker')} has "
                         f"{_said(room)}; take fewer engine.workers, or a machine with more")
 
 

@@ -1,9 +1,9 @@
 """Hosts that were converted into safetensors from another format: made once, and known by what they were made
 of.
 
-In the fingerprint of such a host the original files stand for the weights, whatever numbers a library makes of
-them, and the converted ones are seen to be those that were written. Tokenizer and config.json that were made with
-them count as they are (D-134).
+In the fingerprint of such a host the original files stand for the weights, whatever numbers a library makes
+of them, and the converted ones are seen to be those that were written. Tokenizer and config.json that were
+made with them count as they are (D-134).
 """
 
 import contextlib

@@ -75,8 +75,8 @@ def digests(name: str, hub: str, revision: str) -> dict[str, str]:
     if not files or not {*files} <= {*said}:
         held = ", ".join(sorted(file for file in said if file.endswith(WEIGHTS)))
         raise UserError(f"host '{name}': {hub}@{revision[:8]} holds neither model.safetensors nor "
-                        f"pytorch_model.bin, nor all parts that an index of these names, but {held or 'none'}; "
-                        "take a host that does")
+                        f"pytorch_model.bin, nor all parts that an index of these names, but "
+                        f"{held or 'none'}; take a host that does")
     small = [file for file in files if said[file] is None]  # which the hub keeps without a SHA-256
     folder = _fetched(name, hub, revision, [*TEXTS, *small]) if small else folder
     known = {file: said[file] or file_digest(folder / file) for file in files}

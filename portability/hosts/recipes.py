@@ -37,8 +37,8 @@ class Continued:
 
 @dataclass(frozen=True)
 class Distilled:
-    """All weights trained so that the last states of texts are those of another host, by AdamW, with the host's
-    own dropout; the other host has none.
+    """All weights trained so that the last states of texts are those of another host, by AdamW, with the
+    host's own dropout; the other host has none.
 
     Attributes:
         like: the host whose states are met, of the same width and vocabulary.

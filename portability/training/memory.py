@@ -99,7 +99,7 @@ def room_of(device: torch.device, share: float) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch found no memory: on a CPU that is a RuntimeError like others, known by its words alone."""
+    """Whether torch found no memory; on a CPU that is a RuntimeError like others, known by its words."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

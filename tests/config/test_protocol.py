@@ -43,9 +43,10 @@ def test_every_run_is_trained_on_the_same_examples(paper):
 
 def test_epochs_that_the_leak_guard_makes_shorter_are_said(paper, tmp_path):
     assert not any("epochs" in line for line in paper.warnings)
-    rows_of = answer_rows("written", 1020, 0)
-    for split, found in (("train", rows_of[:1000]), ("validation", rows_of[940:980]), ("test", rows_of[980:])):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    written = answer_rows("written", 1020, 0)
+    for split, part in (("train", slice(1000)), ("validation", slice(940, 980)), ("test", slice(980, None))):
+        lines = "".join(json.dumps(row) + "\n" for row in written[part])
+        (tmp_path / f"{split}.jsonl").write_text(lines)
     words = ["+sweep=extract", "protocol=paper", "study=epochs", f"data.sums.path={tmp_path}"]
     found = [line for line in study(*words).warnings if "epochs" in line]
     assert found == [

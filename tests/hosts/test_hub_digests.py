@@ -73,7 +73,7 @@ def test_without_the_hub_the_files_themselves_are_read_if_all_are_there(reposito
     assert not asked
     hub.digests.cache_clear()
     (folder / SHARDS[0]).unlink()
-    with pytest.raises(UserError, match=f"cannot fetch {SHARDS[0]} of them/it@01234567: not in the local cache.*nano"):
+    with pytest.raises(UserError, match=f"cannot fetch {SHARDS[0]} of them/it@01234567: not in the local"):
         hub.digests("mine", "them/it", PIN)
 
 

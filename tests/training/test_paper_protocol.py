@@ -1,6 +1,6 @@
-"""The protocol of the second paper (Zhong et al. 2024: accumulated gradients, warm-up and linear decay, the mean
-over a batch's tokens), as `protocol=paper` composes it, update by update against a plain loop of transformers
-and peft."""
+"""The protocol of the second paper (Zhong et al. 2024: accumulated gradients, warm-up and linear decay, the
+mean over a batch's tokens), as `protocol=paper` composes it, update by update against a plain loop of
+transformers and peft."""
 
 import re
 from dataclasses import replace
