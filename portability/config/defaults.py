@@ -63,6 +63,6 @@ def other_epochs(grid: Grid, data: StudyData, names: Iterable[str]) -> list[str]
         why = f" ({dropped} that stand elsewhere in the study were dropped)" if dropped else ""
         found.append(
             f"data set '{name}' has {left:,} training examples and not {drawn:,}{why}, {batches} whole "
-            f"batches of {size} an epoch and not {planned}: {budget} updates are {budget / batches:.2g} epochs; "
-            f"{budget // planned} are grid.budgets=[{budget // planned * batches}]")
+            f"batches of {size} an epoch and not {planned}: {budget} updates are {budget / batches:.2g} "
+            f"epochs; {budget // planned} are grid.budgets=[{budget // planned * batches}]")
     return found
