@@ -1,12 +1,13 @@
-"""What follows from a study's hosts where its configuration does not say: how texts are asked about, and
-which learning rates and budgets nobody has tried on them."""
+"""What follows from a study's hosts and data where its configuration does not say: how texts are asked about,
+which learning rates and budgets nobody has tried, and which budgets are not the epochs they stand for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from portability.config.schema import Config, TaskConf
 from portability.core.architectures import FAMILIES
 from portability.core.specs import HostSpec, TaskSpec
+from portability.data.splits import StudyData
 from portability.planning.grid import Grid
 
 WORDS = ("negative", "positive")  # of labels 0 and 1 that have no names
@@ -43,3 +44,25 @@ def untried(conf: Config, grid: Grid, derived: Mapping[str, Mapping[str, Any]]) 
     return [f"not tried on {', '.join(hosts or names)}: learning rates ({rates}){budgets}; choose them on "
             "validation data before you compare: grid.inits=[scratch] grid.rates=[0.333,1,3] "
             "grid.seeds=[900] eval.split=validation study=rates (then say so in host_set.tried)"]
+
+
+def other_epochs(grid: Grid, data: StudyData, names: Iterable[str]) -> list[str]:
+    """A sentence for each training set with so many fewer examples than `train_examples` that the budget of a
+    linear schedule, whole epochs of these, is no longer that.
+
+    Args:
+        names: of the sets that are trained on.
+    """
+    found, budget, size = [], max(grid.budgets), grid.train.batch_size
+    for name in names if grid.train.schedule == "linear" else ():
+        drawn, left = data.sources[name].train_examples or 0, data.counts[name]["train"]
+        planned, batches = drawn // size, left // size
+        if not planned or budget % planned or batches in (0, planned):
+            continue
+        dropped = data.counts[name]["dropped"]
+        why = f" ({dropped} that stand elsewhere in the study were dropped)" if dropped else ""
+        found.append(
+            f"data set '{name}' has {left:,} training examples and not {drawn:,}{why}, {batches} whole "
+            f"batches of {size} an epoch and not {planned}: {budget} updates are {budget / batches:.2g} "
+            f"epochs; {budget // planned} are grid.budgets=[{budget // planned * batches}]")
+    return found

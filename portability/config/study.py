@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from portability.config.defaults import question, untried
+from portability.config.defaults import other_epochs, question, untried
 from portability.config.folders import OWN_BASE, base_of, check_external, external
 from portability.config.refusals import own_words
 from portability.config.schema import Config
@@ -89,7 +89,7 @@ def to_study(cfg: DictConfig) -> Study:
         data=data, overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine,
         tracking=conf.tracking, part=Part(conf.only, conf.shard, conf.retry, conf.yes),
         primary=_primary(conf.primary, grid, kinds, roles), kinds=kinds, derived=derived,
-        warnings=untried(conf, grid, derived),
+        warnings=[*untried(conf, grid, derived), *other_epochs(grid, data, used)],
     )
 
 

@@ -96,7 +96,8 @@ def _check_length(model: Any, length: int) -> None:
 
 
 def _fit(model: Any, losses: Iterable[Tensor], change: Continued | Distilled) -> dict[str, Any]:
-    """All weights by AdamW at a constant rate, gradients clipped to norm 1.
+    """All weights by AdamW at a constant rate, gradients clipped to norm 1, with the dropout that the host's
+    config.json says, as in its pretraining (our choice), drawn by the recipe's seed.
 
     Raises:
         UserError: the loss is no number any more.
@@ -105,16 +106,18 @@ def _fit(model: Any, losses: Iterable[Tensor], change: Continued | Distilled) ->
     adam = torch.optim.AdamW(model.parameters(), lr=change.learning_rate)
     model.requires_grad_(True).train()
     found = iter(losses)
-    for _ in tqdm(range(change.updates), desc="trained further", unit="update", mininterval=2.0):
-        loss = next(found)
-        if not math.isfinite(float(loss.detach())):
-            raise UserError(f"the loss of update {len(seen) + 1} is {float(loss.detach())}; lower "
-                            "learning_rate")
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        seen.append(float(loss.detach()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(change.seed)
+        for _ in tqdm(range(change.updates), desc="trained further", unit="update", mininterval=2.0):
+            loss = next(found)
+            if not math.isfinite(float(loss.detach())):
+                raise UserError(f"the loss of update {len(seen) + 1} is {float(loss.detach())}; lower "
+                                "learning_rate")
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            seen.append(float(loss.detach()))
     tenth = max(1, len(seen) // 10)
     return {"first_loss": round(sum(seen[:tenth]) / tenth, 4),
             "last_loss": round(sum(seen[-tenth:]) / tenth, 4),

@@ -21,6 +21,7 @@ import torch
 from portability.core.errors import RUN_ERRORS, UserError, redact_paths
 from portability.core.specs import HostSpec, RunSpec
 from portability.core.stages import SCORING, Stage
+from portability.core.wording import counted
 from portability.data.sampling import Bucket
 from portability.data.splits import StudyData
 from portability.hosts.devices import Place
@@ -35,7 +36,7 @@ from portability.tasks.registry import task_of
 from portability.tracking.live import Live
 from portability.training import trainer
 from portability.training.curves import begin
-from portability.training.memory import free_bytes, member_bytes, stack_size
+from portability.training.memory import free_bytes, is_out_of_memory, member_bytes, room_of, stack_size
 from portability.training.run_output import InitialState, RunOutput, build_result
 from portability.training.stack import Stack, StackContext, count_parameters, split_resumable
 
@@ -170,7 +171,7 @@ def execute(runs: Sequence[RunSpec], marks: Mapping[str, Sequence[int]], context
                 raise
             left = [run for run in stack if run.run_id not in context.settled]
             if len(left) == 1:
-                context.fail(left.pop(), TOO_LARGE if isinstance(error, torch.OutOfMemoryError) else error)
+                context.fail(left.pop(), TOO_LARGE if is_out_of_memory(error) else error)
             elif left:
                 log.warning("a stack of %d runs broke (%s); halving it", len(left), error)
         context.release()
@@ -224,35 +225,47 @@ def _fitting(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench:
     """The largest stack that can be trained and scored in the memory that is free now; and, where not even
     one member can be trained in it, into how many parts its batches are cut. What scoring takes does not
     depend on these parts, so it cuts stacks alone."""
-    train = runs[0].train
-    passes, smallest = 1, trainer.TRAIN_ROWS
+    train, passes = runs[0].train, 1
     while True:
         rows = trainer.parts_of(train.batch_size, passes, train.batch_size)[0][1]
-        try:
-            training = _member_bytes(runs, starts, bench, context, rows)
-            most = stack_size(training, len(runs), context.device, context.place.share)
-        except torch.OutOfMemoryError:  # not even to be measured
-            training = most = 0
-        if most or rows <= smallest:
+        training, most = _most(runs, starts, bench, context, rows)
+        if most or rows == 1:
             break
         passes *= 2
     if passes > 1:
-        log.info("a batch of %d does not fit into memory at once: %d examples at a time", train.batch_size,
-                 rows)
+        log.info("a batch of %d does not fit into memory at once: %s at a time", train.batch_size,
+                 counted(rows, "example"))
     scoring = bench.scorer.scoring_bytes(bench.test, runs[0].eval.batch_size)
     if scoring > training:
         most = min(most, stack_size(scoring, len(runs), context.device, context.place.share))
     return max(1, most), passes
 
 
+def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
+          context: WorkerContext, rows: int) -> tuple[int, int]:
+    """Bytes of a member that reads so many examples at a time, and how many members fit. They are read, to be
+    measured, only where they fit by what one of them takes: what does not may end the process."""
+    try:
+        needed = _member_bytes(runs, starts, bench, context, 1, rows)
+        if needed > room_of(context.device, context.place.share):
+            return needed, 0
+        if rows > 1:
+            needed = _member_bytes(runs, starts, bench, context, rows)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0, 0
+    return needed, stack_size(needed, len(runs), context.device, context.place.share)
+
+
 def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
-                  context: WorkerContext, rows: int) -> int:
+                  context: WorkerContext, rows: int, of: int | None = None) -> int:
     """Bytes alive at once in the training of a member that reads so many examples at a time, measured once a
-    worker."""
+    worker; or, with `of`, of one that reads `of` of them, at least as many as it will be."""
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)
-    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest, rows, subtracts,
+    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest, rows, of, subtracts,
            run.precision)
     if key not in context.member_bytes:
         picks = np.argsort(lengths, kind="stable")[-rows:]
@@ -260,7 +273,7 @@ def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], b
         batch = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
         parameters = bench.parameters(start.module, start.head)
-        context.member_bytes[key] = member_bytes(bench.scorer, parameters, batch, frozen)
+        context.member_bytes[key] = member_bytes(bench.scorer, parameters, batch, frozen, (of or rows) / rows)
     return context.member_bytes[key]
 
 

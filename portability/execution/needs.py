@@ -29,16 +29,25 @@ def largest_need(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunS
     return max(needs.values()), f"'{run.host.name}' in {run.precision} with {more}"
 
 
+def largest_load(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec]) -> tuple[int, str]:
+    """Bytes of ordinary memory that reading the largest host takes, wherever it is computed on, and its
+    name."""
+    return max(((int(found[run_id]["loading"]), run.host.name) for run_id, run in runs.items()
+                if run_id in found), default=(0, ""))
+
+
 def need_lines(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec]) -> list[str]:
-    """The need in words, where it is not little."""
-    need, what = largest_need(found, runs)
+    """The need in words, where it is not little, and that of reading a host where it is more."""
+    (need, what), (load, host) = largest_need(found, runs), largest_load(found, runs)
     said = f"memory of a worker: at least {_said(need)} ({what}), activations beside"
-    return [said] if need > LITTLE else []
+    more = f"ordinary memory of a worker: at least {_said(load)} while '{host}' is read, in fp32"
+    return [said] * (need > LITTLE) + [more] * (load > max(need, LITTLE))
 
 
 def check_memory(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec],
                  here: Sequence[Place]) -> None:
-    """Refuse runs whose weights alone do not fit; where workers are elsewhere, say what they need.
+    """Refuse runs whose weights alone do not fit where they are computed with, or in ordinary memory, through
+    which they come; where workers are elsewhere, say what they need.
 
     Raises:
         UserError: names the hosts, what they need and what is free.
@@ -49,6 +58,24 @@ def check_memory(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunS
             log.info("%s", line)
         return
     place, busy = here[0], min(len(here), len(runs))  # a worker without a run holds nothing
+    _check_device(place, busy, need, what)
+    load, host = largest_load(found, runs)
+    if load and load > (room := free_memory() // busy):
+        raise UserError(f"'{host}' needs at least {_said(load)} of ordinary memory while it is read, which "
+                        f"is in fp32 whatever the precision, and each of {counted(busy, 'worker')} has "
+                        f"{_said(room)}; take fewer engine.workers, or a machine with more")
+
+
+def _check_device(place: Place, busy: int, need: int, what: str) -> None:
+    """Hold a need against what is free on the workers' device.
+
+    Args:
+        busy: how many workers have a run.
+        what: needs it.
+
+    Raises:
+        UserError: it is more.
+    """
     device = "all GPUs together" if place.device_map and place.device != "cpu" else place.device
     if device == "cpu":
         free = free_memory()

@@ -53,8 +53,9 @@ class Rehearsal:
 
     @torch.random.fork_rng(devices=[])  # meta tensors, too, take numbers from the one generator
     def of(self, run: RunSpec, origin: RunSpec | None) -> dict[str, Any]:
-        """What is asked in a run (`_asked`), if nothing stands in its way; and `memory`: by precision, bytes
-        that its worker holds at once at least, the host's weights and a module in training, or an extraction.
+        """What is asked in a run (`_asked`), if nothing stands in its way; `memory`: by precision, bytes that
+        its worker holds at once at least, the host's weights and a module in training, or an extraction; and
+        `loading`: bytes of ordinary memory while the host is read, which is in fp32 whatever the precision.
 
         Args:
             origin: the run that it starts from, if there is one.
@@ -81,7 +82,8 @@ class Rehearsal:
             if run.train.updates:
                 held = 4 * STATE * sum(tensor.numel() for tensor in fresh.tensors.values())
         model = self._host(run.host).model
-        return asked | {"memory": {kind: weight_bytes(model, kind) + held for kind in PRECISIONS}}
+        return asked | {"memory": {kind: weight_bytes(model, kind) + held for kind in PRECISIONS},
+                        "loading": weight_bytes(model, "fp32")}
 
     def _start(self, run: RunSpec, method: MethodSpec, origin: RunSpec | None, fresh: ModuleState) -> int:
         """The module that a run starts from, where it comes from another host; gives back bytes that this

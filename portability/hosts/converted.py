@@ -1,20 +1,23 @@
 """Hosts that were converted into safetensors from another format: made once, and known by what they were made
 of.
 
-The fingerprint of such a host is made of the original files, so that it is the same wherever and by whatever
-library they were converted, and the converted files are seen to be those that were written.
+In the fingerprint of such a host the original files stand for the weights, whatever numbers a library makes
+of them, and the converted ones are seen to be those that were written. Tokenizer and config.json that were
+made with them count as they are (D-134).
 """
 
+import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from portability.core.errors import UserError
 from portability.core.hashing import file_digest
 
 log = logging.getLogger(__name__)
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # as transformers looks for weights
 RECORD = "converted.json"  # of a folder made here: what it was made of, and what was made
 
 
@@ -73,13 +76,32 @@ def once(place: Path, make: Callable[[Path], None]) -> Path:
     return place
 
 
+def weight_names(folder: Path, names: Collection[str]) -> list[str]:
+    """Which of these files transformers takes for a host's weights: model.safetensors, else those that its
+    index names, else the same of pytorch_model.bin. None where there is neither, or an index that is none;
+    other files, such as consolidated.safetensors or an adapter's, are no weights of the host.
+
+    Args:
+        folder: holds the index.
+    """
+    for whole in WHOLE:
+        if whole in names:
+            return [whole]
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            return sorted({*json.loads((folder / f"{whole}.index.json").read_text())["weight_map"].values()})
+    return []
+
+
 def digests_of(name: str, folder: Path) -> dict[str, str]:
-    """SHA-256 of each weight file of a folder, by name; of a converted one, those of the original files.
+    """SHA-256 of each weight file of a folder, by name, of all safetensors where it is not known which are
+    weights (`sources.weight_files` refuses such a folder); of a converted one, those of the original files.
 
     Raises:
         UserError: its weights are no longer those that were made.
     """
-    own = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
+    there = sorted(path.name for path in folder.glob("*.safetensors"))
+    wanted = [one for one in weight_names(folder, there) if one in there]
+    own = {one: file_digest(folder / one) for one in wanted or there}
     if not (folder / RECORD).is_file():
         return own
     try:

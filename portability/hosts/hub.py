@@ -4,18 +4,17 @@ fetched when it is asked for."""
 import contextlib
 import functools
 import os
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from portability.core.errors import UserError
 from portability.core.hashing import file_digest, remember, remembered
 from portability.core.hub import INSTEAD, TEXTS, look_for_hub, remedy
 from portability.core.specs import digest
+from portability.hosts.converted import weight_names
 from portability.hosts.pickles import of_pickles
 
-PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
-SHARD = re.compile(r".*-\d+-of-(\d+)\.\w+")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")  # what may hold weights
 
 
 @functools.cache
@@ -55,27 +54,29 @@ def commit_of(hub: str) -> str:
 @functools.cache
 def digests(name: str, hub: str, revision: str) -> dict[str, str]:
     """SHA-256 of each of a host's weight files, by name: as the hub says it, or, without the hub, of the
-    files in its cache. Where there are safetensors, pickled files are none of them.
+    files in its cache. Which files these are: `converted.weight_names`.
 
     Raises:
         UserError: the hub cannot be asked, or holds no weights that can be read.
     """
     key = digest([hub, revision])
-    known: dict[str, str] | None = remembered("hub", key)
-    if known:
-        return known
     folder = texts(name, hub, revision)
+    known: dict[str, str] | None = remembered("hub", key)
+    if known and weight_names(folder, known) == sorted(known):
+        return known
     if os.environ.get("HF_HUB_OFFLINE"):
-        files = _weights([path.name for path in folder.iterdir()])
-        counts = {int(shard[1]) for shard in map(SHARD.fullmatch, files) if shard}
-        if not files or counts - {len(files)}:
-            raise _not_here(name, hub, revision, files)
+        there = [path.name for path in folder.iterdir()]
+        files = weight_names(folder, there)
+        if not files or (lacking := [file for file in files if file not in there]):
+            raise _not_here(name, hub, revision, lacking if files else [])
         return {file: file_digest(folder / file) for file in files}
     said = _said(name, hub, revision)
-    files = _weights(list(said))
-    if not files:
-        raise UserError(f"host '{name}': {hub}@{revision[:8]} holds neither *.safetensors nor "
-                        "pytorch_model.bin; take a host that does")
+    files = weight_names(folder, said)
+    if not files or not {*files} <= {*said}:
+        held = ", ".join(sorted(file for file in said if file.endswith(WEIGHTS)))
+        raise UserError(f"host '{name}': {hub}@{revision[:8]} holds neither model.safetensors nor "
+                        f"pytorch_model.bin, nor all parts that an index of these names, but "
+                        f"{held or 'none'}; take a host that does")
     small = [file for file in files if said[file] is None]  # which the hub keeps without a SHA-256
     folder = _fetched(name, hub, revision, [*TEXTS, *small]) if small else folder
     known = {file: said[file] or file_digest(folder / file) for file in files}
@@ -106,12 +107,6 @@ def whole(name: str, hub: str, revision: str) -> Path:
     if all(file.endswith(".safetensors") for file in known):
         return fetch()
     return of_pickles(name, f"{hub}@{revision}", known, fetch)
-
-
-def _weights(names: Collection[str]) -> list[str]:
-    """Names of the files that hold weights: safetensors, or else pickled ones."""
-    plain = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    return sorted(plain or [name for name in names if PICKLED.fullmatch(name)])
 
 
 def _fetched(name: str, hub: str, revision: str, patterns: Sequence[str]) -> Path:

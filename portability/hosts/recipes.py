@@ -17,12 +17,14 @@ from portability.core.specs import HostSpec, digest
 
 @dataclass(frozen=True)
 class Continued:
-    """All weights trained further as a language model, by AdamW on windows of running text.
+    """All weights trained further as a language model, with the host's own dropout, by AdamW on windows of
+    running text.
 
     Attributes:
         texts: a file, JSONL with a key `text`, or a text a line.
         learning_rate: constant.
         windows: of `length` tokens each, in an update.
+        seed: of the windows and the dropout.
     """
 
     texts: str
@@ -35,12 +37,14 @@ class Continued:
 
 @dataclass(frozen=True)
 class Distilled:
-    """All weights trained so that the last states of texts are those of another host, by AdamW.
+    """All weights trained so that the last states of texts are those of another host, by AdamW, with the
+    host's own dropout; the other host has none.
 
     Attributes:
         like: the host whose states are met, of the same width and vocabulary.
         texts: as of `Continued`; an update reads `batch` of them, each cut to `length` tokens.
         learning_rate: constant.
+        seed: of the texts and the dropout.
     """
 
     like: str
@@ -103,6 +107,9 @@ Change = Continued | Distilled | Thinned | Narrowed | Noised | Quantised | Hidde
 CHANGES: Mapping[str, type] = {"continued": Continued, "distilled": Distilled, "thinned": Thinned,
                                "narrowed": Narrowed, "noised": Noised, "quantised": Quantised,
                                "hidden": Hidden}
+# which edition of its code makes a change; raise it where the same recipe would give other weights, and the
+# host is made anew (1 is left out of the name of its folder)
+RULES = dict.fromkeys(CHANGES, 1)
 
 
 def kind_of(change: Change) -> str:
@@ -148,8 +155,8 @@ def read_recipe(name: str, value: Mapping[str, Any]) -> Recipe:
 
 
 def place_of(recipe: Recipe, find: Callable[[str], HostSpec]) -> Path:
-    """The folder of a derived host in the cache, which follows from the recipe, the parent's fingerprint and
-    the texts.
+    """The folder of a derived host in the cache, which follows from the recipe and its rule, the parent's
+    fingerprint and the texts.
 
     Args:
         find: describes a host by its name.
@@ -166,7 +173,8 @@ def place_of(recipe: Recipe, find: Callable[[str], HostSpec]) -> Path:
         settings["texts"] = file_digest(texts)
     if isinstance(recipe.change, Noised | Distilled) and recipe.change.like:
         settings["like"] = find(recipe.change.like).fingerprint
-    mark = digest([kind, settings, find(recipe.parent).fingerprint])[:16]
+    edition = [RULES[kind]] if RULES[kind] > 1 else []
+    mark = digest([kind, settings, find(recipe.parent).fingerprint, *edition])[:16]
     return cache_folder() / "hosts" / f"{re.sub(r'[^A-Za-z0-9._-]', '-', recipe.name)}-{mark}"
 
 

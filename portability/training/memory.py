@@ -25,7 +25,7 @@ GAPS = 3.5
 
 def member_bytes(
     scorer: TaskScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor],
-    frozen: Mapping[str, Tensor] = NOTHING
+    frozen: Mapping[str, Tensor] = NOTHING, times: float = 1
 ) -> int:
     """Bytes of one more member of a stack that are alive at once: its state, its frozen tensors, and the
     activations that its update keeps, with what is computed beside them.
@@ -37,12 +37,14 @@ def member_bytes(
         start: one member's parameters by the scorer's names.
         rows: (B, ...) each, the longest batch of the training set as the scorer makes it.
         frozen: what one member holds beside its parameters, by the scorer's names.
+        times: of how many times as many rows the bytes are; at least that many, since what does not grow
+            with the rows is taken to grow with them too.
     """
     stacked, beside = ({name: value[None] for name, value in part.items()} for part in (start, frozen))
     kept = kept_bytes(scorer, stacked, [part[None] for part in rows], beside)
     own, fixed = (sum(value.numel() for value in part.values()) for part in (start, frozen))
     alive = CUDA * sum(kept) if scorer.device.type == "cuda" else sum(kept) + BESIDE * max(kept, default=0)
-    return int(alive) + 4 * (STATE * own + fixed)
+    return int(alive * times) + 4 * (STATE * own + fixed)
 
 
 def kept_bytes(
@@ -91,11 +93,21 @@ def _available() -> int:
     return free_memory()
 
 
+def room_of(device: torch.device, share: float) -> int:
+    """Bytes that a stack may take: a fifth of what is free stays free."""
+    return int(0.8 * free_bytes(device, share))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found no memory; on a CPU that is a RuntimeError like others, known by its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def stack_size(one: int, wanted: int, device: torch.device, share: float) -> int:
     """How many of the `wanted` members, of `one` bytes alive each, a stack may have, 0 where not even one
-    fits: a fifth of what is free stays free. On a CPU, where all of them might not fit with the gaps that the
-    C library leaves, it leaves none from now on in this process."""
-    room = int(0.8 * free_bytes(device, share))
+    fits into the `room`. On a CPU, where all of them might not fit with the gaps that the C library leaves,
+    it leaves none from now on in this process."""
+    room = room_of(device, share)
     if device.type == "cuda" or GAPS * one * wanted <= room:
         return min(wanted, room // one)
     return min(wanted, room // (one if without_gaps() else int(GAPS * one)))

@@ -246,13 +246,15 @@ class Trainer:
 
 def parts_of(size: int, passes: int, filled: int) -> list[tuple[int, int]]:
     """Where a batch of `size` examples, filled up to `filled` rows, is cut into at most so many parts, each
-    of a multiple of TRAIN_ROWS rows and with an example.
+    with an example and of a multiple of TRAIN_ROWS rows, or of 2 or 1 where so many parts are asked for.
 
     Example:
-        >>> parts_of(16, 4, 16), parts_of(9, 2, 12), parts_of(3, 8, 4)
-        ([(0, 4), (4, 8), (8, 12), (12, 16)], [(0, 8), (8, 12)], [(0, 4)])
+        >>> parts_of(16, 4, 16), parts_of(9, 2, 12), parts_of(3, 2, 4), parts_of(3, 4, 4)
+        ([(0, 4), (4, 8), (8, 12), (12, 16)], [(0, 8), (8, 12)], [(0, 2), (2, 4)], [(0, 1), (1, 2), (2, 3)])
     """
-    step = TRAIN_ROWS * ceil(size / passes / TRAIN_ROWS)
+    step = ceil(size / passes)
+    if step > 2:
+        step = TRAIN_ROWS * ceil(step / TRAIN_ROWS)
     starts = range(0, size, step)
     return [(start, min(start + step, filled)) for start in starts]
 

@@ -1,5 +1,7 @@
 """protocol=paper: one word for what Zhong et al. (ICLR 2024) do."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from portability.data.sampling import BatchSampler
 from portability.data.splits import rows
 from portability.data.tokenization import Flat
 from portability.planning.plan import plan
+from support.answers import rows as answer_rows
 from support.studies import study
 
 
@@ -36,6 +39,22 @@ def test_every_run_is_trained_on_the_same_examples(paper):
         kept = paper.data.counts[name]["train"]
         assert 900 < kept <= 1000 and len(rows(paper.data, name, "train", 0)) == kept
     assert {source.train_examples for source in paper.sources} == {1000}
+
+
+def test_epochs_that_the_leak_guard_makes_shorter_are_said(paper, tmp_path):
+    assert not any("epochs" in line for line in paper.warnings)
+    written = answer_rows("written", 1020, 0)
+    for split, part in (("train", slice(1000)), ("validation", slice(940, 980)), ("test", slice(980, None))):
+        lines = "".join(json.dumps(row) + "\n" for row in written[part])
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    words = ["+sweep=extract", "protocol=paper", "study=epochs", f"data.sums.path={tmp_path}"]
+    found = [line for line in study(*words).warnings if "epochs" in line]
+    assert found == [
+        "data set 'sums' has 940 training examples and not 1,000 (60 that stand elsewhere in the study were "
+        "dropped), 14 whole batches of 64 an epoch and not 15: 45 updates are 3.2 epochs; 3 are "
+        "grid.budgets=[42]"]
+    for other in ("grid.budgets=[42]", "train.schedule=constant"):
+        assert not any("epochs" in line for line in study(*words, other).warnings)
 
 
 def test_three_epochs_are_45_batches_of_examples_of_all_lengths(paper):

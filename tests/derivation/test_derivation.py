@@ -4,6 +4,8 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.errors import UserError
 from portability.derivation import RECORD, derive
 from portability.hosts.host import load_host, load_plain
-from portability.hosts.recipes import Continued, Recipe, made, place_of, read_recipe
+from portability.hosts.recipes import CHANGES, RULES, Continued, Recipe, made, place_of, read_recipe
 from portability.hosts.sources import HostSource, describe
 from support.hidden import answers, strong_host
 from support.tiny import sentences
@@ -182,8 +184,45 @@ def test_a_derived_host_is_made_once_and_named_by_all_that_it_follows_from(tmp_p
               place_of(recipe, lambda _: replace(parent, fingerprint="other"))}
     text_file(tmp_path, repeat=2)
     others.add(place_of(recipe, lambda _: parent))
-    assert len(others) == 3 and place not in others
+    monkeypatch.setitem(RULES, "thinned", 2)
+    assert place_of(recipe, lambda _: parent) in others
+    monkeypatch.setitem(RULES, "continued", 2)
+    others.add(place_of(recipe, lambda _: parent))
+    assert len(others) == 4 and place not in others
 
+
+def test_todays_names_of_derived_hosts_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("PORTABILITY_CACHE", "/cache")
+    host = SimpleNamespace(fingerprint="0123")
+    places = {change: place_of(Recipe("x", "parent", CHANGES[change](**how)), lambda _: host).name
+              for change, how in (("thinned", {"layers": 20}), ("hidden", {}), ("noised", {"like": "books"}))}
+    assert places == {"thinned": "x-0a80897a968f6147", "hidden": "x-9c2fea91b03bcce6",
+                      "noised": "x-642e13d9d388d37f"}
+
+
+@pytest.mark.parametrize("kind", ["continued", "distilled"])
+def test_dropout_is_that_of_the_host_and_drawn_by_the_recipes_seed(kind, tmp_path):
+    parent, texts = strong_host(tmp_path / "parent", "gpt2"), text_file(tmp_path)
+    how = {"texts": str(texts), "updates": 2, "length": 12, "learning_rate": 1e-3}
+    how |= {"like": "parent"} if kind == "distilled" else {}
+    assert load_plain(parent).config.resid_pdrop == 0.1
+
+    def made(name, seed=0):
+        torch.rand(1)  # whatever was drawn before
+        before = torch.get_rng_state()
+        spec = derived(parent, name, **{kind: how | {"seed": seed}})
+        assert torch.equal(torch.get_rng_state(), before)
+        return spec.fingerprint
+
+    first = made("first")
+    assert made("again") == first != made("other", seed=1)
+    config = Path(parent.source) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | dict.fromkeys(
+        ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)))
+    quiet = describe(HostSource("parent", path=parent.source))
+    weights = [(Path(derive(read_recipe(name, {"from": "parent", kind: how}), lambda _, one=one: one))
+                / "model.safetensors").read_bytes() for name, one in (("first", parent), ("none", quiet))]
+    assert weights[0] != weights[1]  # dropout is on
 
 def test_a_host_that_is_cut_short_is_not_taken_for_one(tmp_path, monkeypatch):
     parent = strong_host(tmp_path / "parent", "llama", layers=3)

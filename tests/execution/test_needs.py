@@ -1,16 +1,23 @@
 """What runs need of memory is counted before work; what is not there is refused, and nothing is written."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from portability.core.errors import UserError
 from portability.execution import needs
 from portability.execution.execute import _size
+from portability.execution.preview import preview
 from portability.execution.rehearse import skeleton
+from portability.execution.worker import Setup
+from portability.hosts import host
 from portability.hosts.devices import Place
 from portability.hosts.host import load_host, weight_bytes
 from portability.inits.extraction import ExtractionOptions, check_extraction
+from portability.planning.plan import plan
 from portability.run import command
 from portability.tasks.base import Answered
+from portability.tracking.runs import TrackingSpec
 from portability.training.memory import STATE
 from support.answers import tasks
 
@@ -65,14 +72,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(sets, make_host
 
 
 def run_of(precision, teacher=None):
-    from types import SimpleNamespace
-
     named = SimpleNamespace(name=teacher) if teacher else None
     return SimpleNamespace(precision=precision, teacher=named, host=SimpleNamespace(name="a"))
 
 
-def found(fp32, bf16):
-    return {"memory": {"fp32": fp32, "bf16": bf16}}
+def found(fp32, bf16, loading=0):
+    return {"memory": {"fp32": fp32, "bf16": bf16}, "loading": loading}
 
 
 def test_the_most_demanding_run_counts_in_its_own_precision():
@@ -128,21 +133,50 @@ def test_a_gpu_is_asked_in_a_process_of_its_own_where_it_matters(monkeypatch, ne
     assert asked == ["cuda:1"] * (need > 2**30)
 
 
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "bf16"), ("cuda:0", "bf16"), ("cuda:0", "fp32")])
+@pytest.mark.parametrize("free", [99, 100])
+def test_a_host_passes_through_ordinary_memory_in_fp32(monkeypatch, device, precision, free):
+    monkeypatch.setattr(needs, "free_memory", lambda: 2 * free)
+    monkeypatch.setattr(needs, "_said", lambda size: f"{size} B")
+    facts, runs = {"1": found(50, 50, 100), "2": found(60, 10, 20)}, dict.fromkeys("12", run_of(precision))
+    here = [Place(device, 0.5)] * 2
+    if free == 100:
+        needs.check_memory(facts, runs, here)
+    else:
+        with pytest.raises(UserError) as error:
+            needs.check_memory(facts, runs, here)
+        assert str(error.value) == (
+            "'a' needs at least 100 B of ordinary memory while it is read, which is in fp32 whatever the "
+            "precision, and each of 2 workers has 99 B; take fewer engine.workers, or a machine with more")
+
+
+def test_what_reading_takes_is_what_from_pretrained_gives(sets, make_host, tmp_path, monkeypatch):
+    got = tasks(sets, make_host, "llama", *ONE, "grid.inits=[scratch]", "precision=bf16")
+    planned, seen = plan(got.grid), []
+    setup = Setup(tmp_path, got.sources, got.overlap, TrackingSpec("disabled", "a", tmp_path))
+    facts = preview(planned, planned.runs, setup)
+    monkeypatch.setattr(host, "narrow", lambda model: seen.append(_size(SimpleNamespace(model=model))))
+    for run_id, run in planned.runs.items():
+        load_host(run.host, "cpu", "bf16")
+        assert facts[run_id]["loading"] == seen[-1]
+        assert run.method or facts[run_id]["memory"]["bf16"] < seen[-1]
+    assert len({*seen}) == 2
+
+
 def test_where_workers_are_elsewhere_the_need_is_said(caplog):
     caplog.set_level("INFO")
     runs = {"1": run_of("fp32", "b")}
     needs.check_memory({"1": found(26 * 10**9, 0)}, runs, [])
     assert caplog.messages == needs.need_lines({"1": found(26 * 10**9, 0)}, runs) == [
         "memory of a worker: at least 26.0 GB ('a' in fp32 with an extraction from 'b'), activations beside"]
-    assert needs.need_lines({"1": found(2**30, 0)}, runs) == []
+    assert needs.need_lines({"1": found(2**30, 0, 2**30)}, runs) == []
+    runs = {"1": run_of("bf16", "b")}
+    assert needs.need_lines({"1": found(26 * 10**9, 14 * 10**9, 26 * 10**9)}, runs) == [
+        "memory of a worker: at least 14.0 GB ('a' in bf16 with an extraction from 'b'), activations beside",
+        "ordinary memory of a worker: at least 26.0 GB while 'a' is read, in fp32"]
 
 
 def test_a_module_in_training_counts_with_its_optimiser(sets, make_host, tmp_path):
-    from portability.execution.preview import preview
-    from portability.execution.worker import Setup
-    from portability.planning.plan import plan
-    from portability.tracking.runs import TrackingSpec
-
     got = tasks(sets, make_host, "llama", f"results={tmp_path}/results", *ONE, "grid.inits=[scratch]")
     planned = plan(got.grid)
     setup = Setup(tmp_path, got.sources, got.overlap, TrackingSpec("disabled", "a", tmp_path))

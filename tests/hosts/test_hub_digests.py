@@ -1,11 +1,14 @@
 """What names a host of the hub before its weights are here, and what is held against it afterwards."""
 
 import hashlib
+import json
+import shutil
 
 import pytest
 
 from portability.core.errors import UserError
-from portability.core.specs import HostSpec
+from portability.core.hashing import remember
+from portability.core.specs import HostSpec, digest
 from portability.hosts import hub
 from portability.hosts.sources import HostSource, describe, folder_of
 from portability.inits.extraction.options import ExtractionOptions
@@ -14,7 +17,9 @@ from support.t5s import write_t5
 from support.tiny import FAMILIES
 
 PIN = "0123456789abcdef0123456789abcdef01234567"
-CONFIG = "config.json"
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+SHARDS = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]
+OTHERS = ["consolidated.safetensors", "adapter_model.safetensors"]  # which transformers does not load
 
 
 @pytest.fixture
@@ -29,7 +34,10 @@ def repository(tmp_path, monkeypatch):
     def holding(*names):
         asked = []
         for name in (CONFIG, *names):
-            (folder / name).write_text(name)
+            parts = [one for one in names if one.startswith(name.split(".")[0] + "-")]
+            index = json.dumps({"weight_map": {str(place): one for place, one in enumerate(parts)}})
+            (folder / name).write_text(index if name.endswith(".index.json") else name)
+        names = [name for name in names if not name.endswith(".json")]
         marks = {name: hashlib.sha256(name.encode()).hexdigest() for name in names} | {CONFIG: None}
         monkeypatch.setattr(hub, "_fetched", lambda name, place, revision, patterns: folder)
         monkeypatch.setattr(hub, "_said", lambda *_: asked.append(1) or marks)
@@ -42,12 +50,14 @@ def repository(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("names", "wanted"), [
     (["model.safetensors", "pytorch_model.bin", "tf_model.h5"], ["model.safetensors"]),
-    (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
-     ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
+    ([*SHARDS, INDEX], SHARDS), ([*SHARDS, INDEX, *OTHERS, "pytorch_model.bin"], SHARDS),
+    (["model.safetensors", *OTHERS], ["model.safetensors"]), (["pytorch_model.bin", *OTHERS],
+                                                              ["pytorch_model.bin"]),
     (["pytorch_model.bin", "tf_model.h5", "training_args.bin", "optimizer.pt"], ["pytorch_model.bin"]),
     (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"],
      ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]),
-], ids=["both", "shards", "pickled", "pickled shards"])
+], ids=["both", "shards", "shards and others", "whole and others", "pickled and others", "pickled",
+        "pickled shards"])
 def test_weights_are_safetensors_or_else_the_pickled_checkpoint(repository, monkeypatch, names, wanted):
     _, marks, asked = repository(*names)
     assert hub.digests("mine", "them/it", PIN) == {name: marks[name] for name in wanted}
@@ -57,20 +67,46 @@ def test_weights_are_safetensors_or_else_the_pickled_checkpoint(repository, monk
 
 
 def test_without_the_hub_the_files_themselves_are_read_if_all_are_there(repository, monkeypatch):
-    folder, marks, asked = repository(*(f"model-{n:05}-of-00002.safetensors" for n in (1, 2)))
+    folder, marks, asked = repository(*SHARDS, INDEX, *OTHERS)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert hub.digests("mine", "them/it", PIN) == {name: mark for name, mark in marks.items() if mark}
+    assert hub.digests("mine", "them/it", PIN) == {name: marks[name] for name in SHARDS}
     assert not asked
     hub.digests.cache_clear()
-    (folder / "model-00001-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot fetch .* of them/it@01234567: not in the local cache.*nano"):
+    (folder / SHARDS[0]).unlink()
+    with pytest.raises(UserError, match=f"cannot fetch {SHARDS[0]} of them/it@01234567: not in the local"):
         hub.digests("mine", "them/it", PIN)
 
 
-def test_a_repository_without_weights_is_refused(repository):
-    repository("tf_model.h5")
-    with pytest.raises(UserError, match="them/it@01234567 holds neither"):
+@pytest.mark.parametrize(("names", "held"), [
+    (["tf_model.h5"], "tf_model.h5"), (OTHERS, "adapter_model.safetensors, consolidated.safetensors"),
+    (SHARDS, ", ".join(SHARDS)), ([], "none"),
+], ids=["tensorflow", "others", "no index", "nothing"])
+def test_a_repository_without_weights_is_refused(repository, names, held):
+    repository(*names)
+    with pytest.raises(UserError, match=f"them/it@01234567 holds neither .*, but {held}; take a host"):
         hub.digests("mine", "them/it", PIN)
+
+
+def test_an_index_that_names_what_is_not_there_is_refused(repository):
+    _, marks, _ = repository(*SHARDS, INDEX)
+    marks.pop(SHARDS[1])
+    with pytest.raises(UserError, match=f"nor all parts that an index of these names, but {SHARDS[0]}; "):
+        hub.digests("mine", "them/it", PIN)
+
+
+def test_what_was_once_taken_for_weights_is_asked_again(repository):
+    _, marks, asked = repository("model.safetensors", *OTHERS)
+    remember("hub", digest(["them/it", PIN]), {name: mark for name, mark in marks.items() if mark})
+    assert list(hub.digests("mine", "them/it", PIN)) == ["model.safetensors"] and asked == [1]
+
+
+def test_a_folders_fingerprint_is_of_its_weights_alone(tmp_path):
+    folder = tmp_path / "whole"
+    write_t5(folder, 32, 1, pickled=False)
+    alone = describe(HostSource("mine", path=str(folder))).fingerprint
+    for name in OTHERS:
+        shutil.copy(folder / "model.safetensors", folder / name)
+    assert describe(HostSource("mine", path=str(folder))).fingerprint == alone
 
 
 def test_a_small_file_that_the_hub_names_no_sha_256_of_is_fetched(repository):

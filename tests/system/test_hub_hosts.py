@@ -77,6 +77,21 @@ def test_a_host_is_planned_by_its_digests_and_then_loaded(hub, tmp_path):
     assert answers(LOAD, *NAMES, home=tmp_path, hub=hub, **away) == wanted and not hub.asked
 
 
+def test_no_other_file_is_taken_for_weights(tmp_path):
+    folder = tmp_path / "hub/models/them/sharded"
+    model().save_pretrained(folder, max_shard_size="20KB")
+    tokenizer().save_pretrained(folder)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    for other in ("consolidated.safetensors", "adapter_model.safetensors"):
+        (folder / other).write_bytes(shards[0].read_bytes())
+    with serving(Hub(tmp_path / "hub", {"them/sharded": PIN})) as hub:
+        (mark, total), = answers(LOAD, "them/sharded", home=tmp_path, hub=hub)
+        assert len(hub.got(".safetensors")) == len(shards) > 1
+        assert not hub.got("consolidated.safetensors") + hub.got("adapter_model.safetensors")
+    assert total == pytest.approx(sum(float(one.double().sum()) for one in model().state_dict().values()))
+    assert mark == describe(HostSource("mine", path=str(folder))).fingerprint
+
+
 def test_a_download_that_breaks_off_goes_on_where_it_ended(tmp_path):
     write_t5(tmp_path / "hub/models/them/large", 32, 1, pickled=True, vocabulary=120_000)  # of 30 MB
     large = {"them/large": PIN}

@@ -36,6 +36,16 @@ def test_activations_count_by_the_batch_and_the_hosts_weights_do_not_count(mount
     assert sizes["deep"][0] == pytest.approx(2 * sizes["narrow"][0], rel=0.2)
 
 
+@pytest.mark.parametrize(("method", "family"), [*((method, "t5") for method in METHODS),
+                                                *(("lora", family) for family in ("bert", "gpt2", "llama"))])
+def test_by_one_example_a_batch_takes_no_less_than_it_does(mount, method, family):
+    table = Bench(mount(method, family))
+    start, (one, whole) = table.start(0), (batch(table, size) for size in (1, 16))
+    by_one, taken = (member_bytes(table.scorer, start, rows, times=times)
+                     for rows, times in ((one, 16), (whole, 1)))
+    assert taken <= by_one <= 2.5 * taken
+
+
 @pytest.mark.parametrize("gives_back", [True, False])
 def test_a_fifth_of_what_is_free_stays_free_and_gaps_are_left_where_there_is_room_for_them(
         monkeypatch, gives_back):

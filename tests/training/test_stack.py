@@ -10,7 +10,7 @@ from portability.execution.execute import WorkerContext
 from portability.planning.plan import plan
 from portability.store import Store
 from portability.tasks import classification
-from portability.training import stack
+from portability.training import memory, stack
 from portability.training import trainer as engine
 from support.studies import small
 
@@ -95,14 +95,46 @@ def test_what_scoring_takes_cuts_stacks_and_no_batches(whole, tmp_path, monkeypa
     assert all(np.array_equal(a, b) for a, b in zip(bits(store, runs), wanted, strict=True))
 
 
-def test_a_batch_that_cannot_even_be_measured_is_read_in_parts(whole, tmp_path, monkeypatch, counted):
+def on_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def on_cpu():
+    torch.empty(2**50)
+
+
+@pytest.mark.parametrize(("room", "passes", "tried"), [
+    (16_000, 1, [1, 16]), (8_000, 2, [1, 1, 8]), (2_000, 8, [1, 1, 1, 1, 2]), (10, 16, [1, 1, 1, 1, 1]),
+])
+def test_what_does_not_fit_is_never_read_to_be_measured(whole, tmp_path, monkeypatch, counted, room, passes,
+                                                        tried):
+    study, runs, marks, wanted = whole
+    read = []
+
+    def thousand_an_example(scorer, start, rows, frozen, times):
+        read.append(len(rows[0]))
+        return round(1000 * len(rows[0]) * times)
+
+    monkeypatch.setattr(execute, "member_bytes", thousand_an_example)
+    monkeypatch.setattr(classification.Scorer, "scoring_bytes", lambda self, test, size: 0)
+    monkeypatch.setattr(memory, "without_gaps", lambda: True)
+    for module in (execute, memory):
+        monkeypatch.setattr(module, "room_of", lambda device, share: room)
+    store = Store(tmp_path)
+    execute.execute(runs[:1], marks, WorkerContext(store, study.data))
+    assert counted["passes"] == [passes] and read == tried and not store.failures()
+    assert np.allclose(bits(store, runs[:1])[0], wanted[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("lack", [on_gpu, on_cpu])
+def test_a_batch_that_cannot_even_be_measured_is_read_in_parts(whole, tmp_path, monkeypatch, counted, lack):
     study, runs, marks, wanted = whole
     measure = execute.member_bytes
 
-    def short(scorer, start, rows, frozen):
+    def short(scorer, start, rows, *rest):
         if len(rows[0]) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return measure(scorer, start, rows, frozen)
+            lack()
+        return measure(scorer, start, rows, *rest)
 
     monkeypatch.setattr(execute, "member_bytes", short)
     store = Store(tmp_path)
