@@ -67,8 +67,8 @@ def test_auto_names_what_carries_the_method(spec, make_host):
         assert (chosen(True), chosen(False)) == ("procrustes", "embed")
     elif MAPS[spec.name] == "units to units":
         assert chosen(True) == "corr"
-        with pytest.raises(UserError, match=between + r"the numbers of \S+ belong to one unit each, which corr "
-                           r"alone carries there: name texts .*--via lora\)$"):
+        with pytest.raises(UserError, match=between + r"the numbers of \S+ belong to one unit each, which "
+                           r"corr alone carries there: name texts .*--via lora\)$"):
             chosen(False)
     else:
         for texts in (True, False):
