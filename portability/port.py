@@ -90,9 +90,9 @@ def run(options: Namespace) -> dict[str, Any]:
         raise UserError(f"{out} is there already; name a new folder (--out)")
     for line in verdict(adapter, origin, receiving, options.origin):
         say(line)
-    seen, strategy = outlook(origin, receiving, options.strategy, texts is not None,
-                             None if options.via else lambda: module_in(adapter, origin.shape)[1])
-    for line in [*seen, *left_behind(adapter)]:
+    strategy = outlook(origin, receiving, options.strategy, texts is not None, say,
+                       None if options.via else lambda: module_in(adapter, origin.shape)[1])
+    for line in left_behind(adapter):
         say(line)
     load = caching()
     if options.via:

@@ -244,13 +244,17 @@ def _fitting(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench:
 def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
           context: WorkerContext, rows: int) -> tuple[int, int]:
     """Bytes of a member that reads so many examples at a time, and how many members fit. They are read, to be
-    measured, only where they fit by what one of them takes: what does not may end the process."""
+    measured, only where they fit by what one takes and a second one adds: what does not may end the process.
+    """
+    room = room_of(context.device, context.place.share)
+    measured = functools.partial(_member_bytes, runs, starts, bench, context)
     try:
-        needed = _member_bytes(runs, starts, bench, context, 1, rows)
-        if needed > room_of(context.device, context.place.share):
-            return needed, 0
+        needed = one = measured(1)
         if rows > 1:
-            needed = _member_bytes(runs, starts, bench, context, rows)
+            needed = one + (rows - 1) * max(0, measured(2) - one) if 2 * one <= room else rows * one
+        if needed > room:
+            return needed, 0
+        needed = measured(rows)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -259,13 +263,13 @@ def _most(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: St
 
 
 def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], bench: StackContext,
-                  context: WorkerContext, rows: int, of: int | None = None) -> int:
+                  context: WorkerContext, rows: int) -> int:
     """Bytes alive at once in the training of a member that reads so many examples at a time, measured once a
-    worker; or, with `of`, of one that reads `of` of them, at least as many as it will be."""
+    worker."""
     run = runs[0]
     lengths, start = bench.training.lengths, starts[run.run_id]
     subtracts = any(starts[one.run_id].frozen is not None for one in runs)
-    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest, rows, of, subtracts,
+    key = (run.host.fingerprint, repr(run.method), repr(run.task), run.data.train_digest, rows, subtracts,
            run.precision)
     if key not in context.member_bytes:
         picks = np.argsort(lengths, kind="stable")[-rows:]
@@ -273,7 +277,7 @@ def _member_bytes(runs: Sequence[RunSpec], starts: Mapping[str, InitialState], b
         batch = bench.scorer.rows(bench.training, picks, len(picks), longest)
         frozen = bench.frozen(start.frozen) if subtracts else {}
         parameters = bench.parameters(start.module, start.head)
-        context.member_bytes[key] = member_bytes(bench.scorer, parameters, batch, frozen, (of or rows) / rows)
+        context.member_bytes[key] = member_bytes(bench.scorer, parameters, batch, frozen)
     return context.member_bytes[key]
 
 

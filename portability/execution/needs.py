@@ -40,14 +40,14 @@ def need_lines(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpe
     """The need in words, where it is not little, and that of reading a host where it is more."""
     (need, what), (load, host) = largest_need(found, runs), largest_load(found, runs)
     said = f"memory of a worker: at least {_said(need)} ({what}), activations beside"
-    more = f"ordinary memory of a worker: at least {_said(load)} while '{host}' is read, in fp32"
+    more = f"ordinary memory of a worker: up to {_said(load)} while '{host}' is read, in fp32"
     return [said] * (need > LITTLE) + [more] * (load > max(need, LITTLE))
 
 
 def check_memory(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec],
                  here: Sequence[Place]) -> None:
-    """Refuse runs whose weights alone do not fit where they are computed with, or in ordinary memory, through
-    which they come; where workers are elsewhere, say what they need.
+    """Refuse runs whose weights alone do not fit where they are computed with; warn where ordinary memory,
+    through which they come, may be too little; where workers are elsewhere, say what they need.
 
     Raises:
         UserError: names the hosts, what they need and what is free.
@@ -61,9 +61,9 @@ def check_memory(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunS
     _check_device(place, busy, need, what)
     load, host = largest_load(found, runs)
     if load and load > (room := free_memory() // busy):
-        raise UserError(f"'{host}' needs at least {_said(load)} of ordinary memory while it is read, which "
-                        f"is in fp32 whatever the precision, and each of {counted(busy, 'worker')} has "
-                        f"{_said(room)}; take fewer engine.workers, or a machine with more")
+        log.warning("'%s' takes up to %s of ordinary memory while it is read in fp32 (less where its files "
+                    "are fp32), and each of %s has %s; should a worker be killed, take fewer engine.workers",
+                    host, _said(load), counted(busy, "worker"), _said(room))
 
 
 def _check_device(place: Place, busy: int, need: int, what: str) -> None:

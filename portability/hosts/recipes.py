@@ -108,7 +108,8 @@ CHANGES: Mapping[str, type] = {"continued": Continued, "distilled": Distilled, "
                                "narrowed": Narrowed, "noised": Noised, "quantised": Quantised,
                                "hidden": Hidden}
 # which edition of its code makes a change; raise it where the same recipe would give other weights, and the
-# host is made anew (1 is left out of the name of its folder)
+# host is made anew (1 is left out of the name of its folder); not raised when dropout was seeded, since hosts
+# without dropout kept their weights
 RULES = dict.fromkeys(CHANGES, 1)
 
 

@@ -152,12 +152,14 @@ class Filling:
 
     Attributes:
         used: of each origin slot that was carried, the number of its entries that were, and their squares.
+        reached: origin slots that have a place, of which a map may still send nothing there.
     """
 
     def __init__(self, strategy: LayerwiseStrategy, module: ModuleState, context: PortContext):
         self.strategy, self.module, self.context = strategy, module, context
         self.report = PortReport(context.spec.name, context.spec.strategy)
         self.used: dict[Slot, tuple[int, float]] = {}
+        self.reached: set[Slot] = set()
         self.stacks = stack_map(module, context.fresh)
         for stack, source in self.stacks.items():
             depths = context.origin.shape.layers.get(source, 1), context.receiving.shape.layers.get(stack, 1)
@@ -268,7 +270,7 @@ class Filling:
         if not self.used or carried == 0.0:
             raise UserError(f"port {context.pair} carries nothing: {len(self.used)} of {len(total)} tensors, "
                             f"squared norm {carried:g}")
-        sites = {(slot.stack, slot.site, slot.role) for slot in self.used}
+        sites = {(slot.stack, slot.site, slot.role) for slot in {*self.used, *self.reached}}
         lost = [slot for slot in dropped if (slot.stack, slot.site, slot.role) not in sites]
         if lost and not context.spec.partial:
             raise UserError(f"port {context.pair} would lose {lost[0].key} {tuple(total[lost[0]].shape)}: "

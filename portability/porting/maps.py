@@ -200,6 +200,7 @@ class MapStrategy(LayerwiseStrategy):
         if stays_as_begun(slot.role):
             value = value.where(given, torch.ones_like(value) if relative else fresh.double())
         squares = [float(part.double().square().sum()) for part in (tensor.where(taken, 0.0), value)]
+        work.reached.add(one[slot])
         if taken.any():
             work.used[one[slot]] = int(taken.sum()), squares[0] if relative else min(squares)
         return Moved(value.to(tensor.dtype), given.expand(value.shape), taken)

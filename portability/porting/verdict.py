@@ -69,26 +69,26 @@ def verdict(adapter: AdapterFolder, origin: HostSpec, receiving: HostSpec, named
     return lines
 
 
-def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool,
-            module: Callable[[], ModuleState] | None = None) -> tuple[list[str], str]:
-    """How the hosts' coordinates lie to each other, and what `auto` makes of it; and the strategy.
+def outlook(origin: HostSpec, receiving: HostSpec, strategy: str, texts: bool, say: Callable[[str], None],
+            module: Callable[[], ModuleState] | None = None) -> str:
+    """Say how the hosts' coordinates lie to each other, and what `auto` makes of it; gives back the strategy.
 
     Args:
         texts, module: as of `auto.choice`.
+        say: is given each line, before what comes of it may be refused.
 
     Raises:
         UserError: a host's embeddings are not finite, or as `auto.choice`.
     """
     found = basis(origin, receiving)
-    lines = ["coordinates: "
-             f"{found.words if found else 'not compared (an embedding or tokenizer is not there)'}"]
+    say(f"coordinates: {found.words if found else 'not compared (an embedding or tokenizer is not there)'}")
     if found and (kind := kind_of_pair(found, origin, receiving)):
-        lines.append(f"studies of such pairs: {STUDIES[kind]}")
+        say(f"studies of such pairs: {STUDIES[kind]}")
     if strategy == "auto":
         picked = choice(origin, receiving, found, texts, module)
-        lines.append(f"strategy: {picked.strategy}, because {picked.why}")
-        strategy = picked.strategy
-    return lines, strategy
+        say(f"strategy: {picked.strategy}, because {picked.why}")
+        return picked.strategy
+    return strategy
 
 
 def kind_of_pair(found: Basis, origin: HostSpec, receiving: HostSpec) -> str | None:

@@ -25,7 +25,7 @@ GAPS = 3.5
 
 def member_bytes(
     scorer: TaskScorer, start: Mapping[str, Tensor], rows: Sequence[Tensor],
-    frozen: Mapping[str, Tensor] = NOTHING, times: float = 1
+    frozen: Mapping[str, Tensor] = NOTHING
 ) -> int:
     """Bytes of one more member of a stack that are alive at once: its state, its frozen tensors, and the
     activations that its update keeps, with what is computed beside them.
@@ -37,14 +37,12 @@ def member_bytes(
         start: one member's parameters by the scorer's names.
         rows: (B, ...) each, the longest batch of the training set as the scorer makes it.
         frozen: what one member holds beside its parameters, by the scorer's names.
-        times: of how many times as many rows the bytes are; at least that many, since what does not grow
-            with the rows is taken to grow with them too.
     """
     stacked, beside = ({name: value[None] for name, value in part.items()} for part in (start, frozen))
     kept = kept_bytes(scorer, stacked, [part[None] for part in rows], beside)
     own, fixed = (sum(value.numel() for value in part.values()) for part in (start, frozen))
     alive = CUDA * sum(kept) if scorer.device.type == "cuda" else sum(kept) + BESIDE * max(kept, default=0)
-    return int(alive * times) + 4 * (STATE * own + fixed)
+    return int(alive) + 4 * (STATE * own + fixed)
 
 
 def kept_bytes(

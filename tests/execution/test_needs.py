@@ -135,19 +135,15 @@ def test_a_gpu_is_asked_in_a_process_of_its_own_where_it_matters(monkeypatch, ne
 
 @pytest.mark.parametrize(("device", "precision"), [("cpu", "bf16"), ("cuda:0", "bf16"), ("cuda:0", "fp32")])
 @pytest.mark.parametrize("free", [99, 100])
-def test_a_host_passes_through_ordinary_memory_in_fp32(monkeypatch, device, precision, free):
+def test_a_host_passes_through_ordinary_memory_in_fp32(monkeypatch, caplog, device, precision, free):
     monkeypatch.setattr(needs, "free_memory", lambda: 2 * free)
     monkeypatch.setattr(needs, "_said", lambda size: f"{size} B")
     facts, runs = {"1": found(50, 50, 100), "2": found(60, 10, 20)}, dict.fromkeys("12", run_of(precision))
     here = [Place(device, 0.5)] * 2
-    if free == 100:
-        needs.check_memory(facts, runs, here)
-    else:
-        with pytest.raises(UserError) as error:
-            needs.check_memory(facts, runs, here)
-        assert str(error.value) == (
-            "'a' needs at least 100 B of ordinary memory while it is read, which is in fp32 whatever the "
-            "precision, and each of 2 workers has 99 B; take fewer engine.workers, or a machine with more")
+    needs.check_memory(facts, runs, here)
+    assert caplog.messages == [
+        "'a' takes up to 100 B of ordinary memory while it is read in fp32 (less where its files are fp32), "
+        "and each of 2 workers has 99 B; should a worker be killed, take fewer engine.workers"][: free == 99]
 
 
 def test_what_reading_takes_is_what_from_pretrained_gives(sets, make_host, tmp_path, monkeypatch):
@@ -173,7 +169,7 @@ def test_where_workers_are_elsewhere_the_need_is_said(caplog):
     runs = {"1": run_of("bf16", "b")}
     assert needs.need_lines({"1": found(26 * 10**9, 14 * 10**9, 26 * 10**9)}, runs) == [
         "memory of a worker: at least 14.0 GB ('a' in bf16 with an extraction from 'b'), activations beside",
-        "ordinary memory of a worker: at least 26.0 GB while 'a' is read, in fp32"]
+        "ordinary memory of a worker: up to 26.0 GB while 'a' is read, in fp32"]
 
 
 def test_a_module_in_training_counts_with_its_optimiser(sets, make_host, tmp_path):

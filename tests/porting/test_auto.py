@@ -102,7 +102,8 @@ def test_it_is_said_where_the_coordinates_could_not_be_looked_up(make_host, tmp_
     for file in Path(bare.source).glob("tokenizer*"):
         file.unlink()
     assert basis(host, bare) is None
-    lines, strategy = outlook(host, bare, "auto", False)
+    lines = []
+    strategy = outlook(host, bare, "auto", False, lines.append)
     assert lines[0] == "coordinates: not compared (an embedding or tokenizer is not there)"
     assert strategy == "pad" and lines[1:] == [
         "strategy: pad, because the hosts have the same widths; their coordinates could not be compared and "
@@ -127,7 +128,7 @@ def test_embeddings_that_are_not_finite_are_one_sentence(make_host, tmp_path, nu
     for two in ((host, damaged), (damaged, host)):
         with pytest.raises(UserError, match=r"^host 'damaged' has embeddings that are not finite \(the first "
                            r"of token 7\): its weights are damaged; copy or download it again, or name"):
-            outlook(*two, strategy, True)
+            outlook(*two, strategy, True, str)
 
 
 SAME, OTHER = Found(1.0, 100, 0.9, 0.1), Found(1.0, 100, 0.1, 0.9)
@@ -146,5 +147,7 @@ def test_studies_are_those_of_the_kind_of_pair(make_host, receiving, found, kind
     two = make_host("llama", 32, 2, 4), make_host(*receiving)
     assert kind_of_pair(found, *two) == kind
     monkeypatch.setattr("portability.porting.verdict.basis", lambda *_: found)
-    said = [line for line in outlook(*two, "pad", False)[0] if line.startswith("studies")]
+    lines = []
+    assert outlook(*two, "pad", False, lines.append) == "pad"
+    said = [line for line in lines if line.startswith("studies")]
     assert said == ([f"studies of such pairs: {STUDIES[kind]}"] if kind else [])

@@ -30,7 +30,8 @@ def choice(origin: HostSpec, receiving: HostSpec, found: Basis | None, texts: bo
     In the same coordinates nothing is mapped: no map was ahead of copying there. In others the spaces are
     rotated onto each other: by texts where there are some, else by the embeddings of shared tokens. Numbers
     that belong to one unit each (DoRA, IA3, LoHa, normalisations) cannot be rotated: by texts units are sent
-    to units. Nothing is cut off or padded in any of these cases.
+    to units. Nothing is cut off or padded in any of these cases, but `corr` leaves out units of which one
+    host has more.
 
     Args:
         texts: whether there are texts to calibrate on.
@@ -56,8 +57,9 @@ def choice(origin: HostSpec, receiving: HostSpec, found: Basis | None, texts: bo
                         "port.NAME.calibration={texts: SET}), or turn the module into a LoRA first where "
                         "that can be done (--via lora)")
     if unit:
+        left = "" if alike else "; units without a counterpart are left out"
         return Choice("corr", f"{why}, there are texts to compare them on, and the module has numbers that "
-                              "belong to one unit each")
+                              f"belong to one unit each{left}")
     if texts:
         return Choice("procrustes", f"{why}, and there are texts to compare them on")
     return Choice("embed", f"{why}, and there are no texts to compare them on (--calibrate FILE)")
