@@ -103,17 +103,18 @@ def on_cpu():
     torch.empty(2**50)
 
 
-@pytest.mark.parametrize(("room", "passes", "tried"), [
-    (16_000, 1, [1, 2, 16]), (8_000, 2, [1, 2, 8]), (2_000, 8, [1, 2]), (1_500, 16, [1]), (10, 16, [1]),
+@pytest.mark.parametrize(("room", "fixed", "passes", "tried"), [
+    (16_000, 0, 1, [1, 2, 16]), (8_000, 0, 2, [1, 2, 8]), (2_000, 0, 8, [1, 2]), (1_500, 0, 16, [1]),
+    (10, 0, 16, [1]), (22_000, 6_000, 1, [1, 2, 16]),  # what does not grow with the batch counts once
 ])
-def test_what_does_not_fit_is_never_read_to_be_measured(whole, tmp_path, monkeypatch, counted, room, passes,
-                                                        tried):
+def test_what_does_not_fit_is_never_read_to_be_measured(whole, tmp_path, monkeypatch, counted, room, fixed,
+                                                        passes, tried):
     study, runs, marks, wanted = whole
     read = []
 
     def thousand_an_example(scorer, start, rows, frozen):
         read.append(len(rows[0]))
-        return 1000 * len(rows[0])
+        return fixed + 1000 * len(rows[0])
 
     monkeypatch.setattr(execute, "member_bytes", thousand_an_example)
     monkeypatch.setattr(classification.Scorer, "scoring_bytes", lambda self, test, size: 0)
