@@ -62,11 +62,11 @@ def numbers(context: StudyContext) -> list[Number]:
 
 
 def headline_numbers(context: StudyContext) -> list[Number]:
-    """The three at the head of a report: of what was declared first what is decided, in the order of the
-    sweep; else against scratch early and late, and against another init late."""
+    """The three at the head of a report: the first that were declared, whatever came of them; else against
+    scratch early and late, and against another init late."""
     rows = numbers(context)
     if has_contrasts(context) or not rows:
-        return sorted(rows, key=lambda row: row.verdict == OPEN)[:FEW]
+        return rows[:FEW]
     frame = _exploratory(context).reset_index(drop=True)
     last = [own.index[-1] for _, own in frame.groupby("baseline", sort=False)]
     return [rows[i] for i in dict.fromkeys([0, *last])][:FEW]
