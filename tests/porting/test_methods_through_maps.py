@@ -192,3 +192,18 @@ def test_numbers_that_a_map_sends_nowhere_are_not_counted_as_carried(scene):
     assert done.report.carried_entries_fraction == pytest.approx(taken / sum(map(sum, whole.values())))
     assert done.report.carried_fraction == 1 and done.report.carried_norm_fraction < 0.95
     assert sum(int(tensor.count_nonzero()) for tensor in done.module.tensors.values()) == 2 * taken
+
+
+def test_a_tensor_of_which_a_map_sends_nothing_is_dropped_though_it_has_a_place(scene):
+    """What keys and values give is of width 16, and alone."""
+    here = scene("llama, permuted")
+
+    def no_groups(_, pairs):
+        sizes = {pair: pair[0].size(here.origin.shape) for pair in pairs}
+        return {pair: (size != 16) * torch.eye(size, dtype=torch.float64) for pair, size in sizes.items()}
+
+    spec = MethodSpec("attention", "peft", "LoraConfig", {"sites": ["attention"], "r": 4}, 1e-3)
+    done, _ = here.port(spec, Mapped(no_groups))
+    assert done.report.carried_fraction == 6 / 8
+    dropped = [name for name, fate in done.report.tensors.items() if fate == "dropped"]
+    assert len(dropped) == 4 and all(".key." in name or ".value." in name for name in dropped)
