@@ -30,7 +30,7 @@ def largest_need(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunS
 
 
 def largest_load(found: Mapping[str, Mapping[str, Any]], runs: Mapping[str, RunSpec]) -> tuple[int, str]:
-    """Bytes of ordinary memory that reading the largest host takes, wherever it is computed on, and its
+    """Bytes of ordinary memory that reading the largest host takes at most, wherever it is computed, and its
     name."""
     return max(((int(found[run_id]["loading"]), run.host.name) for run_id, run in runs.items()
                 if run_id in found), default=(0, ""))
