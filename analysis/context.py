@@ -10,7 +10,7 @@ import pandas as pd
 
 from portability.analysis.load import Study, read
 from portability.analysis.metrics import OVER_EXAMPLES, Metric, metric_of
-from portability.analysis.records import correctness
+from portability.analysis.records import by_example
 from portability.analysis.stats.blocks import LEVELS, compare
 from portability.analysis.stats.pairing import PORTED, Answers, arm_of, init_pairs, stratify_keys
 from portability.core.contrasts import kinds
@@ -26,7 +26,7 @@ once = lru_cache(maxsize=4)  # of a frame that is made once for each context, an
 class StudyContext:
     """A study with one metric.
 
-    `answers` says which test examples each run gets right, or how well, for intervals over seeds and
+    `answers` says what each test example contributes to a run's metric, for intervals over seeds and
     examples; it is None, and `why` says the reason, where intervals are over seeds only.
     """
 
@@ -125,10 +125,10 @@ def gather(store: Store, metric: str | None = None) -> StudyContext:
     study = read(store, metric)
     chosen = metric_of(study.metric)
     if chosen.name not in OVER_EXAMPLES:
-        why = f"{chosen.label} is not a mean over examples that are right or wrong"
+        why = f"{chosen.label} is no mean over examples of what each contributes"
         return StudyContext(study, chosen, None, why)
     try:
-        return StudyContext(study, chosen, correctness(store, study.cells), "")
+        return StudyContext(study, chosen, by_example(store, study.cells, chosen.name), "")
     except (UserError, OSError) as error:
         log.warning("%s: intervals are over seeds only: %s", study.name, error)
         return StudyContext(study, chosen, None,

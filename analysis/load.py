@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from portability.analysis.metrics import OF_LABELS, PARTS, SCORE
+from portability.analysis.metrics import OF_LABELS, PARTS, PREFIX, SCORE
 from portability.analysis.records import Protocol, Runs, read_runs
 from portability.analysis.stats.pairing import ARMS, COLUMNS, COORDINATES, STATUSES
+from portability.core.contrasts import declared_metric
 from portability.core.errors import validate_choice
 from portability.core.wording import counted
 from portability.store import Store
@@ -81,13 +82,15 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
 
     Args:
         metric: one of METRICS, or of the study's own, computed from predictions where a record lacks it and
-            these give it; None: accuracy where all runs behind the cells have it, else ROUGE-L where all have
+            these give it; None: the one that the study declared, else accuracy where all runs behind the cells have it, else ROUGE-L where all have
             that, else the score, which is either, else what else all have (our choice).
 
     Raises:
         UserError: no study there, or the metric is unknown.
     """
     manifests = store.manifests()
+    if metric is None and (name := declared_metric(manifests)) is not None:
+        metric = PREFIX + name
     runs = read_runs(store, metric)
     if metric is not None:
         validate_choice(metric, runs.names, "metric")

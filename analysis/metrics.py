@@ -66,7 +66,8 @@ OF_LABELS = tuple(METRICS)[:6]  # what a record of texts with labels holds unles
 PREFIX, LAST = "eval_", "last_"  # of a record's metrics: of what a mark evaluates, of its last iterate
 SCORE, PARTS = "eval_score", ("eval_accuracy",
                               "eval_rougeL")  # a score is the first of its parts that a record holds
-OVER_EXAMPLES = (*PARTS, SCORE)  # means over test examples of a number in [0, 1] that the predictions hold
+AUC = "eval_auc"
+OVER_EXAMPLES = (*PARTS, SCORE, AUC)  # means over test examples of a number that the predictions give
 
 
 def metric_of(name: str) -> Metric:

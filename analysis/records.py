@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
-from portability.analysis.metrics import PREFIX, SCORE, names_of, value_of
+from portability.analysis.metrics import AUC, PREFIX, SCORE, names_of, value_of
 from portability.core.errors import UserError
-from portability.core.measures import MEASURES, Measure, Undefined, said
+from portability.core.measures import MEASURES, Measure, Undefined, auc_by_example, said
 from portability.core.specs import PROTOCOLS
 from portability.core.versions import major_of
 from portability.store import Store
@@ -185,9 +185,13 @@ def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame.drop_duplicates(["run_id", "mark"], keep="last", ignore_index=True)
 
 
-def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.ndarray]:
-    """Of each done cell, by (run id, mark), which of M test examples it gets right (of a tie the first label
-    counts): (M,) bool; of answers their scores: (M,) in [0, 1].
+def by_example(store: Store, cells: pd.DataFrame, metric: str) -> dict[tuple[str, int], np.ndarray]:
+    """Of each done cell, by (run id, mark), what each of M test examples contributes to a metric, which is their
+    mean: (M,).
+
+    Args:
+        metric: one of metrics.OVER_EXAMPLES: of accuracy whether it is right (bool; of a tie the first label
+            counts), of answers its score in [0, 1], of AUC as measures.auc_by_example.
 
     Raises:
         UserError: a run has no predictions, none at a mark of its record, or other labels or another number
@@ -212,7 +216,8 @@ def correctness(store: Store, cells: pd.DataFrame) -> dict[tuple[str, int], np.n
                 raise UserError(f"run {run_id} has no predictions at {mark} updates; {remedy}")
             at = places[mark]
             found[str(run_id), mark] = saved["score"][at] if "score" in saved else (
-                said(saved["margin"][at]) == examples)
+                auc_by_example(saved["margin"][at].astype(float), examples) if metric == AUC
+                else said(saved["margin"][at]) == examples)
     return found
 
 

@@ -13,10 +13,10 @@ from portability.analysis.figures.svg import Chart, budget_words
 from portability.analysis.formatting import interval, no_number, number, p_text
 from portability.analysis.measures.predictors import why_no_correlation
 from portability.analysis.measures.primary_contrasts import OPEN, has_contrasts, primary
-from portability.analysis.metrics import UNITS, Metric
+from portability.analysis.metrics import PREFIX, UNITS, Metric, metric_of
 from portability.analysis.tables.captions import Table, protocol, turns
 from portability.analysis.tables.registry import TABLES, build_table
-from portability.core.contrasts import all_alike
+from portability.core.contrasts import all_alike, declared_metric
 from portability.core.wording import counted
 
 FEW = 3  # numbers at the head of a report, and contrasts that are left open that its sentence names
@@ -133,7 +133,10 @@ def caveats(context: StudyContext) -> list[str]:
                      "numbers that lack cells carry the mark †.")
     seeds = context.arms["seed"].nunique()
     undeclared = not has_contrasts(context)
+    decides = PREFIX + name if (name := declared_metric(facts)) else context.metric.name
     said = {
+        f"The study declared before its runs that {metric_of(decides).label} decides; by {context.metric.label} "
+        "all is exploratory.": decides != context.metric.name,
         f"Intervals are over seeds only, not over test examples: {context.why}.": context.why,
         "The study's commands declare different primary contrasts, so it has none: all is exploratory.":
             all_alike(facts) is None,

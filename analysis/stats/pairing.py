@@ -15,7 +15,7 @@ STATUSES = ("done", "failed", "missing", "duplicate", "foreign")
 FAULTS = (*STATUSES[1:], "unpaired")  # statuses of cells, and of pairs, without a number
 PORTED, EXTRACTED = "ported", "extracted"
 ARMS = (PORTED, EXTRACTED)  # the first that a study has is its arm; every other init is a baseline of a gain
-Answers = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) score of each test example in [0, 1]
+Answers = Mapping[tuple[str, int], np.ndarray]  # (run id, mark) to (M,) what each test example contributes
 
 
 def arm_of(cells: pd.DataFrame) -> str:

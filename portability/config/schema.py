@@ -139,6 +139,7 @@ class Config:
     engine: EngineConf
     host_set: HostSetConf
     primary: list[Any]
+    primary_metric: str | None
     known_methods: list[str]
     host: Catalogue
     data: Catalogue

@@ -88,7 +88,8 @@ def to_study(cfg: DictConfig) -> Study:
         name=conf.study, mode=conf.mode, results=Path(conf.results).expanduser(), grid=grid, sources=sources,
         data=data, overlap=conf.grid.overlap, similarity=conf.similarity, engine=conf.engine,
         tracking=conf.tracking, part=Part(conf.only, conf.shard, conf.retry, conf.yes),
-        primary=_primary(conf.primary, grid, kinds, roles), kinds=kinds, derived=derived,
+        primary=_primary(conf.primary, grid, kinds, roles), primary_metric=_primary_metric(conf, grid),
+        kinds=kinds, derived=derived,
         warnings=[*untried(conf, grid, derived), *other_epochs(grid, data, used)],
     )
 
@@ -331,6 +332,16 @@ def _check_heads(grid: Grid, encoder: str) -> None:
             raise UserError(f"grid.relations.{name}: data set '{sources[data.name].name}' has {counts[0]} "
                             f"labels and '{data.name}' {counts[1]}, so encoder '{encoder}' cannot begin with "
                             "the origin's head; choose head=fresh, or another set")
+
+
+def _primary_metric(conf: Config, grid: Grid) -> str | None:
+    """The metric by which the study is decided, if one is declared: of those that all its runs have."""
+    if (name := conf.primary_metric) is None:
+        return None
+    if any(data.name in grid.answers for data in grid.data):
+        raise UserError(f"primary_metric={name} is of texts with labels, and answers to prompts are measured "
+                        "as data.NAME.answers.scoring says; leave primary_metric out")
+    return validate_choice(name, map(name_of, grid.eval.metrics), "primary_metric (of eval.metrics)")
 
 
 def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, str | None]) -> list[Contrast]:

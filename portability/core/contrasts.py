@@ -160,6 +160,18 @@ def all_alike(manifests: Sequence[Mapping[str, Any]]) -> list[Contrast] | None:
     return [Contrast(**value) for value in lists[0]] if all(one == lists[0] for one in lists) else None
 
 
+def declared_metric(manifests: Sequence[Mapping[str, Any]]) -> str | None:
+    """The metric that decides, as every manifest of a study declares it; None where none does, or they
+    differ.
+
+    Example:
+        >>> declared_metric([{"primary_metric": "auc"}]), declared_metric([{"primary": []}])
+        ('auc', None)
+    """
+    names = {facts.get("primary_metric") for facts in manifests}
+    return names.pop() if len(names) == 1 else None
+
+
 def kinds(manifests: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
     """(origin, receiving) to what relates them, as the manifests say; pairs of older ones are not in it."""
     rows = chain.from_iterable(facts.get("pairs") or [] for facts in manifests)

@@ -151,8 +151,11 @@ def _refuse_other_contrasts(store: Store, study: Study) -> None:
     would undo it."""
     declared = [asdict(contrast) for contrast in study.primary]
     for manifest in map(load, paths(store.root)):
-        if manifest.get("primary", declared) != declared:
-            raise UserError(f"study {store.root.name} declared other primary contrasts before its runs; "
+        lacks = "primary" not in manifest  # from before there were contrasts
+        same = {"contrasts": lacks or manifest["primary"] == declared,
+                "metrics": lacks or manifest.get("primary_metric") == study.primary_metric}
+        if other := [name for name, alike in same.items() if not alike]:
+            raise UserError(f"study {store.root.name} declared other primary {other[0]} before its runs; "
                             "choose another study=NAME, or carry out a part of the same grid with only={...}")
 
 

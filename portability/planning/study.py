@@ -65,6 +65,7 @@ class Study:
     tracking: TrackingConf
     part: Part
     primary: Sequence[Contrast]  # declared before the runs, no part of any run
+    primary_metric: str | None  # by which they are decided; None: analysis.load.read chooses
     kinds: Sequence[tuple[str, str, str]]  # of every pair, what relates origin and receiving host
     similarity: bool  # compare the hosts of each pair (portability/execution/host_comparison.py)
     # of every host made by a recipe, what it stems from, the kinds of its changes, and their updates
@@ -94,5 +95,6 @@ def facts(study: Study, sweep: str | None) -> dict[str, Any]:
            if grid.tasks else {}),
         "pairs": [list(kind) for kind in study.kinds],
         "primary": [asdict(contrast) for contrast in study.primary],
+        **({"primary_metric": study.primary_metric} if study.primary_metric else {}),
         **({"derived": dict(study.derived)} if study.derived else {}),
     }

@@ -22,9 +22,22 @@ def study(request):
     cells = pd.read_parquet(folder / "published/cells.parquet")
     found = pd.read_parquet(folder / "published/predictions.parquet").sort_values(["run_id", "updates",
                                                                                    "example"])
-    right = (found["margin"] > 0) == (found["label"] == 1)
-    answers = {name: own.to_numpy(float) for name, own in right.groupby([found["run_id"], found["updates"]])}
+    found["right"] = (found["margin"] > 0) == (found["label"] == 1)
+    decides = ranks if manifest.get("primary_metric") == "auc" else lambda own: own["right"].to_numpy(float)
+    answers = {name: decides(own) for name, own in found.groupby(["run_id", "updates"])}
     return manifest, cells, answers, pd.read_csv(folder / "tables/primary.csv").set_index("name")
+
+
+def ranks(own):
+    """(M,) what each example contributes to the AUC: that, and how far the share of pairs that
+    it wins is from it."""
+    one, rest = (own["label"] == label for label in (1, 0))
+    margin = own["margin"].to_numpy(float)
+    wins = np.sign(margin[one][:, None] - margin[rest]) / 2 + 0.5
+    found = np.full(len(own), wins.mean())
+    found[one] += (wins.mean(axis=1) - wins.mean()) * len(own) / one.sum()
+    found[rest] += (wins.mean(axis=0) - wins.mean()) * len(own) / rest.sum()
+    return found
 
 
 def kept(cell, side, kinds):
@@ -96,10 +109,10 @@ def test_every_declared_contrast_is_what_its_predictions_say(study):
 
 
 def test_metrics_of_the_cells_are_what_the_predictions_say(study):
-    _, cells, answers, _ = study
+    manifest, cells, answers, _ = study
     done = cells[cells["done"]]
     found = [answers[row.run_id, row.mark].mean() for row in done.itertuples()]
-    np.testing.assert_allclose(done["eval_accuracy"], found, atol=1e-9)
+    np.testing.assert_allclose(done[f"eval_{manifest.get('primary_metric', 'accuracy')}"], found, atol=1e-9)
 
 
 def test_there_are_studies_with_declared_contrasts():

@@ -225,6 +225,17 @@ def test_primary_contrasts_are_facts_of_the_study_and_change_no_run():
     assert [kind for *_, kind in facts(study("+sweep=demo"), "demo")["pairs"]] == ["lineage", "size", "apart"]
 
 
+def test_the_metric_that_decides_is_a_fact_of_the_study_and_changes_no_run():
+    asked = ("+sweep=full", "eval.metrics=[accuracy,auc]")
+    got, plain = study(*asked, "primary_metric=auc"), study(*asked)
+    assert facts(got, "full") == facts(plain, "full") | {"primary_metric": "auc"}
+    assert set(plan(got.grid).runs) == set(plan(plain.grid).runs)
+    with pytest.raises(UserError, match=r"unknown primary_metric .of eval.metrics. 'auk'.*mean 'auc'"):
+        study(*asked, "primary_metric=auk")
+    with pytest.raises(UserError, match=r"unknown primary_metric \(of eval.metrics\) 'auc'"):
+        study("+sweep=full", "eval.metrics=[accuracy]", "primary_metric=auc")
+
+
 @pytest.mark.parametrize(("override", "words"), [
     ("methd=lora", "unknown key 'methd'; .*did you mean 'method'"), ("swep=full", r"did you mean '\+sweep'"),
     ("+swep=full", "unknown key 'swep'; .*did you mean 'sweep'"), ("grdi.seeds=[1]", "did you mean 'grid'"),

@@ -445,5 +445,7 @@ def test_what_was_declared_before_the_runs_stays_declared(data_folders, make_hos
     with pytest.raises(UserError, match="declared other primary contrasts before its runs; choose another "
                        "study=NAME"):
         command(small(data_folders, make_host, *words))
+    with pytest.raises(UserError, match="declared other primary metrics before its runs"):
+        command(small(data_folders, make_host, *words, contrast, "primary_metric=accuracy"))
     assert command(small(data_folders, make_host, *words, contrast, "grid.seeds=[0,1,2]")) == 0
     assert before != sorted(path.name for path in (tmp_path / "declared" / "manifests").iterdir())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from portability.core.errors import UserError
-from portability.core.measures import metric_names, probabilities, said
+from portability.core.measures import Undefined, auc, auc_by_example, metric_names, probabilities, said
 from portability.tasks.metrics import own_metric, score
 from support.metrics import mine
 
@@ -141,6 +141,43 @@ def test_one_class_alone_gives_words_and_no_number():
     assert found[
         "eval_matthews_correlation"] == "the Matthews correlation needs both classes, and all 5 labels are 1"
     assert found["eval_accuracy"] == 3 / 5
+
+
+# ---- what each example contributes to an AUC
+
+
+def test_contributions_to_auc_average_to_it_and_vary_as_delong_says():
+    draw = np.random.default_rng(0)
+    label = np.array([1] * 30 + [0] * 50)
+    one, other = (draw.normal(0, 1, 80).round(1) + shift * label for shift in (1.0, 0.3))
+    wins = [np.array([[(a > b) + (a == b) / 2 for b in margin[label == 0]] for a in margin[label == 1]])
+            for margin in (one, other)]
+    parts = [auc_by_example(margin, label) for margin in (one, other)]
+    for margin, pairs, part in zip((one, other), wins, parts, strict=True):
+        assert part.mean() == pytest.approx(pairs.mean()) == pytest.approx(auc(margin, label))
+    apart = wins[0] - wins[1]  # DeLong's components: means over one side for each example of the other
+    expected = apart.mean(axis=1).var() / 30 + apart.mean(axis=0).var() / 50
+    assert (parts[0] - parts[1]).var() / 80 == pytest.approx(expected)
+
+
+def test_the_variance_of_an_auc_over_examples_is_that_of_new_draws():
+    draw, areas, variances = np.random.default_rng(1), [], []
+    for _ in range(600):
+        label = np.arange(120) % 4 // 3  # one in four
+        margin = draw.normal(0, 1, 120) + label
+        areas.append(auc(margin, label))
+        variances.append(auc_by_example(margin, label).var() / 120)
+    assert np.sqrt(np.mean(variances)) == pytest.approx(np.std(areas), rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_contributions_of_many_labels_average_to_their_auc(seed):
+    draw = np.random.default_rng(seed)
+    label = np.r_[:4, draw.integers(0, 4, 60)]
+    margin = draw.normal(0, 1, (64, 3)).round(1)
+    assert auc_by_example(margin, label).mean() == pytest.approx(auc(margin, label))
+    with pytest.raises(Undefined, match="needs every label"):
+        auc_by_example(margin, label % 3)
 
 
 # ---- more than two labels

@@ -11,7 +11,7 @@ from scipy import stats
 
 from portability.analysis.context import StudyContext, gather
 from portability.analysis.measures.port_measures import SAME, lift, recovered, win_rate
-from portability.analysis.records import correctness
+from portability.analysis.records import by_example
 from portability.analysis.stats.intervals import NOISE, WORSE, jeffreys, ratio
 from portability.analysis.tables.registry import TABLES
 from portability.analysis.tables.registry import build as build_tables
@@ -62,7 +62,7 @@ def test_lift_equals_the_zero_shot_table_and_covers_test_examples(published):
 
 
 def test_bare_runs_without_predictions_leave_the_lift_over_seeds_only(published):
-    arms = correctness(Store(NANO), published.arms)
+    arms = by_example(Store(NANO), published.arms, "eval_accuracy")
     assert (lift(replace(published, answers=arms))["examples"] == 0).all()
 
 

@@ -141,6 +141,15 @@ def test_a_study_without_declared_contrasts_is_exploratory_and_says_so(tmp_path)
     assert "No primary contrast was declared before the runs: all is exploratory." in caveats(found)
 
 
+def test_the_metric_that_was_declared_decides_and_another_is_exploratory(tmp_path):
+    store = build(tmp_path / "s", AXES, FACTS | {"pairs": KINDS, "primary_metric": "f1",
+                                                 "primary": [asdict(CONTRASTS[0])]}).store
+    found, other = gather(store), gather(store, "eval_accuracy")
+    assert (found.metric.name, other.metric.name) == ("eval_f1", "eval_accuracy")
+    words = "The study declared before its runs that F1 decides; by accuracy all is exploratory."
+    assert words in caveats(other) and not any("decides" in line for line in caveats(found))
+
+
 def test_commands_that_declare_other_contrasts_leave_the_study_without(tmp_path):
     study = build(tmp_path / "s", replace(AXES, seeds=(0, 1)), FACTS | {"primary": [asdict(CONTRASTS[0])]})
     study.store.expect(study.cells, FACTS | {"primary": [asdict(CONTRASTS[1])]})

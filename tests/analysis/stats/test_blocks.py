@@ -11,7 +11,7 @@ from scipy import stats
 
 from portability.analysis.load import read
 from portability.analysis.measures.comparisons import ties
-from portability.analysis.records import correctness
+from portability.analysis.records import by_example
 from portability.analysis.stats.blocks import LEVELS, build_blocks, compare
 from portability.analysis.stats.pairing import bare_pairs, paired, pairs_of
 from portability.core.errors import UserError
@@ -24,7 +24,7 @@ def published():
     """The cells of a published study, and which test examples each gets right."""
     store = Store(NANO)
     cells = read(store).cells
-    return cells, correctness(store, cells)
+    return cells, by_example(store, cells, "eval_accuracy")
 
 
 def entry(table: pd.DataFrame, **keys: object) -> pd.Series:
