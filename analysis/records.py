@@ -1,5 +1,5 @@
 """The run records of a study, each read once: marks, facts and provenance of those that are used, why others
-are not, and which test examples each run gets right."""
+are not, and what each test example contributes to a run's metric."""
 
 import json
 from collections import Counter

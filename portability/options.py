@@ -103,8 +103,8 @@ def _out(parser: Parser, what: str, required: bool = False) -> None:
 
 def _metric(parser: Parser) -> None:
     parser.add_argument("--metric", metavar="NAME", help=(
-        f"eval_NAME of: {', '.join(METRICS)}, or of a study's own; by default the first of accuracy, ROUGE-L "
-        "and score that all runs have, else the first that all have"))
+        f"eval_NAME of: {', '.join(METRICS)}, or of a study's own; by default its primary_metric, else "
+        "the first of accuracy, ROUGE-L and score that all runs have, else the first that all have"))
 
 
 def _host(parser: Parser) -> None:

@@ -103,7 +103,7 @@ def _weights(budgets: np.ndarray) -> np.ndarray:
 
 
 def _areas_of_answers(whole: Sequence[Curves], answers: pairing.Answers) -> pairing.Answers:
-    """The area under "this test example is right", by run and its largest mark: (M,) in [0, 1]."""
+    """The area under what each test example contributes, by run and its largest mark: (M,)."""
     found = {}
     for item in whole:
         done = item.frame[item.frame["status"] == "done"]  # of rows that share a run, one that can be used

@@ -84,8 +84,8 @@ def around(marks: list[int], at: int) -> tuple[int, int] | None:
 
 
 def _twins(context: StudyContext, port: str, budget: int, more: int) -> tuple[pd.DataFrame, Answers]:
-    """Cells of scratch after `more` updates than a budget, as if they were of this budget and port, and which
-    test examples those between marks get right."""
+    """Cells of scratch after `more` updates than a budget, as if they were of this budget and port, and what
+    test examples contribute to those between marks."""
     scratch = context.arms[context.arms["init"] == "scratch"]
     scratch = scratch[scratch["port"] == port] if port in set(scratch["port"]) else scratch.assign(port=port)
     scratch = scratch.drop_duplicates([*POINT, "budget"])

@@ -88,7 +88,9 @@ def verdict_words(context: StudyContext) -> str:
         if own := [f"{row.name} {row.size}" for row in rows if row.verdict == side]:
             named = "" if side == OPEN and len(own) > FEW else f" ({', '.join(own)})"
             parts.append(f"{len(own)} {'is' if len(own) == 1 else 'are'} {words}{named}")
-    return f"Of {counted(len(rows), 'contrast')} declared before the runs, {', '.join(parts)}."
+    name, by = declared_metric(context.study.facts), f" by {context.metric.label}"
+    by += "" if PREFIX + str(name) == context.metric.name else ", which was not to decide"
+    return f"Of {counted(len(rows), 'contrast')} declared before the runs{by if name else ''}, {', '.join(parts)}."
 
 
 def declared_sentences(context: StudyContext) -> list[str]:
@@ -138,7 +140,7 @@ def caveats(context: StudyContext) -> list[str]:
         f"The study declared before its runs that {metric_of(decides).label} decides; by {context.metric.label} "
         "all is exploratory.": decides != context.metric.name,
         f"Intervals are over seeds only, not over test examples: {context.why}.": context.why,
-        "The study's commands declare different primary contrasts, so it has none: all is exploratory.":
+        "The study's commands declare different primary contrasts or metrics, so it has none: all is exploratory.":
             all_alike(facts) is None,
         "No primary contrast was declared before the runs: all is exploratory.":
             undeclared and all_alike(facts) is not None,

@@ -19,7 +19,7 @@ from portability.core.architectures import FAMILIES
 from portability.core.contrasts import PAIRS, Contrast, cut_by, declared, pair_kind
 from portability.core.errors import UserError, validate_choice
 from portability.core.init_kinds import INIT_KINDS
-from portability.core.measures import metric_names, name_of
+from portability.core.measures import DECIDING, metric_names, name_of
 from portability.core.schema import build
 from portability.data.sources import answer_spec, labels_named, task_spec
 from portability.data.splits import DataSource, StudyData, data_spec, study_data
@@ -341,7 +341,8 @@ def _primary_metric(conf: Config, grid: Grid) -> str | None:
     if any(data.name in grid.answers for data in grid.data):
         raise UserError(f"primary_metric={name} is of texts with labels, and answers to prompts are measured "
                         "as data.NAME.answers.scoring says; leave primary_metric out")
-    return validate_choice(name, map(name_of, grid.eval.metrics), "primary_metric (of eval.metrics)")
+    asked = [name for name in map(name_of, grid.eval.metrics) if name in DECIDING]
+    return validate_choice(name, asked, "primary_metric (of eval.metrics)")
 
 
 def _primary(values: list[Any], grid: Grid, kinds: Kinds, roles: Mapping[str, str | None]) -> list[Contrast]:

@@ -153,11 +153,11 @@ def _narrowed(
 
 
 def all_alike(manifests: Sequence[Mapping[str, Any]]) -> list[Contrast] | None:
-    """The contrasts that every manifest of a study declares; None where they differ (a study then has no
-    primary contrast).
+    """The contrasts that every manifest of a study declares; None where they, or the metrics that decide,
+    differ (a study then has no primary contrast).
     """
-    lists = [facts.get("primary") or [] for facts in manifests]
-    return [Contrast(**value) for value in lists[0]] if all(one == lists[0] for one in lists) else None
+    found = [(facts.get("primary") or [], facts.get("primary_metric")) for facts in manifests]
+    return [Contrast(**value) for value in found[0][0]] if all(one == found[0] for one in found) else None
 
 
 def declared_metric(manifests: Sequence[Mapping[str, Any]]) -> str | None:

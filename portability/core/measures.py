@@ -119,7 +119,8 @@ def auc(margin: np.ndarray, labels: np.ndarray) -> float:
 
     Source: scikit-learn's roc_auc_score(multi_class="ovr", average="macro").
     """
-    return np.mean([float(np.mean(won[there])) for there, won in _pairs_won(margin, labels)])
+    return np.mean([won[there].sum() / (2 * there.sum() * (~there).sum())
+                    for there, won in _pairs_won(margin, labels)])
 
 
 def auc_by_example(margin: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -139,14 +140,15 @@ def auc_by_example(margin: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     parts = []
     for there, won in _pairs_won(margin, labels):
-        area, share = float(np.mean(won[there])), np.mean(there)
-        parts.append(area + (won - area) / np.where(there, share, 1 - share))
+        share = np.mean(there)
+        won = won / (2 * np.where(there, (~there).sum(), there.sum()))
+        parts.append(won[there].mean() + (won - won[there].mean()) / np.where(there, share, 1 - share))
     return np.mean(parts, axis=0)
 
 
 def _pairs_won(margin: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each label (N,) which examples are of it, and (N,) the share of the examples on the other side that
-    each is rightly ahead of, or behind; equal ones count half."""
+    """For each label (N,) which examples are of it, and (N,) of how many on the other side each is rightly
+    ahead, or behind: 2 for one, 1 for an equal one."""
     count, kinds = label_count(margin), np.unique(labels)
     if lacking := sorted(set(range(count)) - set(kinds.tolist())):
         raise Undefined(f"AUC needs both classes, and all {labels.size} labels are {kinds[0]}" if count == 2
@@ -156,11 +158,10 @@ def _pairs_won(margin: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndar
     for label in range(count):  # ranked as by its probability, which would be rounded
         own = odds[:, label] - np.logaddexp.reduce(np.delete(odds, label, axis=1), axis=1)
         there = labels == label
-        won = np.empty(len(own))
-        for side, sign in ((there, 1.0), (~there, -1.0)):
+        won = np.empty(len(own), int)
+        for side, sign in ((there, 1), (~there, -1)):
             others = np.sort(sign * own[~side])
             won[side] = sum(np.searchsorted(others, sign * own[side], end) for end in ("left", "right"))
-            won[side] /= 2 * len(others)
         yield there, won
 
 
@@ -204,6 +205,7 @@ MEASURES: dict[str, Measure] = {
     "auc": Measure(auc),
     "matthews_correlation": Measure(matthews_correlation),
 }
+DECIDING = ("accuracy", "accuracy_calibrated", "f1", "auc", "matthews_correlation")  # of which more is better
 # Kept whatever is asked, of two labels and of more: they show a one-sided host.
 ALWAYS = ("accuracy_calibrated", "loss", "invalid_rate", "positive_share")
 ALWAYS_OF_MORE = (*ALWAYS[:3], "largest_share")

@@ -6,7 +6,7 @@ Masks are made here and nowhere else. Those that transformers makes inside a mod
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,8 +89,11 @@ def kept_as(module: Any) -> str:
 
 def lm_logits(model: "PreTrainedModel", states: Tensor) -> Tensor:
     """Logits (..., V) of a language-model host's last states (..., d), where these are, capped where the
-    model caps them (Gemma 2)."""
-    logits = model.lm_head(states).to(states.device)
+    model caps them (Gemma 2). A head in fp32, such as one that shares its weight with the embedding, computes
+    in fp32 under bf16 too: there logits of 16 come in steps of 1/8, so that labels tie (D-151)."""
+    exact = model.lm_head.weight.dtype == torch.float32
+    with torch.autocast(states.device.type, enabled=False) if exact else nullcontext():
+        logits = model.lm_head(states.float() if exact else states).to(states.device)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -170,7 +170,7 @@ FAULTS = {
     "a cut table": (in_file("published/records.parquet", "PAR1"), "records.parquet cannot be read"),
     "a better accuracy": (
         in_record(lambda value: value["train_info"]["metrics"][-1].update(eval_accuracy=0.99)),
-        "says 0.9900 at 2 updates and its predictions say"),
+        "says accuracy 0.9900 at 2 updates and its predictions say"),
     "a cell without a run": (in_manifest(lost_cell), "a cell names a run without result or failure"),
     "a cell at another mark": (in_manifest(lambda value: value["cells"][-1].update(mark=1)),
                                "a cell names a run without result or failure"),

@@ -227,6 +227,17 @@ def test_frozen_weights_in_bf16_are_what_autocast_makes_of_them(make_host, monke
     assert torch.equal(kept.rows(kept.train([0])), cast.rows(cast.train([0])))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_logits_of_a_tied_head_are_no_coarser_under_bf16(make_host, count):
+    """bf16 has 8 bits: logits of it would tie labels (D-151)."""
+    table = Bench(attach(load_host(make_host("gpt2"), precision="bf16"), METHODS["lora"]))
+    rows = pad(table.data, np.array([0, 1]), int(table.data.lengths.max()))
+    members = [table.start(seed) for seed in range(count)]
+    stacked = {name: torch.stack([member[name] for member in members]) for name in members[0]}
+    logits = table.scorer.stacked_logits(stacked, *rows)
+    assert (logits.bfloat16().float() != logits).float().mean() > 0.9
+
+
 # ---- going on after a kill
 
 

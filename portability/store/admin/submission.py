@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from portability.core.errors import UserError
-from portability.core.measures import said
+from portability.core.measures import MEASURES
 from portability.core.versions import MISSING, major_of
 from portability.core.wording import counted
 from portability.store import host_pairs, manifests
@@ -41,6 +41,7 @@ SECRET = re.compile("|".join((
     r"\bglpat-[\w-]{20,}", r"\bAKIA[0-9A-Z]{16}\b", r"\bxox[abprs]-[\w-]{10,}",
     "-----BEGIN [A-Z ]*PRIVATE KEY", r"://[^/\s:@]+:[^/\s@]+@",
     r"(?i:(?:api_?key|token|secret|password|passwd)['\"]?\s*[=:]\s*['\"]?[^\s'\",}]{8,})")))
+CHECKED = ("accuracy", "rougeL", "f1", "auc", "matthews_correlation")  # of predictions as they are stored
 PACK = "pack the study again"
 
 
@@ -162,7 +163,7 @@ def _manifest(found: Submission) -> Iterator[str]:
 
 
 def _predictions(found: Submission) -> Iterator[str]:
-    """Every run has predictions at its marks, and its accuracy, or score, is theirs."""
+    """Every run has predictions at its marks, and its metrics, or score, are theirs."""
     for run_id, record in found.records.items():
         try:
             saved = found.store.predictions(run_id)
@@ -174,18 +175,25 @@ def _predictions(found: Submission) -> Iterator[str]:
             if mark["updates"] not in places:
                 yield f"run {run_id} has no predictions at {mark['updates']} updates; {PACK}"
                 break
-            own = _score(saved, places[mark["updates"]])
-            told = mark.get("eval_accuracy", mark.get("eval_rougeL"))
-            if told is not None and abs(own - told) > 1e-5:
-                yield (f"run {run_id} says {told:.4f} at {mark['updates']} updates and its predictions say "
-                       f"{own:.4f}; repeat the run")
+            if wrong := next(_wrong(mark, saved, places[mark["updates"]]), None):
+                name, told, own = wrong
+                yield (f"run {run_id} says {name} {told:.4f} at {mark['updates']} updates and its predictions "
+                       f"say {own:.4f}; repeat the run")
                 break
 
 
-def _score(saved: dict[str, np.ndarray], place: int) -> float:
-    if "score" in saved:
-        return float(saved["score"][place].mean(dtype=float))
-    return float((said(saved["margin"][place]) == saved["label"]).mean())
+def _wrong(
+    mark: dict[str, Any], saved: dict[str, np.ndarray], place: int
+) -> Iterator[tuple[str, float, float]]:
+    """Metrics of a mark that its predictions do not give: the name, what is said, and theirs."""
+    for name in CHECKED:
+        told = mark.get(f"eval_{name}")
+        if not isinstance(told, float):
+            continue
+        own = (saved["score"][place].mean(dtype=float) if "score" in saved
+               else MEASURES[name].value(saved["margin"][place], saved["label"]))
+        if abs(own - told) > 1e-5:
+            yield name, told, float(own)
 
 
 # ---- made again

@@ -148,6 +148,8 @@ def test_the_metric_that_was_declared_decides_and_another_is_exploratory(tmp_pat
     assert (found.metric.name, other.metric.name) == ("eval_f1", "eval_accuracy")
     words = "The study declared before its runs that F1 decides; by accuracy all is exploratory."
     assert words in caveats(other) and not any("decides" in line for line in caveats(found))
+    assert verdict_words(found).startswith("Of 1 contrast declared before the runs by F1, 1 is ")
+    assert "declared before the runs by accuracy, which was not to decide, 1 is " in verdict_words(other)
 
 
 def test_commands_that_declare_other_contrasts_leave_the_study_without(tmp_path):
