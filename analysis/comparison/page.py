@@ -9,7 +9,7 @@ from portability.analysis.comparison.rows import COSTS, Comparison
 from portability.analysis.comparison.text import AGAINST, Block, address, gains, notes, studies
 from portability.analysis.figures.svg import MARKERS
 from portability.analysis.formatting import interval, number
-from portability.analysis.metrics import UNITS
+from portability.analysis.metrics import UNITS, metric_of
 from portability.analysis.report.html import encoded, numeric, rendered, worded
 from portability.core.wording import counted
 
@@ -70,9 +70,10 @@ def _declared(comparison: Comparison) -> Block:
             unit = UNITS[row["unit"]]
             size = "" if row["mean"] is None else f"{number(row['mean'], unit)} {unit.symbol}"
             between = "" if row["low"] is None else interval(row["low"], row["high"], unit)
-            rows.append([study.name, row["name"], row["words"], size, between, row["verdict"]])
-    head = ["study", "contrast", "in words", "difference", "95 %", "verdict"]
-    return Block("Declared contrasts", head, rows, 3)
+            metric = metric_of(study.basis.metric).label
+            rows.append([study.name, row["name"], row["words"], metric, size, between, row["verdict"]])
+    head = ["study", "contrast", "in words", "of", "difference", "95 %", "verdict"]
+    return Block("Declared contrasts", head, rows, 4)
 
 
 def _training(comparison: Comparison) -> Block:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from portability.analysis.comparison.rows import Basis, Comparison, Summary
 from portability.analysis.formatting import interval, number, plain
-from portability.analysis.metrics import UNITS
+from portability.analysis.metrics import UNITS, metric_of
 from portability.core.errors import validate_choice
 from portability.core.specs import BARE
 from portability.options import AGAINST
@@ -117,9 +117,11 @@ def _study(study: Summary) -> list[str]:
 
 
 def verdicts(study: Summary) -> str:
-    """How many of the declared contrasts came out in which way, such as "1 ahead, 2 open"."""
+    """How many of the declared contrasts came out in which way, and by which metric, such as "1 ahead, 2 open
+    by AUC"."""
     found = pd.Series([row["verdict"] for row in study.declared], dtype=object).value_counts()
-    return ", ".join(f"{found[name]} {name}" for name in sorted(found.index)) or "none"
+    counts = ", ".join(f"{found[name]} {name}" for name in sorted(found.index))
+    return f"{counts} by {metric_of(study.basis.metric).label}" if counts else "none"
 
 
 # ---- data

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ import yaml
 
 from portability import cli
 from portability.analysis.formatting import number
-from portability.analysis.metrics import UNITS
+from portability.analysis.metrics import PREFIX, UNITS, metric_of
 from portability.core.init_kinds import INIT_KINDS
 from portability.core.paths import bundled
 from portability.porting.layer_maps import LAYER_MAPS, MEASURED
@@ -248,7 +249,9 @@ def gallery() -> Iterator[str]:
         chart = next(path for path in charts if path.exists())
         yield f"\n## {folder.name}\n\n{title}. [How it was made]({place}/README.md), its"
         yield f"[report]({place}/report/index.html).\n\n![{title}]({place}/plots/{chart.name})\n"
-        yield "| contrast | | difference, 95 % | verdict |\n|---|---|---|---|"
+        (manifest,) = (json.loads(path.read_text()) for path in (folder / "manifests").iterdir())
+        metric = metric_of(PREFIX + manifest.get("primary_metric", "accuracy")).label
+        yield f"| contrast | | difference in {metric}, 95 % | verdict |\n|---|---|---|---|"
         for row in pd.read_csv(folder / "tables/primary.csv").to_dict("records"):
             size, low, high = (number(row[key], UNITS[row["unit"]]) for key in ("mean", "low", "high"))
             between = f" [{low}, {high}]" if pd.notna(row["low"]) else ""

@@ -177,8 +177,8 @@ def _predictions(found: Submission) -> Iterator[str]:
                 break
             if wrong := next(_wrong(mark, saved, places[mark["updates"]]), None):
                 name, told, own = wrong
-                yield (f"run {run_id} says {name} {told:.4f} at {mark['updates']} updates and its predictions "
-                       f"say {own:.4f}; repeat the run")
+                yield (f"run {run_id} says {name} {told:.4f} at {mark['updates']} updates and its "
+                       f"predictions say {own:.4f}; repeat the run")
                 break
 
 
