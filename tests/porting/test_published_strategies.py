@@ -53,15 +53,16 @@ def test_what_is_said_of_studies_is_what_they_published():
     after = [of("smollm2", "ported", 20, port=port, **turned) for port in ("procrustes", "embed")]
     assert f"({after[0]:.0f} and {after[1]:.0f}; scratch {scratch:.0f})" in said
     said = STUDIES["another width"]
-    maps = [of("nano", "ported", 0, port=port, method=name, **size)
+    maps = [of("nano_auc", "ported", 0, port=port, method=name, **size)
             for port in ("procrustes", "corr", "embed") for name in ("adapter", "lora")]
-    bare, pad = of("nano", "bare", 0, **size), of("nano", "ported", 0, port="pad", **size)
+    bare, pad = of("nano_auc", "bare", 0, **size), of("nano_auc", "ported", 0, port="pad", **size)
     assert f"(AUC {min(maps):.0f} to {max(maps):.0f}; bare {bare:.0f}, pad {pad:.0f})" in said
-    behind = [of("nano", "ported", budget, port="pad", **size)
-              - of("nano", "ported", budget, port=port, **size)
-              for port, budget in (("procrustes", 0), ("embed", 20))]
-    assert f"procrustes was {behind[0]:.1f} points behind pad" in said
-    assert f"embed {behind[1]:.1f} after 20" in said
+    assert f"distill did ({of('nano_trained', 'ported', 0, port='distill', **size):.0f})" in said
+    ahead, behind = (of("nano_auc", "ported", 20, port=port, **size)
+                     - of("nano_auc", "ported", 20, port="pad", **size) for port in ("procrustes", "embed"))
+    assert f"(procrustes {ahead:.1f} points ahead, embed {-behind:.1f} behind)" in said
+    declared = pd.read_csv(RESULTS / "strategies_nano_auc/tables/primary.csv").set_index("name")["verdict"]
+    assert {declared[f"{name} against pad - size"] for name in ("procrustes", "embed")} == {"open"}
 
 
 def lift(study, port, **where):
