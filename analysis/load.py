@@ -82,8 +82,9 @@ def read(store: Store, metric: str | None = "eval_accuracy") -> Study:
 
     Args:
         metric: one of METRICS, or of the study's own, computed from predictions where a record lacks it and
-            these give it; None: the one that the study declared, else accuracy where all runs behind the cells have it, else ROUGE-L where all have
-            that, else the score, which is either, else what else all have (our choice).
+            these give it; None: the one that the study declared, else accuracy where all runs behind the
+            cells have it, else ROUGE-L where all have that, else the score, which is either, else what else
+            all have (our choice).
 
     Raises:
         UserError: no study there, or the metric is unknown.

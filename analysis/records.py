@@ -186,8 +186,8 @@ def _marks(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def by_example(store: Store, cells: pd.DataFrame, metric: str) -> dict[tuple[str, int], np.ndarray]:
-    """Of each done cell, by (run id, mark), what each of M test examples contributes to a metric, which is their
-    mean: (M,).
+    """Of each done cell, by (run id, mark), what each of M test examples contributes to a metric, which is
+    the mean of these: (M,).
 
     Args:
         metric: one of metrics.OVER_EXAMPLES: of accuracy whether it is right (bool; of a tie the first label

@@ -88,9 +88,11 @@ def verdict_words(context: StudyContext) -> str:
         if own := [f"{row.name} {row.size}" for row in rows if row.verdict == side]:
             named = "" if side == OPEN and len(own) > FEW else f" ({', '.join(own)})"
             parts.append(f"{len(own)} {'is' if len(own) == 1 else 'are'} {words}{named}")
-    name, by = declared_metric(context.study.facts), f" by {context.metric.label}"
-    by += "" if PREFIX + str(name) == context.metric.name else ", which was not to decide"
-    return f"Of {counted(len(rows), 'contrast')} declared before the runs{by if name else ''}, {', '.join(parts)}."
+    by = ""
+    if name := declared_metric(context.study.facts):
+        other = PREFIX + name != context.metric.name
+        by = f" by {context.metric.label}" + (", which was not to decide" if other else "")
+    return f"Of {counted(len(rows), 'contrast')} declared before the runs{by}, {', '.join(parts)}."
 
 
 def declared_sentences(context: StudyContext) -> list[str]:
@@ -137,11 +139,11 @@ def caveats(context: StudyContext) -> list[str]:
     undeclared = not has_contrasts(context)
     decides = PREFIX + name if (name := declared_metric(facts)) else context.metric.name
     said = {
-        f"The study declared before its runs that {metric_of(decides).label} decides; by {context.metric.label} "
-        "all is exploratory.": decides != context.metric.name,
+        f"The study declared before its runs that {metric_of(decides).label} decides; by "
+        f"{context.metric.label} all is exploratory.": decides != context.metric.name,
         f"Intervals are over seeds only, not over test examples: {context.why}.": context.why,
-        "The study's commands declare different primary contrasts or metrics, so it has none: all is exploratory.":
-            all_alike(facts) is None,
+        "The study's commands declare different primary contrasts or metrics, so it has none: all is "
+        "exploratory.": all_alike(facts) is None,
         "No primary contrast was declared before the runs: all is exploratory.":
             undeclared and all_alike(facts) is not None,
         "Sentences shared between data sets were kept (overlap: keep).":

@@ -92,7 +92,8 @@ def compare(
         cells: a tidy frame (load.tidy).
         keys: LEVELS[...], or other coordinates, the budget among them: runs of one budget after the other are
             no independent replicates. Several data sets or ports are kept apart besides.
-        answers: `records.by_example(...)` adds the test examples to the interval (metrics.OVER_EXAMPLES only).
+        answers: `records.by_example(...)` adds the test examples to the interval (metrics.OVER_EXAMPLES
+            only).
         scale: 100 for points.
         pairs: what `init_pairs(cells, scale)` gives, where several calls share it.
 

@@ -171,6 +171,11 @@ FAULTS = {
     "a better accuracy": (
         in_record(lambda value: value["train_info"]["metrics"][-1].update(eval_accuracy=0.99)),
         "says accuracy 0.9900 at 2 updates and its predictions say"),
+    "a better AUC": (in_record(lambda value: value["train_info"]["metrics"][-1].update(eval_auc=0.99)),
+                     "says auc 0.9900 at 2 updates and its predictions say"),
+    "a metric of other predictions": (
+        in_record(lambda value: value["train_info"]["metrics"][-1].update(eval_rougeL=0.5)),
+        "says rougeL 0.5000 at 2 updates and its predictions say nan"),
     "a cell without a run": (in_manifest(lost_cell), "a cell names a run without result or failure"),
     "a cell at another mark": (in_manifest(lambda value: value["cells"][-1].update(mark=1)),
                                "a cell names a run without result or failure"),

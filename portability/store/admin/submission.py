@@ -1,9 +1,11 @@
 """Whether a packed study can be taken from somebody else: it is whole, others can make it again, it may be
 passed on, and it holds numbers and settings and nothing else. docs/submitting.md is the rule."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from portability.core.errors import UserError
-from portability.core.measures import MEASURES
+from portability.core.measures import MEASURES, Undefined
 from portability.core.versions import MISSING, major_of
 from portability.core.wording import counted
 from portability.store import host_pairs, manifests
@@ -190,10 +192,14 @@ def _wrong(
         told = mark.get(f"eval_{name}")
         if not isinstance(told, float):
             continue
-        own = (saved["score"][place].mean(dtype=float) if "score" in saved
-               else MEASURES[name].value(saved["margin"][place], saved["label"]))
-        if abs(own - told) > 1e-5:
-            yield name, told, float(own)
+        own = math.nan  # of a metric that these predictions cannot have
+        if "score" in saved:
+            own = float(saved["score"][place].mean(dtype=float))
+        elif name in MEASURES:
+            with suppress(Undefined):
+                own = float(MEASURES[name].value(saved["margin"][place], saved["label"]))
+        if not abs(own - told) <= 1e-5:
+            yield name, told, own
 
 
 # ---- made again

@@ -152,6 +152,16 @@ def test_the_metric_that_was_declared_decides_and_another_is_exploratory(tmp_pat
     assert "declared before the runs by accuracy, which was not to decide, 1 is " in verdict_words(other)
 
 
+def test_commands_that_declare_other_metrics_leave_the_study_without(tmp_path):
+    declares = FACTS | {"pairs": KINDS, "primary": [asdict(CONTRASTS[0])]}
+    store = build(tmp_path / "s", AXES, declares | {"primary_metric": "f1"}).store
+    assert len(primary(gather(store))) == 1
+    store.expect(build(tmp_path / "t", AXES).cells, declares)
+    found = gather(store)
+    assert primary(found).empty and found.metric.name == "eval_accuracy"
+    assert any(line.startswith("The study's commands declare different") for line in caveats(found))
+
+
 def test_commands_that_declare_other_contrasts_leave_the_study_without(tmp_path):
     study = build(tmp_path / "s", replace(AXES, seeds=(0, 1)), FACTS | {"primary": [asdict(CONTRASTS[0])]})
     study.store.expect(study.cells, FACTS | {"primary": [asdict(CONTRASTS[1])]})
