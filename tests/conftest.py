@@ -1,6 +1,7 @@
 """Tiers; fixtures: tiny hosts and data sets in temporary folders; caches there too, no tracker, no hub."""
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from portability.core.specs import HostSpec
+from portability.execution.worker import ENVIRONMENT
 from portability.hosts.host import Host, load_host
 from portability.hosts.sources import HostSource, describe
 from portability.methods import attach
@@ -19,6 +21,7 @@ from portability.methods.base import AttachedMethod
 from support import answers, result_table
 from support.tiny import METHODS, model, sentences, tokenizer, write_set
 
+os.environ["MKL_CBWR"] = ENVIRONMENT["MKL_CBWR"]  # tests multiply as workers do
 TIERS = ("unit", "contract", "system", "full")
 HERE = Path(__file__).parent
 STARTING = ("portability.execution.processes.in_child",)  # examples in docstrings that start processes

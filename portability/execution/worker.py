@@ -22,8 +22,10 @@ from portability.hosts.devices import Place
 from portability.store import Store
 from portability.tracking.runs import TrackingSpec
 
-ENVIRONMENT = {  # set before torch is imported: one thread a worker, and big blocks stay with the process
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1",
+# set before torch is imported: one thread a worker; a product's bits do not depend on how many are computed
+# with it (D-152); big blocks stay with the process
+ENVIRONMENT = {
+    "MKL_CBWR": "AUTO,STRICT", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "67108864",
 }

@@ -94,8 +94,8 @@ def _work(
 
 class InProcess(Engine):
     """Everything in this very process, in a thread beside the command's own: for notebooks, debuggers and
-    tests. What is equal to the bit elsewhere is so here; but a crash ends the command, and a run that hangs
-    cannot be killed."""
+    tests. What is equal to the bit elsewhere is so here where this process has multiplied nothing before
+    (D-152); but a crash ends the command, and a run that hangs cannot be killed."""
 
     sees_all_gpus = True
 
