@@ -5,24 +5,27 @@ import os
 from pathlib import Path
 from typing import Any
 
+from portability.analysis.metrics import Metric
 from portability.core.errors import UserError
 from portability.store.atomic import write_json
 
-VERSION = 3  # raise it when the panels change: the workspace is then saved as a new view
+VERSION = 4  # raise it when the panels change: the workspace is then saved as a new view
 NAME = "Porting: comparisons"
-COLUMNS = [*(f"config:{name}.value" for name in ("method", "init", "pair", "relation", "seed")), *(
-    f"summary:{name}" for name in (
-        "eval_accuracy", "zero_shot_lift", "gain_over_scratch", "gain_over_sampled", "seconds"))]
+CONFIG = ("method", "init", "pair", "relation", "seed")  # columns of the list of runs, before its numbers
+GAINS = ("zero_shot_lift", "gain_over_scratch", "gain_over_sampled")
 MOST = 1000  # runs a panel shows (our choice: W&B's ten would be means of ten arbitrary runs)
 
 
-def workspace(entity: str, project: str, study: str) -> Any:
+def workspace(entity: str, project: str, study: str, metric: Metric) -> Any:
     """The workspace of one study of a project, with its panels: verdict, heat map and forest (of the study's
-    own run), accuracy against updates by init, training, gain by pair, zero-shot, cost, and tables.
+    own run), the metric against updates by init, training, gain by pair, zero-shot, cost, and tables.
 
     Means and bands are W&B's own, over the runs of a group, whatever differs between them; for inference see
     the report. Runs are listed by method and init, the study's own run (its tables) is left out of the panels
     by having none of their metrics.
+
+    Args:
+        metric: the study's, in which its gains and lifts are.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -34,27 +37,30 @@ def workspace(entity: str, project: str, study: str) -> Any:
         raise UserError("a dashboard needs: pip install 'peft-portability[dashboard]'") from error
     runs = ws.RunsetSettings(
         filters=[ws.Config("study") == study], groupby=[ws.Config("method"), ws.Config("init")],
-        pinned_columns=COLUMNS, order=[ws.Ordering(ws.Summary("eval_accuracy"), ascending=False)])
-    sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _panels(wr).items()]
+        pinned_columns=[*(f"config:{name}.value" for name in CONFIG),
+                        *(f"summary:{name}" for name in (metric.name, *GAINS, "seconds"))],
+        order=[ws.Ordering(ws.Summary(metric.name), ascending=metric.better == "lower")])
+    sections = [ws.Section(name=name, panels=panels, is_open=True)
+                for name, panels in _panels(wr, metric).items()]
     return ws.Workspace(entity=entity, project=project, name=f"{NAME}, {study}", sections=sections,
                         runset_settings=runs, settings=ws.WorkspaceSettings(max_runs=MOST))
 
 
-def _panels(wr: Any) -> dict[str, list[Any]]:
+def _panels(wr: Any, metric: Metric) -> dict[str, list[Any]]:
     """Section -> panels; `wr` is wandb_workspaces.reports.v2."""
     means = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev", "max_runs_to_show": MOST}
 
-    def line(title: str, metric: str, by: str) -> Any:
+    def line(title: str, name: str, by: str) -> Any:
         return wr.LinePlot(
-            x="Step", y=[metric], title_x="updates", **means, title=title, groupby=wr.Config(by))
+            x="Step", y=[name], title_x="updates", **means, title=title, groupby=wr.Config(by))
 
-    def bars(title: str, metric: str, by: str) -> Any:
+    def bars(title: str, name: str, by: str) -> Any:
         return wr.BarPlot(
-            title=title, metrics=[metric], groupby=wr.Config(by), max_bars_to_show=MOST, **means)
+            title=title, metrics=[name], groupby=wr.Config(by), max_bars_to_show=MOST, **means)
 
-    def scatter(title: str, metric: str, **how: Any) -> Any:
-        accuracy = wr.SummaryMetric("eval_accuracy")
-        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(metric), y=accuracy, **how)
+    def scatter(title: str, name: str, **how: Any) -> Any:
+        return wr.ScatterPlot(
+            title=title, x=wr.SummaryMetric(name), y=wr.SummaryMetric(metric.name), **how)
 
     return {
         "Verdict": [
@@ -63,10 +69,10 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
                             layout=wr.Layout(w=24, h=16)),
             wr.WeavePanelSummaryTable(table_name="contrasts", layout=wr.Layout(w=24, h=8)),
         ],
-        "Accuracy against updates": [
-            line("Accuracy, by init", "eval_accuracy", "init"),
+        f"{metric.title} against updates": [
+            line(f"{metric.title}, by init", metric.name, "init"),
             line("Test loss, by init", "eval_loss", "init"),
-            line("Accuracy, by method", "eval_accuracy", "method"),
+            line(f"{metric.title}, by method", metric.name, "method"),
         ],
         "Training": [
             line("Training loss, by init", "train_loss", "init"),
@@ -74,18 +80,18 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
             line("Tokens a second, by method", "tokens_per_second", "method"),
         ],
         "Gain by pair": [
-            bars("Gain over scratch, by origin -> receiving", "gain_over_scratch", "pair"),
-            bars("Gain over sampled, by origin -> receiving", "gain_over_sampled", "pair"),
-            bars("Gain over scratch, by method", "gain_over_scratch", "method"),
+            bars(f"Gain in {metric.label} over scratch, by origin -> receiving", "gain_over_scratch", "pair"),
+            bars(f"Gain in {metric.label} over sampled, by origin -> receiving", "gain_over_sampled", "pair"),
+            bars(f"Gain in {metric.label} over scratch, by method", "gain_over_scratch", "method"),
         ],
         "Zero-shot": [
-            bars("Lift over the bare host, by pair", "zero_shot_lift", "pair"),
-            bars("Lift over the bare host, by method", "zero_shot_lift", "method"),
+            bars(f"Lift in {metric.label} over the bare host, by pair", "zero_shot_lift", "pair"),
+            bars(f"Lift in {metric.label} over the bare host, by method", "zero_shot_lift", "method"),
             bars("Accuracy before any update, by init", "zero_shot_accuracy", "init"),
         ],
         "Cost": [
-            scatter("Accuracy against trainable parameters", "trainable_params", log_x=True),
-            scatter("Accuracy against seconds", "seconds"),
+            scatter(f"{metric.title} against trainable parameters", "trainable_params", log_x=True),
+            scatter(f"{metric.title} against seconds", "seconds"),
         ],
         "Runs": [
             *(wr.WeavePanelSummaryTable(table_name=name, layout=wr.Layout(w=24, h=12))
@@ -95,12 +101,13 @@ def _panels(wr: Any) -> dict[str, list[Any]]:
     }
 
 
-def save(project: str, place: str, folder: Path) -> str:
+def save(project: str, place: str, folder: Path, metric: Metric) -> str:
     """Save the workspace in a project, unless this version of it was saved there; gives back its address.
 
     Args:
         place: where in W&B, see `Tracker.place`.
         folder: the study's, whose `wandb/sent/dashboard.json` remembers.
+        metric: as of `workspace`.
 
     Raises:
         UserError: wandb-workspaces is not installed, or W&B did not take it.
@@ -113,7 +120,7 @@ def save(project: str, place: str, folder: Path) -> str:
 
     try:
         entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity or ""
-        made = workspace(entity, project, folder.name)
+        made = workspace(entity, project, folder.name, metric)
         made.save()
         url = made.url
     except UserError:  # wandb-workspaces is missing

@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from portability.analysis.load import read
+from portability.analysis.metrics import metric_of
 from portability.core.command_line import carry_out
 from portability.core.errors import UserError, redact_paths
 from portability.dashboard import save
@@ -62,7 +63,9 @@ def work(options: Namespace) -> int:
             sys.stdout.write("To send it: this command with --mode online (origins first), or, in any order, "
                              f"wandb sync {store.root}/wandb/offline-run-*\n")
         if options.dashboard:
-            sys.stdout.write(f"Dashboard: {save(spec.project, Tracker(spec).place('online'), root)}\n")
+            metric = metric_of(read(store, None).metric)
+            url = save(spec.project, Tracker(spec).place("online"), root, metric)
+            sys.stdout.write(f"Dashboard: {url}\n")
     return int(failed)
 
 

@@ -55,11 +55,12 @@ class LoadedStudy:
         return table[["run_id", *(name for name in table if name != "run_id")]]
 
 
-def load_study(path: str | Path, metric: str = "eval_accuracy") -> LoadedStudy:
+def load_study(path: str | Path, metric: str | None = None) -> LoadedStudy:
     """The results in a study's folder, or in a published copy of one.
 
     Args:
-        metric: of the cells' column `value`: one of portability.analysis.metrics, or of the study's own.
+        metric: of the cells' column `value`: one of portability.analysis.metrics, or of the study's own;
+            None: the one that decides the study (portability.analysis.load.read).
 
     Raises:
         UserError: no study there, or the metric is unknown.
@@ -69,12 +70,13 @@ def load_study(path: str | Path, metric: str = "eval_accuracy") -> LoadedStudy:
     return LoadedStudy(store, found.cells, found.runs)
 
 
-def cells(study: Store | str | Path, metric: str = "eval_accuracy") -> pd.DataFrame:
+def cells(study: Store | str | Path, metric: str | None = None) -> pd.DataFrame:
     """A row for each cell of a study, with its status and its numbers (columns:
     portability.analysis.load.tidy).
 
     Args:
         study: its store, or its folder.
+        metric: as of `load_study`.
 
     Raises:
         UserError: as `load_study`.

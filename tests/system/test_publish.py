@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from portability.analysis.load import tidy
+from portability.analysis.metrics import METRICS
 from portability.core.errors import UserError
 from portability.dashboard import VERSION, save, workspace
 from portability.publish import main
@@ -288,7 +289,10 @@ def test_a_tracker_that_is_disabled_or_a_folder_without_a_study_is_named(store, 
 
 def test_the_workspace_holds_the_comparison_panels_and_only_metrics_that_are_sent(store):
     pytest.importorskip("wandb_workspaces")
-    text = workspace("somebody", "portability", "mine")._to_model().model_dump_json(by_alias=True)
+    accuracy, auc = (workspace("somebody", "portability", "mine", METRICS[name])._to_model()
+                     for name in ("eval_accuracy", "eval_auc"))
+    text, other = (made.model_dump_json(by_alias=True) for made in (accuracy, auc))
+    assert "Gain in AUC over scratch, by method" in other and "eval_accuracy" not in other
     spec = json.loads(text)["spec"]["section"]
     sections = {section["name"]: section["panels"] for section in spec["panelBankConfig"]["sections"]}
     assert list(sections) == ["Verdict", "Accuracy against updates", "Training", "Gain by pair",
@@ -310,12 +314,12 @@ def test_the_workspace_holds_the_comparison_panels_and_only_metrics_that_are_sen
 def test_a_workspace_is_saved_once_and_what_wandb_refuses_is_said(tmp_path):
     pytest.importorskip("wandb_workspaces")
     with pytest.raises(UserError, match="W&B did not take the dashboard of mine"):
-        save("mine", "online: /mine", tmp_path)  # there is no key
+        save("mine", "online: /mine", tmp_path, METRICS["eval_accuracy"])  # there is no key
     assert not (tmp_path / "wandb").exists()
     path = tmp_path / "wandb" / "sent" / "dashboard.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"online: /mine": {"version": VERSION, "url": "https://somewhere"}}))
-    assert save("mine", "online: /mine", tmp_path) == "https://somewhere"
+    assert save("mine", "online: /mine", tmp_path, METRICS["eval_accuracy"]) == "https://somewhere"
 
 
 def test_a_dashboard_without_its_package_says_what_to_install(tmp_path, monkeypatch):
@@ -324,7 +328,7 @@ def test_a_dashboard_without_its_package_says_what_to_install(tmp_path, monkeypa
     for name in ("reports", "reports.v2", "workspaces"):
         monkeypatch.setitem(sys.modules, f"wandb_workspaces.{name}", None)
     with pytest.raises(UserError, match="^a dashboard needs: pip install"):
-        save("mine", "online: /mine", tmp_path)
+        save("mine", "online: /mine", tmp_path, METRICS["eval_accuracy"])
     assert not (tmp_path / "wandb").exists()
 
 
