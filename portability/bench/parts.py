@@ -20,6 +20,7 @@ from portability.bench.contenders import Library, Ours, Paired, cells_alone, pla
 from portability.core.errors import UserError
 from portability.data.splits import rows
 from portability.data.tokenization import encode
+from portability.execution.processes import end_with_parent
 from portability.execution.worker import ENVIRONMENT
 from portability.hosts.host import load_tokenizer
 
@@ -43,12 +44,13 @@ _mine: dict[str, Any] = {}  # the contender of a process of `process`
 
 
 def process(environment: Mapping[str, str] = ENVIRONMENT) -> ProcessPoolExecutor:
-    """A process of its own that starts now, with these variables and no thread settings of the caller's."""
+    """A process of its own that starts now, with these variables and no thread settings of the caller's, and
+    ends with the command, also a killed one."""
     for name in ENVIRONMENT:
         os.environ.pop(name, None)
     os.environ.update(environment, PYTHONWARNINGS="ignore::FutureWarning")  # adapters' T5 layers give some
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # Trainer would spread over all that it sees
-    executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
     executor.submit(os.dup2, 2, 1).result()  # what libraries print is no answer of the benchmark
     return executor
 

@@ -2,10 +2,13 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -48,6 +51,26 @@ def test_the_trainer_trains_what_ours_trains(tmp_path, shape, method):
         library = Library(words, tuned)
         trained = Counter(p.shape for p in library.trainer.model.parameters() if p.requires_grad)
         assert trained == Counter(ours.engine.bank.shapes.values()) and library.size == ours.size
+
+
+KILLED = """
+import os, time
+from portability.bench.parts import process
+
+if __name__ == "__main__":
+    children = [process()]
+    print(*(child.submit(os.getpid).result() for child in children), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.system
+def test_processes_end_with_a_killed_command(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = subprocess.Popen([sys.executable, tmp_path / "killed.py"], stdout=subprocess.PIPE, text=True)
+    children = [psutil.Process(int(pid)) for pid in command.stdout.readline().split()]
+    command.kill()
+    assert children and not psutil.wait_procs(children, timeout=30)[1]
 
 
 @pytest.mark.system
