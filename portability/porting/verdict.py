@@ -21,15 +21,16 @@ from portability.porting.strategies.auto import choice, same_widths
 
 STUDIES = {  # kind of pair -> what came out (docs/results/strategies.md); points are of AUC
     "the same coordinates and depth":
-        "on a host trained further pad was 27 and 37 points ahead of the bare host before any update (tiny "
-        "T5s), 4.6 on SmolLM2, where scratch was level after 20 updates; no map was ahead of pad",
+        "between a host and the same trained further, both ways, pad was 27 and 37 points ahead of the bare "
+        "host before any update (tiny T5s), 4.6 on SmolLM2, where scratch was level after 20 updates; no map "
+        "was ahead of pad",
     "the same coordinates, another depth":
         "pad was 8.8 points ahead of the bare host before any update on 20 of SmolLM2's 30 layers, healed, "
         "and 6.3 and 5.6 on MiniLM's 3 and 6; no map was ahead of pad",
     "other coordinates of one width":
         "in a hidden basis procrustes and embed brought SmolLM2's LoRA whole before any update (AUC 97.0; "
         "bare 90.6, pad 75.1), and 20 updates undid it (86 and 85; scratch 92); between tiny T5s trained "
-        "apart no map carried anything before any update",
+        "apart no map carried anything before any update, and procrustes was 3.3 behind pad",
     "another width":
         "between tiny T5s of widths 64 and 96 no map carried the task before any update (AUC 46 to 50; bare "
         "48, pad 50), distill did (96); after 20 updates none was told apart from pad (procrustes 2.8 points "

@@ -52,6 +52,12 @@ def test_what_is_said_of_studies_is_what_they_published():
     assert f"(AUC {whole:.1f}; bare {bare:.1f}, pad {pad:.1f})" in said
     after = [of("smollm2", "ported", 20, port=port, **turned) for port in ("procrustes", "embed")]
     assert f"({after[0]:.0f} and {after[1]:.0f}; scratch {scratch:.0f})" in said
+    apart = {"receiving": "nano-other-base"}
+    behind = of("nano_auc", "ported", 0, port="pad", **apart) - of(
+        "nano_auc", "ported", 0, port="procrustes", **apart)
+    declared = pd.read_csv(RESULTS / "strategies_nano_auc/tables/primary.csv").set_index("name")["verdict"]
+    assert f"procrustes was {behind:.1f} behind pad" in said
+    assert declared["procrustes against pad before any update - apart"] == "behind"
     said = STUDIES["another width"]
     maps = [of("nano_auc", "ported", 0, port=port, method=name, **size)
             for port in ("procrustes", "corr", "embed") for name in ("adapter", "lora")]
@@ -61,7 +67,6 @@ def test_what_is_said_of_studies_is_what_they_published():
     ahead, behind = (of("nano_auc", "ported", 20, port=port, **size)
                      - of("nano_auc", "ported", 20, port="pad", **size) for port in ("procrustes", "embed"))
     assert f"(procrustes {ahead:.1f} points ahead, embed {-behind:.1f} behind)" in said
-    declared = pd.read_csv(RESULTS / "strategies_nano_auc/tables/primary.csv").set_index("name")["verdict"]
     assert {declared[f"{name} against pad - size"] for name in ("procrustes", "embed")} == {"open"}
 
 
