@@ -40,6 +40,14 @@ def test_a_module_is_ported_and_the_receiving_host_is_as_it_was(mount, load):
         portability.port_module(noisy(source, 1), source.host.spec, host, METHODS["lora"], strategy="copy")
 
 
+def test_a_study_is_read_by_the_metric_that_decides_it():
+    drift = Path(portability.__file__).parents[1] / "results/drift"
+    table = portability.load_study(drift).cells
+    assert table["value"].notna().all() and table["value"].equals(table["eval_auc"].rename("value"))
+    other = portability.cells(drift, "eval_accuracy")
+    assert other["value"].equals(table["eval_accuracy"].rename("value"))
+
+
 def test_a_study_is_carried_out_and_read(tmp_path):
     words = ["+sweep=smoke", "method=lora", "engine=inprocess", "similarity=false", "yes=true",
              "tracking.wandb=disabled", f"results={tmp_path}", "grid.inits=[ported,scratch]"]
