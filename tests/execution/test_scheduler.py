@@ -3,6 +3,7 @@
 import pytest
 
 from portability.core.errors import UserError
+from portability.execution.engines import ENGINES
 from portability.execution.progress import Meter
 from portability.execution.scheduler import RETRIES, Ledger
 from portability.execution.worker import Job
@@ -135,6 +136,7 @@ def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_fol
         hear(self, stage)
         seen.append((self.part, self.updates))
 
+    monkeypatch.setattr(ENGINES["inprocess"], "poll_seconds", 0.02)  # a fast machine scores all in a second
     monkeypatch.setattr(Meter, "hear", hears)
     monkeypatch.setattr(Meter, "settle", lambda self, settle=Meter.settle: (settle(self), seen.append(
         (self.part, self.updates))))
