@@ -1,8 +1,11 @@
 """What is handed out, what is tried again, and what another command has in hand."""
 
+from collections import defaultdict
+
 import pytest
 
 from portability.core.errors import UserError
+from portability.core.stages import SCORING
 from portability.execution.engines import ENGINES
 from portability.execution.progress import Meter
 from portability.execution.scheduler import RETRIES, Ledger
@@ -130,13 +133,15 @@ def test_runs_that_no_other_needs_come_with_those_they_may_train_with(tmp_path):
 @pytest.mark.parametrize("what", ["all", "bare hosts"])
 def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_folders, make_host, tmp_path,
                                                   monkeypatch):
-    seen, hear = [], Meter.hear
+    seen, scored, hear = [], defaultdict(set), Meter.hear
 
     def hears(self, stage):
         hear(self, stage)
         seen.append((self.part, self.updates))
+        if stage.doing == SCORING:
+            scored[tuple(stage.runs)].add(self.part)
 
-    monkeypatch.setattr(ENGINES["inprocess"], "poll_seconds", 0.02)  # a fast machine scores all in a second
+    monkeypatch.setattr(ENGINES["inprocess"], "poll_seconds", 0.005)  # a fast machine scores all in a second
     monkeypatch.setattr(Meter, "hear", hears)
     monkeypatch.setattr(Meter, "settle", lambda self, settle=Meter.settle: (settle(self), seen.append(
         (self.part, self.updates))))
@@ -145,13 +150,13 @@ def test_the_bar_is_not_full_before_all_is_scored(what, many_questions, data_fol
     assert command(study) == 0
     parts, updates = zip(*seen, strict=True)
     assert list(parts) == sorted(parts) and parts[-1] == 1, "it went back, or ended before the end"
-    assert len({part for part in parts if 0.05 < part < 0.95}) > 5, "it stood while much was scored"
+    assert len(scored) >= 2 and min(map(len, scored.values())) > 3, "it stood while a run was scored"
     made = [part for part, count in seen if count == updates[-1]]
     assert made[0] < 0.95, "all is trained, much is to be scored: the bar is full"
 
 
 def test_the_bar_counts_what_was_spared_and_goes_back_where_a_run_begins_anew(tmp_path):
-    from portability.core.stages import PREPARING, SCORING, TRAINING, Stage
+    from portability.core.stages import PREPARING, TRAINING, Stage
     from portability.planning.cost import cost_units
 
     book = ledger(tmp_path, seeds=2)
